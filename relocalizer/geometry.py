@@ -1,0 +1,208 @@
+"""Rigid and similarity transforms, and the few angles and conversions everything else is written in.
+
+Rigid transforms are `scipy.spatial.transform.RigidTransform`; names read `a_from_b`: the transform maps
+coordinates in b to coordinates in a, and in a product neighbouring names are equal.
+Camera axes: x right, y down, z forward. Radians everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import RigidTransform, Rotation
+
+FloatArray = NDArray[np.float64]
+
+
+def frozen_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> FloatArray:
+    """A read-only float64 copy of `value`, checked for shape and finiteness.
+
+    Args:
+        name: what to call it in the error, such as "PairEstimate.i_from_j_rotation".
+        shape: expected shape; None stands for any length.
+
+    Raises:
+        ValueError: the shape differs, or an entry is NaN or infinite.
+    """
+    array = np.array(value, dtype=np.float64)
+    fits = array.ndim == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = "(" + ", ".join("N" if n is None else str(n) for n in shape) + ")"
+        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: holds NaN or infinity")
+    array.setflags(write=False)
+    return array
+
+
+def rigid(rotation: ArrayLike, translation: ArrayLike) -> RigidTransform:
+    """The transform x -> rotation @ x + translation, from a (3, 3) matrix and a (3,) vector."""
+    return RigidTransform.from_components(
+        np.asarray(translation, dtype=np.float64), Rotation.from_matrix(np.asarray(rotation, dtype=np.float64))
+    )
+
+
+def identity() -> RigidTransform:
+    """The transform that moves nothing."""
+    return RigidTransform.identity()
+
+
+def rotation_matrix(a_from_b: RigidTransform) -> FloatArray:
+    """The (3, 3) rotation of a rigid transform."""
+    return np.asarray(a_from_b.rotation.as_matrix(), dtype=np.float64)
+
+
+def translation_of(a_from_b: RigidTransform) -> FloatArray:
+    """The (3,) translation of a rigid transform: where b's origin lies in a."""
+    return np.asarray(a_from_b.translation, dtype=np.float64)
+
+
+def rotation_angle(rotation: ArrayLike) -> float:
+    """Angle of a (3, 3) rotation, radians in [0, pi]; accurate near zero, where arccos of the trace is not."""
+    R = np.asarray(rotation, dtype=np.float64)
+    axis = np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
+    return float(np.arctan2(np.linalg.norm(axis), np.trace(R) - 1.0))
+
+
+def direction_angle(a: ArrayLike, b: ArrayLike) -> float:
+    """Angle between two non-zero vectors, radians in [0, pi]; accurate near zero and near pi."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return float(np.arctan2(np.linalg.norm(np.cross(a, b)), float(a @ b)))
+
+
+def skew(v: ArrayLike) -> FloatArray:
+    """The (3, 3) matrix [v]x with [v]x w = v x w."""
+    x, y, z = np.asarray(v, dtype=np.float64)
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+def exp_so3(omega: ArrayLike) -> FloatArray:
+    """Rotation matrix (3, 3) of a rotation vector (3,), radians (Rodrigues)."""
+    return np.asarray(Rotation.from_rotvec(np.asarray(omega, dtype=np.float64)).as_matrix(), dtype=np.float64)
+
+
+def log_so3(rotation: ArrayLike) -> FloatArray:
+    """Rotation vector (3,) of a rotation matrix (3, 3), radians."""
+    return np.asarray(Rotation.from_matrix(np.asarray(rotation, dtype=np.float64)).as_rotvec(), dtype=np.float64)
+
+
+def nearest_rotation(matrix: ArrayLike) -> FloatArray:
+    """The rotation (3, 3) nearest to a matrix in the Frobenius norm (orthogonal Procrustes)."""
+    U, _, Vt = np.linalg.svd(np.asarray(matrix, dtype=np.float64))
+    return np.asarray(U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt, dtype=np.float64)
+
+
+def quaternion_xyzw_from_rotation(rotation: ArrayLike) -> FloatArray:
+    """Unit quaternion (4,) in the order x, y, z, w with w >= 0, as TUM files write it."""
+    return np.asarray(Rotation.from_matrix(np.asarray(rotation)).as_quat(canonical=True), dtype=np.float64)
+
+
+def rotation_from_quaternion_xyzw(quaternion: ArrayLike) -> FloatArray:
+    """Rotation (3, 3) of a quaternion x, y, z, w; need not be normalised, must not be zero."""
+    return np.asarray(Rotation.from_quat(np.asarray(quaternion, dtype=np.float64)).as_matrix(), dtype=np.float64)
+
+
+def rotation_from_quaternion_wxyz(quaternion: ArrayLike) -> FloatArray:
+    """Rotation (3, 3) of a quaternion w, x, y, z, as EuRoC and COLMAP files write it."""
+    q = np.asarray(quaternion, dtype=np.float64)
+    return np.asarray(Rotation.from_quat(q, scalar_first=True).as_matrix(), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Similarity:
+    """A similarity a_from_b: x_a = scale * rotation @ x_b + translation.
+
+    A keyframe's pose is one of these: `translation` is the camera centre in map units, and `scale` turns
+    the keyframe's own units (landmark depths, frames hanging off it) into map units.
+    """
+
+    rotation: FloatArray
+    translation: FloatArray
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rotation", frozen_array("Similarity.rotation", self.rotation, (3, 3)))
+        object.__setattr__(self, "translation", frozen_array("Similarity.translation", self.translation, (3,)))
+        object.__setattr__(self, "scale", float(self.scale))
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"Similarity.scale: expected a positive number, got {self.scale}")
+
+    @staticmethod
+    def identity() -> Similarity:
+        return Similarity(np.eye(3), np.zeros(3))
+
+    @staticmethod
+    def from_rigid(a_from_b: RigidTransform, scale: float = 1.0) -> Similarity:
+        return Similarity(rotation_matrix(a_from_b), translation_of(a_from_b), scale)
+
+    def __matmul__(self, b_from_c: Similarity) -> Similarity:
+        """a_from_b @ b_from_c -> a_from_c."""
+        return Similarity(
+            self.rotation @ b_from_c.rotation,
+            self.scale * self.rotation @ b_from_c.translation + self.translation,
+            self.scale * b_from_c.scale,
+        )
+
+    def inverse(self) -> Similarity:
+        """b_from_a."""
+        back = self.rotation.T / self.scale
+        return Similarity(self.rotation.T, -back @ self.translation, 1.0 / self.scale)
+
+    def apply(self, points: ArrayLike) -> FloatArray:
+        """Points (..., 3) in b to points in a."""
+        points = np.asarray(points, dtype=np.float64)
+        return np.asarray(self.scale * points @ self.rotation.T + self.translation)
+
+    def compose_rigid(self, b_from_c: RigidTransform) -> RigidTransform:
+        """The rigid pose of c in a, when c hangs off b in b's own units."""
+        return rigid(self.rotation @ rotation_matrix(b_from_c), self.apply(translation_of(b_from_c)))
+
+    @property
+    def rigid(self) -> RigidTransform:
+        """The pose without its scale."""
+        return rigid(self.rotation, self.translation)
+
+    def is_close(self, other: Similarity, *, atol: float = 1e-9) -> bool:
+        return (
+            np.allclose(self.rotation, other.rotation, atol=atol)
+            and np.allclose(self.translation, other.translation, atol=atol)
+            and abs(self.scale - other.scale) <= atol
+        )
+
+
+def align_points(points_a: ArrayLike, points_b: ArrayLike, *, with_scale: bool = True) -> Similarity:
+    """The similarity a_from_b with least squared distance between corresponding points.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991,
+    equations 34-43.
+
+    Args:
+        points_a, points_b: (N, 3) each, N >= 3.
+        with_scale: False keeps scale at 1 (a rigid alignment).
+
+    Raises:
+        ValueError: fewer than three points, shapes that differ, or all points of b at one place.
+    """
+    a, b = np.asarray(points_a, dtype=np.float64), np.asarray(points_b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 3 or len(a) < 3:
+        raise ValueError(f"align_points: expected two (N, 3) arrays with N >= 3, got {a.shape} and {b.shape}")
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    centred_a, centred_b = a - mean_a, b - mean_b
+    variance_b = float((centred_b**2).sum() / len(b))
+    if variance_b <= 0.0:
+        raise ValueError("align_points: all points of b are at one place")
+    U, singular, Vt = np.linalg.svd(centred_a.T @ centred_b / len(a))
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
+    rotation = U @ np.diag(signs) @ Vt
+    scale = float(singular @ signs) / variance_b if with_scale else 1.0
+    return Similarity(rotation, mean_a - scale * rotation @ mean_b, scale)
+
+
+def stack_matrices(transforms: Sequence[RigidTransform]) -> FloatArray:
+    """(N, 4, 4) matrices of N rigid transforms."""
+    return np.array([t.as_matrix() for t in transforms], dtype=np.float64).reshape(-1, 4, 4)

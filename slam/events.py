@@ -1,0 +1,162 @@
+"""What happened, as plain frozen values. The core emits them; the console, Rerun, the log and tests listen.
+
+An event carries values, never the system. An observer is any callable that takes one event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import FloatArray, Similarity
+from slam.frames import Frame, Keyframe
+from slam.graph import Edge, EdgeKind
+
+
+class TrackingState(StrEnum):
+    INITIALISING = "initialising"
+    TRACKING = "tracking"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FrameProcessed:
+    """Every frame, tracked or not, once.
+
+    Attributes:
+        world_from_cam: the live pose, None while initialising or lost.
+        pixels: (N, 2) float32, tracked points in this picture; track_ids (N,) int64; is_inlier (N,) bool, those
+            that agree with the pose (all False without one).
+        depth: median depth of the landmarks in view, map units; NaN without a pose.
+        stage_ms: wall time by stage of this step.
+    """
+
+    frame: Frame
+    state: TrackingState
+    reason: str
+    world_from_cam: RigidTransform | None
+    keyframe_id: int
+    pixels: NDArray[np.float32]
+    track_ids: NDArray[np.int64]
+    is_inlier: NDArray[np.bool_]
+    depth: float
+    stage_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Initialised:
+    """The first pair: the map begins. `frame_indices` are the two frames."""
+
+    frame_indices: tuple[int, int]
+    landmarks: int
+    parallax_deg: float
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class KeyframeAdded:
+    keyframe: Keyframe
+    world_from_keyframe: Similarity
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LandmarksUpdated:
+    """Landmarks of the map as they stand: ids (N,), points_world (N, 3) map units, colours (N, 3) uint8 RGB."""
+
+    frame_index: int
+    ids: NDArray[np.int64]
+    points_world: FloatArray
+    colours: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class EdgeAccepted:
+    edge: Edge
+    frame_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeRejected:
+    """`reason` is a sentence with the number and the threshold."""
+
+    i: int
+    j: int
+    kind: EdgeKind
+    reason: str
+    frame_index: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class GraphOptimised:
+    """The graph was solved; `world_from_keyframe` holds every pose, `points_world` moved with them."""
+
+    frame_index: int
+    world_from_keyframe: Mapping[int, Similarity]
+    error_before: float
+    error_after: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleUnobservable:
+    """A length could not be measured here; nothing was invented."""
+
+    frame_index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingLost:
+    frame_index: int
+    timestamp_ns: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relocalised:
+    frame_index: int
+    timestamp_ns: int
+    keyframe_id: int
+    inliers: int
+    frames_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramesSkipped:
+    """Pictures that could not be read, or that came faster than they could be used."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class RunFinished:
+    """The last event of a run. `world_from_cam` (N, 4, 4) are the final poses of all tracked frames."""
+
+    timestamps_ns: NDArray[np.int64]
+    frame_indices: NDArray[np.int64]
+    world_from_cam: FloatArray
+    interrupted: bool = False
+    stage_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+Event = (
+    FrameProcessed
+    | Initialised
+    | KeyframeAdded
+    | LandmarksUpdated
+    | EdgeAccepted
+    | EdgeRejected
+    | GraphOptimised
+    | ScaleUnobservable
+    | TrackingLost
+    | Relocalised
+    | FramesSkipped
+    | RunFinished
+)
+Observer = Callable[[Event], None]

@@ -1,0 +1,77 @@
+"""The pictures that travel: a frame as it comes, what is kept of it, and a keyframe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.features import LocalFeatures
+from relocalizer.images import Camera, Image
+from relocalizer.interfaces import Encoded, View
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Frame:
+    """One picture of the stream, already undistorted.
+
+    Attributes:
+        index: position in the source, from 0; gaps where pictures were skipped or dropped.
+        timestamp_ns: integer nanoseconds, strictly increasing along a stream.
+        image: RGB uint8 (H, W, 3).
+        camera: the pinhole camera of this very picture.
+    """
+
+    index: int
+    timestamp_ns: int
+    image: Image
+    camera: Camera
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(
+                f"Frame.image: expected (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}"
+            )
+        if self.camera.model != "pinhole":
+            raise ValueError("Frame.camera: pictures are undistorted before they become frames")
+
+    @property
+    def view(self) -> View:
+        return View(self.image, self.camera)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FrameRecord:
+    """Where a frame hangs: its pose in a keyframe, in that keyframe's own units, so it moves with the graph."""
+
+    index: int
+    timestamp_ns: int
+    keyframe_id: int
+    keyframe_from_frame: RigidTransform
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Keyframe:
+    """A frame worth remembering. It has no pose: poses live in the graph and change, a keyframe does not.
+
+    Attributes:
+        id: 0, 1, 2, ... in order of creation.
+        encoded: what the pair predictor remembers of the picture (opaque).
+        descriptor: unit vector (D,) float32 for place recognition.
+        features: local features of the picture.
+        track_ids: (N,) int64, the track each feature belongs to; features[k] is an observation of track_ids[k].
+        gray: (H, W) uint8, to find its points again in later pictures.
+    """
+
+    id: int
+    frame_index: int
+    timestamp_ns: int
+    camera: Camera
+    gray: Image
+    encoded: Encoded
+    descriptor: NDArray[np.float32]
+    features: LocalFeatures
+    track_ids: NDArray[np.int64]
+    segment: int = 0

@@ -1,0 +1,87 @@
+"""The keyframe graph: keyframes, the edges between them, and the one mutable table of poses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from relocalizer.geometry import FloatArray, Similarity, frozen_array
+from slam.frames import Keyframe
+
+
+class EdgeKind(StrEnum):
+    ODOMETRY = "odometry"
+    LOOP = "loop"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Edge:
+    """A measured similarity between two keyframes, with a length: this is where scale has been decided.
+
+    Attributes:
+        i, j: keyframe ids, i < j.
+        i_from_j: pose of keyframe j in keyframe i, in i's units; its scale turns j's units into i's.
+        sigmas: (7,) standard deviations: rotation x, y, z (radians), translation x, y, z (i's units), and
+            logarithm of the relative scale. An infinite-like value (1e6) marks what the evidence does not tell.
+        inliers: observations the edge rests on.
+    """
+
+    i: int
+    j: int
+    i_from_j: Similarity
+    sigmas: FloatArray
+    kind: EdgeKind
+    inliers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.i >= self.j:
+            raise ValueError(f"Edge: expected i < j, got {self.i} and {self.j}")
+        sigmas = frozen_array("Edge.sigmas", self.sigmas, (7,))
+        if (sigmas <= 0).any():
+            raise ValueError("Edge.sigmas: must be positive")
+        object.__setattr__(self, "sigmas", sigmas)
+
+
+@dataclass(slots=True)
+class KeyframeGraph:
+    """What the map is made of. Only `Slam` writes to it."""
+
+    keyframes: dict[int, Keyframe] = field(default_factory=dict)
+    edges: list[Edge] = field(default_factory=list)
+    world_from_keyframe: dict[int, Similarity] = field(default_factory=dict)
+
+    def add_keyframe(self, keyframe: Keyframe, world_from_keyframe: Similarity) -> None:
+        """Raises ValueError when the id is taken."""
+        if keyframe.id in self.keyframes:
+            raise ValueError(f"KeyframeGraph: keyframe {keyframe.id} is there already")
+        self.keyframes[keyframe.id] = keyframe
+        self.world_from_keyframe[keyframe.id] = world_from_keyframe
+
+    def add_edge(self, edge: Edge) -> None:
+        """Raises ValueError when an end is not in the graph."""
+        for end in (edge.i, edge.j):
+            if end not in self.keyframes:
+                raise ValueError(f"KeyframeGraph: edge {edge.i}-{edge.j} names keyframe {end}, which is not there")
+        self.edges.append(edge)
+
+    def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
+        """Replace poses of keyframes that are there; others stay. Raises ValueError on an unknown id."""
+        unknown = world_from_keyframe.keys() - self.keyframes.keys()
+        if unknown:
+            raise ValueError(f"KeyframeGraph: poses for unknown keyframes {sorted(unknown)[:5]}")
+        self.world_from_keyframe.update(world_from_keyframe)
+
+    def edges_of(self, kind: EdgeKind) -> list[Edge]:
+        return [edge for edge in self.edges if edge.kind is kind]
+
+    @property
+    def last_id(self) -> int:
+        """Id of the newest keyframe, -1 when there is none."""
+        return max(self.keyframes, default=-1)
+
+    def positions(self) -> FloatArray:
+        """Camera centres (N, 3) in map units, in order of id."""
+        return np.array([self.world_from_keyframe[k].translation for k in sorted(self.keyframes)]).reshape(-1, 3)
