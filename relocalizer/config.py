@@ -12,11 +12,24 @@ class Section(BaseModel):
 
 
 class FeaturesConfig(Section):
+    """Local features of a keyframe."""
+
     max_features: int = Field(1200, ge=50, le=10000, description="Local features kept per keyframe.")
 
 
 class GeometricConfig(Section):
     """Two-view pose from local features."""
+
+    match_ratio: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="A match must be nearer than this share of the distance to the second nearest.",
+    )
+    epipolar_px: float = Field(
+        1.5, gt=0, le=20, description="Largest distance of an inlier from its epipolar line, pixels."
+    )
+    min_inliers: int = Field(20, ge=8, le=10000, description="Fewer agreeing matches give no estimate.")
 
 
 class RetrievalConfig(Section):

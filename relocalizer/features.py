@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from relocalizer.config import FeaturesConfig
+from relocalizer.images import Image
+
+DESCRIPTOR_SIZE = 128
+# OpenCV's default keeps only strong corners; walls and floors need weak ones, and the grid drops the surplus.
+_CONTRAST = 0.02
+# The picture is cut into about this many cells; each gives its strong points before any gives its weak ones.
+_CELLS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,3 +34,119 @@ class LocalFeatures:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+def detect_features(
+    gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8] | None = None
+) -> LocalFeatures:
+    """SIFT points (Lowe 2004) spread over the picture, with RootSIFT descriptors (Arandjelovic 2012).
+
+    Points are taken cell by cell, so a poorly textured part keeps its best points even where another part
+    has thousands of stronger ones. The same picture gives the same features.
+
+    Args:
+        gray: (H, W) uint8.
+        mask: (H, W) uint8, points only where it is not zero.
+
+    Raises:
+        ValueError: `gray` is not (H, W) uint8.
+    """
+    if gray.ndim != 2 or gray.dtype != np.uint8:
+        raise ValueError(f"detect_features: expected (H, W) uint8, got {gray.shape} {gray.dtype}")
+    sift = cv2.SIFT.create(contrastThreshold=_CONTRAST, enable_precise_upscale=True)
+    keypoints = sift.detect(gray, mask)
+    if not keypoints:
+        return _no_features()
+    chosen = spread(
+        np.array([k.pt for k in keypoints], dtype=np.float32),
+        np.array([k.response for k in keypoints], dtype=np.float32),
+        gray.shape,
+        config.max_features,
+    )
+    described, raw = sift.compute(gray, [keypoints[k] for k in chosen])
+    return LocalFeatures(
+        pixels=np.array([k.pt for k in described], dtype=np.float32).reshape(-1, 2),
+        descriptors=root_sift(np.asarray(raw, dtype=np.float32)),
+        scales=np.array([k.size for k in described], dtype=np.float32),
+    )
+
+
+def spread(
+    pixels: NDArray[np.float32], strengths: NDArray[np.float32], shape: tuple[int, ...], count: int
+) -> NDArray[np.int64]:
+    """Indices of at most `count` points, even over the picture, strongest first.
+
+    Every point is ranked among its cell's points; all first-ranked points come before all second-ranked
+    ones. Of the last rank that fits only in part, the strongest are kept.
+
+    Args:
+        pixels: (N, 2); strengths: (N,); shape: of the picture, height first.
+    """
+    height, width = shape[0], shape[1]
+    side = max(1.0, float(np.sqrt(height * width / _CELLS)))
+    columns = int(np.ceil(width / side))
+    cell = (pixels[:, 1] // side).astype(np.int64) * columns + (pixels[:, 0] // side).astype(np.int64)
+    # Ties are broken by position, so the order does not hang on the detector's own order.
+    order = np.lexsort((pixels[:, 0], pixels[:, 1], -strengths, cell))
+    starts = np.flatnonzero(np.r_[True, np.diff(cell[order]) != 0])
+    lengths = np.diff(np.r_[starts, len(order)])
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(starts, lengths)
+    chosen = np.lexsort((pixels[:, 0], pixels[:, 1], -strengths, rank))[:count]
+    return chosen[np.lexsort((pixels[chosen, 0], pixels[chosen, 1], -strengths[chosen]))]
+
+
+def root_sift(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """SIFT descriptors (N, 128) to unit rows whose inner product is the Hellinger kernel.
+
+    Arandjelovic and Zisserman, "Three things everyone should know to improve object retrieval", 2012.
+    """
+    total = np.maximum(raw.sum(axis=1, keepdims=True), np.float32(1e-7))
+    return np.asarray(np.sqrt(raw / total), dtype=np.float32)
+
+
+def match_features(
+    a: LocalFeatures | NDArray[np.float32], b: LocalFeatures | NDArray[np.float32], *, ratio: float
+) -> NDArray[np.int64]:
+    """Mutual nearest neighbours that are clearly nearer than the second nearest, seen from both sides.
+
+    The test is symmetric: swapping a and b swaps the columns and nothing else.
+
+    Args:
+        a, b: features, or their unit descriptors (N, D) and (M, D).
+        ratio: a match's distance must be below this share of the distance to the second nearest (Lowe 2004).
+
+    Returns:
+        (K, 2) indices into a and b, rising in a. Empty when either side has fewer than two descriptors,
+        for then there is no second nearest to compare with.
+    """
+    left = a.descriptors if isinstance(a, LocalFeatures) else a
+    right = b.descriptors if isinstance(b, LocalFeatures) else b
+    if len(left) < 2 or len(right) < 2:
+        return np.empty((0, 2), dtype=np.int64)
+    similarity = left @ right.T
+    best_right, clear_left = _nearest(similarity, ratio)
+    best_left, clear_right = _nearest(np.ascontiguousarray(similarity.T), ratio)
+    rows = np.arange(len(left))
+    kept = clear_left & (best_left[best_right] == rows) & clear_right[best_right]
+    return np.stack([rows[kept], best_right[kept]], axis=1)
+
+
+def _nearest(similarity: NDArray[np.float32], ratio: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Per row: the most similar column, and whether it passes the ratio test. Restores what it touches."""
+    rows = np.arange(len(similarity))
+    best = similarity.argmax(axis=1)
+    first = similarity[rows, best]
+    similarity[rows, best] = -2.0
+    second = similarity.max(axis=1)
+    similarity[rows, best] = first
+    # Between unit vectors the squared distance is 2 - 2 s.
+    return best, (1.0 - first) < ratio * ratio * (1.0 - second)
+
+
+def _no_features() -> LocalFeatures:
+    return LocalFeatures(
+        pixels=np.empty((0, 2), np.float32),
+        descriptors=np.empty((0, DESCRIPTOR_SIZE), np.float32),
+        scales=np.empty(0, np.float32),
+    )
