@@ -6,6 +6,7 @@ Pixel (0, 0) is the centre of the top-left pixel.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,21 @@ from relocalizer.geometry import FloatArray
 Image = NDArray[np.uint8]
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
 
+CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
+DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # not FF 00 (a data byte) nor D0-D7 (a restart)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
-    """Intrinsics in pixels. `distortion` is OpenCV's order: k1 k2 p1 p2 [k3] (radtan), k1 k2 k3 k4 (fisheye)."""
+    """Intrinsics in pixels. `distortion` is in OpenCV's order.
+
+    That is k1 k2 p1 p2 [k3 [k4 k5 k6]] for radtan, k1 k2 k3 k4 for fisheye.
+    """
 
     width: int
     height: int
@@ -42,9 +54,9 @@ class Camera:
             raise CameraError(f"camera: width and height must be positive, got {self.width} x {self.height}")
         if not np.isfinite(numbers).all() or min(self.fx, self.fy) <= 0:
             raise CameraError(f"camera: fx, fy must be positive and all numbers finite, got {numbers}")
-        allowed = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}.get(self.model)
-        if allowed is None:
+        if self.model not in tuple(DISTORTION_COUNTS):
             raise CameraError(f"camera: model must be pinhole, radtan or fisheye, got {self.model!r}")
+        allowed = DISTORTION_COUNTS[self.model]
         if len(self.distortion) not in allowed:
             raise CameraError(
                 f"camera: model {self.model} takes {' or '.join(map(str, allowed))} distortion numbers, "
@@ -79,83 +91,144 @@ class Camera:
         return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
 
     def project(self, points_cam: FloatArray) -> FloatArray:
-        """Points (N, 3) in camera coordinates to pixels (N, 2). Pinhole only; points need z > 0 to mean anything."""
+        """Points (N, 3) in camera coordinates to pixels (N, 2). Pinhole only; z must be positive."""
         x, y, z = np.asarray(points_cam, dtype=np.float64).T
         return np.stack([self.fx * x / z + self.cx, self.fy * y / z + self.cy], axis=1)
 
     def normalised(self, pixels: NDArray[Any]) -> FloatArray:
         """Pixels (N, 2) to coordinates on the plane z = 1, (N, 2). Pinhole only."""
-        pixels = np.asarray(pixels, dtype=np.float64)
-        return (pixels - np.array([self.cx, self.cy])) / np.array([self.fx, self.fy])
+        centred = np.asarray(pixels, dtype=np.float64) - np.array([self.cx, self.cy])
+        return np.asarray(centred / np.array([self.fx, self.fy]), dtype=np.float64)
 
     def contains(self, pixels: FloatArray, *, margin: float = 0.0) -> NDArray[np.bool_]:
         """Which pixels (N, 2) lie inside the picture, at least `margin` pixels from its border."""
         x, y = pixels[:, 0], pixels[:, 1]
-        inside = (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
+        inside = (
+            (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
+        )
         return np.asarray(inside)
 
     @staticmethod
     def assume(width: int, height: int, *, fov_deg: float) -> Camera:
-        """A pinhole camera with the given angle of view across its longer side and a centred principal point."""
+        """A centred pinhole camera with the given angle of view across its longer side."""
         focal = 0.5 * max(width, height) / np.tan(0.5 * np.radians(fov_deg))
         return Camera(
-            width=width, height=height, fx=focal, fy=focal, cx=(width - 1) / 2, cy=(height - 1) / 2, assumed=True
+            width=width,
+            height=height,
+            fx=focal,
+            fy=focal,
+            cx=(width - 1) / 2,
+            cy=(height - 1) / 2,
+            assumed=True,
         )
 
 
 def load_camera(path: Path) -> Camera:
     """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion.
 
+    Without `model` it is radtan when there is distortion, else pinhole.
+
     Raises:
-        CameraError: the file is missing, not YAML, lacks a key, has an unknown one, or its numbers do not fit.
+        CameraError: the file is missing, not YAML, lacks a key, has one too many, or its numbers do not fit.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CameraError(f"{path}: no such camera file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CameraError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
-    if not isinstance(data, dict):
-        raise CameraError(f"{path}: expected keys model, width, height, fx, fy, cx, cy, distortion")
-    needed, optional = {"width", "height", "fx", "fy", "cx", "cy"}, {"model", "distortion"}
-    missing, unknown = sorted(needed - data.keys()), sorted(map(str, data.keys() - needed - optional))
+    data = read_camera_yaml(path)
+    missing = [key for key in CAMERA_KEYS[:6] if key not in data]
+    unknown = sorted(str(key) for key in data if key not in CAMERA_KEYS)
     if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
-        raise CameraError(f"{path}: {'; '.join(parts)} (expected model, width, height, fx, fy, cx, cy, distortion)")
+        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(
+            unknown
+        )
+        raise CameraError(f"{path}: {'; '.join(parts)} (expected {', '.join(CAMERA_KEYS)})")
     distortion = data.get("distortion") or []
-    model = data.get("model", "radtan" if distortion else "pinhole")
+    if not isinstance(distortion, list):
+        raise CameraError(f"{path}: distortion: expected a list such as [k1, k2, p1, p2], got {distortion!r}")
     try:
         return Camera(
-            width=int(data["width"]),
-            height=int(data["height"]),
-            model=model,
-            distortion=tuple(float(k) for k in distortion),
-            **{key: float(data[key]) for key in ("fx", "fy", "cx", "cy")},
+            width=_whole("width", data["width"]),
+            height=_whole("height", data["height"]),
+            fx=_number("fx", data["fx"]),
+            fy=_number("fy", data["fy"]),
+            cx=_number("cx", data["cx"]),
+            cy=_number("cy", data["cy"]),
+            model=data.get("model", "radtan" if distortion else "pinhole"),
+            distortion=tuple(_number("distortion", k) for k in distortion),
         )
-    except (TypeError, ValueError) as error:
-        raise CameraError(f"{path}: a number is not a number ({error})") from error
     except CameraError as error:
         raise CameraError(f"{path}: {error}") from None
 
 
-class Undistorter:
-    """Removes lens distortion once, at the edge: pictures of `camera` become pictures of a pinhole camera."""
+def read_camera_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file that describes a camera, ours or a data set's.
 
-    def __init__(self, camera: Camera) -> None:
+    Raises:
+        CameraError: the file is missing, unreadable, not YAML, or not keys with values.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise CameraError(f"{path}: no such camera file") from None
+    except OSError as error:
+        raise CameraError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise CameraError(f"{path}: not a text file, so not a camera description") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise CameraError(f"{path}{line}: not YAML ({error.problem})") from None
+    except yaml.YAMLError:
+        raise CameraError(f"{path}: not YAML (it holds characters that YAML forbids)") from None
+    if not isinstance(data, dict):
+        raise CameraError(f"{path}: expected lines such as 'fx: 525.0', with keys {', '.join(CAMERA_KEYS)}")
+    return data
+
+
+def _number(key: str, value: object) -> float:
+    # PyYAML reads 5e2 as text, so text that is a number is taken; `true` is not a number here.
+    try:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise CameraError(f"{key}: expected a number, got {value!r}")
+
+
+def _whole(key: str, value: object) -> int:
+    number = _number(key, value)
+    if not number.is_integer():
+        raise CameraError(f"{key}: expected a whole number of pixels, got {value!r}")
+    return int(number)
+
+
+class Undistorter:
+    """Removes lens distortion once, at the edge: pictures of `given` become pictures of a pinhole camera.
+
+    Attributes:
+        given: the camera as calibrated.
+        camera: the pinhole camera of the pictures that come out, of the same size. Its field of view is the
+            largest in which every pixel was really seen by the lens, so that no black border can be tracked.
+    """
+
+    def __init__(self, given: Camera) -> None:
+        self.given = given
+        self.camera = given
         self._maps: tuple[NDArray[Any], NDArray[Any]] | None = None
-        self.camera = camera
-        if camera.model == "pinhole":
+        if given.model == "pinhole":
             return
-        K, distortion, size = camera.matrix, np.array(camera.distortion), (camera.width, camera.height)
-        if camera.model == "fisheye":
-            new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
-            self._maps = cv2.fisheye.initUndistortRectifyMap(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
+        if given.model == "radtan" and not any(given.distortion):
+            self.camera = replace(given, model="pinhole", distortion=())
+            return
+        K, distortion, size = given.matrix, np.array(given.distortion), (given.width, given.height)
+        if given.model == "fisheye":
+            new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
+                K, distortion, size, np.eye(3), balance=0.0
+            )
+            self._maps = cv2.fisheye.initUndistortRectifyMap(
+                K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2
+            )
         else:
-            # alpha 0 keeps only pixels that the lens really saw: no black border to track.
             new_K, _ = cv2.getOptimalNewCameraMatrix(K, distortion, size, 0.0)
             self._maps = cv2.initUndistortRectifyMap(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
         self.camera = replace(
-            camera,
+            given,
             model="pinhole",
             distortion=(),
             fx=float(new_K[0, 0]),
@@ -165,28 +238,98 @@ class Undistorter:
         )
 
     def __call__(self, image: Image) -> Image:
-        """The picture (H, W, 3) as the pinhole camera `self.camera` would have taken it."""
+        """The picture (H, W, 3) as the pinhole camera `self.camera` would have taken it.
+
+        Raises:
+            ValueError: the picture is not of the camera's size.
+        """
+        if image.shape[:2] != (self.given.height, self.given.width):
+            raise ValueError(
+                f"Undistorter: expected a {self.given.width}x{self.given.height} picture, "
+                f"got {image.shape[1]}x{image.shape[0]}"
+            )
         if self._maps is None:
             return image
-        return np.asarray(cv2.remap(image, *self._maps, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+        undistorted = cv2.remap(
+            image, *self._maps, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        return np.asarray(undistorted, dtype=np.uint8)
 
 
 def read_image(path: Path) -> Image:
-    """A picture file as RGB (H, W, 3) uint8; grey, RGBA and 16-bit files become that too.
+    """A picture file as RGB (H, W, 3) uint8, upright; grey, RGBA and 16-bit files become that too.
+
+    A JPEG's orientation tag is applied, so a portrait photo comes out portrait.
 
     Raises:
-        SequenceError: the file is missing, empty, truncated or not a picture.
+        SequenceError: the file is missing, empty, truncated, too large or not a picture.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if not data.size:
+        raise SequenceError(f"{path}: an empty file")
+    if is_cut_off(data.tobytes()):
+        raise SequenceError(f"{path}: the picture is cut off (copied or downloaded only in part?)")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise SequenceError(f"{path}: cannot be decoded ({error.err})") from None
     if image is None:
         raise SequenceError(f"{path}: not a picture that can be decoded")
+    return bgr_to_rgb(image)
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Whether the bytes of a JPEG, PNG or WebP stop before the picture does.
+
+    Some versions of OpenCV decode such a file without complaint and fill what is missing with grey, which
+    a tracker takes for a wall. The other formats carry their size, and OpenCV refuses them by itself.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return not data.rstrip(b"\0").endswith(b"\xff\xd9") and not _jpeg_has_end(data)
+    if data.startswith(_PNG_START):
+        return _PNG_END not in data
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return False
+
+
+def _jpeg_has_end(data: bytes) -> bool:
+    """Whether an end marker follows the picture's data; phones append films and thumbnails after it.
+
+    Headers are stepped over by their stated length (ITU-T T.81, annex B), as a thumbnail inside has an end
+    marker of its own.
+    """
+    position = 2
+    while found := _JPEG_MARKER.search(data, position):
+        if found[0][-1] == 0xD9:
+            return True
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return False
+
+
+def bgr_to_rgb(image: NDArray[Any]) -> Image:
+    """OpenCV's channel order (H, W, 3) to ours."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def to_gray(image: Image) -> Image:
     """RGB (H, W, 3) to grey (H, W)."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
+
+def size_within(width: int, height: int, max_side: int) -> tuple[int, int]:
+    """(width, height) shrunk in proportion so that the longer side has at most `max_side` pixels."""
+    scale = max_side / max(width, height)
+    if scale >= 1.0:
+        return width, height
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def shrink(image: Image, width: int, height: int) -> Image:
+    """The picture (H, W, 3) averaged down to width x height; `Camera.resized` gives its camera."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,0 +1,627 @@
+"""Folders that hold a sequence: each layout is a function from a folder to a table.
+
+A layout recognises its folder by the files in it, never by the folder's name, and returns None when they are
+not its own; `index_folder` asks each of `LAYOUTS` in turn. A new data set is one more function in that tuple
+(docs/datasets.md has the recipe). Pictures are not read here, but for the size of the first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from relocalizer.errors import CameraError, SequenceError
+from relocalizer.geometry import FloatArray, nearest_rotation
+from relocalizer.images import IMAGE_SUFFIXES, Camera, load_camera, read_camera_yaml, read_image
+from slam.trajectory import Trajectory, nanoseconds_from_seconds, read_euroc, read_kitti, read_tum
+
+NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
+KITTI_FPS = 10
+
+# Calibrations that the authors publish beside their data, not in it.
+TUM_CAMERAS = {  # fx, fy, cx, cy, distortion by the number in "freiburgN"; the benchmark's file_formats page
+    "1": (517.3, 516.5, 318.6, 255.3, (0.2624, -0.9531, -0.0054, 0.0026, 1.1633)),
+    "2": (520.9, 521.0, 325.1, 249.7, (0.2312, -0.7849, -0.0033, -0.0001, 0.9172)),
+    "3": (535.4, 539.2, 320.1, 247.6, ()),
+}
+SEVEN_SCENES_CAMERA = Camera(width=640, height=480, fx=525.0, fy=525.0, cx=320.0, cy=240.0)
+ICL_NUIM_CAMERA = Camera(width=640, height=480, fx=481.2, fy=480.0, cx=319.5, cy=239.5)
+
+# ICL-NUIM's camera and world have their y axis up (its fy is -480): this turns both to ours, y down.
+_FLIP_Y = np.diag([1.0, -1.0, 1.0, 1.0])
+
+_VIDEO_STARTS = {
+    0: (b"\x1a\x45\xdf\xa3",),
+    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SequenceIndex:
+    """The table of a sequence: which pictures, when, by which camera, and where it truly was.
+
+    Attributes:
+        name: short, the folder's.
+        layout: what was recognised, such as "TUM RGB-D".
+        image_paths: pictures in order; some may be missing or damaged, which reading finds out.
+        timestamps_ns: (N,) int64, strictly increasing, one for each picture.
+        camera: as calibrated, perhaps with distortion; None when nobody says.
+        camera_source: where that camera comes from, for messages.
+        ground_truth: poses of the same camera, on the clock of `timestamps_ns`.
+        notes: what else the user should hear.
+        video: the file, when the pictures are in one; then there are no `image_paths`.
+    """
+
+    name: str
+    layout: str
+    image_paths: tuple[Path, ...] = ()
+    timestamps_ns: NDArray[np.int64]
+    camera: Camera | None = None
+    camera_source: str = ""
+    ground_truth: Trajectory | None = None
+    notes: tuple[str, ...] = ()
+    video: Path | None = None
+
+    def __post_init__(self) -> None:
+        times = np.array(self.timestamps_ns, dtype=np.int64)
+        if times.shape != (len(self.image_paths),):
+            raise ValueError(f"SequenceIndex: {times.shape} timestamps for {len(self.image_paths)} pictures")
+        if (np.diff(times) <= 0).any():
+            raise ValueError("SequenceIndex.timestamps_ns: must increase")
+        times.setflags(write=False)
+        object.__setattr__(self, "timestamps_ns", times)
+
+    @property
+    def description(self) -> str:
+        """One line: what was recognised and what was found."""
+        pictures = self.video.name if self.video else f"{len(self.image_paths)} pictures"
+        truth = (
+            f"ground truth found ({len(self.ground_truth)} poses)" if self.ground_truth else "no ground truth"
+        )
+        return ", ".join([f"{self.layout} layout: {pictures}", *self.notes, truth])
+
+
+Layout = Callable[[Path], SequenceIndex | None]
+
+
+def index_folder(folder: Path) -> SequenceIndex:
+    """The table of a folder, whichever known layout it has.
+
+    A camera.yaml in the folder counts before the calibration that its data set is published with.
+
+    Raises:
+        SequenceError: no such folder, nothing in it that can be read, or its files contradict each other.
+        CameraError, TrajectoryError: its calibration or its ground truth cannot be read.
+    """
+    folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
+    entries = _entries(folder)
+    index = next((index for layout in LAYOUTS if (index := layout(folder)) is not None), None)
+    if index is None:
+        raise SequenceError(_what_was_seen(folder, entries))
+    missing = sum(not path.is_file() for path in index.image_paths)
+    if missing and missing == len(index.image_paths):
+        raise SequenceError(
+            f"{folder}: none of the {missing} pictures it lists is there (first: {index.image_paths[0]}); "
+            "is the download complete?"
+        )
+    if missing:
+        index = replace(index, notes=(f"{missing} of them missing", *index.notes))
+    own_camera = folder / "camera.yaml"
+    if own_camera.is_file():
+        index = replace(index, camera=load_camera(own_camera), camera_source=str(own_camera))
+    return index
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file begins like an MP4, MOV, AVI, MKV or WebM file, whatever it is called.
+
+    FFmpeg would also open text, playlists and pictures, and make a video of them.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    if start[:4] == b"RIFF":
+        return start[8:12] == b"AVI "
+    return any(start[offset : offset + 4] in magics for offset, magics in _VIDEO_STARTS.items())
+
+
+def euroc(folder: Path) -> SequenceIndex | None:
+    """EuRoC (and TUM-VI's export): mav0/cam0/{data.csv, sensor.yaml, data/}, ground truth of the IMU body."""
+    root = folder / "mav0" if (folder / "mav0").is_dir() else folder
+    cam0 = root / "cam0"
+    if not (cam0 / "data.csv").is_file():
+        return None
+    rows = list(_rows(cam0 / "data.csv", separator=","))
+    times = _increasing([(place, fields[0], _integer(place, fields[0])) for place, fields in rows])
+    paths = [_inside(cam0 / "data", fields[-1], place) for place, fields in rows]
+    camera, body_from_cam = None, None
+    notes = ["camera 0 alone"]
+    if (cam0 / "sensor.yaml").is_file():
+        camera, body_from_cam = _euroc_sensor(cam0 / "sensor.yaml")
+    truth = root / "state_groundtruth_estimate0" / "data.csv"
+    ground_truth = None
+    if truth.is_file() and body_from_cam is not None:
+        world_from_body = read_euroc(truth)
+        ground_truth = Trajectory(
+            world_from_body.timestamps_ns, world_from_body.world_from_cam @ body_from_cam
+        )
+    elif truth.is_file():
+        notes.append("its ground truth is the body's, and without cam0/sensor.yaml the camera's is unknown")
+    return SequenceIndex(
+        name=folder.parent.name if folder.name == "mav0" else folder.name,
+        layout="EuRoC",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        camera=camera,
+        camera_source=str(cam0 / "sensor.yaml"),
+        ground_truth=ground_truth,
+        notes=tuple(notes),
+    )
+
+
+def kitti(folder: Path) -> SequenceIndex | None:
+    """KITTI odometry: calib.txt, times.txt, image_2/ (colour) or image_0/ (grey), and the poses of camera 0.
+
+    The poses are in poses.txt, or where the benchmark puts them: ../../poses/NN.txt.
+    """
+    camera_number = next((k for k in (2, 0, 3, 1) if _pictures(folder / f"image_{k}")), None)
+    calibration = folder / "calib.txt"
+    if camera_number is None or not calibration.is_file():
+        return None
+    paths = _pictures(folder / f"image_{camera_number}")
+    numbers = [_number_in(path) for path in paths]
+    times, notes = _kitti_times(folder / "times.txt", max(numbers))
+    projection = _kitti_projection(calibration, camera_number)
+    return SequenceIndex(
+        name=folder.name,
+        layout="KITTI odometry",
+        image_paths=tuple(paths),
+        timestamps_ns=times[numbers],
+        camera=_camera_of(paths, projection, str(calibration)),
+        camera_source=str(calibration),
+        ground_truth=_kitti_ground_truth(folder, times, projection),
+        notes=(f"image_{camera_number}", *notes),
+    )
+
+
+def seven_scenes(folder: Path) -> SequenceIndex | None:
+    """7-Scenes: frame-NNNNNN.color.png with frame-NNNNNN.pose.txt; times are the frame number at 30 Hz.
+
+    The data set is published with the Kinect's default colour focal length only. Its poses are those of
+    KinectFusion's depth camera, some centimetres from the colour camera.
+    """
+    paths = [path for path in _pictures(folder) if re.fullmatch(r"frame-\d+\.color\.\w+", path.name)]
+    if not paths:
+        return None
+    times = _nominal_times([_number_in(path) for path in paths], NOMINAL_FPS)
+    poses = [folder / re.sub(r"\.color\.\w+$", ".pose.txt", path.name) for path in paths]
+    return SequenceIndex(
+        name=f"{folder.parent.name}-{folder.name}",
+        layout="7-Scenes",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        camera=SEVEN_SCENES_CAMERA,
+        camera_source="7-Scenes' published default (focal 525, centre 320, 240)",
+        ground_truth=_pose_files(times, poses),
+        notes=("times at 30 Hz",),
+    )
+
+
+def scannet(folder: Path) -> SequenceIndex | None:
+    """ScanNet, exported: color/N.jpg, pose/N.txt, intrinsic/intrinsic_color.txt; times are N at 30 Hz."""
+    paths = _pictures(folder / "color")
+    if not paths or not (folder / "pose").is_dir():
+        return None
+    times = _nominal_times([_number_in(path) for path in paths], NOMINAL_FPS)
+    camera, source = None, ""
+    for intrinsics in (folder / "intrinsic" / "intrinsic_color.txt", folder / "intrinsic_color.txt"):
+        if intrinsics.is_file():
+            camera, source = _camera_of(paths, _matrix(intrinsics), str(intrinsics)), str(intrinsics)
+            break
+    return SequenceIndex(
+        name=folder.name,
+        layout="ScanNet",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        camera=camera,
+        camera_source=source,
+        ground_truth=_pose_files(times, [folder / "pose" / f"{path.stem}.txt" for path in paths]),
+        notes=("times at 30 Hz",),
+    )
+
+
+def icl_nuim(folder: Path) -> SequenceIndex | None:
+    """ICL-NUIM, the "TUM compatible" download: rgb/N.png, associations.txt, *.gt.freiburg.
+
+    Pictures and ground truth are numbered, not timed: number N is taken as N / 30 s. The renderer's
+    axes are left-handed with y up; poses are turned to y down in camera and world alike, which leaves an ordinary camera with a positive fy.
+    """
+    paths = _pictures(folder / "rgb")
+    truths = sorted(folder.glob("*.gt.freiburg"))
+    if not paths or not (truths or _counts_pictures(folder / "associations.txt")):
+        return None
+    if (folder / "rgb.txt").is_file() and not truths:
+        return None
+    ground_truth = None
+    if truths:
+        numbered = read_tum(truths[0])
+        numbers = [round(time / 1e9) for time in numbered.timestamps_ns.tolist()]
+        poses = _FLIP_Y @ numbered.world_from_cam @ _FLIP_Y
+        ground_truth = Trajectory(_nominal_times(numbers, NOMINAL_FPS), poses)
+    return SequenceIndex(
+        name=folder.name,
+        layout="ICL-NUIM",
+        image_paths=tuple(paths),
+        timestamps_ns=_nominal_times([_number_in(path) for path in paths], NOMINAL_FPS),
+        camera=ICL_NUIM_CAMERA,
+        camera_source="ICL-NUIM's published calibration",
+        ground_truth=ground_truth,
+        notes=("times at 30 Hz",),
+    )
+
+
+def timed_list(folder: Path) -> SequenceIndex | None:
+    """rgb.txt with lines `timestamp filename`: TUM RGB-D, or with a camera.yaml this project's own layout."""
+    table = folder / "rgb.txt"
+    if not table.is_file():
+        return None
+    rows = list(_rows(table, most_fields=2))
+    for place, fields in rows:
+        if len(fields) != 2:
+            raise SequenceError(f"{place}: expected 'timestamp filename', got {' '.join(fields)!r}")
+    times = _increasing([(place, fields[0], _seconds(place, fields[0])) for place, fields in rows])
+    ground_truth, notes = _ground_truth_beside(folder, times)
+    camera, source = None, ""
+    if not (folder / "camera.yaml").is_file():
+        camera, source = _tum_camera(table, folder.name)
+        notes = [source, *notes] if camera else notes
+    return SequenceIndex(
+        name=folder.name,
+        layout="timed list" if (folder / "camera.yaml").is_file() else "TUM RGB-D",
+        image_paths=tuple(_inside(folder, fields[1], place) for place, fields in rows),
+        timestamps_ns=times,
+        camera=camera,
+        camera_source=source,
+        ground_truth=ground_truth,
+        notes=tuple(notes),
+    )
+
+
+def video_folder(folder: Path) -> SequenceIndex | None:
+    """One video, with camera.yaml and groundtruth.txt beside it when they are known."""
+    videos = [path for path in _files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES and is_video(path)]
+    if not videos or _pictures(folder):
+        return None
+    if len(videos) > 1:
+        names = ", ".join(path.name for path in videos[:4])
+        raise SequenceError(f"{folder}: {len(videos)} videos ({names}); pass the one to use")
+    truth = folder / "groundtruth.txt"
+    return SequenceIndex(
+        name=folder.name,
+        layout="video folder",
+        timestamps_ns=np.zeros(0, dtype=np.int64),
+        ground_truth=read_tum(truth) if truth.is_file() else None,
+        video=videos[0],
+    )
+
+
+def image_folder(folder: Path) -> SequenceIndex | None:
+    """Pictures in natural order (2 before 10), in the folder itself or in its one subfolder that has any."""
+    holder = folder
+    if not _pictures(folder):
+        holders = [path for path in sorted(folder.iterdir()) if path.is_dir() and _pictures(path)]
+        if len(holders) != 1:
+            return None
+        holder = holders[0]
+    paths = _pictures(holder)
+    times = _nominal_times(range(len(paths)), NOMINAL_FPS)
+    ground_truth, notes = _ground_truth_beside(folder, times)
+    place = [] if holder == folder else [f"in {holder.name}/"]
+    return SequenceIndex(
+        name=folder.name,
+        layout="picture folder",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        ground_truth=ground_truth,
+        notes=(*place, f"no times, so {NOMINAL_FPS} pictures a second assumed", *notes),
+    )
+
+
+# From the most particular to the most general: the last would take the folders of all others.
+LAYOUTS: tuple[Layout, ...] = (
+    euroc,
+    kitti,
+    seven_scenes,
+    scannet,
+    icl_nuim,
+    timed_list,
+    video_folder,
+    image_folder,
+)
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise SequenceError(f"{folder}: no such file or folder")
+    if not folder.is_dir():
+        raise SequenceError(f"{folder}: not a folder")
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise SequenceError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
+    if not entries:
+        return f"{folder}: the folder is empty; expected pictures, a video or a data set"
+    folders = [path for path in entries if path.is_dir()]
+    with_pictures = [path.name for path in folders if _pictures(path)]
+    if with_pictures:
+        count, named = len(with_pictures), ", ".join(with_pictures[:4]) + ", ..." * (len(with_pictures) > 4)
+        return f"{folder}: pictures are not here but in {count} folders in it ({named}); pass one of them"
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in entries if path.is_file())
+    seen = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
+    seen += [f"{len(folders)} folders"] * bool(folders)
+    return (
+        f"{folder}: no pictures or video found (looked for {' '.join(IMAGE_SUFFIXES)}, mp4, mov, avi, mkv; "
+        f"saw {', '.join(seen)})"
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files in natural order, hidden ones left out; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()),
+        key=lambda path: _natural(path.name),
+    )
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # Splitting at digits alternates text and number, so like is compared with like; the name settles ties.
+    parts: list[str | int] = [int(p) if p.isdecimal() else p.lower() for p in re.split(r"([0-9]+)", name)]
+    return parts, name
+
+
+def _number_in(path: Path) -> int:
+    """The frame number in a name such as frame-000012.color.png or 12.jpg."""
+    digits = re.findall(r"[0-9]+", path.name)
+    if not digits or len(digits[0]) > 9:
+        raise SequenceError(f"{path}: expected a frame number in the picture's name")
+    return int(digits[0])
+
+
+def _nominal_times(numbers: Sequence[int] | range, fps: int) -> NDArray[np.int64]:
+    """Frame number k at k / fps seconds, rounded to the nanosecond."""
+    for before, number in pairwise(numbers):
+        if number <= before:
+            raise SequenceError(f"frame {number} follows frame {before}; expected every number once")
+    return np.array([(k * 1_000_000_000 + fps // 2) // fps for k in numbers], dtype=np.int64)
+
+
+def _rows(path: Path, separator: str | None = None, most_fields: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """(file and line, fields) of each line that is not empty and not a comment; at least one.
+
+    `most_fields` leaves the rest of a line together, as file names may hold spaces.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise SequenceError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
+    found = False
+    for number, line in enumerate(lines, start=1):
+        content = line.strip()
+        if content and not content.startswith("#"):
+            found = True
+            fields = content.split(separator, most_fields - 1) if most_fields else content.split(separator)
+            yield f"{path}, line {number}", [field.strip() for field in fields]
+    if not found:
+        raise SequenceError(f"{path}: holds no lines but comments")
+
+
+def _inside(folder: Path, name: str, place: str) -> Path:
+    """The path of a listed picture, which must not lead out of the folder (links inside it may)."""
+    listed = PurePosixPath(name)
+    if listed.is_absolute() or ".." in listed.parts:
+        raise SequenceError(f"{place}: {name} leads out of the sequence's folder; expected a path inside it")
+    return folder / listed
+
+
+def _integer(place: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}|[0-8][0-9]{18}", text):
+        raise SequenceError(f"{place}: expected a time in integer nanoseconds, got {text!r}")
+    return int(text)
+
+
+def _seconds(place: str, text: str) -> int:
+    try:
+        return nanoseconds_from_seconds(text)
+    except ValueError as error:
+        raise SequenceError(f"{place}: {error}") from None
+
+
+def _increasing(rows: Sequence[tuple[str, str, int]]) -> NDArray[np.int64]:
+    """Timestamps (N,) of (place, text, nanoseconds) rows, which must increase."""
+    for (_, before, before_ns), (place, text, time_ns) in pairwise(rows):
+        if time_ns <= before_ns:
+            problem = "is there twice" if time_ns == before_ns else f"comes after {before}"
+            raise SequenceError(
+                f"{place}: timestamps must increase, but {text} {problem}; sort the lines and keep each once"
+            )
+    return np.array([time_ns for _, _, time_ns in rows], dtype=np.int64)
+
+
+def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajectory | None, list[str]]:
+    """groundtruth.txt, unless it is of another time than the pictures: then None, and why."""
+    path = folder / "groundtruth.txt"
+    if not path.is_file():
+        return None, []
+    truth = read_tum(path)
+    if truth.timestamps_ns[-1] < times[0] or truth.timestamps_ns[0] > times[-1]:
+        return None, ["groundtruth.txt shares no time with the pictures, so it is not used"]
+    return truth, []
+
+
+def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory | None:
+    """One 4x4 world_from_cam a file. Frames without a file, or with infinity or NaN in it, have no pose."""
+    posed = []
+    for time_ns, path in zip(times.tolist(), paths, strict=True):
+        if not path.is_file():
+            continue
+        pose = _matrix(path)
+        if pose.shape != (4, 4):
+            raise SequenceError(f"{path}: expected a 4x4 pose, got {pose.shape[0]}x{pose.shape[1]} numbers")
+        if np.isfinite(pose).all():
+            pose[:3, :3] = nearest_rotation(pose[:3, :3])
+            pose[3] = (0.0, 0.0, 0.0, 1.0)
+            posed.append((time_ns, pose))
+    if not posed:
+        return None
+    return Trajectory(np.array([time for time, _ in posed]), np.array([pose for _, pose in posed]))
+
+
+def _matrix(path: Path) -> FloatArray:
+    rows = list(_rows(path))
+    try:
+        values = [[float(field) for field in fields] for _, fields in rows]
+    except ValueError as error:
+        raise SequenceError(f"{path}: expected a matrix of numbers ({error})") from None
+    if len({len(row) for row in values}) != 1:
+        raise SequenceError(f"{path}: expected a matrix, but its lines differ in length")
+    return np.array(values, dtype=np.float64)
+
+
+def _camera_of(paths: Sequence[Path], K: ArrayLike, source: str) -> Camera | None:
+    """The camera of a calibration that states no picture size: that of the first picture that can be read.
+
+    None when none can, which the reader of the pictures reports.
+    """
+    K = np.asarray(K, dtype=np.float64)
+    if K.shape[0] < 3 or K.shape[1] < 3:
+        raise CameraError(f"{source}: expected at least 3x3 numbers, got {K.shape[0]}x{K.shape[1]}")
+    for path in paths:
+        try:
+            height, width = read_image(path).shape[:2]
+        except SequenceError:
+            continue
+        if not (0.25 * width < K[0, 2] < 0.75 * width and 0.25 * height < K[1, 2] < 0.75 * height):
+            raise CameraError(
+                f"{source}: its centre ({K[0, 2]:.1f}, {K[1, 2]:.1f}) is not that of {path.name}, "
+                f"{width}x{height}; were the pictures resized? Pass --camera with one made for them"
+            )
+        return Camera(width=width, height=height, fx=K[0, 0], fy=K[1, 1], cx=K[0, 2], cy=K[1, 2])
+    return None
+
+
+def _euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
+    """The camera of a sensor.yaml and body_from_cam (4, 4), which EuRoC calls T_BS."""
+    data = read_camera_yaml(path)
+    models = {"radial-tangential": "radtan", "radtan": "radtan", "equidistant": "fisheye"}
+    model = models.get(str(data.get("distortion_model")))
+    if model is None:
+        raise CameraError(
+            f"{path}: distortion_model: expected {' or '.join(models)}, got {data.get('distortion_model')!r}"
+        )
+    try:
+        width, height = (int(n) for n in data["resolution"])
+        fx, fy, cx, cy = (float(n) for n in data["intrinsics"])
+        distortion = tuple(float(k) for k in data["distortion_coefficients"])
+        body_from_cam = np.array(data["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
+    except KeyError as error:
+        raise CameraError(f"{path}: missing {error.args[0]}") from None
+    except (TypeError, ValueError) as error:
+        raise CameraError(
+            f"{path}: resolution, intrinsics or T_BS have not the expected numbers ({error})"
+        ) from None
+    body_from_cam[:3, :3] = nearest_rotation(body_from_cam[:3, :3])
+    camera = Camera(
+        width=width,
+        height=height,
+        fx=fx,
+        fy=fy,
+        cx=cx,
+        cy=cy,
+        model="fisheye" if model == "fisheye" else "radtan",
+        distortion=distortion,
+    )
+    return camera, body_from_cam
+
+
+def _kitti_times(path: Path, last_frame: int) -> tuple[NDArray[np.int64], list[str]]:
+    """The time of every frame of the sequence, which may be more than there are pictures."""
+    if not path.is_file():
+        times = _nominal_times(range(last_frame + 1), KITTI_FPS)
+        return times, [f"no times.txt, so {KITTI_FPS} pictures a second assumed"]
+    times = _increasing([(place, fields[0], _seconds(place, fields[0])) for place, fields in _rows(path)])
+    if last_frame >= len(times):
+        raise SequenceError(
+            f"{path}: {len(times)} times, but there is a picture numbered {last_frame}; "
+            "expected a line for each picture, from 0 on"
+        )
+    return times, []
+
+
+def _kitti_ground_truth(folder: Path, times: NDArray[np.int64], projection: FloatArray) -> Trajectory | None:
+    """The poses, which are camera 0's, moved to the camera whose `projection` (3, 4) is given."""
+    for path in (folder / "poses.txt", folder.parent.parent / "poses" / f"{folder.name}.txt"):
+        if path.is_file():
+            cam0_from_cam = np.eye(4)
+            cam0_from_cam[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
+            world_from_cam0 = read_kitti(path, times)
+            return Trajectory(times, world_from_cam0.world_from_cam @ cam0_from_cam)
+    return None
+
+
+def _kitti_projection(path: Path, camera_number: int) -> FloatArray:
+    """P0 to P3 of a calib.txt, (3, 4): pixels of that camera from points in camera 0."""
+    for place, fields in _rows(path):
+        if fields[0] == f"P{camera_number}:":
+            try:
+                return np.array([float(field) for field in fields[1:]]).reshape(3, 4)
+            except ValueError:
+                raise CameraError(f"{place}: expected 12 numbers after P{camera_number}:") from None
+    raise CameraError(f"{path}: no line P{camera_number}:, the calibration of image_{camera_number}")
+
+
+def _tum_camera(table: Path, folder_name: str) -> tuple[Camera | None, str]:
+    """The published calibration of freiburg1, 2 or 3, which rgb.txt's header or the folder names."""
+    header = [line for line in table.read_text(encoding="utf-8-sig").splitlines() if line.startswith("#")]
+    named = re.search(r"freiburg([123])", " ".join([*header, folder_name]))
+    if not named:
+        return None, ""
+    fx, fy, cx, cy, distortion = TUM_CAMERAS[named[1]]
+    camera = Camera(
+        width=640,
+        height=480,
+        fx=fx,
+        fy=fy,
+        cx=cx,
+        cy=cy,
+        model="radtan" if distortion else "pinhole",
+        distortion=distortion,
+    )
+    return camera, f"published calibration of freiburg{named[1]}"
+
+
+def _counts_pictures(associations: Path) -> bool:
+    """Whether associations.txt numbers its pictures (ICL-NUIM) rather than giving their times (TUM RGB-D)."""
+    if not associations.is_file():
+        return False
+    return all(fields[0].isdecimal() for _, fields in _rows(associations))
