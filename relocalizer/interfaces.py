@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, frozen_array
 from relocalizer.images import Camera, Image
 
@@ -23,6 +24,7 @@ class View:
 
     image: Image
     camera: Camera | None = None
+    features: LocalFeatures | None = None  # when somebody has them already, so that they are found once
 
 
 class Encoded(Protocol):

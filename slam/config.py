@@ -10,20 +10,130 @@ from relocalizer.config import FeaturesConfig, GeometricConfig, RetrievalConfig,
 
 
 class InputConfig(Section):
+    """How pictures come in."""
+
     assumed_fov_deg: float = Field(
         60.0, gt=10, lt=150, description="Angle of view across the longer side when no camera is given, degrees."
     )
     max_side_px: int = Field(
-        960, ge=160, le=4096, description="Larger pictures are shrunk so that their longer side has this many pixels."
+        1280, ge=160, le=4096, description="Larger pictures are shrunk so that their longer side has this many pixels."
     )
     prefetch_frames: int = Field(8, ge=0, le=256, description="Pictures read ahead by the reading thread.")
 
 
 class PredictorConfig(Section):
+    """Who estimates the pose of a pair of pictures."""
+
     kind: Literal["auto", "geometric", "reloc3r-512", "reloc3r-224"] = Field(
-        "auto", description="Who estimates the pose of a pair of pictures."
+        "auto", description="The pair predictor; auto takes the network where a GPU makes it cheap."
     )
     geometric: GeometricConfig = GeometricConfig()
+
+
+class TracksConfig(Section):
+    """Corner tracks between pictures."""
+
+    max_tracks: int = Field(700, ge=50, le=5000, description="Points followed at a time.")
+    min_distance_px: float = Field(9.0, ge=1, le=100, description="Least distance between points, pixels.")
+    window_px: int = Field(21, ge=5, le=61, description="Side of the window matched by KLT, pixels.")
+    pyramid_levels: int = Field(4, ge=1, le=8, description="Pyramid levels of KLT.")
+    forward_backward_px: float = Field(
+        0.7, gt=0, le=10, description="A track that does not come back to its start within this is dropped, pixels."
+    )
+    noise_px: float = Field(0.8, gt=0.05, le=10, description="Standard deviation assumed of a track, pixels.")
+
+
+class InitialisationConfig(Section):
+    """The first pair."""
+
+    min_parallax_px: float = Field(
+        24.0, gt=0, le=500, description="Median motion of the tracks before the first pair is tried, pixels."
+    )
+    min_landmarks: int = Field(60, ge=10, le=5000, description="Landmarks the first pair must give.")
+    min_parallax_deg: float = Field(
+        1.5, gt=0, le=30, description="Median angle between the rays of the first pair's landmarks, degrees."
+    )
+
+
+class KeyframesConfig(Section):
+    """When a frame is worth keeping."""
+
+    parallax_px: float = Field(
+        28.0, gt=0, le=500, description="Median motion of landmarks, without the camera's turning, pixels."
+    )
+    min_survival: float = Field(
+        0.6, gt=0, lt=1, description="A keyframe is due when fewer than this share of its landmarks is still tracked."
+    )
+    rotation_deg: float = Field(12.0, gt=0, le=90, description="A keyframe is due after turning by this, degrees.")
+    min_gap: int = Field(2, ge=1, le=100, description="Frames between keyframes, at least.")
+    blur_ratio: float = Field(
+        0.5, ge=0, lt=1, description="Frames less sharp than this share of the recent median are not kept."
+    )
+
+
+class TrackingConfig(Section):
+    """The pose of every frame."""
+
+    min_inliers: int = Field(20, ge=6, le=1000, description="Landmarks that must agree with a pose.")
+    min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Share of tracked landmarks that must agree.")
+    rematch_below: int = Field(
+        80, ge=0, le=2000, description="With fewer tracked landmarks than this, features are matched to keyframes too."
+    )
+
+
+class LandmarksConfig(Section):
+    """Points of the map."""
+
+    min_parallax_deg: float = Field(
+        1.0, gt=0, le=30, description="Least angle between rays for a point to get a place, degrees."
+    )
+    refind_radius_px: float = Field(
+        8.0, gt=0, le=100, description="Known landmarks are searched for this far from where they should be, pixels."
+    )
+    refind_keyframes: int = Field(
+        12, ge=0, le=200, description="Keyframes whose landmarks are looked for again in a new keyframe."
+    )
+    min_similarity: float = Field(
+        0.85, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point."
+    )
+
+
+class RefinementConfig(Section):
+    """Joint refinement of recent keyframes and landmarks."""
+
+    window: int = Field(8, ge=2, le=50, description="Keyframes refined together.")
+    covisible: int = Field(
+        6, ge=0, le=50, description="Further keyframes that see the same landmarks, held fixed in the window."
+    )
+    max_landmarks: int = Field(500, ge=50, le=20000, description="Landmarks in the window, the most seen first.")
+    iterations: int = Field(6, ge=1, le=100, description="Levenberg-Marquardt iterations for a window.")
+    final: bool = Field(True, description="Refine the whole map once more when the run ends.")
+    final_iterations: int = Field(20, ge=1, le=200, description="Iterations of the final refinement.")
+
+
+class LinkingConfig(Section):
+    """Edges between keyframes."""
+
+    neighbours: int = Field(4, ge=1, le=30, description="Earlier keyframes each new one is tied to.")
+    loop_candidates: int = Field(4, ge=0, le=50, description="Retrieved keyframes that are tried as loops.")
+    loop_min_gap: int = Field(10, ge=1, le=1000, description="Keyframes between the two ends of a loop, at least.")
+    loop_min_similarity: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Similarity of a loop candidate, as a share of that between neighbouring keyframes.",
+    )
+    loop_min_inliers: int = Field(30, ge=8, le=1000, description="Landmarks that must agree with a loop.")
+
+
+class RelocalizationConfig(Section):
+    """After the camera was lost."""
+
+    candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
+    min_inliers: int = Field(25, ge=6, le=1000, description="Landmarks that must agree.")
+    restart_after: int = Field(
+        30, ge=1, le=100000, description="Frames lost before a map of fewer than five keyframes is begun anew."
+    )
 
 
 class SlamConfig(Section):
@@ -34,3 +144,11 @@ class SlamConfig(Section):
     features: FeaturesConfig = FeaturesConfig()
     predictor: PredictorConfig = PredictorConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    tracks: TracksConfig = TracksConfig()
+    initialisation: InitialisationConfig = InitialisationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    keyframes: KeyframesConfig = KeyframesConfig()
+    landmarks: LandmarksConfig = LandmarksConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    linking: LinkingConfig = LinkingConfig()
+    relocalization: RelocalizationConfig = RelocalizationConfig()

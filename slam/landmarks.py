@@ -1,0 +1,158 @@
+"""Landmarks: tracks with a place. Each hangs off the keyframe that first saw it, so it moves with the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import FloatArray, Similarity, rotation_matrix, translation_of
+from slam.graph import KeyframeGraph
+from slam.tracks import Tracks
+
+NO_ANCHOR = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Triangulation:
+    """points_i (N, 3) in camera i; parallax_rad (N,) angle between the rays; good (N,) those that can be trusted."""
+
+    points_i: FloatArray
+    parallax_rad: FloatArray
+    good: NDArray[np.bool_]
+
+
+def triangulate(
+    normalised_i: FloatArray,
+    normalised_j: FloatArray,
+    i_from_j: RigidTransform,
+    *,
+    noise: float,
+    min_parallax_rad: float,
+) -> Triangulation:
+    """Points seen in two cameras, by the midpoint of their rays weighted to the depths.
+
+    Good points lie in front of both cameras, reproject within 3 `noise` in both, and their rays meet at
+    `min_parallax_rad` or more. (Lee and Civera, "Triangulation: why optimize?", BMVC 2019, equations 10-11.)
+
+    Args:
+        normalised_i, normalised_j: (N, 2) on the plane z = 1.
+        i_from_j: pose of camera j in camera i; its length sets the unit of the points.
+        noise: standard deviation of the normalised coordinates.
+    """
+    R, t = rotation_matrix(i_from_j), translation_of(i_from_j)
+    ones = np.ones((len(normalised_i), 1))
+    ray_i, ray_j_own = np.hstack([normalised_i, ones]), np.hstack([normalised_j, ones])
+    ray_j = ray_j_own @ R.T
+    f_i = ray_i / np.linalg.norm(ray_i, axis=1, keepdims=True)
+    f_j = ray_j / np.linalg.norm(ray_j, axis=1, keepdims=True)
+    cross = np.cross(f_i, f_j)
+    p = np.maximum(np.linalg.norm(cross, axis=1), 1e-12)
+    q = np.linalg.norm(np.cross(f_i, t), axis=1)
+    r = np.linalg.norm(np.cross(f_j, t), axis=1)
+    depth_i, depth_j = r / p, q / p  # along the unit rays, from the sine rule
+    on_i, on_j = depth_i[:, None] * f_i, t + depth_j[:, None] * f_j
+    weight_i = (q / np.maximum(q + r, 1e-12))[:, None]
+    points = weight_i * on_i + (1 - weight_i) * on_j
+    parallax = np.arctan2(p, (f_i * f_j).sum(axis=1))
+    in_j = (points - t) @ R
+    front = (points[:, 2] > 1e-6) & (in_j[:, 2] > 1e-6)
+    z_i, z_j = np.where(front, points[:, 2], 1.0)[:, None], np.where(front, in_j[:, 2], 1.0)[:, None]
+    error_i = np.linalg.norm(points[:, :2] / z_i - normalised_i, axis=1)
+    error_j = np.linalg.norm(in_j[:, :2] / z_j - normalised_j, axis=1)
+    good = front & (error_i < 3 * noise) & (error_j < 3 * noise) & (parallax >= min_parallax_rad)
+    return Triangulation(points, parallax, good)
+
+
+class LandmarkMap:
+    """Where tracks lie in space, and which keyframes saw them where.
+
+    Track ids index growing arrays. A landmark's point is stored in its anchor keyframe, in that keyframe's
+    own units, with the standard deviation of its inverse depth; a track without a place has no anchor.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.anchor = np.full(1024, NO_ANCHOR, np.int64)
+        self.point_in_anchor = np.zeros((1024, 3))
+        self.inverse_depth_sigma = np.full(1024, np.inf)
+        self.descriptor = np.zeros((1024, 128), np.float32)
+        self.colour = np.zeros((1024, 3), np.uint8)
+        self.observed: dict[int, Tracks] = {}
+
+    def new_ids(self, count: int) -> NDArray[np.int64]:
+        """Fresh track ids, in order."""
+        ids = np.arange(self._count, self._count + count, dtype=np.int64)
+        self._count += count
+        while self._count > len(self.anchor):
+            self._grow()
+        return ids
+
+    def _grow(self) -> None:
+        extra = len(self.anchor)
+        self.anchor = np.concatenate([self.anchor, np.full(extra, NO_ANCHOR, np.int64)])
+        self.point_in_anchor = np.concatenate([self.point_in_anchor, np.zeros((extra, 3))])
+        self.inverse_depth_sigma = np.concatenate([self.inverse_depth_sigma, np.full(extra, np.inf)])
+        self.descriptor = np.concatenate([self.descriptor, np.zeros((extra, 128), np.float32)])
+        self.colour = np.concatenate([self.colour, np.zeros((extra, 3), np.uint8)])
+
+    def has_place(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(self.anchor[ids] != NO_ANCHOR)
+
+    def placed_ids(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.anchor[: self._count] != NO_ANCHOR)
+
+    def place(
+        self, ids: NDArray[np.int64], points_in_anchor: FloatArray, anchor: int, inverse_depth_sigma: FloatArray
+    ) -> None:
+        """Give tracks a place: points (N, 3) in keyframe `anchor`, in its units."""
+        self.anchor[ids] = anchor
+        self.point_in_anchor[ids] = points_in_anchor
+        self.inverse_depth_sigma[ids] = inverse_depth_sigma
+
+    def forget_place(self, ids: NDArray[np.int64]) -> None:
+        self.anchor[ids] = NO_ANCHOR
+
+    def points_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
+        """Places (N, 3) in map units of landmarks that have one."""
+        points = np.empty((len(ids), 3))
+        anchors = self.anchor[ids]
+        for anchor in np.unique(anchors):
+            of_anchor = anchors == anchor
+            pose = graph.world_from_keyframe[int(anchor)]
+            points[of_anchor] = pose.apply(self.point_in_anchor[ids[of_anchor]])
+        return points
+
+    def move_to(self, ids: NDArray[np.int64], points_world: FloatArray, graph: KeyframeGraph) -> None:
+        """Set places from map coordinates (N, 3), under the graph's current poses; anchors stay."""
+        anchors = self.anchor[ids]
+        for anchor in np.unique(anchors):
+            of_anchor = anchors == anchor
+            anchor_from_world = graph.world_from_keyframe[int(anchor)].inverse()
+            self.point_in_anchor[ids[of_anchor]] = anchor_from_world.apply(points_world[of_anchor])
+
+    def shared_with(self, ids: NDArray[np.int64], keyframe_ids: list[int]) -> dict[int, int]:
+        """How many of the landmarks each of these keyframes saw."""
+        wanted = np.zeros(self._count, bool)
+        wanted[ids] = True
+        return {k: int(wanted[self.observed[k].ids].sum()) for k in keyframe_ids if k in self.observed}
+
+    def merge(self, kept: NDArray[np.int64], gone: NDArray[np.int64]) -> None:
+        """Two names of one point become one: every observation of gone[k] is now one of kept[k].
+
+        A keyframe that saw both keeps the observation under the kept name only.
+        """
+        rename = np.arange(self._count, dtype=np.int64)
+        rename[gone] = kept
+        for k, tracks in self.observed.items():
+            ids = rename[tracks.ids]
+            if (ids == tracks.ids).all():
+                continue
+            own = ids == tracks.ids
+            order = np.argsort(~own, kind="stable")  # own names first, so that they win
+            _, first = np.unique(ids[order], return_index=True)
+            keep = np.sort(order[first])
+            self.observed[k] = Tracks(ids[keep], tracks.pixels[keep])
+        self.forget_place(gone)

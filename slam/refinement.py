@@ -1,0 +1,148 @@
+"""Joint refinement of keyframe poses and landmarks over their observations (bundle adjustment, GTSAM)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import gtsam
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import FloatArray, rigid
+from relocalizer.images import Camera
+from relocalizer.interfaces import PairEstimate
+
+HUBER_K = 1.345  # 95 % efficiency on a normal distribution
+FIXED_SIGMA = 1e-6
+POINT = 1 << 40  # landmark keys lie above all keyframe keys
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Bundle:
+    """Keyframes, landmarks and who saw what.
+
+    Attributes:
+        world_from_cam: pose of every keyframe taking part, by id.
+        cameras: pinhole camera of each.
+        fixed: ids of keyframes that must not move. With fewer than two, the first keyframe is held and the
+            distance to the keyframe farthest from it is kept, so that place and scale are pinned.
+        points_world: (N, 3).
+        keyframe_of, point_of: (M,) keyframe id and row of `points_world` of each observation.
+        pixels: (M, 2).
+        pairs: the predictor's estimates (i, j, i_from_j) between keyframes of the bundle.
+    """
+
+    world_from_cam: Mapping[int, RigidTransform]
+    cameras: Mapping[int, Camera]
+    fixed: frozenset[int]
+    points_world: FloatArray
+    keyframe_of: NDArray[np.int64]
+    point_of: NDArray[np.int64]
+    pixels: FloatArray
+    pairs: Sequence[tuple[int, int, PairEstimate]] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Refined:
+    """New poses and points, and the reprojection error (M,) in pixels of each observation under them."""
+
+    world_from_cam: dict[int, RigidTransform]
+    points_world: FloatArray
+    error_px: FloatArray
+
+
+class Refiner(Protocol):
+    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int) -> Refined: ...
+
+
+def reprojection_errors(
+    bundle: Bundle, world_from_cam: Mapping[int, RigidTransform], points_world: FloatArray
+) -> FloatArray:
+    """Pixels (M,) between each observation and where its landmark falls; infinite behind the camera."""
+    errors = np.full(len(bundle.pixels), np.inf)
+    for k, pose in world_from_cam.items():
+        rows = np.flatnonzero(bundle.keyframe_of == k)
+        points = np.asarray(pose.inv().apply(points_world[bundle.point_of[rows]])).reshape(-1, 3)
+        front = points[:, 2] > 1e-6
+        difference = bundle.cameras[k].project(points[front]) - bundle.pixels[rows[front]]
+        errors[rows[front]] = np.linalg.norm(difference, axis=1)
+    return errors
+
+
+class GtsamRefiner:
+    """Levenberg-Marquardt over projection factors with a Huber kernel."""
+
+    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int) -> Refined:
+        graph, start = gtsam.NonlinearFactorGraph(), gtsam.Values()
+        for k, pose in bundle.world_from_cam.items():
+            start.insert(k, gtsam.Pose3(pose.as_matrix()))
+        for n, point in enumerate(bundle.points_world):
+            start.insert(POINT + n, point)
+        self._add_projections(graph, bundle, noise_px)
+        self._add_pairs(graph, bundle)
+        self._pin(graph, start, bundle)
+        parameters = gtsam.LevenbergMarquardtParams()
+        parameters.setMaxIterations(iterations)
+        parameters.setRelativeErrorTol(1e-5)
+        solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
+        if not np.isfinite(graph.error(solution)):
+            solution = start  # a singular system: better the old map than a broken one
+        poses = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
+        points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
+        return Refined(
+            world_from_cam=poses, points_world=points, error_px=reprojection_errors(bundle, poses, points)
+        )
+
+    @staticmethod
+    def _add_projections(graph: gtsam.NonlinearFactorGraph, bundle: Bundle, noise_px: float) -> None:
+        noise = gtsam.noiseModel.Robust.Create(
+            gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), gtsam.noiseModel.Isotropic.Sigma(2, noise_px)
+        )
+        K = {
+            k: gtsam.Cal3_S2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy)
+            for k, camera in bundle.cameras.items()
+        }
+        factor = gtsam.GenericProjectionFactorCal3_S2
+        rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
+        for k, n, pixel in rows:
+            graph.add(factor(pixel, noise, k, POINT + n, K[k]))
+
+    @staticmethod
+    def _add_pairs(graph: gtsam.NonlinearFactorGraph, bundle: Bundle) -> None:
+        for i, j, estimate in bundle.pairs:
+            rotation = gtsam.Rot3(estimate.i_from_j_rotation)
+            sigma_r, sigma_d = estimate.rotation_sigma_rad, estimate.direction_sigma_rad
+            if estimate.i_from_j_direction is None:
+                # Only the rotation is known: the translation's sigma is beyond any map's size.
+                noise = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [1e6] * 3))
+                factor = gtsam.BetweenFactorPose3(i, j, gtsam.Pose3(rotation, np.zeros(3)), noise)
+            else:
+                essential = gtsam.EssentialMatrix(rotation, gtsam.Unit3(estimate.i_from_j_direction))
+                noise = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [sigma_d] * 2))
+                factor = gtsam.EssentialMatrixConstraint(i, j, essential, _robust(noise))
+            graph.add(factor)
+
+    @staticmethod
+    def _pin(graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle) -> None:
+        rigidly = gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)
+        held = sorted(bundle.fixed) or [min(bundle.world_from_cam)]
+        for k in held:
+            graph.add(gtsam.PriorFactorPose3(k, start.atPose3(k), rigidly))
+        if len(held) < 2:
+            first = start.atPose3(held[0])
+            distances = {k: first.range(start.atPose3(k)) for k in bundle.world_from_cam}
+            far = max(distances, key=lambda k: (distances[k], -k))
+            if distances[far] > 0:
+                noise = gtsam.noiseModel.Isotropic.Sigma(1, FIXED_SIGMA * distances[far])
+                graph.add(gtsam.RangeFactorPose3(held[0], far, distances[far], noise))
+
+
+def _robust(noise: gtsam.noiseModel.Base) -> gtsam.noiseModel.Robust:
+    return gtsam.noiseModel.Robust.Create(gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), noise)
+
+
+def _rigid(pose: gtsam.Pose3) -> RigidTransform:
+    return rigid(pose.rotation().matrix(), pose.translation())

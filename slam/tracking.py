@@ -1,0 +1,184 @@
+"""The pose of one frame from the landmarks it sees: robust search, then refinement over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import FloatArray, exp_so3, rigid, rotation_matrix, translation_of
+from relocalizer.images import Camera
+from relocalizer.interfaces import PairEstimate
+
+CHI2_2DOF_95 = 5.991
+UNINFORMED = 1e-12  # keeps the normal equations solvable where nothing informs them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoseFit:
+    """A camera pose and how well it explains the landmarks.
+
+    Attributes:
+        world_from_cam: the pose, in the landmarks' units.
+        inliers: (N,) bool, landmarks within the 95 % bound of their noise.
+        information: (6, 6) of a left perturbation (rotation, translation) of cam_from_world.
+    """
+
+    world_from_cam: RigidTransform
+    inliers: NDArray[np.bool_]
+    information: FloatArray
+
+    @property
+    def inlier_count(self) -> int:
+        return int(self.inliers.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PosePrior:
+    """What is believed of a pose before looking: a pose and the (6, 6) information of a left perturbation."""
+
+    world_from_cam: RigidTransform
+    information: FloatArray
+
+
+def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: float) -> PosePrior:
+    """The prior a pair estimate and a length give for camera j.
+
+    The rotation is known to `rotation_sigma_rad`; the position across the direction to
+    length * `direction_sigma_rad`; along it nothing is known, for that is the landmarks' to say.
+    """
+    direction = estimate.i_from_j_direction
+    step = np.zeros(3) if direction is None else length * direction
+    world_from_j = world_from_i * rigid(estimate.i_from_j_rotation, step)
+    information = np.zeros((6, 6))
+    information[:3, :3] = np.eye(3) / estimate.rotation_sigma_rad**2
+    if direction is not None and length > 0:
+        # cam_from_world's translation is -R^T c: an error across d in i is one across R^T d in j's axes.
+        along = estimate.i_from_j_rotation.T @ direction
+        across = np.eye(3) - np.outer(along, along)
+        information[3:, 3:] = across / (length * estimate.direction_sigma_rad) ** 2
+    return PosePrior(world_from_j, information)
+
+
+def refine_pose(
+    points_world: FloatArray,
+    pixels: NDArray[np.floating],
+    camera: Camera,
+    start: RigidTransform,
+    *,
+    noise_px: float,
+    prior: PosePrior | None = None,
+    iterations: int = 12,
+) -> PoseFit:
+    """Motion-only refinement: the pose that best explains pixels (N, 2) of points (N, 3), robustly.
+
+    Gauss-Newton with the Cauchy kernel, whose weights fall to nothing for gross errors yet keep pulling at first
+    when the start is off; then two rounds over the inliers alone.
+
+    Args:
+        start: world_from_cam to begin from.
+        noise_px: standard deviation of a pixel.
+    """
+    R = rotation_matrix(start).T
+    t = -R @ translation_of(start)
+    pixels = np.asarray(pixels, dtype=np.float64)
+    focal = np.array([camera.fx, camera.fy])
+    centre = np.array([camera.cx, camera.cy])
+    H = np.zeros((6, 6))
+    for step in range(iterations + 2):
+        p = points_world @ R.T + t
+        z = np.maximum(p[:, 2], 1e-6)
+        normalised = p[:, :2] / z[:, None]
+        residual = normalised * focal + centre - pixels
+        squared = (residual**2).sum(axis=1) / noise_px**2
+        valid = p[:, 2] > 1e-6
+        if step < iterations:
+            weight = np.where(valid, 1.0 / (1.0 + squared / CHI2_2DOF_95), 0.0)
+        else:
+            weight = (valid & (squared < CHI2_2DOF_95)).astype(np.float64)
+        H, gradient = _normal_equations(p, z, normalised, residual, weight / noise_px**2, focal)
+        if prior is not None:
+            error = _left_difference(R, t, prior.world_from_cam)
+            H += prior.information
+            gradient += prior.information @ error
+        delta = -np.linalg.solve(H + UNINFORMED * np.eye(6) * max(float(np.trace(H)), 1.0), gradient)
+        dR = exp_so3(delta[:3])
+        R, t = dR @ R, dR @ t + delta[3:]
+        if step < iterations and np.abs(delta).max() < 1e-7:
+            break
+    p = points_world @ R.T + t
+    z = np.maximum(p[:, 2], 1e-6)
+    squared = (((p[:, :2] / z[:, None]) * focal + centre - pixels) ** 2).sum(axis=1) / noise_px**2
+    inliers = (p[:, 2] > 1e-6) & (squared < CHI2_2DOF_95)
+    return PoseFit(rigid(R.T, -R.T @ t), inliers, H)
+
+
+def _normal_equations(
+    p: FloatArray, z: FloatArray, normalised: FloatArray, residual: FloatArray, weight: FloatArray, focal: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """H (6, 6) and gradient (6,) of the weighted squared reprojection error, for a left perturbation."""
+    x, y = normalised.T
+    inverse = 1.0 / z
+    zero = np.zeros_like(x)
+    J = np.empty((len(p), 2, 6))
+    J[:, 0] = focal[0] * np.stack([-x * y, 1 + x * x, -y, inverse, zero, -x * inverse], axis=1)
+    J[:, 1] = focal[1] * np.stack([-(1 + y * y), x * y, x, zero, inverse, -y * inverse], axis=1)
+    flat = J.reshape(-1, 6)
+    weighted = flat * np.repeat(weight, 2)[:, None]
+    return weighted.T @ flat, weighted.T @ residual.ravel()
+
+
+def _left_difference(R: FloatArray, t: FloatArray, prior: RigidTransform) -> FloatArray:
+    """First-order (rotation, translation) by which cam_from_world (R, t) differs from the prior's, on the left."""
+    prior_R = rotation_matrix(prior).T
+    prior_t = -prior_R @ translation_of(prior)
+    dR = R @ prior_R.T
+    omega = 0.5 * np.array([dR[2, 1] - dR[1, 2], dR[0, 2] - dR[2, 0], dR[1, 0] - dR[0, 1]])
+    return np.concatenate([omega, t - dR @ prior_t])
+
+
+def search_pose(
+    points_world: FloatArray, pixels: NDArray[np.floating], camera: Camera, *, noise_px: float
+) -> RigidTransform | None:
+    """world_from_cam by consensus over minimal sets, without a start; None when no set finds support.
+
+    SQPnP inside USAC (MAGSAC scoring) of OpenCV, which is deterministic.
+    """
+    if len(points_world) < 6:
+        return None
+    ok, rvec, tvec, _ = cv2.solvePnPRansac(
+        np.ascontiguousarray(points_world),
+        np.ascontiguousarray(pixels, dtype=np.float64),
+        camera.matrix,
+        np.zeros(4),
+        iterationsCount=500,
+        reprojectionError=3.0 * noise_px,
+        confidence=0.999,
+        flags=cv2.USAC_MAGSAC,
+    )
+    if not ok or not (np.isfinite(rvec).all() and np.isfinite(tvec).all()):
+        return None
+    R = exp_so3(rvec.ravel())
+    return rigid(R.T, -R.T @ tvec.ravel())
+
+
+def rotate_pixels(
+    pixels: NDArray[np.floating], camera: Camera, j_from_i_rotation: FloatArray
+) -> NDArray[np.float32]:
+    """Where pixels (N, 2) of infinitely far points go when the camera turns."""
+    H = camera.matrix @ j_from_i_rotation @ np.linalg.inv(camera.matrix)
+    moved = np.hstack([pixels, np.ones((len(pixels), 1))]) @ H.T
+    return np.asarray(moved[:, :2] / np.maximum(moved[:, 2:], 1e-6), dtype=np.float32)
+
+
+__all__ = [
+    "PoseFit",
+    "PosePrior",
+    "pair_prior",
+    "refine_pose",
+    "rotate_pixels",
+    "search_pose",
+]
