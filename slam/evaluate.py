@@ -1,0 +1,447 @@
+"""How far a trajectory is from the truth, with the alignment said aloud.
+
+A monocular trajectory has no scale of its own, so it is aligned to the ground truth by a similarity, Sim(3);
+the rigid alignment, SE(3), stands beside it and says how good the scale was. Measures as in Sturm et al.,
+"A benchmark for the evaluation of RGB-D SLAM systems", 2012: absolute trajectory error (ATE) and relative
+pose error (RPE); alignment by Umeyama 1991.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+from relocalizer.errors import OutputError, TrajectoryError, UserError
+from relocalizer.geometry import FloatArray, align_points
+from slam.trajectory import Trajectory, seconds_from_nanoseconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MATCHES_NEEDED = 3  # fewer do not fix a similarity
+DELTA_TOLERANCE = 0.1  # a pair "1 s apart" is less than this share longer or shorter
+STANDSTILL = 1e-9  # spread of positions, relative to their size, below which nothing moved
+ONE_LINE = 1e-6  # ratio of the two largest extents below which positions lie on one line
+CANDIDATES = 16  # neighbours in time looked at on either side when stamps are matched
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Summary of non-negative errors, in their unit."""
+
+    rmse: float
+    mean: float
+    median: float
+    max: float
+
+    @staticmethod
+    def of(errors: FloatArray) -> Statistics:
+        """Of (N,) errors, N >= 1."""
+        return Statistics(
+            rmse=float(np.sqrt(np.mean(errors**2))),
+            mean=float(np.mean(errors)),
+            median=float(np.median(errors)),
+            max=float(np.max(errors)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeError:
+    """RPE over all pairs of poses that lie `delta` apart; translation in the ground truth's unit."""
+
+    delta: str
+    pairs: int
+    translation: Statistics
+    rotation_deg: Statistics
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Evaluation:
+    """An estimate compared with the truth. Lengths are in the ground truth's unit.
+
+    Attributes:
+        matched: poses of the estimate that have a ground truth pose within `max_difference_s`.
+        expected, covered: frames that should have a pose, and those of them that have one.
+        coverage_of: what the expected frames are.
+        path_length: of the ground truth, from the first matched pose to the last.
+        scale: ground truth units per unit of the estimate, by the Sim(3) alignment.
+        ate_sim3, ate_se3: distance between matched positions after each alignment.
+        orientation_deg: angle between matched orientations after the alignment (the rotation of both is the
+            same); None when all positions lie on one line, which leaves the roll about it open.
+        rpe_frame: RPE from each matched pose to the next; rpe_second: over one second, None in a shorter run.
+            Both after scaling by `scale`.
+        drift_percent: error of the motion from first to last matched pose, per path length, after scaling.
+        aligned, reference: the matched poses, (matched,) each, the estimate's after Sim(3).
+    """
+
+    matched: int
+    estimate_poses: int
+    ground_truth_poses: int
+    max_difference_s: float
+    expected: int
+    covered: int
+    coverage_of: str
+    path_length: float
+    scale: float
+    ate_sim3: Statistics
+    ate_se3: Statistics
+    orientation_deg: Statistics | None
+    rpe_frame: RelativeError
+    rpe_second: RelativeError | None
+    drift_percent: float
+    aligned: Trajectory
+    reference: Trajectory
+
+    @property
+    def coverage(self) -> float:
+        """Share of expected frames that have a pose, in [0, 1]."""
+        return self.covered / self.expected
+
+    @property
+    def ate_percent(self) -> float:
+        """ATE (RMSE, Sim(3)) per path length, percent."""
+        return 100.0 * self.ate_sim3.rmse / self.path_length
+
+    @property
+    def title(self) -> str:
+        """What was aligned, and how."""
+        return (
+            f"{self.matched} poses matched within {self.max_difference_s:g} s, "
+            f"Umeyama alignment by Sim(3) (scale {self.scale:.6g}) and by SE(3) (scale 1)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, ready for JSON; trajectories are left out."""
+        orientation, second = self.orientation_deg, self.rpe_second
+        return {
+            "title": self.title,
+            "matched": self.matched,
+            "estimate_poses": self.estimate_poses,
+            "ground_truth_poses": self.ground_truth_poses,
+            "max_difference_s": self.max_difference_s,
+            "expected": self.expected,
+            "covered": self.covered,
+            "coverage": self.coverage,
+            "coverage_of": self.coverage_of,
+            "path_length": self.path_length,
+            "scale": self.scale,
+            "ate_sim3": asdict(self.ate_sim3),
+            "ate_se3": asdict(self.ate_se3),
+            "ate_percent": self.ate_percent,
+            "orientation_deg": None if orientation is None else asdict(orientation),
+            "rpe_frame": asdict(self.rpe_frame),
+            "rpe_second": None if second is None else asdict(second),
+            "drift_percent": self.drift_percent,
+        }
+
+
+def evaluate(
+    estimate: Trajectory,
+    ground_truth: Trajectory,
+    *,
+    max_difference_s: float = 0.02,
+    expected: NDArray[np.int64] | None = None,
+) -> Evaluation:
+    """Compare an estimate with the truth.
+
+    Args:
+        max_difference_s: stamps further apart than this do not belong together.
+        expected: (N,) nanoseconds, increasing: the frames that should have a pose. Without them coverage is
+            that of the ground truth's stamps between the first and the last pose of the estimate.
+
+    Raises:
+        TrajectoryError: fewer than three poses match, or all positions of one side are at one place.
+    """
+    index_e, index_g = associate(
+        estimate.timestamps_ns, ground_truth.timestamps_ns, max_difference_s=max_difference_s
+    )
+    _expect_matches(len(index_e), estimate, ground_truth, max_difference_s)
+    matched, reference = _part(estimate, index_e), _part(ground_truth, index_g)
+    _expect_motion(matched, "estimate")
+    _expect_motion(reference, "ground truth")
+    sim3 = align_points(reference.positions, matched.positions)
+    se3 = align_points(reference.positions, matched.positions, with_scale=False)
+    aligned = matched.transformed(sim3)
+    covered, of_expected, coverage_of = _coverage(estimate, ground_truth, expected, max_difference_s)
+    rpe_frame = relative_error(aligned, reference, delta_frames=1)
+    assert rpe_frame is not None  # three poses make two pairs
+    return Evaluation(
+        matched=len(matched),
+        estimate_poses=len(estimate),
+        ground_truth_poses=len(ground_truth),
+        max_difference_s=max_difference_s,
+        expected=of_expected,
+        covered=covered,
+        coverage_of=coverage_of,
+        path_length=reference.length,
+        scale=sim3.scale,
+        ate_sim3=Statistics.of(position_errors(aligned, reference)),
+        ate_se3=Statistics.of(position_errors(matched.transformed(se3), reference)),
+        orientation_deg=_orientation(aligned, reference),
+        rpe_frame=rpe_frame,
+        rpe_second=relative_error(aligned, reference, delta_s=1.0),
+        drift_percent=_drift_percent(aligned, reference),
+        aligned=aligned,
+        reference=reference,
+    )
+
+
+def associate(
+    first_ns: ArrayLike, second_ns: ArrayLike, *, max_difference_s: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Match two increasing series of stamps one to one and in order, closest pairs first.
+
+    Returns:
+        Indices into the first and into the second, (M,) each, both increasing.
+    """
+    first, second = np.asarray(first_ns, dtype=np.int64), np.asarray(second_ns, dtype=np.int64)
+    limit = round(max_difference_s * 1e9)
+    nearest = np.searchsorted(second, first)
+    begin = np.maximum(np.searchsorted(second, first - limit), nearest - CANDIDATES)
+    end = np.minimum(np.searchsorted(second, first + limit, side="right"), nearest + CANDIDATES)
+    counts = np.maximum(end - begin, 0)
+    i = np.repeat(np.arange(len(first)), counts)
+    j = np.arange(counts.sum()) + np.repeat(begin - np.cumsum(counts) + counts, counts)
+    order = np.lexsort((j, i, np.abs(first[i] - second[j])))
+    matched_i: list[int] = []  # increasing, and so is matched_j: a pair never crosses another
+    matched_j: list[int] = []
+    for a, b in zip(i[order].tolist(), j[order].tolist(), strict=True):
+        place = bisect_left(matched_i, a)
+        a_is_free = place == len(matched_i) or matched_i[place] != a
+        in_order = (place == 0 or matched_j[place - 1] < b) and (
+            place == len(matched_j) or b < matched_j[place]
+        )
+        if a_is_free and in_order:
+            matched_i.insert(place, a)
+            matched_j.insert(place, b)
+    return np.array(matched_i, dtype=np.intp), np.array(matched_j, dtype=np.intp)
+
+
+def position_errors(estimate: Trajectory, reference: Trajectory) -> FloatArray:
+    """Distances (N,) between positions of two trajectories of N poses each."""
+    return np.asarray(np.linalg.norm(estimate.positions - reference.positions, axis=1))
+
+
+def orientation_errors_deg(estimate: Trajectory, reference: Trajectory) -> FloatArray:
+    """Angles (N,) between orientations of two trajectories of N poses each, degrees."""
+    return _angles_deg(reference.world_from_cam[:, :3, :3], estimate.world_from_cam[:, :3, :3])
+
+
+def relative_error(
+    estimate: Trajectory,
+    reference: Trajectory,
+    *,
+    delta_frames: int | None = None,
+    delta_s: float | None = None,
+) -> RelativeError | None:
+    """Error of the motion between poses that lie a number of frames, or of seconds, apart; all such pairs.
+
+    Args:
+        estimate, reference: N poses each, matched; the reference's stamps count.
+
+    Returns:
+        None when no two poses lie that far apart.
+
+    Raises:
+        ValueError: neither or both of the deltas are given, or one is not positive.
+    """
+    if (delta_frames is None) == (delta_s is None) or min(delta_frames or 1, delta_s or 1) <= 0:
+        raise ValueError("relative_error: give one of delta_frames and delta_s, and a positive one")
+    if delta_frames is not None:
+        i = np.arange(max(len(reference) - delta_frames, 0))
+        j, delta = i + delta_frames, f"{delta_frames} frame{'s' * (delta_frames > 1)}"
+    else:
+        assert delta_s is not None
+        i, j = _pairs_apart(reference.timestamps_ns, delta_s)
+        delta = f"{delta_s:g} s"
+    if len(i) == 0:
+        return None
+    translation, rotation_deg = _motion_errors(estimate, reference, i, j)
+    return RelativeError(delta, len(i), Statistics.of(translation), Statistics.of(rotation_deg))
+
+
+def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Draw both paths from above and the errors over time into a .png, .pdf or .svg.
+
+    "Above" is the axis of the ground truth's world along which it extends least.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OutputError: another suffix, or the file cannot be written.
+    """
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise OutputError(f"{path}: a plot is written as {', '.join(PLOT_SUFFIXES)}, not {path.suffix!r}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(
+            "drawing a plot needs matplotlib, which is not installed: pip install 'reloc3r-slam[eval]'"
+        ) from None
+    figure = Figure(figsize=(12.0, 6.0), dpi=110, layout="constrained")
+    figure.suptitle(evaluation.title, fontsize=10)
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.15, 1.0])
+    _draw_from_above(figure.add_subplot(grid[:, 0]), evaluation)
+    _draw_errors(figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]), evaluation)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _expect_matches(matches: int, estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> None:
+    if matches >= MATCHES_NEEDED:
+        return
+    raise TrajectoryError(
+        f"{matches} of {len(estimate)} poses have a ground truth pose within {max_difference_s:g} s, "
+        f"{MATCHES_NEEDED} are needed (estimate: {_span(estimate)}; ground truth: {_span(truth)}); "
+        "compare the clocks of the two files, or allow a larger difference"
+    )
+
+
+def _span(trajectory: Trajectory) -> str:
+    if len(trajectory) == 0:
+        return "no poses"
+    first, last = trajectory.timestamps_ns[[0, -1]].tolist()
+    return f"{seconds_from_nanoseconds(first)} to {seconds_from_nanoseconds(last)} s"
+
+
+def _expect_motion(trajectory: Trajectory, name: str) -> None:
+    extents = _extents(trajectory)
+    if extents[0] <= STANDSTILL * (1.0 + float(np.abs(trajectory.positions).max())):
+        raise TrajectoryError(
+            f"all {len(trajectory)} matched positions of the {name} are at one place, "
+            "so no alignment and no scale can be found"
+        )
+
+
+def _extents(trajectory: Trajectory) -> FloatArray:
+    """RMS extent of the positions along their three principal axes, largest first."""
+    centred = trajectory.positions - trajectory.positions.mean(axis=0)
+    return np.asarray(np.linalg.svd(centred, compute_uv=False) / np.sqrt(len(centred)))
+
+
+def _coverage(
+    estimate: Trajectory,
+    ground_truth: Trajectory,
+    expected: NDArray[np.int64] | None,
+    max_difference_s: float,
+) -> tuple[int, int, str]:
+    """(covered, expected, of what)."""
+    if expected is not None:
+        if len(expected) == 0:
+            raise ValueError("evaluate: no frames are expected")
+        covered, _ = associate(expected, estimate.timestamps_ns, max_difference_s=max_difference_s)
+        return len(covered), len(expected), "frames of the sequence"
+    limit = round(max_difference_s * 1e9)
+    times, stamps = ground_truth.timestamps_ns, estimate.timestamps_ns
+    times = times[(times >= stamps[0] - limit) & (times <= stamps[-1] + limit)]
+    # Not one to one here: ground truth often comes faster than pictures do.
+    after = np.clip(np.searchsorted(stamps, times), 1, len(stamps) - 1)
+    gaps = np.minimum(np.abs(stamps[after] - times), np.abs(times - stamps[after - 1]))
+    return int((gaps <= limit).sum()), len(times), "ground truth poses within the estimate's time span"
+
+
+def _part(trajectory: Trajectory, indices: NDArray[np.intp]) -> Trajectory:
+    return Trajectory(trajectory.timestamps_ns[indices], trajectory.world_from_cam[indices])
+
+
+def _orientation(aligned: Trajectory, reference: Trajectory) -> Statistics | None:
+    for trajectory in (aligned, reference):
+        extents = _extents(trajectory)
+        if extents[1] <= ONE_LINE * extents[0]:
+            return None
+    return Statistics.of(orientation_errors_deg(aligned, reference))
+
+
+def _drift_percent(aligned: Trajectory, reference: Trajectory) -> float:
+    ends = np.array([0]), np.array([len(reference) - 1])
+    translation, _ = _motion_errors(aligned, reference, *ends)
+    return float(100.0 * translation[0] / reference.length)
+
+
+def _pairs_apart(times_ns: NDArray[np.int64], delta_s: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """For each stamp the one nearest to `delta_s` later, where there is one within the tolerance."""
+    wanted = times_ns + round(delta_s * 1e9)
+    after = np.clip(np.searchsorted(times_ns, wanted), 1, len(times_ns) - 1)
+    j = np.where(wanted - times_ns[after - 1] <= times_ns[after] - wanted, after - 1, after)
+    off = np.abs(times_ns[j] - wanted)
+    near = (off < DELTA_TOLERANCE * delta_s * 1e9) & (j > np.arange(len(times_ns)))
+    i = np.flatnonzero(
+        near & (wanted <= times_ns[-1])
+    )  # past the end the last stamp would be taken too often
+    return i, j[i]
+
+
+def _motion_errors(
+    estimate: Trajectory, reference: Trajectory, i: NDArray[np.intp], j: NDArray[np.intp]
+) -> tuple[FloatArray, FloatArray]:
+    """Translation (the reference's unit) and angle (degrees) of (ref_i^-1 ref_j)^-1 (est_i^-1 est_j)."""
+    rotations, translations = zip(
+        *(_motions(t.world_from_cam, i, j) for t in (reference, estimate)), strict=True
+    )
+    translation = np.asarray(np.linalg.norm(translations[1] - translations[0], axis=1))
+    return translation, _angles_deg(*rotations)
+
+
+def _motions(poses: FloatArray, i: NDArray[np.intp], j: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+    """Rotations (M, 3, 3) and translations (M, 3) of i_from_j."""
+    i_from_world = poses[i, :3, :3].transpose(0, 2, 1)
+    translations = i_from_world @ (poses[j, :3, 3] - poses[i, :3, 3])[:, :, None]
+    return i_from_world @ poses[j, :3, :3], translations[:, :, 0]
+
+
+def _angles_deg(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Angles (M,) between rotations (M, 3, 3), degrees."""
+    return np.asarray(np.degrees(Rotation.from_matrix(a.transpose(0, 2, 1) @ b).magnitude()))
+
+
+def _draw_from_above(axes: Axes, evaluation: Evaluation) -> None:
+    truth, estimate = evaluation.reference.positions, evaluation.aligned.positions
+    up = int(np.argmin(np.ptp(truth, axis=0)))
+    across, along = [axis for axis in range(3) if axis != up]
+    errors = position_errors(evaluation.aligned, evaluation.reference)
+    axes.plot(truth[:, across], truth[:, along], color="0.55", linewidth=2.5, label="ground truth")
+    axes.plot(
+        estimate[:, across], estimate[:, along], color="tab:blue", linewidth=0.8, label="estimate, Sim(3)"
+    )
+    dots = axes.scatter(estimate[:, across], estimate[:, along], c=errors, s=7, cmap="viridis", zorder=3)
+    axes.plot(*truth[0, [across, along]], "o", color="black", markersize=7, fillstyle="none", label="start")
+    axes.figure.colorbar(dots, ax=axes, label="position error", shrink=0.8)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xlabel("xyz"[across])
+    axes.set_ylabel("xyz"[along])
+    axes.set_title(f"Seen along {'xyz'[up]}, units of the ground truth", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _draw_errors(upper: Axes, lower: Axes, evaluation: Evaluation) -> None:
+    aligned, reference = evaluation.aligned, evaluation.reference
+    seconds = (aligned.timestamps_ns - aligned.timestamps_ns[0]) * 1e-9
+    ate = evaluation.ate_sim3
+    upper.plot(seconds, position_errors(aligned, reference), color="tab:blue", linewidth=1.0)
+    upper.axhline(ate.rmse, color="tab:red", linewidth=0.8, linestyle="--")
+    upper.set_title(
+        f"Position: RMSE {ate.rmse:.4g} after Sim(3) (red), {evaluation.ate_se3.rmse:.4g} after SE(3); "
+        f"{evaluation.ate_percent:.2g} % of the path",
+        fontsize=10,
+    )
+    upper.set_ylabel("position error")
+    lower.plot(seconds, orientation_errors_deg(aligned, reference), color="tab:orange", linewidth=1.0)
+    orientation = evaluation.orientation_deg
+    found = "not determined: positions on one line"
+    if orientation is not None:
+        found = f"median {orientation.median:.3g} deg, RMSE {orientation.rmse:.3g} deg"
+    lower.set_title(f"Orientation: {found}", fontsize=10)
+    lower.set_ylabel("orientation error, deg")
+    lower.set_xlabel("time, s")
+    for axes in (upper, lower):
+        axes.set_ylim(bottom=0.0)
+        axes.grid(alpha=0.3)
