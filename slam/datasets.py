@@ -243,8 +243,9 @@ def scannet(folder: Path) -> SequenceIndex | None:
 def icl_nuim(folder: Path) -> SequenceIndex | None:
     """ICL-NUIM, the "TUM compatible" download: rgb/N.png, associations.txt, *.gt.freiburg.
 
-    Pictures and ground truth are numbered, not timed: number N is taken as N / 30 s. The renderer's
-    axes are left-handed with y up; poses are turned to y down in camera and world alike, which leaves an ordinary camera with a positive fy.
+    Pictures and ground truth are numbered, not timed: number N is taken as N / 30 s. The renderer's axes are
+    left-handed with y up; poses are turned to y down in camera and world alike, which leaves an ordinary
+    camera with a positive fy.
     """
     paths = _pictures(folder / "rgb")
     truths = sorted(folder.glob("*.gt.freiburg"))

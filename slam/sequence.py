@@ -1,13 +1,53 @@
-"""Pictures in order: what a source promises, and the readers of pictures, videos and live streams."""
+"""Pictures in order: what a source promises, and the readers of pictures, videos and live streams.
+
+What leaves here is upright, RGB, of one size, no larger than asked for, and undistorted; `Frame.camera` is
+the pinhole camera of exactly that picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-from relocalizer.images import Camera
+import cv2
+from numpy.typing import NDArray
+
+from relocalizer.errors import CameraError, SequenceError
+from relocalizer.images import (
+    IMAGE_SUFFIXES,
+    Camera,
+    Image,
+    Undistorter,
+    bgr_to_rgb,
+    load_camera,
+    read_image,
+    shrink,
+    size_within,
+)
+from slam.config import InputConfig
+from slam.datasets import SequenceIndex, index_folder, is_video
 from slam.frames import Frame
 from slam.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
+NOMINAL_FPS = 30.0  # of a video whose header gives no sensible rate
+CONNECT_TIMEOUT_MS = 10_000
+JOIN_TIMEOUT_S = 2.0  # a reader blocked in the driver for longer is left behind; it is a daemon thread
 
 
 class FrameSource(Protocol):
@@ -15,9 +55,9 @@ class FrameSource(Protocol):
 
     Attributes:
         name: short, for titles and folder names.
-        description: one line that says what was recognised ("TUM RGB-D layout: 613 pictures, ground truth found").
+        description: one line that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
         camera: the pinhole camera of every frame it will give (after undistortion).
-        length: frames to come, None for a live stream.
+        length: frames to come, None for a live stream. A damaged file may give fewer.
         ground_truth: when the source has it.
         skipped: pictures that could not be read so far, as (name, reason).
         dropped: live frames that were overtaken by newer ones so far.
@@ -34,3 +74,623 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def close(self) -> None: ...
+
+
+def open_source(
+    spec: str,
+    *,
+    config: InputConfig,
+    camera: Path | None = None,
+    start: int = 0,
+    stride: int = 1,
+    max_frames: int | None = None,
+) -> FrameSource:
+    """Open pictures by whatever names them; what was recognised is said in `.description`.
+
+    Args:
+        spec: a folder (pictures, a video, or a data set of a known layout), a video file, `webcam:0`, or an
+            rtsp://, http:// or https:// address.
+        camera: a camera.yaml that counts before any that the source has itself.
+        start, stride, max_frames: every `stride`-th picture from number `start` on, at most `max_frames`.
+
+    Raises:
+        SequenceError: there is nothing there that can be read.
+        CameraError: the camera file cannot be used, or is not of these pictures.
+        TrajectoryError: the source's ground truth cannot be read.
+    """
+    selection = Selection(start, stride, max_frames)
+    given = None if camera is None else Calibration(load_camera(camera), str(camera))
+    if spec.partition(":")[0] == "webcam":
+        return _open_webcam(spec, given, config, selection)
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
+        if scheme[1].lower() not in STREAM_SCHEMES:
+            raise SequenceError(
+                f"{_without_password(spec)}: cannot open {scheme[1]}://; "
+                "expected a folder, a video file, webcam:0, rtsp:// or http://"
+            )
+        return _open_address(spec, given, config, selection)
+    return _prefetched(_open_path(Path(spec).expanduser(), given, config, selection), config.prefetch_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Every `stride`-th picture from number `start` on, at most `max_frames` of them."""
+
+    start: int = 0
+    stride: int = 1
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise SequenceError(f"start: expected 0 or more, got {self.start}")
+        if self.stride < 1:
+            raise SequenceError(f"stride: expected 1 or more, got {self.stride}")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise SequenceError(f"max_frames: expected 1 or more, got {self.max_frames}")
+
+    def of(self, count: int, name: str) -> range:
+        """The numbers it takes out of `count` pictures. Raises SequenceError when there are none."""
+        if self.start >= count:
+            raise SequenceError(
+                f"{name}: start {self.start} is beyond its end ({count} pictures, the first is 0)"
+            )
+        return range(self.start, count, self.stride)[: self.max_frames]
+
+    def takes(self, index: int) -> bool:
+        """Whether picture `index` is one of them, not counting `max_frames`."""
+        return index >= self.start and (index - self.start) % self.stride == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A camera as somebody gave it, and who."""
+
+    camera: Camera
+    source: str
+
+
+class Optics:
+    """What is done to each picture of a source, once: its size is checked, it is shrunk and undistorted.
+
+    Shrinking comes first, as distortion does not depend on the resolution and a smaller picture is cheaper.
+
+    Attributes:
+        camera: the pinhole camera of the pictures that come out.
+        note: what the user should know about it, part of a description.
+    """
+
+    def __init__(self, width: int, height: int, calibration: Calibration | None, config: InputConfig) -> None:
+        self._size = (width, height)
+        self._shrunk = size_within(width, height, config.max_side_px)
+        raw, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
+        self._undistort = Undistorter(raw.resized(*self._shrunk))
+        self.camera = self._undistort.camera
+        if self._shrunk != self._size:
+            self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
+        if raw.model != "pinhole":
+            self.note += f", {raw.model} distortion removed"
+
+    def __call__(self, image: Image, name: str) -> Image:
+        """The picture as `camera` sees it.
+
+        Raises:
+            SequenceError: the picture's size is not that of the first.
+        """
+        height, width = image.shape[:2]
+        if (width, height) != self._size:
+            raise SequenceError(
+                f"{name}: this picture is {width}x{height}, those before it {self._size[0]}x{self._size[1]}; "
+                "a sequence needs pictures of one size"
+            )
+        return self._undistort(shrink(image, *self._shrunk))
+
+
+class ImageSequence:
+    """The pictures of a table, read one by one. Those that cannot be read are skipped and counted."""
+
+    def __init__(self, index: SequenceIndex, frames: range, optics: Optics) -> None:
+        """Take pictures `frames` of `index`; `open_images` is the way to get one."""
+        self._index = index
+        self._frames = frames
+        self._optics = optics
+        self.name = index.name
+        self.description = f"{index.description}; {optics.note}"
+        self.camera = optics.camera
+        self.length: int | None = len(frames)
+        self.ground_truth = index.ground_truth
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped.clear()
+        for k in self._frames:
+            path = self._index.image_paths[k]
+            try:
+                image = read_image(path)
+            except SequenceError as error:
+                self.skipped.append((path.name, str(error)))
+                continue
+            yield Frame(
+                index=k,
+                timestamp_ns=int(self._index.timestamps_ns[k]),
+                image=self._optics(image, str(path)),
+                camera=self.camera,
+            )
+
+    def close(self) -> None:
+        """Nothing is held open between pictures."""
+
+
+def open_images(
+    index: SequenceIndex, calibration: Calibration | None, config: InputConfig, selection: Selection
+) -> ImageSequence:
+    """A reader of a table's pictures; `calibration` counts before the table's own camera.
+
+    Raises:
+        SequenceError: none of the selected pictures can be read.
+        CameraError: the camera is not of these pictures.
+    """
+    frames = selection.of(len(index.image_paths), index.name)
+    if calibration is None and index.camera is not None:
+        calibration = Calibration(index.camera, index.camera_source)
+    height, width = _first_readable([index.image_paths[k] for k in frames]).shape[:2]
+    return ImageSequence(index, frames, Optics(width, height, calibration, config))
+
+
+class VideoFile:
+    """The pictures of a video file, upright, with the file's own timestamps.
+
+    Timestamps are those of the container, and where it has none or repeats one, a frame's length after the
+    last. A file that ends before its header says is played as far as it goes, and `skipped` says so.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        name: str,
+        description: str,
+        optics: Optics,
+        count: int | None,
+        selection: Selection,
+    ) -> None:
+        """`open_video` is the way to get one."""
+        self._target = target
+        self._optics = optics
+        self._count = count
+        self._selection = selection
+        self.name = name
+        self.description = f"{description}; {optics.note}"
+        self.camera = optics.camera
+        self.length = None if count is None else len(selection.of(count, name))
+        self.ground_truth: Trajectory | None = None
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped.clear()
+        given = 0
+        capture = _open_capture(self._target)
+        try:
+            for index, timestamp_ns in self._grab(capture):
+                if not self._selection.takes(index):
+                    continue
+                ok, picture = capture.retrieve()
+                if not ok:
+                    self.skipped.append((f"{self.name} frame {index}", "cannot be decoded"))
+                    continue
+                image = self._optics(bgr_to_rgb(picture), f"{self.name}, frame {index}")
+                yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
+                given += 1
+                if given == self._selection.max_frames:
+                    return
+        finally:
+            capture.release()
+        if not given:
+            raise SequenceError(
+                f"{self.name}: start {self._selection.start} is beyond the last picture of the video"
+            )
+
+    def _grab(self, capture: cv2.VideoCapture) -> Iterator[tuple[int, int]]:
+        """(number, nanoseconds) of each frame to the end; notes an end that comes too early."""
+        frame_ns = round(1e9 / _frame_rate(capture))
+        index, last_ns = 0, -frame_ns
+        while capture.grab():
+            time_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
+            time_ns = round(time_ms * 1e6) if math.isfinite(time_ms) else last_ns
+            last_ns = time_ns if time_ns > last_ns else last_ns + frame_ns
+            yield index, last_ns
+            index += 1
+        # Containers without a frame count get theirs from duration and rate, which is a frame or so off.
+        if self._count is not None and self._count - index > max(1, 0.02 * self._count):
+            self.skipped.append((self.name, f"the file ends after {index} of {self._count} pictures"))
+
+    def close(self) -> None:
+        """The file is open only while it is being read."""
+
+
+def open_video(
+    target: str, name: str, calibration: Calibration | None, config: InputConfig, selection: Selection
+) -> VideoFile:
+    """A reader of a video, by absolute path or address.
+
+    Raises:
+        SequenceError: it cannot be opened, no picture in it decodes, or `start` is beyond its end.
+        CameraError: the camera is not of these pictures.
+    """
+    shown = _without_password(target)
+    capture = _open_capture(target)
+    try:
+        if not capture.isOpened():
+            raise SequenceError(
+                f"{shown}: the video cannot be opened (cut off, damaged, or no video); does a player play it?"
+            )
+        ok, picture = capture.read()
+        if not ok:
+            raise SequenceError(f"{shown}: no picture in this video can be decoded")
+        said = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        rate = _frame_rate(capture)
+    finally:
+        capture.release()
+    count = int(said) if 0 < said < 2**53 else None
+    height, width = picture.shape[:2]
+    optics = Optics(width, height, calibration, config)
+    frames = "an unknown number of pictures" if count is None else f"{count} pictures"
+    return VideoFile(target, name, f"video: {frames} at {rate:.4g} a second", optics, count, selection)
+
+
+class VideoCapture(Protocol):
+    """What a live stream needs of cv2.VideoCapture."""
+
+    def read(self) -> tuple[bool, Any]: ...
+
+    def release(self) -> None: ...
+
+
+class LiveStream:
+    """A camera or an address that gives pictures as they happen: the newest is taken, older ones are dropped.
+
+    A thread reads all the time, so that a slow consumer gets a fresh picture and not the driver's backlog.
+    `Frame.index` counts every picture that came, `dropped` those that were overtaken.
+    Timestamps are the wall clock when the stream was opened plus a clock that never jumps.
+    """
+
+    def __init__(
+        self, capture: VideoCapture, name: str, description: str, optics: Optics, selection: Selection
+    ) -> None:
+        """Reads `capture` from now on alone, and releases it; `open_source` is the way to get one."""
+        self._capture = capture
+        self._optics = optics
+        self._selection = selection
+        self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
+        self._changed = threading.Condition()
+        self._newest: tuple[int, int, NDArray[Any]] | None = None
+        self._error: BaseException | None = None
+        self._over = False
+        self._stop = False
+        self._reader: threading.Thread | None = None
+        self.name = name
+        self.description = f"{description}; {optics.note}"
+        self.camera = optics.camera
+        self.length: int | None = None
+        self.ground_truth: Trajectory | None = None
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._reader is None and not self._stop:
+            self._reader = threading.Thread(target=self._read, name=f"read {self.name}", daemon=True)
+            self._reader.start()
+        given = 0
+        try:
+            while given != self._selection.max_frames and (newest := self._take()) is not None:
+                index, timestamp_ns, picture = newest
+                image = self._optics(bgr_to_rgb(picture), f"{self.name}, picture {index}")
+                yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
+                given += 1
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop reading and release the camera. Does nothing the second time."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        if self._reader is None:
+            self._capture.release()
+        elif self._reader is not threading.current_thread():
+            self._reader.join(JOIN_TIMEOUT_S)
+
+    def _take(self) -> tuple[int, int, NDArray[Any]] | None:
+        """The newest picture, waiting for one; None when no more will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._over or self._stop)
+            if self._stop:
+                return None
+            newest, self._newest = self._newest, None
+            if newest is None and self._error is not None:
+                raise self._error
+            return newest
+
+    def _read(self) -> None:
+        """The reading thread. It alone touches the capture: releasing one while it reads crashes OpenCV."""
+        try:
+            self._read_to_the_end()
+        except (
+            BaseException
+        ) as error:  # whatever it is belongs to the consumer, who has no other way to see it
+            self._error = error
+        finally:
+            self._capture.release()
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+    def _read_to_the_end(self) -> None:
+        index, last_ns = 0, 0
+        while not self._stop:
+            ok, picture = self._capture.read()
+            if not ok:
+                log.info("%s: the stream ended after %d pictures", self.name, index)
+                return
+            last_ns = max(last_ns + 1, time.monotonic_ns() + self._clock_offset_ns)
+            if self._selection.takes(index):
+                with self._changed:
+                    self.dropped += self._newest is not None
+                    self._newest = (index, last_ns, picture)
+                    self._changed.notify_all()
+            index += 1
+
+
+class Prefetched:
+    """Another source, read ahead by a thread: decoding goes on while the consumer computes.
+
+    Frames, their order and `skipped` at each frame are exactly those of the source, whatever the timing. An
+    error of the source comes out where it would have without the thread: after the frames before it.
+    """
+
+    def __init__(self, source: FrameSource, frames: int) -> None:
+        """Keep at most `frames` >= 1 pictures ready."""
+        self._source = source
+        self._most = frames
+        self._changed = threading.Condition()
+        self._ready: deque[tuple[Frame, int]] = deque()  # with how many had been skipped before it
+        self._error: BaseException | None = None
+        self._over = False
+        self._stop = False
+        self._reader: threading.Thread | None = None
+        self.name = source.name
+        self.description = source.description
+        self.camera = source.camera
+        self.length = source.length
+        self.ground_truth = source.ground_truth
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._reader is None and not self._stop:
+            self._reader = threading.Thread(target=self._read, name=f"read {self.name}", daemon=True)
+            self._reader.start()
+        try:
+            while (frame := self._take()) is not None:
+                yield frame
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead. Does nothing the second time."""
+        with self._changed:
+            self._stop = True
+            self._ready.clear()
+            self._changed.notify_all()
+        if self._reader is None:
+            self._source.close()
+        else:
+            self._reader.join(JOIN_TIMEOUT_S)
+
+    def _take(self) -> Frame | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._over or self._stop)
+            if self._stop:
+                return None
+            if not self._ready:
+                self._learn_skipped(len(self._source.skipped))
+                if self._error is not None:
+                    raise self._error
+                return None
+            frame, skipped = self._ready.popleft()
+            self._changed.notify_all()
+        self._learn_skipped(skipped)
+        return frame
+
+    def _learn_skipped(self, count: int) -> None:
+        self.skipped.extend(self._source.skipped[len(self.skipped) : count])
+
+    def _read(self) -> None:
+        try:
+            for frame in self._source:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._most or self._stop)
+                    if self._stop:
+                        return
+                    self._ready.append((frame, len(self._source.skipped)))
+                    self._changed.notify_all()
+        except (
+            BaseException
+        ) as error:  # whatever it is belongs to the consumer, who has no other way to see it
+            self._error = error
+        finally:
+            self._source.close()
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+
+def _prefetched(source: FrameSource, frames: int) -> FrameSource:
+    return Prefetched(source, frames) if frames else source
+
+
+def _open_path(
+    path: Path, given: Calibration | None, config: InputConfig, selection: Selection
+) -> FrameSource:
+    if path.is_dir():
+        index = index_folder(path)
+        if index.video is None:
+            return open_images(index, given, config, selection)
+        if given is None and index.camera is not None:
+            given = Calibration(index.camera, index.camera_source)
+        return _open_video_folder(index, index.video, given, config, selection)
+    if not path.exists():
+        raise SequenceError(f"{path}: no such file or folder")
+    beside = path.parent / "camera.yaml"
+    video = _open_video_path(path, path.stem, given, config, selection)
+    if given is None and beside.is_file():
+        video.description += f" (there is {beside})"
+    return video
+
+
+def _open_video_folder(
+    index: SequenceIndex, path: Path, given: Calibration | None, config: InputConfig, selection: Selection
+) -> VideoFile:
+    video = _open_video_path(path, index.name, given, config, selection)
+    video.description = f"{index.description}; {video.description}"
+    video.ground_truth = index.ground_truth
+    return video
+
+
+def _open_video_path(
+    path: Path, name: str, given: Calibration | None, config: InputConfig, selection: Selection
+) -> VideoFile:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
+    if size == 0:
+        raise SequenceError(f"{path}: an empty file; expected a video")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise SequenceError(f"{path}: a single picture; pass the folder that holds the sequence")
+    if not is_video(path):
+        raise SequenceError(
+            f"{path}: not an MP4, MOV, AVI, MKV or WebM video; convert it, or pass a folder of pictures"
+        )
+    # An absolute path, as FFmpeg takes "name:rest" for a protocol.
+    return open_video(os.path.abspath(path), name, given, config, selection)
+
+
+def _open_webcam(
+    spec: str, given: Calibration | None, config: InputConfig, selection: Selection
+) -> LiveStream:
+    number = spec.partition(":")[2]
+    if not re.fullmatch(r"[0-9]{1,3}", number):
+        raise SequenceError(f"{spec}: expected webcam:0, webcam:1 and so on")
+    backend = {"linux": cv2.CAP_V4L2, "darwin": cv2.CAP_AVFOUNDATION}.get(sys.platform, cv2.CAP_ANY)
+    with _quiet_opencv():
+        capture = cv2.VideoCapture(int(number), backend)
+    advice = "no such camera, or another program has it, or it may not be used"
+    return _open_live(capture, spec, f"webcam-{number}", advice, given, config, selection)
+
+
+def _open_address(
+    address: str, given: Calibration | None, config: InputConfig, selection: Selection
+) -> FrameSource:
+    parts = urlsplit(address)
+    name = parts.hostname or "stream"
+    if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
+        # A file somewhere else: every picture of it counts, and nothing is gained by dropping any.
+        source = open_video(address, Path(parts.path).stem, given, config, selection)
+        return _prefetched(source, config.prefetch_frames)
+    shown = _without_password(address)
+    advice = "is it running, and can this machine reach it?"
+    return _open_live(_open_capture(address), shown, name, advice, given, config, selection)
+
+
+def _open_live(
+    capture: cv2.VideoCapture,
+    shown: str,
+    name: str,
+    advice: str,
+    given: Calibration | None,
+    config: InputConfig,
+    selection: Selection,
+) -> LiveStream:
+    try:
+        if not capture.isOpened():
+            raise SequenceError(f"{shown}: cannot be opened ({advice})")
+        ok, picture = capture.read()
+        if not ok:
+            raise SequenceError(f"{shown}: opened, but gives no picture ({advice})")
+        height, width = picture.shape[:2]
+        optics = Optics(width, height, given, config)
+    except (SequenceError, CameraError):
+        capture.release()
+        raise
+    return LiveStream(capture, name, f"live stream {shown}: newest picture first", optics, selection)
+
+
+def _camera_of_pictures(
+    width: int, height: int, calibration: Calibration | None, fov_deg: float
+) -> tuple[Camera, str]:
+    """The camera of width x height pictures, perhaps distorted, and what to say about it."""
+    size = f"{width}x{height}"
+    if calibration is None:
+        assumed = Camera.assume(width, height, fov_deg=fov_deg)
+        return assumed, (
+            f"{size}, no camera given, so focal length {assumed.fx:.0f} px assumed "
+            f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
+        )
+    camera, source = calibration.camera, calibration.source
+    short = Path(source).name
+    if (camera.width, camera.height) == (width, height):
+        return camera, f"{size}, camera of {short}"
+    theirs = f"{camera.width}x{camera.height}"
+    if camera.width * height == camera.height * width:
+        return camera.resized(width, height), f"{size}, camera of {short} scaled from {theirs}"
+    hint = "pass --camera with one made for these pictures"
+    if (camera.height, camera.width) == (width, height):
+        hint = "pictures are turned as their rotation tag says; the camera must be that of the turned ones"
+    raise CameraError(f"{source}: the camera is for {theirs} pictures, but these are {size}; {hint}")
+
+
+def _first_readable(paths: Sequence[Path]) -> Image:
+    reason = ""
+    for path in paths:
+        try:
+            return read_image(path)
+        except SequenceError as error:
+            reason = reason or str(error)
+    raise SequenceError(f"none of {len(paths)} pictures can be read; the first: {reason}")
+
+
+def _frame_rate(capture: cv2.VideoCapture) -> float:
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return rate if math.isfinite(rate) and 0.1 <= rate <= 1000 else NOMINAL_FPS
+
+
+def _open_capture(target: str) -> cv2.VideoCapture:
+    """A capture through FFmpeg, opened or not; what went wrong is told by us and not on stderr."""
+    # FFmpeg takes its log level from here when it is first used, and never again.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    timeouts = [
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+        CONNECT_TIMEOUT_MS,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+        CONNECT_TIMEOUT_MS,
+    ]
+    with _quiet_opencv():
+        capture = cv2.VideoCapture(target, cv2.CAP_FFMPEG, timeouts)
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+    return capture
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """OpenCV prints what it could not open, line by line; the error we raise says it once."""
+    levels = cv2.utils.logging
+    before = levels.setLogLevel(levels.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        levels.setLogLevel(before)
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"://[^/@]*@", "://", address)
