@@ -15,6 +15,12 @@ class FeaturesConfig(Section):
     """Local features of a keyframe."""
 
     max_features: int = Field(1200, ge=50, le=10000, description="Local features kept per keyframe.")
+    detection_scale: float = Field(
+        0.7,
+        ge=0.25,
+        le=1,
+        description="Points are looked for in the picture shrunk by this; smaller is faster.",
+    )
 
 
 class GeometricConfig(Section):
@@ -28,6 +34,12 @@ class GeometricConfig(Section):
     )
     epipolar_px: float = Field(
         1.5, gt=0, le=20, description="Largest distance of an inlier from its epipolar line, pixels."
+    )
+    min_parallax_px: float = Field(
+        1.5,
+        ge=0,
+        le=100,
+        description="Less motion than this beyond the rotation leaves the direction unknown, pixels.",
     )
     min_inliers: int = Field(20, ge=8, le=10000, description="Fewer agreeing matches give no estimate.")
 

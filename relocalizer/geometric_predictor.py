@@ -13,10 +13,29 @@ from numpy.typing import NDArray
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, detect_features, match_features
+from relocalizer.geometry import exp_so3, log_so3
 from relocalizer.images import Camera, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.retrieval import Vlad, shipped_vlad
-from relocalizer.two_view import Matches, fit_rotation, in_front, noise_of, refine_motion, robust_essential
+from relocalizer.two_view import (
+    Matches,
+    Motion,
+    Turn,
+    find_motion,
+    find_turn,
+    motions_of_plane,
+    plane_share,
+    pose_angle,
+    rival_of,
+)
+
+# Without translation, four fifths of the matches slide less than 2.6 noise deviations; with real noise, 4.5.
+_PARALLAX_IN_NOISE = 6.0
+# From this share of matches on one plane a second pose is looked for.
+_PLANE_SHARE = 0.85
+# A rival pose is out when it explains this many matches less, or this share of them: chance gives it a few.
+_RIVAL_MATCHES = 5.0
+_RIVAL_SHARE = 0.03
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +101,10 @@ class GeometricPredictor:
                 f"geometric predictor: expected an undistorted picture (pinhole camera), got model "
                 f"{view.camera.model}; undistort it first"
             )
-        return self.encode_features(detect_features(to_gray(view.image), self._features), view.camera)
+        features = view.features
+        if features is None:
+            features = detect_features(to_gray(view.image), self._features)
+        return self.encode_features(features, view.camera)
 
     def _relate(self, i: GeometricEncoded, j: GeometricEncoded) -> PairEstimate | NoEstimate:
         if i.order > j.order:
@@ -107,43 +129,78 @@ def relate_matches(matches: Matches, config: GeometricConfig) -> PairEstimate | 
     """Pose of camera j seen from camera i, from matched pixels of which some may be wrong."""
     if len(matches) < config.min_inliers:
         return NoEstimate(f"{len(matches)} matches (needs {config.min_inliers})")
-    found = robust_essential(matches, config.epipolar_px)
-    if found is None:
-        return NoEstimate(f"no essential matrix fits any of the {len(matches)} matches")
-    rotation, direction, _ = found
-    motion = refine_motion(matches, rotation, direction, config.epipolar_px)
-    turned, slide = fit_rotation(matches.subset(motion.agrees), motion.rotation, config.epipolar_px)
-    parallax = float(np.median(np.linalg.norm(slide, axis=1))) if motion.agrees.any() else 0.0
-    noise = noise_of(slide)
-    if parallax < 1.5 * config.epipolar_px:
-        inliers = int((np.linalg.norm(slide, axis=1) < 2 * config.epipolar_px).sum())
-        if inliers < config.min_inliers:
-            return NoEstimate(f"{inliers} matches agree with a rotation (needs {config.min_inliers})")
-        return PairEstimate(
-            i_from_j_rotation=turned,
-            i_from_j_direction=None,
-            confidence=_confidence(inliers, len(matches)),
-            rotation_sigma_rad=float(noise / matches.camera_i.mean_focal / np.sqrt(max(inliers, 1))) + 1e-4,
-            direction_sigma_rad=float(np.pi),
-            inliers=inliers,
-            direction_unknown=f"parallax {parallax:.2f} px (needs {1.5 * config.epipolar_px:.2f})",
-        )
-    agrees = motion.agrees & in_front(matches, motion.rotation, motion.direction)
-    inliers = int(agrees.sum())
+    motion = find_motion(matches, config.epipolar_px)
+    if motion is None:
+        return NoEstimate(f"no pose agrees with 5 or more of the {len(matches)} matches")
+    turn = find_turn(matches, motion.rotation, config.epipolar_px)
+    parallax = _parallax_px(motion, turn)
+    needed = max(config.min_parallax_px, _PARALLAX_IN_NOISE * motion.noise_px)
+    if parallax < needed:
+        return _turned_only(matches, turn, config, f"parallax {parallax:.1f} px (needs {needed:.1f})")
+    rival = None
+    if plane_share(matches.subset(motion.agrees), config.epipolar_px) > _PLANE_SHARE:
+        found = sorted([motion, *motions_of_plane(matches, config.epipolar_px)], key=lambda pose: pose.cost)
+        apart = max(_RIVAL_MATCHES, _RIVAL_SHARE * float(motion.agrees.sum()))
+        motion, rival = found[0], rival_of(found[0], found[1:], matches_apart=apart)
+    inliers = int(motion.agrees.sum())
     if inliers < config.min_inliers:
         return NoEstimate(
             f"{inliers} of {len(matches)} matches agree with one pose (needs {config.min_inliers})"
         )
-    variance = np.diag(motion.covariance)
+    if rival is not None:
+        return _two_poses(matches, motion, rival)
     return PairEstimate(
         i_from_j_rotation=motion.rotation,
         i_from_j_direction=motion.direction,
-        confidence=_confidence(inliers, len(matches)),
-        rotation_sigma_rad=float(np.sqrt(variance[:3].mean())) + 1e-4,
-        direction_sigma_rad=min(float(np.sqrt(variance[3:].mean())) + 1e-3, float(np.pi)),
+        confidence=_confidence(matches, motion.agrees),
+        rotation_sigma_rad=motion.rotation_sigma_rad,
+        direction_sigma_rad=min(motion.direction_sigma_rad, float(np.pi)),
         inliers=inliers,
     )
 
 
-def _confidence(inliers: int, matches: int) -> float:
-    return float(inliers / matches * (1.0 - np.exp(-inliers / 50.0)))
+def _parallax_px(motion: Motion, turn: Turn) -> float:
+    """How far the best rotation alone leaves a fifth of the agreeing matches, or more, from their place."""
+    return float(np.quantile(turn.slide_px[motion.agrees], 0.8)) if motion.agrees.any() else 0.0
+
+
+def _turned_only(
+    matches: Matches, turn: Turn, config: GeometricConfig, reason: str
+) -> PairEstimate | NoEstimate:
+    inliers = int(turn.agrees.sum())
+    if inliers < config.min_inliers:
+        return NoEstimate(
+            f"{inliers} of {len(matches)} matches agree with one rotation (needs {config.min_inliers})"
+        )
+    return PairEstimate(
+        i_from_j_rotation=turn.rotation,
+        i_from_j_direction=None,
+        confidence=_confidence(matches, turn.agrees),
+        rotation_sigma_rad=turn.rotation_sigma_rad,
+        direction_sigma_rad=float(np.pi),
+        inliers=inliers,
+        direction_unknown=reason,
+    )
+
+
+def _two_poses(matches: Matches, best: Motion, rival: Motion) -> PairEstimate:
+    """One plane: the rotation halfway between the two poses, its sigma reaching both, and no direction."""
+    half = 0.5 * log_so3(best.rotation.T @ rival.rotation)
+    reason = (
+        f"one plane and two poses {np.degrees(pose_angle(best, rival)):.0f} deg apart: the worse fits "
+        f"{rival.cost - best.cost:.1f} matches less (needs {_RIVAL_MATCHES} or more)"
+    )
+    return PairEstimate(
+        i_from_j_rotation=best.rotation @ exp_so3(half),
+        i_from_j_direction=None,
+        confidence=_confidence(matches, best.agrees),
+        rotation_sigma_rad=float(np.hypot(best.rotation_sigma_rad, np.linalg.norm(half))),
+        direction_sigma_rad=float(np.pi),
+        inliers=int(best.agrees.sum()),
+        direction_unknown=reason,
+    )
+
+
+def _confidence(matches: Matches, agrees: NDArray[np.bool_]) -> float:
+    inliers = int(agrees.sum())
+    return float(inliers / len(matches) * (1.0 - np.exp(-inliers / 50.0)))

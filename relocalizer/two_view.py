@@ -1,21 +1,43 @@
 """The pose between two views from matched pixels: rotation and direction, and how well each is known.
 
-Everywhere: x_i ~ R x_j + d with R = i_from_j_rotation and d = i_from_j_direction, so the essential matrix
+Everywhere x_i ~ R x_j + d, with R = i_from_j_rotation and d = i_from_j_direction, so the essential matrix
 E = [d]x R satisfies ray_i . E ray_j = 0. Residuals are in pixels, whatever the two cameras.
+
+An essential matrix always comes out, also where the pictures do not tell one. Two cases are looked for:
+no parallax (a rotation alone explains the matches, the direction is noise) and one plane (two poses explain
+the matches alike, Longuet-Higgins 1986).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.geometry import FloatArray, exp_so3, nearest_rotation, skew
+from relocalizer.geometry import FloatArray, direction_angle, exp_so3, log_so3, nearest_rotation, skew
 from relocalizer.images import Camera
 
+try:
+    import poselib
+except ImportError:  # no wheel for this machine
+    poselib = None
+
 BoolArray = NDArray[np.bool_]
+
+_SEED = 0
+# PoseLib's local optimisation makes a good sample from a poor one: a hundred samples are enough to start.
+_MIN_SAMPLES = 100
+# OpenCV's local optimisation gets lost in wide bands: the search is narrower than the refinement after it.
+_OPENCV_SEARCH_SHARE = 0.7
+# No corner is found better than this, pixels.
+_LEAST_NOISE_PX = 0.1
+# Matches in front of both cameras, at least, for a pose to be possible at all.
+_IN_FRONT_SHARE = 0.75
+# Poses nearer to each other than this are one pose found twice.
+_SAME_POSE_RAD = np.radians(3.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +52,7 @@ class Matches:
     def __len__(self) -> int:
         return len(self.pixels_i)
 
-    def subset(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> Matches:
+    def subset(self, kept: BoolArray) -> Matches:
         return Matches(self.pixels_i[kept], self.pixels_j[kept], self.camera_i, self.camera_j)
 
     @property
@@ -46,51 +68,48 @@ class Matches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Motion:
-    """A fitted rotation (3, 3) and unit direction (3,), the matches that agree (N,), and how well known.
+    """A rotation (3, 3) and a unit direction (3,), the matches that agree (N,), and how well both are known.
 
     Attributes:
-        noise_px: standard deviation of the residuals that agree.
-        covariance: (5, 5) of the rotation (3, radians, in j's axes) and of the direction (2, radians).
+        cost: truncated squared Sampson distance over all matches, in units of a match that disagrees.
+        noise_px: standard deviation of a pixel coordinate, from the matches that agree.
+        rotation_sigma_rad, direction_sigma_rad: per axis, from the linearised problem.
     """
 
     rotation: FloatArray
     direction: FloatArray
     agrees: BoolArray
+    cost: float
     noise_px: float
-    covariance: FloatArray
+    rotation_sigma_rad: float
+    direction_sigma_rad: float
 
 
-def sampson_residuals(matches: Matches, rotation: FloatArray, direction: FloatArray) -> FloatArray:
-    """Signed first-order distance (N,), pixels, of each match from agreeing with the epipolar geometry.
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """A rotation (3, 3) alone, the matches that agree (N,), and how well it is known.
 
-    Hartley and Zisserman, "Multiple View Geometry", 2nd edition, equation 11.9, square root with sign.
+    Attributes:
+        slide_px: (N,) how far each match lies from where the rotation puts it, pixels of i.
     """
-    F = _fundamental(matches, skew(direction) @ rotation)
-    x_i, x_j = _homogeneous(matches.pixels_i), _homogeneous(matches.pixels_j)
-    line_i, line_j = x_j @ F.T, x_i @ F
-    size = np.sqrt((line_i[:, :2] ** 2).sum(axis=1) + (line_j[:, :2] ** 2).sum(axis=1))
-    return np.asarray((x_i * line_i).sum(axis=1) / np.maximum(size, 1e-12))
+
+    rotation: FloatArray
+    agrees: BoolArray
+    slide_px: FloatArray
+    rotation_sigma_rad: float
 
 
-def robust_essential(
-    matches: Matches, threshold_px: float
-) -> tuple[FloatArray, FloatArray, BoolArray] | None:
-    """Rotation, direction and inliers (N,) of the essential matrix most matches agree with, if any.
+def find_motion(matches: Matches, threshold_px: float) -> Motion | None:
+    """The rotation and direction most matches agree with, refined on them; None if there is none.
 
-    MAGSAC++ (Barath et al. 2020) as OpenCV has it: the same matches give the same answer.
+    Args:
+        threshold_px: a match agrees within this distance from its epipolar lines.
     """
     if len(matches) < 5:
         return None
-    # One common focal length keeps the threshold in pixels although the two cameras may differ.
-    focal = 0.5 * (matches.camera_i.mean_focal + matches.camera_j.mean_focal)
-    a, b = matches.rays_j[:, :2], matches.rays_i[:, :2]
-    E, mask = cv2.findEssentialMat(
-        a, b, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.9999, threshold=threshold_px / focal
-    )
-    if E is None or E.shape[0] < 3 or mask is None:
-        return None
-    _, R, t, _ = cv2.recoverPose(E[:3], a, b, np.eye(3), mask=mask.copy())
-    return nearest_rotation(R), np.asarray(t, dtype=np.float64).ravel(), mask.ravel().astype(bool)
+    search = _search_with_opencv if poselib is None else _search_with_poselib
+    found = search(matches, threshold_px)
+    return None if found is None else refine_motion(matches, *found, threshold_px)
 
 
 def refine_motion(
@@ -101,120 +120,225 @@ def refine_motion(
     *,
     iterations: int = 10,
 ) -> Motion:
-    """Least Sampson distance over all matches with a Cauchy weight, by Levenberg-Marquardt.
+    """Least truncated squared Sampson distance from a start nearby, by Levenberg-Marquardt.
 
-    The covariance is that of the linearised problem at the end, over the matches that agree.
+    Truncation and not a soft kernel: far outliers are many, and any weight left to them moves the direction.
     """
     R, d = np.asarray(rotation, dtype=np.float64), np.asarray(direction, dtype=np.float64)
-    width = 0.5 * threshold_px  # residuals beyond this weigh less
-    damping, cost = 1e-4, np.inf
     residual, jacobian, basis = _linearise(matches, R, d)
+    cost, damping = _truncated(residual, threshold_px), 1e-4
     for _ in range(iterations):
-        weight = 1.0 / (1.0 + (residual / width) ** 2)
-        cost = float(np.log1p((residual / width) ** 2).sum())
-        H, g = (jacobian * weight) @ jacobian.T, jacobian @ (weight * residual)
-        step = -np.linalg.solve(H + damping * np.diag(np.diag(H) + 1e-12), g)
-        new_R, new_d = R @ exp_so3(step[:3]), _normalise(d + basis @ step[3:])
-        new_residual, new_jacobian, new_basis = _linearise(matches, new_R, new_d)
-        new_cost = float(np.log1p((new_residual / width) ** 2).sum())
-        if new_cost > cost:
+        near = np.abs(residual) < threshold_px
+        H, g = jacobian[:, near] @ jacobian[:, near].T, jacobian[:, near] @ residual[near]
+        step = -np.linalg.solve(H + damping * np.diag(np.diag(H)) + 1e-9 * np.eye(5), g)
+        moved_R, moved_d = R @ exp_so3(step[:3]), _unit(d + basis @ step[3:])
+        moved = _linearise(matches, moved_R, moved_d)
+        moved_cost = _truncated(moved[0], threshold_px)
+        if moved_cost > cost:
             damping *= 10.0
             continue
-        R, d, residual, jacobian, basis = new_R, new_d, new_residual, new_jacobian, new_basis
-        damping *= 0.1
-        if cost - new_cost < 1e-9 * cost or np.abs(step).max() < 1e-9:
+        gain, cost, damping = cost - moved_cost, moved_cost, damping * 0.1
+        R, d, (residual, jacobian, basis) = moved_R, moved_d, moved
+        if gain <= 1e-9 * cost:
             break
-    agrees = np.abs(residual) < threshold_px
-    noise = noise_of(residual[agrees])
-    H = jacobian[:, agrees] @ jacobian[:, agrees].T
-    covariance = (
-        noise**2 * np.asarray(np.linalg.pinv(H, hermitian=True))
-        if agrees.sum() > 5
-        else np.full((5, 5), np.inf)
+    near = np.abs(residual) < threshold_px
+    noise = _noise(residual[near], threshold_px)
+    variance = np.diag(_covariance(jacobian[:, near] @ jacobian[:, near].T, noise))
+    return Motion(
+        rotation=nearest_rotation(R),
+        direction=_unit(d),
+        agrees=near & in_front(matches, R, d),
+        cost=cost,
+        noise_px=noise,
+        rotation_sigma_rad=float(np.sqrt(variance[:3].mean())),
+        direction_sigma_rad=float(np.sqrt(variance[3:].mean())),
     )
-    return Motion(nearest_rotation(R), d, agrees, noise, covariance)
 
 
-def noise_of(residuals: FloatArray) -> float:
-    """Robust standard deviation of residuals around zero, pixels; at least 0.1: no corner is found better."""
-    return max(0.1, 1.4826 * float(np.median(np.abs(residuals)))) if residuals.size else np.inf
+def find_turn(matches: Matches, start: FloatArray, threshold_px: float, *, iterations: int = 20) -> Turn:
+    """The rotation that best carries rays of j onto pixels of i, from a start nearby.
+
+    Gauss-Newton on pixel_i - project(R ray_j) with a Geman-McClure weight that narrows to the threshold.
+    """
+    R = np.asarray(start, dtype=np.float64)
+    for step_number in range(iterations):
+        residual, jacobian = _linearise_turn(matches, R)
+        width = threshold_px * max(1.0, 8.0 * 0.6**step_number)
+        weight = 1.0 / (1.0 + (residual**2).sum(axis=1) / width**2) ** 2
+        H = np.einsum("n,nkp,nkq->pq", weight, jacobian, jacobian)
+        step = -np.linalg.solve(H + 1e-9 * np.eye(3), np.einsum("n,nkp,nk->p", weight, jacobian, residual))
+        R = nearest_rotation(R @ exp_so3(step))
+        if width <= threshold_px and np.abs(step).max() < 1e-10:
+            break
+    residual, jacobian = _linearise_turn(matches, R)
+    slide = np.asarray(np.linalg.norm(residual, axis=1))
+    agrees = (
+        slide < 2.0 * threshold_px
+    )  # both coordinates of both pictures, where an epipolar distance has one
+    H = np.einsum("nkp,nkq->pq", jacobian[agrees], jacobian[agrees])
+    variance = np.diag(_covariance(H, _noise(residual[agrees].ravel(), 2.0 * threshold_px)))
+    return Turn(R, agrees, slide, float(np.sqrt(variance.mean())))
+
+
+def motions_of_plane(matches: Matches, threshold_px: float) -> list[Motion]:
+    """The poses that explain the plane most matches lie on, each refined on all matches; best first.
+
+    A homography has up to four decompositions (Malis and Vargas 2007) of which at most two have the plane in
+    front of both cameras. Empty when no plane fits.
+    """
+    if len(matches) < 8:
+        return []
+    focal = 0.5 * (matches.camera_i.mean_focal + matches.camera_j.mean_focal)
+    rays_j, rays_i = matches.rays_j[:, :2], matches.rays_i[:, :2]
+    H, _ = cv2.findHomography(rays_j, rays_i, cv2.USAC_ACCURATE, 2.0 * threshold_px / focal)
+    if H is None:
+        return []
+    _, rotations, translations, _ = cv2.decomposeHomographyMat(H, np.eye(3))
+    motions: list[Motion] = []
+    for R, t in zip(rotations, translations, strict=True):
+        if np.linalg.norm(t) > 1e-9:
+            motions.append(
+                refine_motion(matches, nearest_rotation(R), _unit(np.asarray(t).ravel()), threshold_px)
+            )
+    return sorted(motions, key=lambda motion: motion.cost)
+
+
+def plane_share(matches: Matches, threshold_px: float) -> float:
+    """Share of the matches that lie on one plane (or all infinitely far), in [0, 1]."""
+    if len(matches) < 8:
+        return 1.0
+    H, _ = cv2.findHomography(matches.pixels_j, matches.pixels_i, cv2.USAC_ACCURATE, 2.0 * threshold_px)
+    if H is None:
+        return 0.0
+    moved = _homogeneous(matches.pixels_j) @ H.T
+    miss = np.linalg.norm(moved[:, :2] / moved[:, 2:] - matches.pixels_i, axis=1)
+    return float((miss < 2.0 * threshold_px).mean())
+
+
+def rival_of(best: Motion, others: list[Motion], *, matches_apart: float) -> Motion | None:
+    """Another possible pose whose cost is within so many matches of the best one's."""
+    for other in others:
+        possible = other.agrees.sum() > _IN_FRONT_SHARE * best.agrees.sum()
+        if possible and other.cost - best.cost < matches_apart and pose_angle(best, other) > _SAME_POSE_RAD:
+            return other
+    return None
+
+
+def pose_angle(a: Motion, b: Motion) -> float:
+    """The larger of the angles between two poses' rotations and directions, radians."""
+    turn = float(np.linalg.norm(log_so3(a.rotation.T @ b.rotation)))
+    return max(turn, direction_angle(a.direction, b.direction))
+
+
+def sampson_residuals(matches: Matches, rotation: FloatArray, direction: FloatArray) -> FloatArray:
+    """Signed first-order distance (N,), pixels, of each match from agreeing with the epipolar geometry.
+
+    Hartley and Zisserman, "Multiple View Geometry", 2nd edition, equation 11.9, square root with sign.
+    Its standard deviation is that of one pixel coordinate.
+    """
+    return _linearise(matches, rotation, direction)[0]
 
 
 def in_front(matches: Matches, rotation: FloatArray, direction: FloatArray) -> BoolArray:
-    """Which matches (N,) triangulate in front of both cameras (or so far away that it cannot be told)."""
+    """Which matches (N,) triangulate in front of both cameras, or so far away that it cannot be told."""
     ray_i, ray_j = _unit_rows(matches.rays_i), _unit_rows(matches.rays_j) @ rotation.T
-    # depth_i * ray_i = depth_j * ray_j + direction, least squares; the common divisor is positive.
+    # depth_i ray_i = depth_j ray_j + direction in least squares; the common divisor 1 - cosine^2 is positive.
     cosine = (ray_i * ray_j).sum(axis=1)
     along_i, along_j = ray_i @ direction, ray_j @ direction
-    tolerance = -1e-6
-    return np.asarray((along_i - cosine * along_j > tolerance) & (cosine * along_i - along_j > tolerance))
+    # A pixel and a half of parallax the wrong way round is noise.
+    slack = -1.5 / min(matches.camera_i.mean_focal, matches.camera_j.mean_focal)
+    return np.asarray((along_i - cosine * along_j > slack) & (cosine * along_i - along_j > slack))
 
 
-def fit_rotation(
-    matches: Matches, start: FloatArray, threshold_px: float, *, iterations: int = 20
-) -> tuple[FloatArray, FloatArray]:
-    """The rotation that best carries rays of j onto rays of i, and the residuals (N, 2) in pixels of i.
+def _search_with_poselib(matches: Matches, threshold_px: float) -> tuple[FloatArray, FloatArray] | None:
+    """LO-RANSAC with the five-point solver, as PoseLib has it."""
+    pose, info = poselib.estimate_relative_pose(
+        matches.pixels_j,
+        matches.pixels_i,
+        _poselib_camera(matches.camera_j),
+        _poselib_camera(matches.camera_i),
+        {"max_epipolar_error": threshold_px, "min_iterations": _MIN_SAMPLES, "seed": _SEED},
+        {},
+    )
+    t = np.asarray(pose.t, dtype=np.float64)
+    if info["num_inliers"] < 5 or not np.linalg.norm(t) > 0:
+        return None
+    return nearest_rotation(pose.R), _unit(t)
 
-    Gauss-Newton with a Cauchy weight on pixel_i - project(R ray_j).
-    """
-    R = np.asarray(start, dtype=np.float64)
-    width = max(threshold_px, 1e-6)
-    residual, jacobian = _linearise_rotation(matches, R)
-    for _ in range(iterations):
-        weight = 1.0 / (1.0 + (residual**2).sum(axis=1) / width**2)
-        H = np.einsum("n,nkp,nkq->pq", weight, jacobian, jacobian)
-        g = np.einsum("n,nkp,nk->p", weight, jacobian, residual)
-        step = np.linalg.solve(H + 1e-9 * np.eye(3), -g)
-        R = nearest_rotation(R @ exp_so3(step))
-        residual, jacobian = _linearise_rotation(matches, R)
-        if np.abs(step).max() < 1e-10:
-            break
-    return R, residual
+
+def _search_with_opencv(matches: Matches, threshold_px: float) -> tuple[FloatArray, FloatArray] | None:
+    """Graph-cut RANSAC (Barath and Matas 2018) with the five-point solver, as OpenCV has it; it needs no seed."""
+    # One common focal length keeps the threshold in pixels although the two cameras may differ.
+    focal = 0.5 * (matches.camera_i.mean_focal + matches.camera_j.mean_focal)
+    a, b = matches.rays_j[:, :2], matches.rays_i[:, :2]
+    threshold = _OPENCV_SEARCH_SHARE * threshold_px / focal
+    E, mask = cv2.findEssentialMat(
+        a, b, np.eye(3), method=cv2.USAC_ACCURATE, prob=0.9999, threshold=threshold
+    )
+    if E is None or len(E) < 3 or mask is None:
+        return None
+    _, R, t, _ = cv2.recoverPose(E[:3], a, b, np.eye(3), mask=mask)
+    return nearest_rotation(R), _unit(np.asarray(t, dtype=np.float64).ravel())
+
+
+def _poselib_camera(camera: Camera) -> dict[str, Any]:
+    numbers = [camera.fx, camera.fy, camera.cx, camera.cy]
+    return {"model": "PINHOLE", "width": camera.width, "height": camera.height, "params": numbers}
 
 
 def _linearise(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Sampson residuals (N,), their derivatives (5, N), and the basis (3, 2) in which the direction moves."""
+    """Sampson residuals (N,), their derivatives (5, N), and the basis (3, 2) in which the direction moves.
+
+    The first three derivatives are along R exp(w), the last two along d + basis u.
+    """
     basis = _tangent_basis(d)
-    E_moves = [skew(d) @ R @ skew(axis) for axis in np.eye(3)] + [skew(axis) @ R for axis in basis.T]
+    moves = [skew(d) @ R @ skew(axis) for axis in np.eye(3)] + [skew(axis) @ R for axis in basis.T]
     x_i, x_j = _homogeneous(matches.pixels_i), _homogeneous(matches.pixels_j)
-    F = _fundamental(matches, skew(d) @ R)
+    inverse_i, inverse_j = np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix)
+    F = inverse_i.T @ skew(d) @ R @ inverse_j
     line_i, line_j = x_j @ F.T, x_i @ F
     size = np.sqrt(np.maximum((line_i[:, :2] ** 2).sum(axis=1) + (line_j[:, :2] ** 2).sum(axis=1), 1e-24))
-    residual = (x_i * line_i).sum(axis=1) / size
+    residual = np.asarray((x_i * line_i).sum(axis=1) / size)
     jacobian = np.empty((5, len(matches)))
-    for k, E_move in enumerate(E_moves):
-        dF = _fundamental(matches, E_move)
+    for k, move in enumerate(moves):
+        dF = inverse_i.T @ move @ inverse_j
         d_line_i, d_line_j = x_j @ dF.T, x_i @ dF
         d_size = (line_i[:, :2] * d_line_i[:, :2]).sum(axis=1) + (line_j[:, :2] * d_line_j[:, :2]).sum(axis=1)
         jacobian[k] = (x_i * d_line_i).sum(axis=1) / size - residual * d_size / size**2
     return residual, jacobian, basis
 
 
-def _linearise_rotation(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Residuals (N, 2), pixels of i, of rotating j's rays, and their derivatives (N, 2, 3)."""
+def _linearise_turn(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Residuals (N, 2), pixels of i, of turning j's rays, and their derivatives (N, 2, 3) along R exp(w)."""
     rays = matches.rays_j
-    turned = rays @ R.T
-    z = np.maximum(turned[:, 2], 1e-6)
-    fx, fy = matches.camera_i.fx, matches.camera_i.fy
-    predicted = np.stack(
-        [fx * turned[:, 0] / z + matches.camera_i.cx, fy * turned[:, 1] / z + matches.camera_i.cy], axis=1
+    x, y, z = (rays @ R.T).T
+    z = np.maximum(z, 1e-6)  # what turned out of sight lands far away and weighs nothing
+    camera = matches.camera_i
+    residual = (
+        np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=1) - matches.pixels_i
     )
-    zero = np.zeros_like(z)
-    d_pixel = np.stack(
-        [
-            np.stack([fx / z, zero, -fx * turned[:, 0] / z**2], axis=1),
-            np.stack([zero, fy / z, -fy * turned[:, 1] / z**2], axis=1),
-        ],
-        axis=1,
-    )
-    d_turned = np.stack([R @ skew(axis) for axis in np.eye(3)])  # times the ray: derivative along each axis
-    moved = np.einsum("pab,nb->nap", d_turned, rays)
-    return predicted - matches.pixels_i, d_pixel @ moved
+    d_pixel = np.zeros((len(matches), 2, 3))
+    d_pixel[:, 0, 0], d_pixel[:, 0, 2] = camera.fx / z, -camera.fx * x / z**2
+    d_pixel[:, 1, 1], d_pixel[:, 1, 2] = camera.fy / z, -camera.fy * y / z**2
+    d_turned = np.stack([rays @ (R @ skew(axis)).T for axis in np.eye(3)], axis=2)
+    return residual, d_pixel @ d_turned
 
 
-def _fundamental(matches: Matches, E: FloatArray) -> FloatArray:
-    inverse_i, inverse_j = np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix)
-    return np.asarray(inverse_i.T @ E @ inverse_j)
+def _truncated(residual: FloatArray, threshold_px: float) -> float:
+    return float(np.minimum((residual / threshold_px) ** 2, 1.0).sum())
+
+
+def _noise(residual: FloatArray, threshold_px: float) -> float:
+    """Robust standard deviation of residuals around zero, pixels."""
+    if not residual.size:
+        return threshold_px
+    return max(_LEAST_NOISE_PX, 1.4826 * float(np.median(np.abs(residual))))
+
+
+def _covariance(information: FloatArray, noise: float) -> FloatArray:
+    """Inverse of J'J times the noise variance; what nothing tells about comes out as pi^2, not infinity."""
+    size = len(information)
+    return np.asarray(np.linalg.inv(information / noise**2 + np.eye(size) / np.pi**2))
 
 
 def _homogeneous(points: FloatArray) -> FloatArray:
@@ -225,12 +349,12 @@ def _unit_rows(rows: FloatArray) -> FloatArray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def _normalise(vector: FloatArray) -> FloatArray:
+def _unit(vector: FloatArray) -> FloatArray:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
 def _tangent_basis(direction: FloatArray) -> FloatArray:
     """Two unit vectors (3, 2) square to the direction and to each other."""
     away = np.eye(3)[np.argmin(np.abs(direction))]
-    first = _normalise(np.cross(direction, away))
+    first = _unit(np.cross(direction, away))
     return np.stack([first, np.cross(direction, first)], axis=1)
