@@ -27,6 +27,9 @@ class PredictorConfig(Section):
     kind: Literal["auto", "geometric", "reloc3r-512", "reloc3r-224"] = Field(
         "auto", description="The pair predictor; auto takes the network where a GPU makes it cheap."
     )
+    weights: str = Field(
+        "", description="Reloc3r checkpoint: a folder, a file or a Hugging Face id; empty takes the released one."
+    )
     geometric: GeometricConfig = GeometricConfig()
 
 
@@ -50,6 +53,9 @@ class InitialisationConfig(Section):
         24.0, gt=0, le=500, description="Median motion of the tracks before the first pair is tried, pixels."
     )
     min_landmarks: int = Field(60, ge=10, le=5000, description="Landmarks the first pair must give.")
+    min_landmark_parallax_deg: float = Field(
+        0.3, gt=0, le=30, description="Least angle between the rays of a landmark of the first pair, degrees."
+    )
     min_parallax_deg: float = Field(
         1.5, gt=0, le=30, description="Median angle between the rays of the first pair's landmarks, degrees."
     )
@@ -76,9 +82,6 @@ class TrackingConfig(Section):
 
     min_inliers: int = Field(20, ge=6, le=1000, description="Landmarks that must agree with a pose.")
     min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Share of tracked landmarks that must agree.")
-    rematch_below: int = Field(
-        80, ge=0, le=2000, description="With fewer tracked landmarks than this, features are matched to keyframes too."
-    )
 
 
 class LandmarksConfig(Section):
@@ -131,9 +134,7 @@ class RelocalizationConfig(Section):
 
     candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
     min_inliers: int = Field(25, ge=6, le=1000, description="Landmarks that must agree.")
-    restart_after: int = Field(
-        30, ge=1, le=100000, description="Frames lost before a map of fewer than five keyframes is begun anew."
-    )
+    restart_after: int = Field(30, ge=1, le=100000, description="Frames lost before a new segment of the map begins.")
 
 
 class SlamConfig(Section):

@@ -61,7 +61,6 @@ class Keyframe:
         encoded: what the pair predictor remembers of the picture (opaque).
         descriptor: unit vector (D,) float32 for place recognition.
         features: local features of the picture.
-        track_ids: (N,) int64, the track each feature belongs to; features[k] is an observation of track_ids[k].
         gray: (H, W) uint8, to find its points again in later pictures.
     """
 
@@ -73,5 +72,3 @@ class Keyframe:
     encoded: Encoded
     descriptor: NDArray[np.float32]
     features: LocalFeatures
-    track_ids: NDArray[np.int64]
-    segment: int = 0

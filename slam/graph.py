@@ -50,22 +50,32 @@ class KeyframeGraph:
     """What the map is made of. Only `Slam` writes to it."""
 
     keyframes: dict[int, Keyframe] = field(default_factory=dict)
-    edges: list[Edge] = field(default_factory=list)
+    edges: dict[tuple[int, int], Edge] = field(default_factory=dict)
     world_from_keyframe: dict[int, Similarity] = field(default_factory=dict)
+    segment_of: dict[int, int] = field(default_factory=dict)
 
-    def add_keyframe(self, keyframe: Keyframe, world_from_keyframe: Similarity) -> None:
-        """Raises ValueError when the id is taken."""
+    def add_keyframe(self, keyframe: Keyframe, world_from_keyframe: Similarity, segment: int = 0) -> None:
+        """Keyframes of one segment share a world; segments know nothing of each other until a loop ties them.
+
+        Raises:
+            ValueError: the id is taken.
+        """
         if keyframe.id in self.keyframes:
             raise ValueError(f"KeyframeGraph: keyframe {keyframe.id} is there already")
         self.keyframes[keyframe.id] = keyframe
         self.world_from_keyframe[keyframe.id] = world_from_keyframe
+        self.segment_of[keyframe.id] = segment
 
-    def add_edge(self, edge: Edge) -> None:
-        """Raises ValueError when an end is not in the graph."""
+    def set_edge(self, edge: Edge) -> None:
+        """Add an edge, or replace the one between the same keyframes by newer evidence.
+
+        Raises:
+            ValueError: an end is not in the graph.
+        """
         for end in (edge.i, edge.j):
             if end not in self.keyframes:
                 raise ValueError(f"KeyframeGraph: edge {edge.i}-{edge.j} names keyframe {end}, which is not there")
-        self.edges.append(edge)
+        self.edges[edge.i, edge.j] = edge
 
     def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
         """Replace poses of keyframes that are there; others stay. Raises ValueError on an unknown id."""
@@ -75,7 +85,11 @@ class KeyframeGraph:
         self.world_from_keyframe.update(world_from_keyframe)
 
     def edges_of(self, kind: EdgeKind) -> list[Edge]:
-        return [edge for edge in self.edges if edge.kind is kind]
+        return [edge for edge in self.edges.values() if edge.kind is kind]
+
+    def segment(self, number: int) -> list[int]:
+        """Ids of a segment's keyframes, in order."""
+        return [k for k in sorted(self.keyframes) if self.segment_of[k] == number]
 
     @property
     def last_id(self) -> int:

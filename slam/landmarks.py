@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,8 @@ def triangulate(
 class LandmarkMap:
     """Where tracks lie in space, and which keyframes saw them where.
 
-    Track ids index growing arrays. A landmark's point is stored in its anchor keyframe, in that keyframe's
+    Track ids index growing arrays. `observed[k]` are the tracks keyframe k saw, and `feature_tracks[k]` (N,) names
+    the track of each of its local features, -1 for those that belong to none. A landmark's point is stored in its anchor keyframe, in that keyframe's
     own units, with the standard deviation of its inverse depth; a track without a place has no anchor.
     """
 
@@ -81,6 +83,8 @@ class LandmarkMap:
         self.descriptor = np.zeros((1024, 128), np.float32)
         self.colour = np.zeros((1024, 3), np.uint8)
         self.observed: dict[int, Tracks] = {}
+        self.feature_tracks: dict[int, NDArray[np.int64]] = {}
+        self._alias = np.arange(1024, dtype=np.int64)
 
     def new_ids(self, count: int) -> NDArray[np.int64]:
         """Fresh track ids, in order."""
@@ -92,6 +96,7 @@ class LandmarkMap:
 
     def _grow(self) -> None:
         extra = len(self.anchor)
+        self._alias = np.concatenate([self._alias, np.arange(extra, 2 * extra, dtype=np.int64)])
         self.anchor = np.concatenate([self.anchor, np.full(extra, NO_ANCHOR, np.int64)])
         self.point_in_anchor = np.concatenate([self.point_in_anchor, np.zeros((extra, 3))])
         self.inverse_depth_sigma = np.concatenate([self.inverse_depth_sigma, np.full(extra, np.inf)])
@@ -133,7 +138,7 @@ class LandmarkMap:
             anchor_from_world = graph.world_from_keyframe[int(anchor)].inverse()
             self.point_in_anchor[ids[of_anchor]] = anchor_from_world.apply(points_world[of_anchor])
 
-    def shared_with(self, ids: NDArray[np.int64], keyframe_ids: list[int]) -> dict[int, int]:
+    def shared_with(self, ids: NDArray[np.int64], keyframe_ids: Sequence[int]) -> dict[int, int]:
         """How many of the landmarks each of these keyframes saw."""
         wanted = np.zeros(self._count, bool)
         wanted[ids] = True
@@ -144,15 +149,21 @@ class LandmarkMap:
 
         A keyframe that saw both keeps the observation under the kept name only.
         """
-        rename = np.arange(self._count, dtype=np.int64)
-        rename[gone] = kept
+        self._alias[gone] = kept
+        self._alias = self._alias[self._alias]
         for k, tracks in self.observed.items():
-            ids = rename[tracks.ids]
-            if (ids == tracks.ids).all():
-                continue
-            own = ids == tracks.ids
-            order = np.argsort(~own, kind="stable")  # own names first, so that they win
-            _, first = np.unique(ids[order], return_index=True)
-            keep = np.sort(order[first])
-            self.observed[k] = Tracks(ids[keep], tracks.pixels[keep])
+            self.observed[k] = self.renamed(tracks)
+        for k, ids in self.feature_tracks.items():
+            self.feature_tracks[k] = np.where(ids >= 0, self._alias[ids], ids)
         self.forget_place(gone)
+
+    def renamed(self, tracks: Tracks) -> Tracks:
+        """The tracks under the names that merging has left; of two that became one, the one that kept its name."""
+        ids = self._alias[tracks.ids]
+        own = ids == tracks.ids
+        if own.all():
+            return tracks
+        order = np.argsort(~own, kind="stable")
+        _, first = np.unique(ids[order], return_index=True)
+        keep = np.sort(order[first])
+        return Tracks(ids[keep], tracks.pixels[keep])

@@ -46,7 +46,7 @@ class GtsamOptimizer:
         pin = gtsam.noiseModel.Isotropic.Sigma(7, GAUGE_SIGMA)
         for k in first_of_each_part(graph):
             factors.add(gtsam.PriorFactorSimilarity3(k, start.atSimilarity3(k), pin))
-        for edge in graph.edges:
+        for edge in graph.edges.values():
             factors.add(gtsam.BetweenFactorSimilarity3(edge.i, edge.j, to_similarity3(edge.i_from_j), _noise(edge)))
         before = factors.error(start)
         solution = gtsam.LevenbergMarquardtOptimizer(factors, start, gtsam.LevenbergMarquardtParams()).optimize()
@@ -67,7 +67,7 @@ def first_of_each_part(graph: KeyframeGraph) -> list[int]:
             k = parent[k]
         return k
 
-    for edge in graph.edges:
+    for edge in graph.edges.values():
         a, b = root(edge.i), root(edge.j)
         parent[max(a, b)] = min(a, b)
     return sorted({root(k) for k in graph.keyframes})

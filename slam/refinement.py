@@ -92,19 +92,14 @@ class GtsamRefiner:
             solution = start  # a singular system: better the old map than a broken one
         poses = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
         points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
-        return Refined(
-            world_from_cam=poses, points_world=points, error_px=reprojection_errors(bundle, poses, points)
-        )
+        return Refined(world_from_cam=poses, points_world=points, error_px=reprojection_errors(bundle, poses, points))
 
     @staticmethod
     def _add_projections(graph: gtsam.NonlinearFactorGraph, bundle: Bundle, noise_px: float) -> None:
         noise = gtsam.noiseModel.Robust.Create(
             gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), gtsam.noiseModel.Isotropic.Sigma(2, noise_px)
         )
-        K = {
-            k: gtsam.Cal3_S2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy)
-            for k, camera in bundle.cameras.items()
-        }
+        K = {k: gtsam.Cal3_S2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy) for k, camera in bundle.cameras.items()}
         factor = gtsam.GenericProjectionFactorCal3_S2
         rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
         for k, n, pixel in rows:

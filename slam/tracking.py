@@ -116,6 +116,19 @@ def refine_pose(
     return PoseFit(rigid(R.T, -R.T @ t), inliers, H)
 
 
+def pose_information(
+    points_world: FloatArray, camera: Camera, world_from_cam: RigidTransform, noise_px: float
+) -> FloatArray:
+    """Information (6, 6) that seeing these points (N, 3) gives about a pose (left perturbation of cam_from_world)."""
+    p = np.asarray(world_from_cam.inv().apply(points_world)).reshape(-1, 3)
+    p = p[p[:, 2] > 1e-6]
+    normalised = p[:, :2] / p[:, 2:]
+    weight = np.full(len(p), 1.0 / noise_px**2)
+    focal = np.array([camera.fx, camera.fy])
+    H, _ = _normal_equations(p, p[:, 2], normalised, np.zeros_like(normalised), weight, focal)
+    return H
+
+
 def _normal_equations(
     p: FloatArray, z: FloatArray, normalised: FloatArray, residual: FloatArray, weight: FloatArray, focal: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -165,9 +178,7 @@ def search_pose(
     return rigid(R.T, -R.T @ tvec.ravel())
 
 
-def rotate_pixels(
-    pixels: NDArray[np.floating], camera: Camera, j_from_i_rotation: FloatArray
-) -> NDArray[np.float32]:
+def rotate_pixels(pixels: NDArray[np.floating], camera: Camera, j_from_i_rotation: FloatArray) -> NDArray[np.float32]:
     """Where pixels (N, 2) of infinitely far points go when the camera turns."""
     H = camera.matrix @ j_from_i_rotation @ np.linalg.inv(camera.matrix)
     moved = np.hstack([pixels, np.ones((len(pixels), 1))]) @ H.T
@@ -178,6 +189,7 @@ __all__ = [
     "PoseFit",
     "PosePrior",
     "pair_prior",
+    "pose_information",
     "refine_pose",
     "rotate_pixels",
     "search_pose",

@@ -1,0 +1,82 @@
+"""Every frame that has a pose, hanging off its keyframe, with enough of what it saw to be placed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import Similarity, rigid, rotation_matrix, stack_matrices, translation_of
+from relocalizer.images import Camera
+from slam.frames import Frame, FrameRecord
+from slam.graph import KeyframeGraph
+from slam.tracks import Tracks
+from slam.trajectory import Trajectory
+
+REMEMBERED = 200  # observations kept of a frame; more would hardly move its pose, and hours of video add up
+
+
+class FrameLog:
+    """The records of the tracked frames, in order of time, and their live poses."""
+
+    def __init__(self) -> None:
+        self.records: list[FrameRecord] = []
+        self._seen: list[Tracks] = []
+        self._cameras: list[Camera] = []
+        self._live: list[RigidTransform] = []
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
+        """Hang a frame with a pose in map units off a keyframe; `seen` are the landmarks it rests on."""
+        step = max(1, -(-len(seen) // REMEMBERED))
+        self.records.append(
+            FrameRecord(
+                index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=keyframe_id,
+                keyframe_from_frame=hang(graph.world_from_keyframe[keyframe_id], pose),
+            )
+        )
+        self._seen.append(Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
+        self._cameras.append(frame.camera)
+        self._live.append(pose)
+
+    def pose(self, record: FrameRecord, graph: KeyframeGraph) -> RigidTransform:
+        """world_from_cam of a record under the graph's current poses, map units."""
+        return graph.world_from_keyframe[record.keyframe_id].compose_rigid(record.keyframe_from_frame)
+
+    def place_again(
+        self, graph: KeyframeGraph, place: Callable[[Tracks, Camera, RigidTransform], RigidTransform]
+    ) -> None:
+        """Give every frame the pose `place(landmarks seen, camera, pose so far)` finds for it."""
+        for n, (record, seen) in enumerate(zip(self.records, self._seen, strict=True)):
+            pose = place(seen, self._cameras[n], self.pose(record, graph))
+            anchor = graph.world_from_keyframe[record.keyframe_id]
+            self.records[n] = replace(record, keyframe_from_frame=hang(anchor, pose))
+
+    def trajectory(self, graph: KeyframeGraph, segment: int) -> Trajectory:
+        """The frames of one segment as they lie in the map now."""
+        records = self.of_segment(graph, segment)
+        times = np.array([r.timestamp_ns for r in records], dtype=np.int64)
+        return Trajectory(times, stack_matrices([self.pose(r, graph) for r in records]))
+
+    def live_trajectory(self) -> Trajectory:
+        """The poses as they were when each frame came (frames before the first pair: when the map began)."""
+        times = np.array([r.timestamp_ns for r in self.records], dtype=np.int64)
+        return Trajectory(times, stack_matrices(self._live))
+
+    def of_segment(self, graph: KeyframeGraph, segment: int) -> list[FrameRecord]:
+        return [r for r in self.records if graph.segment_of[r.keyframe_id] == segment]
+
+
+def hang(world_from_keyframe: Similarity, world_from_cam: RigidTransform) -> RigidTransform:
+    """keyframe_from_frame, in the keyframe's own units, of a pose in map units."""
+    keyframe_from_world = world_from_keyframe.inverse()
+    return rigid(
+        keyframe_from_world.rotation @ rotation_matrix(world_from_cam),
+        keyframe_from_world.apply(translation_of(world_from_cam)),
+    )

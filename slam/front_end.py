@@ -1,0 +1,122 @@
+"""From picture to pose between keyframes: follow the tracks, guess where they go, fit the pose to the landmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import rotation_matrix
+from relocalizer.images import Image
+from slam.config import SlamConfig
+from slam.frames import Frame
+from slam.graph import KeyframeGraph
+from slam.landmarks import LandmarkMap
+from slam.tracking import PoseFit, refine_pose, rotate_pixels, search_pose
+from slam.tracks import PointTracker, Tracks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Located:
+    """A frame's pose, and the landmarks it rests on."""
+
+    world_from_cam: RigidTransform
+    landmarks: Tracks
+
+
+@dataclass(frozen=True, slots=True)
+class NotLocated:
+    """No pose; `reason` is a sentence with the number and the threshold."""
+
+    reason: str
+
+
+class FrontEnd:
+    """Owns the live picture: the last grey picture, its tracks, the last pose and motion."""
+
+    def __init__(self, config: SlamConfig, tracker: PointTracker, graph: KeyframeGraph, landmarks: LandmarkMap) -> None:
+        self._config = config
+        self._tracker = tracker
+        self._graph = graph
+        self._landmarks = landmarks
+        self._gray: Image | None = None
+        self._motion: RigidTransform | None = None  # last_from_next, expected to repeat
+        self.pose: RigidTransform | None = None  # world_from_cam of the last frame, None while unknown
+        self.tracks = Tracks.none()
+
+    def advance(self, frame: Frame, gray: Image) -> None:
+        """Follow the tracks into the next picture."""
+        tracks = self._landmarks.renamed(self.tracks)
+        if self._gray is not None and len(tracks) and self._gray.shape == gray.shape:
+            pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, self._guess(frame, tracks))
+            self.tracks = Tracks(tracks.ids, pixels).where(found)
+        self._gray = gray
+
+    def locate(self, frame: Frame) -> Located | NotLocated:
+        """The pose of the frame whose picture was taken last, from the landmarks among its tracks."""
+        start = self._predicted_pose()
+        if start is None:
+            return NotLocated("no earlier pose to start from")
+        return self.fit(frame, self.tracks, start)
+
+    def fit(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> Located | NotLocated:
+        """The pose that best explains the tracks that are landmarks, beginning from `start`."""
+        config, noise = self._config.tracking, self._config.tracks.noise_px
+        placed = tracks.where(self._landmarks.has_place(tracks.ids))
+        if len(placed) < config.min_inliers:
+            return NotLocated(f"{len(placed)} landmarks followed, {config.min_inliers} needed")
+        points = self._landmarks.points_world(placed.ids, self._graph)
+        fit = refine_pose(points, placed.pixels, frame.camera, start, noise_px=noise)
+        if not self._is_enough(fit):
+            found = search_pose(points, placed.pixels, frame.camera, noise_px=noise)
+            if found is not None:
+                fit = refine_pose(points, placed.pixels, frame.camera, found, noise_px=noise)
+        if not self._is_enough(fit):
+            return NotLocated(
+                f"{fit.inlier_count} of {len(placed)} landmarks agree with a pose, "
+                f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
+            )
+        return Located(fit.world_from_cam, placed.where(fit.inliers))
+
+    def moved_to(self, pose: RigidTransform, *, landmarks: Tracks | None = None) -> None:
+        """Take a pose as the last frame's; tracks that contradict it are dropped when `landmarks` says who agrees."""
+        self._motion = None if self.pose is None else self.pose.inv() * pose
+        self.pose = pose
+        if landmarks is not None:
+            placed = self._landmarks.has_place(self.tracks.ids)
+            self.tracks = self.tracks.where(~placed | np.isin(self.tracks.ids, landmarks.ids))
+
+    def corrected_to(self, pose: RigidTransform) -> None:
+        """The map moved under the camera: the same frame now has another pose, its motion stays."""
+        self.pose = pose
+
+    def forget_motion(self) -> None:
+        """After a loss nothing is known of where the camera goes."""
+        self.pose = None
+        self._motion = None
+        self.tracks = Tracks.none()
+
+    def _is_enough(self, fit: PoseFit) -> bool:
+        config = self._config.tracking
+        return fit.inlier_count >= max(config.min_inliers, config.min_inlier_ratio * len(fit.inliers))
+
+    def _predicted_pose(self) -> RigidTransform | None:
+        if self.pose is None or self._motion is None:
+            return self.pose
+        return self.pose * self._motion
+
+    def _guess(self, frame: Frame, tracks: Tracks) -> NDArray[np.float32]:
+        """Where the tracks should be if the camera keeps moving as it did."""
+        predicted = self._predicted_pose()
+        if predicted is None or self._motion is None:
+            return tracks.pixels
+        guess = rotate_pixels(tracks.pixels, frame.camera, rotation_matrix(self._motion).T)
+        placed = self._landmarks.has_place(tracks.ids)
+        points = self._landmarks.points_world(tracks.ids[placed], self._graph)
+        in_cam = np.asarray(predicted.inv().apply(points)).reshape(-1, 3)
+        front = in_cam[:, 2] > 1e-3
+        guess[np.flatnonzero(placed)[front]] = frame.camera.project(in_cam[front])
+        inside = frame.camera.contains(guess.astype(np.float64))
+        return np.where(inside[:, None], guess, tracks.pixels)

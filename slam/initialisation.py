@@ -1,0 +1,161 @@
+"""The first pair: two pictures far enough apart that points between them have a depth.
+
+Until there is one nothing is claimed: the initialiser says what it waits for, and keeps the tracks of the frames
+in between, so that they get their poses once the map exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.features import LocalFeatures, match_features
+from relocalizer.geometry import FloatArray, rigid
+from relocalizer.images import Image
+from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
+from slam.config import SlamConfig
+from slam.frames import Frame
+from slam.front_end import FrontEnd
+from slam.keyframes import common_pixels
+from slam.landmarks import LandmarkMap, triangulate
+from slam.tracks import PointTracker, Tracks
+
+RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
+MATCH_RATIO = 0.85
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A frame with its grey picture, its local features, and the tracks it sees."""
+
+    frame: Frame
+    gray: Image
+    features: LocalFeatures
+    tracks: Tracks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FirstPair:
+    """Two frames to begin a map with, at a length that puts the median depth at 1 map unit."""
+
+    first: Seen
+    second: Seen
+    estimate: PairEstimate
+    first_from_second: RigidTransform
+    parallax_deg: float
+    between: list[tuple[Frame, Tracks]]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """No pair yet; `reason` says what is missing."""
+
+    reason: str
+
+
+class Initialiser:
+    """Holds a reference frame and tries later frames against it, until a pair carries a map."""
+
+    def __init__(
+        self,
+        config: SlamConfig,
+        landmarks: LandmarkMap,
+        front_end: FrontEnd,
+        predictor: PosePredictor,
+        tracker: PointTracker,
+    ) -> None:
+        self._config = config.initialisation
+        self._noise_px = 1.5 * config.tracks.noise_px
+        self._landmarks = landmarks
+        self._front_end = front_end
+        self._predictor = predictor
+        self._tracker = tracker
+        self._reference: Seen | None = None
+        self._encoded: Encoded | None = None
+        self._next_try_px = 0.0
+        self._between: list[tuple[Frame, Tracks]] = []
+
+    def restart(self) -> None:
+        """Forget the reference; the next frame is the new one."""
+        self._reference = None
+
+    def take(self, frame: Frame, gray: Image) -> FirstPair | Waiting:
+        """Try the current frame, whose tracks the front end holds, against the reference."""
+        if self._reference is None:
+            return self._begin(frame, gray, self._tracker.detect(gray))
+        before, now = common_pixels(self._reference.tracks, self._front_end.tracks)
+        if len(before) < self._config.min_landmarks:
+            outcome = self._take_by_looks(self._reference, frame, gray)
+        else:
+            outcome = self._take_by_tracks(self._reference, frame, gray, np.linalg.norm(now - before, axis=1))
+        if isinstance(outcome, Waiting):
+            self._between.append((frame, self._front_end.tracks))
+        return outcome
+
+    def _begin(self, frame: Frame, gray: Image, features: LocalFeatures) -> Waiting:
+        """Take this frame as the reference."""
+        ids = self._landmarks.new_ids(len(features))
+        self._landmarks.descriptor[ids] = features.descriptors
+        tracks = Tracks(ids, features.pixels)
+        self._front_end.tracks = tracks
+        self._reference = Seen(frame, gray, features, tracks)
+        self._encoded = self._encode(self._reference)
+        self._next_try_px = self._config.min_parallax_px
+        self._between = []
+        return Waiting(f"{len(features)} points to follow")
+
+    def _take_by_tracks(self, first: Seen, frame: Frame, gray: Image, moved_px: FloatArray) -> FirstPair | Waiting:
+        moved = float(np.median(moved_px))
+        if moved < self._next_try_px:
+            return Waiting(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
+        self._next_try_px = RETRY_GROWTH * moved
+        return self._try(first, Seen(frame, gray, self._tracker.detect(gray), self._front_end.tracks))
+
+    def _take_by_looks(self, first: Seen, frame: Frame, gray: Image) -> FirstPair | Waiting:
+        """Where the step was too wide to follow, the reference's points are recognised by their descriptors."""
+        features = self._tracker.detect(gray)
+        pairs = match_features(first.features, features, ratio=MATCH_RATIO)
+        tracks = Tracks(first.tracks.ids[pairs[:, 0]], features.pixels[pairs[:, 1]])
+        if len(tracks) < self._config.min_landmarks:
+            self._begin(frame, gray, features)
+            return Waiting(f"tracks broke: {len(tracks)} points recognised, {self._config.min_landmarks} needed")
+        self._front_end.tracks = tracks
+        outcome = self._try(first, Seen(frame, gray, features, tracks))
+        if isinstance(outcome, Waiting):
+            self._begin(frame, gray, features)
+        return outcome
+
+    def _try(self, first: Seen, second: Seen) -> FirstPair | Waiting:
+        """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
+        [estimate] = self._predictor.relate([(self._encoded, self._encode(second))])
+        if isinstance(estimate, NoEstimate):
+            return Waiting(estimate.reason)
+        if estimate.i_from_j_direction is None:
+            return Waiting(estimate.direction_unknown)
+        return self._check(first, second, estimate, estimate.i_from_j_direction)
+
+    def _check(self, first: Seen, second: Seen, estimate: PairEstimate, direction: FloatArray) -> FirstPair | Waiting:
+        config, camera = self._config, first.frame.camera
+        before, now = common_pixels(first.tracks, second.tracks)
+        result = triangulate(
+            camera.normalised(before),
+            second.frame.camera.normalised(now),
+            rigid(estimate.i_from_j_rotation, direction),
+            noise=self._noise_px / camera.mean_focal,
+            min_parallax_rad=float(np.radians(config.min_landmark_parallax_deg)),
+        )
+        good = int(result.good.sum())
+        if good < config.min_landmarks:
+            return Waiting(f"{good} of {len(before)} tracks agree with a first pair, {config.min_landmarks} needed")
+        parallax = float(np.degrees(np.median(result.parallax_rad[result.good])))
+        if parallax < config.min_parallax_deg:
+            return Waiting(f"parallax {parallax:.2f} deg, {config.min_parallax_deg:g} needed")
+        length = 1.0 / float(np.median(result.points_i[result.good, 2]))
+        pose = rigid(estimate.i_from_j_rotation, length * direction)
+        return FirstPair(first, second, estimate, pose, parallax, self._between)
+
+    def _encode(self, seen: Seen) -> Encoded:
+        [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
+        return encoded

@@ -1,0 +1,137 @@
+"""Where a picture was taken, from local features matched to keyframes: wide steps, loops and after a loss.
+
+One mechanism serves all three: match features, let the predictor give rotation and direction, let the
+landmarks give the length, refine over all of them; where the predictor does not know, search by consensus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.features import LocalFeatures, match_features
+from relocalizer.geometry import Similarity, rigid, rotation_matrix, translation_of
+from relocalizer.images import Camera
+from relocalizer.interfaces import NoEstimate, PairEstimate
+from slam.graph import KeyframeGraph
+from slam.landmarks import LandmarkMap
+from slam.scale import LengthFit, fit_length
+from slam.tracking import PoseFit, PosePrior, pair_prior, refine_pose, search_pose
+from slam.tracks import Tracks
+
+MATCH_RATIO = 0.85
+FEATURE_NOISE_PX = 1.2  # detected features are placed less precisely than followed ones
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMatches:
+    """Tracks of keyframes recognised among a picture's features: `tracks` and the `feature` index (N,) of each."""
+
+    tracks: Tracks
+    feature: NDArray[np.int64]
+
+    def where(self, keep: NDArray[np.bool_]) -> FeatureMatches:
+        return FeatureMatches(self.tracks.where(keep), self.feature[keep])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Localised:
+    """A pose found from matches: the fit, and the matches that agree with it."""
+
+    fit: PoseFit
+    matches: FeatureMatches
+
+
+@dataclass(frozen=True, slots=True)
+class NotLocalised:
+    """No pose; `reason` is a sentence with the number and the threshold."""
+
+    reason: str
+
+
+def match_keyframes(
+    features: LocalFeatures, keyframe_ids: Sequence[int], graph: KeyframeGraph, landmarks: LandmarkMap
+) -> FeatureMatches:
+    """Tracks of several keyframes found among `features`; where keyframes disagree, the earlier named wins."""
+    ids: list[NDArray[np.int64]] = []
+    index: list[NDArray[np.int64]] = []
+    for k in keyframe_ids:
+        keyframe = graph.keyframes[k]
+        pairs = match_features(keyframe.features, features, ratio=MATCH_RATIO)
+        track_ids = landmarks.feature_tracks[k][pairs[:, 0]]
+        known = track_ids >= 0
+        ids.append(track_ids[known])
+        index.append(pairs[known, 1])
+    all_ids, all_index = np.concatenate([*ids, np.zeros(0, np.int64)]), np.concatenate([*index, np.zeros(0, np.int64)])
+    _, first = np.unique(all_ids, return_index=True)
+    all_ids, all_index = all_ids[np.sort(first)], all_index[np.sort(first)]
+    _, first = np.unique(all_index, return_index=True)
+    keep = np.sort(first)
+    return FeatureMatches(Tracks(all_ids[keep], features.pixels[all_index[keep]]), all_index[keep])
+
+
+def localise(
+    matches: FeatureMatches,
+    camera: Camera,
+    landmarks: LandmarkMap,
+    graph: KeyframeGraph,
+    *,
+    reference: int,
+    estimate: PairEstimate | NoEstimate,
+    min_inliers: int,
+) -> Localised | NotLocalised:
+    """The pose of a picture whose features match landmarks.
+
+    Args:
+        reference: the keyframe `estimate` (reference_from_picture) speaks of.
+    """
+    placed = matches.where(landmarks.has_place(matches.tracks.ids))
+    if len(placed.tracks) < min_inliers:
+        return NotLocalised(f"{len(placed.tracks)} landmarks recognised, {min_inliers} needed")
+    points = landmarks.points_world(placed.tracks.ids, graph)
+    start, prior = _start(points, placed.tracks.pixels, camera, graph.world_from_keyframe[reference], estimate)
+    if start is None:
+        start = search_pose(points, placed.tracks.pixels, camera, noise_px=FEATURE_NOISE_PX)
+        prior = None
+    if start is None:
+        return NotLocalised(f"no pose agrees with the {len(placed.tracks)} landmarks recognised")
+    fit = refine_pose(points, placed.tracks.pixels, camera, start, noise_px=FEATURE_NOISE_PX, prior=prior)
+    if fit.inlier_count < min_inliers:
+        return NotLocalised(
+            f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree, {min_inliers} needed"
+        )
+    return Localised(fit, placed.where(fit.inliers))
+
+
+def _start(
+    points_world: NDArray[np.float64],
+    pixels: NDArray[np.float32],
+    camera: Camera,
+    world_from_i: Similarity,
+    estimate: PairEstimate | NoEstimate,
+) -> tuple[RigidTransform | None, PosePrior | None]:
+    """A first pose from the pair estimate, its length fitted to the landmarks; (None, None) when that fails."""
+    if isinstance(estimate, NoEstimate) or estimate.i_from_j_direction is None:
+        return None, None
+    i_from_world = world_from_i.rigid.inv()
+    fit = fit_length(
+        np.asarray(i_from_world.apply(points_world)),
+        camera.normalised(pixels),
+        estimate.i_from_j_rotation,
+        estimate.i_from_j_direction,
+        noise=FEATURE_NOISE_PX / camera.mean_focal,
+    )
+    if not isinstance(fit, LengthFit):
+        return None, None
+    step = rigid(estimate.i_from_j_rotation, fit.length * estimate.i_from_j_direction)
+    return world_from_i.rigid * step, pair_prior(world_from_i.rigid, estimate, fit.length)
+
+
+def depths_in(points_world: NDArray[np.float64], world_from_cam: RigidTransform) -> NDArray[np.float64]:
+    """Depth (N,) of points along the camera's axis, map units."""
+    z_axis = rotation_matrix(world_from_cam)[:, 2]
+    return np.asarray((points_world - translation_of(world_from_cam)) @ z_axis)

@@ -1,0 +1,303 @@
+"""The map grows: a frame becomes a keyframe, tracks get places, known landmarks are found again, and the
+recent part of the map is refined."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from relocalizer.features import LocalFeatures
+from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.images import Image
+from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
+from slam.config import SlamConfig
+from slam.frames import Keyframe
+from slam.graph import KeyframeGraph
+from slam.initialisation import Seen
+from slam.landmarks import LandmarkMap, triangulate
+from slam.refinement import Bundle, Refined, Refiner
+from slam.tracks import PointTracker, Tracks, choose_new
+
+SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
+SAME_POINT_SIMILARITY = 0.7
+OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
+MIN_OBSERVERS = 2
+
+
+class Mapper:
+    """Owns the graph's keyframes and the landmarks; the only writer to both besides the loop closer."""
+
+    def __init__(self, config: SlamConfig, predictor: PosePredictor, tracker: PointTracker, refiner: Refiner) -> None:
+        self._config = config
+        self._predictor = predictor
+        self._tracker = tracker
+        self._refiner = refiner
+        self.graph = KeyframeGraph()
+        self.landmarks = LandmarkMap()
+        self.pairs: dict[tuple[int, int], PairEstimate] = {}
+
+    # --- a new keyframe -------------------------------------------------------------------------------
+
+    def _describe(self, seen: Seen) -> Keyframe:
+        """Make a keyframe of a frame; it is not in the graph yet."""
+        frame = seen.frame
+        [encoded] = self._predictor.encode([View(frame.image, frame.camera, seen.features)])
+        return Keyframe(
+            id=self.graph.last_id + 1,
+            frame_index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            camera=frame.camera,
+            gray=seen.gray,
+            encoded=encoded,
+            descriptor=self._predictor.describe(encoded),
+            features=seen.features,
+        )
+
+    def insert(self, seen: Seen, tracks: Tracks, pose: Similarity, segment: int) -> Keyframe:
+        """Make a frame a keyframe at `pose`, seeing `tracks`; it finds known landmarks again and starts new tracks."""
+        keyframe = self._describe(seen)
+        self.graph.add_keyframe(keyframe, pose, segment)
+        self.landmarks.observed[keyframe.id] = tracks
+        self.landmarks.feature_tracks[keyframe.id] = self._tracks_of_features(tracks, seen.features)
+        self.refind(keyframe.id)
+        self._start_new_tracks(keyframe, seen.frame.image)
+        self._place_new_landmarks(keyframe.id)
+        return keyframe
+
+    def _tracks_of_features(self, tracks: Tracks, features: LocalFeatures) -> NDArray[np.int64]:
+        """The track id (N,) of every feature that lies on a track and looks like it; -1 for the others."""
+        track_ids = np.full(len(features), -1, np.int64)
+        if len(tracks) == 0 or len(features) == 0:
+            return track_ids
+        distance, nearest = cKDTree(tracks.pixels).query(features.pixels, distance_upper_bound=SAME_POINT_PX)
+        for k in np.flatnonzero(np.isfinite(distance))[np.argsort(distance[np.isfinite(distance)], kind="stable")]:
+            track_id = tracks.ids[nearest[k]]
+            looks = float(self.landmarks.descriptor[track_id] @ features.descriptors[k])
+            if looks > SAME_POINT_SIMILARITY and track_id not in track_ids:
+                track_ids[k] = track_id
+        return track_ids
+
+    def _start_new_tracks(self, keyframe: Keyframe, image: Image) -> None:
+        """Features far from every track become tracks of their own."""
+        config, camera = self._config.tracks, keyframe.camera
+        tracks = self.landmarks.observed[keyframe.id]
+        chosen = choose_new(
+            keyframe.features,
+            tracks.pixels,
+            count=max(0, config.max_tracks - len(tracks)),
+            min_distance_px=config.min_distance_px,
+            size=(camera.width, camera.height),
+        )
+        chosen = chosen[self.landmarks.feature_tracks[keyframe.id][chosen] < 0]
+        ids = self.landmarks.new_ids(len(chosen))
+        self.landmarks.feature_tracks[keyframe.id][chosen] = ids
+        pixels = keyframe.features.pixels[chosen]
+        self.landmarks.descriptor[ids] = keyframe.features.descriptors[chosen]
+        x, y = np.rint(pixels).astype(int).T
+        self.landmarks.colour[ids] = image[np.clip(y, 0, camera.height - 1), np.clip(x, 0, camera.width - 1)]
+        self.landmarks.observed[keyframe.id] = tracks.joined(Tracks(ids, pixels))
+
+    def _place_new_landmarks(self, k: int) -> None:
+        """Triangulate the tracks of keyframe k that have no place, each with the keyframe that saw it first."""
+        tracks = self.landmarks.observed[k]
+        waiting = tracks.where(~self.landmarks.has_place(tracks.ids))
+        for i in self.segment_keyframes(k):
+            if i == k or len(waiting) == 0:
+                continue
+            earlier = self.landmarks.observed[i]
+            ids, in_i, in_k = np.intersect1d(earlier.ids, waiting.ids, assume_unique=True, return_indices=True)
+            if len(ids) == 0:
+                continue
+            placed = self._triangulate(i, k, ids, earlier.pixels[in_i], waiting.pixels[in_k])
+            waiting = waiting.where(~np.isin(waiting.ids, placed))
+
+    def _triangulate(
+        self, i: int, k: int, ids: NDArray[np.int64], pixels_i: NDArray[np.float32], pixels_k: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Place tracks seen in keyframes i and k; the ids of those that got a place."""
+        camera_i, camera_k = self.graph.keyframes[i].camera, self.graph.keyframes[k].camera
+        pose_i, pose_k = self.graph.world_from_keyframe[i], self.graph.world_from_keyframe[k]
+        noise = 1.5 * self._config.tracks.noise_px / camera_i.mean_focal
+        result = triangulate(
+            camera_i.normalised(pixels_i),
+            camera_k.normalised(pixels_k),
+            pose_i.rigid.inv() * pose_k.rigid,
+            noise=noise,
+            min_parallax_rad=float(np.radians(self._config.landmarks.min_parallax_deg)),
+        )
+        good = result.good
+        points_world = pose_i.rigid.apply(result.points_i[good])
+        # An error of `noise` in a ray shifts inverse depth by noise / (depth * parallax).
+        sigma = noise / np.maximum(result.points_i[good, 2] * result.parallax_rad[good], 1e-9) * pose_i.scale
+        self.landmarks.place(ids[good], pose_i.inverse().apply(points_world), i, sigma)
+        return ids[good]
+
+    # --- known landmarks found again -----------------------------------------------------------------
+
+    def refind(self, k: int) -> int:
+        """Look for landmarks of related keyframes among keyframe k's features; how many were found.
+
+        The map is projected into k and each landmark takes the most similar free feature near where it should
+        be: this is what keeps a short loop one map.
+        """
+        config = self._config.landmarks
+        keyframe = self.graph.keyframes[k]
+        ids = self._unseen_landmarks(k)
+        free = np.flatnonzero(self.landmarks.feature_tracks[k] < 0)
+        if len(ids) == 0 or len(free) == 0:
+            return 0
+        world_from_cam = self.graph.world_from_keyframe[k].rigid
+        points = np.asarray(world_from_cam.inv().apply(self.landmarks.points_world(ids, self.graph)))
+        ids, points = ids[points[:, 2] > 1e-6], points[points[:, 2] > 1e-6]
+        pixels = keyframe.camera.project(points)
+        inside = keyframe.camera.contains(pixels)
+        ids, pixels = ids[inside], pixels[inside]
+        found_ids, found_features = self._search_near(ids, pixels, keyframe, free, config.refind_radius_px)
+        self.landmarks.feature_tracks[k][found_features] = found_ids
+        found = Tracks(found_ids, keyframe.features.pixels[found_features])
+        self.landmarks.observed[k] = self.landmarks.observed[k].joined(found)
+        return len(found)
+
+    def _unseen_landmarks(self, k: int) -> NDArray[np.int64]:
+        """Landmarks of the keyframes most related to k that k does not see already, in order of id."""
+        tracks = self.landmarks.observed[k]
+        seen = tracks.ids[self.landmarks.has_place(tracks.ids)]
+        related = self.related(k, self._config.landmarks.refind_keyframes)
+        pool = [self.landmarks.observed[i].ids for i in related]
+        ids = np.unique(np.concatenate([*pool, np.zeros(0, np.int64)]))
+        ids = ids[self.landmarks.has_place(ids)]
+        return np.setdiff1d(ids, seen, assume_unique=True)
+
+    def _search_near(
+        self, ids: NDArray[np.int64], pixels: FloatArray, keyframe: Keyframe, free: NDArray[np.int64], radius: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (landmark ids, feature indices) of the most similar features within `radius`, one to one."""
+        tree = cKDTree(keyframe.features.pixels[free])
+        near = tree.query_ball_point(pixels, radius)
+        rows = np.repeat(np.arange(len(ids)), [len(n) for n in near])
+        columns = free[np.array([c for n in near for c in sorted(n)], dtype=np.int64)]
+        similarity = (self.landmarks.descriptor[ids[rows]] * keyframe.features.descriptors[columns]).sum(axis=1)
+        enough = similarity > self._config.landmarks.min_similarity
+        order = np.flatnonzero(enough)[np.argsort(-similarity[enough], kind="stable")]
+        used_row: set[int] = set()
+        used_column: set[int] = set()
+        pairs: list[tuple[int, int]] = []
+        for n in order:
+            row, column = int(rows[n]), int(columns[n])
+            if row not in used_row and column not in used_column:
+                used_row.add(row)
+                used_column.add(column)
+                pairs.append((int(ids[row]), column))
+        result = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+        return result[:, 0], result[:, 1]
+
+    # --- what others tell the map ---------------------------------------------------------------------
+
+    @property
+    def noise_px(self) -> float:
+        """Standard deviation of a track, pixels."""
+        return self._config.tracks.noise_px
+
+    def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
+        """Keep a pair estimate, for refinements to use as a prior."""
+        if isinstance(estimate, PairEstimate):
+            self.pairs[i, j] = estimate
+
+    def join_segments(self, c: int, k: int, a_from_b: Similarity) -> None:
+        """k's segment becomes part of c's: its keyframes move by the similarity that ties them."""
+        kept, gone = self.graph.segment_of[c], self.graph.segment_of[k]
+        for i in self.graph.segment(gone):
+            self.graph.world_from_keyframe[i] = a_from_b @ self.graph.world_from_keyframe[i]
+            self.graph.segment_of[i] = kept
+
+    # --- relations ------------------------------------------------------------------------------------
+
+    def segment_keyframes(self, k: int) -> list[int]:
+        """Ids of the keyframes of k's segment, in order."""
+        return self.graph.segment(self.graph.segment_of[k])
+
+    def related(self, k: int, count: int) -> list[int]:
+        """Keyframes that see the most landmarks of k, at most `count`, the strongest first."""
+        tracks = self.landmarks.observed[k]
+        ids = tracks.ids[self.landmarks.has_place(tracks.ids)]
+        others = [i for i in self.segment_keyframes(k) if i != k]
+        shared = self.landmarks.shared_with(ids, others)
+        ranked = sorted((i for i in others if shared[i] > 0), key=lambda i: (-shared[i], -i))
+        return ranked[:count]
+
+    # --- refinement -----------------------------------------------------------------------------------
+
+    def refine_window(self, k: int) -> None:
+        """Refine the newest keyframes of k's segment with the landmarks they see; related older ones hold them."""
+        config = self._config.refinement
+        window = self.segment_keyframes(k)[-config.window :]
+        related = self.related(k, config.covisible + len(window))
+        older = [i for i in related if i not in window][: config.covisible]
+        self._refine(window, older, max_landmarks=config.max_landmarks, iterations=config.iterations)
+
+    def refine_all(self, segment: int) -> None:
+        """Refine everything of a segment at once."""
+        members = self.graph.segment(segment)
+        if len(members) >= 2:
+            iterations = self._config.refinement.final_iterations
+            self._refine(members, [], max_landmarks=None, iterations=iterations)
+
+    def _refine(self, free: list[int], fixed: list[int], *, max_landmarks: int | None, iterations: int) -> None:
+        ids, bundle = self._bundle(free, fixed, max_landmarks)
+        if len(ids) == 0:
+            return
+        refined = self._refiner.refine(bundle, noise_px=self._config.tracks.noise_px, iterations=iterations)
+        poses = {
+            k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
+        }
+        self.graph.set_poses(poses)
+        self.landmarks.move_to(ids, refined.points_world, self.graph)
+        self._drop_outliers(ids, bundle, refined)
+
+    def _bundle(self, free: list[int], fixed: list[int], max_landmarks: int | None) -> tuple[NDArray[np.int64], Bundle]:
+        """The landmarks (ids) and observations of some keyframes, the most seen landmarks first."""
+        members = [*free, *fixed]
+        own = np.unique(np.concatenate([self.landmarks.observed[k].ids for k in free]))
+        own = own[self.landmarks.has_place(own)]
+        counts = np.zeros(int(own.max(initial=0)) + 1, np.int64)
+        for k in members:
+            ids = self.landmarks.observed[k].ids
+            counts[ids[ids < len(counts)]] += 1
+        own = own[counts[own] >= MIN_OBSERVERS]
+        if max_landmarks is not None and len(own) > max_landmarks:
+            own = np.sort(own[np.argsort(-counts[own], kind="stable")[:max_landmarks]])
+        row = np.full(len(counts), -1, np.int64)
+        row[own] = np.arange(len(own))
+        keyframe_of, point_of, pixels = [], [], []
+        for k in members:
+            tracks = self.landmarks.observed[k]
+            keep = tracks.ids < len(row)
+            keep[keep] = row[tracks.ids[keep]] >= 0
+            keyframe_of.append(np.full(int(keep.sum()), k, np.int64))
+            point_of.append(row[tracks.ids[keep]])
+            pixels.append(tracks.pixels[keep].astype(np.float64))
+        pairs = [(i, j, e) for (i, j), e in self.pairs.items() if i in members and j in free]
+        bundle = Bundle(
+            world_from_cam={k: self.graph.world_from_keyframe[k].rigid for k in members},
+            cameras={k: self.graph.keyframes[k].camera for k in members},
+            fixed=frozenset(fixed),
+            points_world=self.landmarks.points_world(own, self.graph),
+            keyframe_of=np.concatenate(keyframe_of),
+            point_of=np.concatenate(point_of),
+            pixels=np.concatenate(pixels),
+            pairs=pairs,
+        )
+        return own, bundle
+
+    def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, refined: Refined) -> None:
+        """Forget observations that the refined map contradicts, and landmarks with fewer than two left."""
+        bad = refined.error_px > OUTLIER_CHI * self._config.tracks.noise_px
+        for k in np.unique(bundle.keyframe_of[bad]):
+            gone = ids[bundle.point_of[bad & (bundle.keyframe_of == k)]]
+            tracks = self.landmarks.observed[int(k)]
+            self.landmarks.observed[int(k)] = tracks.where(~np.isin(tracks.ids, gone))
+            named = self.landmarks.feature_tracks[int(k)]
+            named[np.isin(named, gone)] = -1
+        left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
+        self.landmarks.forget_place(ids[left < MIN_OBSERVERS])

@@ -1,0 +1,77 @@
+"""A frame that could not be followed, recognised: after a wide step, and after a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.interfaces import Encoded, PosePredictor, Retriever, View
+from slam.config import RelocalizationConfig
+from slam.front_end import NotLocated
+from slam.initialisation import Seen
+from slam.localization import Localised, localise, match_keyframes
+from slam.mapping import Mapper
+from slam.tracks import Tracks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recognised:
+    """A pose found from keyframe `keyframe_id` and its relatives.
+
+    Attributes:
+        landmarks: those that agree with the pose.
+        tracks: all tracks to go on with: the agreeing landmarks, and recognised points without a place yet.
+    """
+
+    seen: Seen
+    world_from_cam: RigidTransform
+    keyframe_id: int
+    landmarks: Tracks
+    tracks: Tracks
+
+
+class Recogniser:
+    """Tries the active keyframe first, then the places that look most alike."""
+
+    def __init__(
+        self, config: RelocalizationConfig, mapper: Mapper, predictor: PosePredictor, retriever: Retriever
+    ) -> None:
+        self._config = config
+        self._mapper = mapper
+        self._predictor = predictor
+        self._retriever = retriever
+
+    def recognise(self, seen: Seen, active: int) -> Recognised | NotLocated:
+        """The frame's pose from landmarks of remembered keyframes, or why none agrees."""
+        [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
+        reason = "no keyframe to compare with"
+        for c in self._candidates(encoded, active):
+            outcome = self._try(seen, encoded, c)
+            if isinstance(outcome, Recognised):
+                return outcome
+            reason = outcome.reason
+        return NotLocated(reason)
+
+    def _candidates(self, encoded: Encoded, active: int) -> list[int]:
+        found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
+        return [active, *(c.key for c in found)]
+
+    def _try(self, seen: Seen, encoded: Encoded, c: int) -> Recognised | NotLocated:
+        graph, landmarks = self._mapper.graph, self._mapper.landmarks
+        matches = match_keyframes(seen.features, [c, *self._mapper.related(c, 3)], graph, landmarks)
+        [estimate] = self._predictor.relate([(graph.keyframes[c].encoded, encoded)])
+        outcome = localise(
+            matches,
+            seen.frame.camera,
+            landmarks,
+            graph,
+            reference=c,
+            estimate=estimate,
+            min_inliers=self._config.min_inliers,
+        )
+        if not isinstance(outcome, Localised):
+            return NotLocated(outcome.reason)
+        unplaced = matches.tracks.where(~landmarks.has_place(matches.tracks.ids))
+        agreeing = outcome.matches.tracks
+        return Recognised(seen, outcome.fit.world_from_cam, c, agreeing, agreeing.joined(unplaced))

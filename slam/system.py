@@ -1,0 +1,374 @@
+"""The whole of SLAM: a frame comes in, it is followed, located, perhaps kept, linked; at the end all is refined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import FloatArray, Similarity, rotation_matrix, stack_matrices
+from relocalizer.images import Camera, Image
+from relocalizer.interfaces import PosePredictor, Retriever
+from slam.config import SlamConfig
+from slam.events import (
+    Event,
+    FrameProcessed,
+    GraphOptimised,
+    Initialised,
+    KeyframeAdded,
+    LandmarksUpdated,
+    Observer,
+    Relocalised,
+    RunFinished,
+    TrackingLost,
+    TrackingState,
+)
+from slam.frame_log import FrameLog
+from slam.frames import Frame, Keyframe
+from slam.front_end import FrontEnd, Located, NotLocated
+from slam.graph import KeyframeGraph
+from slam.initialisation import FirstPair, Initialiser, Seen, Waiting
+from slam.keyframes import KeyframePolicy
+from slam.linking import Linker
+from slam.localization import depths_in
+from slam.mapping import Mapper
+from slam.optimizer import GraphOptimizer
+from slam.recognition import Recogniser, Recognised
+from slam.refinement import Refiner
+from slam.stopwatch import Stopwatch
+from slam.tracking import refine_pose
+from slam.tracks import PointTracker, Tracks
+from slam.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SlamResult:
+    """What a run leaves, in map units.
+
+    Attributes:
+        trajectory: every tracked frame of the largest segment, final poses; `frame_indices` (N,) names its rows.
+        segments: the other segments, largest first; nothing ties their frames and scales to the first.
+        online: every tracked frame as it was placed live.
+    """
+
+    trajectory: Trajectory
+    frame_indices: NDArray[np.int64]
+    segments: list[Trajectory]
+    keyframe_trajectory: Trajectory
+    online: Trajectory
+    graph: KeyframeGraph
+    landmark_ids: NDArray[np.int64]
+    landmark_points: FloatArray
+    landmark_colours: NDArray[np.uint8]
+
+
+class Slam:
+    """Monocular SLAM: `step` every frame in order, then `finish`."""
+
+    def __init__(
+        self,
+        config: SlamConfig,
+        *,
+        predictor: PosePredictor,
+        tracker: PointTracker,
+        retriever: Retriever,
+        optimizer: GraphOptimizer,
+        refiner: Refiner,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._config = config
+        self._tracker = tracker
+        self._observers = tuple(observers)
+        self._mapper = Mapper(config, predictor, tracker, refiner)
+        self._linker = Linker(config.linking, self._mapper, predictor, retriever, optimizer, self._emit)
+        self._recogniser = Recogniser(config.relocalization, self._mapper, predictor, retriever)
+        self._front_end = FrontEnd(config, tracker, self._mapper.graph, self._mapper.landmarks)
+        self._initialiser = Initialiser(config, self._mapper.landmarks, self._front_end, predictor, tracker)
+        self._policy = KeyframePolicy(config.keyframes)
+        self._log = FrameLog()
+        self._state, self._reason = TrackingState.INITIALISING, "waiting for the first frame"
+        self._segment = 0
+        self._active = -1  # id of the keyframe the current frame hangs off
+        self._frames_lost = 0
+        self._agreeing = Tracks.none()  # landmarks the current pose rests on
+        self._watch = Stopwatch()
+
+    # --- the story ------------------------------------------------------------------------------------
+
+    def step(self, frame: Frame) -> None:
+        """Take the next frame; what comes of it is told to the observers."""
+        self._watch = Stopwatch()
+        self._agreeing = Tracks.none()
+        gray = self._tracker.gray(frame.image)
+        with self._watch("tracks"):
+            self._front_end.advance(frame, gray)
+        if self._state is TrackingState.INITIALISING:
+            self._initialise(frame, gray)
+        else:
+            self._track(frame, gray)
+        self._report(frame)
+
+    def finish(self, *, interrupted: bool = False) -> SlamResult:
+        """Refine the whole map once more, place every frame in it, and say what came out."""
+        if self._config.refinement.final and self._log.records:
+            self._refine_everything()
+        result = self._result()
+        self._tell_landmarks(self._log.records[-1].index if self._log.records else -1)
+        self._emit(
+            RunFinished(
+                timestamps_ns=result.trajectory.timestamps_ns,
+                frame_indices=result.frame_indices,
+                world_from_cam=result.trajectory.world_from_cam,
+                interrupted=interrupted,
+            )
+        )
+        return result
+
+    # --- before the map -------------------------------------------------------------------------------
+
+    def _initialise(self, frame: Frame, gray: Image) -> None:
+        with self._watch("initialise"):
+            outcome = self._initialiser.take(frame, gray)
+        if isinstance(outcome, Waiting):
+            self._reason = outcome.reason
+        else:
+            self._begin_map(outcome)
+
+    def _begin_map(self, pair: FirstPair) -> None:
+        """The first two keyframes with their landmarks, and poses for the frames between them."""
+        first, second = pair.first, pair.second
+        start = Similarity.identity()
+        with self._watch("map"):
+            a = self._mapper.insert(first, first.tracks, start, self._segment)
+            b = self._mapper.insert(second, second.tracks, Similarity.from_rigid(pair.first_from_second), self._segment)
+            self._mapper.remember_pair(a.id, b.id, pair.estimate)
+            self._mapper.refine_window(b.id)
+        self._state, self._reason = TrackingState.TRACKING, ""
+        landmarks = len(self._mapper.landmarks.placed_ids())
+        indices = (first.frame.index, second.frame.index)
+        self._emit(Initialised(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
+        self._announce(a, "first of the first pair")
+        self._log.add(first.frame, start.rigid, first.tracks, a.id, self._mapper.graph)
+        self._place_between(pair, a.id)
+        self._take_up(second.frame, b, "second of the first pair")
+
+    def _place_between(self, pair: FirstPair, keyframe_id: int) -> None:
+        pose = self._mapper.graph.world_from_keyframe[keyframe_id].rigid
+        for frame, tracks in pair.between:
+            found = self._front_end.fit(frame, tracks, pose)
+            if isinstance(found, Located):
+                pose = found.world_from_cam
+                self._log.add(frame, pose, found.landmarks, keyframe_id, self._mapper.graph)
+
+    # --- with a map -----------------------------------------------------------------------------------
+
+    def _track(self, frame: Frame, gray: Image) -> None:
+        with self._watch("pose"):
+            found = self._front_end.locate(frame)
+        if isinstance(found, Located):
+            self._place(frame, gray, found)
+            return
+        with self._watch("recognise"):
+            recognised = self._recogniser.recognise(self._see(frame, gray), self._active)
+        if isinstance(recognised, Recognised):
+            self._resume(recognised, found)
+        else:
+            self._lose(frame, found, recognised)
+
+    def _place(self, frame: Frame, gray: Image, found: Located) -> None:
+        """A frame with a pose: it hangs off the active keyframe, or becomes the next one."""
+        self._front_end.moved_to(found.world_from_cam, landmarks=found.landmarks)
+        self._agreeing = found.landmarks
+        reason = self._reason_to_keep(frame, gray, found)
+        if reason:
+            with self._watch("features"):
+                seen = self._see(frame, gray)
+            self._keep(seen, self._front_end.tracks, reason)
+        else:
+            self._log.add(frame, found.world_from_cam, found.landmarks, self._active, self._mapper.graph)
+
+    def _reason_to_keep(self, frame: Frame, gray: Image, found: Located) -> str:
+        active, landmarks = self._mapper.graph.keyframes[self._active], self._mapper.landmarks
+        before = landmarks.observed[self._active]
+        world_from_keyframe = self._mapper.graph.world_from_keyframe[self._active]
+        return self._policy.reason_to_keep(
+            seen=found.landmarks,
+            in_keyframe=before.where(landmarks.has_place(before.ids)),
+            camera=frame.camera,
+            keyframe_from_frame_rotation=world_from_keyframe.rotation.T @ rotation_matrix(found.world_from_cam),
+            frames_since=frame.index - active.frame_index,
+            blurred=self._policy.is_blurred(self._tracker.sharpness(gray)),
+        )
+
+    def _keep(self, seen: Seen, tracks: Tracks, reason: str) -> None:
+        """The frame becomes a keyframe: landmarks, refinement, links, loops."""
+        assert self._front_end.pose is not None  # only a located frame is kept
+        scale = self._mapper.graph.world_from_keyframe[self._active].scale
+        pose = Similarity.from_rigid(self._front_end.pose, scale)
+        with self._watch("map"):
+            keyframe = self._mapper.insert(seen, tracks, pose, self._segment)
+        with self._watch("predictor"):
+            self._linker.relate_to_previous(keyframe.id)
+        with self._watch("refine"):
+            self._mapper.refine_window(keyframe.id)
+        self._take_up(seen.frame, keyframe, reason)
+
+    def _take_up(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
+        """Link a new keyframe, close loops from it, and go on from where that leaves it."""
+        mapper, k = self._mapper, keyframe.id
+        self._announce(keyframe, reason)
+        with self._watch("link"):
+            self._linker.tie_to_neighbours(k, self._config.refinement.window)
+            closed = self._linker.close_loops(k)
+            self._linker.remember(k)
+        if closed:
+            with self._watch("refine"):
+                mapper.refine_window(k)
+            self._segment = mapper.graph.segment_of[k]
+        self._active = k
+        pose, tracks = mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k]
+        if self._front_end.pose is None:
+            self._front_end.moved_to(pose)
+        else:
+            self._front_end.corrected_to(pose)
+        self._front_end.tracks = tracks
+        self._agreeing = tracks.where(mapper.landmarks.has_place(tracks.ids))
+        self._log.add(frame, pose, self._agreeing, k, mapper.graph)
+        self._tell_landmarks(frame.index)
+
+    # --- without a pose -------------------------------------------------------------------------------
+
+    def _resume(self, found: Recognised, why: NotLocated) -> None:
+        """Recognised landmarks place a frame that could not be followed; it becomes a keyframe at once."""
+        frame = found.seen.frame
+        if self._state is TrackingState.LOST:
+            self._emit(
+                Relocalised(
+                    frame_index=frame.index,
+                    timestamp_ns=frame.timestamp_ns,
+                    keyframe_id=found.keyframe_id,
+                    inliers=len(found.landmarks),
+                    frames_lost=self._frames_lost,
+                )
+            )
+        self._state, self._reason, self._frames_lost = TrackingState.TRACKING, "", 0
+        self._segment = self._mapper.graph.segment_of[found.keyframe_id]
+        self._active = found.keyframe_id
+        self._front_end.forget_motion()
+        self._front_end.moved_to(found.world_from_cam)
+        self._keep(found.seen, found.tracks, f"recognised {len(found.landmarks)} landmarks ({why.reason})")
+
+    def _lose(self, frame: Frame, why: NotLocated, recognised: NotLocated) -> None:
+        """No pose for this frame. After a while a new segment begins, to be tied to the old one when a loop allows."""
+        if self._state is not TrackingState.LOST:
+            self._state = TrackingState.LOST
+            self._reason = f"{why.reason}; {recognised.reason}"
+            self._front_end.forget_motion()
+            self._emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
+        self._frames_lost += 1
+        if self._frames_lost >= self._config.relocalization.restart_after:
+            self._frames_lost = 0
+            self._segment = 1 + max(self._mapper.graph.segment_of.values())
+            self._state, self._reason = TrackingState.INITIALISING, "lost for too long, a new segment begins"
+            self._initialiser.restart()
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _refine_everything(self) -> None:
+        graph = self._mapper.graph
+        with self._watch("final refinement"):
+            for segment in sorted(set(graph.segment_of.values())):
+                self._mapper.refine_all(segment)
+            self._log.place_again(graph, self._place_again)
+        self._emit(
+            GraphOptimised(
+                frame_index=self._log.records[-1].index,
+                world_from_keyframe=dict(graph.world_from_keyframe),
+                error_before=np.nan,
+                error_after=np.nan,
+                cause="final refinement",
+            )
+        )
+
+    def _place_again(self, seen: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
+        """A frame's pose in the final map, from the landmarks it saw; as it was when too few are left."""
+        landmarks = self._mapper.landmarks
+        seen = landmarks.renamed(seen)
+        seen = seen.where(landmarks.has_place(seen.ids))
+        if len(seen) < self._config.tracking.min_inliers:
+            return pose
+        points = landmarks.points_world(seen.ids, self._mapper.graph)
+        fit = refine_pose(points, seen.pixels, camera, pose, noise_px=self._config.tracks.noise_px)
+        return fit.world_from_cam if fit.inlier_count >= self._config.tracking.min_inliers else pose
+
+    def _result(self) -> SlamResult:
+        graph, landmarks = self._mapper.graph, self._mapper.landmarks
+        numbers = set(graph.segment_of.values()) or {0}
+        sizes = {s: len(self._log.of_segment(graph, s)) for s in numbers}
+        first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
+        keyframes = [graph.keyframes[k] for k in graph.segment(first)]
+        ids = landmarks.placed_ids()
+        ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
+        return SlamResult(
+            trajectory=self._log.trajectory(graph, first),
+            frame_indices=np.array([r.index for r in self._log.of_segment(graph, first)], dtype=np.int64),
+            segments=[self._log.trajectory(graph, s) for s in others if sizes[s]],
+            keyframe_trajectory=Trajectory(
+                np.array([k.timestamp_ns for k in keyframes], dtype=np.int64),
+                stack_matrices([graph.world_from_keyframe[k.id].rigid for k in keyframes]),
+            ),
+            online=self._log.live_trajectory(),
+            graph=graph,
+            landmark_ids=ids,
+            landmark_points=landmarks.points_world(ids, graph),
+            landmark_colours=landmarks.colour[ids],
+        )
+
+    # --- seeing and telling ---------------------------------------------------------------------------
+
+    def _see(self, frame: Frame, gray: Image) -> Seen:
+        return Seen(frame, gray, self._tracker.detect(gray), self._front_end.tracks)
+
+    def _emit(self, event: Event) -> None:
+        for observer in self._observers:
+            observer(event)
+
+    def _announce(self, keyframe: Keyframe, reason: str) -> None:
+        pose = self._mapper.graph.world_from_keyframe[keyframe.id]
+        self._emit(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason))
+
+    def _tell_landmarks(self, frame_index: int) -> None:
+        landmarks = self._mapper.landmarks
+        ids = landmarks.placed_ids()
+        self._emit(
+            LandmarksUpdated(
+                frame_index=frame_index,
+                ids=ids,
+                points_world=landmarks.points_world(ids, self._mapper.graph),
+                colours=landmarks.colour[ids],
+            )
+        )
+
+    def _report(self, frame: Frame) -> None:
+        pose = self._front_end.pose if self._state is TrackingState.TRACKING else None
+        tracks, depth = self._front_end.tracks, np.nan
+        if pose is not None and len(self._agreeing):
+            points = self._mapper.landmarks.points_world(self._agreeing.ids, self._mapper.graph)
+            depth = float(np.median(depths_in(points, pose)))
+        self._emit(
+            FrameProcessed(
+                frame=frame,
+                state=self._state,
+                reason=self._reason,
+                world_from_cam=pose,
+                keyframe_id=self._active,
+                pixels=tracks.pixels,
+                track_ids=tracks.ids,
+                is_inlier=np.isin(tracks.ids, self._agreeing.ids),
+                depth=depth,
+                stage_ms=dict(self._watch.stage_ms),
+            )
+        )
