@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+
+from relocalizer.geometry import rigid
+from slam.cli import main
+from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
+from slam.frames import Frame
+from slam.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,3 +30,119 @@ def rng() -> np.random.Generator:
 def root() -> Path:
     """The folder that holds pyproject.toml."""
     return ROOT
+
+
+def write_pictures(folder: Path, count: int, *, width: int = 160, height: int = 120) -> Path:
+    """A folder of numbered pictures that slide over one textured wall; made once, the same every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(5).integers(0, 256, (height // 4 + 40, width // 4 + 80), dtype=np.uint8)
+    wall = cv2.resize(noise, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    for k in range(count):
+        left = 2 * (k % 100)
+        cv2.imwrite(str(folder / f"{k:05d}.png"), wall[k % 50 : k % 50 + height, left : left + width])
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Twelve small pictures in a folder."""
+    return write_pictures(tmp_path / "pictures", 12)
+
+
+class StraightSlam:
+    """Stands in for the system: frame k is at (k / 10, 0, 0); the first `waits` frames have no pose.
+
+    `lost` frames have none either; every fifth frame becomes a keyframe of nobody's interest.
+    """
+
+    def __init__(self, observers: Sequence[Any], *, waits: int = 2, lost: Sequence[int] = ()) -> None:
+        self._observers, self._waits, self._lost = observers, waits, lost
+        self._tracked: list[tuple[int, int]] = []
+
+    def step(self, frame: Frame) -> None:
+        waiting, lost = frame.index < self._waits, frame.index in self._lost
+        if lost and frame.index - 1 not in self._lost:
+            self._emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason="dark"))
+        state = TrackingState.INITIALISING if waiting else TrackingState.LOST if lost else TrackingState.TRACKING
+        pose = None if waiting or lost else rigid(np.eye(3), [frame.index / 10, 0, 0])
+        if pose is not None:
+            self._tracked.append((frame.index, frame.timestamp_ns))
+        if frame.index == self._waits:
+            self._emit(Initialised(frame_indices=(0, frame.index), landmarks=80, parallax_deg=2.0))
+        self._emit(
+            FrameProcessed(
+                frame=frame,
+                state=state,
+                reason="too little parallax" if waiting else "dark" if lost else "",
+                world_from_cam=pose,
+                keyframe_id=0,
+                pixels=np.zeros((30, 2), np.float32),
+                track_ids=np.arange(30),
+                is_inlier=np.arange(30) < 20,
+                depth=float("nan") if pose is None else 2.0,
+                stage_ms={"track": 1.0 + frame.index, "pose": 2.0},
+            )
+        )
+
+    def finish(self, *, interrupted: bool = False) -> Any:
+        indices = np.array([index for index, _ in self._tracked], dtype=np.int64)
+        poses = np.tile(np.eye(4), (len(indices), 1, 1))
+        poses[:, 0, 3] = indices / 10
+        trajectory = Trajectory(np.array([t for _, t in self._tracked], dtype=np.int64), poses)
+        keyframes = Trajectory(trajectory.timestamps_ns[::5], poses[::5])
+        self._emit(
+            RunFinished(
+                timestamps_ns=trajectory.timestamps_ns,
+                frame_indices=indices,
+                world_from_cam=poses,
+                interrupted=interrupted,
+            )
+        )
+        return SimpleNamespace(
+            trajectory=trajectory, segments=[], keyframe_trajectory=keyframes, frame_indices=indices, online=trajectory
+        )
+
+    def _emit(self, event: Any) -> None:
+        for observer in self._observers:
+            observer(event)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The last line of standard error."""
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+@pytest.fixture
+def slam_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run the `slam` command in this process."""
+
+    def call(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def straight_slam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put `StraightSlam` in the place of the system."""
+
+    def install(**options: Any) -> None:
+        def build(config: object, *, observers: Sequence[Any] = ()) -> StraightSlam:
+            return StraightSlam(observers, **options)
+
+        monkeypatch.setattr("slam.pipeline.build", build)
+
+    return install

@@ -1,0 +1,169 @@
+"""What a run says to a person: progress, the summary, small tables. It formats; `slam.cli` prints."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from slam.pipeline import RunStatistics
+
+_LINE_EVERY_S = 2.0
+
+
+class ProgressView(Protocol):
+    """Told the number of frames after each of them, and closed at the end."""
+
+    def __call__(self, frames: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ProgressLines:
+    """Plain lines for logs and pipes, at most one every two seconds."""
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        statistics: RunStatistics,
+        length: int | None,
+        *,
+        every_s: float = _LINE_EVERY_S,
+    ) -> None:
+        self._write, self._statistics, self._length, self._every_s = write, statistics, length, every_s
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, frames: int) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every_s:
+            return
+        self._last = now
+        of = f"/{self._length}" if self._length else ""
+        self._write(f"{frames}{of} frames, {state_line(self._statistics, frames, now - self._started)}")
+
+    def close(self) -> None:
+        """Nothing to tidy up."""
+
+
+class ProgressBar:
+    """A live bar for terminals."""
+
+    def __init__(self, stream: TextIO, statistics: RunStatistics, length: int | None) -> None:
+        columns: list[ProgressColumn] = [SpinnerColumn(), BarColumn(bar_width=24)]
+        columns += [TextColumn("{task.completed}/{task.total}" if length else "{task.completed}")]
+        columns += [TimeRemainingColumn()] if length else []
+        columns += [TextColumn("{task.description}", markup=False)]
+        self._statistics, self._started = statistics, time.monotonic()
+        self._progress = Progress(*columns, console=Console(file=stream), transient=True)
+        self._task = self._progress.add_task("", total=length)
+        self._progress.start()
+
+    def __call__(self, frames: int) -> None:
+        line = state_line(self._statistics, frames, time.monotonic() - self._started)
+        self._progress.update(self._task, completed=frames, description=line)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def state_line(statistics: RunStatistics, frames: int, seconds: float) -> str:
+    """The state of a run in one line: 'tracking, 24.1 fps, 31 keyframes, 2 loops'."""
+    parts = [statistics.state.value, f"{frames / seconds if seconds > 0 else 0.0:.1f} fps"]
+    parts += [_count(statistics.keyframes, "keyframe")]
+    if statistics.loops_accepted:
+        parts.append(_count(statistics.loops_accepted, "loop"))
+    if statistics.lost:
+        parts.append(f"lost {_count(len(statistics.lost), 'time')}")
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary of a run, from its report."""
+    loops, lost, stages = report["loops"], report["lost_episodes"], report["stage_ms"]
+    rows = [
+        ("frames", f"{report['frames']}" + (" (interrupted)" if report["status"] == "interrupted" else "")),
+        ("tracked", f"{report['tracked']} ({_percent(report['coverage'])}; "
+                    f"{_percent(report['coverage_after_start'])} since the map began)"),
+        ("keyframes", str(report["keyframes"])),
+        ("loops", f"{loops['accepted']} accepted, {loops['rejected']} rejected"),
+        ("lost", _lost_words(lost)),
+    ]  # fmt: skip
+    if report["other_segments"]:
+        frames = _count(sum(report["other_segments"]), "frame")
+        rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
+    if report["skipped"] or report["dropped"]:
+        rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
+    rows.append(("speed", f"{report['fps']:.1f} frames/s ({report['wall_s']:.1f} s)"))
+    slowest = sorted(stages.items(), key=lambda item: -item[1]["p95"])[:3]
+    if slowest:
+        rows.append(("slowest, p95", ", ".join(f"{name} {times['p95']:.0f} ms" for name, times in slowest)))
+    rows.append(("peak memory", f"{report['peak_memory_mb']:.0f} MB"))
+    rows += _accuracy_rows(report["evaluation"])
+    return rows
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _lost_words(lost: Sequence[Any]) -> str:
+    if not lost:
+        return "never"
+    frames = sum(episode.frames for episode in lost)
+    return f"{_count(len(lost), 'time')}, {_count(frames, 'frame')} (first: {lost[0].reason})"
+
+
+def _accuracy_rows(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if evaluation is None:
+        return []
+    if "error" in evaluation:
+        return [("accuracy", f"not measured: {evaluation['error']}")]
+    return [
+        (
+            "ATE, Sim(3)",
+            f"{evaluation['ate_sim3']['rmse']:.4f} ({evaluation['ate_percent']:.2f} % of the path)",
+        ),
+        ("ATE, SE(3)", f"{evaluation['ate_se3']['rmse']:.4f}"),
+    ]
+
+
+def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An evaluation's figures, in the unit of the ground truth."""
+    rows = [
+        (name, f"{values['rmse']:.4f} rmse, {values['median']:.4f} median, {values['max']:.4f} max")
+        for name, values in (("ATE, Sim(3)", evaluation["ate_sim3"]), ("ATE, SE(3)", evaluation["ate_se3"]))
+    ]
+    rows.append(("ATE per path", f"{evaluation['ate_percent']:.2f} % of {evaluation['path_length']:.3f}"))
+    if evaluation["orientation_deg"]:
+        rows.append(("orientation", f"{evaluation['orientation_deg']['rmse']:.3f} deg rmse"))
+    for name, key in (("RPE, next pose", "rpe_frame"), ("RPE, one second", "rpe_second")):
+        relative = evaluation[key]
+        if relative:
+            translation, turn = relative["translation"]["rmse"], relative["rotation_deg"]["rmse"]
+            rows.append((name, f"{translation:.4f} rmse, {turn:.3f} deg rmse ({relative['pairs']} pairs)"))
+    rows.append(("drift", f"{evaluation['drift_percent']:.2f} % from first to last"))
+    rows.append(("scale", f"{evaluation['scale']:.6g} ground truth units per unit of the estimate"))
+    coverage = f"{_percent(evaluation['coverage'])} ({evaluation['covered']} of {evaluation['expected']} "
+    rows.append(("coverage", coverage + f"{evaluation['coverage_of']})"))
+    return rows
+
+
+def render(rows: Sequence[Sequence[str]], *, title: str = "", width: int = 110) -> str:
+    """Rows as an aligned table without colours."""
+    table = Table(title=title or None, title_justify="left", show_header=False, box=None, pad_edge=False)
+    for column in range(len(rows[0])):
+        table.add_column(no_wrap=column == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=width, markup=False, highlight=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

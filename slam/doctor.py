@@ -1,0 +1,210 @@
+"""What is installed, found and usable here, and what to do where it is not.
+
+Libraries are tried in a process of their own: importing a broken one may end the process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+_TRY_TIMEOUT_S = 60
+# Import name, distribution, whether SLAM runs without it.
+_LIBRARIES = (
+    ("numpy", "numpy", True),
+    ("scipy", "scipy", True),
+    ("cv2", "opencv-python-headless", True),
+    ("gtsam", "gtsam", True),
+    ("faiss", "faiss-cpu", True),
+    ("torch", "torch", True),
+    ("rerun", "rerun-sdk", True),
+    ("pydantic", "pydantic", True),
+    ("yaml", "PyYAML", True),
+    ("safetensors", "safetensors", True),
+    ("poselib", "poselib", False),
+    ("huggingface_hub", "huggingface-hub", False),
+    ("matplotlib", "matplotlib", False),
+)
+_OPTIONAL_FIX = {
+    "poselib": "optional: pip install poselib (where it has a wheel)",
+    "huggingface_hub": "optional, to fetch Reloc3r's weights: pip install 'reloc3r-slam[hub]'",
+    "matplotlib": "optional, for slam eval --plot: pip install 'reloc3r-slam[eval]'",
+}
+_WEIGHTS = ("siyan824/reloc3r-512", "siyan824/reloc3r-224")
+_LICENCE = "the weights are CC BY-NC-SA 4.0: not for commercial use"
+_TORCH_DEVICES = """
+import json, torch
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "cuda": torch.cuda.get_device_name(0) if cuda else "",
+    "built_for_cuda": torch.version.cuda or "",
+    "mps": torch.backends.mps.is_available(),
+    "threads": torch.get_num_threads(),
+}))
+"""
+_FAISS_DEVICES = """
+import json, faiss
+gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+print(json.dumps({"gpus": gpus}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `needed`: nothing runs while it is not ok. `fix`: what to do, empty when ok."""
+
+    name: str
+    ok: bool
+    finding: str
+    fix: str = ""
+    needed: bool = True
+
+    @property
+    def severity(self) -> str:
+        return "ok" if self.ok else "MISSING" if self.needed else "note"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """Every check, in the order of reading."""
+    return [
+        _python(),
+        Check("platform", True, f"{platform.platform()}, {os.cpu_count()} cores"),
+        *(_library(*library) for library in _LIBRARIES),
+        *_devices(),
+        _faiss(),
+        _viewer(),
+        *(_weights(name) for name in _WEIGHTS),
+        *(_location(name) for name in ("slam", "relocalizer")),
+    ]
+
+
+def _python() -> Check:
+    ok = (3, 11) <= sys.version_info[:2] < (3, 14)
+    fix = "" if ok else "make an environment with Python 3.11, 3.12 or 3.13"
+    return Check("python", ok, f"{platform.python_version()} at {sys.executable}", fix)
+
+
+def _library(module: str, distribution: str, needed: bool) -> Check:
+    try:
+        installed = version(distribution)
+    except PackageNotFoundError:
+        others = packages_distributions().get(module, []) if needed else []
+        if not others:
+            fix = _OPTIONAL_FIX.get(module, f"pip install {distribution}")
+            return Check(module, False, "not installed", fix, needed)
+        installed = f"{version(others[0])} ({others[0]})"
+    answer = _try(f"import {module}")
+    if answer.ok:
+        return Check(module, True, installed, needed=needed)
+    return Check(module, False, f"{installed}, but importing fails: {answer.text}", _import_fix(module), needed)
+
+
+def _import_fix(module: str) -> str:
+    if module == "faiss":
+        return (
+            "faiss-cpu and faiss-gpu must never be together: pip uninstall -y faiss-cpu faiss-gpu, "
+            "then install one of them again"
+        )
+    if module == "cv2":
+        return "pip uninstall -y opencv-python opencv-python-headless, then pip install opencv-python-headless"
+    return f"pip install --force-reinstall {module}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    ok: bool
+    text: str
+
+
+def _try(code: str) -> _Answer:
+    """Run a few lines of Python elsewhere: their output, or the last line of their complaint."""
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TRY_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return _Answer(False, f"no answer within {_TRY_TIMEOUT_S} s")
+    if done.returncode == 0:
+        return _Answer(True, done.stdout.strip())
+    lines = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
+    return _Answer(False, lines[-1])
+
+
+def _devices() -> Iterator[Check]:
+    answer = _try(_TORCH_DEVICES)
+    if not answer.ok:
+        yield Check("device", False, f"torch does not answer: {answer.text}", "pip install 'torch>=2.6,<2.14'")
+        return
+    found = json.loads(answer.text)
+    if found["cuda"]:
+        yield Check("device", True, f"CUDA: {found['cuda']} (auto runs reloc3r)")
+    elif found["mps"]:
+        yield Check("device", True, "Apple MPS (auto runs reloc3r-224)")
+    else:
+        yield Check("device", True, f"CPU, {found['threads']} threads (auto runs the geometric predictor)")
+    if shutil.which("nvidia-smi") and not found["cuda"]:
+        build = f"CUDA {found['built_for_cuda']}" if found["built_for_cuda"] else "the CPU only"
+        fix = "install the PyTorch build for your CUDA version (pytorch.org, Get Started) and check the driver"
+        yield Check("cuda", False, f"an NVIDIA driver is here, but torch is built for {build}", fix, needed=False)
+
+
+def _faiss() -> Check:
+    answer = _try(_FAISS_DEVICES)
+    if not answer.ok:
+        return Check("faiss device", False, "faiss cannot be asked", _import_fix("faiss"))
+    gpus = json.loads(answer.text)["gpus"]
+    if gpus:
+        return Check("faiss device", True, f"GPU build, {gpus} found")
+    return Check(
+        "faiss device",
+        True,
+        "CPU build; enough for any live map (for the GPU: pip uninstall -y faiss-cpu FIRST, then pip install "
+        "'faiss-gpu>=1.15'; never both)",
+    )
+
+
+def _viewer() -> Check:
+    found = shutil.which("rerun") or shutil.which("rerun", path=str(Path(sys.executable).parent))
+    if found:
+        return Check("viewer", True, found)
+    fix = "pip install rerun-sdk puts `rerun` beside python; without it use --view web or --record"
+    return Check("viewer", False, "no `rerun` command found", fix, needed=False)
+
+
+def _weights(name: str) -> Check:
+    folder = hub_cache() / ("models--" + name.replace("/", "--")) / "snapshots"
+    files = sorted(folder.glob("*/model.safetensors")) if folder.is_dir() else []
+    if files:
+        return Check(name, True, f"cached, {files[0].stat().st_size / 2**20:.0f} MB; {_LICENCE}", needed=False)
+    return Check(name, False, f"not cached; {_LICENCE}", "optional: fetched when a run first asks for it", needed=False)
+
+
+def hub_cache() -> Path:
+    """Where the Hugging Face hub keeps what it fetched; its own variables, in its own order."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache)
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def _location(name: str) -> Check:
+    """These import names are common words: another project's package may stand in front of ours."""
+    spec = importlib.util.find_spec(name)
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    ours = Path(__file__).resolve().parent.parent / name
+    if folder is not None and folder.resolve() == ours:
+        return Check(f"package {name}", True, str(folder))
+    fix = f"another package named {name} hides ours; remove it, or use a clean environment"
+    return Check(f"package {name}", False, str(folder or "not found"), fix)

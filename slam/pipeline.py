@@ -1,0 +1,368 @@
+"""From a configuration to a `Slam`, and from a source to a finished run: wiring, the loop, timing, Ctrl-C."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relocalizer.errors import ConfigError, SequenceError
+from slam.config import SlamConfig
+from slam.events import (
+    EdgeAccepted,
+    EdgeRejected,
+    Event,
+    FrameProcessed,
+    FramesSkipped,
+    Initialised,
+    KeyframeAdded,
+    Observer,
+    Relocalised,
+    ScaleUnobservable,
+    TrackingLost,
+    TrackingState,
+)
+from slam.graph import EdgeKind
+
+if TYPE_CHECKING:
+    from relocalizer.interfaces import PosePredictor
+    from slam.frames import Frame
+    from slam.sequence import FrameSource
+    from slam.system import Slam, SlamResult
+
+# Below this much memory a card runs the smaller network more comfortably than the larger one.
+_SMALL_CARD_BYTES = 6 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorChoice:
+    """Which pair predictor a run uses, and why, in words for one line of output."""
+
+    kind: str
+    reason: str
+
+
+def choose_predictor(config: SlamConfig, accelerator: Callable[[], str] | None = None) -> PredictorChoice:
+    """Turn `auto` into a predictor: a network where a graphics card makes it cheap, local features otherwise.
+
+    Args:
+        accelerator: says which accelerator there is: 'cuda', 'small-cuda', 'mps' or ''. For tests.
+    """
+    if config.predictor.kind != "auto":
+        return PredictorChoice(config.predictor.kind, "as asked")
+    if find_spec("relocalizer.reloc3r_predictor") is None:
+        return PredictorChoice("geometric", "auto: this version has no other")
+    match (accelerator or find_accelerator)():
+        case "cuda":
+            return PredictorChoice("reloc3r-512", "auto: there is a CUDA card")
+        case "small-cuda":
+            return PredictorChoice("reloc3r-224", "auto: there is a CUDA card with little memory")
+        case "mps":
+            return PredictorChoice("reloc3r-224", "auto: this is an Apple chip")
+        case _:
+            return PredictorChoice("geometric", "auto: without a graphics card one Reloc3r pair costs seconds")
+
+
+def with_predictor(config: SlamConfig, kind: str) -> SlamConfig:
+    """The same configuration with the predictor decided, so that saving it repeats the run anywhere."""
+    return config.model_copy(update={"predictor": config.predictor.model_copy(update={"kind": kind})})
+
+
+def find_accelerator() -> str:
+    """'cuda', 'small-cuda', 'mps' or ''. Asks the driver: importing torch to ask it costs two seconds."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return "mps"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    count, memory = ctypes.c_int(), ctypes.c_size_t()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return ""
+    device = ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    return "cuda" if memory.value >= _SMALL_CARD_BYTES else "small-cuda"
+
+
+def build(config: SlamConfig, *, observers: Sequence[Observer] = ()) -> Slam:
+    """Everything a run needs, wired together.
+
+    Raises:
+        UserError: the predictor that was asked for cannot be had; the message says why.
+    """
+    from relocalizer.retrieval import FaissRetriever
+    from slam.optimizer import GtsamOptimizer
+    from slam.refinement import GtsamRefiner
+    from slam.system import Slam
+    from slam.tracks import KltTracker
+
+    return Slam(
+        config,
+        predictor=build_predictor(config),
+        tracker=KltTracker(config.tracks, config.features),
+        retriever=FaissRetriever(),
+        optimizer=GtsamOptimizer(),
+        refiner=GtsamRefiner(),
+        observers=observers,
+    )
+
+
+def build_predictor(config: SlamConfig) -> PosePredictor:
+    """The pair predictor that the configuration names; `auto` is decided here."""
+    match choose_predictor(config).kind:
+        case "geometric":
+            from relocalizer.geometric_predictor import GeometricPredictor
+
+            return GeometricPredictor(config.features, config.predictor.geometric)
+        case kind:
+            if find_spec("relocalizer.reloc3r_predictor") is None:
+                raise ConfigError(f"predictor.kind: {kind} is not in this version; take --predictor geometric")
+            from relocalizer.reloc3r_predictor import Reloc3rPredictor
+
+            return Reloc3rPredictor(kind, weights=config.predictor.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class LostEpisode:
+    """One time the camera was lost: for how many frames, and whether it came back."""
+
+    frame_index: int
+    timestamp_ns: int
+    reason: str
+    frames: int = 0
+    found: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class RunStatistics:
+    """An observer that counts: what the progress line, the summary and the report say about a run.
+
+    Attributes:
+        frames: frames that went through the system.
+        tracked: those that had a pose at once.
+        first_pose_frame: index of the first frame with a live pose, -1 while there is none.
+        reason: why the newest frame has no pose; empty when it has one.
+        stage_ms: wall time by stage, one value for each frame that ran the stage.
+    """
+
+    frames: int = 0
+    tracked: int = 0
+    first_pose_frame: int = -1
+    initialised: bool = False
+    state: TrackingState = TrackingState.INITIALISING
+    reason: str = ""
+    keyframes: int = 0
+    edges: int = 0
+    loops_accepted: int = 0
+    loops_rejected: int = 0
+    scale_unobservable: int = 0
+    lost: list[LostEpisode] = field(default_factory=list)
+    stage_ms: dict[str, list[float]] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case FrameProcessed():
+                self._count_frame(event)
+            case Initialised():
+                self.initialised = True
+            case KeyframeAdded():
+                self.keyframes += 1
+            case EdgeAccepted():
+                self.edges += 1
+                self.loops_accepted += event.edge.kind is EdgeKind.LOOP
+            case EdgeRejected():
+                self.loops_rejected += event.kind is EdgeKind.LOOP
+            case ScaleUnobservable():
+                self.scale_unobservable += 1
+            case TrackingLost():
+                self.lost.append(LostEpisode(event.frame_index, event.timestamp_ns, event.reason))
+            case Relocalised() if self.lost:
+                self.lost[-1] = replace(self.lost[-1], frames=event.frames_lost, found=True)
+            case _:
+                pass
+
+    def _count_frame(self, event: FrameProcessed) -> None:
+        self.frames += 1
+        self.state, self.reason = event.state, event.reason
+        if event.world_from_cam is not None:
+            self.tracked += 1
+            if self.first_pose_frame < 0:
+                self.first_pose_frame = event.frame.index
+        elif event.state is TrackingState.LOST and self.lost and not self.lost[-1].found:
+            self.lost[-1] = replace(self.lost[-1], frames=self.lost[-1].frames + 1)
+        for stage, milliseconds in event.stage_ms.items():
+            self.stage_ms.setdefault(stage, []).append(milliseconds)
+
+
+def percentiles(stage_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median and 95th percentile of every stage, milliseconds."""
+    return {
+        stage: {name: round(float(np.percentile(times, q)), 3) for name, q in (("p50", 50), ("p95", 95))}
+        for stage, times in stage_ms.items()
+        if times
+    }
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class RunOutcome:
+    """What a run gave.
+
+    Attributes:
+        expected_ns: (N,) timestamps of all frames that went in, tracked or not.
+        wall_s: from the first picture to the finished map, reading included.
+        read_ms: time spent waiting for each picture.
+        peak_memory_mb: of this process.
+        skipped: pictures that could not be read, as (name, reason).
+        dropped: live pictures that came faster than they could be used.
+    """
+
+    result: SlamResult
+    interrupted: bool
+    frames: int
+    expected_ns: np.ndarray[tuple[int], np.dtype[np.int64]]
+    wall_s: float
+    read_ms: list[float]
+    peak_memory_mb: float
+    skipped: list[tuple[str, str]]
+    dropped: int
+
+
+class _StopRequest:
+    """Ctrl-C (or SIGTERM) as a wish: granted between frames, so that the map is never caught half-written."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.busy = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked or not self.busy:  # waiting for a picture, or asked twice: do not make anybody wait
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def _listening(stop: _StopRequest) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    source: FrameSource,
+    slam: Slam,
+    *,
+    observers: Sequence[Observer] = (),
+    on_progress: Callable[[int], None] | None = None,
+) -> RunOutcome:
+    """Every frame of the source through the system, then the last optimisation.
+
+    Ctrl-C (and SIGTERM) ends the run after the frame at hand; what was made until then is finished and given.
+
+    Args:
+        observers: are told of pictures that the source skipped or dropped; the system has its own observers.
+        on_progress: called after each frame with the number of frames so far.
+
+    Raises:
+        SequenceError: the source gave fewer than two frames.
+    """
+    started = time.perf_counter()
+    stop, read_ms, stamps = _StopRequest(), [], []
+    with _listening(stop):
+        try:
+            for frame, waited_ms in _timed(source):
+                stop.busy = True
+                slam.step(frame)
+                stop.busy = False
+                read_ms.append(waited_ms)
+                stamps.append(frame.timestamp_ns)
+                if on_progress:
+                    on_progress(len(stamps))
+                if stop.asked:
+                    break
+        except KeyboardInterrupt:
+            stop.asked = True
+        finally:
+            source.close()
+        _tell_losses(source, observers)
+        if len(stamps) < 2 and not stop.asked:
+            raise SequenceError(_too_few(source, len(stamps)))
+        stop.busy = True  # one more Ctrl-C while finishing is a wish to stop at once
+        result = slam.finish(interrupted=stop.asked)
+    return RunOutcome(
+        result=result,
+        interrupted=stop.asked,
+        frames=len(stamps),
+        expected_ns=np.array(stamps, dtype=np.int64),
+        wall_s=time.perf_counter() - started,
+        read_ms=read_ms,
+        peak_memory_mb=peak_memory_mb(),
+        skipped=list(source.skipped),
+        dropped=source.dropped,
+    )
+
+
+def _timed(source: FrameSource) -> Iterator[tuple[Frame, float]]:
+    frames = iter(source)
+    while True:
+        before = time.perf_counter()
+        frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame, (time.perf_counter() - before) * 1e3
+
+
+def _tell_losses(source: FrameSource, observers: Sequence[Observer]) -> None:
+    losses = []
+    if source.skipped:
+        name, reason = source.skipped[0]
+        losses.append(FramesSkipped(count=len(source.skipped), reason=f"{name}: {reason}"))
+    if source.dropped:
+        losses.append(FramesSkipped(count=source.dropped, reason="came faster than they could be used"))
+    for event in losses:
+        for observer in observers:
+            observer(event)
+
+
+def _too_few(source: FrameSource, count: int) -> str:
+    unreadable = f" ({len(source.skipped)} could not be read)" if source.skipped else ""
+    return (
+        f"{source.name}: {count or 'no'} usable {'picture' if count == 1 else 'pictures'}{unreadable}; "
+        "SLAM needs at least two, taken from different places"
+    )
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, megabytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere
+
+
+def why_unusable(outcome: RunOutcome, statistics: RunStatistics) -> str:
+    """Why nobody could use this result; empty when it can be used."""
+    if len(outcome.result.trajectory) >= 2:
+        return ""
+    if statistics.initialised:
+        return "the camera was lost right after the map was begun" + (
+            f" ({statistics.lost[-1].reason})" if statistics.lost else ""
+        )
+    why = f": {statistics.reason}" if statistics.reason else ""
+    return f"no map could be begun in {outcome.frames} frames{why}"
