@@ -194,7 +194,7 @@ def align_points(points_a: ArrayLike, points_b: ArrayLike, *, with_scale: bool =
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     centred_a, centred_b = a - mean_a, b - mean_b
     variance_b = float((centred_b**2).sum() / len(b))
-    if variance_b <= 0.0:
+    if np.abs(centred_b).max() <= 1e-12 * np.abs(b).max():  # the mean of equal numbers is off by rounding
         raise ValueError("align_points: all points of b are at one place")
     U, singular, Vt = np.linalg.svd(centred_a.T @ centred_b / len(a))
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
