@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError, UserError
 from relocalizer.geometry import FloatArray, align_points
-from slam.trajectory import Trajectory, seconds_from_nanoseconds
+from slam.trajectory import Trajectory, runs_without_gaps, seconds_from_nanoseconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,9 +159,7 @@ def evaluate(
     Raises:
         TrajectoryError: fewer than three poses match, or all positions of one side are at one place.
     """
-    index_e, index_g = associate(
-        estimate.timestamps_ns, ground_truth.timestamps_ns, max_difference_s=max_difference_s
-    )
+    index_e, index_g = associate(estimate.timestamps_ns, ground_truth.timestamps_ns, max_difference_s=max_difference_s)
     _expect_matches(len(index_e), estimate, ground_truth, max_difference_s)
     matched, reference = _part(estimate, index_e), _part(ground_truth, index_g)
     _expect_motion(matched, "estimate")
@@ -215,9 +213,7 @@ def associate(
     for a, b in zip(i[order].tolist(), j[order].tolist(), strict=True):
         place = bisect_left(matched_i, a)
         a_is_free = place == len(matched_i) or matched_i[place] != a
-        in_order = (place == 0 or matched_j[place - 1] < b) and (
-            place == len(matched_j) or b < matched_j[place]
-        )
+        in_order = (place == 0 or matched_j[place - 1] < b) and (place == len(matched_j) or b < matched_j[place])
         if a_is_free and in_order:
             matched_i.insert(place, a)
             matched_j.insert(place, b)
@@ -373,9 +369,7 @@ def _pairs_apart(times_ns: NDArray[np.int64], delta_s: float) -> tuple[NDArray[n
     j = np.where(wanted - times_ns[after - 1] <= times_ns[after] - wanted, after - 1, after)
     off = np.abs(times_ns[j] - wanted)
     near = (off < DELTA_TOLERANCE * delta_s * 1e9) & (j > np.arange(len(times_ns)))
-    i = np.flatnonzero(
-        near & (wanted <= times_ns[-1])
-    )  # past the end the last stamp would be taken too often
+    i = np.flatnonzero(near & (wanted <= times_ns[-1]))  # past the end the last stamp would be taken too often
     return i, j[i]
 
 
@@ -383,9 +377,7 @@ def _motion_errors(
     estimate: Trajectory, reference: Trajectory, i: NDArray[np.intp], j: NDArray[np.intp]
 ) -> tuple[FloatArray, FloatArray]:
     """Translation (the reference's unit) and angle (degrees) of (ref_i^-1 ref_j)^-1 (est_i^-1 est_j)."""
-    rotations, translations = zip(
-        *(_motions(t.world_from_cam, i, j) for t in (reference, estimate)), strict=True
-    )
+    rotations, translations = zip(*(_motions(t.world_from_cam, i, j) for t in (reference, estimate)), strict=True)
     translation = np.asarray(np.linalg.norm(translations[1] - translations[0], axis=1))
     return translation, _angles_deg(*rotations)
 
@@ -403,16 +395,15 @@ def _angles_deg(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _draw_from_above(axes: Axes, evaluation: Evaluation) -> None:
-    truth, estimate = evaluation.reference.positions, evaluation.aligned.positions
+    stamps, truth = evaluation.aligned.timestamps_ns, evaluation.reference.positions
     up = int(np.argmin(np.ptp(truth, axis=0)))
     across, along = [axis for axis in range(3) if axis != up]
+    plane, estimate = truth[:, [across, along]], evaluation.aligned.positions[:, [across, along]]
     errors = position_errors(evaluation.aligned, evaluation.reference)
-    axes.plot(truth[:, across], truth[:, along], color="0.55", linewidth=2.5, label="ground truth")
-    axes.plot(
-        estimate[:, across], estimate[:, along], color="tab:blue", linewidth=0.8, label="estimate, Sim(3)"
-    )
-    dots = axes.scatter(estimate[:, across], estimate[:, along], c=errors, s=7, cmap="viridis", zorder=3)
-    axes.plot(*truth[0, [across, along]], "o", color="black", markersize=7, fillstyle="none", label="start")
+    _draw_line(axes, stamps, *plane.T, color="0.55", width=2.5, label="ground truth")
+    _draw_line(axes, stamps, *estimate.T, color="tab:blue", width=0.8, label="estimate, Sim(3)")
+    dots = axes.scatter(estimate[:, 0], estimate[:, 1], c=errors, s=7, cmap="viridis", zorder=3)
+    axes.plot(*plane[0], "o", color="black", markersize=7, fillstyle="none", label="start")
     axes.figure.colorbar(dots, ax=axes, label="position error", shrink=0.8)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xlabel("xyz"[across])
@@ -424,17 +415,18 @@ def _draw_from_above(axes: Axes, evaluation: Evaluation) -> None:
 
 def _draw_errors(upper: Axes, lower: Axes, evaluation: Evaluation) -> None:
     aligned, reference = evaluation.aligned, evaluation.reference
-    seconds = (aligned.timestamps_ns - aligned.timestamps_ns[0]) * 1e-9
-    ate = evaluation.ate_sim3
-    upper.plot(seconds, position_errors(aligned, reference), color="tab:blue", linewidth=1.0)
+    stamps, ate = aligned.timestamps_ns, evaluation.ate_sim3
+    seconds = (stamps - stamps[0]) * 1e-9
+    _draw_line(upper, stamps, seconds, position_errors(aligned, reference), color="tab:blue", width=1.0)
     upper.axhline(ate.rmse, color="tab:red", linewidth=0.8, linestyle="--")
     upper.set_title(
-        f"Position: RMSE {ate.rmse:.4g} after Sim(3) (red), {evaluation.ate_se3.rmse:.4g} after SE(3); "
-        f"{evaluation.ate_percent:.2g} % of the path",
+        f"Position RMSE: Sim(3) {ate.rmse:.4g} (red), {evaluation.ate_percent:.2g} % of the path; "
+        f"SE(3) {evaluation.ate_se3.rmse:.4g}",
         fontsize=10,
     )
     upper.set_ylabel("position error")
-    lower.plot(seconds, orientation_errors_deg(aligned, reference), color="tab:orange", linewidth=1.0)
+    turned = orientation_errors_deg(aligned, reference)
+    _draw_line(lower, stamps, seconds, turned, color="tab:orange", width=1.0)
     orientation = evaluation.orientation_deg
     found = "not determined: positions on one line"
     if orientation is not None:
@@ -445,3 +437,18 @@ def _draw_errors(upper: Axes, lower: Axes, evaluation: Evaluation) -> None:
     for axes in (upper, lower):
         axes.set_ylim(bottom=0.0)
         axes.grid(alpha=0.3)
+
+
+def _draw_line(
+    axes: Axes,
+    stamps: NDArray[np.int64],
+    x: FloatArray,
+    y: FloatArray,
+    *,
+    color: str,
+    width: float,
+    label: str | None = None,
+) -> None:
+    """A line that does not pretend to know what was where no pose is."""
+    for run in runs_without_gaps(stamps):
+        axes.plot(x[run], y[run], color=color, linewidth=width, label=label if run.start == 0 else None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -32,10 +33,9 @@ LARGEST_SECONDS = 2**63 // 10**9  # what 64 bits of nanoseconds hold
 KITTI_FRAME_NS = 100_000_000  # the odometry sequences run at 10 Hz; used when no times are given
 QUATERNION_TOLERANCE = 0.1  # further from length one, the columns are not what they should be
 ROTATION_TOLERANCE = 1e-2  # entries of R R^T - 1; files carry six digits or so
+GAP = 5.0  # steps in time, relative to the median one, that mean nothing was there
 TUM_HEADER = "# timestamp tx ty tz qx qy qz qw"
-EUROC_HEADER = (
-    "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],q_RS_w [],q_RS_x [],q_RS_y [],q_RS_z []"
-)
+EUROC_HEADER = "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],q_RS_w [],q_RS_x [],q_RS_y [],q_RS_z []"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +112,18 @@ def seconds_from_nanoseconds(timestamp_ns: int) -> str:
     """Nanoseconds as decimal seconds with all nine digits; `nanoseconds_from_seconds` reads them back."""
     seconds, nanoseconds = divmod(abs(timestamp_ns), 1_000_000_000)
     return f"{'-' * (timestamp_ns < 0)}{seconds}.{nanoseconds:09d}"
+
+
+def runs_without_gaps(timestamps_ns: NDArray[np.int64]) -> list[slice]:
+    """Stretches of increasing stamps without a hole, to draw as one line each.
+
+    A step of more than `GAP` times the median step is a hole.
+    """
+    steps = np.diff(timestamps_ns)
+    if len(steps) == 0:
+        return [slice(0, len(timestamps_ns))]
+    breaks = (np.flatnonzero(steps > GAP * np.median(steps)) + 1).tolist()
+    return [slice(begin, end) for begin, end in pairwise([0, *breaks, len(timestamps_ns)])]
 
 
 def read_trajectory(path: Path, format: TrajectoryFormat | None = None) -> Trajectory:
