@@ -57,9 +57,7 @@ def rotary_of_positions(positions: Tensor, head_width: int, base: float) -> Rota
     frequencies = base ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = positions.to(torch.float64)[:, :, None] * frequencies  # (N, axis, quarter)
     cos, sin = angles.cos(), angles.sin()
-    return Rotary(
-        torch.stack([cos, cos], dim=2).flatten(1).float(), torch.stack([-sin, sin], dim=2).flatten(1).float()
-    )
+    return Rotary(torch.stack([cos, cos], dim=2).flatten(1).float(), torch.stack([-sin, sin], dim=2).flatten(1).float())
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -152,9 +150,7 @@ class CrossAttention(nn.Module):
             project(tokens).unflatten(-1, (self.heads, x.shape[-1] // self.heads))
             for project, tokens in ((self.projq, x), (self.projk, memory), (self.projv, memory))
         )
-        out: Tensor = self.proj(
-            attend(rotate(q, rotary), rotate(k, memory_rotary), v, explicit=self.explicit)
-        )
+        out: Tensor = self.proj(attend(rotate(q, rotary), rotate(k, memory_rotary), v, explicit=self.explicit))
         return out
 
 

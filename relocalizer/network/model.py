@@ -59,9 +59,7 @@ class Architecture:
         sides = ((self.enc_embed_dim, self.enc_num_heads), (self.dec_embed_dim, self.dec_num_heads))
         for width, heads in sides:
             if heads < 1 or width % (4 * heads):
-                raise ValueError(
-                    f"width {width} does not split into {heads} heads of a multiple of 4 channels"
-                )
+                raise ValueError(f"width {width} does not split into {heads} heads of a multiple of 4 channels")
         if min(self.patch_size, self.enc_depth, self.dec_depth) < 1:
             raise ValueError("patch_size, enc_depth and dec_depth must be at least 1")
         if self.rotary_base <= 0 or self.mlp_ratio <= 0:
@@ -132,9 +130,7 @@ class PoseHead(nn.Module):
         super().__init__()
         self.proj = nn.Linear(width, hidden)
         self.res_conv = nn.ModuleList([ResidualConv(hidden), ResidualConv(hidden)])
-        self.more_mlps = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        self.more_mlps = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.fc_t = nn.Linear(hidden, 3)
         self.fc_rot = nn.Linear(hidden, 9)
 
@@ -171,9 +167,7 @@ class Reloc3r(nn.Module):
         self.dec_norm = layer_norm(a.dec_embed_dim)
         self.pose_head = PoseHead(a.dec_embed_dim, a.head_hidden)
 
-    def forward(
-        self, view1: Tensor | Sequence[Tensor], view2: Tensor | Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, view1: Tensor | Sequence[Tensor], view2: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """(pose1, pose2), (B, 4, 4) each: pose2 maps points of camera 2 into camera 1, pose1 the reverse.
 
         Args:
@@ -219,9 +213,7 @@ class Reloc3r(nn.Module):
         raw: RawPose = self.pose_head(self.dec_norm(side2))
         return raw.pose()
 
-    def _decode_sides(
-        self, tokens1: Tokens, tokens2: Tokens, layers: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _decode_sides(self, tokens1: Tokens, tokens2: Tokens, layers: int | None = None) -> tuple[Tensor, Tensor]:
         """Both sides after some layers of the decoder (all by default), (B, N, dec_embed_dim) each."""
         blocks = self.dec_blocks[:layers]
         x, y = (self.decoder_embed(t.features).to(self.dec_norm.weight.dtype) for t in (tokens1, tokens2))

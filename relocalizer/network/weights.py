@@ -1,0 +1,296 @@
+"""Checkpoints into the network: read safely, checked tensor by tensor, and explained when they do not fit.
+
+The tensors of a safetensors file are mapped, not copied, so loading costs the size of the file once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from relocalizer.checkpoints import Checkpoint, locate, published_sha256, resolve, sha256_of
+from relocalizer.errors import WeightsError
+from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
+from relocalizer.network.precision import choose_device
+
+HEAD_WIDTH = 64  # channels of an attention head where no config.json tells
+
+# What a file with tensors of these names most probably is; the first that matches names it.
+_LOOKS_LIKE = (
+    (r"dec_blocks2\.", "DUSt3R or MASt3R"),
+    (r"(enc_blocks\.|dec_blocks\.|decoder_embed\.)", "CroCo or another sibling of Reloc3r"),
+    (r"aggregator\.", "VGGT"),
+    (r"(blocks\.\d+\.|cls_token|encoder\.layer)", "a plain vision transformer"),
+    (r"(layer1\.0\.|backbone\.)", "a convolutional backbone"),
+)
+_CONFIG_NUMBERS = {f.name for f in fields(Architecture)} - {"rotary_base", "norm_im2_in_dec"}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReport:
+    """What is in a checkpoint that fits the network."""
+
+    source: str
+    path: Path
+    size_bytes: int
+    sha256: str
+    tensors: int
+    parameters: int
+    architecture: Architecture
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: reloc3r-{self.architecture.img_size}, {self.tensors} tensors, "
+            f"{self.parameters:,} parameters, {self.size_bytes:,} bytes, sha256 {self.sha256}"
+        )
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    announce: Callable[[str], None] | None = None,
+) -> Reloc3r:
+    """The network with the weights of a checkpoint, ready to answer.
+
+    Args:
+        source: a folder (config.json, model.safetensors), a .safetensors or .pth file, a released name or a hub
+            id; the last two are taken from the Hugging Face cache, or fetched.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: of the transformer's products; norms, sums and the pose head stay float32.
+        announce: told size and licence before anything is fetched.
+
+    Raises:
+        WeightsError: missing, damaged, not finite, or of another network; says which tensors.
+        DeviceError: the device is not there.
+    """
+    chosen = choose_device(device)
+    architecture, state = read_checkpoint(resolve(source, announce=announce))
+    with torch.device("meta"):
+        model = Reloc3r(architecture)
+    model.load_state_dict(state, assign=True)
+    use_matmul_dtype(model, dtype)
+    return model.to(chosen).eval()
+
+
+def random_model(architecture: Architecture, *, seed: int = 0) -> Reloc3r:
+    """The network with seeded random weights: right shapes, right cost, meaningless poses."""
+    with torch.device("meta"):
+        model = Reloc3r(architecture)
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: _random_tensor(key, value.shape, generator) for key, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def verify(source: str | Path) -> WeightsReport:
+    """Read a checkpoint that is on this machine through and say what it holds.
+
+    Raises:
+        WeightsError: it is not here, does not fit, or its bytes are not those that were fetched.
+    """
+    checkpoint = locate(source)
+    if checkpoint is None:
+        raise WeightsError(f"weights: {source} is not on this machine; fetch it first")
+    digest = sha256_of(checkpoint.weights)
+    published = published_sha256(checkpoint)
+    if published not in (None, digest):
+        raise WeightsError(
+            f"weights: {checkpoint.weights}: sha256 {digest[:12]}... where the hub gave {published[:12]}...; "
+            "delete the file and fetch it again"
+        )
+    architecture, state = read_checkpoint(checkpoint)
+    return WeightsReport(
+        source=str(source),
+        path=checkpoint.weights,
+        size_bytes=checkpoint.weights.stat().st_size,
+        sha256=digest,
+        tensors=len(state),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        architecture=architecture,
+    )
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> tuple[Architecture, dict[str, Tensor]]:
+    """Sizes and float32 tensors of a checkpoint, exactly those the network needs.
+
+    Raises:
+        WeightsError: damaged, not finite, or of another network.
+    """
+    state, path = read_tensors(checkpoint.weights), checkpoint.weights
+    if checkpoint.config is not None:
+        architecture = architecture_from_config(checkpoint.config)
+    else:
+        architecture = _architecture_from_shapes(path, state)
+    return architecture, _fitting(path, state, architecture)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a .safetensors file or of a PyTorch file (its entry `model`, if it has one).
+
+    Raises:
+        WeightsError: missing, truncated, or holding Python objects, which are never run.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            size = f"{path.stat().st_size:,} bytes" if path.exists() else "no such file"
+            raise WeightsError(
+                f"weights: {path}: not a whole safetensors file ({size}: {error}); fetch it again"
+            ) from None
+    return _tensors_of_pickle(path)
+
+
+def architecture_from_config(path: Path) -> Architecture:
+    """The sizes config.json gives; what it leaves out is as in the released models.
+
+    Raises:
+        WeightsError: not JSON, a size that is no positive number, or positions other than rotary.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"weights: {path}: not a readable JSON file ({error})") from None
+    if not isinstance(data, dict):
+        raise WeightsError(f"weights: {path}: expected an object with the sizes of the network")
+    chosen: dict[str, Any] = {key: _number(path, key, data[key]) for key in _CONFIG_NUMBERS & data.keys()}
+    positions = re.fullmatch(r"RoPE(\d+)", str(data.get("pos_embed", "RoPE100")))
+    if positions is None:
+        raise WeightsError(
+            f"weights: {path}: pos_embed: expected RoPE and its base, such as RoPE100, got {data['pos_embed']!r}"
+        )
+    try:
+        return Architecture(
+            **chosen,
+            rotary_base=float(positions[1]),
+            norm_im2_in_dec=bool(data.get("norm_im2_in_dec", True)),
+        )
+    except ValueError as error:
+        raise WeightsError(f"weights: {path}: {error}") from None
+
+
+def _number(path: Path, key: str, value: Any) -> int | float:
+    # The one number that need not be whole is mlp_ratio; a list of two is a size some writers give per axis.
+    value = value[0] if isinstance(value, list) and value and len(set(map(str, value))) == 1 else value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole or (key == "mlp_ratio" and isinstance(value, float))) or value <= 0:
+        raise WeightsError(f"weights: {path}: {key}: expected a positive number, got {value!r}")
+    return float(value) if key == "mlp_ratio" else int(value)
+
+
+def _tensors_of_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # Training scripts keep their command line beside the weights: a plain record, safe to rebuild.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({culprit[1]})" if culprit else ""
+        raise WeightsError(
+            f"weights: {path}: holds Python objects{what} besides tensors and is refused, since loading them "
+            "could run anything; save its tensors alone, or use the .safetensors file"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it is empty"
+        raise WeightsError(f"weights: {path}: not a whole PyTorch file ({reason}); get it again") from None
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        data = data["model"]
+    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
+        raise WeightsError(f"weights: {path}: expected named tensors, or an entry 'model' that holds them")
+    return dict(data)
+
+
+def _architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
+    """Sizes read off the tensors; heads are 64 wide and positions rotary with base 100, as nothing tells."""
+    needed = ("patch_embed.proj.weight", "enc_norm.weight", "dec_norm.weight")
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise WeightsError(_misfit(path, state, f"no {', no '.join(missing)}"))
+    patch, encoder, decoder = (state[key] for key in needed)
+    fc1 = state.get("enc_blocks.0.mlp.fc1.weight", torch.empty(4 * len(encoder), 0))
+    name = f"{path.parent.name}/{path.name}"
+    _log.info("%s: no config.json beside it; sizes are read off the tensors", path)
+    try:
+        return Architecture(
+            img_size=224 if "224" in name else 512,
+            patch_size=patch.shape[-1],
+            enc_embed_dim=len(encoder),
+            enc_depth=_depth(state, "enc_blocks"),
+            enc_num_heads=len(encoder) // HEAD_WIDTH,
+            dec_embed_dim=len(decoder),
+            dec_depth=_depth(state, "dec_blocks"),
+            dec_num_heads=len(decoder) // HEAD_WIDTH,
+            mlp_ratio=len(fc1) / len(encoder),
+            norm_im2_in_dec="dec_blocks.0.norm_y.weight" in state,
+        )
+    except ValueError as error:
+        raise WeightsError(_misfit(path, state, f"no config.json, and {error}")) from None
+
+
+def _depth(state: Mapping[str, Tensor], stack: str) -> int:
+    found = (re.match(rf"{stack}\.(\d+)\.", key) for key in state)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _fitting(path: Path, state: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors the network needs, float32 and finite; others are named in a warning and left out."""
+    with torch.device("meta"):
+        wanted = Reloc3r(architecture).state_dict()
+    missing = [key for key in wanted if key not in state]
+    extra = [key for key in state if key not in wanted]
+    if missing:
+        others = f"; {len(extra)} unexpected, first '{extra[0]}'" if extra else ""
+        raise WeightsError(_misfit(path, state, f"{len(missing)} tensors missing, first '{missing[0]}'{others}"))
+    for key, want in wanted.items():
+        if state[key].shape != want.shape:
+            got, expected = tuple(state[key].shape), tuple(want.shape)
+            raise WeightsError(_misfit(path, state, f"'{key}' is {got} where {expected} is expected"))
+    if extra:
+        _log.warning("%s: %d tensors are not used, first '%s'", path, len(extra), extra[0])
+    return {key: _checked(path, key, state[key]) for key in wanted}
+
+
+def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise WeightsError(f"weights: {path}: '{key}' holds {tensor.dtype}, expected floating point numbers")
+    # The sum is finite for every usable tensor and costs no second one; the exact test runs on suspicion.
+    if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
+        raise WeightsError(f"weights: {path}: '{key}' holds NaN or infinity; the file is damaged, get it again")
+    return tensor.float()
+
+
+def _misfit(path: Path, state: Mapping[str, Tensor], what: str) -> str:
+    looks = next(
+        (name for pattern, name in _LOOKS_LIKE if any(re.match(pattern, key) for key in state)),
+        "of another network",
+    )
+    if any(key.startswith("pose_head.") for key in state):
+        looks = "Reloc3r of other sizes than its config.json says"
+    if any(key.startswith("module.") for key in state):
+        looks = "saved from a parallel wrapper; take 'module.' off its names"
+    return f"weights: {path}: {what}; this file looks like {looks}, expected a Reloc3r checkpoint"
+
+
+def _random_tensor(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    numbers = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        return numbers.mul_(shape[1:].numel() ** -0.5)
+    is_gain = "norm" in key and key.endswith("weight")
+    return numbers.mul_(0.02).add_(float(is_gain))
