@@ -220,12 +220,6 @@ def _check_files(request: _RunRequest) -> None:
 
 def _introduce(request: _RunRequest, frames: FrameSource, choice: PredictorChoice) -> None:
     request.say(frames.description)
-    if frames.camera.assumed:
-        camera = frames.camera
-        request.say(
-            f"no camera given: assuming a focal length of {camera.fx:.0f} pixels for {camera.width} x "
-            f"{camera.height} (--camera camera.yaml or --set input.assumed_fov_deg=... says better)"
-        )
     request.say(f"predictor: {choice.kind} ({choice.reason})")
 
 
@@ -327,7 +321,7 @@ def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) 
     elif report["evaluation"] is None:
         print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
     else:
-        print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd   (then look: rerun FILE.rrd)")
+        print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd")
 
 
 @app.command("eval")

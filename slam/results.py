@@ -228,7 +228,7 @@ def _plain(value: Any) -> Any:
         case Frame():
             return {"index": value.index, "timestamp_ns": value.timestamp_ns}
         case Keyframe():
-            return {name: getattr(value, name) for name in ("id", "frame_index", "timestamp_ns", "segment")}
+            return {name: getattr(value, name) for name in ("id", "frame_index", "timestamp_ns")}
         case np.ndarray():
             return _plain_array(value)
         case Mapping():

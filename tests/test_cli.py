@@ -88,7 +88,7 @@ def test_a_run_says_what_it_reads_assumes_and_uses(tmp_path, pictures, slam_comm
     straight_slam()
     said = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "geometric").err
     assert "12 pictures" in said
-    assert "no camera given: assuming a focal length of" in said
+    assert "focal length 139 px assumed" in said
     assert "predictor: geometric (as asked)" in said
 
 

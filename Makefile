@@ -1,0 +1,42 @@
+# Everything happens in .venv, made on first use. PYTHON picks the interpreter: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: help demo test check format docs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[eval]'
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]'
+	@touch $@
+
+demo: $(VENV)/.installed ## SLAM on the bundled sequence; leaves a run folder with a recording
+	$(BIN)/slam run sequences/room_loop --out $(DEMO_OUT) --record $(DEMO_OUT)/run.rrd
+
+test: $(VENV)/.developed ## the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.developed ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.developed ## put the sources in shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed ## the generated pages
+	$(BIN)/slam config --markdown > docs/configuration.md
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

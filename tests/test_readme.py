@@ -1,0 +1,87 @@
+"""What the documentation tells people to type must exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import relocalizer
+import slam
+from slam.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs" / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(program: str) -> list[str]:
+    """Every line of a plain code block that starts with the program, and those in back quotes in tables."""
+    found = []
+    for page in PAGES:
+        lines = "\n".join(blocks(page, "(?:sh|bash)?")).splitlines()
+        found += [line.split(" #")[0].strip() for line in lines if line.split(" ")[0] == program]
+    return sorted(set(found))
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+def test_there_are_commands_to_check():
+    assert len(commands("slam")) >= 8
+    assert "make demo" in commands("make")
+
+
+@pytest.mark.parametrize("command", commands("slam"))
+def test_a_documented_command_parses(command, tmp_path):
+    verb, *arguments = shlex.split(command)[1:]
+    verbs = get_command(app).commands
+    assert verb in verbs, f"{command}: no such verb"
+    verbs[verb].make_context(verb, arguments)
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_a_documented_target_exists(command):
+    assert set(command.split()[1:]) <= make_targets()
+
+
+def test_targets_in_running_text_exist():
+    for page in PAGES:
+        for target in re.findall(r"`make ([a-z]+)`", page.read_text(encoding="utf-8")):
+            assert target in make_targets(), f"{page.name}: make {target}"
+
+
+@pytest.mark.parametrize("code", blocks(ROOT / "README.md", "python"))
+def test_documented_python_compiles_and_imports_names_there_are(code):
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            public = {"slam": slam.__all__, "relocalizer": relocalizer.__all__}[node.module or ""]
+            assert {alias.name for alias in node.names} <= set(public)
+
+
+def test_relative_links_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_named_in_the_architecture_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    later = {"relocalizer/averaging.py", "relocalizer/reloc3r_predictor.py", "slam/rerun_viewer.py"}
+    for name in set(re.findall(r"`((?:slam|relocalizer)/[a-z_0-9/]+\.py)`", text)) - later:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_version_stands_once():
+    declared = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert declared is not None
+    assert declared[1] == slam.__version__ == relocalizer.__version__
