@@ -36,9 +36,7 @@ class LocalFeatures:
         return len(self.pixels)
 
 
-def detect_features(
-    gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8] | None = None
-) -> LocalFeatures:
+def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> LocalFeatures:
     """SIFT points (Lowe 2004) spread over the picture, with RootSIFT descriptors (Arandjelovic 2012).
 
     Points are looked for in the picture shrunk by `config.detection_scale`: SIFT doubles its input first, and

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, detect_features, match_features
-from relocalizer.geometry import exp_so3, log_so3
+from relocalizer.geometry import FloatArray, exp_so3, log_so3
 from relocalizer.images import Camera, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.retrieval import Vlad, shipped_vlad
@@ -26,16 +26,24 @@ from relocalizer.two_view import (
     motions_of_plane,
     plane_share,
     pose_angle,
-    rival_of,
+    possible_poses,
 )
 
 # Without translation, four fifths of the matches slide less than 2.6 noise deviations; with real noise, 4.5.
 _PARALLAX_IN_NOISE = 6.0
+_BENDS_IN_NOISE = 3.5
 # From this share of matches on one plane a second pose is looked for.
 _PLANE_SHARE = 0.85
-# A rival pose is out when it explains this many matches less, or this share of them: chance gives it a few.
+# A second pose is out when it explains this many matches less, or these shares of the right and of the wrong
+# ones: so many fall to either pose by chance.
 _RIVAL_MATCHES = 5.0
-_RIVAL_SHARE = 0.03
+_RIVAL_INLIERS = 0.03
+_RIVAL_OUTLIERS = 0.05
+# This share of wrong matches agrees with a pose by chance: the band around the epipolar lines, and the pose's choice.
+_CHANCE = 0.05
+# Where half of the poses are right, and how fast that changes: in agreeing matches, and in cells that hold some.
+_ENOUGH_INLIERS = (12.0, 4.0)
+_ENOUGH_CELLS = (7.2, 1.3)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,28 +141,24 @@ def relate_matches(matches: Matches, config: GeometricConfig) -> PairEstimate | 
     if motion is None:
         return NoEstimate(f"no pose agrees with 5 or more of the {len(matches)} matches")
     turn = find_turn(matches, motion.rotation, config.epipolar_px)
-    parallax = _parallax_px(motion, turn)
-    needed = max(config.min_parallax_px, _PARALLAX_IN_NOISE * motion.noise_px)
-    if parallax < needed:
-        return _turned_only(matches, turn, config, f"parallax {parallax:.1f} px (needs {needed:.1f})")
-    rival = None
+    if _parallax_px(motion, turn) < _needed_parallax_px(motion, config):
+        return _without_direction(matches, motion, turn, config)
+    poses = [motion]
     if plane_share(matches.subset(motion.agrees), config.epipolar_px) > _PLANE_SHARE:
-        found = sorted([motion, *motions_of_plane(matches, config.epipolar_px)], key=lambda pose: pose.cost)
-        apart = max(_RIVAL_MATCHES, _RIVAL_SHARE * float(motion.agrees.sum()))
-        motion, rival = found[0], rival_of(found[0], found[1:], matches_apart=apart)
-    inliers = int(motion.agrees.sum())
+        poses = possible_poses([motion, *motions_of_plane(matches, config.epipolar_px)])
+    best, inliers = poses[0], int(poses[0].agrees.sum())
     if inliers < config.min_inliers:
-        return NoEstimate(
-            f"{inliers} of {len(matches)} matches agree with one pose (needs {config.min_inliers})"
-        )
-    if rival is not None:
-        return _two_poses(matches, motion, rival)
+        return NoEstimate(f"{inliers} of {len(matches)} matches agree with one pose (needs {config.min_inliers})")
+    apart = max(_RIVAL_MATCHES, _RIVAL_INLIERS * inliers, _RIVAL_OUTLIERS * (len(matches) - inliers))
+    rivals = [pose for pose in poses[1:] if pose.cost - best.cost < apart]
+    if rivals:
+        return _two_poses(matches, best, max(rivals, key=lambda pose: pose_angle(best, pose)), apart)
     return PairEstimate(
-        i_from_j_rotation=motion.rotation,
-        i_from_j_direction=motion.direction,
-        confidence=_confidence(matches, motion.agrees),
-        rotation_sigma_rad=motion.rotation_sigma_rad,
-        direction_sigma_rad=min(motion.direction_sigma_rad, float(np.pi)),
+        i_from_j_rotation=best.rotation,
+        i_from_j_direction=best.direction,
+        confidence=_confidence(matches, best.agrees),
+        rotation_sigma_rad=best.rotation_sigma_rad,
+        direction_sigma_rad=min(best.direction_sigma_rad, float(np.pi)),
         inliers=inliers,
     )
 
@@ -164,31 +168,38 @@ def _parallax_px(motion: Motion, turn: Turn) -> float:
     return float(np.quantile(turn.slide_px[motion.agrees], 0.8)) if motion.agrees.any() else 0.0
 
 
-def _turned_only(
-    matches: Matches, turn: Turn, config: GeometricConfig, reason: str
+def _without_direction(
+    matches: Matches, motion: Motion, turn: Turn, config: GeometricConfig
 ) -> PairEstimate | NoEstimate:
-    inliers = int(turn.agrees.sum())
+    """The rotation of a pair whose direction is noise."""
+    parallax, needed = _parallax_px(motion, turn), _needed_parallax_px(motion, config)
+    # Too little to tell the direction can be enough to bend a rotation that was fitted as if there were none.
+    bent = parallax > _BENDS_IN_NOISE * motion.noise_px
+    best = motion if bent else turn
+    inliers = int(best.agrees.sum())
     if inliers < config.min_inliers:
-        return NoEstimate(
-            f"{inliers} of {len(matches)} matches agree with one rotation (needs {config.min_inliers})"
-        )
+        return NoEstimate(f"{inliers} of {len(matches)} matches agree with one rotation (needs {config.min_inliers})")
     return PairEstimate(
-        i_from_j_rotation=turn.rotation,
+        i_from_j_rotation=best.rotation,
         i_from_j_direction=None,
-        confidence=_confidence(matches, turn.agrees),
-        rotation_sigma_rad=turn.rotation_sigma_rad,
+        confidence=_confidence(matches, best.agrees),
+        rotation_sigma_rad=best.rotation_sigma_rad,
         direction_sigma_rad=float(np.pi),
         inliers=inliers,
-        direction_unknown=reason,
+        direction_unknown=f"parallax {parallax:.1f} px (needs {needed:.1f})",
     )
 
 
-def _two_poses(matches: Matches, best: Motion, rival: Motion) -> PairEstimate:
+def _needed_parallax_px(motion: Motion, config: GeometricConfig) -> float:
+    return max(config.min_parallax_px, _PARALLAX_IN_NOISE * motion.noise_px)
+
+
+def _two_poses(matches: Matches, best: Motion, rival: Motion, apart: float) -> PairEstimate:
     """One plane: the rotation halfway between the two poses, its sigma reaching both, and no direction."""
     half = 0.5 * log_so3(best.rotation.T @ rival.rotation)
     reason = (
-        f"one plane and two poses {np.degrees(pose_angle(best, rival)):.0f} deg apart: the worse fits "
-        f"{rival.cost - best.cost:.1f} matches less (needs {_RIVAL_MATCHES} or more)"
+        f"one plane and two poses {np.degrees(pose_angle(best, rival)):.0f} deg apart: "
+        f"the worse explains {rival.cost - best.cost:.1f} matches less (needs {apart:.1f})"
     )
     return PairEstimate(
         i_from_j_rotation=best.rotation @ exp_so3(half),
@@ -202,5 +213,23 @@ def _two_poses(matches: Matches, best: Motion, rival: Motion) -> PairEstimate:
 
 
 def _confidence(matches: Matches, agrees: NDArray[np.bool_]) -> float:
-    inliers = int(agrees.sum())
-    return float(inliers / len(matches) * (1.0 - np.exp(-inliers / 50.0)))
+    """How likely the pose is right: enough matches beyond chance, and spread over both pictures.
+
+    Two logistic steps; docs/experiments.md has the counts they were read off and how they hold elsewhere.
+    """
+    by_chance = _CHANCE * float((~agrees).sum())
+    enough = _step(float(agrees.sum()) - by_chance, *_ENOUGH_INLIERS)
+    spread = min(
+        _cells_seen(matches.pixels_i[agrees], matches.camera_i), _cells_seen(matches.pixels_j[agrees], matches.camera_j)
+    )
+    return enough * _step(spread, *_ENOUGH_CELLS)
+
+
+def _cells_seen(pixels: FloatArray, camera: Camera) -> float:
+    """How many of the picture's 8 x 6 cells hold one of the pixels (N, 2)."""
+    cells = np.floor(pixels * [8.0 / camera.width, 6.0 / camera.height]).astype(np.int64)
+    return float(len(np.unique(cells[:, 0] + 8 * cells[:, 1])))
+
+
+def _step(value: float, middle: float, width: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-(value - middle) / width)))

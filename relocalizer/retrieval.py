@@ -61,9 +61,7 @@ class FaissRetriever:
         self._index.remove_ids(faiss.IDSelectorBatch(np.array([key], dtype=np.int64)))
         self._keys.discard(key)
 
-    def query(
-        self, descriptor: NDArray[np.float32], k: int, exclude: frozenset[int] = frozenset()
-    ) -> list[Candidate]:
+    def query(self, descriptor: NDArray[np.float32], k: int, exclude: frozenset[int] = frozenset()) -> list[Candidate]:
         """At most k candidates, most similar first (ties: smaller key first), none of them in `exclude`.
 
         Raises:
@@ -93,9 +91,7 @@ class FaissRetriever:
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
         assert self._index is not None
         if row.shape != (self._index.d,):
-            raise ValueError(
-                f"FaissRetriever: expected a descriptor of shape ({self._index.d},), got {row.shape}"
-            )
+            raise ValueError(f"FaissRetriever: expected a descriptor of shape ({self._index.d},), got {row.shape}")
         length = float(np.linalg.norm(row))
         if not abs(length - 1.0) < 1e-3:
             raise ValueError(f"FaissRetriever: expected a unit vector, got length {length:.4g}")

@@ -34,6 +34,9 @@ _MIN_SAMPLES = 100
 _OPENCV_SEARCH_SHARE = 0.7
 # No corner is found better than this, pixels.
 _LEAST_NOISE_PX = 0.1
+# Errors of matches are not independent, and which of them agree is chosen by the pose itself: the linearised
+# sigma is too small by this much (docs/experiments.md, triplets and drawn scenes).
+_SHARED_ERRORS = 1.5
 # Matches in front of both cameras, at least, for a pose to be possible at all.
 _IN_FRONT_SHARE = 0.75
 # Poses nearer to each other than this are one pose found twice.
@@ -143,7 +146,8 @@ def refine_motion(
             break
     near = np.abs(residual) < threshold_px
     noise = _noise(residual[near], threshold_px)
-    variance = np.diag(_covariance(jacobian[:, near] @ jacobian[:, near].T, noise))
+    spread = _SHARED_ERRORS * noise / _stiffness(residual, threshold_px)
+    variance = np.diag(_covariance(jacobian[:, near] @ jacobian[:, near].T, spread))
     return Motion(
         rotation=nearest_rotation(R),
         direction=_unit(d),
@@ -172,12 +176,13 @@ def find_turn(matches: Matches, start: FloatArray, threshold_px: float, *, itera
             break
     residual, jacobian = _linearise_turn(matches, R)
     slide = np.asarray(np.linalg.norm(residual, axis=1))
-    agrees = (
-        slide < 2.0 * threshold_px
-    )  # both coordinates of both pictures, where an epipolar distance has one
+    agrees = slide < 2.0 * threshold_px  # both coordinates of both pictures, where an epipolar distance has one
     H = np.einsum("nkp,nkq->pq", jacobian[agrees], jacobian[agrees])
-    variance = np.diag(_covariance(H, _noise(residual[agrees].ravel(), 2.0 * threshold_px)))
-    return Turn(R, agrees, slide, float(np.sqrt(variance.mean())))
+    noise = _noise(residual[agrees].ravel(), 2.0 * threshold_px)
+    variance = np.diag(_covariance(H, noise)).mean()
+    # A translation too small to be seen turns the fit by a fraction of the noise, however many the matches.
+    unseen = 0.5 * noise / matches.camera_i.mean_focal
+    return Turn(R, agrees, slide, float(np.sqrt(variance + unseen**2)))
 
 
 def motions_of_plane(matches: Matches, threshold_px: float) -> list[Motion]:
@@ -198,7 +203,9 @@ def motions_of_plane(matches: Matches, threshold_px: float) -> list[Motion]:
     for R, t in zip(rotations, translations, strict=True):
         if np.linalg.norm(t) > 1e-9:
             motions.append(
-                refine_motion(matches, nearest_rotation(R), _unit(np.asarray(t).ravel()), threshold_px)
+                refine_motion(
+                    matches, nearest_rotation(R), _unit(np.asarray(t, dtype=np.float64).ravel()), threshold_px
+                )
             )
     return sorted(motions, key=lambda motion: motion.cost)
 
@@ -215,13 +222,15 @@ def plane_share(matches: Matches, threshold_px: float) -> float:
     return float((miss < 2.0 * threshold_px).mean())
 
 
-def rival_of(best: Motion, others: list[Motion], *, matches_apart: float) -> Motion | None:
-    """Another possible pose whose cost is within so many matches of the best one's."""
-    for other in others:
-        possible = other.agrees.sum() > _IN_FRONT_SHARE * best.agrees.sum()
-        if possible and other.cost - best.cost < matches_apart and pose_angle(best, other) > _SAME_POSE_RAD:
-            return other
-    return None
+def possible_poses(motions: list[Motion]) -> list[Motion]:
+    """Those with most of their matches in front of both cameras, each pose once, the least cost first."""
+    most = max(int(motion.agrees.sum()) for motion in motions)
+    kept: list[Motion] = []
+    for motion in sorted(motions, key=lambda motion: motion.cost):
+        found_before = any(pose_angle(motion, other) < _SAME_POSE_RAD for other in kept)
+        if motion.agrees.sum() >= _IN_FRONT_SHARE * most and not found_before:
+            kept.append(motion)
+    return kept
 
 
 def pose_angle(a: Motion, b: Motion) -> float:
@@ -267,14 +276,12 @@ def _search_with_poselib(matches: Matches, threshold_px: float) -> tuple[FloatAr
 
 
 def _search_with_opencv(matches: Matches, threshold_px: float) -> tuple[FloatArray, FloatArray] | None:
-    """Graph-cut RANSAC (Barath and Matas 2018) with the five-point solver, as OpenCV has it; it needs no seed."""
+    """Graph-cut RANSAC (Barath and Matas 2018) with the five-point solver, as OpenCV has it; needs no seed."""
     # One common focal length keeps the threshold in pixels although the two cameras may differ.
     focal = 0.5 * (matches.camera_i.mean_focal + matches.camera_j.mean_focal)
     a, b = matches.rays_j[:, :2], matches.rays_i[:, :2]
     threshold = _OPENCV_SEARCH_SHARE * threshold_px / focal
-    E, mask = cv2.findEssentialMat(
-        a, b, np.eye(3), method=cv2.USAC_ACCURATE, prob=0.9999, threshold=threshold
-    )
+    E, mask = cv2.findEssentialMat(a, b, np.eye(3), method=cv2.USAC_ACCURATE, prob=0.9999, threshold=threshold)
     if E is None or len(E) < 3 or mask is None:
         return None
     _, R, t, _ = cv2.recoverPose(E[:3], a, b, np.eye(3), mask=mask)
@@ -314,9 +321,7 @@ def _linearise_turn(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatA
     x, y, z = (rays @ R.T).T
     z = np.maximum(z, 1e-6)  # what turned out of sight lands far away and weighs nothing
     camera = matches.camera_i
-    residual = (
-        np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=1) - matches.pixels_i
-    )
+    residual = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=1) - matches.pixels_i
     d_pixel = np.zeros((len(matches), 2, 3))
     d_pixel[:, 0, 0], d_pixel[:, 0, 2] = camera.fx / z, -camera.fx * x / z**2
     d_pixel[:, 1, 1], d_pixel[:, 1, 2] = camera.fy / z, -camera.fy * y / z**2
@@ -329,10 +334,19 @@ def _truncated(residual: FloatArray, threshold_px: float) -> float:
 
 
 def _noise(residual: FloatArray, threshold_px: float) -> float:
-    """Robust standard deviation of residuals around zero, pixels."""
-    if not residual.size:
-        return threshold_px
-    return max(_LEAST_NOISE_PX, 1.4826 * float(np.median(np.abs(residual))))
+    """Standard deviation of residuals around zero, pixels. Not their median: real ones have tails that count."""
+    return max(_LEAST_NOISE_PX, float(np.sqrt((residual**2).mean()))) if residual.size else threshold_px
+
+
+def _stiffness(residual: FloatArray, threshold_px: float) -> float:
+    """How much of the normal equations' slope a truncated cost really has, in (0, 1].
+
+    Moving the pose lets matches in and out at the threshold, which undoes part of the pull of those inside
+    (Huber, "Robust Statistics", 1981, section 6.3: the expectation of psi' for a psi that drops to zero).
+    """
+    size = np.abs(residual) / threshold_px
+    inside, near_edge = float((size < 1.0).sum()), float(((size > 0.7) & (size < 1.3)).sum())
+    return max(0.3, 1.0 - near_edge / 0.6 / inside) if inside else 1.0
 
 
 def _covariance(information: FloatArray, noise: float) -> FloatArray:
