@@ -1,4 +1,4 @@
-"""The pictures that travel: a frame as it comes, what is kept of it, and a keyframe."""
+"""The pictures that travel: a frame as it comes, what is seen in it, what is kept of it, and a keyframe."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.features import LocalFeatures
 from relocalizer.images import Camera, Image
 from relocalizer.interfaces import Encoded, View
+from slam.tracks import Tracks
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -31,15 +32,23 @@ class Frame:
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
-            raise ValueError(
-                f"Frame.image: expected (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}"
-            )
+            raise ValueError(f"Frame.image: expected (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
         if self.camera.model != "pinhole":
             raise ValueError("Frame.camera: pictures are undistorted before they become frames")
 
     @property
     def view(self) -> View:
         return View(self.image, self.camera)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A frame with its grey picture, its local features, and the tracks it sees."""
+
+    frame: Frame
+    gray: Image
+    features: LocalFeatures
+    tracks: Tracks
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

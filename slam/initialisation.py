@@ -16,7 +16,7 @@ from relocalizer.geometry import FloatArray, rigid
 from relocalizer.images import Image
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from slam.config import SlamConfig
-from slam.frames import Frame
+from slam.frames import Frame, Seen
 from slam.front_end import FrontEnd
 from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap, triangulate
@@ -24,16 +24,6 @@ from slam.tracks import PointTracker, Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
 MATCH_RATIO = 0.85
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A frame with its grey picture, its local features, and the tracks it sees."""
-
-    frame: Frame
-    gray: Image
-    features: LocalFeatures
-    tracks: Tracks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +80,7 @@ class Initialiser:
             outcome = self._take_by_looks(self._reference, frame, gray)
         else:
             outcome = self._take_by_tracks(self._reference, frame, gray, np.linalg.norm(now - before, axis=1))
-        if isinstance(outcome, Waiting):
+        if isinstance(outcome, Waiting) and self._reference.frame is not frame:
             self._between.append((frame, self._front_end.tracks))
         return outcome
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import numpy as np
 
 from relocalizer.geometry import FloatArray, Similarity
-from relocalizer.interfaces import Candidate, PosePredictor, Retriever
+from relocalizer.interfaces import Candidate, NoEstimate, PairEstimate, PosePredictor, Retriever
 from slam.config import LinkingConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
-from slam.localization import Localised, depths_in, localise, match_keyframes
+from slam.localization import Localised, NotLocalised, depths_in
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
+from slam.recognition import recognise_place
 from slam.scale import fit_relative_scale
 from slam.tracking import pose_information
 from slam.tracks import Tracks
@@ -60,8 +61,9 @@ class Linker:
 
     def tie_to_neighbours(self, k: int, window: int) -> None:
         """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
-        for j in self._mapper.segment_keyframes(k)[-window:]:
-            earlier = [i for i in self._mapper.related(j, 2 * window) if i < j][: self._config.neighbours]
+        recent = self._mapper.segment_keyframes(k)[-3 * window :]
+        for j in recent[-window:]:
+            earlier = self._mapper.related(j, self._config.neighbours, among=[i for i in recent if i < j])
             for i in earlier:
                 known = self._mapper.graph.edges.get((i, j))
                 if known is not None and known.kind is EdgeKind.LOOP:
@@ -104,24 +106,29 @@ class Linker:
         candidates = self._candidates(k)
         pairs = [(graph.keyframes[c.key].encoded, graph.keyframes[k].encoded) for c in candidates]
         for candidate, estimate in zip(candidates, self._predictor.relate(pairs), strict=True):
-            c = candidate.key
-            matches = match_keyframes(
-                graph.keyframes[k].features, [c, *self._mapper.related(c, 3)], graph, self._mapper.landmarks
-            )
-            outcome = localise(
-                matches,
-                graph.keyframes[k].camera,
-                self._mapper.landmarks,
-                graph,
-                reference=c,
-                estimate=estimate,
-                min_inliers=self._config.loop_min_inliers,
-            )
+            outcome = self._verify(candidate.key, k, estimate)
             if isinstance(outcome, Localised):
-                self._close(c, k, outcome)
+                self._close(candidate.key, k, outcome)
                 return True
-            self._emit(EdgeRejected(i=c, j=k, kind=EdgeKind.LOOP, reason=outcome.reason, frame_index=self._frame_of(k)))
+            self._emit(
+                EdgeRejected(
+                    i=candidate.key, j=k, kind=EdgeKind.LOOP, reason=outcome.reason, frame_index=self._frame_of(k)
+                )
+            )
         return False
+
+    def _verify(self, c: int, k: int, estimate: PairEstimate | NoEstimate) -> Localised | NotLocalised:
+        """Whether keyframe k really sees the place of keyframe c: cheapest test first."""
+        if isinstance(estimate, NoEstimate):
+            return NotLocalised(estimate.reason)
+        return recognise_place(
+            self._mapper.graph.keyframes[k].features,
+            self._mapper.graph.keyframes[k].camera,
+            c,
+            estimate,
+            self._mapper,
+            min_inliers=self._config.loop_min_inliers,
+        )
 
     def _candidates(self, k: int) -> list[Candidate]:
         """Keyframes that look like k, far from it in the run and not already tied to it by landmarks."""

@@ -40,10 +40,11 @@ class FeatureMatches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Localised:
-    """A pose found from matches: the fit, and the matches that agree with it."""
+    """A pose found from matches: the fit, the landmarks that agree with it, and recognised points without a place."""
 
     fit: PoseFit
     matches: FeatureMatches
+    unplaced: Tracks
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ def localise(
         return NotLocalised(
             f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree, {min_inliers} needed"
         )
-    return Localised(fit, placed.where(fit.inliers))
+    unplaced = matches.tracks.where(~landmarks.has_place(matches.tracks.ids))
+    return Localised(fit, placed.where(fit.inliers), unplaced)
 
 
 def _start(

@@ -3,6 +3,8 @@ recent part of the map is refined."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -12,9 +14,8 @@ from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from slam.config import SlamConfig
-from slam.frames import Keyframe
+from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
-from slam.initialisation import Seen
 from slam.landmarks import LandmarkMap, triangulate
 from slam.refinement import Bundle, Refined, Refiner
 from slam.tracks import PointTracker, Tracks, choose_new
@@ -217,11 +218,14 @@ class Mapper:
         """Ids of the keyframes of k's segment, in order."""
         return self.graph.segment(self.graph.segment_of[k])
 
-    def related(self, k: int, count: int) -> list[int]:
-        """Keyframes that see the most landmarks of k, at most `count`, the strongest first."""
+    def related(self, k: int, count: int, *, among: Sequence[int] | None = None) -> list[int]:
+        """Keyframes that see the most landmarks of k, at most `count`, the strongest first.
+
+        `among` limits the choice; otherwise the whole segment is looked at.
+        """
         tracks = self.landmarks.observed[k]
         ids = tracks.ids[self.landmarks.has_place(tracks.ids)]
-        others = [i for i in self.segment_keyframes(k) if i != k]
+        others = [i for i in (self.segment_keyframes(k) if among is None else among) if i != k]
         shared = self.landmarks.shared_with(ids, others)
         ranked = sorted((i for i in others if shared[i] > 0), key=lambda i: (-shared[i], -i))
         return ranked[:count]

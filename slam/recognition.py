@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.interfaces import Encoded, PosePredictor, Retriever, View
+from relocalizer.features import LocalFeatures
+from relocalizer.images import Camera
+from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
 from slam.config import RelocalizationConfig
+from slam.frames import Seen
 from slam.front_end import NotLocated
-from slam.initialisation import Seen
-from slam.localization import Localised, localise, match_keyframes
+from slam.localization import Localised, NotLocalised, localise, match_keyframes
 from slam.mapping import Mapper
 from slam.tracks import Tracks
+
+RELATIVES = 3
+MIN_FIRST_MATCHES = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,20 +63,34 @@ class Recogniser:
         return [active, *(c.key for c in found)]
 
     def _try(self, seen: Seen, encoded: Encoded, c: int) -> Recognised | NotLocated:
-        graph, landmarks = self._mapper.graph, self._mapper.landmarks
-        matches = match_keyframes(seen.features, [c, *self._mapper.related(c, 3)], graph, landmarks)
-        [estimate] = self._predictor.relate([(graph.keyframes[c].encoded, encoded)])
-        outcome = localise(
-            matches,
-            seen.frame.camera,
-            landmarks,
-            graph,
-            reference=c,
-            estimate=estimate,
-            min_inliers=self._config.min_inliers,
+        [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
+        outcome = recognise_place(
+            seen.features, seen.frame.camera, c, estimate, self._mapper, min_inliers=self._config.min_inliers
         )
         if not isinstance(outcome, Localised):
             return NotLocated(outcome.reason)
-        unplaced = matches.tracks.where(~landmarks.has_place(matches.tracks.ids))
         agreeing = outcome.matches.tracks
-        return Recognised(seen, outcome.fit.world_from_cam, c, agreeing, agreeing.joined(unplaced))
+        return Recognised(seen, outcome.fit.world_from_cam, c, agreeing, agreeing.joined(outcome.unplaced))
+
+
+def recognise_place(
+    features: LocalFeatures,
+    camera: Camera,
+    c: int,
+    estimate: PairEstimate | NoEstimate,
+    mapper: Mapper,
+    *,
+    min_inliers: int,
+) -> Localised | NotLocalised:
+    """The pose of a picture that may show the place of keyframe c, from c's landmarks and its relatives'.
+
+    The relatives are matched only when c itself shows that the place may be right: most candidates are wrong.
+    """
+    graph, landmarks = mapper.graph, mapper.landmarks
+    matches = match_keyframes(features, [c], graph, landmarks)
+    placed = int(landmarks.has_place(matches.tracks.ids).sum())
+    enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
+    if placed < enough:
+        return NotLocalised(f"{placed} landmarks of keyframe {c} recognised, {enough} needed")
+    matches = match_keyframes(features, [c, *mapper.related(c, RELATIVES)], graph, landmarks)
+    return localise(matches, camera, landmarks, graph, reference=c, estimate=estimate, min_inliers=min_inliers)

@@ -113,12 +113,11 @@ class GtsamRefiner:
             if estimate.i_from_j_direction is None:
                 # Only the rotation is known: the translation's sigma is beyond any map's size.
                 noise = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [1e6] * 3))
-                factor = gtsam.BetweenFactorPose3(i, j, gtsam.Pose3(rotation, np.zeros(3)), noise)
+                graph.add(gtsam.BetweenFactorPose3(i, j, gtsam.Pose3(rotation, np.zeros(3)), _robust(noise)))
             else:
                 essential = gtsam.EssentialMatrix(rotation, gtsam.Unit3(estimate.i_from_j_direction))
                 noise = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [sigma_d] * 2))
-                factor = gtsam.EssentialMatrixConstraint(i, j, essential, _robust(noise))
-            graph.add(factor)
+                graph.add(gtsam.EssentialMatrixConstraint(i, j, essential, _robust(noise)))
 
     @staticmethod
     def _pin(graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle) -> None:

@@ -27,10 +27,10 @@ from slam.events import (
     TrackingState,
 )
 from slam.frame_log import FrameLog
-from slam.frames import Frame, Keyframe
+from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located, NotLocated
 from slam.graph import KeyframeGraph
-from slam.initialisation import FirstPair, Initialiser, Seen, Waiting
+from slam.initialisation import FirstPair, Initialiser, Waiting
 from slam.keyframes import KeyframePolicy
 from slam.linking import Linker
 from slam.localization import depths_in

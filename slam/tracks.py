@@ -70,12 +70,6 @@ class KltTracker:
     def __init__(self, config: TracksConfig, features: FeaturesConfig) -> None:
         self._config = config
         self._features = features
-        self._options = {
-            "winSize": (config.window_px, config.window_px),
-            "maxLevel": config.pyramid_levels - 1,
-            "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
-            "minEigThreshold": 1e-4,
-        }
 
     def gray(self, image: Image) -> Image:
         return to_gray(image)
@@ -87,18 +81,33 @@ class KltTracker:
         if len(pixels) == 0:
             return pixels.copy(), np.zeros(0, bool)
         start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 1, 2)
-        first = np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2).copy()
-        flags = cv2.OPTFLOW_USE_INITIAL_FLOW
-        found, status, _ = cv2.calcOpticalFlowPyrLK(before, after, start, first, flags=flags, **self._options)
-        back, back_status, _ = cv2.calcOpticalFlowPyrLK(
-            after, before, found, start.copy(), flags=flags, **self._options
-        )
+        first = np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2)
+        found, status = self._flow(before, after, start, first)
+        back, back_status = self._flow(after, before, found, start)
         moved = np.linalg.norm((back - start).reshape(-1, 2), axis=1)
         height, width = after.shape
         pixels_found = found.reshape(-1, 2)
         inside = ((pixels_found >= 1) & (pixels_found <= (width - 2, height - 2))).all(axis=1)
         ok = (status.ravel() == 1) & (back_status.ravel() == 1) & (moved < self._config.forward_backward_px) & inside
         return pixels_found, ok
+
+    def _flow(
+        self, before: Image, after: Image, start: NDArray[np.float32], guess: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Points (N, 1, 2) of `before` found in `after` from a guess, and a status (N, 1), 1 where found."""
+        config = self._config
+        found, status, _ = cv2.calcOpticalFlowPyrLK(
+            before,
+            after,
+            start,
+            guess.copy(),
+            winSize=(config.window_px, config.window_px),
+            maxLevel=config.pyramid_levels - 1,
+            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
+            flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+            minEigThreshold=1e-4,
+        )
+        return np.asarray(found, dtype=np.float32), np.asarray(status, dtype=np.uint8)
 
     def sharpness(self, gray: Image) -> float:
         """Variance of the Laplacian at half size: noise counts less there, motion blur just as much."""

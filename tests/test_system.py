@@ -1,0 +1,155 @@
+"""The whole system on a world whose truth is known, with an oracle in the predictor's place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, look_along, room_path, room_points
+
+from relocalizer.geometry import rotation_matrix
+from relocalizer.retrieval import FaissRetriever
+from slam.config import SlamConfig
+from slam.evaluate import evaluate
+from slam.events import (
+    EdgeAccepted,
+    Event,
+    FrameProcessed,
+    Initialised,
+    KeyframeAdded,
+    Relocalised,
+    RunFinished,
+    TrackingLost,
+    TrackingState,
+)
+from slam.graph import EdgeKind
+from slam.optimizer import GtsamOptimizer
+from slam.refinement import GtsamRefiner
+from slam.system import Slam, SlamResult
+
+
+def world_of(poses, *, blind=frozenset(), pixel_noise=0.3, count=4000):
+    return OracleWorld(
+        poses, room_points(np.random.default_rng(3), count), pixel_noise=pixel_noise, blind=frozenset(blind)
+    )
+
+
+def run(world: OracleWorld, config: SlamConfig | None = None, **noise) -> tuple[SlamResult, list[Event]]:
+    events: list[Event] = []
+    config = config or SlamConfig()
+    slam = Slam(
+        config,
+        predictor=OraclePredictor(world, **noise),
+        tracker=OracleTracker(world),
+        retriever=FaissRetriever(),
+        optimizer=GtsamOptimizer(),
+        refiner=GtsamRefiner(),
+        observers=[events.append],
+    )
+    for frame in world.frames():
+        slam.step(frame)
+    return slam.finish(), events
+
+
+def of(events, kind):
+    return [e for e in events if isinstance(e, kind)]
+
+
+@pytest.fixture(scope="module")
+def room():
+    world = world_of(room_path())
+    return world, *run(world)
+
+
+def test_a_walk_around_a_room_is_recovered_to_a_thousandth_of_its_length(room):
+    world, result, _ = room
+    found = evaluate(result.trajectory, world.ground_truth)
+    assert len(result.trajectory) == len(world.poses)
+    assert found.ate_sim3.rmse < 0.001 * world.ground_truth.length
+
+
+def test_the_loop_is_found_and_accepted(room):
+    _, _, events = room
+    loops = [e.edge for e in of(events, EdgeAccepted) if e.edge.kind is EdgeKind.LOOP]
+    assert loops
+    assert any(edge.j - edge.i > 10 for edge in loops)
+
+
+def test_every_accepted_loop_is_true(room):
+    world, result, events = room
+    for event in of(events, EdgeAccepted):
+        edge = event.edge
+        if edge.kind is not EdgeKind.LOOP:
+            continue
+        i, j = (result.graph.keyframes[k].frame_index for k in (edge.i, edge.j))
+        truth = world.poses[i].inv() * world.poses[j]
+        assert (
+            np.degrees(np.arccos(np.clip((np.trace(rotation_matrix(truth).T @ edge.i_from_j.rotation) - 1) / 2, -1, 1)))
+            < 2
+        )
+
+
+def test_events_come_in_order_and_tell_the_whole_run(room):
+    world, result, events = room
+    frames = of(events, FrameProcessed)
+    assert [e.frame.index for e in frames] == list(range(len(world.poses)))
+    assert isinstance(events[-1], RunFinished)
+    kinds = [type(e) for e in events]
+    assert kinds.index(Initialised) < kinds.index(KeyframeAdded)
+    assert len(of(events, KeyframeAdded)) == len(result.graph.keyframes)
+    assert frames[0].state is TrackingState.INITIALISING
+    assert frames[0].world_from_cam is None
+
+
+def test_the_same_input_gives_the_same_bytes(room):
+    world, first, _ = room
+    second, _ = run(world_of(room_path()))
+    assert second.trajectory.world_from_cam.tobytes() == first.trajectory.world_from_cam.tobytes()
+
+
+def test_wild_answers_of_the_predictor_do_not_bend_the_map():
+    world = world_of(room_path(160, turns=0.8))
+    result, _ = run(world, rotation_sigma_deg=1.0, direction_sigma_deg=5.0, outlier_rate=0.2)
+    found = evaluate(result.trajectory, world.ground_truth)
+    assert found.ate_sim3.rmse < 0.01 * world.ground_truth.length
+
+
+def test_a_camera_that_stands_still_never_gets_a_map_and_says_why():
+    world = world_of([room_path(10)[0]] * 20)
+    result, events = run(world)
+    assert len(result.trajectory) == 0
+    assert "px" in of(events, FrameProcessed)[-1].reason
+    assert not of(events, Initialised)
+
+
+def test_a_camera_that_only_turns_never_gets_a_map():
+    centre = np.array([0.0, 0.0, 1.5])
+    world = world_of([look_along(centre, np.array([np.cos(a), np.sin(a), 0])) for a in np.linspace(0, 1.2, 60)])
+    result, events = run(world)
+    assert not of(events, Initialised)
+    assert len(result.trajectory) == 0
+
+
+def test_a_blackout_loses_the_camera_and_the_map_brings_it_back():
+    dark = range(150, 158)
+    world = world_of(room_path(), blind=dark)
+    result, events = run(world)
+    [lost] = of(events, TrackingLost)
+    assert lost.frame_index == 150
+    assert lost.reason
+    [back] = of(events, Relocalised)
+    assert 158 <= back.frame_index < 163
+    live = {e.frame.index for e in of(events, FrameProcessed) if e.world_from_cam is not None}
+    assert not live & set(dark)
+    assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
+
+
+def test_frames_before_the_first_pair_get_their_poses_in_hindsight(room):
+    world, result, events = room
+    [first] = of(events, Initialised)
+    assert first.frame_indices[1] > 1
+    assert set(range(first.frame_indices[1])) <= set(result.frame_indices.tolist())
+
+
+def test_the_camera_of_the_world_is_used_as_given(room):
+    _, result, _ = room
+    assert all(k.camera == CAMERA for k in result.graph.keyframes.values())
