@@ -434,6 +434,6 @@ def doctor(as_json: AsJson = False) -> None:
         print(render([(check.name, "ok" if check.ok else check.severity, check.finding) for check in checks]))
         for check in checks:
             if check.fix:
-                print(f"fix {check.name}: {check.fix}")
+                print(f"{check.name}: {check.fix}")
     if any(not check.ok and check.needed for check in checks):
         raise typer.Exit(UNUSABLE)

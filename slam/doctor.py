@@ -18,6 +18,9 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
+from relocalizer.checkpoints import LICENCE, RELEASED, Released, locate, published_sha256
+from relocalizer.errors import WeightsError
+
 _TRY_TIMEOUT_S = 60
 # Import name, distribution, whether SLAM runs without it.
 _LIBRARIES = (
@@ -40,8 +43,6 @@ _OPTIONAL_FIX = {
     "huggingface_hub": "optional, to fetch Reloc3r's weights: pip install 'reloc3r-slam[hub]'",
     "matplotlib": "optional, for slam eval --plot: pip install 'reloc3r-slam[eval]'",
 }
-_WEIGHTS = ("siyan824/reloc3r-512", "siyan824/reloc3r-224")
-_LICENCE = "the weights are CC BY-NC-SA 4.0: not for commercial use"
 _TORCH_DEVICES = """
 import json, torch
 cuda = torch.cuda.is_available()
@@ -86,7 +87,7 @@ def examine() -> list[Check]:
         *_devices(),
         _faiss(),
         _viewer(),
-        *(_weights(name) for name in _WEIGHTS),
+        *(_weights(released) for released in RELEASED.values()),
         *(_location(name) for name in ("slam", "relocalizer")),
     ]
 
@@ -183,20 +184,17 @@ def _viewer() -> Check:
     return Check("viewer", False, "no `rerun` command found", fix, needed=False)
 
 
-def _weights(name: str) -> Check:
-    folder = hub_cache() / ("models--" + name.replace("/", "--")) / "snapshots"
-    files = sorted(folder.glob("*/model.safetensors")) if folder.is_dir() else []
-    if files:
-        return Check(name, True, f"cached, {files[0].stat().st_size / 2**20:.0f} MB; {_LICENCE}", needed=False)
-    return Check(name, False, f"not cached; {_LICENCE}", "optional: fetched when a run first asks for it", needed=False)
-
-
-def hub_cache() -> Path:
-    """Where the Hugging Face hub keeps what it fetched; its own variables, in its own order."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache)
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+def _weights(released: Released) -> Check:
+    try:
+        found = locate(released.hub_id)
+    except WeightsError as error:
+        return Check(released.name, False, str(error), "remove what is there and fetch it again", needed=False)
+    if found is None:
+        finding = f"not cached ({released.terms}); optional, fetched when a run first asks for it"
+        return Check(released.name, True, finding, needed=False)
+    digest = published_sha256(found)
+    size = f"{found.weights.stat().st_size / 1e9:.2f} GB" + (f", sha256 {digest[:16]}..." if digest else "")
+    return Check(released.name, True, f"{found.weights}, {size}, licence {LICENCE}", needed=False)
 
 
 def _location(name: str) -> Check:

@@ -211,7 +211,7 @@ def test_doctor_finds_this_environment_usable(slam_command):
     checks = {check["name"]: check for check in json.loads(ended.out)}
     assert ended.code == 0, [check for check in checks.values() if not check["ok"]]
     assert checks["package slam"]["ok"]
-    assert "CC BY-NC-SA 4.0" in checks["siyan824/reloc3r-512"]["finding"]
+    assert "CC BY-NC-SA 4.0" in checks["reloc3r-512"]["finding"]
 
 
 def test_doctor_tells_how_to_fix_a_missing_library(monkeypatch):
