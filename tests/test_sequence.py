@@ -1,0 +1,909 @@
+"""Sources of pictures: folders, videos and live streams, whole and broken, and the thread that reads ahead."""
+
+from __future__ import annotations
+
+import gc
+import http.server
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from relocalizer.errors import CameraError, SequenceError, UserError
+from relocalizer.images import Camera, Image
+from slam.config import InputConfig
+from slam.frames import Frame
+from slam.sequence import Calibration, FrameSource, LiveStream, Optics, Prefetched, Selection, open_source
+from slam.trajectory import Trajectory
+
+CAMERA_YAML = "width: 64\nheight: 48\nfx: 50\nfy: 50\ncx: 32\ncy: 24\n"
+AHEAD = InputConfig(prefetch_frames=3)
+ALONE = InputConfig(prefetch_frames=0)
+
+
+def shade(k: int) -> int:
+    return 20 + 5 * k
+
+
+def flat(k: int, width: int = 64, height: int = 48) -> Image:
+    """A picture of one grey that tells its number."""
+    return np.full((height, width, 3), shade(k), dtype=np.uint8)
+
+
+def number_of(frame: Frame) -> int:
+    """The number that `flat` wrote; video encoders make such a grey up to 4 darker."""
+    return round((float(np.median(frame.image)) - 18) / 5)
+
+
+def write_pictures(folder: Path, count: int, width: int = 64, height: int = 48) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        assert cv2.imwrite(str(folder / f"{k:03d}.png"), flat(k, width, height))
+    return folder
+
+
+def write_video(path: Path, count: int = 20, code: str = "mp4v", width: int = 64, height: int = 48) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), 20.0, (width, height))
+    assert writer.isOpened()
+    for k in range(count):
+        writer.write(flat(k, width, height))
+    writer.release()
+    return path
+
+
+def opened(place: Path | str, config: InputConfig = AHEAD, **options: Any) -> FrameSource:
+    return open_source(str(place), config=config, **options)
+
+
+def refusal(place: Path | str, **options: Any) -> str:
+    """The one line that is said instead of opening or of reading to the end."""
+    with pytest.raises(UserError) as caught:
+        list(opened(place, **options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Pictures
+
+
+def test_pictures_come_in_order_with_index_time_and_camera(tmp_path: Path) -> None:
+    source = opened(write_pictures(tmp_path / "walk", 5))
+    frames = list(source)
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
+    assert [number_of(frame) for frame in frames] == [0, 1, 2, 3, 4]
+    assert [frame.timestamp_ns for frame in frames][:3] == [0, 33_333_333, 66_666_667]
+    assert all(frame.camera is source.camera for frame in frames)
+    assert (source.name, source.length, source.dropped) == ("walk", 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "stride", "most", "expected"),
+    [
+        (0, 1, None, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (3, 1, None, [3, 4, 5, 6, 7, 8, 9]),
+        (0, 4, None, [0, 4, 8]),
+        (1, 3, 2, [1, 4]),
+        (9, 5, 100, [9]),
+        (0, 1, 3, [0, 1, 2]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+def test_start_stride_and_max_frames_choose_pictures_by_their_number_in_the_source(
+    tmp_path: Path, kind: str, start: int, stride: int, most: int | None, expected: list[int]
+) -> None:
+    place = write_pictures(tmp_path / "a", 10) if kind == "pictures" else write_video(tmp_path / "a.avi", 10, "MJPG")
+    source = opened(place, start=start, stride=stride, max_frames=most)
+    frames = list(source)
+    assert [frame.index for frame in frames] == expected
+    assert [number_of(frame) for frame in frames] == expected
+    assert source.length == len(expected)
+
+
+def test_timestamps_do_not_depend_on_which_pictures_are_chosen(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", 10)
+    times = {frame.index: frame.timestamp_ns for frame in opened(video)}
+    assert all(times[frame.index] == frame.timestamp_ns for frame in opened(video, start=1, stride=3))
+
+
+def test_one_picture_is_a_sequence(tmp_path: Path) -> None:
+    assert [frame.index for frame in opened(write_pictures(tmp_path, 1))] == [0]
+
+
+def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 4)
+    (folder / "002.png").write_bytes(b"")
+    source = opened(folder, ALONE)
+    once, twice = [frame.index for frame in source], [frame.index for frame in source]
+    assert once == twice == [0, 1, 3]
+    assert len(source.skipped) == 1
+
+
+# Pictures that cannot be read
+
+
+@pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
+def test_broken_pictures_are_skipped_and_told_and_the_others_keep_their_number(
+    tmp_path: Path, config: InputConfig
+) -> None:
+    folder = write_pictures(tmp_path, 8)
+    whole = (folder / "001.png").read_bytes()
+    (folder / "001.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "002.png").write_bytes(b"")
+    (folder / "005.png").write_bytes(b"this is no picture")
+    source = opened(folder, config)
+    assert [frame.index for frame in source] == [0, 3, 4, 6, 7]
+    assert [name for name, _ in source.skipped] == ["001.png", "002.png", "005.png"]
+    assert "cut off" in source.skipped[0][1]
+    assert "an empty file" in source.skipped[1][1]
+    assert "not a picture" in source.skipped[2][1]
+
+
+def test_a_truncated_jpeg_is_skipped_and_not_filled_with_grey(tmp_path: Path) -> None:
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"{k}.jpg"), np.random.default_rng(k).integers(0, 255, (48, 64, 3), np.uint8))
+    whole = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(whole[: len(whole) * 3 // 4])
+    source = opened(tmp_path)
+    assert [frame.index for frame in source] == [0, 2]
+    assert [name for name, _ in source.skipped] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
+def test_at_each_picture_just_those_before_it_have_been_skipped(tmp_path: Path, config: InputConfig) -> None:
+    folder = write_pictures(tmp_path, 6)
+    for k in (1, 3, 5):
+        (folder / f"00{k}.png").write_bytes(b"")
+    source = opened(folder, config)
+    seen = [(frame.index, len(source.skipped)) for frame in source]
+    assert seen == [(0, 0), (2, 1), (4, 2)]
+    assert len(source.skipped) == 3
+
+
+def test_a_first_picture_that_is_broken_does_not_matter(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 3)
+    (folder / "000.png").write_bytes(b"")
+    assert [frame.index for frame in opened(folder)] == [1, 2]
+
+
+def test_pictures_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 3)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    said = refusal(folder)
+    assert "none of 3 pictures can be read" in said
+    assert "000.png: the picture is cut off" in said
+
+
+def test_pictures_that_the_list_names_and_that_are_not_there_are_skipped(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", 2)
+    (tmp_path / "rgb.txt").write_text("0.0 images/000.png\n0.1 images/gone.png\n0.2 images/001.png\n")
+    source = opened(tmp_path)
+    assert [frame.index for frame in source] == [0, 2]
+    assert [name for name, _ in source.skipped] == ["gone.png"]
+
+
+@pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
+def test_a_picture_of_another_size_is_an_error_that_names_it(tmp_path: Path, config: InputConfig) -> None:
+    folder = write_pictures(tmp_path, 5)
+    cv2.imwrite(str(folder / "003.png"), flat(3, 32, 24))
+    indices = []
+    with pytest.raises(SequenceError, match=r"003\.png: this picture is 32x24, those before it 64x48"):
+        indices.extend(frame.index for frame in opened(folder, config))
+
+
+def test_the_frames_before_a_picture_of_another_size_are_given(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 5)
+    cv2.imwrite(str(folder / "003.png"), flat(3, 32, 24))
+    frames = iter(opened(folder))
+    assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(SequenceError, match="a sequence needs pictures of one size"):
+        next(frames)
+
+
+# Cameras
+
+
+def test_without_a_camera_one_is_assumed_and_that_is_said_with_the_way_out(tmp_path: Path) -> None:
+    source = opened(write_pictures(tmp_path, 2), InputConfig(assumed_fov_deg=90.0))
+    assert source.camera.assumed
+    assert source.camera.fx == pytest.approx(32.0)
+    assert "no camera given, so focal length 32 px assumed" in source.description
+    assert "--camera camera.yaml" in source.description
+
+
+def test_a_camera_given_by_the_user_counts_before_the_folders_own(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "a", 2)
+    (folder / "camera.yaml").write_text(CAMERA_YAML)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(CAMERA_YAML.replace("fx: 50", "fx: 77"))
+    assert opened(folder).camera.fx == 50.0
+    source = opened(folder, camera=mine)
+    assert source.camera.fx == 77.0
+    assert "mine.yaml" in source.description
+
+
+def test_a_camera_of_pictures_in_proportion_is_scaled_and_that_is_said(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 2, 32, 24)
+    (folder / "camera.yaml").write_text(CAMERA_YAML)
+    source = opened(folder)
+    assert (source.camera.width, source.camera.height, source.camera.fx) == (32, 24, 25.0)
+    assert source.camera.cx == pytest.approx(15.75)  # (32 + 0.5) / 2 - 0.5
+    assert "32x24, camera of camera.yaml scaled from 64x48" in source.description
+
+
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+def test_a_camera_of_another_shape_is_refused_with_both_sizes(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    if kind == "pictures":
+        write_pictures(folder, 2, 64, 40)
+    else:
+        write_video(folder / "a.avi", 2, "MJPG", 64, 40)
+    (folder / "camera.yaml").write_text(CAMERA_YAML)
+    said = refusal(folder)
+    assert f"{folder / 'camera.yaml'}: the camera is for 64x48 pictures, but these are 64x40" in said
+
+
+def test_a_camera_of_the_picture_before_it_was_turned_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 2, 48, 64)
+    (folder / "camera.yaml").write_text(CAMERA_YAML)
+    assert "turned as their rotation tag says" in refusal(folder)
+
+
+def test_a_missing_camera_file_is_said_before_anything_is_opened(tmp_path: Path) -> None:
+    assert "no such camera file" in refusal(tmp_path / "nowhere", camera=tmp_path / "camera.yaml")
+
+
+def test_large_pictures_are_shrunk_and_the_camera_with_them(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 2, 320, 240)
+    (folder / "camera.yaml").write_text("width: 320\nheight: 240\nfx: 300\nfy: 300\ncx: 159.5\ncy: 119.5\n")
+    source = opened(folder, InputConfig(max_side_px=160))
+    frame = next(iter(source))
+    assert frame.image.shape == (120, 160, 3)
+    assert (frame.camera.fx, frame.camera.cx, frame.camera.cy) == (150.0, 79.5, 59.5)
+    assert "shrunk to 160x120" in source.description
+
+
+def test_portrait_pictures_stay_portrait(tmp_path: Path) -> None:
+    source = opened(write_pictures(tmp_path, 2, 240, 320), InputConfig(max_side_px=160))
+    assert next(iter(source)).image.shape == (160, 120, 3)
+    assert (source.camera.width, source.camera.height) == (120, 160)
+
+
+@pytest.mark.parametrize("lens", ["radtan", "fisheye"])
+def test_distorted_pictures_come_out_of_a_pinhole_camera(tmp_path: Path, lens: str) -> None:
+    given = Camera(
+        width=320,
+        height=240,
+        fx=160.0,
+        fy=160.0,
+        cx=160.0,
+        cy=120.0,
+        model="fisheye" if lens == "fisheye" else "radtan",
+        distortion=(-0.2, 0.05, 0.0, 0.0),
+    )
+    # A bright dot where the lens puts a known ray; it must come out where the pinhole camera projects that ray.
+    ray = np.array([[0.35, -0.25, 1.0]])
+    project = cv2.fisheye.projectPoints if lens == "fisheye" else cv2.projectPoints
+    rays = ray[:, None] if lens == "fisheye" else ray
+    (x, y) = project(rays, np.zeros(3), np.zeros(3), given.matrix, np.array(given.distortion))[0].reshape(2)
+    rows, columns = np.mgrid[:240, :320]
+    dot = (255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "0.png"), dot)
+    (tmp_path / "camera.yaml").write_text(
+        f"model: {lens}\nwidth: 320\nheight: 240\nfx: 160\nfy: 160\ncx: 160\ncy: 120\ndistortion: [-0.2, 0.05, 0, 0]\n"
+    )
+    source = opened(tmp_path, InputConfig(max_side_px=240))
+    frame = next(iter(source))
+    seen = frame.image[..., 0].astype(float)
+    rows, columns = np.mgrid[: seen.shape[0], : seen.shape[1]]
+    centre = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
+    assert (frame.camera.model, seen.shape) == ("pinhole", (180, 240))
+    assert np.allclose(centre, frame.camera.project(ray)[0], atol=0.3)
+    assert f"{lens} distortion removed" in source.description
+
+
+# Videos
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("a.mp4", "mp4v"), ("a.mov", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "MJPG"), ("a.webm", "VP80")]
+)
+def test_a_video_gives_its_pictures_at_the_times_of_its_file(tmp_path: Path, name: str, code: str) -> None:
+    source = opened(write_video(tmp_path / name, 20, code))
+    frames = list(source)
+    assert [frame.index for frame in frames] == list(range(20))
+    assert [number_of(frame) for frame in frames] == list(range(20))
+    assert np.allclose([frame.timestamp_ns for frame in frames], np.arange(20) * 50_000_000, atol=1000)
+    assert (source.name, source.length, source.skipped) == ("a", 20, [])
+    assert "video: 20 pictures at 20 a second" in source.description
+
+
+def test_a_video_in_red_is_red(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 20.0, (64, 48))
+    writer.write(np.full((48, 64, 3), (0, 0, 250), dtype=np.uint8))
+    writer.release()
+    assert np.abs(next(iter(opened(tmp_path / "a.avi"))).image[24, 32].astype(int) - (250, 0, 0)).max() < 12
+
+
+# The rotation matrix of a track header, 16.16 fixed point, for a picture to be turned clockwise by so much.
+TURNS = {
+    90: (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30),
+    180: (-65536, 0, 0, 0, -65536, 0, 0, 0, 1 << 30),
+    270: (0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30),
+}
+
+
+@pytest.mark.parametrize(
+    ("turn", "size", "corner"), [(90, (48, 64), (0, -1)), (180, (64, 48), (-1, -1)), (270, (48, 64), (-1, 0))]
+)
+def test_a_phone_video_comes_out_upright(
+    tmp_path: Path, turn: int, size: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    path = tmp_path / "a.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 20.0, (64, 48))
+    picture = np.zeros((48, 64, 3), dtype=np.uint8)
+    picture[:16, :16] = 255  # the white top left corner moves with the turn
+    for _ in range(3):
+        writer.write(picture)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2, version 0
+    assert struct.unpack_from(">9i", data, matrix)[0] == 65536
+    struct.pack_into(">9i", data, matrix, *TURNS[turn])
+    path.write_bytes(data)
+    source = opened(path)
+    image = next(iter(source)).image
+    assert (image.shape[1], image.shape[0]) == size
+    assert (source.camera.width, source.camera.height) == size
+    bright = {(row, column): int(image[row * 4, column * 4, 0]) for row in (0, -1) for column in (0, -1)}
+    assert max(bright, key=lambda place: bright[place]) == corner
+
+
+def test_a_video_folder_brings_its_camera_and_ground_truth(tmp_path: Path) -> None:
+    folder = tmp_path / "room_loop"
+    folder.mkdir()
+    write_video(folder / "video.mp4", 5)
+    (folder / "camera.yaml").write_text(CAMERA_YAML)
+    (folder / "groundtruth.txt").write_text("0.0 0 0 0 0 0 0 1\n0.05 1 0 0 0 0 0 1\n")
+    source = opened(folder)
+    assert source.name == "room_loop"
+    assert source.camera.fx == 50.0
+    assert source.ground_truth is not None
+    assert len(list(source)) == 5
+    assert source.description.startswith("video folder layout: video.mp4, ground truth found (2 poses); video: 5 pic")
+
+
+def test_a_video_beside_a_camera_file_says_that_there_is_one(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", 3)
+    (tmp_path / "camera.yaml").write_text(CAMERA_YAML)
+    source = opened(video)
+    assert source.camera.assumed
+    assert f"there is {tmp_path / 'camera.yaml'}" in source.description
+
+
+def test_a_video_is_told_by_its_content_and_not_by_its_suffix(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 3).rename(tmp_path / "concat:clip 1.dat")
+    assert len(list(opened(tmp_path / "concat:clip 1.dat"))) == 3
+
+
+class ClockedCapture:
+    """Stands in for a file whose container gives these times, in milliseconds."""
+
+    def __init__(self, times_ms: list[float], fps: float) -> None:
+        self._times, self._fps, self._at = times_ms, fps, -1
+
+    def isOpened(self) -> bool:
+        return True
+
+    def grab(self) -> bool:
+        self._at += 1
+        return self._at < len(self._times)
+
+    def retrieve(self) -> tuple[bool, Image]:
+        return True, flat(self._at)
+
+    def read(self) -> tuple[bool, Image]:
+        return self.grab(), flat(0)
+
+    def get(self, what: int) -> float:
+        known = {cv2.CAP_PROP_POS_MSEC: self._times[self._at], cv2.CAP_PROP_FPS: self._fps}
+        return known.get(what, float(len(self._times)))
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "fps", "expected_ms"),
+    [
+        ([0, 40, 90, 200], 25, [0, 40, 90, 200]),  # a phone's variable rate
+        ([0, 0, 0, 0], 25, [0, 40, 80, 120]),  # no times: the rate
+        ([0, 40, 40, 120], 25, [0, 40, 80, 120]),  # one repeated
+        ([500, 540, 460, 620], 25, [500, 540, 580, 620]),  # one gone back
+        ([0, float("nan"), 100, 150], 25, [0, 40, 100, 150]),
+        ([0, 0, 0, 0], 0, [0, 100 / 3, 200 / 3, 100]),  # neither times nor a rate: 30 a second
+        ([0, 0, 0, 0], float("nan"), [0, 100 / 3, 200 / 3, 100]),
+    ],
+)
+def test_video_times_increase_whatever_the_container_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
+) -> None:
+    monkeypatch.setattr("slam.sequence._open_capture", lambda target: ClockedCapture(times_ms, fps))
+    times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
+    assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
+
+
+@pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.mkv", "MJPG")])
+def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
+    tmp_path: Path, name: str, code: str
+) -> None:
+    path = write_video(tmp_path / name, 40, code)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    source = opened(path)
+    frames = list(source)
+    assert 5 < len(frames) < 35
+    assert [number_of(frame) for frame in frames] == list(range(len(frames)))
+    assert source.skipped == [("a", f"the file ends after {len(frames)} of 40 pictures")]
+
+
+def test_a_chosen_end_is_no_early_end(tmp_path: Path) -> None:
+    source = opened(write_video(tmp_path / "a.mp4", 40), max_frames=5)
+    assert len(list(source)) == 5
+    assert source.skipped == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (lambda data: data[: len(data) // 2], "the video cannot be opened (cut off, damaged, or no video)"),
+        (lambda data: b"", "an empty file; expected a video"),
+        (lambda data: b"plain text, no video, whatever its name says", "not an MP4, MOV, AVI, MKV or WebM video"),
+        (lambda data: data[:32] + bytes(len(data)), "the video cannot be opened"),
+        (lambda data: b"#EXTM3U\n#EXTINF:10,\nhttp://example.invalid/a.ts\n", "not an MP4, MOV, AVI, MKV or WebM"),
+    ],
+    ids=["cut off", "empty", "text", "zeros", "playlist"],
+)
+def test_a_file_that_is_no_video_is_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], broken: Callable[[bytes], bytes], sentence: str
+) -> None:
+    path = write_video(tmp_path / "a.mp4", 20)
+    path.write_bytes(broken(path.read_bytes()))
+    capfd.readouterr()
+    said = refusal(path)
+    assert sentence in said
+    assert said.startswith(str(path))
+    assert "global cap.cpp" not in capfd.readouterr().err
+
+
+def test_libraries_say_nothing_of_a_broken_video_on_standard_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 20)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    program = f"""
+        from relocalizer.errors import UserError
+        from slam.config import InputConfig
+        from slam.sequence import open_source
+        try:
+            open_source({str(path)!r}, config=InputConfig())
+        except UserError as error:
+            print(error)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    assert "the video cannot be opened" in ended.stdout
+
+
+def test_a_single_picture_is_no_sequence(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    assert "a single picture; pass the folder" in refusal(tmp_path / "000.png")
+
+
+# What a user can ask for, and cannot have
+
+
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+def test_a_start_beyond_the_end_is_refused(tmp_path: Path, kind: str) -> None:
+    place = write_pictures(tmp_path / "a", 5) if kind == "pictures" else write_video(tmp_path / "a.avi", 5, "MJPG")
+    assert "start 5 is beyond its end (5 pictures, the first is 0)" in refusal(place, start=5)
+
+
+def test_a_start_beyond_the_last_picture_of_a_cut_video_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", 40, "MJPG")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert "start 39 is beyond the last picture" in refusal(path, start=39)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"stride": 0}, "stride: expected 1 or more, got 0"),
+        ({"stride": -2}, "stride: expected 1 or more, got -2"),
+        ({"start": -1}, "start: expected 0 or more, got -1"),
+        ({"max_frames": 0}, "max_frames: expected 1 or more, got 0"),
+    ],
+)
+def test_an_impossible_choice_of_pictures_is_refused(tmp_path: Path, options: dict[str, int], sentence: str) -> None:
+    assert sentence in refusal(write_pictures(tmp_path, 2), **options)
+
+
+def test_a_place_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "nowhere: no such file or folder" in refusal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("address", ["ftp://example.org/a.mp4", "file:///tmp/a.mp4", "s3://bucket/a"])
+def test_an_address_of_an_unknown_kind_is_refused_with_the_known_ones(address: str) -> None:
+    said = refusal(address)
+    assert said.startswith(f"{address}: cannot open {address.partition(':')[0]}://; expected a folder")
+
+
+def test_a_webcam_that_is_not_there_is_refused_at_once_and_quietly(capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    assert "webcam:77: cannot be opened" in refusal("webcam:77")
+    assert time.monotonic() - began < 2.0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("spec", ["webcam:", "webcam:front", "webcam:-1"])
+def test_a_webcam_without_a_number_is_refused(spec: str) -> None:
+    assert "expected webcam:0, webcam:1" in refusal(spec)
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_an_address_that_does_not_answer_is_refused_without_its_password(scheme: str) -> None:
+    said = refusal(f"{scheme}://anna:secret@127.0.0.1:1/live")
+    assert said.startswith(f"{scheme}://127.0.0.1:1/live: cannot be opened")
+
+
+# Live
+
+
+class FakeCamera:
+    """A camera that gives numbered pictures, one each time `tick` is called, until `count` are given."""
+
+    def __init__(self, count: int | None = None, fails_at: int | None = None) -> None:
+        self._count, self._fails_at, self._given = count, fails_at, 0
+        self._ticks = threading.Semaphore(0)
+        self.unplugged = False
+        self.released = threading.Event()
+        self.reads = threading.Semaphore(0)
+
+    def tick(self, pictures: int = 1) -> None:
+        for _ in range(pictures):
+            self.reads.acquire()  # the reader has come back for the next
+            self._ticks.release()
+        self.reads.acquire()
+        self.reads.release()
+
+    def read(self) -> tuple[bool, Image | None]:
+        assert not self.released.is_set()
+        self.reads.release()
+        if self._given == self._count:
+            return False, None
+        while not self._ticks.acquire(timeout=0.05):
+            if self.unplugged:
+                return False, None
+        if self._given == self._fails_at:
+            raise cv2.error("the driver broke")
+        self._given += 1
+        return True, flat(self._given - 1)
+
+    def release(self) -> None:
+        self.released.set()
+
+
+def live(camera: FakeCamera, selection: Selection = Selection()) -> LiveStream:  # noqa: B008 - frozen
+    optics = Optics(64, 48, None, ALONE)
+    return LiveStream(camera, "camera", "live", optics, selection)
+
+
+def test_a_live_stream_gives_the_newest_picture_and_counts_what_it_passed_over() -> None:
+    camera = FakeCamera(count=10)
+    stream = live(camera)
+    frames = iter(stream)
+    threading.Thread(target=camera.tick, args=(1,), daemon=True).start()
+    assert next(frames).index == 0
+    camera.tick(5)  # pictures 1 to 5 come while the consumer is busy
+    newest = next(frames)
+    assert (newest.index, number_of(newest), stream.dropped) == (5, 5, 4)
+    camera.unplugged = True
+    stream.close()
+
+
+def test_a_live_stream_ends_after_its_last_picture() -> None:
+    camera = FakeCamera(count=3)
+    stream = live(camera)
+    threading.Thread(target=camera.tick, args=(3,), daemon=True).start()
+    frames = list(stream)
+    assert frames[-1].index == 2
+    assert len(frames) + stream.dropped == 3
+    assert camera.released.wait(2)
+    assert list(stream) == []
+
+
+def test_live_times_are_of_today_and_increase() -> None:
+    camera = FakeCamera(count=4)
+    stream = live(camera)
+    before = time.time_ns()
+    frames = iter(stream)
+    threading.Thread(target=camera.tick, daemon=True).start()
+    times = [next(frames).timestamp_ns]
+    for _ in range(3):
+        camera.tick()
+        times.append(next(frames).timestamp_ns)
+    assert times == sorted(set(times))
+    assert before - 10**9 < times[0] < times[-1] < time.time_ns() + 10**9
+    assert next(frames, None) is None
+
+
+def test_a_live_stream_takes_every_other_picture_when_asked_and_drops_none_for_it() -> None:
+    camera = FakeCamera(count=7)
+    stream = live(camera, Selection(start=1, stride=2, max_frames=2))
+    frames = iter(stream)
+    threading.Thread(target=camera.tick, args=(2,), daemon=True).start()
+    assert next(frames).index == 1
+    camera.tick(2)
+    assert next(frames).index == 3
+    camera.unplugged = True
+    assert next(frames, None) is None
+    assert stream.dropped == 0
+    assert camera.released.wait(2)
+
+
+def test_closing_a_live_stream_ends_a_consumer_that_waits_for_a_picture() -> None:
+    camera = FakeCamera()
+    stream = live(camera)
+    got: list[Frame] = []
+    consumer = threading.Thread(target=lambda: got.extend(stream), daemon=True)
+    consumer.start()
+    camera.reads.acquire()
+    camera.unplugged = True
+    stream.close()
+    consumer.join(5)
+    assert not consumer.is_alive()
+    assert got == []
+    assert camera.released.is_set()
+
+
+def test_leaving_the_loop_over_a_live_stream_releases_the_camera() -> None:
+    camera = FakeCamera()
+    frames = iter(live(camera))
+    threading.Thread(target=camera.tick, args=(1,), daemon=True).start()
+    next(frames)
+    camera.unplugged = True
+    frames.close()  # type: ignore[attr-defined]
+    assert camera.released.wait(2)
+
+
+def test_a_live_stream_that_is_never_read_releases_the_camera_on_close() -> None:
+    camera = FakeCamera()
+    stream = live(camera)
+    stream.close()
+    stream.close()
+    assert camera.released.is_set()
+    assert list(stream) == []
+
+
+def test_an_error_of_the_driver_comes_out_where_the_pictures_are_used() -> None:
+    camera = FakeCamera(fails_at=2)
+    stream = live(camera)
+    threading.Thread(target=camera.tick, args=(3,), daemon=True).start()
+    with pytest.raises(cv2.error, match="the driver broke"):
+        list(stream)
+    assert camera.released.wait(2)
+
+
+def test_a_live_picture_of_another_size_is_an_error() -> None:
+    camera = FakeCamera(count=1)
+    stream = LiveStream(camera, "camera", "live", Optics(32, 24, None, ALONE), Selection())
+    threading.Thread(target=camera.tick, args=(1,), daemon=True).start()
+    with pytest.raises(SequenceError, match="camera, picture 0: this picture is 64x48, those before it 32x24"):
+        list(stream)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address at which the files of a folder, and a motion JPEG stream of ten pictures, can be had."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def do_GET(self) -> None:
+            if not self.path.startswith("/live"):
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=cut")
+            self.end_headers()
+            for k in range(10):
+                data = cv2.imencode(".jpg", flat(k))[1].tobytes()
+                head = f"--cut\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                try:
+                    self.wfile.write(head.encode() + data + b"\r\n")
+                except OSError:
+                    return
+                time.sleep(0.02)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_motion_jpeg_stream_is_read_live(served: str) -> None:
+    source = opened(f"{served}/live")
+    indices = [frame.index for frame in source]
+    assert source.length is None
+    assert "live stream http://127.0.0.1" in source.description
+    assert indices == sorted(set(indices))
+    assert len(indices) + source.dropped >= 8
+
+
+def test_a_video_file_at_an_address_is_played_whole(served: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", 20)
+    source = opened(f"{served}/clip.mp4")
+    assert [frame.index for frame in source] == list(range(20))
+    assert (source.name, source.dropped) == ("clip", 0)
+
+
+# Reading ahead
+
+
+class Counted:
+    """A source of flat pictures that notes how many it has given and whether it was closed."""
+
+    def __init__(self, count: int, error: BaseException | None = None, delay_s: float = 0.0) -> None:
+        self._count, self._error, self._delay_s = count, error, delay_s
+        self.name, self.description, self.length = "counted", "", count
+        self.camera = Camera.assume(64, 48, fov_deg=60)
+        self.ground_truth: Trajectory | None = None
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+        self.given = 0
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        for k in range(self._count):
+            time.sleep(self._delay_s)
+            self.given += 1
+            yield Frame(index=k, timestamp_ns=k, image=flat(k % 20), camera=self.camera)
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("read counted")]
+
+
+def test_reading_ahead_gives_every_frame_in_order() -> None:
+    source = Counted(200)
+    assert [frame.index for frame in Prefetched(source, 4)] == list(range(200))
+    assert source.closed
+    assert reading_threads() == []
+
+
+def test_no_more_is_read_ahead_than_asked_for() -> None:
+    source = Counted(100)
+    ahead = Prefetched(source, 4)
+    frames = iter(ahead)
+    next(frames)
+    time.sleep(0.1)
+    assert source.given <= 1 + 4 + 1  # used, ready, and one in hand
+    ahead.close()
+
+
+def test_an_error_comes_after_the_frames_before_it() -> None:
+    frames = iter(Prefetched(Counted(3, SequenceError("the disk went away")), 8))
+    assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(SequenceError, match="the disk went away"):
+        next(frames)
+    assert reading_threads() == []
+
+
+def test_an_error_that_is_a_bug_comes_out_too() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(Prefetched(Counted(2, ZeroDivisionError()), 8))
+
+
+def test_leaving_the_loop_stops_the_thread() -> None:
+    source = Counted(10_000)
+    for frame in Prefetched(source, 4):
+        if frame.index == 3:
+            break
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while reading_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert reading_threads() == []
+    assert source.closed
+    assert source.given < 20
+
+
+def test_closing_while_the_thread_waits_for_room_does_not_hang() -> None:
+    ahead = Prefetched(Counted(100), 2)
+    frames = iter(ahead)
+    next(frames)
+    time.sleep(0.05)
+    began = time.monotonic()
+    ahead.close()
+    ahead.close()
+    assert time.monotonic() - began < 1.0
+    assert reading_threads() == []
+    assert next(frames, None) is None
+
+
+def test_closing_from_elsewhere_ends_a_consumer_that_waits() -> None:
+    ahead = Prefetched(Counted(100, delay_s=0.2), 2)
+    got: list[int] = []
+    consumer = threading.Thread(target=lambda: got.extend(frame.index for frame in ahead), daemon=True)
+    consumer.start()
+    time.sleep(0.05)
+    ahead.close()
+    consumer.join(2)
+    assert not consumer.is_alive()
+
+
+def test_a_source_that_is_never_read_is_closed_all_the_same() -> None:
+    source = Counted(3)
+    Prefetched(source, 2).close()
+    assert source.closed == 1
+
+
+@pytest.mark.parametrize("stage", ["waiting for a picture", "using a picture"])
+def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> None:
+    write_pictures(tmp_path, 30)
+    slow_reading = "sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
+    program = f"""
+        import time
+        from slam import sequence
+        from slam.config import InputConfig
+        source = sequence.open_source({str(tmp_path)!r}, config=InputConfig(prefetch_frames=2))
+        whole = sequence.read_image
+        {slow_reading if stage == "waiting for a picture" else ""}
+        print("ready", flush=True)
+        for frame in source:
+            time.sleep({0 if stage == "waiting for a picture" else 0.5})
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in said
+
+
+def test_prefetching_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", 20)
+    ahead, alone = list(opened(video, AHEAD)), list(opened(video, ALONE))
+    assert [(f.index, f.timestamp_ns) for f in ahead] == [(f.index, f.timestamp_ns) for f in alone]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(ahead, alone, strict=True))
+
+
+def test_a_camera_that_does_not_fit_is_refused_by_the_optics() -> None:
+    calibration = Calibration(Camera.assume(640, 480, fov_deg=60), "camera.yaml")
+    with pytest.raises(CameraError, match="the camera is for 640x480 pictures, but these are 600x480"):
+        Optics(600, 480, calibration, ALONE)
