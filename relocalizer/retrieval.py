@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -15,7 +16,7 @@ from relocalizer.interfaces import Candidate
 
 
 class FaissRetriever:
-    """Exact search by inner product. Under a millisecond up to ten thousand keyframes of 512 numbers."""
+    """Exact search by inner product: no training, removable, the same answer every time."""
 
     def __init__(self, dimension: int | None = None) -> None:
         """`dimension` of the descriptors; None takes it from the first one added."""
@@ -98,64 +99,90 @@ class FaissRetriever:
         return row[None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Vocabulary:
+    """What local descriptors look like in general.
+
+    Attributes:
+        mean: (128,) of RootSIFT descriptors.
+        axes: (128, D) their D strongest principal directions.
+        words: (W, D) centres of their clusters along these.
+    """
+
+    mean: NDArray[np.float32]
+    axes: NDArray[np.float32]
+    words: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        fits = self.axes.ndim == 2 and self.words.ndim == 2 and self.mean.shape == self.axes.shape[:1]
+        if not (fits and self.axes.shape[1] == self.words.shape[1] and len(self.words)):
+            raise ValueError(
+                f"Vocabulary: expected mean (N,), axes (N, D), words (W, D), got {self.mean.shape}, "
+                f"{self.axes.shape}, {self.words.shape}"
+            )
+
+    def reduce(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Descriptors (N, 128) along the axes, (N, D)."""
+        return np.asarray((descriptors - self.mean) @ self.axes, dtype=np.float32)
+
+
 class Vlad:
     """A picture's vector from its local features: how they lie around the words of a vocabulary.
 
-    Jegou et al., "Aggregating local descriptors into a compact image representation", 2010, with
-    per-word normalisation (Arandjelovic and Zisserman, "All about VLAD", 2013) and a signed square root.
+    Jegou et al., "Aggregating local descriptors into a compact image representation", 2010, on reduced
+    descriptors, with a signed square root and per-word normalisation (Arandjelovic and Zisserman,
+    "All about VLAD", 2013).
     """
 
-    def __init__(self, words: NDArray[np.float32]) -> None:
-        """`words` (W, 128): centres of RootSIFT clusters."""
-        words = np.ascontiguousarray(words, dtype=np.float32)
-        if words.ndim != 2 or len(words) < 1:
-            raise ValueError(f"Vlad: expected words of shape (W, D), got {words.shape}")
-        self._words = words
-        self._half_norms = 0.5 * (words**2).sum(axis=1)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._half_norms = 0.5 * (vocabulary.words**2).sum(axis=1)
 
     @property
     def dimension(self) -> int:
-        return self._words.size
+        return self._vocabulary.words.size
 
     def describe(self, features: LocalFeatures) -> NDArray[np.float32]:
-        """A unit vector (dimension,) float32; always the same one for pictures without any feature."""
+        """A unit vector (dimension,) float32; the same one for all pictures without any feature."""
         if not len(features):
             return _unit(np.ones(self.dimension, dtype=np.float32))
-        descriptors = features.descriptors
+        words = self._vocabulary.words
+        reduced = self._vocabulary.reduce(features.descriptors)
         # The nearest word: |d - w|^2 is smallest where d.w - |w|^2 / 2 is largest.
-        word = (descriptors @ self._words.T - self._half_norms).argmax(axis=1)
-        sums = np.zeros_like(self._words)
-        np.add.at(sums, word, descriptors - self._words[word])
+        nearest = (reduced @ words.T - self._half_norms).argmax(axis=1)
+        member = np.zeros((len(words), len(reduced)), dtype=np.float32)
+        member[nearest, np.arange(len(reduced))] = 1.0
+        sums = member @ (reduced - words[nearest])
         sums = np.sign(sums) * np.sqrt(np.abs(sums))
         sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-12))
         return _unit(sums.ravel())
 
 
 def train_vocabulary(
-    descriptors: Sequence[NDArray[np.float32]], words: int, *, seed: int, iterations: int = 25
-) -> NDArray[np.float32]:
-    """Cluster centres (words, 128) of descriptors gathered from many pictures.
+    descriptors: Sequence[NDArray[np.float32]], *, words: int, dimensions: int, seed: int
+) -> Vocabulary:
+    """Principal directions and cluster centres of the descriptors (N, 128) of many pictures.
 
     Raises:
         ValueError: fewer descriptors than words.
     """
-    gathered = np.ascontiguousarray(np.concatenate(list(descriptors)), dtype=np.float32)
+    gathered = np.concatenate(list(descriptors)).astype(np.float32)
     if len(gathered) < words:
         raise ValueError(f"train_vocabulary: {len(gathered)} descriptors for {words} words")
+    mean = gathered.mean(axis=0)
+    _, directions = np.linalg.eigh(np.cov((gathered - mean).T))
+    axes = np.asarray(directions[:, ::-1][:, :dimensions], dtype=np.float32)
     faiss.omp_set_num_threads(1)
-    kmeans = faiss.Kmeans(gathered.shape[1], words, niter=iterations, seed=seed, min_points_per_centroid=1)
-    kmeans.train(gathered)
-    return np.array(kmeans.centroids, dtype=np.float32)
+    kmeans = faiss.Kmeans(dimensions, words, niter=25, seed=seed, min_points_per_centroid=1)
+    kmeans.train(np.ascontiguousarray((gathered - mean) @ axes))
+    return Vocabulary(mean, axes, np.array(kmeans.centroids, dtype=np.float32))
 
 
 @cache
 def shipped_vlad() -> Vlad:
-    """The VLAD of the vocabulary that comes with the package."""
-    with (
-        (files("relocalizer") / "vocabulary.npz").open("rb") as file,
-        np.load(file, allow_pickle=False) as data,
-    ):
-        return Vlad(data["words"].astype(np.float32))
+    """The VLAD of the vocabulary that comes with the package (docs/experiments.md: what it was trained on)."""
+    with (files("relocalizer") / "vocabulary.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
+        return Vlad(Vocabulary(*(data[name].astype(np.float32) for name in ("mean", "axes", "words"))))
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
