@@ -100,7 +100,7 @@ def open_source(
     """
     selection = Selection(start, stride, max_frames)
     given = None if camera is None else Calibration(load_camera(camera), str(camera))
-    if spec.partition(":")[0] == "webcam":
+    if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
         if scheme[1].lower() not in STREAM_SCHEMES:
@@ -131,9 +131,7 @@ class Selection:
     def of(self, count: int, name: str) -> range:
         """The numbers it takes out of `count` pictures. Raises SequenceError when there are none."""
         if self.start >= count:
-            raise SequenceError(
-                f"{name}: start {self.start} is beyond its end ({count} pictures, the first is 0)"
-            )
+            raise SequenceError(f"{name}: start {self.start} is beyond its end ({count} pictures, the first is 0)")
         return range(self.start, count, self.stride)[: self.max_frames]
 
     def takes(self, index: int) -> bool:
@@ -286,9 +284,7 @@ class VideoFile:
         finally:
             capture.release()
         if not given:
-            raise SequenceError(
-                f"{self.name}: start {self._selection.start} is beyond the last picture of the video"
-            )
+            raise SequenceError(f"{self.name}: start {self._selection.start} is beyond the last picture of the video")
 
     def _grab(self, capture: cv2.VideoCapture) -> Iterator[tuple[int, int]]:
         """(number, nanoseconds) of each frame to the end; notes an end that comes too early."""
@@ -415,9 +411,7 @@ class LiveStream:
         """The reading thread. It alone touches the capture: releasing one while it reads crashes OpenCV."""
         try:
             self._read_to_the_end()
-        except (
-            BaseException
-        ) as error:  # whatever it is belongs to the consumer, who has no other way to see it
+        except BaseException as error:  # whatever it is belongs to the consumer, who has no other way to see it
             self._error = error
         finally:
             self._capture.release()
@@ -514,9 +508,7 @@ class Prefetched:
                         return
                     self._ready.append((frame, len(self._source.skipped)))
                     self._changed.notify_all()
-        except (
-            BaseException
-        ) as error:  # whatever it is belongs to the consumer, who has no other way to see it
+        except BaseException as error:  # whatever it is belongs to the consumer, who has no other way to see it
             self._error = error
         finally:
             self._source.close()
@@ -529,9 +521,7 @@ def _prefetched(source: FrameSource, frames: int) -> FrameSource:
     return Prefetched(source, frames) if frames else source
 
 
-def _open_path(
-    path: Path, given: Calibration | None, config: InputConfig, selection: Selection
-) -> FrameSource:
+def _open_path(path: Path, given: Calibration | None, config: InputConfig, selection: Selection) -> FrameSource:
     if path.is_dir():
         index = index_folder(path)
         if index.video is None:
@@ -564,6 +554,8 @@ def _open_video_path(
         size = path.stat().st_size
     except OSError as error:
         raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
+    if not path.is_file():
+        raise SequenceError(f"{path}: not a file; a camera is named webcam:0, webcam:1 and so on")
     if size == 0:
         raise SequenceError(f"{path}: an empty file; expected a video")
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -576,9 +568,7 @@ def _open_video_path(
     return open_video(os.path.abspath(path), name, given, config, selection)
 
 
-def _open_webcam(
-    spec: str, given: Calibration | None, config: InputConfig, selection: Selection
-) -> LiveStream:
+def _open_webcam(spec: str, given: Calibration | None, config: InputConfig, selection: Selection) -> LiveStream:
     number = spec.partition(":")[2]
     if not re.fullmatch(r"[0-9]{1,3}", number):
         raise SequenceError(f"{spec}: expected webcam:0, webcam:1 and so on")
@@ -589,9 +579,7 @@ def _open_webcam(
     return _open_live(capture, spec, f"webcam-{number}", advice, given, config, selection)
 
 
-def _open_address(
-    address: str, given: Calibration | None, config: InputConfig, selection: Selection
-) -> FrameSource:
+def _open_address(address: str, given: Calibration | None, config: InputConfig, selection: Selection) -> FrameSource:
     parts = urlsplit(address)
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
@@ -626,9 +614,7 @@ def _open_live(
     return LiveStream(capture, name, f"live stream {shown}: newest picture first", optics, selection)
 
 
-def _camera_of_pictures(
-    width: int, height: int, calibration: Calibration | None, fov_deg: float
-) -> tuple[Camera, str]:
+def _camera_of_pictures(width: int, height: int, calibration: Calibration | None, fov_deg: float) -> tuple[Camera, str]:
     """The camera of width x height pictures, perhaps distorted, and what to say about it."""
     size = f"{width}x{height}"
     if calibration is None:

@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+import slam.datasets
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError, UserError
 from relocalizer.images import load_camera
 from slam.config import InputConfig
@@ -591,6 +594,24 @@ def test_an_index_whose_times_do_not_fit_its_pictures_cannot_be_made(tmp_path: P
         replace(index, timestamps_ns=np.array([0, 1]))
     with pytest.raises(ValueError, match="must increase"):
         replace(index, timestamps_ns=np.array([0, 1, 1]))
+
+
+# The recipe in the documentation
+
+
+def test_the_documented_recipe_for_a_new_data_set_works(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    (recipe,) = [block for block in text.split("```python\n")[1:] if block.startswith("def ")]
+    names: dict[str, Any] = {**vars(slam.datasets), "Rotation": Rotation}
+    exec("from __future__ import annotations\n" + recipe.partition("```")[0], names)
+    for k in range(2):
+        write_picture(tmp_path / "image_left" / f"{k:06d}_left.png", 640, 480)
+    write(tmp_path / "pose_left.txt", "1 2 3 0 0 0 1\n2 2 3 0 0 0 1\n")
+    index = names["tartanair"](tmp_path)
+    # Not turned at all, their camera looks along the world's x: one step forward is one step along its z.
+    assert truth_of(index).world_from_cam[0, :3, 2].tolist() == [1, 0, 0]
+    assert truth_of(index).world_from_cam[0, :3, 0].tolist() == [0, 1, 0]
+    assert truth_of(index).positions.tolist() == [[1, 2, 3], [2, 2, 3]]
 
 
 # Real sequences

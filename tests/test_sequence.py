@@ -567,6 +567,16 @@ def test_an_address_that_does_not_answer_is_refused_without_its_password(scheme:
     assert said.startswith(f"{scheme}://127.0.0.1:1/live: cannot be opened")
 
 
+def test_a_device_is_no_video_and_the_way_to_name_a_camera_is_said() -> None:
+    assert "/dev/null: not a file; a camera is named webcam:0" in refusal("/dev/null")
+
+
+def test_a_folder_called_webcam_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "webcam", 2)
+    monkeypatch.chdir(tmp_path)
+    assert len(list(opened("webcam"))) == 2
+
+
 # Live
 
 
