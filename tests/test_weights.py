@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ def test_a_saved_folder_loads_to_the_same_poses(model: Reloc3r, state: Any, tmp_
 
 
 def test_a_safetensors_file_alone_gives_its_sizes(model: Reloc3r, state: Any, tmp_path: Path) -> None:
-    path = tmp_path / "reloc3r-224.safetensors"
+    path = tmp_path / "mine.safetensors"
     save_file(state, path)
     loaded = load_model(path)
-    assert loaded.architecture == ARCHITECTURE
+    assert loaded.architecture == replace(ARCHITECTURE, img_size=None)
     assert same_poses(loaded, model)
 
 
@@ -207,6 +208,10 @@ def test_whole_numbers_are_no_weights(state: Any, tmp_path: Path) -> None:
     state["enc_norm.bias"] = torch.zeros(64, dtype=torch.int64)
     with pytest.raises(WeightsError, match=r"'enc_norm\.bias' holds torch\.int64"):
         load_model(write(tmp_path, state))
+
+
+def test_a_size_given_by_side_is_its_longer_side(state: Any, tmp_path: Path) -> None:
+    assert load_model(write(tmp_path, state, CONFIG | {"img_size": [384, 512]})).architecture.img_size == 512
 
 
 @pytest.mark.parametrize(

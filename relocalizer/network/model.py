@@ -40,10 +40,10 @@ ROW_NORM_FLOOR = 1e-12  # a row of the 9 rotation numbers shorter than this is l
 class Architecture:
     """Sizes of the network; the defaults are those of both released models.
 
-    `img_size` is recorded only: it changes no tensor and no arithmetic.
+    `img_size` is a record of the training, None where nothing tells: it changes no tensor and no arithmetic.
     """
 
-    img_size: int = 512
+    img_size: int | None = None
     patch_size: int = 16
     enc_embed_dim: int = 1024
     enc_depth: int = 24

@@ -55,7 +55,7 @@ class WeightsReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: reloc3r-{self.architecture.img_size}, {self.tensors} tensors, "
+            f"{self.path}: Reloc3r for {self.architecture.img_size or 'unknown'} pixels, {self.tensors} tensors, "
             f"{self.parameters:,} parameters, {self.size_bytes:,} bytes, sha256 {self.sha256}"
         )
 
@@ -187,8 +187,9 @@ def architecture_from_config(path: Path) -> Architecture:
 
 
 def _number(path: Path, key: str, value: Any) -> int | float:
-    # The one number that need not be whole is mlp_ratio; a list of two is a size some writers give per axis.
-    value = value[0] if isinstance(value, list) and value and len(set(map(str, value))) == 1 else value
+    # The one number that need not be whole is mlp_ratio; img_size may come as a pair of sides.
+    if key == "img_size" and isinstance(value, list) and all(isinstance(side, int) for side in value):
+        value = max(value, default=0)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole or (key == "mlp_ratio" and isinstance(value, float))) or value <= 0:
         raise WeightsError(f"weights: {path}: {key}: expected a positive number, got {value!r}")
@@ -225,11 +226,9 @@ def _architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Archit
         raise WeightsError(_misfit(path, state, f"no {', no '.join(missing)}"))
     patch, encoder, decoder = (state[key] for key in needed)
     fc1 = state.get("enc_blocks.0.mlp.fc1.weight", torch.empty(4 * len(encoder), 0))
-    name = f"{path.parent.name}/{path.name}"
     _log.info("%s: no config.json beside it; sizes are read off the tensors", path)
     try:
         return Architecture(
-            img_size=224 if "224" in name else 512,
             patch_size=patch.shape[-1],
             enc_embed_dim=len(encoder),
             enc_depth=_depth(state, "enc_blocks"),

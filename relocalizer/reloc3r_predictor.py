@@ -1,0 +1,268 @@
+"""Reloc3r as a pair predictor: every picture is encoded once, and pairs are decoded in batches.
+
+Encoded pictures are kept in half precision up to a bound of memory; what was dropped is encoded again from the
+prepared picture, which is always kept. Both ways of a pair come from one pass, and where they differ the answer is
+trusted less. The length of the network's translation is never used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from relocalizer.errors import WeightsError
+from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
+from relocalizer.network.layers import Grid
+from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
+from relocalizer.network.precision import Precision, choose_device, choose_dtype
+from relocalizer.network.weights import load_model, random_model
+from relocalizer.preprocessing import PreparedPicture, Variant, network_input, prepare
+from relocalizer.two_way import PairCalibration, TwoWayPose, estimate_of
+
+Kind = Literal["reloc3r-512", "reloc3r-224"]
+
+CACHE_BYTES = 1 << 30  # about 680 pictures of 512 x 384, 2700 of 224 x 224
+CACHE_DTYPE = torch.float16  # keeps eleven bits; tokens are normalised, so none leaves its range
+GEM_POWER = 3.0  # Radenovic et al. 2019: between the mean (1) and the maximum (infinity)
+GEM_FLOOR = 1e-6
+# Pairs decoded at a time: a CPU gains nothing from more than fill its caches, a GPU does.
+PAIRS_AT_A_TIME = {"cpu": 2, "cuda": 32, "mps": 8}
+PICTURES_AT_A_TIME = {"cpu": 1, "cuda": 16, "mps": 4}
+
+RANDOM_WARNING = "(RANDOM WEIGHTS: poses mean nothing)"
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Reloc3rEncoded:
+    """What Reloc3r remembers of a picture.
+
+    Attributes:
+        key: its place in the cache of the predictor that made it.
+        picture: prepared pixels, enough to encode it again.
+        descriptor: unit (D,) float32, for place recognition.
+    """
+
+    key: int
+    picture: PreparedPicture
+    descriptor: NDArray[np.float32]
+
+
+class Reloc3rPredictor:
+    """The network behind the seam of pair predictors."""
+
+    def __init__(
+        self,
+        model: Reloc3r,
+        kind: Kind,
+        *,
+        calibration: PairCalibration | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        cache_dtype: torch.dtype = CACHE_DTYPE,
+    ) -> None:
+        """Use `load` or `random` to make one.
+
+        Args:
+            model: on its device, in its precision, in evaluation mode.
+            kind: decides how pictures are prepared and the default calibration.
+            calibration: from disagreement to sigmas; by default from the published errors.
+            cache_bytes: bound of the encoded pictures kept; the least recently used are dropped.
+            cache_dtype: of encoded pictures. All answers are computed from these digits, so an answer does not
+                depend on what was dropped in between. float32 gives the reference's numbers to the last digits.
+        """
+        self.name: str = kind
+        self._variant: Variant = 224 if kind == "reloc3r-224" else 512
+        self._model = model
+        self._device = model.enc_norm.weight.device
+        self._calibration = calibration or PairCalibration.published(self._variant)
+        self._cache = _TokenCache(cache_bytes)
+        self._cache_dtype = cache_dtype
+        self._keys = itertools.count()
+
+    @staticmethod
+    def load(
+        kind: Kind,
+        *,
+        weights: str | Path = "",
+        device: str = "auto",
+        precision: Precision = "auto",
+        announce: Callable[[str], None] | None = None,
+    ) -> Reloc3rPredictor:
+        """The predictor with the weights of a checkpoint.
+
+        Args:
+            kind: which of the two networks; the checkpoint must be one of it.
+            weights: a path or hub id; empty takes the released checkpoint from the cache or the hub.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            precision: "auto" and "exact" compute in float32 on a CPU; "auto" takes float16 on CUDA; "fast" takes
+                what is measured to be quickest.
+            announce: told size and licence before weights are fetched.
+
+        Raises:
+            WeightsError: no usable checkpoint, or one of the other network.
+            DeviceError: the device is not there.
+        """
+        chosen = choose_device(device)
+        dtype = choose_dtype(precision, chosen)
+        model = load_model(weights or kind, device=chosen, dtype=dtype, announce=announce)
+        size = model.architecture.img_size
+        if size is not None and f"reloc3r-{size}" != kind:
+            raise WeightsError(
+                f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
+                "choose another predictor or other weights"
+            )
+        return Reloc3rPredictor(model, kind)
+
+    @staticmethod
+    def random(
+        kind: Kind,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        precision: Precision = "auto",
+        architecture: Architecture | None = None,
+    ) -> Reloc3rPredictor:
+        """The predictor with seeded random weights: real cost, meaningless poses; its name says so.
+
+        Raises:
+            DeviceError: the device is not there.
+        """
+        chosen = choose_device(device)
+        model = random_model(architecture or Architecture(), seed=seed)
+        use_matmul_dtype(model, choose_dtype(precision, chosen))
+        predictor = Reloc3rPredictor(model.to(chosen), kind)
+        predictor.name = f"{kind} {RANDOM_WARNING}"
+        return predictor
+
+    def encode(self, views: Sequence[View]) -> list[Encoded]:
+        """What the network sees in each picture, whatever it is paired with.
+
+        With a camera the picture is cut around its principal point to a size the network was trained at, without
+        one its middle is taken.
+
+        Raises:
+            SequenceError: a picture smaller than a patch, or not of bytes.
+            CameraError: a camera of another picture, or with its principal point near the border.
+        """
+        pictures = [prepare(view.image, view.camera, self._variant) for view in views]
+        return [self._remember(p, features) for p, features in zip(pictures, self._run(pictures), strict=True)]
+
+    def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:
+        """For each (i, j): the pose of camera j seen from camera i. Pairs of equal sizes are decoded together."""
+        own = [(cast(Reloc3rEncoded, i), cast(Reloc3rEncoded, j)) for i, j in pairs]
+        answers: dict[int, PairEstimate | NoEstimate] = {}
+        for batch in self._batches(own):
+            poses = self._decode([own[index] for index in batch])
+            answers |= {index: estimate_of(pose, self._calibration) for index, pose in zip(batch, poses, strict=True)}
+        return [answers[index] for index in range(len(own))]
+
+    def describe(self, encoded: Encoded) -> NDArray[np.float32]:
+        """Generalised mean of the encoder's tokens, a unit vector (enc_embed_dim,)."""
+        return cast(Reloc3rEncoded, encoded).descriptor
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory of the encoded pictures kept now."""
+        return self._cache.used_bytes
+
+    def _remember(self, picture: PreparedPicture, features: Tensor) -> Reloc3rEncoded:
+        encoded = Reloc3rEncoded(next(self._keys), picture, _generalised_mean(features))
+        self._cache.put(encoded.key, features)
+        weakref.finalize(encoded, self._cache.drop, encoded.key).atexit = False
+        return encoded
+
+    def _run(self, pictures: Sequence[PreparedPicture]) -> list[Tensor]:
+        """Encoded tokens (N, C) of each picture, in the cache's precision."""
+        found: dict[int, Tensor] = {}
+        sizes = [picture.pixels.shape[:2] for picture in pictures]
+        for batch in _grouped(sizes, PICTURES_AT_A_TIME[self._device.type]):
+            images = np.stack([network_input(pictures[index].pixels) for index in batch])
+            with torch.inference_mode():
+                tokens = self._model.encode(torch.from_numpy(images).to(self._device))
+            found |= dict(zip(batch, tokens.features.to(self._cache_dtype).unbind(), strict=True))
+        # Members of a batch share its memory: each is copied out, so that one dropped is memory freed.
+        return [found[index].clone() for index in range(len(pictures))]
+
+    def _features(self, encoded: Reloc3rEncoded) -> Tensor:
+        features = self._cache.get(encoded.key)
+        if features is None:
+            [features] = self._run([encoded.picture])
+            self._cache.put(encoded.key, features)
+        return features
+
+    def _decode(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> list[TwoWayPose]:
+        sides = (self._tokens([pair[0] for pair in pairs]), self._tokens([pair[1] for pair in pairs]))
+        with torch.inference_mode():
+            j_from_i, i_from_j = self._model.decode_raw(*sides)
+            margin = torch.minimum(*(rotation_margin(raw.rotation9) for raw in (j_from_i, i_from_j)))
+        forward, backward, margins = _poses(i_from_j), _poses(j_from_i), margin.cpu().numpy()
+        return [TwoWayPose(f, b, float(m)) for f, b, m in zip(forward, backward, margins, strict=True)]
+
+    def _tokens(self, side: Sequence[Reloc3rEncoded]) -> Tokens:
+        features = torch.stack([self._features(encoded) for encoded in side])
+        return Tokens(features.float(), self._grid(side[0]))
+
+    def _grid(self, encoded: Reloc3rEncoded) -> Grid:
+        height, width = encoded.picture.pixels.shape[:2]
+        patch = self._model.architecture.patch_size
+        return Grid(height // patch, width // patch)
+
+    def _batches(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> Iterator[list[int]]:
+        sizes = [(i.picture.pixels.shape, j.picture.pixels.shape) for i, j in pairs]
+        return _grouped(sizes, PAIRS_AT_A_TIME[self._device.type])
+
+
+class _TokenCache:
+    """Tensors by key; the least recently used go when a bound of memory is passed. The newest always stays."""
+
+    def __init__(self, bound_bytes: int) -> None:
+        self._bound = bound_bytes
+        self._tensors: OrderedDict[int, Tensor] = OrderedDict()
+        self.used_bytes = 0
+
+    def get(self, key: int) -> Tensor | None:
+        if key in self._tensors:
+            self._tensors.move_to_end(key)
+        return self._tensors.get(key)
+
+    def put(self, key: int, tensor: Tensor) -> None:
+        self.drop(key)
+        self._tensors[key] = tensor
+        self.used_bytes += tensor.nbytes
+        while self.used_bytes > self._bound and len(self._tensors) > 1:
+            self.drop(next(iter(self._tensors)))
+
+    def drop(self, key: int) -> None:
+        tensor = self._tensors.pop(key, None)
+        self.used_bytes -= tensor.nbytes if tensor is not None else 0
+
+
+def _grouped(sizes: Sequence[object], at_a_time: int) -> Iterator[list[int]]:
+    """Indices of equal sizes, at most so many together, in the order they came."""
+    groups: dict[object, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    for members in groups.values():
+        for start in range(0, len(members), at_a_time):
+            yield members[start : start + at_a_time]
+
+
+def _generalised_mean(features: Tensor) -> NDArray[np.float32]:
+    """GeM pooling of tokens (N, C) to a unit (C,)."""
+    with torch.inference_mode():
+        pooled = features.float().clamp(min=GEM_FLOOR).pow(GEM_POWER).mean(dim=0).pow(1 / GEM_POWER)
+        return np.asarray((pooled / pooled.norm()).cpu().numpy(), dtype=np.float32)
+
+
+def _poses(raw: RawPose) -> NDArray[np.float64]:
+    with torch.inference_mode():
+        return np.asarray(raw.pose().cpu().numpy(), dtype=np.float64)
