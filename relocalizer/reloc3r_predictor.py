@@ -13,14 +13,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relocalizer.errors import WeightsError
+from relocalizer.errors import ConfigError, WeightsError
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
@@ -90,7 +90,7 @@ class Reloc3rPredictor:
 
     @staticmethod
     def load(
-        kind: Kind,
+        kind: str,
         *,
         weights: str | Path = "",
         device: str = "auto",
@@ -108,9 +108,12 @@ class Reloc3rPredictor:
             announce: told size and licence before weights are fetched.
 
         Raises:
+            ConfigError: no such network.
             WeightsError: no usable checkpoint, or one of the other network.
             DeviceError: the device is not there.
         """
+        if kind not in get_args(Kind):
+            raise ConfigError(f"predictor.kind: expected {' or '.join(get_args(Kind))}, got {kind!r}")
         chosen = choose_device(device)
         dtype = choose_dtype(precision, chosen)
         model = load_model(weights or kind, device=chosen, dtype=dtype, announce=announce)
@@ -120,7 +123,7 @@ class Reloc3rPredictor:
                 f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
                 "choose another predictor or other weights"
             )
-        return Reloc3rPredictor(model, kind)
+        return Reloc3rPredictor(model, cast(Kind, kind))
 
     @staticmethod
     def random(

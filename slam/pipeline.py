@@ -132,7 +132,7 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
                 raise ConfigError(f"predictor.kind: {kind} is not in this version; take --predictor geometric")
             from relocalizer.reloc3r_predictor import Reloc3rPredictor
 
-            predictor: PosePredictor = Reloc3rPredictor(kind, weights=config.predictor.weights)
+            predictor: PosePredictor = Reloc3rPredictor.load(kind, weights=config.predictor.weights)
             return predictor
 
 
