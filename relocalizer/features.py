@@ -16,6 +16,7 @@ DESCRIPTOR_SIZE = 128
 _CONTRAST = 0.01
 # The picture is cut into about this many cells; each gives its strong points before any gives its weak ones.
 _CELLS = 64
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +58,8 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
     small = _shrunk(gray, config.detection_scale, cv2.INTER_AREA)
     small_mask = None if mask is None else _shrunk(mask, config.detection_scale, cv2.INTER_NEAREST)
     sift = cv2.SIFT.create(contrastThreshold=_CONTRAST, enable_precise_upscale=True)
-    keypoints = sift.detect(small, small_mask)
+    # SIFT gives a point once for every orientation it may have: one is enough to match by, and is one point.
+    keypoints = list({keypoint.pt: keypoint for keypoint in sift.detect(small, small_mask)}.values())
     if not keypoints:
         return _no_features()
     chosen = spread(
@@ -146,8 +148,8 @@ def _nearest(similarity: NDArray[np.float32], ratio: float) -> tuple[NDArray[np.
     similarity[rows, best] = -2.0
     second = similarity.max(axis=1)
     similarity[rows, best] = first
-    # Between unit vectors the squared distance is 2 - 2 s.
-    return best, (1.0 - first) < ratio * ratio * (1.0 - second)
+    # Between unit vectors the squared distance is 2 - 2 s; twins differ by rounding alone.
+    return best, (1.0 - first) + _ROUNDING < ratio * ratio * (1.0 - second)
 
 
 def _shrunk(gray: Image, scale: float, interpolation: int) -> Image:

@@ -30,6 +30,8 @@ BoolArray = NDArray[np.bool_]
 _SEED = 0
 # PoseLib's local optimisation makes a good sample from a poor one: a hundred samples are enough to start.
 _MIN_SAMPLES = 100
+# And this many find a pose that three matches in ten agree with; false loop candidates are many and must be cheap.
+_MAX_SAMPLES = 4000
 # OpenCV's local optimisation gets lost in wide bands: the search is narrower than the refinement after it.
 _OPENCV_SEARCH_SHARE = 0.7
 # No corner is found better than this, pixels.
@@ -266,7 +268,12 @@ def _search_with_poselib(matches: Matches, threshold_px: float) -> tuple[FloatAr
         matches.pixels_i,
         _poselib_camera(matches.camera_j),
         _poselib_camera(matches.camera_i),
-        {"max_epipolar_error": threshold_px, "min_iterations": _MIN_SAMPLES, "seed": _SEED},
+        {
+            "max_epipolar_error": threshold_px,
+            "min_iterations": _MIN_SAMPLES,
+            "max_iterations": _MAX_SAMPLES,
+            "seed": _SEED,
+        },
         {},
     )
     t = np.asarray(pose.t, dtype=np.float64)

@@ -1,0 +1,191 @@
+import threading
+
+import faiss
+import numpy as np
+import pytest
+
+from relocalizer.features import LocalFeatures
+from relocalizer.retrieval import FaissRetriever, Vlad, Vocabulary, shipped_vlad, train_vocabulary
+
+
+def unit(*numbers):
+    vector = np.array(numbers, np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def features_of(descriptors):
+    count = len(descriptors)
+    return LocalFeatures(np.zeros((count, 2), np.float32), descriptors, np.ones(count, np.float32))
+
+
+def rooted(rng, count):
+    raw = rng.gamma(0.6, size=(count, 128)).astype(np.float32)
+    return np.sqrt(raw / raw.sum(axis=1, keepdims=True))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+@pytest.fixture
+def three():
+    retriever = FaissRetriever()
+    retriever.add(10, unit(1, 0))
+    retriever.add(20, unit(1, 1))
+    retriever.add(7, unit(0, 1))
+    return retriever
+
+
+def test_the_most_similar_comes_first_with_its_inner_product(three):
+    found = three.query(unit(1, 0), 3, frozenset())
+    assert [candidate.key for candidate in found] == [10, 20, 7]
+    assert [candidate.similarity for candidate in found] == pytest.approx([1.0, np.sqrt(0.5), 0.0], abs=1e-6)
+
+
+def test_excluded_keys_are_replaced_by_the_next_best(three):
+    assert [candidate.key for candidate in three.query(unit(1, 0), 2, frozenset({10}))] == [20, 7]
+
+
+def test_excluding_keys_that_are_not_there_changes_nothing(three):
+    assert [candidate.key for candidate in three.query(unit(1, 0), 1, frozenset({99, 98}))] == [10]
+
+
+def test_excluding_everything_finds_nothing(three):
+    assert three.query(unit(1, 0), 2, frozenset({7, 10, 20})) == []
+
+
+def test_asking_for_more_than_there_is_gives_all(three):
+    assert len(three.query(unit(1, 0), 100, frozenset())) == 3
+
+
+def test_equal_similarity_is_ordered_by_key():
+    retriever = FaissRetriever()
+    for key in (5, 3, 4):
+        retriever.add(key, unit(0, 1))
+    assert [candidate.key for candidate in retriever.query(unit(0, 1), 3, frozenset())] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("retriever", [FaissRetriever(), FaissRetriever(dimension=2)])
+def test_an_empty_one_finds_nothing(retriever):
+    assert len(retriever) == 0
+    assert retriever.query(unit(1, 0), 5, frozenset()) == []
+
+
+def test_asking_for_none_gives_none(three):
+    assert three.query(unit(1, 0), 0, frozenset()) == []
+
+
+def test_a_removed_key_is_not_found_and_can_be_used_again(three):
+    three.remove(10)
+    assert len(three) == 2
+    assert 10 not in three
+    assert [candidate.key for candidate in three.query(unit(1, 0), 3, frozenset())] == [20, 7]
+    three.add(10, unit(0, -1))
+    assert three.query(unit(0, -1), 1, frozenset())[0].key == 10
+
+
+def test_removing_what_is_not_there_is_an_error(three):
+    with pytest.raises(KeyError, match="key 11 is not there"):
+        three.remove(11)
+
+
+def test_a_key_can_be_added_once_only(three):
+    with pytest.raises(ValueError, match="key 20 is there already"):
+        three.add(20, unit(1, 0))
+    assert len(three) == 3
+
+
+def test_a_negative_key_is_refused():
+    with pytest.raises(ValueError, match="keys are 0 or more, got -1"):
+        FaissRetriever().add(-1, unit(1, 0))
+
+
+def test_a_descriptor_of_another_length_is_refused(three):
+    with pytest.raises(ValueError, match=r"expected a descriptor of shape \(2,\), got \(3,\)"):
+        three.add(1, unit(1, 0, 0))
+    with pytest.raises(ValueError, match=r"expected a descriptor of shape \(2,\), got \(3,\)"):
+        three.query(unit(1, 0, 0), 1, frozenset())
+
+
+@pytest.mark.parametrize("numbers", [(2.0, 0.0), (0.0, 0.0), (np.nan, 0.0)])
+def test_a_descriptor_that_is_no_unit_vector_is_refused(three, numbers):
+    with pytest.raises(ValueError, match="expected a unit vector, got length"):
+        three.add(1, np.array(numbers, np.float32))
+
+
+def test_search_agrees_with_sorting_all_inner_products(rng):
+    vectors = rng.standard_normal((300, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    retriever = FaissRetriever()
+    for key, vector in enumerate(vectors):
+        retriever.add(key, vector)
+    exclude = frozenset(range(0, 300, 3))
+    order = [int(k) for k in np.argsort(-(vectors @ vectors[42])) if int(k) not in exclude][:20]
+    assert [c.key for c in retriever.query(vectors[42], 20, exclude)] == order
+
+
+def test_a_search_in_another_thread_runs_on_one_thread(three):
+    seen = []
+
+    def search():
+        faiss.omp_set_num_threads(4)
+        three.query(unit(1, 0), 1, frozenset())
+        seen.append(faiss.omp_get_max_threads())
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert seen == [1]
+
+
+def test_vlad_by_hand():
+    axes = np.eye(2, dtype=np.float32)
+    words = np.array([[0, 0], [10, 0]], np.float32)
+    vlad = Vlad(Vocabulary(np.zeros(2, np.float32), axes, words))
+    # Around the first word the residuals sum to (1, 4), square roots (1, 2); around the second to (0, -9).
+    described = vlad.describe(features_of(np.array([[1, 1], [0, 3], [10, -9]], np.float32)))
+    first = np.array([1, 2]) / np.sqrt(5)
+    np.testing.assert_allclose(described, np.array([*first, 0, -1]) / np.sqrt(2), atol=1e-6)
+
+
+def test_the_order_of_features_does_not_matter(rng):
+    descriptors = rooted(rng, 200)
+    a, b = (shipped_vlad().describe(features_of(d)) for d in (descriptors, descriptors[::-1].copy()))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_picture_with_most_of_its_features_again_is_more_similar_than_another(rng):
+    here, there = rooted(rng, 400), rooted(rng, 400)
+    again = np.concatenate([here[:250], rooted(rng, 150)])
+    vlad = shipped_vlad()
+    query, same, other = (vlad.describe(features_of(d)) for d in (here, again, there))
+    assert query @ same > query @ other + 0.1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_picture_with_next_to_no_features_still_has_a_finite_unit_vector(rng, count):
+    described = shipped_vlad().describe(features_of(rooted(rng, count)))
+    assert described.dtype == np.float32
+    assert described.shape == (shipped_vlad().dimension,)
+    assert np.linalg.norm(described) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_training_finds_the_clusters_and_repeats_itself(rng):
+    centres = rooted(rng, 4)
+    crowd = np.concatenate([centre + 0.01 * rng.standard_normal((50, 128)) for centre in centres])
+    first, second = (train_vocabulary([crowd], words=4, dimensions=8, seed=1) for _ in range(2))
+    assert first.words.tobytes() == second.words.tobytes()
+    nearest = np.linalg.norm(first.reduce(centres)[:, None] - first.words[None], axis=2)
+    assert (nearest.min(axis=1) < 0.05).all()
+    assert sorted(nearest.argmin(axis=1).tolist()) == [0, 1, 2, 3]
+
+
+def test_training_needs_as_many_descriptors_as_words(rng):
+    with pytest.raises(ValueError, match="3 descriptors for 4 words"):
+        train_vocabulary([rooted(rng, 3)], words=4, dimensions=2, seed=0)
+
+
+def test_a_vocabulary_whose_parts_do_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"expected mean \(N,\), axes \(N, D\), words \(W, D\)"):
+        Vocabulary(np.zeros(3, np.float32), np.zeros((4, 2), np.float32), np.zeros((5, 2), np.float32))
