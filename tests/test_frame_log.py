@@ -1,0 +1,155 @@
+"""Frames hang off keyframes in the keyframe's own units, so that they move with the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
+from relocalizer.images import Camera
+from slam.frame_log import REMEMBERED, FrameLog, hang
+from slam.frames import Frame
+from slam.graph import KeyframeGraph
+from slam.tracks import Tracks
+
+CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
+IMAGE = np.zeros((6, 8, 3), np.uint8)
+
+
+def frame(index):
+    return Frame(index=index, timestamp_ns=1000 * index, image=IMAGE, camera=CAMERA)
+
+
+def seen(count):
+    return Tracks(np.arange(count), np.zeros((count, 2), np.float32))
+
+
+def some_rigid(rng):
+    return rigid(exp_so3(rng.normal(size=3)), rng.normal(size=3))
+
+
+def some_similarity(rng):
+    return Similarity(exp_so3(rng.normal(size=3)), rng.normal(size=3), float(np.exp(rng.normal())))
+
+
+def same(a, b, atol=1e-12):
+    return np.allclose(a.as_matrix(), b.as_matrix(), atol=atol)
+
+
+@pytest.fixture
+def graph(rng):
+    """Poses alone: a log asks a graph for nothing else."""
+    graph = KeyframeGraph()
+    for k, segment in [(0, 0), (1, 0), (2, 1)]:
+        graph.world_from_keyframe[k] = some_similarity(rng)
+        graph.segment_of[k] = segment
+    return graph
+
+
+def test_hanging_by_hand():
+    # The keyframe is at x = 10 and one of its units is two of the map's; the frame is at x = 14.
+    keyframe = Similarity(np.eye(3), [10.0, 0.0, 0.0], 2.0)
+    assert np.allclose(translation_of(hang(keyframe, rigid(np.eye(3), [14.0, 0.0, 0.0]))), [2.0, 0.0, 0.0])
+
+
+def test_composing_undoes_hanging_under_any_scale(rng):
+    for _ in range(20):
+        keyframe, pose = some_similarity(rng), some_rigid(rng)
+        assert same(keyframe.compose_rigid(hang(keyframe, pose)), pose)
+
+
+def test_hanging_undoes_composing_under_any_scale(rng):
+    for _ in range(20):
+        keyframe, hung = some_similarity(rng), some_rigid(rng)
+        assert same(hang(keyframe, keyframe.compose_rigid(hung)), hung)
+
+
+def test_a_frame_keeps_its_pose_while_the_graph_stands_still(rng, graph):
+    log, pose = FrameLog(), some_rigid(rng)
+    log.add(frame(3), pose, seen(5), 1, graph)
+    assert same(log.pose(log.records[0], graph), pose)
+
+
+def test_frames_follow_their_keyframe_when_the_map_moves_turns_and_grows(rng, graph):
+    log, poses = FrameLog(), [some_rigid(rng) for _ in range(4)]
+    for n, pose in enumerate(poses):
+        log.add(frame(n), pose, seen(5), n % 2, graph)
+    change = some_similarity(rng)
+    for k in (0, 1):
+        graph.world_from_keyframe[k] = change @ graph.world_from_keyframe[k]
+    for record, pose in zip(log.records, poses, strict=True):
+        moved = log.pose(record, graph)
+        assert np.allclose(translation_of(moved), change.apply(translation_of(pose)))
+        assert np.allclose(rotation_matrix(moved), change.rotation @ rotation_matrix(pose))
+
+
+def test_only_the_frames_of_the_keyframe_that_moved_move(rng, graph):
+    log, pose = FrameLog(), some_rigid(rng)
+    log.add(frame(0), pose, seen(5), 0, graph)
+    log.add(frame(1), pose, seen(5), 1, graph)
+    graph.world_from_keyframe[1] = some_similarity(rng)
+    assert same(log.pose(log.records[0], graph), pose)
+    assert not same(log.pose(log.records[1], graph), pose, atol=1e-3)
+
+
+def test_the_live_trajectory_stays_as_it_was_when_the_graph_moves(rng, graph):
+    log, pose = FrameLog(), some_rigid(rng)
+    log.add(frame(0), pose, seen(5), 0, graph)
+    graph.world_from_keyframe[0] = some_similarity(rng)
+    assert np.allclose(log.live_trajectory().world_from_cam[0], pose.as_matrix())
+    assert not np.allclose(log.trajectory(graph, 0).world_from_cam[0], pose.as_matrix())
+
+
+def test_a_trajectory_holds_the_frames_of_its_segment_in_order_of_time(rng, graph):
+    log = FrameLog()
+    for n, k in enumerate([0, 2, 1, 2]):
+        log.add(frame(n), some_rigid(rng), seen(5), k, graph)
+    assert log.trajectory(graph, 0).timestamps_ns.tolist() == [0, 2000]
+    assert log.trajectory(graph, 1).timestamps_ns.tolist() == [1000, 3000]
+    assert [r.index for r in log.of_segment(graph, 1)] == [1, 3]
+    assert len(log) == 4
+
+
+def test_a_segment_without_frames_gives_an_empty_trajectory(graph):
+    assert len(FrameLog().trajectory(graph, 0)) == 0
+
+
+def test_placing_again_is_told_the_landmarks_the_camera_and_the_pose_under_the_moved_graph(rng, graph):
+    log, pose, change = FrameLog(), some_rigid(rng), some_similarity(rng)
+    log.add(frame(0), pose, seen(5), 0, graph)
+    graph.world_from_keyframe[0] = change @ graph.world_from_keyframe[0]
+    asked = []
+    log.place_again(graph, lambda tracks, camera, pose: asked.append((tracks, camera, pose)) or pose)
+    [(tracks, camera, told)] = asked
+    assert tracks.ids.tolist() == [0, 1, 2, 3, 4]
+    assert camera is CAMERA
+    assert np.allclose(translation_of(told), change.apply(translation_of(pose)))
+
+
+def test_a_frame_placed_again_is_where_it_was_put(rng, graph):
+    log, better = FrameLog(), some_rigid(rng)
+    log.add(frame(7), some_rigid(rng), seen(5), 0, graph)
+    log.place_again(graph, lambda tracks, camera, pose: better)
+    assert same(log.pose(log.records[0], graph), better)
+    assert (log.records[0].index, log.records[0].timestamp_ns, log.records[0].keyframe_id) == (7, 7000, 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, REMEMBERED, REMEMBERED + 1, 5 * REMEMBERED + 3])
+def test_a_long_run_remembers_a_bounded_spread_of_what_a_frame_saw(rng, graph, count):
+    log = FrameLog()
+    log.add(frame(0), some_rigid(rng), seen(count), 0, graph)
+    kept = []
+    log.place_again(graph, lambda tracks, camera, pose: kept.append(tracks.ids) or pose)
+    assert len(kept[0]) <= REMEMBERED
+    assert len(kept[0]) >= min(count, REMEMBERED // 2)
+    if count > REMEMBERED:
+        assert kept[0][-1] > 0.98 * count  # from all over, not the first so many
+
+
+def test_what_a_frame_saw_does_not_follow_the_arrays_it_was_given(rng, graph):
+    log, tracks = FrameLog(), seen(5)
+    log.add(frame(0), some_rigid(rng), tracks, 0, graph)
+    tracks.ids[:] = -9
+    kept = []
+    log.place_again(graph, lambda tracks, camera, pose: kept.append(tracks.ids.tolist()) or pose)
+    assert kept == [[0, 1, 2, 3, 4]]
