@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from relocalizer.geometry import FloatArray
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
+MAX_SPREAD = 0.2  # on the plane z = 1; a pair whose landmarks lie off by more, in the middle, is not that pair
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +87,8 @@ def fit_length(
         if total <= 0:
             return NoLength("no two landmarks agree on a length")
         length = float((weights[:, None] * a * b).sum()) / total
+    if spread > MAX_SPREAD:
+        return NoLength(f"landmarks disagree by {spread:.3f} of the focal length (limit {MAX_SPREAD:g})")
     inliers = usable & (np.linalg.norm(b - length * a, axis=1) < 3 * spread)
     sigma = float(spread / np.sqrt(max(total, 1e-300)))
     if int(inliers.sum()) < min_landmarks:
