@@ -13,13 +13,13 @@ from relocalizer.interfaces import Candidate, NoEstimate, PairEstimate
 
 
 def estimate(**changes):
-    values = dict(
-        i_from_j_rotation=np.eye(3),
-        i_from_j_direction=np.array([1.0, 0.0, 0.0]),
-        confidence=0.5,
-        rotation_sigma_rad=0.01,
-        direction_sigma_rad=0.05,
-    )
+    values = {
+        "i_from_j_rotation": np.eye(3),
+        "i_from_j_direction": np.array([1.0, 0.0, 0.0]),
+        "confidence": 0.5,
+        "rotation_sigma_rad": 0.01,
+        "direction_sigma_rad": 0.05,
+    }
     return PairEstimate(**(values | changes))
 
 

@@ -47,16 +47,16 @@ def pixels_after_turning(pixels, frame_from_keyframe_rotation):
 
 
 def test_a_frame_like_its_keyframe_is_not_kept(points):
-    assert ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + [5, 0])) == ""
+    assert ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + np.float32([5, 0]))) == ""
 
 
 def test_parallax_calls_for_a_keyframe_and_says_how_much(points):
-    reason = ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + [30, 0]))
+    reason = ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + np.float32([30, 0])))
     assert reason == "parallax 30.0 px (limit 28)"
 
 
 def test_parallax_at_the_limit_is_not_yet_enough(points):
-    assert ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + [27.5, 0])) == ""
+    assert ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + np.float32([27.5, 0]))) == ""
 
 
 def test_lost_landmarks_call_for_a_keyframe_and_say_how_many_are_left(points):
@@ -88,7 +88,9 @@ def test_turning_alone_is_no_parallax(points):
 
 @pytest.mark.parametrize(("frames_since", "kept"), [(0, False), (1, False), (2, True)])
 def test_keyframes_keep_their_distance_in_frames(points, frames_since, kept):
-    reason = ask(KeyframePolicy(CONFIG), tracks(points), tracks(points + [90, 0]), frames_since=frames_since)
+    reason = ask(
+        KeyframePolicy(CONFIG), tracks(points), tracks(points + np.float32([90, 0])), frames_since=frames_since
+    )
     assert bool(reason) == kept
 
 
@@ -122,27 +124,27 @@ def test_a_stream_that_stays_soft_is_not_called_blurred_for_ever():
 
 
 def test_blur_puts_a_keyframe_off_but_not_for_ever(points):
-    policy, far = KeyframePolicy(CONFIG), tracks(points + [40, 0])
+    policy, far = KeyframePolicy(CONFIG), tracks(points + np.float32([40, 0]))
     answers = [ask(policy, tracks(points), far, blurred=True) for _ in range(MAX_PUT_OFF + 1)]
     assert answers[:-1] == [""] * MAX_PUT_OFF
     assert answers[-1] == "parallax 40.0 px (limit 28)"
 
 
 def test_the_first_sharp_frame_ends_the_waiting(points):
-    policy, far = KeyframePolicy(CONFIG), tracks(points + [40, 0])
+    policy, far = KeyframePolicy(CONFIG), tracks(points + np.float32([40, 0]))
     assert ask(policy, tracks(points), far, blurred=True) == ""
     assert ask(policy, tracks(points), far, blurred=False) == "parallax 40.0 px (limit 28)"
 
 
 def test_each_keyframe_may_be_put_off_anew(points):
-    policy, far = KeyframePolicy(CONFIG), tracks(points + [40, 0])
+    policy, far = KeyframePolicy(CONFIG), tracks(points + np.float32([40, 0]))
     for _ in range(2):
         answers = [ask(policy, tracks(points), far, blurred=True) for _ in range(MAX_PUT_OFF + 1)]
         assert [bool(a) for a in answers] == [False] * MAX_PUT_OFF + [True]
 
 
 def test_blurred_frames_that_no_reason_calls_for_do_not_use_up_the_waiting(points):
-    policy, far = KeyframePolicy(CONFIG), tracks(points + [40, 0])
+    policy, far = KeyframePolicy(CONFIG), tracks(points + np.float32([40, 0]))
     for _ in range(20):
         assert ask(policy, tracks(points), tracks(points), blurred=True) == ""
     assert ask(policy, tracks(points), far, blurred=True) == ""
