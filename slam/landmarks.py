@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.geometry import FloatArray, Similarity, rotation_matrix, translation_of
+from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from slam.graph import KeyframeGraph
 from slam.tracks import Tracks
 
@@ -71,8 +71,9 @@ class LandmarkMap:
     """Where tracks lie in space, and which keyframes saw them where.
 
     Track ids index growing arrays. `observed[k]` are the tracks keyframe k saw, and `feature_tracks[k]` (N,) names
-    the track of each of its local features, -1 for those that belong to none. A landmark's point is stored in its anchor keyframe, in that keyframe's
-    own units, with the standard deviation of its inverse depth; a track without a place has no anchor.
+    the track of each of its local features, -1 for those that belong to none. A landmark's point is stored in its
+    anchor keyframe, in that keyframe's own units, with the standard deviation of its inverse depth; a track without
+    a place has no anchor.
     """
 
     def __init__(self) -> None:
@@ -129,6 +130,18 @@ class LandmarkMap:
             pose = graph.world_from_keyframe[int(anchor)]
             points[of_anchor] = pose.apply(self.point_in_anchor[ids[of_anchor]])
         return points
+
+    def depth_deviation_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
+        """One standard deviation (N, 3) of each landmark along its anchor's ray, map units."""
+        points = self.point_in_anchor[ids]
+        # Inverse depth w has dz = z^2 dw, and the point moves by dz / z of itself.
+        local = points * (points[:, 2] * self.inverse_depth_sigma[ids])[:, None]
+        deviation = np.empty((len(ids), 3))
+        anchors = self.anchor[ids]
+        for anchor in np.unique(anchors):
+            pose = graph.world_from_keyframe[int(anchor)]
+            deviation[anchors == anchor] = pose.scale * local[anchors == anchor] @ pose.rotation.T
+        return deviation
 
     def move_to(self, ids: NDArray[np.int64], points_world: FloatArray, graph: KeyframeGraph) -> None:
         """Set places from map coordinates (N, 3), under the graph's current poses; anchors stay."""

@@ -62,7 +62,8 @@ class Linker:
     def tie_to_neighbours(self, k: int, window: int) -> None:
         """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
         recent = self._mapper.segment_keyframes(k)[-3 * window :]
-        for j in recent[-window:]:
+        # The newest needs its first edges; the one that leaves the window has just been refined for the last time.
+        for j in {recent[-1], recent[-window] if len(recent) >= window else recent[-1]}:
             earlier = self._mapper.related(j, self._config.neighbours, among=[i for i in recent if i < j])
             for i in earlier:
                 known = self._mapper.graph.edges.get((i, j))
@@ -79,11 +80,14 @@ class Linker:
         pose_i, pose_j = graph.world_from_keyframe[i], graph.world_from_keyframe[j]
         shared = np.intersect1d(landmarks.observed[i].ids, landmarks.observed[j].ids, assume_unique=True)
         shared = shared[landmarks.has_place(shared)]
-        points = landmarks.points_world(shared, graph)
-        information = pose_information(points, graph.keyframes[j].camera, pose_j.rigid, self._mapper.noise_px)
-        depth = np.maximum(depths_in(points, pose_i.rigid), 1e-9)
-        anchors_scale = np.array([graph.world_from_keyframe[int(a)].scale for a in landmarks.anchor[shared]])
-        relative = landmarks.inverse_depth_sigma[shared] * depth / anchors_scale
+        information = pose_information(
+            landmarks.points_world(shared, graph),
+            landmarks.depth_deviation_world(shared, graph),
+            graph.keyframes[j].camera,
+            pose_j.rigid,
+            self._mapper.noise_px,
+        )
+        relative = landmarks.inverse_depth_sigma[shared] * landmarks.point_in_anchor[shared, 2]
         log_scale_sigma = float(np.median(relative)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
         return Edge(
             i=i,

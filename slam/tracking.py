@@ -99,7 +99,7 @@ def refine_pose(
             weight = np.where(valid, 1.0 / (1.0 + squared / CHI2_2DOF_95), 0.0)
         else:
             weight = (valid & (squared < CHI2_2DOF_95)).astype(np.float64)
-        H, gradient = _normal_equations(p, z, normalised, residual, weight / noise_px**2, focal)
+        H, gradient = _normal_equations(z, normalised, residual, weight / noise_px**2, focal)
         if prior is not None:
             error = _left_difference(R, t, prior.world_from_cam)
             H += prior.information
@@ -117,31 +117,51 @@ def refine_pose(
 
 
 def pose_information(
-    points_world: FloatArray, camera: Camera, world_from_cam: RigidTransform, noise_px: float
+    points_world: FloatArray,
+    along_world: FloatArray,
+    camera: Camera,
+    world_from_cam: RigidTransform,
+    noise_px: float,
 ) -> FloatArray:
-    """Information (6, 6) that seeing these points (N, 3) gives about a pose (left perturbation of cam_from_world)."""
-    p = np.asarray(world_from_cam.inv().apply(points_world)).reshape(-1, 3)
-    p = p[p[:, 2] > 1e-6]
-    normalised = p[:, :2] / p[:, 2:]
-    weight = np.full(len(p), 1.0 / noise_px**2)
-    focal = np.array([camera.fx, camera.fy])
-    H, _ = _normal_equations(p, p[:, 2], normalised, np.zeros_like(normalised), weight, focal)
-    return H
+    """Information (6, 6) that seeing uncertain landmarks gives about a pose (left perturbation of cam_from_world).
+
+    Args:
+        points_world: (N, 3).
+        along_world: (N, 3) one standard deviation of each landmark along the ray it was found by, the direction in
+            which it is least known; what a pixel says along the image of it counts for less.
+    """
+    cam_from_world = world_from_cam.inv()
+    p = np.asarray(cam_from_world.apply(points_world)).reshape(-1, 3)
+    along = np.asarray(cam_from_world.rotation.apply(along_world)).reshape(-1, 3)
+    p, along = p[p[:, 2] > 1e-6], along[p[:, 2] > 1e-6]
+    J = _jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
+    smear = np.einsum("nij,nj->ni", J[:, :, 3:], along)
+    covariance = noise_px**2 * np.eye(2) + smear[:, :, None] * smear[:, None, :]
+    return np.asarray(np.einsum("nji,njk,nkl->il", J, np.linalg.inv(covariance), J))
 
 
 def _normal_equations(
-    p: FloatArray, z: FloatArray, normalised: FloatArray, residual: FloatArray, weight: FloatArray, focal: FloatArray
+    z: FloatArray, normalised: FloatArray, residual: FloatArray, weight: FloatArray, focal: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """H (6, 6) and gradient (6,) of the weighted squared reprojection error, for a left perturbation."""
-    x, y = normalised.T
-    inverse = 1.0 / z
-    zero = np.zeros_like(x)
-    J = np.empty((len(p), 2, 6))
-    J[:, 0] = focal[0] * np.stack([-x * y, 1 + x * x, -y, inverse, zero, -x * inverse], axis=1)
-    J[:, 1] = focal[1] * np.stack([-(1 + y * y), x * y, x, zero, inverse, -y * inverse], axis=1)
+    J = _jacobians(normalised, z, focal)
     flat = J.reshape(-1, 6)
     weighted = flat * np.repeat(weight, 2)[:, None]
     return weighted.T @ flat, weighted.T @ residual.ravel()
+
+
+def _jacobians(normalised: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
+    """(N, 2, 6): pixels by a left perturbation (rotation, translation) of cam_from_world.
+
+    The last three columns are also the derivative by the point itself, in camera axes.
+    """
+    x, y = normalised.T
+    inverse = 1.0 / z
+    zero = np.zeros_like(x)
+    J = np.empty((len(z), 2, 6))
+    J[:, 0] = focal[0] * np.stack([-x * y, 1 + x * x, -y, inverse, zero, -x * inverse], axis=1)
+    J[:, 1] = focal[1] * np.stack([-(1 + y * y), x * y, x, zero, inverse, -y * inverse], axis=1)
+    return J
 
 
 def _left_difference(R: FloatArray, t: FloatArray, prior: RigidTransform) -> FloatArray:
