@@ -420,8 +420,8 @@ def _draw_errors(upper: Axes, lower: Axes, evaluation: Evaluation) -> None:
     _draw_line(upper, stamps, seconds, position_errors(aligned, reference), color="tab:blue", width=1.0)
     upper.axhline(ate.rmse, color="tab:red", linewidth=0.8, linestyle="--")
     upper.set_title(
-        f"Position RMSE: Sim(3) {ate.rmse:.4g} (red), {evaluation.ate_percent:.2g} % of the path; "
-        f"SE(3) {evaluation.ate_se3.rmse:.4g}",
+        f"Position RMSE: Sim(3) {ate.rmse:.4g} (red), {evaluation.ate_percent:.2g} % of the path\n"
+        f"(after SE(3): {evaluation.ate_se3.rmse:.4g})",
         fontsize=10,
     )
     upper.set_ylabel("position error")
