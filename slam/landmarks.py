@@ -50,16 +50,17 @@ def triangulate(
     f_i = ray_i / np.linalg.norm(ray_i, axis=1, keepdims=True)
     f_j = ray_j / np.linalg.norm(ray_j, axis=1, keepdims=True)
     cross = np.cross(f_i, f_j)
+    normal_i, normal_j = np.cross(t, f_i), np.cross(t, f_j)
     p = np.maximum(np.linalg.norm(cross, axis=1), 1e-12)
-    q = np.linalg.norm(np.cross(f_i, t), axis=1)
-    r = np.linalg.norm(np.cross(f_j, t), axis=1)
+    q, r = np.linalg.norm(normal_i, axis=1), np.linalg.norm(normal_j, axis=1)
+    meet = ((normal_i * cross).sum(axis=1) > 0) & ((normal_j * cross).sum(axis=1) > 0)  # in front, not behind
     depth_i, depth_j = r / p, q / p  # along the unit rays, from the sine rule
     on_i, on_j = depth_i[:, None] * f_i, t + depth_j[:, None] * f_j
     weight_i = (q / np.maximum(q + r, 1e-12))[:, None]
     points = weight_i * on_i + (1 - weight_i) * on_j
     parallax = np.arctan2(p, (f_i * f_j).sum(axis=1))
     in_j = (points - t) @ R
-    front = (points[:, 2] > 1e-6) & (in_j[:, 2] > 1e-6)
+    front = meet & (points[:, 2] > 1e-6) & (in_j[:, 2] > 1e-6)
     z_i, z_j = np.where(front, points[:, 2], 1.0)[:, None], np.where(front, in_j[:, 2], 1.0)[:, None]
     error_i = np.linalg.norm(points[:, :2] / z_i - normalised_i, axis=1)
     error_j = np.linalg.norm(in_j[:, :2] / z_j - normalised_j, axis=1)
@@ -162,13 +163,15 @@ class LandmarkMap:
 
         A keyframe that saw both keeps the observation under the kept name only.
         """
-        self._alias[gone] = kept
-        self._alias = self._alias[self._alias]
+        for one, other in zip(kept.tolist(), gone.tolist(), strict=True):
+            name, lost = int(self._alias[one]), int(self._alias[other])
+            if name != lost:  # else an earlier pair has united them
+                self._alias[self._alias == lost] = name
+                self.anchor[lost] = NO_ANCHOR
         for k, tracks in self.observed.items():
             self.observed[k] = self.renamed(tracks)
         for k, ids in self.feature_tracks.items():
             self.feature_tracks[k] = np.where(ids >= 0, self._alias[ids], ids)
-        self.forget_place(gone)
 
     def renamed(self, tracks: Tracks) -> Tracks:
         """The tracks under the names that merging has left; of two that became one, the one that kept its name."""
