@@ -24,7 +24,13 @@ from relocalizer.errors import ConfigError, WeightsError
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
-from relocalizer.network.precision import Precision, choose_device, choose_dtype
+from relocalizer.network.precision import (
+    Precision,
+    choose_device,
+    choose_dtype,
+    onednn_keeps_float32,
+    onednn_products,
+)
 from relocalizer.network.weights import load_model, random_model
 from relocalizer.preprocessing import PreparedPicture, Variant, network_input, prepare
 from relocalizer.two_way import PairCalibration, TwoWayPose, estimate_of
@@ -83,6 +89,7 @@ class Reloc3rPredictor:
         self._variant: Variant = 224 if kind == "reloc3r-224" else 512
         self._model = model
         self._device = model.enc_norm.weight.device
+        self._onednn = self._device.type == "cpu" and onednn_keeps_float32()
         self._calibration = calibration or PairCalibration.published(self._variant)
         self._cache = _TokenCache(cache_bytes)
         self._cache_dtype = cache_dtype
@@ -189,7 +196,7 @@ class Reloc3rPredictor:
         sizes = [picture.pixels.shape[:2] for picture in pictures]
         for batch in _grouped(sizes, PICTURES_AT_A_TIME[self._device.type]):
             images = np.stack([network_input(pictures[index].pixels) for index in batch])
-            with torch.inference_mode():
+            with torch.inference_mode(), onednn_products(self._onednn):
                 tokens = self._model.encode(torch.from_numpy(images).to(self._device))
             found |= dict(zip(batch, tokens.features.to(self._cache_dtype).unbind(), strict=True))
         # Members of a batch share its memory: each is copied out, so that one dropped is memory freed.
@@ -204,7 +211,7 @@ class Reloc3rPredictor:
 
     def _decode(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> list[TwoWayPose]:
         sides = (self._tokens([pair[0] for pair in pairs]), self._tokens([pair[1] for pair in pairs]))
-        with torch.inference_mode():
+        with torch.inference_mode(), onednn_products(self._onednn):
             j_from_i, i_from_j = self._model.decode_raw(*sides)
             margin = torch.minimum(*(rotation_margin(raw.rotation9) for raw in (j_from_i, i_from_j)))
         forward, backward, margins = _poses(i_from_j), _poses(j_from_i), margin.cpu().numpy()

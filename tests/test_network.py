@@ -24,9 +24,7 @@ from relocalizer.network.model import (
     use_matmul_dtype,
 )
 
-POSE_BOUND = (
-    2e-5  # a LayerNorm eps of 1e-5 in place of 1e-6, the smallest known mistake, moves poses by 1.1e-4
-)
+POSE_BOUND = 2e-5  # a LayerNorm eps of 1e-5 in place of 1e-6, the smallest known mistake, moves poses by 1.1e-4
 TINY = Architecture(
     patch_size=4,
     enc_embed_dim=32,
@@ -38,9 +36,7 @@ TINY = Architecture(
 )
 
 PARITY = os.environ.get("RELOC3R_PARITY")
-needs_parity = pytest.mark.skipif(
-    PARITY is None, reason="RELOC3R_PARITY does not name the folder of reference values"
-)
+needs_parity = pytest.mark.skipif(PARITY is None, reason="RELOC3R_PARITY does not name the folder of reference values")
 
 
 def parity_cases() -> list[tuple[str, str]]:
@@ -125,9 +121,7 @@ def test_raw_outputs_equal_the_reference_when_halves_are_called_one_by_one(
 
 
 @needs_parity
-@pytest.mark.parametrize(
-    ("folder", "case"), [("tiny-224", "square_b1"), ("tiny-512", "landscape_portrait_b1")]
-)
+@pytest.mark.parametrize(("folder", "case"), [("tiny-224", "square_b1"), ("tiny-512", "landscape_portrait_b1")])
 def test_tokens_between_the_parts_equal_the_reference(reference: Any, folder: str, case: str) -> None:
     model, golden = reference(folder)
     stride = int(golden[f"{case}/token_stride"])
@@ -198,9 +192,7 @@ def test_a_full_size_model_has_the_tensors_of_the_released_checkpoints() -> None
     assert not any(key.startswith(("head.", "rope")) for key in shapes)
 
 
-@pytest.mark.skipif(
-    "RELOC3R_KEYS" not in os.environ, reason="RELOC3R_KEYS does not name the list of released tensors"
-)
+@pytest.mark.skipif("RELOC3R_KEYS" not in os.environ, reason="RELOC3R_KEYS does not name the list of released tensors")
 def test_every_tensor_of_the_full_list_is_there_in_its_order_and_shape() -> None:
     lines = Path(os.environ["RELOC3R_KEYS"]).read_text().splitlines()
     want = [tuple(line.split()[:2]) for line in lines if not line.startswith("#")]

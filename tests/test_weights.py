@@ -19,7 +19,15 @@ from torch import Tensor
 from relocalizer import checkpoints
 from relocalizer.errors import DeviceError, WeightsError
 from relocalizer.network.model import Architecture, Reloc3r
-from relocalizer.network.precision import Probe, choose_device, choose_dtype, fastest
+from relocalizer.network.precision import (
+    Probe,
+    choose_device,
+    choose_dtype,
+    fastest,
+    measure_products,
+    onednn_keeps_float32,
+    onednn_products,
+)
 from relocalizer.network.weights import load_model, random_model, verify
 
 CONFIG: dict[str, Any] = {
@@ -368,3 +376,36 @@ def test_fast_takes_sixteen_bits_only_where_they_were_measured_to_be_quicker() -
     assert fastest(Probe("cpu", {"float32": 10.0, "bfloat16": 4.0})) == torch.bfloat16
     assert fastest(Probe("cpu", {"float32": 10.0, "bfloat16": 9.0})) == torch.float32
     assert fastest(Probe("cpu", {"float32": 10.0, "bfloat16": 40.0})) == torch.float32
+
+
+def test_every_precision_a_device_may_use_is_measured() -> None:
+    probe = measure_products(torch.device("cpu"))
+    assert set(probe.seconds) == {"float32", "bfloat16"}
+    assert all(seconds > 0 for seconds in probe.seconds.values())
+
+
+def test_the_choice_of_library_for_products_ends_with_its_block_even_by_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+
+    def fail_inside() -> None:
+        with onednn_products():
+            assert torch.get_float32_matmul_precision() == "medium"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert torch.get_float32_matmul_precision() == before
+    with onednn_products(enabled=False):
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_library_that_drops_digits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = torch.nn.functional.linear
+
+    def rounding(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if torch.get_float32_matmul_precision() == "medium" and x.dtype == torch.float32:
+            x, weight = x.bfloat16().float(), weight.bfloat16().float()
+        return exact(x, weight, bias)
+
+    monkeypatch.setattr("relocalizer.network.precision.F.linear", rounding)
+    assert not onednn_keeps_float32()

@@ -200,9 +200,12 @@ class Reloc3r(nn.Module):
         raw1, raw2 = self.decode_raw(tokens1, tokens2)
         return raw1.pose(), raw2.pose()
 
-    def decode_raw(self, tokens1: Tokens, tokens2: Tokens) -> tuple[RawPose, RawPose]:
-        """What the pose head says of both sides, before nine numbers become a rotation."""
-        side1, side2 = self._decode_sides(tokens1, tokens2)
+    def decode_raw(self, tokens1: Tokens, tokens2: Tokens, *, sides_together: bool = True) -> tuple[RawPose, RawPose]:
+        """What the pose head says of both sides, before nine numbers become a rotation.
+
+        Sides of one grid run as one batch, unless `sides_together` is False: the same numbers, slower.
+        """
+        side1, side2 = self._decode_sides(tokens1, tokens2, together=sides_together)
         return self.pose_head(self.dec_norm(side1)), self.pose_head(self.dec_norm(side2))
 
     def decode_pose2(self, tokens1: Tokens, tokens2: Tokens) -> Tensor:
@@ -213,12 +216,14 @@ class Reloc3r(nn.Module):
         raw: RawPose = self.pose_head(self.dec_norm(side2))
         return raw.pose()
 
-    def _decode_sides(self, tokens1: Tokens, tokens2: Tokens, layers: int | None = None) -> tuple[Tensor, Tensor]:
+    def _decode_sides(
+        self, tokens1: Tokens, tokens2: Tokens, *, layers: int | None = None, together: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Both sides after some layers of the decoder (all by default), (B, N, dec_embed_dim) each."""
         blocks = self.dec_blocks[:layers]
         x, y = (self.decoder_embed(t.features).to(self.dec_norm.weight.dtype) for t in (tokens1, tokens2))
         rotary1, rotary2 = (self._decoder_rotary(t.grid, x.device) for t in (tokens1, tokens2))
-        if tokens1.grid == tokens2.grid:
+        if together and tokens1.grid == tokens2.grid:
             # The sides share their weights, so grids of one size run as one batch.
             both = torch.cat([x, y])
             for block in blocks:
