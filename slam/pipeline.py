@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from relocalizer.errors import ConfigError, SequenceError
+from relocalizer.errors import SequenceError
 from slam.config import SlamConfig
 from slam.events import (
     EdgeAccepted,
@@ -62,8 +61,6 @@ def choose_predictor(config: SlamConfig, accelerator: Callable[[], str] | None =
     """
     if config.predictor.kind != "auto":
         return PredictorChoice(config.predictor.kind, "as asked")
-    if find_spec("relocalizer.reloc3r_predictor") is None:
-        return PredictorChoice("geometric", "auto: this version has no other")
     match (accelerator or find_accelerator)():
         case "cuda":
             return PredictorChoice("reloc3r-512", "auto: there is a CUDA card")
@@ -128,12 +125,9 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
 
             return GeometricPredictor(config.features, config.predictor.geometric)
         case kind:
-            if find_spec("relocalizer.reloc3r_predictor") is None:
-                raise ConfigError(f"predictor.kind: {kind} is not in this version; take --predictor geometric")
             from relocalizer.reloc3r_predictor import Reloc3rPredictor
 
-            predictor: PosePredictor = Reloc3rPredictor.load(kind, weights=config.predictor.weights)
-            return predictor
+            return Reloc3rPredictor.load(kind, weights=config.predictor.weights)
 
 
 @dataclass(frozen=True, slots=True)

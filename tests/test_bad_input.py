@@ -158,6 +158,15 @@ def test_weights_for_a_predictor_that_takes_none(refused, pictures):
     assert "the geometric predictor takes none" in said
 
 
+def test_weights_that_are_not_there(refused, pictures, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    said = refused("run", "pictures", "--predictor", "reloc3r-224", "-o", "out")
+    assert "reloc3r-224" in said
+    assert "CC BY-NC-SA 4.0" in said
+    assert "no-such" in refused("run", "pictures", "--predictor", "reloc3r-224", "--weights", "./no-such")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

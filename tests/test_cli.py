@@ -229,8 +229,7 @@ def test_doctor_survives_a_library_that_kills_its_process():
     assert (answer.ok, answer.text) == (False, "ended with code 11")
 
 
-def test_auto_takes_a_network_only_with_an_accelerator(monkeypatch):
-    monkeypatch.setattr("slam.pipeline.find_spec", lambda name: object())
+def test_auto_takes_a_network_only_with_an_accelerator():
     kinds = {card: choose_predictor(SlamConfig(), lambda card=card: card).kind for card in ("cuda", "mps", "")}
     assert kinds == {"cuda": "reloc3r-512", "mps": "reloc3r-224", "": "geometric"}
 
