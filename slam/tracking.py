@@ -88,6 +88,7 @@ def refine_pose(
     focal = np.array([camera.fx, camera.fy])
     centre = np.array([camera.cx, camera.cy])
     H = np.zeros((6, 6))
+    settled, inlier_rounds = False, 0
     for step in range(iterations + 2):
         p = points_world @ R.T + t
         z = np.maximum(p[:, 2], 1e-6)
@@ -95,10 +96,12 @@ def refine_pose(
         residual = normalised * focal + centre - pixels
         squared = (residual**2).sum(axis=1) / noise_px**2
         valid = p[:, 2] > 1e-6
-        if step < iterations:
+        settled = settled or step == iterations
+        if not settled:
             weight = np.where(valid, 1.0 / (1.0 + squared / CHI2_2DOF_95), 0.0)
         else:
             weight = (valid & (squared < CHI2_2DOF_95)).astype(np.float64)
+            inlier_rounds += 1
         H, gradient = _normal_equations(z, normalised, residual, weight / noise_px**2, focal)
         if prior is not None:
             error = _left_difference(R, t, prior.world_from_cam)
@@ -107,8 +110,9 @@ def refine_pose(
         delta = -np.linalg.solve(H + UNINFORMED * np.eye(6) * max(float(np.trace(H)), 1.0), gradient)
         dR = exp_so3(delta[:3])
         R, t = dR @ R, dR @ t + delta[3:]
-        if step < iterations and np.abs(delta).max() < 1e-7:
+        if inlier_rounds == 2:
             break
+        settled = settled or bool(np.abs(delta).max() < 1e-7)
     p = points_world @ R.T + t
     z = np.maximum(p[:, 2], 1e-6)
     squared = (((p[:, :2] / z[:, None]) * focal + centre - pixels) ** 2).sum(axis=1) / noise_px**2
