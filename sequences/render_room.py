@@ -28,7 +28,7 @@ CAMERA = Pinhole(width=640, height=480, fx=465.0, fy=465.0, cx=319.5, cy=239.5)
 FPS = 30
 VIGNETTING = 0.1  # darkening of the corners
 NOISE = 0.6  # grey levels, one sigma
-H264_CRF = 14  # x264 quality: about 40 dB of luma here, at half the size of mp4v with 37 dB
+H264_CRF = 14  # x264 quality; luma comes to about 40 dB (mp4v of the same size: 37 dB)
 
 
 class Walk(NamedTuple):
