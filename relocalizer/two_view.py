@@ -39,8 +39,8 @@ _LEAST_NOISE_PX = 0.1
 # Errors of matches are not independent, and which of them agree is chosen by the pose itself: the linearised
 # sigma is too small by this much (docs/experiments.md, triplets and drawn scenes).
 _SHARED_ERRORS = 1.5
-# Matches in front of both cameras, at least, for a pose to be possible at all.
-_IN_FRONT_SHARE = 0.75
+# A pose is possible when it has at least this share of the matches in front of both cameras that another has.
+_IN_FRONT_SHARE = 0.9
 # Poses nearer to each other than this are one pose found twice.
 _SAME_POSE_RAD = np.radians(3.0)
 

@@ -148,15 +148,14 @@ def test_a_pure_rotation_is_found_and_its_direction_is_unknown(rng, settings):
 
 
 def test_a_little_translation_does_not_bend_the_rotation_of_a_pair_without_direction(rng):
-    without_direction = 0
+    errors = []
     for _ in range(10):
-        matches, rotation, _ = scene(rng, baseline=0.03)
+        matches, rotation, _ = scene(rng, baseline=0.05)
         estimate = relate_matches(matches, CONFIG)
-        without_direction += estimate.i_from_j_direction is None
-        error = rotation_angle(rotation.T @ estimate.i_from_j_rotation)
-        assert error < 5 * np.sqrt(3) * estimate.rotation_sigma_rad
-        assert np.degrees(error) < 0.5
-    assert without_direction >= 8
+        if estimate.i_from_j_direction is None:
+            errors.append(np.degrees(rotation_angle(rotation.T @ estimate.i_from_j_rotation)))
+    assert len(errors) >= 8
+    assert np.median(errors) < 0.15  # a rotation fitted as if there were no translation is 0.34 deg off
 
 
 @pytest.mark.usefixtures("solver")
