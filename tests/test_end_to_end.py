@@ -1,0 +1,95 @@
+"""Real pictures through the whole pipeline: the bundled sequence always, the published ones where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slam.config import InputConfig, SlamConfig
+from slam.evaluate import evaluate
+from slam.events import EdgeAccepted, Event, Initialised
+from slam.graph import EdgeKind
+from slam.pipeline import RunOutcome, build, run
+from slam.sequence import open_source
+from slam.trajectory import Trajectory, read_tum
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ROOT / "sequences" / "room_loop"
+SEQUENCES = os.environ.get("SLAM_SEQUENCES")
+needs_sequences = pytest.mark.skipif(
+    not SEQUENCES, reason="SLAM_SEQUENCES does not name the folder of published sequences"
+)
+
+
+def play(folder: Path, *, max_frames: int | None = None, seed: int = 0) -> tuple[RunOutcome, list[Event]]:
+    events: list[Event] = []
+    config = SlamConfig(seed=seed)
+    source = open_source(str(folder), config=InputConfig(), max_frames=max_frames)
+    slam = build(config, observers=[events.append])
+    return run(source, slam), events
+
+
+def ate(trajectory: Trajectory, folder: Path) -> float:
+    return evaluate(trajectory, read_tum(folder / "groundtruth.txt")).ate_sim3.rmse
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return play(BUNDLED)
+
+
+def test_every_frame_of_the_bundled_room_has_a_pose(bundled):
+    outcome, events = bundled
+    [begun] = [e for e in events if isinstance(e, Initialised)]
+    after = np.arange(begun.frame_indices[0], outcome.frames)
+    assert np.array_equal(np.intersect1d(outcome.result.frame_indices, after), after)
+
+
+def test_the_bundled_room_is_mapped_to_a_hundredth_of_the_path(bundled):
+    outcome, _ = bundled
+    truth = read_tum(BUNDLED / "groundtruth.txt")
+    assert ate(outcome.result.trajectory, BUNDLED) < 0.01 * truth.length
+
+
+def test_the_loop_of_the_bundled_room_is_found_and_true(bundled):
+    outcome, events = bundled
+    truth = read_tum(BUNDLED / "groundtruth.txt")
+    keyframes = outcome.result.graph.keyframes
+    loops = [e.edge for e in events if isinstance(e, EdgeAccepted) and e.edge.kind is EdgeKind.LOOP]
+    assert loops
+    for edge in loops:
+        a, b = (truth.world_from_cam[keyframes[k].frame_index] for k in (edge.i, edge.j))
+        true = np.linalg.inv(a) @ b
+        angle = np.arccos(np.clip((np.trace(true[:3, :3].T @ edge.i_from_j.rotation) - 1) / 2, -1, 1))
+        assert np.degrees(angle) < 2.0
+
+
+def test_the_same_frames_give_the_same_bytes():
+    first, second = (play(BUNDLED, max_frames=90)[0].result.trajectory for _ in range(2))
+    assert first.world_from_cam.tobytes() == second.world_from_cam.tobytes()
+
+
+@needs_sequences
+@pytest.mark.parametrize(
+    ("name", "limit", "coverage"),
+    [("7scenes_redkitchen_seq01", 0.05, 0.95), ("tum_fr3_teddy_200", 0.05, 0.95), ("strecha_fountain_p11", 0.05, 1.0)],
+)
+def test_published_sequences_are_followed(name, limit, coverage):
+    folder = Path(str(SEQUENCES)) / name
+    outcome, _ = play(folder)
+    assert len(outcome.result.trajectory) >= coverage * outcome.frames
+    assert ate(outcome.result.trajectory, folder) <= limit
+
+
+@needs_sequences
+@pytest.mark.parametrize("name", ["fox_instant_ngp", "rtabmap_corridor_loop", "kitti07_first160"])
+def test_hard_sequences_run_to_the_end_and_every_lost_frame_has_a_reason(name):
+    outcome, events = play(Path(str(SEQUENCES)) / name)
+    from slam.events import FrameProcessed
+
+    frames = [e for e in events if isinstance(e, FrameProcessed)]
+    assert len(frames) == outcome.frames
+    assert all(e.reason for e in frames if e.world_from_cam is None)
