@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -317,7 +318,8 @@ def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) 
 
     print(render(summary_rows(report), title=str(folder.path)))
     if request.record is not None:
-        print(f"\nnext: rerun {request.record}")
+        viewer = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
+        print(f"\nnext: {viewer} {request.record}")
     elif report["evaluation"] is None:
         print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
     else:
