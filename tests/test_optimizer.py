@@ -1,0 +1,274 @@
+"""The graph solved, against answers known by hand or by algebra."""
+
+from __future__ import annotations
+
+import gtsam
+import numpy as np
+import pytest
+
+from relocalizer.features import LocalFeatures
+from relocalizer.geometry import Similarity, exp_so3, rotation_angle
+from relocalizer.images import Camera
+from slam.frames import Keyframe
+from slam.graph import Edge, EdgeKind, KeyframeGraph
+from slam.optimizer import GtsamOptimizer, first_of_each_part, from_similarity3, to_similarity3
+
+CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
+ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
+
+
+def keyframe(k):
+    features = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
+    return Keyframe(
+        id=k,
+        frame_index=k,
+        timestamp_ns=k,
+        camera=CAMERA,
+        gray=np.zeros((6, 8), np.uint8),
+        encoded=None,
+        descriptor=np.ones(1, np.float32),
+        features=features,
+    )
+
+
+def graph_of(poses, edges=()):
+    graph = KeyframeGraph()
+    for k, pose in enumerate(poses):
+        graph.add_keyframe(keyframe(k), pose)
+    for edge in edges:
+        graph.set_edge(edge)
+    return graph
+
+
+def edge(i, j, i_from_j, kind=ODOMETRY, sigma=0.01):
+    return Edge(i=i, j=j, i_from_j=i_from_j, sigmas=np.broadcast_to(sigma, 7), kind=kind)
+
+
+def true_edge(poses, i, j, kind=ODOMETRY, sigma=0.01):
+    return edge(i, j, poses[i].inverse() @ poses[j], kind, sigma)
+
+
+def at(x, y=0.0, angle=0.0, scale=1.0):
+    return Similarity(exp_so3([0.0, 0.0, angle]), [x, y, 0.0], scale)
+
+
+def some_similarity(rng, size=1.0):
+    return Similarity(exp_so3(size * rng.normal(size=3)), size * rng.normal(size=3), float(np.exp(size * rng.normal())))
+
+
+def solved(graph):
+    return GtsamOptimizer().optimise(graph).world_from_keyframe
+
+
+def hexagon():
+    """Six keyframes on a circle of radius 1, each looking along it."""
+    angles = np.pi / 3 * np.arange(6)
+    return [at(np.cos(a), np.sin(a), a + np.pi / 2) for a in angles]
+
+
+# Conventions
+
+
+def test_a_similarity_goes_to_gtsam_and_back_unchanged(rng):
+    for _ in range(20):
+        pose = some_similarity(rng)
+        assert from_similarity3(to_similarity3(pose)).is_close(pose)
+
+
+def test_gtsam_moves_a_point_as_we_do_by_hand():
+    # A quarter turn about z, twice as large, then 10 along x: (1, 0, 0) comes to (10, 2, 0).
+    pose = at(10.0, angle=np.pi / 2, scale=2.0)
+    assert np.allclose(to_similarity3(pose).transformFrom(np.array([1.0, 0.0, 0.0])), [10.0, 2.0, 0.0])
+
+
+def test_gtsam_moves_any_point_as_we_do_and_composes_as_we_do(rng):
+    for _ in range(20):
+        a, b, p = some_similarity(rng), some_similarity(rng), rng.normal(size=3)
+        assert np.allclose(to_similarity3(a).transformFrom(p), a.apply(p))
+        assert from_similarity3(to_similarity3(a).compose(to_similarity3(b))).is_close(a @ b, atol=1e-8)
+
+
+def test_between_two_world_poses_is_i_from_j(rng):
+    i, j = some_similarity(rng), some_similarity(rng)
+    between = to_similarity3(i).between(to_similarity3(j))
+    assert from_similarity3(between).is_close(i.inverse() @ j, atol=1e-8)
+
+
+@pytest.mark.parametrize(("entry", "move"), [(3, [0.1, 0, 0]), (4, [0, 0.1, 0]), (5, [0, 0, 0.1])])
+def test_a_translation_off_by_one_sigma_costs_one_half_whatever_the_scales(entry, move):
+    poses = [at(0.0, scale=3.0), at(5.0, 1.0, scale=12.0)]  # i_from_j has scale 4
+    i_from_j = poses[0].inverse() @ poses[1]
+    off = Similarity(i_from_j.rotation, i_from_j.translation + move, i_from_j.scale)  # in i's units
+    sigmas = np.ones(7)
+    sigmas[entry] = 0.1
+    one = Edge(i=0, j=1, i_from_j=off, sigmas=sigmas, kind=ODOMETRY)
+    assert GtsamOptimizer().optimise(graph_of(poses, [one])).error_before == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_log_scale_off_by_one_sigma_costs_one_half():
+    sigmas = np.ones(7)
+    sigmas[6] = 0.1
+    one = Edge(i=0, j=1, i_from_j=at(0.0, scale=np.exp(0.1)), sigmas=sigmas, kind=ODOMETRY)
+    assert GtsamOptimizer().optimise(graph_of([at(0.0), at(0.0)], [one])).error_before == pytest.approx(0.5, rel=1e-6)
+
+
+# Known answers
+
+
+def test_a_hexagon_bent_at_the_start_comes_back_to_itself(rng):
+    truth = hexagon()
+    edges = [true_edge(truth, i, i + 1) for i in range(5)] + [true_edge(truth, 0, 5, LOOP)]
+    bent = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
+    found = solved(graph_of(bent, edges))
+    assert all(found[k].is_close(truth[k], atol=1e-5) for k in range(6))
+
+
+PLACES = np.array([1e-4, 1e-4, 1e-4, 0.01, 0.01, 0.01, 1e-4])  # sigmas of edges that doubt nothing but the place
+
+
+def test_along_a_line_two_opinions_are_weighed_by_their_variances():
+    # Odometry says 1 + 1 (variance 2 s^2), the direct edge says 2.03 (variance s^2): the end is at 2.02.
+    edges = [edge(0, 1, at(1.0), sigma=PLACES), edge(1, 2, at(1.0), sigma=PLACES), edge(0, 2, at(2.03), sigma=PLACES)]
+    found = solved(graph_of([at(0.0), at(1.0), at(2.0)], edges))
+    assert found[1].translation[0] == pytest.approx(1.01, abs=1e-4)
+    assert found[2].translation[0] == pytest.approx(2.02, abs=1e-4)
+
+
+def test_a_square_shares_its_closing_error_out_evenly():
+    # Four equal steps without turning, around a square; the loop says the last corner is 4 e off along x.
+    e, corners = 0.002, [(0, 0), (1, 0), (1, 1), (0, 1)]
+    poses = [at(float(x), float(y)) for x, y in corners]
+    edges = [true_edge(poses, i, i + 1, sigma=PLACES) for i in range(3)]
+    edges.append(edge(0, 3, at(4 * e, 1.0), sigma=PLACES))  # the same sigma and kernel: four opinions in one round
+    found = solved(graph_of(poses, edges))
+    moved = [found[k].translation[0] - corners[k][0] for k in range(4)]
+    assert moved == pytest.approx([0.0, e, 2 * e, 3 * e], abs=2e-5)
+
+
+@pytest.mark.parametrize("loop_sigma", [0.01, 0.003, 0.001])
+@pytest.mark.parametrize("drift", [0.95, 0.98])
+def test_scale_that_drifts_along_a_chain_by_a_sigma_a_step_is_put_right_by_one_loop(drift, loop_sigma):
+    # A walk around a hexagon in which every step's measure comes out smaller than the one before.
+    truth = [*hexagon(), hexagon()[0]]
+    drifted = [truth[0]]
+    for k in range(6):
+        step = truth[k].inverse() @ truth[k + 1]
+        drifted.append(drifted[-1] @ step @ Similarity(np.eye(3), np.zeros(3), drift))
+    edges = [true_edge(drifted, k, k + 1, sigma=1.0 - drift) for k in range(6)]
+    loop = edge(0, 6, Similarity.identity(), LOOP, loop_sigma)
+    found = solved(graph_of(drifted, [*edges, loop]))
+    assert drifted[6].scale == pytest.approx(drift**6)
+    assert np.linalg.norm(drifted[6].translation - truth[6].translation) > 0.1
+    assert np.linalg.norm(found[6].translation - truth[6].translation) < 3 * loop_sigma
+    assert abs(np.log(found[6].scale)) < 3 * loop_sigma
+
+
+def test_rotation_alone_is_shared_out_by_variance_too():
+    edges = [edge(0, 1, at(0, angle=0.1)), edge(1, 2, at(0, angle=0.1)), edge(0, 2, at(0, angle=0.203))]
+    found = solved(graph_of([at(0.0), at(0, angle=0.1), at(0, angle=0.2)], edges))
+    assert rotation_angle(found[2].rotation) == pytest.approx(0.202, abs=1e-5)
+
+
+def test_an_error_that_is_told_is_the_errors_own(rng):
+    truth = hexagon()
+    edges = [true_edge(truth, i, i + 1) for i in range(5)]
+    solution = GtsamOptimizer().optimise(graph_of([truth[0], *[some_similarity(rng) for _ in range(5)]], edges))
+    assert solution.error_after < 1e-6 < solution.error_before
+
+
+# Gauge
+
+
+def test_the_first_keyframe_does_not_move(rng):
+    poses = [some_similarity(rng) for _ in range(4)]
+    edges = [edge(i, i + 1, some_similarity(rng, 0.3)) for i in range(3)]
+    assert solved(graph_of(poses, edges))[0].is_close(poses[0], atol=1e-6)
+
+
+def test_the_answer_moves_with_the_first_keyframe(rng):
+    poses = [at(0.0), at(1.0), at(2.0)]
+    edges = [edge(0, 1, at(1.0)), edge(1, 2, at(1.0)), edge(0, 2, at(2.03))]
+    world = some_similarity(rng)
+    here, there = solved(graph_of(poses, edges)), solved(graph_of([world @ pose for pose in poses], edges))
+    assert all(there[k].is_close(world @ here[k], atol=1e-4) for k in range(3))
+
+
+def test_each_part_keeps_its_first_keyframe(rng):
+    poses = [some_similarity(rng) for _ in range(5)]
+    graph = graph_of(poses, [edge(0, 2, at(1.0)), edge(1, 4, at(2.0)), edge(3, 4, at(1.0))])
+    found = solved(graph)
+    assert first_of_each_part(graph) == [0, 1]
+    assert found[0].is_close(poses[0], atol=1e-6)
+    assert found[1].is_close(poses[1], atol=1e-6)
+    assert found[2].is_close(poses[0] @ at(1.0), atol=1e-5)
+    assert found[3].is_close(poses[1] @ at(2.0) @ at(1.0).inverse(), atol=1e-5)
+
+
+def test_a_keyframe_without_edges_stays_where_it_is(rng):
+    poses = [some_similarity(rng) for _ in range(3)]
+    graph = graph_of(poses, [edge(0, 2, at(1.0))])
+    assert first_of_each_part(graph) == [0, 1]
+    assert solved(graph)[1].is_close(poses[1], atol=1e-6)
+
+
+def test_parts_are_found_whatever_the_order_of_the_edges():
+    graph = graph_of([at(0.0)] * 6, [edge(4, 5, at(0.0)), edge(1, 5, at(0.0)), edge(2, 3, at(0.0))])
+    assert first_of_each_part(graph) == [0, 1, 2]
+
+
+def test_an_empty_graph_is_solved_by_doing_nothing():
+    assert solved(KeyframeGraph()) == {}
+
+
+# False loops
+
+
+def test_a_false_loop_does_not_bend_a_chain_that_many_edges_hold():
+    truth = [at(float(k)) for k in range(20)]
+    edges = [true_edge(truth, i, j) for i in range(20) for j in range(i + 1, min(i + 4, 20))]
+    false = edge(2, 17, at(3.0, 4.0, 1.0), LOOP)  # off by twelve metres: a thousand sigmas
+    found = solved(graph_of(truth, [*edges, false]))
+    bend = max(np.linalg.norm(found[k].translation - truth[k].translation) for k in range(20))
+    assert bend < 0.01
+    assert max(abs(np.log(found[k].scale)) for k in range(20)) < 0.01
+
+
+def test_a_false_loop_does_not_undo_a_true_one():
+    truth = [*hexagon(), hexagon()[0]]
+    drifted = [Similarity(p.rotation, 0.99**k * p.translation, 0.99**k) for k, p in enumerate(truth)]
+    edges = [true_edge(drifted, k, k + 1, sigma=0.02) for k in range(6)]
+    true, false = edge(0, 6, Similarity.identity(), LOOP), edge(1, 5, at(5.0, 5.0), LOOP)
+    with_false = solved(graph_of(drifted, [*edges, true, false]))
+    without = solved(graph_of(drifted, [*edges, true]))
+    for k in range(7):
+        assert np.linalg.norm(with_false[k].translation - without[k].translation) < 0.03
+
+
+# Manners
+
+
+def test_the_graph_is_left_as_it_was(rng):
+    truth = hexagon()
+    bent = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
+    graph = graph_of(bent, [true_edge(truth, i, i + 1) for i in range(5)])
+    edges = dict(graph.edges)
+    GtsamOptimizer().optimise(graph)
+    assert all(graph.world_from_keyframe[k] is bent[k] for k in range(6))
+    assert graph.edges == edges
+
+
+def test_the_same_graph_gives_the_same_bytes(rng):
+    truth = hexagon()
+    graph = graph_of(
+        [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]],
+        [true_edge(truth, i, i + 1) for i in range(5)] + [edge(0, 5, at(0.1), LOOP)],
+    )
+    a, b = solved(graph), solved(graph)
+    assert all(a[k].translation.tobytes() == b[k].translation.tobytes() for k in range(6))
+
+
+def test_gtsam_is_the_version_whose_tangent_is_rotation_translation_scale():
+    turned = gtsam.Similarity3.Expmap(np.array([0.1, 0, 0, 0, 0, 0, 0]))
+    grown = gtsam.Similarity3.Expmap(np.array([0, 0, 0, 0, 0, 0, 0.1]))
+    assert rotation_angle(turned.rotation().matrix()) == pytest.approx(0.1)
+    assert grown.scale() == pytest.approx(np.exp(0.1))
