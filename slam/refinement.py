@@ -17,6 +17,9 @@ from relocalizer.interfaces import PairEstimate
 
 HUBER_K = 1.345  # 95 % efficiency on a normal distribution
 FIXED_SIGMA = 1e-6
+# Nothing else speaks of the size, so a soft hold keeps it just as well; a hard one forbids every straight step that
+# is not along the sphere of that distance, and the solver gives up at the start.
+SIZE_SIGMA = 1e-2
 POINT = 1 << 40  # landmark keys lie above all keyframe keys
 
 
@@ -130,7 +133,7 @@ class GtsamRefiner:
             distances = {k: first.range(start.atPose3(k)) for k in bundle.world_from_cam}
             far = max(distances, key=lambda k: (distances[k], -k))
             if distances[far] > 0:
-                noise = gtsam.noiseModel.Isotropic.Sigma(1, FIXED_SIGMA * distances[far])
+                noise = gtsam.noiseModel.Isotropic.Sigma(1, SIZE_SIGMA * distances[far])
                 graph.add(gtsam.RangeFactorPose3(held[0], far, distances[far], noise))
 
 
