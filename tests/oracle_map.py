@@ -1,0 +1,70 @@
+"""A map of an oracle's world, keyframe by keyframe at poses the test chooses, by the real `Mapper`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+
+from relocalizer.geometry import Similarity
+from slam.config import SlamConfig
+from slam.frames import Seen
+from slam.mapping import Mapper
+from slam.refinement import GtsamRefiner
+from slam.tracks import Tracks
+
+
+def room(frames: int = 240, turns: float = 1.15, *, count: int = 2500, noise: float = 0.3) -> OracleWorld:
+    points = room_points(np.random.default_rng(3), count)
+    return OracleWorld(room_path(frames, turns), points, pixel_noise=noise)
+
+
+@dataclass(eq=False)
+class MapBuilder:
+    """Inserts frames of a world as keyframes; tracks are followed from each to the next."""
+
+    world: OracleWorld
+    mapper: Mapper
+    tracker: OracleTracker
+    predictor: OraclePredictor
+
+    def seen(self, index: int, tracks: Tracks | None = None) -> Seen:
+        frame = self.world.frame(index)
+        gray = self.tracker.gray(frame.image)
+        return Seen(frame, gray, self.tracker.detect(gray), tracks or Tracks.none())
+
+    def followed(self, index: int) -> Tracks:
+        """The newest keyframe's tracks, in frame `index`."""
+        k = self.mapper.graph.last_id
+        if k < 0:
+            return Tracks.none()
+        before = self.mapper.landmarks.observed[k]
+        gray = self.tracker.gray(self.world.frame(index).image)
+        pixels, found = self.tracker.follow(self.mapper.graph.keyframes[k].gray, gray, before.pixels, before.pixels)
+        return Tracks(before.ids, pixels).where(found)
+
+    def add(self, index: int, *, pose: Similarity | None = None, segment: int = 0, follow: bool = True) -> int:
+        """Make frame `index` a keyframe, at its true pose unless told otherwise; its id."""
+        seen = self.seen(index)
+        tracks = self.followed(index) if follow else Tracks.none()
+        pose = pose or Similarity.from_rigid(self.world.poses[index])
+        return self.mapper.insert(seen, tracks, pose, segment).id
+
+
+def build(
+    world: OracleWorld,
+    indices: Sequence[int] = (),
+    *,
+    config: SlamConfig | None = None,
+    pose: Callable[[int], Similarity] | None = None,
+    **noise: float,
+) -> MapBuilder:
+    """A map with keyframes at frames `indices`, at their true poses or at `pose(index)`."""
+    predictor, tracker = OraclePredictor(world, **noise), OracleTracker(world)
+    mapper = Mapper(config or SlamConfig(), predictor, tracker, GtsamRefiner())
+    builder = MapBuilder(world, mapper, tracker, predictor)
+    for index in indices:
+        builder.add(index, pose=pose(index) if pose else None)
+    return builder

@@ -1,0 +1,327 @@
+"""The map grows: tracks get places, known points are found again, and the recent part is refined."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracle_map import build, room
+from scipy.spatial import cKDTree
+
+from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_angle, translation_of
+from relocalizer.interfaces import NoEstimate, PairEstimate
+from slam.config import LandmarksConfig, RefinementConfig, SlamConfig, TracksConfig
+from slam.tracks import Tracks
+
+STEP = 6  # frames between keyframes of the walk around the room
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """Eight keyframes at their true poses. Read only."""
+    return build(room(), range(0, 8 * STEP, STEP))
+
+
+@pytest.fixture
+def fresh():
+    """Five keyframes at their true poses, to be changed."""
+    return build(room(), range(0, 5 * STEP, STEP))
+
+
+def truth_of(builder, ids):
+    """The world's point (N, 3) behind each track: the one seen where the track was first observed."""
+    points = np.full((len(ids), 3), np.nan)
+    for row, track in enumerate(ids.tolist()):
+        for k, keyframe in builder.mapper.graph.keyframes.items():
+            tracks = builder.mapper.landmarks.observed[k]
+            at = np.flatnonzero(tracks.ids == track)
+            if len(at):
+                seen, pixels = builder.world.visible(keyframe.frame_index)
+                points[row] = builder.world.points[seen[cKDTree(pixels).query(tracks.pixels[at[0]])[1]]]
+                break
+    return points
+
+
+# A new keyframe
+
+
+def test_keyframes_are_numbered_in_order_and_carry_their_frame(walk):
+    keyframes = walk.mapper.graph.keyframes
+    assert list(keyframes) == list(range(8))
+    assert [k.frame_index for k in keyframes.values()] == [STEP * k for k in range(8)]
+    assert keyframes[3].camera == walk.world.camera
+    assert np.linalg.norm(keyframes[3].descriptor) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_first_keyframe_starts_tracks_and_places_none():
+    first = build(room(), [0]).mapper
+    assert len(first.landmarks.observed[0]) > 100
+    assert len(first.landmarks.placed_ids()) == 0
+
+
+def test_the_second_keyframe_gives_the_tracks_a_place():
+    two = build(room(), [0, STEP]).mapper
+    assert len(two.landmarks.placed_ids()) > 50
+    assert (two.landmarks.anchor[two.landmarks.placed_ids()] == 0).all()
+
+
+def test_landmarks_lie_where_the_points_are(walk):
+    landmarks = walk.mapper.landmarks
+    ids = landmarks.placed_ids()
+    error = np.linalg.norm(landmarks.points_world(ids, walk.mapper.graph) - truth_of(walk, ids), axis=1)
+    assert len(ids) > 300
+    assert np.median(error) < 0.02
+    assert np.percentile(error, 95) < 0.15
+
+
+def test_the_depth_of_a_landmark_scatters_as_its_sigma_says(walk):
+    landmarks, graph = walk.mapper.landmarks, walk.mapper.graph
+    ids = landmarks.placed_ids()
+    own = landmarks.point_in_anchor[ids, 2]
+    truth = truth_of(walk, ids)
+    true_depth = np.array(
+        [
+            graph.world_from_keyframe[int(a)].inverse().apply(p)[2]
+            for a, p in zip(landmarks.anchor[ids], truth, strict=True)
+        ]
+    )
+    in_sigmas = (1 / own - 1 / true_depth) / landmarks.inverse_depth_sigma[ids]
+    # The sigma speaks of 1.5 x 0.8 px, the world has 0.3 px in each of two pictures.
+    assert 0.1 < np.median(np.abs(in_sigmas)) / 0.6745 < 1.0
+
+
+@pytest.mark.parametrize("scale", [0.2, 5.0])
+def test_keyframes_of_another_scale_hold_the_same_landmarks_in_their_own_units(walk, scale):
+    other = build(
+        room(),
+        range(0, 8 * STEP, STEP),
+        pose=lambda index: Similarity.from_rigid(walk.world.poses[index], scale),
+    ).mapper
+    ids = walk.mapper.landmarks.placed_ids()
+    assert np.array_equal(other.landmarks.placed_ids(), ids)
+    here, there = (m.landmarks.points_world(ids, m.graph) for m in (walk.mapper, other))
+    assert np.allclose(here, there, atol=1e-9)
+    assert np.allclose(other.landmarks.point_in_anchor[ids], walk.mapper.landmarks.point_in_anchor[ids] / scale)
+    sigmas = (m.landmarks.inverse_depth_sigma[ids] for m in (walk.mapper, other))
+    assert np.divide(*sigmas) == pytest.approx(1 / scale)
+
+
+def test_tracks_without_enough_parallax_wait_for_a_place():
+    config = SlamConfig(landmarks=LandmarksConfig(min_parallax_deg=25.0))
+    few = build(room(), [0, STEP], config=config).mapper
+    assert len(few.landmarks.placed_ids()) < 10
+    assert len(few.landmarks.observed[1]) > 50
+
+
+def test_a_keyframe_holds_no_track_twice_and_no_feature_two_tracks(walk):
+    for k, tracks in walk.mapper.landmarks.observed.items():
+        assert len(np.unique(tracks.ids)) == len(tracks)
+        named = walk.mapper.landmarks.feature_tracks[k]
+        assert len(named) == len(walk.mapper.graph.keyframes[k].features)
+        assert len(np.unique(named[named >= 0])) == (named >= 0).sum()
+
+
+def test_the_number_of_tracks_stays_within_what_the_settings_say():
+    config = SlamConfig(tracks=TracksConfig(max_tracks=80), landmarks=LandmarksConfig(refind_keyframes=0))
+    small = build(room(), range(0, 4 * STEP, STEP), config=config).mapper
+    assert all(len(tracks) <= 80 for tracks in small.landmarks.observed.values())
+
+
+def test_a_new_track_takes_its_colour_from_the_picture_in_rgb():
+    builder = build(room())
+    seen = builder.seen(0)
+    image = seen.frame.image.copy()
+    image[5:, :320] = [200, 100, 50]
+    builder.mapper.insert(
+        replace(seen, frame=replace(seen.frame, image=image)), Tracks.none(), Similarity.identity(), 0
+    )
+    tracks = builder.mapper.landmarks.observed[0]
+    inner = (tracks.pixels[:, 0] < 318) & (tracks.pixels[:, 1] > 6)
+    assert (builder.mapper.landmarks.colour[tracks.ids[inner]] == [200, 100, 50]).all()
+
+
+# Found again
+
+
+def test_a_keyframe_that_follows_nothing_is_related_to_nobody(fresh):
+    k = fresh.add(4 * STEP + 2, follow=False)
+    assert fresh.mapper.related(k, 10) == []
+    assert len(fresh.mapper.landmarks.observed[k]) > 100
+
+
+def test_a_followed_keyframe_also_finds_what_its_predecessor_had_lost(fresh):
+    half = fresh.followed(4 * STEP + 3)
+    half = half.where(np.arange(len(half)) % 2 == 0)
+    seen = fresh.seen(4 * STEP + 3)
+    k = fresh.mapper.insert(seen, half, Similarity.from_rigid(fresh.world.poses[4 * STEP + 3]), 0).id
+    landmarks = fresh.mapper.landmarks
+    again = np.setdiff1d(landmarks.observed[k].ids, half.ids)
+    again = again[again < half.ids.max()]  # names that were there before
+    assert len(again) > 30
+    tracks = landmarks.observed[k].where(np.isin(landmarks.observed[k].ids, again))
+    seen, pixels = fresh.world.visible(4 * STEP + 3)
+    there = fresh.world.points[seen[cKDTree(pixels).query(tracks.pixels)[1]]]
+    assert (truth_of(fresh, tracks.ids) == there).all(axis=1).mean() > 0.98
+
+
+def test_finding_again_twice_finds_nothing_new(fresh):
+    k = fresh.mapper.graph.last_id
+    fresh.mapper.refind(k)
+    before = fresh.mapper.landmarks.observed[k]
+    assert fresh.mapper.refind(k) == 0
+    assert np.array_equal(fresh.mapper.landmarks.observed[k].ids, before.ids)
+
+
+def test_what_looks_different_is_not_taken_for_the_point(fresh):
+    fresh.mapper.landmarks.descriptor[:] = np.roll(fresh.mapper.landmarks.descriptor, 1, axis=0)
+    half = fresh.followed(4 * STEP + 3)
+    half = half.where(np.arange(len(half)) % 2 == 0)
+    names = fresh.mapper.landmarks.placed_ids()
+    seen = fresh.seen(4 * STEP + 3)
+    k = fresh.mapper.insert(seen, half, Similarity.from_rigid(fresh.world.poses[4 * STEP + 3]), 0).id
+    again = np.setdiff1d(np.intersect1d(fresh.mapper.landmarks.observed[k].ids, names), half.ids)
+    assert len(again) < 5
+
+
+# Relations
+
+
+def test_relatives_are_ranked_by_the_landmarks_they_share(walk):
+    landmarks = walk.mapper.landmarks
+    related = walk.mapper.related(5, 10)
+    mine = landmarks.observed[5].ids[landmarks.has_place(landmarks.observed[5].ids)]
+    shares = [len(np.intersect1d(mine, landmarks.observed[i].ids)) for i in related]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] > 0
+    assert 5 not in related
+    assert walk.mapper.related(5, 2) == related[:2]
+
+
+def test_relatives_can_be_limited_to_some(walk):
+    assert set(walk.mapper.related(5, 10, among=[1, 4])) <= {1, 4}
+    assert walk.mapper.related(5, 10, among=[]) == []
+
+
+def test_keyframes_of_other_segments_are_no_relatives(fresh):
+    k = fresh.add(4 * STEP + 3, segment=1)
+    assert fresh.mapper.related(k, 10) == []
+    assert fresh.mapper.segment_keyframes(k) == [k]
+
+
+def test_only_an_estimate_is_remembered_as_a_pair(fresh):
+    [estimate] = fresh.predictor.relate(
+        [(fresh.mapper.graph.keyframes[0].encoded, fresh.mapper.graph.keyframes[1].encoded)]
+    )
+    assert isinstance(estimate, PairEstimate)
+    fresh.mapper.remember_pair(0, 1, estimate)
+    fresh.mapper.remember_pair(1, 2, NoEstimate("dark"))
+    assert list(fresh.mapper.pairs) == [(0, 1)]
+
+
+def test_a_segment_that_joins_another_moves_with_its_landmarks_and_keeps_its_shape(fresh):
+    graph, landmarks = fresh.mapper.graph, fresh.mapper.landmarks
+    k = fresh.add(5 * STEP, segment=1, follow=False)
+    m = fresh.add(6 * STEP, segment=1)
+    ids = landmarks.placed_ids()
+    mine = ids[landmarks.anchor[ids] >= k]
+    others = ids[landmarks.anchor[ids] < k]
+    before, before_others = landmarks.points_world(mine, graph), landmarks.points_world(others, graph)
+    poses = [graph.world_from_keyframe[i] for i in (k, m)]
+    change = Similarity(exp_so3([0.1, 0.2, 0.3]), [1.0, 2.0, 3.0], 2.5)
+    fresh.mapper.join_segments(0, k, change)
+    assert len(mine) > 20
+    assert np.allclose(landmarks.points_world(mine, graph), change.apply(before))
+    assert np.allclose(landmarks.points_world(others, graph), before_others)
+    assert all(graph.world_from_keyframe[i].is_close(change @ p) for i, p in zip((k, m), poses, strict=True))
+    assert graph.segment(0) == list(range(m + 1))
+
+
+# Refinement
+
+
+def disturb(builder, ids, rng, angle=0.004, distance=0.01):
+    graph = builder.mapper.graph
+    for k in ids:
+        pose = graph.world_from_keyframe[k]
+        off = rigid(exp_so3(angle * rng.normal(size=3)), distance * rng.normal(size=3))
+        graph.world_from_keyframe[k] = Similarity.from_rigid(pose.rigid * off, pose.scale)
+
+
+def errors(builder, ids):
+    """(radians, units) of keyframes against the truth."""
+    graph = builder.mapper.graph
+    truth = [builder.world.poses[graph.keyframes[k].frame_index] for k in ids]
+    between = [t.inv() * graph.world_from_keyframe[k].rigid for k, t in zip(ids, truth, strict=True)]
+    angles = [rotation_angle(np.asarray(b.rotation.as_matrix())) for b in between]
+    return max(angles), max(float(np.linalg.norm(translation_of(b))) for b in between)
+
+
+def test_refining_the_window_puts_disturbed_keyframes_right_and_leaves_older_ones():
+    config = SlamConfig(refinement=RefinementConfig(window=3, iterations=20))
+    builder, rng = build(room(), range(0, 8 * STEP, STEP), config=config), np.random.default_rng(1)
+    disturb(builder, [5, 6, 7], rng)
+    before = errors(builder, [5, 6, 7])
+    older = {k: builder.mapper.graph.world_from_keyframe[k] for k in range(5)}
+    builder.mapper.refine_window(7)
+    after = errors(builder, [5, 6, 7])
+    assert after[0] < 0.5 * before[0]
+    assert after[1] < 0.5 * before[1]
+    assert all(builder.mapper.graph.world_from_keyframe[k] is pose for k, pose in older.items())
+
+
+def test_refining_keeps_the_scales_of_the_keyframes(fresh):
+    graph = fresh.mapper.graph
+    for k, pose in list(graph.world_from_keyframe.items()):
+        fresh.mapper.landmarks.point_in_anchor[fresh.mapper.landmarks.anchor == k] /= 1 + 0.1 * k
+        graph.world_from_keyframe[k] = Similarity.from_rigid(pose.rigid, 1 + 0.1 * k)
+    fresh.mapper.refine_window(4)
+    assert [graph.world_from_keyframe[k].scale for k in range(5)] == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
+    assert errors(fresh, range(5))[1] < 0.02
+
+
+def test_refining_everything_improves_a_disturbed_map_up_to_its_size(rng):
+    builder = build(room(), range(0, 8 * STEP, STEP))
+    disturb(builder, range(1, 8), rng, distance=0.02)
+    before = errors(builder, range(8))
+    builder.mapper.refine_all(0)
+    after = errors(builder, range(8))
+    assert after[0] < 0.5 * before[0]
+    assert builder.mapper.graph.world_from_keyframe[0].is_close(
+        Similarity.from_rigid(builder.world.poses[0]), atol=1e-4
+    )
+
+
+def test_a_segment_of_one_keyframe_is_left_alone():
+    builder = build(room(), [0])
+    builder.mapper.refine_all(0)
+    builder.mapper.refine_window(0)
+    assert builder.mapper.graph.world_from_keyframe[0].is_close(Similarity.from_rigid(builder.world.poses[0]))
+
+
+def test_observations_the_refined_map_contradicts_are_forgotten(fresh):
+    landmarks = fresh.mapper.landmarks
+    tracks = landmarks.observed[3]
+    placed = np.flatnonzero(landmarks.has_place(tracks.ids))[:8]
+    seen_by = np.array([sum(t in o.ids for o in landmarks.observed.values()) for t in tracks.ids[placed]])
+    pixels = tracks.pixels.copy()
+    pixels[placed] += np.float32([25, -20])
+    wrong = tracks.ids[placed]
+    landmarks.observed[3] = Tracks(tracks.ids, pixels)
+    fresh.mapper.refine_window(4)
+    assert not np.isin(wrong[seen_by >= 3], landmarks.observed[3].ids).any()
+    assert not np.isin(wrong[seen_by >= 3], landmarks.feature_tracks[3]).any()
+    assert len(landmarks.observed[3]) > len(tracks) - 30
+
+
+def test_a_landmark_with_fewer_than_two_observations_left_loses_its_place(fresh):
+    landmarks = fresh.mapper.landmarks
+    ids = landmarks.placed_ids()
+    counts = {t: [k for k, o in landmarks.observed.items() if t in o.ids] for t in ids.tolist()}
+    track, keyframes = next((t, ks) for t, ks in counts.items() if len(ks) == 2)
+    tracks = landmarks.observed[keyframes[1]]
+    pixels = tracks.pixels.copy()
+    pixels[tracks.ids == track] += np.float32([60, 60])
+    landmarks.observed[keyframes[1]] = Tracks(tracks.ids, pixels)
+    fresh.mapper.refine_window(4)
+    assert not landmarks.has_place(np.array([track]))[0]
