@@ -1,0 +1,303 @@
+"""A picture placed by what it recognises: with a good estimate, a bad one or none, and after a loss."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracle import OraclePredictor, OracleWorld
+from oracle_map import build, room
+
+from relocalizer.geometry import exp_so3, rigid, rotation_angle, rotation_matrix, translation_of
+from relocalizer.interfaces import Candidate, NoEstimate
+from relocalizer.retrieval import FaissRetriever
+from slam.config import RelocalizationConfig
+from slam.front_end import NotLocated
+from slam.localization import Localised, NotLocalised, depths_in, localise, match_keyframes
+from slam.recognition import Recognised, Recogniser, recognise_place
+
+STEP = 6
+NEAR = 4 * STEP + 3  # a frame between keyframes 4 and 5
+FAR = 120  # half a turn later: it sees nothing of the map
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """Eight keyframes at their true poses, refined. Read only."""
+    builder = build(room(), range(0, 8 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
+    builder.mapper.refine_window(7)
+    return builder
+
+
+def error_of(pose, builder, index):
+    """(degrees, metres) of a pose against frame `index`."""
+    between = builder.world.poses[index].inv() * pose
+    return np.degrees(rotation_angle(rotation_matrix(between))), float(np.linalg.norm(translation_of(between)))
+
+
+def estimate_of(builder, c, index):
+    [encoded] = builder.predictor.encode([builder.world.frame(index).view])
+    [estimate] = builder.predictor.relate([(builder.mapper.graph.keyframes[c].encoded, encoded)])
+    return estimate
+
+
+def localised(builder, index, *, keyframes=(4, 5), estimate=None, min_inliers=20, matches=None):
+    features = builder.seen(index).features
+    matches = matches or match_keyframes(features, keyframes, builder.mapper.graph, builder.mapper.landmarks)
+    return localise(
+        matches,
+        builder.world.camera,
+        builder.mapper.landmarks,
+        builder.mapper.graph,
+        reference=keyframes[0],
+        estimate=estimate or estimate_of(builder, keyframes[0], index),
+        min_inliers=min_inliers,
+    )
+
+
+def point_of(world, index, pixels):
+    """Index (N,) of the world's point at each pixel of frame `index`."""
+    seen, places = world.visible(index)
+    return seen[np.linalg.norm(places[None] - pixels[:, None], axis=2).argmin(axis=1)]
+
+
+# Matches
+
+
+def test_matches_are_the_same_points(walk):
+    features = walk.seen(NEAR).features
+    matches = match_keyframes(features, [4], walk.mapper.graph, walk.mapper.landmarks)
+    assert len(matches.tracks) > 50
+    at_k = walk.mapper.landmarks.feature_tracks[4]
+    pixels_k = walk.mapper.graph.keyframes[4].features.pixels
+    then = np.array([pixels_k[np.flatnonzero(at_k == t)[0]] for t in matches.tracks.ids])
+    same = point_of(walk.world, 4 * STEP, then) == point_of(walk.world, NEAR, matches.tracks.pixels)
+    assert same.mean() > 0.98
+    assert np.array_equal(matches.tracks.pixels, features.pixels[matches.feature])
+
+
+def test_matches_of_several_keyframes_name_no_track_and_no_feature_twice(walk):
+    one = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
+    many = match_keyframes(walk.seen(NEAR).features, [4, 5, 3, 6], walk.mapper.graph, walk.mapper.landmarks)
+    assert len(np.unique(many.tracks.ids)) == len(many.tracks)
+    assert len(np.unique(many.feature)) == len(many.feature)
+    assert len(many.tracks) > len(one.tracks)
+
+
+def test_the_keyframe_named_first_wins(walk):
+    first = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
+    both = match_keyframes(walk.seen(NEAR).features, [4, 6], walk.mapper.graph, walk.mapper.landmarks)
+    named = dict(zip(both.feature.tolist(), both.tracks.ids.tolist(), strict=True))
+    assert all(named[f] == t for f, t in zip(first.feature.tolist(), first.tracks.ids.tolist(), strict=True))
+
+
+def test_no_keyframes_give_no_matches(walk):
+    assert len(match_keyframes(walk.seen(NEAR).features, [], walk.mapper.graph, walk.mapper.landmarks).tracks) == 0
+
+
+# Localising
+
+
+def test_a_frame_near_the_map_is_placed_to_a_centimetre(walk):
+    found = localised(walk, NEAR)
+    assert isinstance(found, Localised)
+    degrees, metres = error_of(found.fit.world_from_cam, walk, NEAR)
+    assert degrees < 0.3
+    assert metres < 0.02
+
+
+def test_without_an_estimate_it_is_placed_by_search(walk):
+    found = localised(walk, NEAR, estimate=NoEstimate("the predictor gave up"))
+    assert isinstance(found, Localised)
+    assert error_of(found.fit.world_from_cam, walk, NEAR)[1] < 0.02
+
+
+def test_an_estimate_without_a_direction_is_no_hindrance(walk):
+    good = estimate_of(walk, 4, NEAR)
+    blind = replace(good, i_from_j_direction=None, direction_unknown="one plane", direction_sigma_rad=np.pi)
+    found = localised(walk, NEAR, estimate=blind)
+    assert isinstance(found, Localised)
+    assert error_of(found.fit.world_from_cam, walk, NEAR)[1] < 0.02
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_wild_estimate_said_with_confidence_does_not_misplace_the_frame(walk, seed):
+    rng = np.random.default_rng(seed)
+    d = rng.normal(size=3)
+    wild = replace(
+        estimate_of(walk, 4, NEAR),
+        i_from_j_rotation=exp_so3(rng.normal(size=3)),
+        i_from_j_direction=d / np.linalg.norm(d),
+    )
+    found = localised(walk, NEAR, estimate=wild)
+    assert isinstance(found, Localised)
+    degrees, metres = error_of(found.fit.world_from_cam, walk, NEAR)
+    assert degrees < 0.5
+    assert metres < 0.03
+
+
+def test_an_estimate_off_by_a_few_of_its_sigmas_does_not_drag_the_frame(walk):
+    good = estimate_of(walk, 4, NEAR)
+    off = replace(good, i_from_j_rotation=good.i_from_j_rotation @ exp_so3([0.0, 3 * good.rotation_sigma_rad, 0.0]))
+    found = localised(walk, NEAR, estimate=off)
+    assert isinstance(found, Localised)
+    assert error_of(found.fit.world_from_cam, walk, NEAR)[0] < 0.3
+
+
+def test_the_landmarks_returned_are_those_that_agree(walk):
+    found = localised(walk, NEAR)
+    points = walk.mapper.landmarks.points_world(found.matches.tracks.ids, walk.mapper.graph)
+    expected = walk.world.camera.project(np.asarray(found.fit.world_from_cam.inv().apply(points)))
+    off = np.linalg.norm(expected - found.matches.tracks.pixels, axis=1)
+    assert len(off) == found.fit.inlier_count
+    assert off.max() < 1.2 * np.sqrt(5.991) + 1e-3
+
+
+def test_recognised_points_without_a_place_are_kept_apart(walk):
+    found = localised(walk, NEAR)
+    has_place = walk.mapper.landmarks.has_place
+    assert has_place(found.matches.tracks.ids).all()
+    assert len(found.unplaced) > 0
+    assert not has_place(found.unplaced.ids).any()
+
+
+def test_too_few_recognised_landmarks_are_counted(walk):
+    matches = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
+    placed = matches.where(walk.mapper.landmarks.has_place(matches.tracks.ids))
+    few = placed.where(np.arange(len(placed.tracks)) < 7)
+    assert localised(walk, NEAR, matches=few) == NotLocalised("7 landmarks recognised, 20 needed")
+
+
+def test_landmarks_that_agree_on_no_pose_are_refused_with_both_numbers(walk):
+    matches = match_keyframes(walk.seen(NEAR).features, [4, 5], walk.mapper.graph, walk.mapper.landmarks)
+    mixed = np.random.default_rng(1).permutation(len(matches.tracks))
+    wrong = replace(matches, tracks=replace(matches.tracks, pixels=matches.tracks.pixels[mixed]))
+    found = localised(walk, NEAR, matches=wrong, min_inliers=30)
+    assert isinstance(found, NotLocalised)
+    assert re.search(
+        r"^\d+ of \d+ recognised landmarks agree, 30 needed$|^no pose agrees with the \d+ landmarks recognised$",
+        found.reason,
+    )
+
+
+def test_depths_are_along_the_cameras_axis_by_hand():
+    # The camera at x = 1 looks along the world's x axis.
+    pose = rigid(np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]), [1.0, 0.0, 0.0])
+    assert depths_in(np.array([[4.0, 7.0, -2.0], [0.0, 0.0, 0.0]]), pose) == pytest.approx([3.0, -1.0])
+
+
+# A place recognised
+
+
+def recognised(builder, c, index, min_inliers=25):
+    estimate = estimate_of(builder, c, index)
+    features = builder.seen(index).features
+    return recognise_place(features, builder.world.camera, c, estimate, builder.mapper, min_inliers=min_inliers)
+
+
+def test_a_place_is_recognised_with_the_help_of_relatives(walk):
+    alone, helped = localised(walk, NEAR, keyframes=(2,)), recognised(walk, 2, NEAR)
+    assert isinstance(helped, Localised)
+    assert helped.fit.inlier_count > alone.fit.inlier_count
+    assert error_of(helped.fit.world_from_cam, walk, NEAR)[1] < 0.02
+
+
+def test_another_place_is_refused_before_anything_dear_is_tried(walk):
+    found = recognised(walk, 4, FAR)
+    assert isinstance(found, NotLocalised)
+    assert re.fullmatch(r"\d landmarks of keyframe 4 recognised, 12 needed", found.reason)
+
+
+# Recogniser
+
+
+class Fixed:
+    """A retriever that answers what it is told, and remembers what it was asked to leave out."""
+
+    def __init__(self, *keys):
+        self.keys, self.excluded = keys, None
+
+    def add(self, key, descriptor):
+        raise AssertionError("a recogniser only asks")
+
+    def query(self, descriptor, k, exclude):
+        self.excluded = exclude
+        return [Candidate(key, 0.9) for key in self.keys if key not in exclude][:k]
+
+
+def recogniser(builder, retriever, **changes):
+    return Recogniser(RelocalizationConfig(**changes), builder.mapper, builder.predictor, retriever)
+
+
+def test_the_active_keyframe_is_tried_first(walk):
+    found = recogniser(walk, Fixed(3, 5)).recognise(walk.seen(NEAR), active=4)
+    assert isinstance(found, Recognised)
+    assert found.keyframe_id == 4
+
+
+def test_the_active_keyframe_is_not_asked_for_twice(walk):
+    retriever = Fixed(4, 5)
+    recogniser(walk, retriever).recognise(walk.seen(NEAR), active=4)
+    assert retriever.excluded == frozenset([4])
+
+
+def test_a_place_that_looks_alike_is_tried_when_the_active_keyframe_fails(walk):
+    found = recogniser(walk, Fixed(6)).recognise(walk.seen(6 * STEP + 2), active=0)
+    assert isinstance(found, Recognised)
+    assert found.keyframe_id == 6
+    assert error_of(found.world_from_cam, walk, 6 * STEP + 2)[1] < 0.02
+
+
+def test_a_real_retriever_finds_the_place_among_all(walk):
+    retriever = FaissRetriever()
+    for k, keyframe in walk.mapper.graph.keyframes.items():
+        retriever.add(k, keyframe.descriptor)
+    found = recogniser(walk, retriever).recognise(walk.seen(6 * STEP + 2), active=0)
+    assert isinstance(found, Recognised)
+    assert found.keyframe_id in (5, 6, 7)
+
+
+def test_what_is_recognised_goes_on_as_tracks_with_and_without_a_place(walk):
+    found = recogniser(walk, Fixed()).recognise(walk.seen(NEAR), active=4)
+    has_place = walk.mapper.landmarks.has_place
+    assert has_place(found.landmarks.ids).all()
+    assert len(found.landmarks) >= 25
+    assert np.isin(found.landmarks.ids, found.tracks.ids).all()
+    assert not has_place(np.setdiff1d(found.tracks.ids, found.landmarks.ids)).any()
+    assert len(np.unique(found.tracks.ids)) == len(found.tracks)
+
+
+def test_a_frame_of_nowhere_is_not_located_and_the_last_reason_is_told(walk):
+    found = recogniser(walk, Fixed(7, 5)).recognise(walk.seen(FAR), active=4)
+    assert isinstance(found, NotLocated)
+    assert re.fullmatch(r"\d+ landmarks of keyframe 5 recognised, 12 needed", found.reason)
+
+
+def test_a_dark_frame_is_not_located():
+    world = room()
+    dark = build(OracleWorld(world.poses, world.points, pixel_noise=0.3, blind=frozenset([STEP + 1])), [0, STEP])
+    found = recogniser(dark, Fixed(0)).recognise(dark.seen(STEP + 1), active=1)
+    assert found == NotLocated("0 landmarks of keyframe 0 recognised, 12 needed")
+
+
+def test_recognising_changes_nothing_in_the_map(walk):
+    landmarks, graph = walk.mapper.landmarks, walk.mapper.graph
+    poses, observed = dict(graph.world_from_keyframe), {k: t.ids.copy() for k, t in landmarks.observed.items()}
+    places = landmarks.point_in_anchor.copy()
+    recogniser(walk, Fixed(5)).recognise(walk.seen(NEAR), active=4)
+    assert graph.world_from_keyframe == poses
+    assert all(np.array_equal(landmarks.observed[k].ids, ids) for k, ids in observed.items())
+    assert np.array_equal(landmarks.point_in_anchor, places)
+
+
+def test_a_predictor_that_knows_nothing_still_leaves_the_search(walk):
+    class Mute(OraclePredictor):
+        def relate(self, pairs):
+            return [NoEstimate("mute")] * len(pairs)
+
+    mute = Recogniser(RelocalizationConfig(), walk.mapper, Mute(walk.world), Fixed())
+    found = mute.recognise(walk.seen(NEAR), active=4)
+    assert isinstance(found, Recognised)
+    assert error_of(found.world_from_cam, walk, NEAR)[1] < 0.02
