@@ -59,7 +59,8 @@ def room_points(rng: np.random.Generator, count: int = 4000) -> NDArray[np.float
 def faces(centre: NDArray[np.float64], points: NDArray[np.float64], facing: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points (N, 3) show their front to a camera at `centre`."""
     sight = centre - points
-    return np.einsum("ij,ij->i", sight, facing) > np.cos(np.radians(FACING_DEG)) * np.linalg.norm(sight, axis=1)
+    towards = np.einsum("ij,ij->i", sight, facing)
+    return np.asarray(towards > np.cos(np.radians(FACING_DEG)) * np.linalg.norm(sight, axis=1), dtype=bool)
 
 
 @dataclass(eq=False)

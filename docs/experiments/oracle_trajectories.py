@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import gtsam
 import numpy as np
@@ -27,7 +28,7 @@ from scipy.stats import chi
 
 from relocalizer.geometry import direction_angle, rotation_angle, rotation_matrix, stack_matrices, translation_of
 from relocalizer.images import Camera
-from relocalizer.interfaces import PairEstimate, View
+from relocalizer.interfaces import PairEstimate, PosePredictor, View
 from relocalizer.retrieval import FaissRetriever
 from slam.config import SlamConfig
 from slam.evaluate import Evaluation, evaluate
@@ -187,7 +188,7 @@ def run(world: OracleWorld, variant: int, place_unit: float) -> Outcome:
     predictor = OraclePredictor(world, errors=RELOC3R[variant], place_unit=place_unit)
     slam = Slam(
         SlamConfig(),
-        predictor=predictor,
+        predictor=cast(PosePredictor, predictor),
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
@@ -259,7 +260,9 @@ def direction_only_ate(world: OracleWorld, predictor: OraclePredictor, frames: S
 
 
 def solve_directions(
-    start: Sequence[RigidTransform], found: Sequence[tuple[int, int, PairEstimate]], kernel: gtsam.noiseModel.mEstimator
+    start: Sequence[RigidTransform],
+    found: Sequence[tuple[int, int, PairEstimate]],
+    kernel: gtsam.noiseModel.mEstimator.Base,
 ) -> list[RigidTransform]:
     graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
     for k, pose in enumerate(start):
@@ -339,7 +342,8 @@ def print_fits() -> None:
 def _misfit(
     parameters: NDArray[np.float64], fixed: tuple[float, float], published: tuple[float, float, float]
 ) -> NDArray[np.float64]:
-    return areas(*parameters, *fixed) - published
+    fine, coarse, share = parameters
+    return areas(fine, coarse, share, *fixed) - published
 
 
 if __name__ == "__main__":
