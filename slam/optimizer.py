@@ -13,9 +13,9 @@ from relocalizer.geometry import Similarity
 from slam.graph import Edge, EdgeKind, KeyframeGraph
 
 GAUGE_SIGMA = 1e-6
-# Drift within its own sigmas costs a few units of error to undo, and a loop must be worth more than that to close;
-# at 1 a loop far off in its own small sigmas never is, at 5 a false one begins to bend the map.
-CAUCHY_K = 3.0
+# A loop is verified by dozens of landmarks, and the drift of a round is tens of the loop's small sigmas: with a
+# kernel that lets go at once a true loop is never closed. Beyond some hundred sigmas it lets go of a false one.
+CAUCHY_K = 10.0
 HUBER_K = 1.345
 
 
