@@ -61,10 +61,13 @@ class Linker:
 
     def tie_to_neighbours(self, k: int, window: int) -> None:
         """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
-        recent = self._mapper.segment_keyframes(k)[-3 * window :]
+        members = self._mapper.segment_keyframes(k)
+        recent = members[-3 * window :]
         # The newest needs its first edges; the one that leaves the window has just been refined for the last time.
         for j in {recent[-1], recent[-window] if len(recent) >= window else recent[-1]}:
             earlier = self._mapper.related(j, self._config.neighbours, among=[i for i in recent if i < j])
+            if not earlier:  # recognised at a place long ago
+                earlier = self._mapper.related(j, self._config.neighbours, among=[i for i in members if i < j])
             for i in earlier:
                 known = self._mapper.graph.edges.get((i, j))
                 if known is not None and known.kind is EdgeKind.LOOP:

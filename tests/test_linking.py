@@ -1,0 +1,425 @@
+"""Keyframes tied together: neighbours, loops that stand, loops that do not, and segments that become one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from oracle import OraclePredictor
+from oracle_map import MapBuilder, build, room
+
+from relocalizer.geometry import (
+    Similarity,
+    direction_angle,
+    exp_so3,
+    rigid,
+    rotation_angle,
+    rotation_matrix,
+    translation_of,
+)
+from relocalizer.interfaces import Candidate, NoEstimate
+from relocalizer.retrieval import FaissRetriever
+from slam.config import LinkingConfig
+from slam.events import EdgeAccepted, EdgeRejected, GraphOptimised, ScaleUnobservable
+from slam.graph import EdgeKind
+from slam.linking import UNKNOWN_LOG_SCALE, Linker
+from slam.optimizer import GtsamOptimizer, first_of_each_part
+
+STEP = 6
+ROUND = 210  # frames of one round of the walk: frame 210 sees what frame 0 saw
+
+
+class Told:
+    """A retriever that proposes what it is told, however it looks."""
+
+    def __init__(self, *keys, similarity=0.99):
+        self.keys, self.similarity, self.excluded = keys, similarity, frozenset()
+
+    def add(self, key, descriptor):
+        pass
+
+    def query(self, descriptor, k, exclude):
+        self.excluded = exclude
+        return [Candidate(key, self.similarity) for key in self.keys if key not in exclude][:k]
+
+
+@dataclass(eq=False)
+class Linked:
+    """A map with a linker, and what the linker said."""
+
+    builder: MapBuilder
+    linker: Linker
+    events: list = field(default_factory=list)
+
+    @property
+    def graph(self):
+        return self.builder.mapper.graph
+
+    def of(self, kind):
+        return [e for e in self.events if isinstance(e, kind)]
+
+    def loops(self):
+        return self.graph.edges_of(EdgeKind.LOOP)
+
+
+def linked(builder, retriever=None, predictor=None, **config):
+    events = []
+    linker = Linker(
+        LinkingConfig(**config),
+        builder.mapper,
+        predictor or builder.predictor,
+        retriever or FaissRetriever(),
+        GtsamOptimizer(),
+        events.append,
+    )
+    return Linked(builder, linker, events)
+
+
+def drifting(world, shrink):
+    """Poses whose every step of six frames comes out smaller than the one before by this factor."""
+    poses = [Similarity.from_rigid(world.poses[0])]
+    for n, (a, b) in enumerate(zip(world.poses[:-1], world.poses[1:], strict=True)):
+        step = a.inv() * b
+        small = rigid(rotation_matrix(step), shrink ** (n / STEP) * translation_of(step))
+        poses.append(Similarity.from_rigid(poses[-1].rigid * small))
+    return poses
+
+
+def add(tied, index, **where):
+    """A keyframe as the system takes it: inserted, related, tied."""
+    k = tied.builder.add(index, **where)
+    tied.linker.relate_to_previous(k)
+    tied.linker.tie_to_neighbours(k, window=8)
+    return k
+
+
+def walk_round(*, shrink=1.0, retriever=None, **config):
+    """A map of one round at poses that drift, tied to its neighbours, not yet closed."""
+    builder = build(room())
+    tied = linked(builder, retriever, **config)
+    poses = drifting(builder.world, shrink)
+    for index in range(0, ROUND, STEP):
+        k = add(tied, index, pose=poses[index])
+        tied.linker.remember(k)
+    return tied, poses
+
+
+def error_of(edge, tied):
+    """(degrees of rotation, degrees of direction, metres) by which an edge is wrong."""
+    frames = [tied.graph.keyframes[k].frame_index for k in (edge.i, edge.j)]
+    truth = tied.builder.world.poses[frames[0]].inv() * tied.builder.world.poses[frames[1]]
+    turn = rotation_angle(rotation_matrix(truth).T @ edge.i_from_j.rotation)
+    direction = direction_angle(translation_of(truth), edge.i_from_j.translation)
+    distance = np.linalg.norm(translation_of(truth) - edge.i_from_j.translation)
+    return np.degrees(turn), np.degrees(direction), float(distance)
+
+
+# Neighbours
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Five keyframes at their true poses, tied. Read only."""
+    tied = linked(build(room()))
+    for index in range(0, 5 * STEP, STEP):
+        add(tied, index)
+    return tied
+
+
+def test_every_keyframe_is_tied_to_earlier_ones_by_true_edges(few):
+    assert {e.j for e in few.graph.edges.values()} == {1, 2, 3, 4}
+    for edge in few.graph.edges.values():
+        turn, direction, distance = error_of(edge, few)
+        assert turn < 1e-6
+        assert direction < 1e-6
+        assert distance < 1e-9
+        assert edge.kind is EdgeKind.ODOMETRY
+        assert edge.inliers > 20
+
+
+def test_an_edge_is_told_once_however_often_it_is_measured(few):
+    pairs = [(e.edge.i, e.edge.j) for e in few.of(EdgeAccepted)]
+    assert sorted(pairs) == sorted(few.graph.edges)
+
+
+def test_an_edge_is_in_the_units_of_its_first_keyframe():
+    builder = build(room())
+    tied = linked(builder)
+    for n, index in enumerate((0, STEP, 2 * STEP)):
+        add(tied, index, pose=Similarity.from_rigid(builder.world.poses[index], 2.0**n))
+    one, plain = tied.graph.edges[1, 2], builder.world.poses[STEP].inv() * builder.world.poses[2 * STEP]
+    assert one.i_from_j.scale == pytest.approx(2.0)
+    assert np.allclose(one.i_from_j.translation, translation_of(plain) / 2.0)
+
+
+def test_the_sigmas_of_an_edge_follow_the_units():
+    def sigmas(scale):
+        builder = build(room())
+        tied = linked(builder)
+        for index in (0, STEP, 2 * STEP):
+            add(tied, index, pose=Similarity.from_rigid(builder.world.poses[index], scale))
+        return tied.graph.edges[1, 2].sigmas
+
+    here, there = sigmas(1.0), sigmas(4.0)
+    assert here[:3] == pytest.approx(there[:3])
+    assert here[3:6] == pytest.approx(4.0 * there[3:6])
+    assert here[6] == pytest.approx(there[6])
+
+
+def test_the_sigmas_of_an_edge_are_small_but_not_nothing(few):
+    for edge in few.graph.edges.values():
+        assert (edge.sigmas[:3] > 1e-5).all()
+        assert (edge.sigmas[:3] < np.radians(2)).all()
+        assert (edge.sigmas[3:6] < 0.2).all()
+        assert 1e-3 <= edge.sigmas[6] < 0.2
+
+
+def test_the_predictors_answer_about_the_last_two_keyframes_is_remembered(few):
+    assert sorted(few.builder.mapper.pairs) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_a_first_keyframe_has_nobody_to_be_tied_to():
+    tied = linked(build(room()))
+    add(tied, 0)
+    assert not tied.graph.edges
+    assert not tied.builder.mapper.pairs
+
+
+def test_a_keyframe_recognised_at_a_place_long_ago_is_tied_to_that_place():
+    # The camera was lost after a whole round and found again at keyframe 0: it shares landmarks with that alone.
+    tied, _ = walk_round()
+    k, builder = tied.graph.last_id, tied.builder
+    tracks = builder.mapper.landmarks.observed[0]
+    gray = builder.tracker.gray(builder.world.frame(2).image)
+    pixels, found = builder.tracker.follow(tied.graph.keyframes[0].gray, gray, tracks.pixels, tracks.pixels)
+    recognised = type(tracks)(tracks.ids, pixels).where(found)
+    new = builder.mapper.insert(builder.seen(2), recognised, Similarity.from_rigid(builder.world.poses[2]), 0).id
+    tied.linker.tie_to_neighbours(new, window=8)
+    tied.linker.close_loops(new)
+    assert new == k + 1
+    assert [e for e in tied.graph.edges.values() if e.j == new]
+    assert first_of_each_part(tied.graph) == [0]
+
+
+# Loops that stand
+
+
+@pytest.fixture(scope="module")
+def closed():
+    """A round that shrank by 0.3 % a keyframe, closed by a loop."""
+    tied, poses = walk_round(shrink=0.997)
+    before = dict(tied.graph.world_from_keyframe)
+    k = ROUND // STEP
+    while not tied.loops():
+        assert k < 39, "no loop was found"
+        j = add(tied, k * STEP, pose=poses[k * STEP])
+        before[j] = tied.graph.world_from_keyframe[j]
+        stood = tied.linker.close_loops(j)
+        tied.linker.remember(j)
+        assert stood == bool(tied.loops())
+        k += 1
+    return tied, before
+
+
+def test_a_place_seen_again_closes_a_loop(closed):
+    tied, _ = closed
+    [edge] = tied.loops()
+    assert edge.j - edge.i > 25
+    assert edge.inliers >= LinkingConfig().loop_min_inliers
+    assert [e.edge for e in tied.of(EdgeAccepted)][-1] is edge
+
+
+def test_the_loop_is_true(closed):
+    tied, _ = closed
+    [edge] = tied.loops()
+    turn, _, distance = error_of(edge, tied)
+    assert turn < 0.5
+    assert distance < 0.03
+
+
+def test_the_loop_carries_the_scale_that_was_lost_on_the_way(closed):
+    tied, _ = closed
+    [edge] = tied.loops()
+    # j's own units have shrunk with the map there; i's have not, as far as i had come.
+    expected = 0.997 ** (edge.i - edge.j)
+    assert edge.i_from_j.scale == pytest.approx(expected, rel=0.02)
+    assert edge.sigmas[6] < 0.05
+
+
+def test_solving_takes_most_of_the_drift_out(closed):
+    tied, before = closed
+    world, j = tied.builder.world, tied.graph.last_id
+
+    def off(poses):
+        return np.linalg.norm(poses[j].translation - translation_of(world.poses[tied.graph.keyframes[j].frame_index]))
+
+    assert off(before) > 0.05
+    assert off(tied.graph.world_from_keyframe) < 0.4 * off(before)
+
+
+def test_the_first_keyframe_stays_and_the_solution_is_told(closed):
+    tied, before = closed
+    assert tied.graph.world_from_keyframe[0].is_close(before[0], atol=1e-5)
+    [event] = tied.of(GraphOptimised)
+    assert event.error_after < event.error_before
+    assert re.fullmatch(r"loop \d+-\d+ with \d+ landmarks", event.cause)
+    assert event.world_from_keyframe.keys() == tied.graph.world_from_keyframe.keys()
+
+
+def test_after_a_loop_both_ends_see_the_same_landmarks(closed):
+    tied, _ = closed
+    [edge] = tied.loops()
+    landmarks = tied.builder.mapper.landmarks
+    seen = [landmarks.observed[k].ids[landmarks.has_place(landmarks.observed[k].ids)] for k in (edge.i, edge.j)]
+    assert len(np.intersect1d(*seen)) >= 30
+    for tracks in landmarks.observed.values():
+        assert len(np.unique(tracks.ids)) == len(tracks)
+
+
+def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
+    tied, _ = closed
+    told = Told(*tied.graph.keyframes)
+    again = linked(tied.builder, told)
+    again.linker.close_loops(tied.graph.last_id)
+    [edge] = tied.loops()
+    assert edge.i in told.excluded
+
+
+# Loops that do not stand
+
+
+@pytest.fixture(scope="module")
+def half():
+    """Half a round at true poses. Read only: nothing in it closes."""
+    builder = build(room())
+    tied = linked(builder)
+    for index in range(0, 20 * STEP, STEP):
+        add(tied, index)
+    return tied
+
+
+def refused(tied, retriever, predictor=None, **config):
+    before, edges = dict(tied.graph.world_from_keyframe), dict(tied.graph.edges)
+    asked = linked(tied.builder, retriever, predictor, **config)
+    assert not asked.linker.close_loops(tied.graph.last_id)
+    assert tied.graph.world_from_keyframe == before
+    assert tied.graph.edges == edges
+    assert not asked.of(EdgeAccepted)
+    return asked
+
+
+def test_a_place_that_only_looks_the_same_is_refused_with_the_number_and_the_threshold(half):
+    [event] = refused(half, Told(2)).of(EdgeRejected)
+    assert (event.i, event.j, event.kind) == (2, 19, EdgeKind.LOOP)
+    assert event.frame_index == 19 * STEP
+    assert re.fullmatch(r"\d landmarks of keyframe 2 recognised, 15 needed", event.reason)
+
+
+def test_each_candidate_that_fails_is_told(half):
+    events = refused(half, Told(0, 1, 2, 3)).of(EdgeRejected)
+    assert [e.i for e in events] == [0, 1, 2, 3]
+
+
+def test_the_predictors_refusal_is_passed_on_in_its_words(half):
+    class Doubting(OraclePredictor):
+        def relate(self, pairs):
+            return [NoEstimate("9 matches, 20 needed")] * len(pairs)
+
+    [event] = refused(half, Told(2), Doubting(half.builder.world)).of(EdgeRejected)
+    assert event.reason == "9 matches, 20 needed"
+
+
+def test_a_candidate_that_looks_much_less_alike_than_the_neighbours_is_not_even_tried(half):
+    assert refused(half, Told(2, similarity=0.3)).events == []
+    assert len(refused(half, Told(2, similarity=0.3), loop_min_similarity=0.2).events) == 1
+
+
+def test_keyframes_near_in_the_run_are_no_loops(half):
+    told = Told(*range(20))
+    refused(half, told)
+    assert set(range(10, 20)) <= told.excluded
+
+
+def test_when_no_candidates_are_wanted_none_are_tried(half):
+    assert refused(half, Told(2), loop_candidates=0).events == []
+
+
+def test_true_points_in_too_small_a_number_are_refused_with_the_threshold():
+    tied, poses = walk_round()
+    j = add(tied, ROUND, pose=poses[ROUND])
+    asked = linked(tied.builder, Told(0), loop_min_inliers=900)
+    assert not asked.linker.close_loops(j)
+    [event] = asked.of(EdgeRejected)
+    assert re.search(r"\d+ .*, (450|900) needed$", event.reason)
+
+
+# Segments
+
+
+OTHER_WORLD = Similarity(exp_so3([0.4, -0.3, 0.8]), [5.0, -3.0, 2.0], 2.5)
+
+
+@pytest.fixture(scope="module")
+def joined():
+    """A first segment, and a second one in a world of its own that comes to the place of the first."""
+    tied = linked(build(room()))
+    for index in range(0, 12 * STEP, STEP):
+        tied.linker.remember(add(tied, index))
+    for index in range(ROUND - 6 * STEP, ROUND + 3 * STEP, STEP):
+        here = (OTHER_WORLD @ Similarity.from_rigid(tied.builder.world.poses[index])).rigid
+        first = index == ROUND - 6 * STEP
+        k = add(tied, index, pose=Similarity.from_rigid(here), segment=1, follow=not first)
+        if tied.linker.close_loops(k):
+            break
+        tied.linker.remember(k)
+    return tied
+
+
+def test_a_loop_joins_two_segments(joined):
+    [edge] = joined.loops()
+    assert edge.i < 12 <= edge.j
+    assert set(joined.graph.segment_of.values()) == {0}
+
+
+def test_the_joined_segment_lies_in_the_world_of_the_first(joined):
+    world = joined.builder.world
+    for k in range(12, joined.graph.last_id + 1):
+        truth = translation_of(world.poses[joined.graph.keyframes[k].frame_index])
+        assert np.linalg.norm(joined.graph.world_from_keyframe[k].translation - truth) < 0.05
+
+
+def test_the_scale_between_the_worlds_is_found(joined):
+    for k in range(12, joined.graph.last_id + 1):
+        assert joined.graph.world_from_keyframe[k].scale == pytest.approx(1 / 2.5, rel=0.03)
+
+
+def test_the_landmarks_of_the_joined_segment_come_along(joined):
+    landmarks, world = joined.builder.mapper.landmarks, joined.builder.world
+    ids = landmarks.placed_ids()
+    ids = ids[landmarks.anchor[ids] >= 12]
+    nearest = np.linalg.norm(landmarks.points_world(ids, joined.graph)[:, None] - world.points[None], axis=2).min(
+        axis=1
+    )
+    assert len(ids) > 50
+    assert np.median(nearest) < 0.05
+
+
+def test_a_scale_that_no_landmark_tells_is_said_to_be_unknown_and_not_made_up():
+    tied = linked(build(room()))
+    for index in range(0, 12 * STEP, STEP):
+        tied.linker.remember(add(tied, index))
+    # A first keyframe of a new segment has tracks, but no depth of its own.
+    here = (OTHER_WORLD @ Similarity.from_rigid(tied.builder.world.poses[1])).rigid
+    k = add(tied, 1, pose=Similarity.from_rigid(here), segment=1, follow=False)
+    assert tied.linker.close_loops(k)
+    [event] = tied.of(ScaleUnobservable)
+    assert re.fullmatch(
+        r"loop at keyframe 12: 0 landmarks have depth on both sides, 8 needed for its scale", event.reason
+    )
+    [edge] = tied.loops()
+    assert edge.sigmas[6] == pytest.approx(UNKNOWN_LOG_SCALE)
+    turn, _, distance = error_of(edge, tied)
+    assert turn < 0.5
+    assert distance < 0.03
