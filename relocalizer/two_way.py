@@ -39,7 +39,7 @@ class ErrorLevel:
     correlation: float = 0.5
 
 
-# Medians and spreads that give the published ScanNet1500 AUC@5/10/20 within 0.8 points (512: 35.1/57.7/76.2
+# Medians and spreads that give the published ScanNet1500 AUC@5/10/20 within 0.9 points (512: 35.1/57.7/76.2
 # for 34.8/58.4/75.6; 224: 28.7/51.7/72.3 for 28.3/52.6/71.6), with rotations five times as exact as directions.
 PUBLISHED_DIRECTION = {
     512: ErrorLevel(median_rad=np.radians(3.0), log_sd=0.74),
