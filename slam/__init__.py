@@ -18,7 +18,7 @@ _PUBLIC = {
     "run": "slam.pipeline",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605 - names are resolved by __getattr__
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

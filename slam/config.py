@@ -111,7 +111,11 @@ class RefinementConfig(Section):
     max_landmarks: int = Field(500, ge=50, le=20000, description="Landmarks in the window, the most seen first.")
     iterations: int = Field(6, ge=1, le=100, description="Levenberg-Marquardt iterations for a window.")
     final: bool = Field(True, description="Refine the whole map once more when the run ends.")
-    final_iterations: int = Field(20, ge=1, le=200, description="Iterations of the final refinement.")
+    final_rounds: int = Field(3, ge=1, le=20, description="Rounds of recognising and refining the whole map.")
+    final_related: int = Field(
+        40, ge=0, le=1000, description="Keyframes whose landmarks are looked for in each keyframe in a final round."
+    )
+    final_iterations: int = Field(8, ge=1, le=200, description="Iterations of each final round.")
 
 
 class LinkingConfig(Section):

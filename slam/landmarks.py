@@ -68,6 +68,12 @@ def triangulate(
     return Triangulation(points, parallax, good)
 
 
+def depths_in(points_world: FloatArray, world_from_cam: RigidTransform) -> FloatArray:
+    """Depth (N,) of points along the camera's axis, map units."""
+    z_axis = rotation_matrix(world_from_cam)[:, 2]
+    return np.asarray((points_world - translation_of(world_from_cam)) @ z_axis)
+
+
 class LandmarkMap:
     """Where tracks lie in space, and which keyframes saw them where.
 

@@ -15,7 +15,8 @@ from relocalizer.interfaces import Candidate, NoEstimate, PairEstimate, PosePred
 from slam.config import LinkingConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
-from slam.localization import Localised, NotLocalised, depths_in
+from slam.landmarks import depths_in
+from slam.localization import Localised, NotLocalised
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
 from slam.recognition import recognise_place

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, match_features
-from relocalizer.geometry import Similarity, rigid, rotation_matrix, translation_of
+from relocalizer.geometry import Similarity, rigid
 from relocalizer.images import Camera
 from relocalizer.interfaces import NoEstimate, PairEstimate
 from slam.graph import KeyframeGraph
@@ -131,9 +131,3 @@ def _start(
         return None, None
     step = rigid(estimate.i_from_j_rotation, fit.length * estimate.i_from_j_direction)
     return world_from_i.rigid * step, pair_prior(world_from_i.rigid, estimate, fit.length)
-
-
-def depths_in(points_world: NDArray[np.float64], world_from_cam: RigidTransform) -> NDArray[np.float64]:
-    """Depth (N,) of points along the camera's axis, map units."""
-    z_axis = rotation_matrix(world_from_cam)[:, 2]
-    return np.asarray((points_world - translation_of(world_from_cam)) @ z_axis)

@@ -16,12 +16,13 @@ from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from slam.config import SlamConfig
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
-from slam.landmarks import LandmarkMap, triangulate
-from slam.refinement import Bundle, Refined, Refiner
+from slam.landmarks import LandmarkMap, depths_in, triangulate
+from slam.refinement import Bundle, Refined, Refiner, reprojection_errors
 from slam.tracks import PointTracker, Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
 SAME_POINT_SIMILARITY = 0.7
+SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 
@@ -136,59 +137,83 @@ class Mapper:
 
     # --- known landmarks found again -----------------------------------------------------------------
 
-    def refind(self, k: int) -> int:
-        """Look for landmarks of related keyframes among keyframe k's features; how many were found.
+    def refind(self, k: int, *, related: int | None = None) -> int:
+        """Look for landmarks of the most related keyframes in keyframe k; how many were found.
 
-        The map is projected into k and each landmark takes the most similar free feature near where it should
-        be: this is what keeps a short loop one map.
+        The map is projected into k, and each landmark takes the most similar feature near where it should be: this
+        is what keeps a short loop one map. A feature that belongs to no track becomes an observation; one that
+        already names another landmark shows that the two are one point, and they are made one.
         """
         config = self._config.landmarks
         keyframe = self.graph.keyframes[k]
-        ids = self._unseen_landmarks(k)
-        free = np.flatnonzero(self.landmarks.feature_tracks[k] < 0)
-        if len(ids) == 0 or len(free) == 0:
+        named = self.landmarks.feature_tracks[k]
+        ids, pixels = self._expected_in(k, config.refind_keyframes if related is None else related)
+        candidates = np.flatnonzero((named < 0) | self._is_landmark(named))
+        if len(ids) == 0 or len(candidates) == 0:
             return 0
-        world_from_cam = self.graph.world_from_keyframe[k].rigid
-        points = np.asarray(world_from_cam.inv().apply(self.landmarks.points_world(ids, self.graph)))
-        ids, points = ids[points[:, 2] > 1e-6], points[points[:, 2] > 1e-6]
-        pixels = keyframe.camera.project(points)
-        inside = keyframe.camera.contains(pixels)
-        ids, pixels = ids[inside], pixels[inside]
-        found_ids, found_features = self._search_near(ids, pixels, keyframe, free, config.refind_radius_px)
-        self.landmarks.feature_tracks[k][found_features] = found_ids
-        found = Tracks(found_ids, keyframe.features.pixels[found_features])
+        found_ids, features = self._search_near(ids, pixels, keyframe, candidates, config.refind_radius_px)
+        free = named[features] < 0
+        found = Tracks(found_ids[free], keyframe.features.pixels[features[free]])
+        named[features[free]] = found.ids
         self.landmarks.observed[k] = self.landmarks.observed[k].joined(found)
-        return len(found)
+        self._unite(k, found_ids[~free], named[features[~free]])
+        return len(found_ids)
 
-    def _unseen_landmarks(self, k: int) -> NDArray[np.int64]:
+    def _unite(self, k: int, ids: NDArray[np.int64], others: NDArray[np.int64]) -> None:
+        """Make one of each two landmarks that keyframe k cannot tell apart, when their depths agree as well."""
+        pose = self.graph.world_from_keyframe[k].rigid
+        depth = depths_in(self.landmarks.points_world(ids, self.graph), pose)
+        other_depth = depths_in(self.landmarks.points_world(others, self.graph), pose)
+        same = (other_depth > 0) & (np.abs(depth - other_depth) < SAME_DEPTH * depth)
+        # The older name stays: it is the one that reaches further back.
+        self.landmarks.merge(np.minimum(ids, others)[same], np.maximum(ids, others)[same])
+
+    def _is_landmark(self, named: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these track names (N,), -1 for none, have a place."""
+        placed = named >= 0
+        placed[placed] = self.landmarks.has_place(named[placed])
+        return placed
+
+    def _expected_in(self, k: int, related: int) -> tuple[NDArray[np.int64], FloatArray]:
+        """Landmarks that keyframe k should see and does not, in order of id, and the pixels (N, 2) where."""
+        keyframe, ids = self.graph.keyframes[k], self._unseen_landmarks(k, related)
+        cam_from_world = self.graph.world_from_keyframe[k].rigid.inv()
+        points = np.asarray(cam_from_world.apply(self.landmarks.points_world(ids, self.graph))).reshape(-1, 3)
+        front = points[:, 2] > 1e-6
+        pixels = keyframe.camera.project(points[front])
+        inside = keyframe.camera.contains(pixels)
+        return ids[front][inside], pixels[inside]
+
+    def _unseen_landmarks(self, k: int, related: int) -> NDArray[np.int64]:
         """Landmarks of the keyframes most related to k that k does not see already, in order of id."""
         tracks = self.landmarks.observed[k]
         seen = tracks.ids[self.landmarks.has_place(tracks.ids)]
-        related = self.related(k, self._config.landmarks.refind_keyframes)
-        pool = [self.landmarks.observed[i].ids for i in related]
+        pool = [self.landmarks.observed[i].ids for i in self.related(k, related)]
         ids = np.unique(np.concatenate([*pool, np.zeros(0, np.int64)]))
         ids = ids[self.landmarks.has_place(ids)]
         return np.setdiff1d(ids, seen, assume_unique=True)
 
     def _search_near(
-        self, ids: NDArray[np.int64], pixels: FloatArray, keyframe: Keyframe, free: NDArray[np.int64], radius: float
+        self,
+        ids: NDArray[np.int64],
+        pixels: FloatArray,
+        keyframe: Keyframe,
+        candidates: NDArray[np.int64],
+        radius: float,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs (landmark ids, feature indices) of the most similar features within `radius`, one to one."""
-        tree = cKDTree(keyframe.features.pixels[free])
-        near = tree.query_ball_point(pixels, radius)
+        near = cKDTree(keyframe.features.pixels[candidates]).query_ball_point(pixels, radius, return_sorted=True)
         rows = np.repeat(np.arange(len(ids)), [len(n) for n in near])
-        columns = free[np.array([c for n in near for c in sorted(n)], dtype=np.int64)]
-        similarity = (self.landmarks.descriptor[ids[rows]] * keyframe.features.descriptors[columns]).sum(axis=1)
-        enough = similarity > self._config.landmarks.min_similarity
-        order = np.flatnonzero(enough)[np.argsort(-similarity[enough], kind="stable")]
-        used_row: set[int] = set()
-        used_column: set[int] = set()
+        columns = candidates[np.array([c for n in near for c in n], dtype=np.int64)]
+        similarity = np.einsum("nd,nd->n", self.landmarks.descriptor[ids[rows]], keyframe.features.descriptors[columns])
+        enough = np.flatnonzero(similarity > self._config.landmarks.min_similarity)
+        order = enough[np.argsort(-similarity[enough], kind="stable")]
+        used: tuple[set[int], set[int]] = set(), set()
         pairs: list[tuple[int, int]] = []
-        for n in order:
-            row, column = int(rows[n]), int(columns[n])
-            if row not in used_row and column not in used_column:
-                used_row.add(row)
-                used_column.add(column)
+        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+            if row not in used[0] and column not in used[1]:
+                used[0].add(row)
+                used[1].add(column)
                 pairs.append((int(ids[row]), column))
         result = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
         return result[:, 0], result[:, 1]
@@ -240,17 +265,29 @@ class Mapper:
         older = [i for i in related if i not in window][: config.covisible]
         self._refine(window, older, max_landmarks=config.max_landmarks, iterations=config.iterations)
 
-    def refine_all(self, segment: int) -> None:
-        """Refine everything of a segment at once."""
-        members = self.graph.segment(segment)
-        if len(members) >= 2:
-            iterations = self._config.refinement.final_iterations
-            self._refine(members, [], max_landmarks=None, iterations=iterations)
+    def refine_all(self, segment: int) -> tuple[float, float]:
+        """One round over everything of a segment: known landmarks are looked for everywhere, then all is refined.
 
-    def _refine(self, free: list[int], fixed: list[int], *, max_landmarks: int | None, iterations: int) -> None:
+        Each round brings the map closer to itself, so the next one recognises more of it.
+
+        Returns:
+            Root of the mean squared reprojection error before and after, pixels; zeros with nothing to refine.
+        """
+        members, config = self.graph.segment(segment), self._config.refinement
+        if len(members) < 2:
+            return 0.0, 0.0
+        for k in members:
+            self.refind(k, related=config.final_related)
+        return self._refine(members, [], max_landmarks=None, iterations=config.final_iterations)
+
+    def _refine(
+        self, free: list[int], fixed: list[int], *, max_landmarks: int | None, iterations: int
+    ) -> tuple[float, float]:
+        """Refine, move the map, drop what contradicts it; root mean squared errors before and after, pixels."""
         ids, bundle = self._bundle(free, fixed, max_landmarks)
         if len(ids) == 0:
-            return
+            return 0.0, 0.0
+        before = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
         refined = self._refiner.refine(bundle, noise_px=self._config.tracks.noise_px, iterations=iterations)
         poses = {
             k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
@@ -258,6 +295,7 @@ class Mapper:
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
         self._drop_outliers(ids, bundle, refined)
+        return _root_mean_square(before), _root_mean_square(refined.error_px)
 
     def _bundle(self, free: list[int], fixed: list[int], max_landmarks: int | None) -> tuple[NDArray[np.int64], Bundle]:
         """The landmarks (ids) and observations of some keyframes, the most seen landmarks first."""
@@ -305,3 +343,9 @@ class Mapper:
             named[np.isin(named, gone)] = -1
         left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
+
+
+def _root_mean_square(errors_px: FloatArray) -> float:
+    """Of the errors that are finite: a point behind the camera has none."""
+    finite = errors_px[np.isfinite(errors_px)]
+    return float(np.sqrt(np.mean(finite**2))) if len(finite) else 0.0

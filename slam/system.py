@@ -32,11 +32,11 @@ from slam.front_end import FrontEnd, Located, NotLocated
 from slam.graph import KeyframeGraph
 from slam.initialisation import FirstPair, Initialiser, Waiting
 from slam.keyframes import KeyframePolicy
+from slam.landmarks import depths_in
 from slam.linking import Linker
-from slam.localization import depths_in
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
-from slam.recognition import Recogniser, Recognised
+from slam.recognition import Recognised, Recogniser
 from slam.refinement import Refiner
 from slam.stopwatch import Stopwatch
 from slam.tracking import refine_pose
@@ -278,20 +278,21 @@ class Slam:
     # --- the end --------------------------------------------------------------------------------------
 
     def _refine_everything(self) -> None:
-        graph = self._mapper.graph
-        with self._watch("final refinement"):
-            for segment in sorted(set(graph.segment_of.values())):
-                self._mapper.refine_all(segment)
-            self._log.place_again(graph, self._place_again)
-        self._emit(
-            GraphOptimised(
-                frame_index=self._log.records[-1].index,
-                world_from_keyframe=dict(graph.world_from_keyframe),
-                error_before=np.nan,
-                error_after=np.nan,
-                cause="final refinement",
+        """Rounds over the whole map, then every frame placed in what came out."""
+        graph, rounds = self._mapper.graph, self._config.refinement.final_rounds
+        for n in range(rounds):
+            errors = [self._mapper.refine_all(segment) for segment in sorted(set(graph.segment_of.values()))]
+            if n + 1 == rounds:
+                self._log.place_again(graph, self._place_again)
+            self._emit(
+                GraphOptimised(
+                    frame_index=self._log.records[-1].index,
+                    world_from_keyframe=dict(graph.world_from_keyframe),
+                    error_before=max(before for before, _ in errors),
+                    error_after=max(after for _, after in errors),
+                    cause=f"final refinement, round {n + 1} of {rounds} (errors: pixels)",
+                )
             )
-        )
 
     def _place_again(self, seen: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
         """A frame's pose in the final map, from the landmarks it saw; as it was when too few are left."""

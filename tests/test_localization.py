@@ -15,7 +15,8 @@ from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
 from slam.config import RelocalizationConfig
 from slam.front_end import NotLocated
-from slam.localization import Localised, NotLocalised, depths_in, localise, match_keyframes
+from slam.landmarks import depths_in
+from slam.localization import Localised, NotLocalised, localise, match_keyframes
 from slam.recognition import Recognised, Recogniser, recognise_place
 
 STEP = 6
