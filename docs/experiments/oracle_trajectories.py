@@ -5,8 +5,8 @@
 
 DIR holds trajectories in TUM format. Around each path points are drawn as a room or a street would show them; the
 tracker sees them to half a pixel, the predictor answers from the truth with the errors of `oracle.RELOC3R`. Beside
-it stands the graph that knows rotations and directions alone, over the same keyframes, with the same answers and
-started from the truth. `--fit` finds the error model from the published areas under the curve.
+it stands the graph that knows rotations and directions alone, over the same keyframes and with the same answers.
+`--fit` finds the error model from the published areas under the curve.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import RigidTransform
 from scipy.stats import chi
 
-from relocalizer.geometry import direction_angle, rotation_angle, rotation_matrix, stack_matrices, translation_of
+from relocalizer.geometry import direction_angle, rigid, rotation_angle, rotation_matrix, stack_matrices, translation_of
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate, PosePredictor, View
 from relocalizer.retrieval import FaissRetriever
@@ -89,6 +89,7 @@ class Outcome:
     keyframes: int
     keyframe_ate: float
     direction_only_ate: float
+    direction_only_ate_from_truth: float
     loops: list[Edge]
     false_loops: list[str]
     rejected: list[EdgeRejected]
@@ -115,8 +116,8 @@ def main() -> None:
 
 def print_table(folder: Path, paths: Sequence[CameraPath], variants: Sequence[int], max_frames: int) -> None:
     print("| path | frames | length m | errors | keyframes | ATE m | of the path | keyframe ATE m |", end="")
-    print(" direction-only m | ratio | coverage | loops | false | refused | seconds |")
-    print("|---" * 15 + "|")
+    print(" direction-only m | ratio | the same from truth m | coverage | loops | false | refused | seconds |")
+    print("|---" * 16 + "|")
     details: list[str] = []
     for path in paths:
         world = world_on(folder, path, max_frames)
@@ -139,7 +140,8 @@ def row(path: CameraPath, world: OracleWorld, variant: int, outcome: Outcome) ->
         f"{100 * found.ate_sim3.rmse / world.ground_truth.length:.3f} %",
         f"{outcome.keyframe_ate:.4f}",
         f"{outcome.direction_only_ate:.3f}",
-        f"1/{outcome.direction_only_ate / outcome.keyframe_ate:.0f}",
+        f"1/{outcome.direction_only_ate / outcome.keyframe_ate:.1f}",
+        f"{outcome.direction_only_ate_from_truth:.3f}",
         f"{100 * outcome.coverage:.1f} %",
         str(len(outcome.loops)),
         str(len(outcome.false_loops)),
@@ -209,13 +211,15 @@ def judge(
     frame_of = {k: keyframe.frame_index for k, keyframe in result.graph.keyframes.items()}
     loops = [e.edge for e in events if isinstance(e, EdgeAccepted) and e.edge.kind is EdgeKind.LOOP]
     kept = np.isin(truth.timestamps_ns, result.keyframe_trajectory.timestamps_ns)
+    graph = DirectionGraph.of(world, predictor, np.flatnonzero(kept).tolist())
     return Outcome(
         evaluation=evaluate(result.trajectory, truth),
         coverage=len(result.trajectory) / len(world.poses),
         segments=1 + len(result.segments),
         keyframes=len(frame_of),
         keyframe_ate=evaluate(result.keyframe_trajectory, truth).ate_sim3.rmse,
-        direction_only_ate=direction_only_ate(world, predictor, np.flatnonzero(kept).tolist()),
+        direction_only_ate=graph.ate(graph.equal_steps()),
+        direction_only_ate_from_truth=graph.ate(graph.truth),
         loops=loops,
         false_loops=[line for edge in loops if (line := what_is_false(world, edge, frame_of))],
         rejected=[e for e in events if isinstance(e, EdgeRejected)],
@@ -238,57 +242,76 @@ def what_is_false(world: OracleWorld, edge: Edge, frame_of: dict[int, int]) -> s
 # --- rotations and directions alone -------------------------------------------------------------------
 
 
-def direction_only_ate(world: OracleWorld, predictor: OraclePredictor, frames: Sequence[int]) -> float:
-    """ATE of the keyframes from pair estimates without lengths, the better of two robust kernels.
+@dataclass(frozen=True, eq=False)
+class DirectionGraph:
+    """Keyframes and what pairs of them say: (a, b, estimate), positions in `truth`."""
 
-    Started from the truth, with the distance of the two outermost keyframes given: what is left is what the
-    measurements leave open, not what the solver does not find.
-    """
-    pairs = neighbours_and_loops(world, frames)
-    encoded = [code for f in frames for code in predictor.encode([View(world.frame(f).image)])]
-    answers = predictor.relate([(encoded[a], encoded[b]) for a, b in pairs])
-    found = [(a, b, e) for (a, b), e in zip(pairs, answers, strict=True) if isinstance(e, PairEstimate)]
-    estimator = gtsam.noiseModel.mEstimator
-    kernels = (estimator.Huber.Create(1.345), estimator.GemanMcClure.Create(3.0))
-    truth = world.ground_truth
-    times = truth.timestamps_ns[np.array(frames)]
-    ates = []
-    for kernel in kernels:
-        poses = solve_directions([world.poses[f] for f in frames], found, kernel)
-        ates.append(evaluate(Trajectory(times, stack_matrices(poses)), truth).ate_sim3.rmse)
-    return min(ates)
+    times_ns: NDArray[np.int64]
+    truth: list[RigidTransform]
+    found: list[tuple[int, int, PairEstimate]]
+
+    @staticmethod
+    def of(world: OracleWorld, predictor: OraclePredictor, frames: Sequence[int]) -> DirectionGraph:
+        pairs = neighbours_and_loops(world, frames)
+        encoded = [code for f in frames for code in predictor.encode([View(world.frame(f).image)])]
+        answers = predictor.relate([(encoded[a], encoded[b]) for a, b in pairs])
+        found = [(a, b, e) for (a, b), e in zip(pairs, answers, strict=True) if isinstance(e, PairEstimate)]
+        return DirectionGraph(
+            world.ground_truth.timestamps_ns[np.array(frames)], [world.poses[f] for f in frames], found
+        )
+
+    def equal_steps(self) -> list[RigidTransform]:
+        """The truth but for what is not measured: each step from keyframe to keyframe is given the mean length."""
+        positions = np.array([translation_of(pose) for pose in self.truth])
+        steps = np.diff(positions, axis=0)
+        lengths = np.linalg.norm(steps, axis=1, keepdims=True)
+        even = steps / np.maximum(lengths, 1e-9) * lengths.mean()
+        places = np.concatenate([positions[:1], positions[0] + np.cumsum(even, axis=0)])
+        return [rigid(rotation_matrix(pose), place) for pose, place in zip(self.truth, places, strict=True)]
+
+    def ate(self, start: Sequence[RigidTransform]) -> float:
+        """ATE after solving, the better of two robust kernels; what the pairs leave open stays as in `start`."""
+        estimator = gtsam.noiseModel.mEstimator
+        huber, redescending = estimator.Huber.Create(1.345), estimator.GemanMcClure.Create(3.0)
+        convex = self.solve(start, huber)
+        return min(self._ate(poses) for poses in (convex, self.solve(convex, redescending)))
+
+    def _ate(self, poses: Sequence[RigidTransform]) -> float:
+        truth = Trajectory(self.times_ns, stack_matrices(self.truth))
+        return evaluate(Trajectory(self.times_ns, stack_matrices(poses)), truth).ate_sim3.rmse
+
+    def solve(self, start: Sequence[RigidTransform], kernel: gtsam.noiseModel.mEstimator.Base) -> list[RigidTransform]:
+        """Levenberg-Marquardt; gauge: the first keyframe, and its distance to the one farthest from it."""
+        graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
+        for k, pose in enumerate(start):
+            values.insert(k, gtsam.Pose3(pose.as_matrix()))
+        for a, b, estimate in self.found:
+            graph.add(pair_factor(a, b, estimate, kernel))
+        first = values.atPose3(0)
+        far = int(np.argmax([first.range(values.atPose3(k)) for k in range(len(start))]))
+        reach = first.range(values.atPose3(far))
+        graph.add(gtsam.PriorFactorPose3(0, first, gtsam.noiseModel.Isotropic.Sigma(6, 1e-6)))
+        graph.add(gtsam.RangeFactorPose3(0, far, reach, gtsam.noiseModel.Isotropic.Sigma(1, 1e-3 * reach)))
+        parameters = gtsam.LevenbergMarquardtParams()
+        parameters.setMaxIterations(200)
+        solution = gtsam.LevenbergMarquardtOptimizer(graph, values, parameters).optimize()
+        if not np.isfinite(graph.error(solution)):
+            raise RuntimeError("direction-only graph: the error is not finite")
+        return [RigidTransform.from_matrix(solution.atPose3(k).matrix()) for k in range(len(start))]
 
 
-def solve_directions(
-    start: Sequence[RigidTransform],
-    found: Sequence[tuple[int, int, PairEstimate]],
-    kernel: gtsam.noiseModel.mEstimator.Base,
-) -> list[RigidTransform]:
-    graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
-    for k, pose in enumerate(start):
-        values.insert(k, gtsam.Pose3(pose.as_matrix()))
-    for a, b, estimate in found:
-        rotation = gtsam.Rot3(estimate.i_from_j_rotation)
-        sigma_r, sigma_d = estimate.rotation_sigma_rad, estimate.direction_sigma_rad
-        if estimate.i_from_j_direction is None:
-            free = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [1e6] * 3))
-            noise = gtsam.noiseModel.Robust.Create(kernel, free)
-            graph.add(gtsam.BetweenFactorPose3(a, b, gtsam.Pose3(rotation, np.zeros(3)), noise))
-        else:
-            sure = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [sigma_d] * 2))
-            essential = gtsam.EssentialMatrix(rotation, gtsam.Unit3(estimate.i_from_j_direction))
-            graph.add(gtsam.EssentialMatrixConstraint(a, b, essential, gtsam.noiseModel.Robust.Create(kernel, sure)))
-    first = values.atPose3(0)
-    far = int(np.argmax([first.range(values.atPose3(k)) for k in range(len(start))]))
-    reach = first.range(values.atPose3(far))
-    graph.add(gtsam.PriorFactorPose3(0, first, gtsam.noiseModel.Isotropic.Sigma(6, 1e-6)))
-    graph.add(gtsam.RangeFactorPose3(0, far, reach, gtsam.noiseModel.Isotropic.Sigma(1, 1e-3 * reach)))
-    parameters = gtsam.LevenbergMarquardtParams()
-    parameters.setMaxIterations(200)
-    solution = gtsam.LevenbergMarquardtOptimizer(graph, values, parameters).optimize()
-    if not np.isfinite(graph.error(solution)):
-        raise RuntimeError("direction-only graph: the error is not finite")
-    return [RigidTransform.from_matrix(solution.atPose3(k).matrix()) for k in range(len(start))]
+def pair_factor(
+    a: int, b: int, estimate: PairEstimate, kernel: gtsam.noiseModel.mEstimator.Base
+) -> gtsam.NonlinearFactor:
+    rotation = gtsam.Rot3(estimate.i_from_j_rotation)
+    sigma_r, sigma_d = estimate.rotation_sigma_rad, estimate.direction_sigma_rad
+    if estimate.i_from_j_direction is None:
+        sigmas = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [1e6] * 3))
+        noise = gtsam.noiseModel.Robust.Create(kernel, sigmas)
+        return gtsam.BetweenFactorPose3(a, b, gtsam.Pose3(rotation, np.zeros(3)), noise)
+    sigmas = gtsam.noiseModel.Diagonal.Sigmas(np.array([sigma_r] * 3 + [sigma_d] * 2))
+    essential = gtsam.EssentialMatrix(rotation, gtsam.Unit3(estimate.i_from_j_direction))
+    return gtsam.EssentialMatrixConstraint(a, b, essential, gtsam.noiseModel.Robust.Create(kernel, sigmas))
 
 
 def neighbours_and_loops(world: OracleWorld, frames: Sequence[int]) -> list[tuple[int, int]]:
