@@ -20,6 +20,10 @@ from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap, triangulate
 
 CENTRE = np.array([0.0, 0.0, 1.5])
+FIRST_PAIR = InitialisationConfig(
+    min_parallax_px=24.0, min_landmarks=60, min_landmark_parallax_deg=0.3, min_parallax_deg=1.5
+)
+CONFIG = SlamConfig(initialisation=FIRST_PAIR)
 
 
 def world_of(poses, **changes):
@@ -52,7 +56,7 @@ class Start:
 
 
 def start(world, config=None, predictor=None, **noise):
-    config = config or SlamConfig()
+    config = config or CONFIG
     tracker, landmarks = OracleTracker(world), LandmarkMap()
     front_end = FrontEnd(config, tracker, KeyframeGraph(), landmarks)
     predictor = predictor or OraclePredictor(world, **noise)
@@ -106,7 +110,7 @@ def test_the_length_puts_the_median_landmark_at_depth_one(walked):
 
 def test_the_pair_has_the_parallax_that_was_asked_for(walked):
     _, outcomes = walked
-    assert outcomes[-1].parallax_deg >= InitialisationConfig().min_parallax_deg
+    assert outcomes[-1].parallax_deg >= FIRST_PAIR.min_parallax_deg
 
 
 def test_the_frames_between_are_all_there_in_order_without_either_end(walked):
@@ -198,7 +202,7 @@ def test_tracks_that_contradict_the_estimate_give_no_pair_but_a_count():
 
 
 def test_too_little_parallax_is_said_in_degrees():
-    config = SlamConfig(initialisation=InitialisationConfig(min_parallax_deg=25.0, min_parallax_px=5.0))
+    config = SlamConfig(initialisation=FIRST_PAIR.model_copy(update={"min_parallax_deg": 25.0, "min_parallax_px": 5.0}))
     begun = start(world_of(room_path(60, 0.3)), config, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     reasons = [begun.take(index).reason for index in range(15)]
     assert any(re.fullmatch(r"parallax [\d.]+ deg, 25 needed", r) for r in reasons)
@@ -217,10 +221,10 @@ def wide(step=10):
 
     begun = start(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     tracker = Breaking(world)
-    config, landmarks = SlamConfig(), LandmarkMap()
-    begun.front_end = FrontEnd(config, tracker, KeyframeGraph(), landmarks)
+    landmarks = LandmarkMap()
+    begun.front_end = FrontEnd(CONFIG, tracker, KeyframeGraph(), landmarks)
     predictor = OraclePredictor(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
-    begun.initialiser = Initialiser(config, landmarks, begun.front_end, predictor, tracker)
+    begun.initialiser = Initialiser(CONFIG, landmarks, begun.front_end, predictor, tracker)
     return begun
 
 

@@ -64,10 +64,13 @@ class Linked:
         return self.graph.edges_of(EdgeKind.LOOP)
 
 
-def linked(builder, retriever=None, predictor=None, **config):
+CONFIG = LinkingConfig(neighbours=4, loop_candidates=4, loop_min_gap=10, loop_min_similarity=0.6, loop_min_inliers=30)
+
+
+def linked(builder, retriever=None, predictor=None, **changes):
     events = []
     linker = Linker(
-        LinkingConfig(**config),
+        CONFIG.model_copy(update=changes),
         builder.mapper,
         predictor or builder.predictor,
         retriever or FaissRetriever(),
@@ -227,7 +230,7 @@ def test_a_place_seen_again_closes_a_loop(closed):
     tied, _ = closed
     [edge] = tied.loops()
     assert edge.j - edge.i > 25
-    assert edge.inliers >= LinkingConfig().loop_min_inliers
+    assert edge.inliers >= CONFIG.loop_min_inliers
     assert [e.edge for e in tied.of(EdgeAccepted)][-1] is edge
 
 

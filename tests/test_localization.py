@@ -228,8 +228,11 @@ class Fixed:
         return [Candidate(key, 0.9) for key in self.keys if key not in exclude][:k]
 
 
-def recogniser(builder, retriever, **changes):
-    return Recogniser(RelocalizationConfig(**changes), builder.mapper, builder.predictor, retriever)
+CONFIG = RelocalizationConfig(candidates=5, min_inliers=25)
+
+
+def recogniser(builder, retriever):
+    return Recogniser(CONFIG, builder.mapper, builder.predictor, retriever)
 
 
 def test_the_active_keyframe_is_tried_first(walk):
@@ -298,7 +301,7 @@ def test_a_predictor_that_knows_nothing_still_leaves_the_search(walk):
         def relate(self, pairs):
             return [NoEstimate("mute")] * len(pairs)
 
-    mute = Recogniser(RelocalizationConfig(), walk.mapper, Mute(walk.world), Fixed())
+    mute = Recogniser(CONFIG, walk.mapper, Mute(walk.world), Fixed())
     found = mute.recognise(walk.seen(NEAR), active=4)
     assert isinstance(found, Recognised)
     assert error_of(found.world_from_cam, walk, NEAR)[1] < 0.02
