@@ -21,11 +21,11 @@ from relocalizer.geometry import (
 )
 from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
-from slam.config import LinkingConfig
+from slam.config import LandmarksConfig, LinkingConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, GraphOptimised, ScaleUnobservable
 from slam.graph import EdgeKind
 from slam.linking import UNKNOWN_LOG_SCALE, Linker
-from slam.optimizer import GtsamOptimizer, first_of_each_part
+from slam.optimizer import GtsamOptimizer, Solution, first_of_each_part
 
 STEP = 6
 ROUND = 210  # frames of one round of the walk: frame 210 sees what frame 0 saw
@@ -67,14 +67,21 @@ class Linked:
 CONFIG = LinkingConfig(neighbours=4, loop_candidates=4, loop_min_gap=10, loop_min_similarity=0.6, loop_min_inliers=30)
 
 
-def linked(builder, retriever=None, predictor=None, **changes):
+class Idle:
+    """An optimizer that leaves every pose where it is."""
+
+    def optimise(self, graph):
+        return Solution(world_from_keyframe={}, error_before=0.0, error_after=0.0)
+
+
+def linked(builder, retriever=None, predictor=None, *, optimizer=None, **changes):
     events = []
     linker = Linker(
         CONFIG.model_copy(update=changes),
         builder.mapper,
         predictor or builder.predictor,
         retriever or FaissRetriever(),
-        GtsamOptimizer(),
+        optimizer or GtsamOptimizer(),
         events.append,
     )
     return Linked(builder, linker, events)
@@ -281,6 +288,25 @@ def test_after_a_loop_both_ends_see_the_same_landmarks(closed):
         assert len(np.unique(tracks.ids)) == len(tracks)
 
 
+def test_what_the_new_keyframe_called_by_its_own_names_gets_the_old_ones():
+    # Nothing is found again by projection here: the names come from the loop alone.
+    config = SlamConfig(landmarks=LandmarksConfig(refind_keyframes=0))
+    builder = build(room(), config=config)
+    tied = linked(builder, Told(0))
+    for index in range(0, ROUND + STEP, STEP):
+        j = add(tied, index)
+    landmarks = builder.mapper.landmarks
+    own = landmarks.feature_tracks[j].copy()
+    assert tied.linker.close_loops(j)
+    now = landmarks.feature_tracks[j]
+    renamed = (own >= 0) & (now != own)
+    assert renamed.sum() > 20
+    assert np.isin(now[renamed], landmarks.observed[0].ids).mean() > 0.5
+    assert not landmarks.has_place(own[renamed]).any()
+    assert landmarks.has_place(now[renamed]).all()
+    assert not np.isin(own[renamed], np.concatenate([t.ids for t in landmarks.observed.values()])).any()
+
+
 def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
     tied, _ = closed
     told = Told(*tied.graph.keyframes)
@@ -364,10 +390,9 @@ def test_true_points_in_too_small_a_number_are_refused_with_the_threshold():
 OTHER_WORLD = Similarity(exp_so3([0.4, -0.3, 0.8]), [5.0, -3.0, 2.0], 2.5)
 
 
-@pytest.fixture(scope="module")
-def joined():
+def two_segments(optimizer=None):
     """A first segment, and a second one in a world of its own that comes to the place of the first."""
-    tied = linked(build(room()))
+    tied = linked(build(room()), optimizer=optimizer)
     for index in range(0, 12 * STEP, STEP):
         tied.linker.remember(add(tied, index))
     for index in range(ROUND - 6 * STEP, ROUND + 3 * STEP, STEP):
@@ -378,6 +403,21 @@ def joined():
             break
         tied.linker.remember(k)
     return tied
+
+
+@pytest.fixture(scope="module")
+def joined():
+    return two_segments()
+
+
+def test_joining_alone_puts_the_segment_into_place_before_anything_is_solved():
+    tied = two_segments(Idle())
+    assert tied.loops()
+    world = tied.builder.world
+    for k in range(12, tied.graph.last_id + 1):
+        truth = translation_of(world.poses[tied.graph.keyframes[k].frame_index])
+        assert np.linalg.norm(tied.graph.world_from_keyframe[k].translation - truth) < 0.05
+        assert tied.graph.world_from_keyframe[k].scale == pytest.approx(1 / 2.5, rel=0.03)
 
 
 def test_a_loop_joins_two_segments(joined):

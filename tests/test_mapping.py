@@ -184,6 +184,53 @@ def test_what_looks_different_is_not_taken_for_the_point(fresh):
     assert len(again) < 5
 
 
+# One point, one name
+
+
+@pytest.fixture
+def twice():
+    """Keyframes after the third follow only every other track, so that many points get a second name."""
+    config = SlamConfig(landmarks=LandmarksConfig(refind_keyframes=0))
+    builder = build(room(), range(0, 3 * STEP, STEP), config=config)
+    tracks = builder.followed(3 * STEP)
+    tracks = tracks.where(np.arange(len(tracks)) % 2 == 0)
+    pose = Similarity.from_rigid(builder.world.poses[3 * STEP])
+    builder.mapper.insert(builder.seen(3 * STEP), tracks, pose, 0)
+    builder.add(4 * STEP)
+    return builder
+
+
+def surplus(builder):
+    """How many placed landmarks are second names of a point that has one already."""
+    truth = truth_of(builder, builder.mapper.landmarks.placed_ids())
+    return len(truth) - len(np.unique(truth, axis=0))
+
+
+def test_two_names_of_one_point_become_one(twice):
+    before = surplus(twice)
+    old = twice.mapper.landmarks.placed_ids()
+    truth = truth_of(twice, old)
+    twice.mapper.refind(4, related=12)
+    gone = ~twice.mapper.landmarks.has_place(old)
+    assert before > 20
+    assert surplus(twice) < 0.5 * before
+    names = twice.mapper.landmarks.renamed(Tracks(old[gone], np.zeros((int(gone.sum()), 2), np.float32)))
+    kept = truth[np.searchsorted(old, names.ids)]
+    assert (np.sort(kept, axis=0) == np.sort(truth[gone], axis=0)).all(axis=1).mean() > 0.95
+    assert (names.ids < old[gone].max()).all()
+
+
+def test_names_whose_depths_disagree_stay_two(twice):
+    landmarks = twice.mapper.landmarks
+    second = landmarks.placed_ids()
+    second = second[landmarks.anchor[second] == 3]
+    landmarks.point_in_anchor[second] *= 2.0
+    before = surplus(twice)
+    twice.mapper.refind(4, related=12)
+    assert len(second) > 20
+    assert surplus(twice) == before
+
+
 # Relations
 
 

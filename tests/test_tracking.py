@@ -292,6 +292,27 @@ def test_a_prior_is_as_sure_as_its_sigmas():
     assert np.allclose(np.linalg.eigvalsh(information[3:, 3:]), [0.0, 400.0, 400.0], atol=1e-6)
 
 
+def test_points_and_a_prior_that_disagree_settle_where_neither_gains():
+    sight, rng = Sight(13, count=12), np.random.default_rng(13)
+    wrong = sight.pose * rigid(exp_so3([0.003, -0.004, 0.002]), [0.01, 0.005, -0.01])
+    root = rng.normal(size=(6, 6))
+    prior = PosePrior(wrong, 2e4 * root @ root.T)
+    pose = sight.fit(sight.pose, prior=prior).world_from_cam
+
+    def prior_cost(delta):
+        moved = rigid(exp_so3(delta[:3]), delta[3:]) * pose.inv()
+        off = moved * wrong
+        error = np.concatenate([log_so3(rotation_matrix(off)), translation_of(off)])
+        return 0.5 * error @ prior.information @ error
+
+    h = 1e-6
+    pull = np.array([(prior_cost(h * e) - prior_cost(-h * e)) / (2 * h) for e in np.eye(6)])
+    push = numeric_gradient(sight, pose)
+    scale = np.sqrt(np.diag(sight_information(sight, pose) + prior.information))
+    assert np.abs(pull / scale).max() > 0.1  # they do disagree
+    assert np.abs((pull + push) / scale).max() < 0.02
+
+
 def test_many_points_outvote_a_wrong_prior_and_few_do_not():
     def angle_left(count):
         sight = Sight(10, count=count)
