@@ -48,6 +48,7 @@ class Linker:
         self._retriever = retriever
         self._optimizer = optimizer
         self._emit = emit
+        self._scale_is_observable = True
 
     # --- neighbours -----------------------------------------------------------------------------------
 
@@ -101,6 +102,23 @@ class Linker:
             kind=EdgeKind.ODOMETRY,
             inliers=len(shared),
         )
+
+    def watch_scale(self, k: int, needed_deg: float) -> None:
+        """Say when keyframe k gives new points no depth, because the camera turned more than it moved.
+
+        Said once for each such stretch: again only after the parallax has been twice what is needed.
+        """
+        members = self._mapper.segment_keyframes(k)
+        if len(members) < 2:
+            return
+        i = members[-2]
+        parallax = self._mapper.parallax_deg(i, k)
+        if parallax < needed_deg and self._scale_is_observable:
+            self._scale_is_observable = False
+            reason = f"parallax {parallax:.2f} deg between keyframes {i} and {k}, {needed_deg:g} needed"
+            self._emit(ScaleUnobservable(frame_index=self._frame_of(k), reason=f"{reason} to give new points a depth"))
+        elif parallax > 2 * needed_deg:
+            self._scale_is_observable = True
 
     # --- loops ----------------------------------------------------------------------------------------
 

@@ -255,6 +255,17 @@ class Mapper:
         ranked = sorted((i for i in others if shared[i] > 0), key=lambda i: (-shared[i], -i))
         return ranked[:count]
 
+    def parallax_deg(self, i: int, k: int) -> float:
+        """Median angle, at the landmarks both keyframes see, between their rays; 0 when they share none."""
+        shared = np.intersect1d(self.landmarks.observed[i].ids, self.landmarks.observed[k].ids, assume_unique=True)
+        shared = shared[self.landmarks.has_place(shared)]
+        if len(shared) == 0:
+            return 0.0
+        points = self.landmarks.points_world(shared, self.graph)
+        a, b = (points - self.graph.world_from_keyframe[n].translation for n in (i, k))
+        angles = np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1))
+        return float(np.degrees(np.median(angles)))
+
     # --- refinement -----------------------------------------------------------------------------------
 
     def refine_window(self, k: int) -> None:

@@ -221,6 +221,7 @@ class Slam:
         mapper, k = self._mapper, keyframe.id
         self._announce(keyframe, reason)
         with self._watch("link"):
+            self._linker.watch_scale(k, 0.5 * self._config.landmarks.min_parallax_deg)
             self._linker.tie_to_neighbours(k, self._config.refinement.window)
             closed = self._linker.close_loops(k)
             self._linker.remember(k)

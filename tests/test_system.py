@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, look_along, room_path, room_points
 
-from relocalizer.geometry import rotation_matrix
+from relocalizer.geometry import rotation_angle, rotation_matrix
 from relocalizer.retrieval import FaissRetriever
 from slam.config import SlamConfig
 from slam.evaluate import evaluate
@@ -18,6 +18,7 @@ from slam.events import (
     KeyframeAdded,
     Relocalised,
     RunFinished,
+    ScaleUnobservable,
     TrackingLost,
     TrackingState,
 )
@@ -101,7 +102,7 @@ def test_events_come_in_order_and_tell_the_whole_run(room):
 
 
 def test_the_same_input_gives_the_same_bytes(room):
-    world, first, _ = room
+    _, first, _ = room
     second, _ = run(world_of(room_path()))
     assert second.trajectory.world_from_cam.tobytes() == first.trajectory.world_from_cam.tobytes()
 
@@ -144,7 +145,7 @@ def test_a_blackout_loses_the_camera_and_the_map_brings_it_back():
 
 
 def test_frames_before_the_first_pair_get_their_poses_in_hindsight(room):
-    world, result, events = room
+    _, result, events = room
     [first] = of(events, Initialised)
     assert first.frame_indices[1] > 1
     assert set(range(first.frame_indices[1])) <= set(result.frame_indices.tolist())
@@ -153,3 +154,20 @@ def test_frames_before_the_first_pair_get_their_poses_in_hindsight(room):
 def test_the_camera_of_the_world_is_used_as_given(room):
     _, result, _ = room
     assert all(k.camera == CAMERA for k in result.graph.keyframes.values())
+
+
+def test_a_stretch_of_turning_says_that_scale_is_unobservable_and_keeps_the_map():
+    walk = room_path(200, turns=0.8)[:120]
+    centre = walk[-1].translation
+    ahead = rotation_matrix(walk[-1])[:, 2]
+    start = np.arctan2(ahead[1], ahead[0])
+    turned = [
+        look_along(centre, np.array([np.cos(start + a), np.sin(start + a), 0.0])) for a in np.linspace(0, 0.35, 30)
+    ]
+    world = world_of([*walk, *turned])
+    result, events = run(world)
+    said = [e for e in of(events, ScaleUnobservable) if "parallax" in e.reason]
+    assert len(said) == 1
+    assert said[0].frame_index >= 115
+    assert "0.5 needed" in said[0].reason
+    assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
