@@ -16,7 +16,7 @@ from slam.config import LinkingConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
 from slam.landmarks import depths_in
-from slam.localization import Localised, NotLocalised
+from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
 from slam.recognition import recognise_place
@@ -181,7 +181,7 @@ class Linker:
             i=c,
             j=k,
             i_from_j=pose_c.inverse() @ seen_from_c,
-            sigmas=_sigmas(found.fit.information, pose_c.scale, log_scale_sigma),
+            sigmas=_sigmas(self._loop_information(k, found), pose_c.scale, log_scale_sigma),
             kind=EdgeKind.LOOP,
             inliers=found.fit.inlier_count,
         )
@@ -193,26 +193,34 @@ class Linker:
         self._unite_landmarks(k, found)
         mapper.refind(k)
 
+    def _loop_information(self, k: int, found: Localised) -> FloatArray:
+        """Information (6, 6) of a loop's pose, from landmarks that are themselves uncertain."""
+        graph, landmarks, ids = self._mapper.graph, self._mapper.landmarks, found.matches.tracks.ids
+        return pose_information(
+            landmarks.points_world(ids, graph),
+            landmarks.depth_deviation_world(ids, graph),
+            graph.keyframes[k].camera,
+            found.fit.world_from_cam,
+            FEATURE_NOISE_PX,
+        )
+
     def _relative_scale(self, k: int, found: Localised) -> tuple[float, float]:
         """How k's map units must be stretched to agree with the old landmarks, and the sigma of its logarithm."""
         mapper, graph = self._mapper, self._mapper.graph
         own = mapper.landmarks.feature_tracks[k][found.matches.feature]
         both = own >= 0
         both[both] = mapper.landmarks.has_place(own[both])
-        if int(both.sum()) < MIN_SCALE_LANDMARKS:
-            reason = f"loop at keyframe {k}: {int(both.sum())} landmarks have depth on both sides, "
-            self._emit(
-                ScaleUnobservable(
-                    frame_index=self._frame_of(k), reason=f"{reason}{MIN_SCALE_LANDMARKS} needed for its scale"
-                )
-            )
-            return 1.0, UNKNOWN_LOG_SCALE
         old_points = mapper.landmarks.points_world(found.matches.tracks.ids[both], graph)
         own_points = mapper.landmarks.points_world(own[both], graph)
         old_depth = depths_in(old_points, found.fit.world_from_cam)
         own_depth = depths_in(own_points, graph.world_from_keyframe[k].rigid)
         positive = (old_depth > 1e-9) & (own_depth > 1e-9)
-        return fit_relative_scale(old_depth[positive], own_depth[positive])
+        if int(positive.sum()) >= MIN_SCALE_LANDMARKS:
+            return fit_relative_scale(old_depth[positive], own_depth[positive])
+        reason = f"loop at keyframe {k}: {int(positive.sum())} landmarks have depth on both sides"
+        reason = f"{reason}, {MIN_SCALE_LANDMARKS} needed for its scale"
+        self._emit(ScaleUnobservable(frame_index=self._frame_of(k), reason=reason))
+        return 1.0, UNKNOWN_LOG_SCALE
 
     def _optimise(self, k: int, cause: str) -> None:
         graph = self._mapper.graph

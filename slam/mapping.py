@@ -25,6 +25,7 @@ SAME_POINT_SIMILARITY = 0.7
 SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
+WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
 
 class Mapper:
@@ -274,7 +275,13 @@ class Mapper:
         window = self.segment_keyframes(k)[-config.window :]
         related = self.related(k, config.covisible + len(window))
         older = [i for i in related if i not in window][: config.covisible]
-        self._refine(window, older, max_landmarks=config.max_landmarks, iterations=config.iterations)
+        self._refine(
+            window,
+            older,
+            max_landmarks=config.max_landmarks,
+            iterations=config.iterations,
+            relative_tolerance=WINDOW_TOLERANCE,
+        )
 
     def refine_all(self, segment: int) -> tuple[float, float]:
         """One round over everything of a segment: known landmarks are looked for everywhere, then all is refined.
@@ -292,14 +299,25 @@ class Mapper:
         return self._refine(members, [], max_landmarks=None, iterations=config.final_iterations)
 
     def _refine(
-        self, free: list[int], fixed: list[int], *, max_landmarks: int | None, iterations: int
+        self,
+        free: list[int],
+        fixed: list[int],
+        *,
+        max_landmarks: int | None,
+        iterations: int,
+        relative_tolerance: float = 1e-5,
     ) -> tuple[float, float]:
         """Refine, move the map, drop what contradicts it; root mean squared errors before and after, pixels."""
         ids, bundle = self._bundle(free, fixed, max_landmarks)
         if len(ids) == 0:
             return 0.0, 0.0
         before = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
-        refined = self._refiner.refine(bundle, noise_px=self._config.tracks.noise_px, iterations=iterations)
+        refined = self._refiner.refine(
+            bundle,
+            noise_px=self._config.tracks.noise_px,
+            iterations=iterations,
+            relative_tolerance=relative_tolerance,
+        )
         poses = {
             k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
         }

@@ -58,7 +58,9 @@ class Refined:
 
 
 class Refiner(Protocol):
-    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int) -> Refined: ...
+    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5) -> Refined:
+        """Poses and points that fit the observations better; stops when the error falls by less than the tolerance."""
+        ...
 
 
 def reprojection_errors(
@@ -78,7 +80,7 @@ def reprojection_errors(
 class GtsamRefiner:
     """Levenberg-Marquardt over projection factors with a Huber kernel."""
 
-    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int) -> Refined:
+    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5) -> Refined:
         graph, start = gtsam.NonlinearFactorGraph(), gtsam.Values()
         for k, pose in bundle.world_from_cam.items():
             start.insert(k, gtsam.Pose3(pose.as_matrix()))
@@ -89,7 +91,7 @@ class GtsamRefiner:
         self._pin(graph, start, bundle)
         parameters = gtsam.LevenbergMarquardtParams()
         parameters.setMaxIterations(iterations)
-        parameters.setRelativeErrorTol(1e-5)
+        parameters.setRelativeErrorTol(relative_tolerance)
         solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
         if not np.isfinite(graph.error(solution)):
             solution = start  # a singular system: better the old map than a broken one
