@@ -43,10 +43,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """A frame with its grey picture, its local features, and the tracks it sees."""
+    """A frame with its local features and the tracks it sees."""
 
     frame: Frame
-    gray: Image
     features: LocalFeatures
     tracks: Tracks
 
@@ -70,14 +69,12 @@ class Keyframe:
         encoded: what the pair predictor remembers of the picture (opaque).
         descriptor: unit vector (D,) float32 for place recognition.
         features: local features of the picture.
-        gray: (H, W) uint8, to find its points again in later pictures.
     """
 
     id: int
     frame_index: int
     timestamp_ns: int
     camera: Camera
-    gray: Image
     encoded: Encoded
     descriptor: NDArray[np.float32]
     features: LocalFeatures

@@ -90,7 +90,7 @@ class Initialiser:
         self._landmarks.descriptor[ids] = features.descriptors
         tracks = Tracks(ids, features.pixels)
         self._front_end.tracks = tracks
-        self._reference = Seen(frame, gray, features, tracks)
+        self._reference = Seen(frame, features, tracks)
         self._encoded = self._encode(self._reference)
         self._next_try_px = self._config.min_parallax_px
         self._between = []
@@ -101,7 +101,7 @@ class Initialiser:
         if moved < self._next_try_px:
             return Waiting(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
         self._next_try_px = RETRY_GROWTH * moved
-        return self._try(first, Seen(frame, gray, self._tracker.detect(gray), self._front_end.tracks))
+        return self._try(first, Seen(frame, self._tracker.detect(gray), self._front_end.tracks))
 
     def _take_by_looks(self, first: Seen, frame: Frame, gray: Image) -> FirstPair | Waiting:
         """Where the step was too wide to follow, the reference's points are recognised by their descriptors."""
@@ -112,7 +112,7 @@ class Initialiser:
             self._begin(frame, gray, features)
             return Waiting(f"tracks broke: {len(tracks)} points recognised, {self._config.min_landmarks} needed")
         self._front_end.tracks = tracks
-        outcome = self._try(first, Seen(frame, gray, features, tracks))
+        outcome = self._try(first, Seen(frame, features, tracks))
         if isinstance(outcome, Waiting):
             self._begin(frame, gray, features)
         return outcome

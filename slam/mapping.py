@@ -51,7 +51,6 @@ class Mapper:
             frame_index=frame.index,
             timestamp_ns=frame.timestamp_ns,
             camera=frame.camera,
-            gray=seen.gray,
             encoded=encoded,
             descriptor=self._predictor.describe(encoded),
             features=seen.features,

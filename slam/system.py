@@ -332,7 +332,7 @@ class Slam:
     # --- seeing and telling ---------------------------------------------------------------------------
 
     def _see(self, frame: Frame, gray: Image) -> Seen:
-        return Seen(frame, gray, self._tracker.detect(gray), self._front_end.tracks)
+        return Seen(frame, self._tracker.detect(gray), self._front_end.tracks)
 
     def _emit(self, event: Event) -> None:
         for observer in self._observers:

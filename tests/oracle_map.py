@@ -9,6 +9,7 @@ import numpy as np
 from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 
 from relocalizer.geometry import Similarity
+from relocalizer.images import Image
 from slam.config import SlamConfig
 from slam.frames import Seen
 from slam.mapping import Mapper
@@ -33,7 +34,11 @@ class MapBuilder:
     def seen(self, index: int, tracks: Tracks | None = None) -> Seen:
         frame = self.world.frame(index)
         gray = self.tracker.gray(frame.image)
-        return Seen(frame, gray, self.tracker.detect(gray), tracks or Tracks.none())
+        return Seen(frame, self.tracker.detect(gray), tracks or Tracks.none())
+
+    def gray_of(self, k: int) -> Image:
+        """The grey picture keyframe k was made of."""
+        return self.tracker.gray(self.world.frame(self.mapper.graph.keyframes[k].frame_index).image)
 
     def followed(self, index: int) -> Tracks:
         """The newest keyframe's tracks, in frame `index`."""
@@ -42,7 +47,7 @@ class MapBuilder:
             return Tracks.none()
         before = self.mapper.landmarks.observed[k]
         gray = self.tracker.gray(self.world.frame(index).image)
-        pixels, found = self.tracker.follow(self.mapper.graph.keyframes[k].gray, gray, before.pixels, before.pixels)
+        pixels, found = self.tracker.follow(self.gray_of(k), gray, before.pixels, before.pixels)
         return Tracks(before.ids, pixels).where(found)
 
     def add(self, index: int, *, pose: Similarity | None = None, segment: int = 0, follow: bool = True) -> int:

@@ -25,7 +25,6 @@ def keyframe(k):
         frame_index=10 * k,
         timestamp_ns=10 * k,
         camera=CAMERA,
-        gray=IMAGE[:, :, 0],
         encoded=None,
         descriptor=np.ones(1, np.float32),
         features=features,

@@ -203,7 +203,7 @@ def test_a_keyframe_recognised_at_a_place_long_ago_is_tied_to_that_place():
     k, builder = tied.graph.last_id, tied.builder
     tracks = builder.mapper.landmarks.observed[0]
     gray = builder.tracker.gray(builder.world.frame(2).image)
-    pixels, found = builder.tracker.follow(tied.graph.keyframes[0].gray, gray, tracks.pixels, tracks.pixels)
+    pixels, found = builder.tracker.follow(builder.gray_of(0), gray, tracks.pixels, tracks.pixels)
     recognised = type(tracks)(tracks.ids, pixels).where(found)
     new = builder.mapper.insert(builder.seen(2), recognised, Similarity.from_rigid(builder.world.poses[2]), 0).id
     tied.linker.tie_to_neighbours(new, window=8)

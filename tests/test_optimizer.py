@@ -24,7 +24,6 @@ def keyframe(k):
         frame_index=k,
         timestamp_ns=k,
         camera=CAMERA,
-        gray=np.zeros((6, 8), np.uint8),
         encoded=None,
         descriptor=np.ones(1, np.float32),
         features=features,

@@ -104,7 +104,6 @@ def keyframe_event(n: int, k: int, pose: Similarity | None = None) -> KeyframeAd
         frame_index=k,
         timestamp_ns=START_NS + k * FRAME_NS,
         camera=CAMERA,
-        gray=np.zeros((48, 64), np.uint8),
         encoded=object(),
         descriptor=np.array([1.0], np.float32),
         features=features,
