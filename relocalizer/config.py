@@ -42,7 +42,3 @@ class GeometricConfig(Section):
         description="Less motion than this beyond the rotation leaves the direction unknown, pixels.",
     )
     min_inliers: int = Field(20, ge=8, le=10000, description="Fewer agreeing matches give no estimate.")
-
-
-class RetrievalConfig(Section):
-    """Place recognition."""

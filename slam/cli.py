@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from relocalizer.errors import ConfigError, OutputError, TrajectoryError, UserError
+from relocalizer.errors import ConfigError, OutputError, TrajectoryError, UserError, WeightsError
 
 if TYPE_CHECKING:
     from slam.config import SlamConfig
     from slam.events import Observer
     from slam.pipeline import PredictorChoice, RunOutcome, RunStatistics
+    from slam.rerun_viewer import RerunViewer
     from slam.results import RunFolder
     from slam.sequence import FrameSource
 
@@ -54,6 +55,21 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="One setting; may be repeated, wins over files."),
 ]
+PredictorName = Annotated[
+    Predictor | None,
+    typer.Option("--predictor", help="Who estimates the pose of a pair. Default: auto.", show_default=False),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Reloc3r checkpoint: a folder, a file or a Hugging Face id.")
+]
+RandomWeights = Annotated[
+    bool,
+    typer.Option("--random-weights", help="Reloc3r without trained weights: real cost, poses that mean nothing."),
+]
+CameraFile = Annotated[Path | None, typer.Option("--camera", help="camera.yaml with the intrinsics of these pictures.")]
+Stride = Annotated[int, typer.Option("--stride", min=1, help="Use every N-th frame.")]
+Start = Annotated[int, typer.Option("--start", min=0, help="Skip this many frames at the beginning.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -113,6 +129,7 @@ class _RunRequest:
     out: Path | None
     camera: Path | None
     view: View
+    wait: bool
     record: Path | None
     start: int
     stride: int
@@ -137,20 +154,22 @@ def run(
     ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
-    predictor: Annotated[
-        Predictor | None,
-        typer.Option(help="Who estimates the pose of a pair. Default: auto.", show_default=False),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Reloc3r checkpoint: a folder, a file or a Hugging Face id.")
-    ] = None,
-    camera: Annotated[Path | None, typer.Option(help="camera.yaml with the intrinsics of these pictures.")] = None,
-    view: Annotated[View, typer.Option(help="Watch live: spawn opens the Rerun viewer, web a browser.")] = "none",
+    predictor: PredictorName = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    camera: CameraFile = None,
+    view: Annotated[
+        View,
+        typer.Option(help="Watch live: spawn opens the Rerun viewer; web serves a page, after the run until Ctrl-C."),
+    ] = "none",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="With --view web: end with the run, and the page with it.")
+    ] = False,
     record: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd) to look at later.")] = None,
     max_frames: Annotated[int | None, typer.Option(min=2, help="Stop after this many frames.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Use every N-th frame.")] = 1,
-    start: Annotated[int, typer.Option(min=0, help="Skip this many frames at the beginning.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
+    stride: Stride = 1,
+    start: Start = 0,
+    seed: Seed = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -169,16 +188,22 @@ def run(
     Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130).
     """
     request = _RunRequest(
-        source=source, out=out, camera=camera, view=view, record=record,
+        source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
     )  # fmt: skip
-    flags = [f"predictor.kind={predictor}"] if predictor else []
-    flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
-    flags += [f"seed={seed}"] if seed is not None else []
+    flags = _flags(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
 
     from slam.settings import load_config
 
     raise typer.Exit(_run(request, load_config(config, [*overrides, *flags])))
+
+
+def _flags(*, predictor: Predictor | None, weights: str | None, random_weights: bool, seed: int | None) -> list[str]:
+    """Options that are settings, as overrides; they win over --set."""
+    flags = [f"predictor.kind={predictor}"] if predictor else []
+    flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
+    flags += ["predictor.random_weights=true"] if random_weights else []
+    return flags + ([f"seed={seed}"] if seed is not None else [])
 
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
@@ -190,16 +215,12 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
 
     _check_files(request)
     choice = choose_predictor(config)
-    if config.predictor.weights and choice.kind == "geometric":
-        raise ConfigError(
-            "predictor.weights: the geometric predictor takes none; add --predictor reloc3r-512 or reloc3r-224"
-        )
     config = with_predictor(config, choice.kind)
     frames = open_source(
         request.source, config=config.input, camera=request.camera, start=request.start,
         stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
-    _introduce(request, frames, choice)
+    _introduce(request.say, config, frames, choice)
     with ExitStack() as on_the_way_out:
         on_the_way_out.callback(frames.close)
         folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
@@ -219,9 +240,13 @@ def _check_files(request: _RunRequest) -> None:
             raise OutputError(f"--record {request.record}: is there already; choose another name or remove it")
 
 
-def _introduce(request: _RunRequest, frames: FrameSource, choice: PredictorChoice) -> None:
-    request.say(frames.description)
-    request.say(f"predictor: {choice.kind} ({choice.reason})")
+def _introduce(say: Callable[[str], None], config: SlamConfig, frames: FrameSource, choice: PredictorChoice) -> None:
+    from slam.pipeline import RANDOM_WEIGHTS
+
+    say(frames.description)
+    say(f"predictor: {choice.kind} ({choice.reason})")
+    if config.predictor.random_weights:
+        say(f"WARNING: {RANDOM_WEIGHTS}")
 
 
 def _run_into(
@@ -230,40 +255,56 @@ def _run_into(
     from slam import pipeline, results
 
     statistics = pipeline.RunStatistics()
-    with ExitStack() as on_the_way_out:
-        log = results.EventLog(folder)
-        on_the_way_out.callback(log.close)
-        observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report)]
-        observers += _viewer(request, frames, on_the_way_out)
-        try:
-            slam = pipeline.build(config, observers=observers)
-            outcome = _run_with_progress(request, frames, slam, statistics, observers)
-            folder.write_result(outcome.result)
-        except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
-            _mark_failed(folder, report, error)
-            raise
-    closed = results.closing_report(report, outcome, statistics, evaluation=_evaluate_run(frames, outcome))
-    folder.write_report(closed)
-    _summarise(request, folder, closed)
-    if outcome.interrupted:
+    with ExitStack() as viewing:
+        with ExitStack() as on_the_way_out:
+            log = results.EventLog(folder)
+            on_the_way_out.callback(log.close)
+            try:
+                viewer = _viewer(request, frames, viewing)
+                observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report)]
+                observers += [viewer] if viewer else []
+                slam = pipeline.build(config, observers=observers)
+                outcome = _run_with_progress(request, frames, slam, statistics, observers)
+                folder.write_result(outcome.result)
+            except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
+                _mark_failed(folder, report, error)
+                raise
+        closed = results.closing_report(report, outcome, statistics, evaluation=_evaluate_run(frames, outcome))
+        folder.write_report(closed)
+        page = viewer.url if viewer and request.wait and not (outcome.interrupted or viewer.problem) else ""
+        if not page:
+            viewing.close()  # so that a recording is whole before anything is said of it
+        _summarise(request, folder, closed)
+        code = _verdict(closed)
+        if page:
+            _say(f"the run is shown at {page} until Ctrl-C")
+            pipeline.wait_until_told()
+    return code
+
+
+def _verdict(report: dict[str, Any]) -> int:
+    """The exit code of a run that came to its end, and why when there is a why."""
+    if report["status"] == "interrupted":
         return INTERRUPTED
-    if closed["reason"]:
-        _complain(f"the result is not usable: {closed['reason']}")
+    if report["reason"]:
+        _complain(f"the result is not usable: {report['reason']}")
         return UNUSABLE
     return 0
 
 
-def _viewer(request: _RunRequest, frames: FrameSource, on_the_way_out: ExitStack) -> list[Observer]:
+def _viewer(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> RerunViewer | None:
     if request.view == "none" and request.record is None:
-        return []
+        return None
     from slam.rerun_viewer import RerunViewer
 
     viewer = RerunViewer(
         record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
         camera=frames.camera,
     )  # fmt: skip
-    on_the_way_out.callback(viewer.close)
-    return [viewer]
+    viewing.callback(viewer.close)
+    if viewer.url:
+        request.say(f"watch at {viewer.url}")
+    return viewer
 
 
 def _run_with_progress(
@@ -310,7 +351,7 @@ def _evaluate_run(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | 
 
 def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) -> None:
     if request.as_json:
-        print((folder.path / "report.json").read_text(encoding="utf-8"), end="")
+        print((folder.path / "report.json").read_text(encoding="utf-8"), end="", flush=True)
         return
     if request.quiet:
         return
@@ -324,6 +365,96 @@ def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) 
         print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
     else:
         print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd")
+
+
+@app.command()
+def bench(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="What `slam run` takes. Left out: the Reloc3r network is measured alone."),
+    ] = None,
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    predictor: PredictorName = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    camera: CameraFile = None,
+    max_frames: Annotated[int, typer.Option(min=2, help="Measure this many frames at most.")] = 200,
+    stride: Stride = 1,
+    start: Start = 0,
+    seed: Seed = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Of the network alone: every figure is the median of so many.")
+    ] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run by stage (median, 95th percentile), its speed and memory; no run folder is made.
+
+    Examples:
+
+      slam bench sequences/room_loop
+
+      slam bench room.mp4 -c configs/fast.yaml --max-frames 500 --json
+
+      slam bench --predictor reloc3r-224 --random-weights
+
+    The last one measures the network alone, beside a naive use of it; random weights cost what trained ones do.
+    """
+    flags = _flags(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
+
+    from slam.pipeline import choose_predictor, with_predictor
+    from slam.sequence import open_source
+    from slam.settings import load_config
+
+    settings = load_config(config, [*overrides, *flags])
+    choice = choose_predictor(settings)
+    settings = with_predictor(settings, choice.kind)
+    if source is None:
+        _bench_network(settings, choice, repeats, as_json)
+        return
+    frames = open_source(
+        source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=max_frames
+    )
+    with ExitStack() as on_the_way_out:
+        on_the_way_out.callback(frames.close)
+        _introduce(_say, settings, frames, choice)
+        raise typer.Exit(_bench_run(settings, frames, max_frames, as_json))
+
+
+def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
+    from slam.bench import measure_run
+
+    _say(f"measuring {min(max_frames, frames.length or max_frames)} frames")
+    cost = measure_run(config, frames)
+    if as_json:
+        print(json.dumps(cost.to_dict(), indent=2))
+    else:
+        from slam.console import bench_rows, render, stage_rows
+
+        print(render(bench_rows(cost)), render(stage_rows(cost.stages)), sep="\n\n")
+    if cost.interrupted:
+        return INTERRUPTED
+    if cost.reason:
+        _complain(f"these are times of a run that is not usable: {cost.reason}")
+        return UNUSABLE
+    return 0
+
+
+def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as_json: bool) -> None:
+    if choice.kind == "geometric":
+        raise ConfigError(
+            "bench: nothing to measure; give a SOURCE, or --predictor reloc3r-224 or reloc3r-512 for the network alone"
+        )
+    from slam.bench import measure_predictor
+
+    _say(f"measuring {choice.kind}, {repeats} times (on two CPU cores: 20 s each for 224, 60 s for 512)")
+    times = measure_predictor(config, repeats=repeats)
+    if as_json:
+        print(json.dumps(times, indent=2))
+        return
+    from slam.console import network_facts, network_rows, render
+
+    print(render(network_facts(times)), render(network_rows(times)), sep="\n\n")
 
 
 @app.command("eval")
@@ -417,8 +548,103 @@ def convert(
     _say(f"wrote {target}: {trajectory}")
 
 
+weights_app = typer.Typer(
+    help="Reloc3r's published weights: find, verify, fetch. They are not part of this project.\n\n"
+    "Examples:\n\n  slam weights where\n\n  slam weights fetch reloc3r-512",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+app.add_typer(weights_app, name="weights")
+
+WeightsSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="reloc3r-512, reloc3r-224, a Hugging Face id, a folder or a file.")
+]
+
+
+@weights_app.command("where")
+def weights_where(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="As for verify. Default: both published ones.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where weights are on this machine, their size and their licence. Nothing is fetched.
+
+    Example:
+
+      slam weights where
+    """
+    from relocalizer.checkpoints import RELEASED, cache_folder, locate
+
+    found = {name: locate(name) for name in ([source] if source else RELEASED)}
+    paths = {name: str(checkpoint.weights) if checkpoint else None for name, checkpoint in found.items()}
+    if as_json:
+        terms = {name: _terms(name) for name in found}
+        entries = {name: {"path": path, "terms": terms[name]} for name, path in paths.items()}
+        print(json.dumps({"cache": str(cache_folder()), "weights": entries}, indent=2))
+        return
+    from slam.console import render
+
+    rows = [(name, path or f"not here; slam weights fetch {name}", _terms(name)) for name, path in paths.items()]
+    print(render([("cache", str(cache_folder()), ""), *rows]))
+
+
+def _terms(source: str) -> str:
+    """Size and licence of published weights; empty for a file of somebody else's."""
+    from relocalizer.checkpoints import RELEASED
+
+    return next((r.terms for r in RELEASED.values() if source in (r.name, r.hub_id)), "")
+
+
+@weights_app.command("verify")
+def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
+    """Read weights that are here through: hash, every tensor's name and size, no infinities. Takes seconds.
+
+    Examples:
+
+      slam weights verify reloc3r-512
+
+      slam weights verify ./my_checkpoint
+    """
+    from relocalizer.checkpoints import locate
+
+    if locate(source) is None:
+        raise WeightsError(f"weights: {source} is not on this machine; slam weights fetch {source}")
+    _say(f"reading {source} through")
+    from relocalizer.network.weights import verify
+
+    report = verify(source)
+    if as_json:
+        print(json.dumps({"path": str(report.path), "size_bytes": report.size_bytes, "sha256": report.sha256,
+                          "tensors": report.tensors, "parameters": report.parameters,
+                          "img_size": report.architecture.img_size}, indent=2))  # fmt: skip
+    else:
+        print(f"good: {report}")
+
+
+@weights_app.command("fetch")
+def weights_fetch(source: WeightsSource) -> None:
+    """Bring published weights into the Hugging Face cache; size and licence are said first.
+
+    Example:
+
+      slam weights fetch reloc3r-512
+    """
+    from relocalizer.checkpoints import fetch, locate
+
+    was_here = locate(source) is not None
+    checkpoint = fetch(source, announce=_say)
+    _say("it was here already" if was_here else f"fetched; next: slam weights verify {source}")
+    print(checkpoint.weights)
+
+
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    hash_weights: Annotated[
+        bool, typer.Option("--hash", help="Read cached weights through and compare their hash; takes seconds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check what is installed and usable; each line is ok or says how to fix it.
 
     Example:
@@ -427,7 +653,7 @@ def doctor(as_json: AsJson = False) -> None:
     """
     from slam.doctor import examine
 
-    checks = examine()
+    checks = examine(hash_weights=hash_weights)
     if as_json:
         print(json.dumps([check.to_dict() for check in checks], indent=2))
     else:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from relocalizer.config import FeaturesConfig, GeometricConfig, RetrievalConfig, Section
+from relocalizer.config import FeaturesConfig, GeometricConfig, Section
 
 
 class InputConfig(Section):
@@ -29,6 +29,9 @@ class PredictorConfig(Section):
     )
     weights: str = Field(
         "", description="Reloc3r checkpoint: a folder, a file or a Hugging Face id; empty takes the released one."
+    )
+    random_weights: bool = Field(
+        False, description="Reloc3r with random weights: the cost is real, the poses mean nothing."
     )
     geometric: GeometricConfig = GeometricConfig()
 
@@ -148,7 +151,6 @@ class SlamConfig(Section):
     input: InputConfig = InputConfig()
     features: FeaturesConfig = FeaturesConfig()
     predictor: PredictorConfig = PredictorConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
     tracks: TracksConfig = TracksConfig()
     initialisation: InitialisationConfig = InitialisationConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from slam.pipeline import RunStatistics
+from slam.bench import RunCost, StageCost
+from slam.pipeline import RANDOM_WEIGHTS, RunStatistics
 
 _LINE_EVERY_S = 2.0
 
@@ -89,7 +90,8 @@ def _count(number: int, noun: str) -> str:
 def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The summary of a run, from its report."""
     loops, lost, stages = report["loops"], report["lost_episodes"], report["stage_ms"]
-    rows = [
+    rows = [("WARNING", RANDOM_WEIGHTS.upper())] if report["predictor"]["random_weights"] else []
+    rows += [
         ("frames", f"{report['frames']}" + (" (interrupted)" if report["status"] == "interrupted" else "")),
         ("tracked", f"{report['tracked']} ({_percent(report['coverage'])}; "
                     f"{_percent(report['coverage_after_start'])} since the map began)"),
@@ -155,6 +157,60 @@ def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     coverage = f"{_percent(evaluation['coverage'])} ({evaluation['covered']} of {evaluation['expected']} "
     rows.append(("coverage", coverage + f"{evaluation['coverage_of']})"))
     return rows
+
+
+def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
+    """What a run cost as a whole."""
+    return [
+        ("frames", f"{cost.frames}, {cost.tracked} of them tracked, {_count(cost.keyframes, 'keyframe')}"),
+        ("predictor", cost.predictor + (f" ({RANDOM_WEIGHTS})" if cost.random_weights else "")),
+        ("speed", f"{cost.live_fps:.1f} frames/s live, {cost.fps:.1f} with the last refinement"),
+        ("time", f"{cost.wall_s:.1f} s, {cost.finish_s:.1f} s of it the last refinement; CPU {cost.cpu_s:.1f} s"),
+        ("ready after", f"{cost.ready_s:.1f} s"),
+        ("peak memory", f"{cost.peak_memory_mb:.0f} MB"),
+    ]
+
+
+def stage_rows(stages: Mapping[str, StageCost]) -> list[tuple[str, ...]]:
+    """Milliseconds of each stage in the frames that ran it, the heads of the columns first."""
+    rows: list[tuple[str, ...]] = [("stage", f"{'frames':>7}", f"{'p50 ms':>8}", f"{'p95 ms':>8}", f"{'all s':>7}")]
+    for name, cost in stages.items():
+        times = (f"{cost.p50_ms:8.1f}", f"{cost.p95_ms:8.1f}", f"{cost.total_s:7.1f}")
+        rows.append((name, f"{cost.frames:7}", *times))
+    return rows
+
+
+def network_rows(times: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What the network costs, beside a naive use of it, the heads of the columns first."""
+    edge, ten, naive = times["edge_s"], times["relocalize_s"], times["naive_pair_s"]
+    keyframes = times["keyframes"]
+    return [
+        ("", f"{'s':>8}", f"{'naive s':>8}", "naive / ours"),
+        ("a picture encoded", f"{times['encode_s']:8.3f}", "", ""),
+        ("a pair decoded, both ways", f"{times['decode_s']:8.3f}", "", ""),
+        ("a new picture against a keyframe", f"{edge:8.3f}", f"{naive:8.3f}", f"{times['edge_ratio']:.2f}"),
+        (
+            f"a new picture against {keyframes} keyframes",
+            f"{ten:8.3f}",
+            f"{keyframes * naive:8.3f}",
+            f"{times['relocalize_ratio']:.2f}",
+        ),
+    ]
+
+
+def network_facts(times: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the network was timed on."""
+    threads = _count(times["threads"], "thread")
+    products = ", float32 products by oneDNN" if times["onednn"] else ""
+    weights = "random weights" if times["random_weights"] else "trained weights"
+    ratio = "CPU seconds" if times["device"] == "cpu" else "wall time"
+    return [
+        ("network", f"{times['predictor']}, {times['width']} x {times['height']}, {weights}"),
+        ("device", f"{times['device']}, {times['dtype']}, {threads}{products}"),
+        ("figures", f"medians of {times['repeats']}; seconds of wall time, ratios of {ratio}, measured in turns"),
+        ("equal", f"poses of the two ways differ by {times['pose_difference']:.1e} at most"),
+        ("peak memory", f"{times['peak_bytes'] / 2**20:.0f} MB"),
+    ]
 
 
 def render(rows: Sequence[Sequence[str]], *, title: str = "", width: int = 110) -> str:

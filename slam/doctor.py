@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
-from relocalizer.checkpoints import LICENCE, RELEASED, Released, locate, published_sha256
+from relocalizer.checkpoints import LICENCE, RELEASED, Released, locate, published_sha256, sha256_of
 from relocalizer.errors import WeightsError
 
 _TRY_TIMEOUT_S = 60
@@ -34,6 +34,7 @@ _LIBRARIES = (
     ("pydantic", "pydantic", True),
     ("yaml", "PyYAML", True),
     ("safetensors", "safetensors", True),
+    ("PIL", "pillow", True),
     ("poselib", "poselib", False),
     ("huggingface_hub", "huggingface-hub", False),
     ("matplotlib", "matplotlib", False),
@@ -78,8 +79,13 @@ class Check:
         return asdict(self)
 
 
-def examine() -> list[Check]:
-    """Every check, in the order of reading."""
+def examine(*, hash_weights: bool = False) -> list[Check]:
+    """Every check, in the order of reading.
+
+    Args:
+        hash_weights: read cached weights through and compare their hash with the one the hub gave: seconds for
+            each. Otherwise the hub's is shown as it is.
+    """
     return [
         _python(),
         Check("platform", True, f"{platform.platform()}, {os.cpu_count()} cores"),
@@ -87,7 +93,7 @@ def examine() -> list[Check]:
         *_devices(),
         _faiss(),
         _viewer(),
-        *(_weights(released) for released in RELEASED.values()),
+        *(_weights(released, hash_weights) for released in RELEASED.values()),
         *(_location(name) for name in ("slam", "relocalizer")),
     ]
 
@@ -110,10 +116,11 @@ def _library(module: str, distribution: str, needed: bool) -> Check:
     answer = _try(f"import {module}")
     if answer.ok:
         return Check(module, True, installed, needed=needed)
-    return Check(module, False, f"{installed}, but importing fails: {answer.text}", _import_fix(module), needed)
+    fix = _import_fix(module, distribution)
+    return Check(module, False, f"{installed}, but importing fails: {answer.text}", fix, needed)
 
 
-def _import_fix(module: str) -> str:
+def _import_fix(module: str, distribution: str) -> str:
     if module == "faiss":
         return (
             "faiss-cpu and faiss-gpu must never be together: pip uninstall -y faiss-cpu faiss-gpu, "
@@ -121,7 +128,7 @@ def _import_fix(module: str) -> str:
         )
     if module == "cv2":
         return "pip uninstall -y opencv-python opencv-python-headless, then pip install opencv-python-headless"
-    return f"pip install --force-reinstall {module}"
+    return f"pip install --force-reinstall {distribution}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ def _devices() -> Iterator[Check]:
 def _faiss() -> Check:
     answer = _try(_FAISS_DEVICES)
     if not answer.ok:
-        return Check("faiss device", False, "faiss cannot be asked", _import_fix("faiss"))
+        return Check("faiss device", False, "faiss cannot be asked", _import_fix("faiss", "faiss-cpu"))
     gpus = json.loads(answer.text)["gpus"]
     if gpus:
         return Check("faiss device", True, f"GPU build, {gpus} found")
@@ -184,17 +191,23 @@ def _viewer() -> Check:
     return Check("viewer", False, "no `rerun` command found", fix, needed=False)
 
 
-def _weights(released: Released) -> Check:
+def _weights(released: Released, hash_it: bool) -> Check:
     try:
         found = locate(released.hub_id)
     except WeightsError as error:
         return Check(released.name, False, str(error), "remove what is there and fetch it again", needed=False)
     if found is None:
-        finding = f"not cached ({released.terms}); optional, fetched when a run first asks for it"
+        finding = f"not cached ({released.terms}); optional, slam weights fetch {released.name} brings it"
         return Check(released.name, True, finding, needed=False)
-    digest = published_sha256(found)
-    size = f"{found.weights.stat().st_size / 1e9:.2f} GB" + (f", sha256 {digest[:16]}..." if digest else "")
-    return Check(released.name, True, f"{found.weights}, {size}, licence {LICENCE}", needed=False)
+    published = published_sha256(found)
+    digest = sha256_of(found.weights) if hash_it else published
+    if hash_it and published not in (None, digest):
+        fix = f"delete {found.weights.resolve()}, then slam weights fetch {released.name}"
+        return Check(released.name, False, "its bytes are not those that the hub gave", fix, needed=False)
+    source = "" if hash_it else " by the hub (--hash computes it)"
+    known = f"sha256 {digest[:16]}...{source}" if digest else "sha256 with --hash"
+    size = f"{found.weights.stat().st_size / 1e9:.2f} GB"
+    return Check(released.name, True, f"{found.weights}, {size}, {known}, licence {LICENCE}", needed=False)
 
 
 def _location(name: str) -> Check:

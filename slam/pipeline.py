@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from relocalizer.errors import SequenceError
+from relocalizer.errors import ConfigError, SequenceError
 from slam.config import SlamConfig
 from slam.events import (
     EdgeAccepted,
@@ -37,12 +37,14 @@ from slam.graph import EdgeKind
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
+    from relocalizer.reloc3r_predictor import Kind
     from slam.frames import Frame
     from slam.sequence import FrameSource
     from slam.system import Slam, SlamResult
 
 # Below this much memory a card runs the smaller network more comfortably than the larger one.
 _SMALL_CARD_BYTES = 6 * 2**30
+RANDOM_WEIGHTS = "random weights: the poses mean nothing, only the cost is real"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,32 @@ def choose_predictor(config: SlamConfig, accelerator: Callable[[], str] | None =
 
     Args:
         accelerator: says which accelerator there is: 'cuda', 'small-cuda', 'mps' or ''. For tests.
+
+    Raises:
+        ConfigError: weights were asked for, of a predictor that takes none, or both of a file and random.
     """
+    choice = _choose(config, accelerator or find_accelerator)
+    _check_weights(config, choice)
+    return choice
+
+
+def _check_weights(config: SlamConfig, choice: PredictorChoice) -> None:
+    asked = config.predictor
+    if choice.kind == "geometric" and (asked.weights or asked.random_weights):
+        key = "random_weights" if asked.random_weights else "weights"
+        raise ConfigError(
+            f"predictor.{key}: the geometric predictor takes none; add --predictor reloc3r-512 or reloc3r-224"
+        )
+    if asked.weights and asked.random_weights:
+        raise ConfigError(
+            f"predictor.random_weights: predictor.weights names {asked.weights} too; leave one of them out"
+        )
+
+
+def _choose(config: SlamConfig, accelerator: Callable[[], str]) -> PredictorChoice:
     if config.predictor.kind != "auto":
         return PredictorChoice(config.predictor.kind, "as asked")
-    match (accelerator or find_accelerator)():
+    match accelerator():
         case "cuda":
             return PredictorChoice("reloc3r-512", "auto: there is a CUDA card")
         case "small-cuda":
@@ -127,6 +151,8 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
         case kind:
             from relocalizer.reloc3r_predictor import Reloc3rPredictor
 
+            if config.predictor.random_weights:
+                return Reloc3rPredictor.random(cast("Kind", kind), seed=config.seed)
             return Reloc3rPredictor.load(kind, weights=config.predictor.weights)
 
 
@@ -219,6 +245,8 @@ class RunOutcome:
         expected_ns: (N,) timestamps of all frames that went in, tracked or not.
         wall_s: from the first picture to the finished map, reading included.
         read_ms: time spent waiting for each picture.
+        step_ms: time the system took for each frame.
+        finish_s: the last refinement of the whole map.
         peak_memory_mb: of this process.
         skipped: pictures that could not be read, as (name, reason).
         dropped: live pictures that came faster than they could be used.
@@ -230,6 +258,8 @@ class RunOutcome:
     expected_ns: np.ndarray[tuple[int], np.dtype[np.int64]]
     wall_s: float
     read_ms: list[float]
+    step_ms: list[float]
+    finish_s: float
     peak_memory_mb: float
     skipped: list[tuple[str, str]]
     dropped: int
@@ -261,6 +291,12 @@ def _listening(stop: _StopRequest) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def wait_until_told() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    with suppress(KeyboardInterrupt), _listening(_StopRequest()):
+        threading.Event().wait()
+
+
 def run(
     source: FrameSource,
     slam: Slam,
@@ -280,12 +316,14 @@ def run(
         SequenceError: the source gave fewer than two frames.
     """
     started = time.perf_counter()
-    stop, read_ms, stamps = _StopRequest(), [], []
+    stop, read_ms, step_ms, stamps = _StopRequest(), [], [], []
     with _listening(stop):
         try:
             for frame, waited_ms in _timed(source):
                 stop.busy = True
+                before = time.perf_counter()
                 slam.step(frame)
+                step_ms.append((time.perf_counter() - before) * 1e3)
                 stop.busy = False
                 read_ms.append(waited_ms)
                 stamps.append(frame.timestamp_ns)
@@ -301,7 +339,9 @@ def run(
         if len(stamps) < 2 and not stop.asked:
             raise SequenceError(_too_few(source, len(stamps)))
         stop.busy = True  # one more Ctrl-C while finishing is a wish to stop at once
+        before = time.perf_counter()
         result = slam.finish(interrupted=stop.asked)
+        finish_s = time.perf_counter() - before
     return RunOutcome(
         result=result,
         interrupted=stop.asked,
@@ -309,6 +349,8 @@ def run(
         expected_ns=np.array(stamps, dtype=np.int64),
         wall_s=time.perf_counter() - started,
         read_ms=read_ms,
+        step_ms=step_ms,
+        finish_s=finish_s,
         peak_memory_mb=peak_memory_mb(),
         skipped=list(source.skipped),
         dropped=source.dropped,

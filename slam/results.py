@@ -22,7 +22,7 @@ from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
 from slam.events import Event, FrameProcessed
 from slam.frames import Frame, Keyframe
-from slam.pipeline import PredictorChoice, RunOutcome, RunStatistics, percentiles, why_unusable
+from slam.pipeline import RANDOM_WEIGHTS, PredictorChoice, RunOutcome, RunStatistics, percentiles, why_unusable
 from slam.trajectory import Trajectory, write_tum
 
 if TYPE_CHECKING:
@@ -260,7 +260,11 @@ def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorCho
         "reason": "",
         "source": {"name": source.name, "description": source.description, "length": source.length},
         "camera": source.camera,
-        "predictor": {"kind": choice.kind, "reason": choice.reason},
+        "predictor": {
+            "kind": choice.kind,
+            "reason": choice.reason,
+            "random_weights": config.predictor.random_weights,
+        },
         "seed": config.seed,
         "versions": versions(),
         "python": platform.python_version(),
@@ -278,11 +282,13 @@ def closing_report(
     """report.json of a run that came to its end, by itself or by Ctrl-C."""
     trajectory, stamps = outcome.result.trajectory, outcome.expected_ns
     since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
+    meaningless = RANDOM_WEIGHTS if opening["predictor"]["random_weights"] else ""
+    reason = "; ".join(filter(None, (meaningless, why_unusable(outcome, statistics))))
     return {
         **opening,
         "status": "interrupted" if outcome.interrupted else "finished",
-        "reason": why_unusable(outcome, statistics),
-        "usable": not why_unusable(outcome, statistics),
+        "reason": reason,
+        "usable": not reason,
         "frames": outcome.frames,
         "tracked": len(trajectory),
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,

@@ -1,0 +1,128 @@
+"""What things cost on this machine: a whole run by stage, or the Reloc3r network alone. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slam import pipeline
+from slam.config import SlamConfig
+
+if TYPE_CHECKING:
+    from slam.sequence import FrameSource
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """One stage of a run: how many frames ran it, and its milliseconds in those."""
+
+    frames: int
+    p50_ms: float
+    p95_ms: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCost:
+    """What a run over some frames took.
+
+    Attributes:
+        reason: why the result is of no use; empty when it is. The times are real all the same.
+        ready_s: from the configuration to a system that takes frames: weights read, libraries loaded.
+        live_fps: frames a second without the last refinement; `fps` with it.
+        cpu_s: of all threads of this process, less disturbed by other work on the machine than wall time.
+        stages: `read` is the wait for the picture, `frame` all the system does for it, the others parts of `frame`.
+        peak_memory_mb: of this process so far.
+    """
+
+    source: str
+    predictor: str
+    random_weights: bool
+    frames: int
+    tracked: int
+    keyframes: int
+    reason: str
+    interrupted: bool
+    ready_s: float
+    wall_s: float
+    finish_s: float
+    cpu_s: float
+    fps: float
+    live_fps: float
+    stages: dict[str, StageCost]
+    peak_memory_mb: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def measure_run(config: SlamConfig, source: FrameSource) -> RunCost:
+    """Run SLAM over a source and keep the times alone.
+
+    Raises:
+        UserError: as `pipeline.build` and `pipeline.run`.
+    """
+    statistics = pipeline.RunStatistics()
+    started = time.perf_counter()
+    slam = pipeline.build(config, observers=[statistics])
+    ready_s, cpu_before = time.perf_counter() - started, time.process_time()
+    outcome = pipeline.run(source, slam)
+    cpu_s, live_s = time.process_time() - cpu_before, outcome.wall_s - outcome.finish_s
+    times = {"read": outcome.read_ms, "frame": outcome.step_ms, **statistics.stage_ms}
+    return RunCost(
+        source=source.description,
+        predictor=pipeline.choose_predictor(config).kind,
+        random_weights=config.predictor.random_weights,
+        frames=outcome.frames,
+        tracked=len(outcome.result.trajectory),
+        keyframes=statistics.keyframes,
+        reason=pipeline.why_unusable(outcome, statistics),
+        interrupted=outcome.interrupted,
+        ready_s=ready_s,
+        wall_s=outcome.wall_s,
+        finish_s=outcome.finish_s,
+        cpu_s=cpu_s,
+        fps=outcome.frames / outcome.wall_s,
+        live_fps=outcome.frames / live_s,
+        stages={name: _stage_cost(ms) for name, ms in times.items() if ms},
+        peak_memory_mb=outcome.peak_memory_mb,
+    )
+
+
+def _stage_cost(milliseconds: list[float]) -> StageCost:
+    p50, p95 = (float(np.percentile(milliseconds, q)) for q in (50, 95))
+    return StageCost(len(milliseconds), round(p50, 3), round(p95, 3), sum(milliseconds) / 1e3)
+
+
+def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
+    """Time the Reloc3r network that the configuration names, at its largest size, beside a naive use of it.
+
+    Args:
+        repeats: every figure is the median of so many.
+
+    Raises:
+        WeightsError: trained weights were asked for and cannot be had.
+    """
+    from relocalizer.network.benchmark import KEYFRAMES, measure_network
+    from relocalizer.network.model import Architecture, use_matmul_dtype
+    from relocalizer.network.precision import choose_device, choose_dtype
+    from relocalizer.network.weights import load_model, random_model
+    from relocalizer.preprocessing import TRAINED_SIZES
+
+    asked = config.predictor
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    if asked.random_weights:
+        model = random_model(Architecture(), seed=config.seed)
+        use_matmul_dtype(model, dtype)
+        model = model.to(device)
+    else:
+        model = load_model(asked.weights or asked.kind, device=device, dtype=dtype)
+    [size, *_] = TRAINED_SIZES[224 if asked.kind == "reloc3r-224" else 512]
+    times = measure_network(model, size, repeats=repeats).as_dict()
+    weights = {"predictor": asked.kind, "random_weights": asked.random_weights}
+    return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, **times}
