@@ -86,9 +86,7 @@ class Initialiser:
 
     def _begin(self, frame: Frame, gray: Image, features: LocalFeatures) -> Waiting:
         """Take this frame as the reference."""
-        ids = self._landmarks.new_ids(len(features))
-        self._landmarks.descriptor[ids] = features.descriptors
-        tracks = Tracks(ids, features.pixels)
+        tracks = self._landmarks.start(features.pixels, features.descriptors, frame.image)
         self._front_end.tracks = tracks
         self._reference = Seen(frame, features, tracks)
         self._encoded = self._encode(self._reference)

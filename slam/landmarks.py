@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
+from relocalizer.images import Image
 from slam.graph import KeyframeGraph
 from slam.tracks import Tracks
 
@@ -101,6 +102,15 @@ class LandmarkMap:
         while self._count > len(self.anchor):
             self._grow()
         return ids
+
+    def start(self, pixels: NDArray[np.float32], descriptors: NDArray[np.float32], image: Image) -> Tracks:
+        """New tracks at pixels (N, 2) of a picture, remembering how each looks: descriptor (N, 128) and colour."""
+        ids = self.new_ids(len(pixels))
+        height, width = image.shape[:2]
+        x, y = np.rint(pixels).astype(int).T
+        self.descriptor[ids] = descriptors
+        self.colour[ids] = image[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+        return Tracks(ids, pixels)
 
     def _grow(self) -> None:
         extra = len(self.anchor)

@@ -92,13 +92,10 @@ class Mapper:
             size=(camera.width, camera.height),
         )
         chosen = chosen[self.landmarks.feature_tracks[keyframe.id][chosen] < 0]
-        ids = self.landmarks.new_ids(len(chosen))
-        self.landmarks.feature_tracks[keyframe.id][chosen] = ids
-        pixels = keyframe.features.pixels[chosen]
-        self.landmarks.descriptor[ids] = keyframe.features.descriptors[chosen]
-        x, y = np.rint(pixels).astype(int).T
-        self.landmarks.colour[ids] = image[np.clip(y, 0, camera.height - 1), np.clip(x, 0, camera.width - 1)]
-        self.landmarks.observed[keyframe.id] = tracks.joined(Tracks(ids, pixels))
+        features = keyframe.features
+        started = self.landmarks.start(features.pixels[chosen], features.descriptors[chosen], image)
+        self.landmarks.feature_tracks[keyframe.id][chosen] = started.ids
+        self.landmarks.observed[keyframe.id] = tracks.joined(started)
 
     def _place_new_landmarks(self, k: int) -> None:
         """Triangulate the tracks of keyframe k that have no place, each with the keyframe that saw it first."""

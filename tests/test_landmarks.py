@@ -310,3 +310,15 @@ def test_merging_nothing_changes_nothing(ten):
     assert ten.observed[0].ids.tolist() == [1, 2]
     assert ten.feature_tracks[0].tolist() == [-1, 1]
     assert len(ten.placed_ids()) == 10
+
+
+def test_started_tracks_remember_how_they_look_even_at_the_border():
+    landmarks = LandmarkMap()
+    image = np.zeros((6, 8, 3), np.uint8)
+    image[2, 3] = (10, 20, 30)
+    image[5, 7] = (1, 2, 3)
+    pixels = np.array([[3.2, 1.9], [7.9, 5.6]], np.float32)
+    descriptors = np.eye(2, 128, dtype=np.float32)
+    tracks = landmarks.start(pixels, descriptors, image)
+    assert landmarks.colour[tracks.ids].tolist() == [[10, 20, 30], [1, 2, 3]]
+    assert np.array_equal(landmarks.descriptor[tracks.ids], descriptors)
