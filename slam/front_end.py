@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import rotation_matrix
-from relocalizer.images import Image
+from relocalizer.images import Camera, Image
 from slam.config import SlamConfig
 from slam.frames import Frame
 from slam.graph import KeyframeGraph
@@ -79,6 +79,18 @@ class FrontEnd:
                 f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
             )
         return Located(fit.world_from_cam, placed.where(fit.inliers))
+
+    def place_again(self, seen: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
+        """A frame's pose in the map as it stands, from the landmarks it saw; as it was when too few are left."""
+        config, noise = self._config.tracking, self._config.tracks.noise_px
+        seen = self._landmarks.renamed(seen)
+        seen = seen.where(self._landmarks.has_place(seen.ids))
+        if len(seen) < config.min_inliers:
+            return pose
+        fit = refine_pose(
+            self._landmarks.points_world(seen.ids, self._graph), seen.pixels, camera, pose, noise_px=noise
+        )
+        return fit.world_from_cam if fit.inlier_count >= config.min_inliers else pose
 
     def moved_to(self, pose: RigidTransform, *, landmarks: Tracks | None = None) -> None:
         """Take a pose as the last frame's; tracks that contradict it are dropped when `landmarks` says who agrees."""

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.spatial.transform import RigidTransform
-
-from relocalizer.geometry import FloatArray, Similarity, rotation_matrix, stack_matrices
-from relocalizer.images import Camera, Image
+from relocalizer.geometry import Similarity, rotation_matrix
+from relocalizer.images import Image
 from relocalizer.interfaces import PosePredictor, Retriever
 from slam.config import SlamConfig
 from slam.events import (
-    Event,
-    FrameProcessed,
-    GraphOptimised,
     Initialised,
-    KeyframeAdded,
-    LandmarksUpdated,
     Observer,
     Relocalised,
     RunFinished,
@@ -29,40 +19,17 @@ from slam.events import (
 from slam.frame_log import FrameLog
 from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located, NotLocated
-from slam.graph import KeyframeGraph
 from slam.initialisation import FirstPair, Initialiser, Waiting
 from slam.keyframes import KeyframePolicy
-from slam.landmarks import depths_in
 from slam.linking import Linker
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
 from slam.recognition import Recognised, Recogniser
 from slam.refinement import Refiner
+from slam.reporter import Reporter
+from slam.slam_result import SlamResult, gather
 from slam.stopwatch import Stopwatch
-from slam.tracking import refine_pose
 from slam.tracks import PointTracker, Tracks
-from slam.trajectory import Trajectory
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class SlamResult:
-    """What a run leaves, in map units.
-
-    Attributes:
-        trajectory: every tracked frame of the largest segment, final poses; `frame_indices` (N,) names its rows.
-        segments: the other segments, largest first; nothing ties their frames and scales to the first.
-        online: every tracked frame as it was placed live.
-    """
-
-    trajectory: Trajectory
-    frame_indices: NDArray[np.int64]
-    segments: list[Trajectory]
-    keyframe_trajectory: Trajectory
-    online: Trajectory
-    graph: KeyframeGraph
-    landmark_ids: NDArray[np.int64]
-    landmark_points: FloatArray
-    landmark_colours: NDArray[np.uint8]
 
 
 class Slam:
@@ -81,9 +48,9 @@ class Slam:
     ) -> None:
         self._config = config
         self._tracker = tracker
-        self._observers = tuple(observers)
         self._mapper = Mapper(config, predictor, tracker, refiner)
-        self._linker = Linker(config.linking, self._mapper, predictor, retriever, optimizer, self._emit)
+        self._tell = Reporter(observers, self._mapper)
+        self._linker = Linker(config.linking, self._mapper, predictor, retriever, optimizer, self._tell.emit)
         self._recogniser = Recogniser(config.relocalization, self._mapper, predictor, retriever)
         self._front_end = FrontEnd(config, tracker, self._mapper.graph, self._mapper.landmarks)
         self._initialiser = Initialiser(config, self._mapper.landmarks, self._front_end, predictor, tracker)
@@ -115,9 +82,9 @@ class Slam:
         """Refine the whole map once more, place every frame in it, and say what came out."""
         if self._config.refinement.final and self._log.records:
             self._refine_everything()
-        result = self._result()
-        self._tell_landmarks(self._log.records[-1].index if self._log.records else -1)
-        self._emit(
+        result = gather(self._mapper, self._log)
+        self._tell.landmarks(self._log.records[-1].index if self._log.records else -1)
+        self._tell.emit(
             RunFinished(
                 timestamps_ns=result.trajectory.timestamps_ns,
                 frame_indices=result.frame_indices,
@@ -149,8 +116,8 @@ class Slam:
         self._state, self._reason = TrackingState.TRACKING, ""
         landmarks = len(self._mapper.landmarks.placed_ids())
         indices = (first.frame.index, second.frame.index)
-        self._emit(Initialised(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
-        self._announce(a, "first of the first pair")
+        self._tell.emit(Initialised(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
+        self._tell.keyframe(a, "first of the first pair")
         self._log.add(first.frame, start.rigid, first.tracks, a.id, self._mapper.graph)
         self._place_between(pair, a.id)
         self._take_up(second.frame, b, "second of the first pair")
@@ -219,7 +186,7 @@ class Slam:
     def _take_up(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
         """Link a new keyframe, close loops from it, and go on from where that leaves it."""
         mapper, k = self._mapper, keyframe.id
-        self._announce(keyframe, reason)
+        self._tell.keyframe(keyframe, reason)
         with self._watch("link"):
             self._linker.watch_scale(k, 0.5 * self._config.landmarks.min_parallax_deg)
             self._linker.tie_to_neighbours(k, self._config.refinement.window)
@@ -238,7 +205,7 @@ class Slam:
         self._front_end.tracks = tracks
         self._agreeing = tracks.where(mapper.landmarks.has_place(tracks.ids))
         self._log.add(frame, pose, self._agreeing, k, mapper.graph)
-        self._tell_landmarks(frame.index)
+        self._tell.landmarks(frame.index)
 
     # --- without a pose -------------------------------------------------------------------------------
 
@@ -246,7 +213,7 @@ class Slam:
         """Recognised landmarks place a frame that could not be followed; it becomes a keyframe at once."""
         frame = found.seen.frame
         if self._state is TrackingState.LOST:
-            self._emit(
+            self._tell.emit(
                 Relocalised(
                     frame_index=frame.index,
                     timestamp_ns=frame.timestamp_ns,
@@ -268,7 +235,7 @@ class Slam:
             self._state = TrackingState.LOST
             self._reason = f"{why.reason}; {recognised.reason}"
             self._front_end.forget_motion()
-            self._emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
+            self._tell.emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
         self._frames_lost += 1
         if self._frames_lost >= self._config.relocalization.restart_after:
             self._frames_lost = 0
@@ -284,93 +251,24 @@ class Slam:
         for n in range(rounds):
             errors = [self._mapper.refine_all(segment) for segment in sorted(set(graph.segment_of.values()))]
             if n + 1 == rounds:
-                self._log.place_again(graph, self._place_again)
-            self._emit(
-                GraphOptimised(
-                    frame_index=self._log.records[-1].index,
-                    world_from_keyframe=dict(graph.world_from_keyframe),
-                    error_before=max(before for before, _ in errors),
-                    error_after=max(after for _, after in errors),
-                    cause=f"final refinement, round {n + 1} of {rounds} (errors: pixels)",
-                )
-            )
-
-    def _place_again(self, seen: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
-        """A frame's pose in the final map, from the landmarks it saw; as it was when too few are left."""
-        landmarks = self._mapper.landmarks
-        seen = landmarks.renamed(seen)
-        seen = seen.where(landmarks.has_place(seen.ids))
-        if len(seen) < self._config.tracking.min_inliers:
-            return pose
-        points = landmarks.points_world(seen.ids, self._mapper.graph)
-        fit = refine_pose(points, seen.pixels, camera, pose, noise_px=self._config.tracks.noise_px)
-        return fit.world_from_cam if fit.inlier_count >= self._config.tracking.min_inliers else pose
-
-    def _result(self) -> SlamResult:
-        graph, landmarks = self._mapper.graph, self._mapper.landmarks
-        numbers = set(graph.segment_of.values()) or {0}
-        sizes = {s: len(self._log.of_segment(graph, s)) for s in numbers}
-        first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
-        keyframes = [graph.keyframes[k] for k in graph.segment(first)]
-        ids = landmarks.placed_ids()
-        ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
-        return SlamResult(
-            trajectory=self._log.trajectory(graph, first),
-            frame_indices=np.array([r.index for r in self._log.of_segment(graph, first)], dtype=np.int64),
-            segments=[self._log.trajectory(graph, s) for s in others if sizes[s]],
-            keyframe_trajectory=Trajectory(
-                np.array([k.timestamp_ns for k in keyframes], dtype=np.int64),
-                stack_matrices([graph.world_from_keyframe[k.id].rigid for k in keyframes]),
-            ),
-            online=self._log.live_trajectory(),
-            graph=graph,
-            landmark_ids=ids,
-            landmark_points=landmarks.points_world(ids, graph),
-            landmark_colours=landmarks.colour[ids],
-        )
+                self._log.place_again(graph, self._front_end.place_again)
+            before, after = max(before for before, _ in errors), max(after for _, after in errors)
+            cause = f"final refinement, round {n + 1} of {rounds} (errors: pixels)"
+            self._tell.graph(self._log.records[-1].index, before, after, cause)
 
     # --- seeing and telling ---------------------------------------------------------------------------
 
     def _see(self, frame: Frame, gray: Image) -> Seen:
         return Seen(frame, self._tracker.detect(gray), self._front_end.tracks)
 
-    def _emit(self, event: Event) -> None:
-        for observer in self._observers:
-            observer(event)
-
-    def _announce(self, keyframe: Keyframe, reason: str) -> None:
-        pose = self._mapper.graph.world_from_keyframe[keyframe.id]
-        self._emit(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason))
-
-    def _tell_landmarks(self, frame_index: int) -> None:
-        landmarks = self._mapper.landmarks
-        ids = landmarks.placed_ids()
-        self._emit(
-            LandmarksUpdated(
-                frame_index=frame_index,
-                ids=ids,
-                points_world=landmarks.points_world(ids, self._mapper.graph),
-                colours=landmarks.colour[ids],
-            )
-        )
-
     def _report(self, frame: Frame) -> None:
-        pose = self._front_end.pose if self._state is TrackingState.TRACKING else None
-        tracks, depth = self._front_end.tracks, np.nan
-        if pose is not None and len(self._agreeing):
-            points = self._mapper.landmarks.points_world(self._agreeing.ids, self._mapper.graph)
-            depth = float(np.median(depths_in(points, pose)))
-        self._emit(
-            FrameProcessed(
-                frame=frame,
-                state=self._state,
-                reason=self._reason,
-                world_from_cam=pose,
-                keyframe_id=self._active,
-                pixels=tracks.pixels,
-                track_ids=tracks.ids,
-                is_inlier=np.isin(tracks.ids, self._agreeing.ids),
-                depth=depth,
-                stage_ms=dict(self._watch.stage_ms),
-            )
+        self._tell.frame(
+            frame,
+            state=self._state,
+            reason=self._reason,
+            pose=self._front_end.pose if self._state is TrackingState.TRACKING else None,
+            keyframe_id=self._active,
+            tracks=self._front_end.tracks,
+            agreeing=self._agreeing,
+            stage_ms=self._watch.stage_ms,
         )

@@ -1,0 +1,60 @@
+"""What a run leaves in memory, gathered when it ends. `slam.results` writes it to disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.geometry import FloatArray, stack_matrices
+from slam.frame_log import FrameLog
+from slam.graph import KeyframeGraph
+from slam.mapping import Mapper
+from slam.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SlamResult:
+    """What a run leaves, in map units.
+
+    Attributes:
+        trajectory: every tracked frame of the largest segment, final poses; `frame_indices` (N,) names its rows.
+        segments: the other segments, largest first; nothing ties their frames and scales to the first.
+        online: every tracked frame as it was placed live.
+    """
+
+    trajectory: Trajectory
+    frame_indices: NDArray[np.int64]
+    segments: list[Trajectory]
+    keyframe_trajectory: Trajectory
+    online: Trajectory
+    graph: KeyframeGraph
+    landmark_ids: NDArray[np.int64]
+    landmark_points: FloatArray
+    landmark_colours: NDArray[np.uint8]
+
+
+def gather(mapper: Mapper, log: FrameLog) -> SlamResult:
+    """The poses and landmarks as they stand now; the segment with the most frames comes first."""
+    graph, landmarks = mapper.graph, mapper.landmarks
+    numbers = set(graph.segment_of.values()) or {0}
+    sizes = {s: len(log.of_segment(graph, s)) for s in numbers}
+    first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
+    keyframes = [graph.keyframes[k] for k in graph.segment(first)]
+    ids = landmarks.placed_ids()
+    ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
+    return SlamResult(
+        trajectory=log.trajectory(graph, first),
+        frame_indices=np.array([r.index for r in log.of_segment(graph, first)], dtype=np.int64),
+        segments=[log.trajectory(graph, s) for s in others if sizes[s]],
+        keyframe_trajectory=Trajectory(
+            np.array([k.timestamp_ns for k in keyframes], dtype=np.int64),
+            stack_matrices([graph.world_from_keyframe[k.id].rigid for k in keyframes]),
+        ),
+        online=log.live_trajectory(),
+        graph=graph,
+        landmark_ids=ids,
+        landmark_points=landmarks.points_world(ids, graph),
+        landmark_colours=landmarks.colour[ids],
+    )
