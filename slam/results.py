@@ -28,7 +28,7 @@ from slam.trajectory import Trajectory, write_tum
 if TYPE_CHECKING:
     from slam.config import SlamConfig
     from slam.sequence import FrameSource
-    from slam.system import SlamResult
+    from slam.slam_result import SlamResult
 
 REPORT_FORMAT = 1
 CONFIG, EVENTS, REPORT = "config.yaml", "events.jsonl", "report.json"
