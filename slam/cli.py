@@ -579,14 +579,13 @@ def weights_where(
     found = {name: locate(name) for name in ([source] if source else RELEASED)}
     paths = {name: str(checkpoint.weights) if checkpoint else None for name, checkpoint in found.items()}
     if as_json:
-        terms = {name: _terms(name) for name in found}
-        entries = {name: {"path": path, "terms": terms[name]} for name, path in paths.items()}
+        entries = {name: {"path": path, "terms": _terms(name)} for name, path in paths.items()}
         print(json.dumps({"cache": str(cache_folder()), "weights": entries}, indent=2))
         return
-    from slam.console import render
-
-    rows = [(name, path or f"not here; slam weights fetch {name}", _terms(name)) for name, path in paths.items()]
-    print(render([("cache", str(cache_folder()), ""), *rows]))
+    print(f"cache: {cache_folder()}")  # whole lines: a table would fold long paths
+    for name, path in paths.items():
+        terms = f" ({_terms(name)})" if _terms(name) else ""
+        print(f"{name}{terms}: {path or f'not here; slam weights fetch {name}'}")
 
 
 def _terms(source: str) -> str:

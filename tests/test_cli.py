@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
-from slam import __version__
+from relocalizer.checkpoints import RELEASED
+from relocalizer.errors import OutputError
+from relocalizer.network.model import Architecture
+from relocalizer.network.weights import random_model
+from slam import __version__, pipeline
 from slam.config import SlamConfig
 from slam.console import ProgressLines, state_line
 from slam.pipeline import RunStatistics, choose_predictor
@@ -257,3 +267,241 @@ def test_the_state_line_speaks_of_loops_only_when_there_are_some():
     assert state_line(statistics, 50, 2.0) == "initialising, 25.0 fps, 1 keyframe"
     statistics.loops_accepted = 2
     assert state_line(statistics, 50, 2.0).endswith("1 keyframe, 2 loops")
+
+
+TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_dim=24, dec_depth=1, dec_num_heads=2)
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    monkeypatch.setattr("relocalizer.reloc3r_predictor.Architecture", lambda: TINY)
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(tmp_path, pictures, slam_command):
+    out = tmp_path / "out"
+    ended = slam_command("run", pictures, "-o", out, "--predictor", "reloc3r-224", "--random-weights")
+    assert "WARNING: random weights: the poses mean nothing" in ended.err
+    assert ended.complaint.startswith("slam: the result is not usable: random weights: the poses mean nothing")
+    assert "RANDOM WEIGHTS: THE POSES MEAN NOTHING" in ended.out
+    report = json.loads((out / "report.json").read_text())
+    assert report["predictor"] == {"kind": "reloc3r-224", "reason": "as asked", "random_weights": True}
+    assert report["frames"] == 12
+    assert (report["usable"], ended.code) == (False, 1)
+
+
+def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
+    tmp_path, pictures, slam_command, straight_slam
+):
+    straight_slam()
+    flags = ("--predictor", "reloc3r-512", "--random-weights")
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", *flags)
+    assert (ended.code, ended.complaint) == (
+        1, "slam: the result is not usable: random weights: the poses mean nothing, only the cost is real"
+    )  # fmt: skip
+    saved = load_config([tmp_path / "out" / "config.yaml"])
+    assert saved.predictor.random_weights  # fed back, the run is not taken for one with trained weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--random-weights",), "predictor.random_weights: the geometric predictor takes none; add --predictor "),
+        (("--weights", "x.pth"), "predictor.weights: the geometric predictor takes none; add --predictor "),
+    ],
+)
+def test_weights_are_refused_by_the_geometric_predictor(tmp_path, pictures, slam_command, flags, sentence):
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "geometric", *flags)
+    assert ended.code == 2
+    assert sentence in ended.complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_file_and_random_ones_exclude_each_other(tmp_path, pictures, slam_command):
+    flags = ("--predictor", "reloc3r-224", "--random-weights", "--weights", "x.pth")
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", *flags)
+    assert ended.code == 2
+    assert "predictor.weights names x.pth too; leave one of them out" in ended.complaint
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """A viewer that serves nothing; what happened to it, in order, with `wait` where Ctrl-C is waited for."""
+    happened: list[str] = []
+
+    class Page:
+        url, problem = "http://127.0.0.1:9090/", ""
+
+        def __init__(self, **options):
+            self.url = Page.url if options["view"] == "web" else ""
+            happened.append("opened")
+
+        def __call__(self, event):
+            pass
+
+        def close(self):
+            happened.append("closed")
+
+    monkeypatch.setattr("slam.rerun_viewer.RerunViewer", Page)
+    monkeypatch.setattr("slam.pipeline.wait_until_told", lambda: happened.append("wait"))
+    return happened
+
+
+def test_the_page_is_named_at_the_start_and_stays_after_the_run(tmp_path, pictures, slam_command, straight_slam, page):
+    straight_slam()
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web")
+    assert page == ["opened", "wait", "closed"]
+    assert "watch at http://127.0.0.1:9090/" in ended.err
+    assert ended.complaint == "the run is shown at http://127.0.0.1:9090/ until Ctrl-C"
+    assert ended.code == 0
+
+
+@pytest.mark.parametrize("flags", [("--view", "web", "--no-wait"), ("--record", "run.rrd")])
+def test_without_a_page_or_with_no_wait_a_run_ends_at_once(
+    tmp_path, pictures, slam_command, straight_slam, page, flags
+):
+    straight_slam()
+    assert slam_command("run", pictures, "-o", tmp_path / "out", *flags).code == 0
+    assert page == ["opened", "closed"]
+
+
+def test_a_run_that_ctrl_c_ended_does_not_wait_for_another(
+    tmp_path, pictures, slam_command, straight_slam, page, monkeypatch
+):
+    straight_slam()
+    whole = pipeline.run
+    monkeypatch.setattr(pipeline, "run", lambda *a, **options: replace(whole(*a, **options), interrupted=True))
+    assert slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web").code == 130
+    assert page == ["opened", "closed"]
+
+
+def test_a_viewer_that_cannot_start_leaves_a_report_that_says_so(tmp_path, pictures, slam_command, monkeypatch):
+    def broken(**options):
+        raise OutputError("no viewer here")
+
+    monkeypatch.setattr("slam.rerun_viewer.RerunViewer", broken)
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web")
+    assert (ended.code, ended.complaint) == (2, "slam: no viewer here")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["status"], report["reason"]) == ("failed", "no viewer here")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_ends_by_ctrl_c_and_by_sigterm_and_leaves_their_handlers(number):
+    before = signal.getsignal(number)
+
+    def tell():
+        while signal.getsignal(number) == before:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=tell, daemon=True).start()
+    pipeline.wait_until_told()
+    assert signal.getsignal(number) == before
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the hub; nothing may be fetched into it."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "hub"
+
+
+def in_cache(cache, content, digest):
+    """A published checkpoint as the hub's client lays it down: the file is named by its hash."""
+    folder = cache / "models--siyan824--reloc3r-512"
+    for part in ("refs", "blobs", "snapshots/abc"):
+        (folder / part).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "blobs" / digest).write_bytes(content)
+    (folder / "snapshots" / "abc" / "model.safetensors").symlink_to(folder / "blobs" / digest)
+
+
+def test_weights_where_tells_cache_size_and_licence(hub_cache, slam_command):
+    ended = slam_command("weights", "where")
+    assert ended.code == 0
+    assert ended.out.splitlines() == [
+        f"cache: {hub_cache}",
+        *(
+            f"{name} (1.71 GB, licence CC BY-NC-SA 4.0 (no commercial use)): not here; slam weights fetch {name}"
+            for name in ("reloc3r-512", "reloc3r-224")
+        ),
+    ]
+
+
+def test_weights_where_gives_the_file_in_json(hub_cache, slam_command):
+    in_cache(hub_cache, b"tensors", "a" * 64)
+    weights = json.loads(slam_command("weights", "where", "--json").out)["weights"]
+    assert weights["reloc3r-512"]["path"].endswith("snapshots/abc/model.safetensors")
+    assert weights["reloc3r-224"]["path"] is None
+
+
+def test_weights_fetch_offline_is_one_line_with_size_and_licence(hub_cache, slam_command):
+    ended = slam_command("weights", "fetch", "reloc3r-512")
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "1.71 GB, licence CC BY-NC-SA 4.0" in ended.err
+    assert "HF_HUB_OFFLINE forbids fetching; unset it" in ended.err
+
+
+def test_weights_fetch_says_size_and_licence_before_it_fetches(hub_cache, slam_command, monkeypatch, capsys):
+    said_before = []
+
+    def download(hub_id):
+        said_before.append(capsys.readouterr().err)
+        in_cache(hub_cache, b"tensors", "a" * 64)
+        return hub_cache / "models--siyan824--reloc3r-512" / "snapshots" / "abc"
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("relocalizer.checkpoints._download", download)
+    ended = slam_command("weights", "fetch", "reloc3r-512")
+    assert "1.71 GB, licence CC BY-NC-SA 4.0 (no commercial use)" in said_before[0]
+    assert ended.complaint == "fetched; next: slam weights verify reloc3r-512"
+    assert ended.out.strip().endswith("snapshots/abc/model.safetensors")
+    assert slam_command("weights", "fetch", "reloc3r-512").complaint == "it was here already"
+    assert len(said_before) == 1
+
+
+def test_weights_verify_reads_a_checkpoint_and_gives_its_hash(tmp_path, slam_command):
+    sizes = Architecture(enc_embed_dim=64, enc_depth=1, enc_num_heads=1, dec_embed_dim=64, dec_depth=1, dec_num_heads=1)
+    file = tmp_path / "tiny.safetensors"
+    save_file({key: value.clone() for key, value in random_model(sizes).state_dict().items()}, file)
+    ended = slam_command("weights", "verify", file, "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert slam_command("weights", "verify", file).out.startswith(f"good: {file}: Reloc3r")
+
+
+def test_weights_verify_of_what_is_not_here_tells_how_to_fetch_it(hub_cache, slam_command):
+    ended = slam_command("weights", "verify", "reloc3r-224")
+    assert ended.code == 2
+    assert ended.complaint == "slam: weights: reloc3r-224 is not on this machine; slam weights fetch reloc3r-224"
+
+
+def test_doctor_shows_the_hash_the_hub_gave_without_reading_the_weights(hub_cache):
+    from slam import doctor
+
+    in_cache(hub_cache, b"anything", "c0ffee" * 10 + "beef")
+    check = doctor._weights(RELEASED["reloc3r-512"], False)
+    assert check.ok
+    assert "sha256 c0ffeec0ffeec0ff... by the hub (--hash computes it)" in check.finding
+
+
+def test_doctor_with_hash_finds_damaged_weights(hub_cache):
+    from slam import doctor
+
+    in_cache(hub_cache, b"not what was published", "c0ffee" * 10 + "beef")
+    check = doctor._weights(RELEASED["reloc3r-512"], True)
+    assert (check.ok, check.finding) == (False, "its bytes are not those that the hub gave")
+    assert check.fix.endswith("then slam weights fetch reloc3r-512")
+
+
+def test_doctor_with_hash_confirms_whole_weights(hub_cache):
+    from slam import doctor
+
+    digest = hashlib.sha256(b"whole").hexdigest()
+    in_cache(hub_cache, b"whole", digest)
+    check = doctor._weights(RELEASED["reloc3r-512"], True)
+    assert check.ok
+    assert f"sha256 {digest[:16]}..., licence" in check.finding

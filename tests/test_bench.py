@@ -1,0 +1,99 @@
+"""What `slam bench` measures and says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from relocalizer.network.model import Architecture
+
+TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_dim=24, dec_depth=1, dec_num_heads=2)
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """The network and its pictures so small that measuring takes no time."""
+    monkeypatch.setattr("relocalizer.network.model.Architecture", lambda: TINY)
+    monkeypatch.setattr("relocalizer.preprocessing.TRAINED_SIZES", {224: ((48, 32),), 512: ((64, 48),)})
+
+
+def test_a_run_is_measured_by_stage_and_as_a_whole(pictures, slam_command, straight_slam):
+    straight_slam()
+    ended = slam_command("bench", pictures, "--json")
+    cost = json.loads(ended.out)
+    assert (ended.code, cost["frames"], cost["tracked"], cost["predictor"]) == (0, 12, 10, "geometric")
+    # The stand-in says that tracking took 1, 2, ..., 12 ms.
+    assert cost["stages"]["track"] == {"frames": 12, "p50_ms": 6.5, "p95_ms": 11.45, "total_s": 0.078}
+    assert list(cost["stages"])[:2] == ["read", "frame"]
+    assert cost["stages"]["frame"]["frames"] == 12
+    assert cost["live_fps"] >= cost["fps"] > 0
+    assert cost["peak_memory_mb"] > 10
+
+
+def test_a_measured_run_prints_tables_and_leaves_nothing(tmp_path, pictures, slam_command, straight_slam, monkeypatch):
+    straight_slam()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    out = slam_command("bench", pictures).out
+    assert "12, 10 of them tracked" in out
+    [track] = [line.split() for line in out.splitlines() if line.startswith("track")]
+    assert track == ["track", "12", "6.5", "11.4", "0.1"]
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_no_more_frames_are_measured_than_asked_for(pictures, slam_command, straight_slam):
+    straight_slam()
+    ended = slam_command("bench", pictures, "--max-frames", 5, "--json")
+    assert json.loads(ended.out)["frames"] == 5
+    assert "measuring 5 frames" in ended.err
+
+
+def test_a_measured_run_without_a_map_says_so_and_ends_with_1(pictures, slam_command, straight_slam):
+    straight_slam(waits=100)
+    ended = slam_command("bench", pictures)
+    assert ended.code == 1
+    assert ended.complaint == (
+        "slam: these are times of a run that is not usable: no map could be begun in 12 frames: too little parallax"
+    )
+
+
+def test_without_a_source_the_geometric_predictor_has_nothing_to_measure(slam_command):
+    ended = slam_command("bench", "--predictor", "geometric")
+    assert ended.code == 2
+    assert "bench: nothing to measure; give a SOURCE, or --predictor reloc3r-224" in ended.complaint
+
+
+@pytest.mark.usefixtures("tiny_network")
+@pytest.mark.parametrize(("predictor", "size"), [("reloc3r-224", (48, 32)), ("reloc3r-512", (64, 48))])
+def test_the_network_is_measured_at_its_size_beside_the_naive_way(slam_command, predictor, size):
+    ended = slam_command("bench", "--predictor", predictor, "--random-weights", "--repeats", 1, "--json")
+    times = json.loads(ended.out)
+    assert ended.code == 0
+    assert (times["predictor"], times["width"], times["height"], times["repeats"]) == (predictor, *size, 1)
+    assert times["random_weights"]
+    assert times["pose_difference"] < 1e-4
+    assert min(times[part] for part in ("encode_s", "decode_s", "edge_s", "relocalize_s", "naive_pair_s")) > 0
+
+
+def test_the_table_of_the_network_sets_ten_naive_pairs_against_ten_keyframes(slam_command, monkeypatch):
+    times = {
+        "predictor": "reloc3r-224", "random_weights": True, "repeats": 3, "keyframes": 10, "width": 224,
+        "height": 224, "device": "cpu", "dtype": "float32", "onednn": True, "threads": 2, "encode_s": 0.7,
+        "decode_s": 0.6, "edge_s": 1.3, "relocalize_s": 6.5, "naive_pair_s": 3.9, "edge_ratio": 2.9,
+        "relocalize_ratio": 6.1, "pose_difference": 1.1e-6, "peak_bytes": 2 << 30,
+    }  # fmt: skip
+    monkeypatch.setattr("slam.bench.measure_predictor", lambda config, *, repeats: times)
+    out = slam_command("bench", "--predictor", "reloc3r-224", "--random-weights").out
+    [ten] = [line.split() for line in out.splitlines() if line.startswith("a new picture against 10 keyframes")]
+    assert ten[-3:] == ["6.500", "39.000", "6.10"]
+    assert "random weights" in out
+    assert "2048 MB" in out
+
+
+def test_trained_weights_that_are_not_here_are_one_line(tmp_path, slam_command, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ended = slam_command("bench", "--predictor", "reloc3r-224")
+    assert ended.code == 2
+    assert "siyan824/reloc3r-224 (1.71 GB, licence CC BY-NC-SA 4.0" in ended.complaint
