@@ -141,6 +141,9 @@ class RelocalizationConfig(Section):
 
     candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
     min_inliers: int = Field(25, ge=6, le=1000, description="Landmarks that must agree.")
+    min_confirming: int = Field(
+        10, ge=6, le=1000, description="Landmarks that suffice where a confident pair estimate agrees with the pose."
+    )
     restart_after: int = Field(30, ge=1, le=100000, description="Frames lost before a new segment of the map begins.")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, match_features
-from relocalizer.geometry import Similarity, rigid
+from relocalizer.geometry import Similarity, rigid, rotation_angle, rotation_matrix
 from relocalizer.images import Camera
 from relocalizer.interfaces import NoEstimate, PairEstimate
 from slam.graph import KeyframeGraph
@@ -24,6 +24,8 @@ from slam.tracking import PoseFit, PosePrior, pair_prior, refine_pose, search_po
 from slam.tracks import Tracks
 
 MATCH_RATIO = 0.85
+CONFIDENT = 0.9  # of a pair estimate; above it the geometric predictor was right on all pairs measured
+AGREEMENT_RAD = float(np.radians(3.0))
 FEATURE_NOISE_PX = 1.2  # detected features are placed less precisely than followed ones
 
 
@@ -84,15 +86,20 @@ def localise(
     reference: int,
     estimate: PairEstimate | NoEstimate,
     min_inliers: int,
+    min_confirming: int | None = None,
 ) -> Localised | NotLocalised:
     """The pose of a picture whose features match landmarks.
 
     Args:
         reference: the keyframe `estimate` (reference_from_picture) speaks of.
+        min_inliers: landmarks that must agree with a pose that rests on landmarks alone.
+        min_confirming: landmarks that suffice where the predictor is confident and the pose agrees with it, for then
+            they only have to give the length.
     """
+    confirming = min_inliers if min_confirming is None or not _is_confident(estimate) else min_confirming
     placed = matches.where(landmarks.has_place(matches.tracks.ids))
-    if len(placed.tracks) < min_inliers:
-        return NotLocalised(f"{len(placed.tracks)} landmarks recognised, {min_inliers} needed")
+    if len(placed.tracks) < confirming:
+        return NotLocalised(f"{len(placed.tracks)} landmarks recognised, {confirming} needed")
     points = landmarks.points_world(placed.tracks.ids, graph)
     start, prior = _start(points, placed.tracks.pixels, camera, graph.world_from_keyframe[reference], estimate)
     if start is None:
@@ -101,12 +108,26 @@ def localise(
     if start is None:
         return NotLocalised(f"no pose agrees with the {len(placed.tracks)} landmarks recognised")
     fit = refine_pose(points, placed.tracks.pixels, camera, start, noise_px=FEATURE_NOISE_PX, prior=prior)
-    if fit.inlier_count < min_inliers:
-        return NotLocalised(
-            f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree, {min_inliers} needed"
-        )
+    confirmed = prior is not None and _agrees(fit.world_from_cam, prior.world_from_cam)
+    needed = confirming if confirmed else min_inliers
+    if fit.inlier_count < needed:
+        return NotLocalised(f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree, {needed} needed")
     unplaced = matches.tracks.where(~landmarks.has_place(matches.tracks.ids))
     return Localised(fit, placed.where(fit.inliers), unplaced)
+
+
+def _is_confident(estimate: PairEstimate | NoEstimate) -> bool:
+    return (
+        isinstance(estimate, PairEstimate)
+        and estimate.i_from_j_direction is not None
+        and estimate.confidence >= CONFIDENT
+    )
+
+
+def _agrees(world_from_cam: RigidTransform, predicted: RigidTransform) -> bool:
+    """Whether a refined pose still looks where the predictor said."""
+    turned = rotation_matrix(predicted).T @ rotation_matrix(world_from_cam)
+    return rotation_angle(turned) < AGREEMENT_RAD
 
 
 def _start(

@@ -65,7 +65,13 @@ class Recogniser:
     def _try(self, seen: Seen, encoded: Encoded, c: int) -> Recognised | NotLocated:
         [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
         outcome = recognise_place(
-            seen.features, seen.frame.camera, c, estimate, self._mapper, min_inliers=self._config.min_inliers
+            seen.features,
+            seen.frame.camera,
+            c,
+            estimate,
+            self._mapper,
+            min_inliers=self._config.min_inliers,
+            min_confirming=self._config.min_confirming,
         )
         if not isinstance(outcome, Localised):
             return NotLocated(outcome.reason)
@@ -81,6 +87,7 @@ def recognise_place(
     mapper: Mapper,
     *,
     min_inliers: int,
+    min_confirming: int | None = None,
 ) -> Localised | NotLocalised:
     """The pose of a picture that may show the place of keyframe c, from c's landmarks and its relatives'.
 
@@ -88,9 +95,17 @@ def recognise_place(
     """
     graph, landmarks = mapper.graph, mapper.landmarks
     matches = match_keyframes(features, [c], graph, landmarks)
-    placed = int(landmarks.has_place(matches.tracks.ids).sum())
     enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
-    if placed < enough:
-        return NotLocalised(f"{placed} landmarks of keyframe {c} recognised, {enough} needed")
+    if len(matches.tracks) < enough:
+        return NotLocalised(f"{len(matches.tracks)} points of keyframe {c} recognised, {enough} needed")
     matches = match_keyframes(features, [c, *mapper.related(c, RELATIVES)], graph, landmarks)
-    return localise(matches, camera, landmarks, graph, reference=c, estimate=estimate, min_inliers=min_inliers)
+    return localise(
+        matches,
+        camera,
+        landmarks,
+        graph,
+        reference=c,
+        estimate=estimate,
+        min_inliers=min_inliers,
+        min_confirming=min_confirming,
+    )

@@ -343,7 +343,7 @@ def test_a_place_that_only_looks_the_same_is_refused_with_the_number_and_the_thr
     [event] = refused(half, Told(2)).of(EdgeRejected)
     assert (event.i, event.j, event.kind) == (2, 19, EdgeKind.LOOP)
     assert event.frame_index == 19 * STEP
-    assert re.fullmatch(r"\d landmarks of keyframe 2 recognised, 15 needed", event.reason)
+    assert re.fullmatch(r"\d points of keyframe 2 recognised, 15 needed", event.reason)
 
 
 def test_each_candidate_that_fails_is_told(half):

@@ -208,7 +208,7 @@ def test_a_place_is_recognised_with_the_help_of_relatives(walk):
 def test_another_place_is_refused_before_anything_dear_is_tried(walk):
     found = recognised(walk, 4, FAR)
     assert isinstance(found, NotLocalised)
-    assert re.fullmatch(r"\d landmarks of keyframe 4 recognised, 12 needed", found.reason)
+    assert re.fullmatch(r"\d points of keyframe 4 recognised, 12 needed", found.reason)
 
 
 # Recogniser
@@ -276,14 +276,14 @@ def test_what_is_recognised_goes_on_as_tracks_with_and_without_a_place(walk):
 def test_a_frame_of_nowhere_is_not_located_and_the_last_reason_is_told(walk):
     found = recogniser(walk, Fixed(7, 5)).recognise(walk.seen(FAR), active=4)
     assert isinstance(found, NotLocated)
-    assert re.fullmatch(r"\d+ landmarks of keyframe 5 recognised, 12 needed", found.reason)
+    assert re.fullmatch(r"\d+ points of keyframe 5 recognised, 12 needed", found.reason)
 
 
 def test_a_dark_frame_is_not_located():
     world = room()
     dark = build(OracleWorld(world.poses, world.points, pixel_noise=0.3, blind=frozenset([STEP + 1])), [0, STEP])
     found = recogniser(dark, Fixed(0)).recognise(dark.seen(STEP + 1), active=1)
-    assert found == NotLocated("0 landmarks of keyframe 0 recognised, 12 needed")
+    assert found == NotLocated("0 points of keyframe 0 recognised, 12 needed")
 
 
 def test_recognising_changes_nothing_in_the_map(walk):
