@@ -18,6 +18,7 @@ from torch import Tensor
 
 from relocalizer import checkpoints
 from relocalizer.errors import DeviceError, WeightsError
+from relocalizer.network import weights
 from relocalizer.network.model import Architecture, Reloc3r
 from relocalizer.network.precision import (
     Probe,
@@ -124,6 +125,20 @@ def test_sixteen_bit_products_leave_norms_and_head_in_float32(state: Any, tmp_pa
     dtypes = {key: value.dtype for key, value in loaded.state_dict().items()}
     assert dtypes["enc_blocks.0.attn.qkv.weight"] == dtypes["decoder_embed.bias"] == torch.bfloat16
     assert dtypes["enc_norm.weight"] == dtypes["pose_head.proj.weight"] == torch.float32
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_converted_part_by_part_are_those_of_the_file_and_let_it_go(
+    state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(weights, "CONVERTED_BYTES", 20_000)
+    save_file(state, tmp_path / "some.safetensors")
+    torch.save(state, tmp_path / "some.pth")
+    loaded = load_model(tmp_path / f"some.{suffix}", dtype=torch.bfloat16).state_dict()
+    assert loaded.keys() == state.keys()
+    for key, value in loaded.items():
+        assert torch.equal(value, state[key].to(value.dtype)), key
+        assert value.untyped_storage().nbytes() == value.nbytes, f"{key} is a part of the mapped file"
 
 
 def test_missing_tensors_are_counted_and_the_first_is_named(state: Any, tmp_path: Path) -> None:

@@ -225,10 +225,11 @@ class Reloc3r(nn.Module):
         rotary1, rotary2 = (self._decoder_rotary(t.grid, x.device) for t in (tokens1, tokens2))
         if together and tokens1.grid == tokens2.grid:
             # The sides share their weights, so grids of one size run as one batch.
+            count = x.shape[0]  # unlike len(), it stays variable in an exported graph
             both = torch.cat([x, y])
             for block in blocks:
-                both = block(both, both.roll(len(x), dims=0), rotary1, rotary1)
-            return both[: len(x)], both[len(x) :]
+                both = block(both, torch.cat([both[count:], both[:count]]), rotary1, rotary1)
+            return both[:count], both[count:]
         for block in blocks:
             x, y = block(x, y, rotary1, rotary2), block(y, x, rotary2, rotary1)
         return x, y

@@ -1,6 +1,7 @@
 """Checkpoints into the network: read safely, checked tensor by tensor, and explained when they do not fit.
 
-The tensors of a safetensors file are mapped, not copied, so loading costs the size of the file once.
+The tensors of a file are mapped, not copied, so loading costs the size of the file once. Where they are wanted in
+16 bits, the file is mapped anew for every few of them, since pages once read count as memory until it is let go.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from relocalizer.errors import WeightsError
 from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
 from relocalizer.network.precision import choose_device
 
+CONVERTED_BYTES = 1 << 28  # mapped at a time while tensors are converted
 HEAD_WIDTH = 64  # channels of an attention head where no config.json tells
 
 # What a file with tensors of these names most probably is; the first that matches names it.
@@ -81,11 +83,10 @@ def load_model(
         DeviceError: the device is not there.
     """
     chosen = choose_device(device)
-    architecture, state = read_checkpoint(resolve(source, announce=announce))
+    architecture, state = read_checkpoint(resolve(source, announce=announce), dtype=dtype)
     with torch.device("meta"):
         model = Reloc3r(architecture)
     model.load_state_dict(state, assign=True)
-    use_matmul_dtype(model, dtype)
     return model.to(chosen).eval()
 
 
@@ -127,8 +128,11 @@ def verify(source: str | Path) -> WeightsReport:
     )
 
 
-def read_checkpoint(checkpoint: Checkpoint) -> tuple[Architecture, dict[str, Tensor]]:
-    """Sizes and float32 tensors of a checkpoint, exactly those the network needs.
+def read_checkpoint(
+    checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """Sizes and tensors of a checkpoint, exactly those the network needs: the weights of the transformer's products
+    in `dtype`, all others in float32.
 
     Raises:
         WeightsError: damaged, not finite, or of another network.
@@ -138,7 +142,15 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[Architecture, dict[str, Ten
         architecture = architecture_from_config(checkpoint.config)
     else:
         architecture = _architecture_from_shapes(path, state)
-    return architecture, _fitting(path, state, architecture)
+    with torch.device("meta"):
+        model = Reloc3r(architecture)
+    use_matmul_dtype(model, dtype)
+    wanted = model.state_dict()
+    _check_fit(path, state, wanted)
+    if dtype == torch.float32:
+        return architecture, {key: _checked(path, key, state[key]) for key in wanted}
+    del state
+    return architecture, _converted(path, wanted)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -248,10 +260,8 @@ def _depth(state: Mapping[str, Tensor], stack: str) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def _fitting(path: Path, state: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors the network needs, float32 and finite; others are named in a warning and left out."""
-    with torch.device("meta"):
-        wanted = Reloc3r(architecture).state_dict()
+def _check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Every tensor the network needs is there in its size; others are named in a warning."""
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
     if missing:
@@ -263,7 +273,25 @@ def _fitting(path: Path, state: dict[str, Tensor], architecture: Architecture) -
             raise WeightsError(_misfit(path, state, f"'{key}' is {got} where {expected} is expected"))
     if extra:
         _log.warning("%s: %d tensors are not used, first '%s'", path, len(extra), extra[0])
-    return {key: _checked(path, key, state[key]) for key in wanted}
+
+
+def _converted(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors in the dtypes wanted; of the mapped file only a part is in memory at a time."""
+    found: dict[str, Tensor] = {}
+    for keys in _parts(wanted):
+        state = read_tensors(path)
+        found |= {key: _checked(path, key, state[key]).to(wanted[key].dtype, copy=True) for key in keys}
+    return found
+
+
+def _parts(wanted: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    part, size = list[str](), 0
+    for key, want in wanted.items():
+        part, size = [*part, key], size + 4 * want.numel()
+        if size >= CONVERTED_BYTES:
+            yield part
+            part, size = [], 0
+    yield part
 
 
 def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:
