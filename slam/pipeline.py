@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from relocalizer.reloc3r_predictor import Kind
     from slam.frames import Frame
     from slam.sequence import FrameSource
-    from slam.system import Slam, SlamResult
+    from slam.slam_result import SlamResult
+    from slam.system import Slam
 
 # Below this much memory a card runs the smaller network more comfortably than the larger one.
 _SMALL_CARD_BYTES = 6 * 2**30
