@@ -361,7 +361,7 @@ def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) 
     if request.record is not None:
         viewer = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
         print(f"\nnext: {viewer} {request.record}")
-    elif report["evaluation"] is None:
+    elif report["usable"] and report["evaluation"] is None:
         print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
     else:
         print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd")

@@ -505,3 +505,9 @@ def test_doctor_with_hash_confirms_whole_weights(hub_cache):
     check = doctor._weights(RELEASED["reloc3r-512"], True)
     assert check.ok
     assert f"sha256 {digest[:16]}..., licence" in check.finding
+
+
+def test_after_a_run_of_no_use_the_next_step_is_to_look_at_it(tmp_path, pictures, slam_command, straight_slam):
+    straight_slam(waits=100)
+    out = slam_command("run", pictures, "-o", tmp_path / "out").out
+    assert out.splitlines()[-1] == f"next: slam run {pictures} --record out.rrd"
