@@ -20,7 +20,7 @@ _PUBLIC = {
     "View": "relocalizer.interfaces",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605 - names are resolved by __getattr__
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -103,9 +103,7 @@ class Camera:
     def contains(self, pixels: FloatArray, *, margin: float = 0.0) -> NDArray[np.bool_]:
         """Which pixels (N, 2) lie inside the picture, at least `margin` pixels from its border."""
         x, y = pixels[:, 0], pixels[:, 1]
-        inside = (
-            (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
-        )
+        inside = (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
         return np.asarray(inside)
 
     @staticmethod
@@ -135,9 +133,7 @@ def load_camera(path: Path) -> Camera:
     missing = [key for key in CAMERA_KEYS[:6] if key not in data]
     unknown = sorted(str(key) for key in data if key not in CAMERA_KEYS)
     if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(
-            unknown
-        )
+        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
         raise CameraError(f"{path}: {'; '.join(parts)} (expected {', '.join(CAMERA_KEYS)})")
     distortion = data.get("distortion") or []
     if not isinstance(distortion, list):
@@ -218,12 +214,8 @@ class Undistorter:
             return
         K, distortion, size = given.matrix, np.array(given.distortion), (given.width, given.height)
         if given.model == "fisheye":
-            new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
-                K, distortion, size, np.eye(3), balance=0.0
-            )
-            self._maps = cv2.fisheye.initUndistortRectifyMap(
-                K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2
-            )
+            new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
+            self._maps = cv2.fisheye.initUndistortRectifyMap(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
         else:
             new_K, _ = cv2.getOptimalNewCameraMatrix(K, distortion, size, 0.0)
             self._maps = cv2.initUndistortRectifyMap(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
@@ -250,9 +242,7 @@ class Undistorter:
             )
         if self._maps is None:
             return image
-        undistorted = cv2.remap(
-            image, *self._maps, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        undistorted = cv2.remap(image, *self._maps, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(undistorted, dtype=np.uint8)
 
 

@@ -83,9 +83,7 @@ class SequenceIndex:
     def description(self) -> str:
         """One line: what was recognised and what was found."""
         pictures = self.video.name if self.video else f"{len(self.image_paths)} pictures"
-        truth = (
-            f"ground truth found ({len(self.ground_truth)} poses)" if self.ground_truth else "no ground truth"
-        )
+        truth = f"ground truth found ({len(self.ground_truth)} poses)" if self.ground_truth else "no ground truth"
         return ", ".join([f"{self.layout} layout: {pictures}", *self.notes, truth])
 
 
@@ -152,9 +150,7 @@ def euroc(folder: Path) -> SequenceIndex | None:
     ground_truth = None
     if truth.is_file() and body_from_cam is not None:
         world_from_body = read_euroc(truth)
-        ground_truth = Trajectory(
-            world_from_body.timestamps_ns, world_from_body.world_from_cam @ body_from_cam
-        )
+        ground_truth = Trajectory(world_from_body.timestamps_ns, world_from_body.world_from_cam @ body_from_cam)
     elif truth.is_file():
         notes.append("its ground truth is the body's, and without cam0/sensor.yaml the camera's is unknown")
     return SequenceIndex(
@@ -548,9 +544,7 @@ def _euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
     except KeyError as error:
         raise CameraError(f"{path}: missing {error.args[0]}") from None
     except (TypeError, ValueError) as error:
-        raise CameraError(
-            f"{path}: resolution, intrinsics or T_BS have not the expected numbers ({error})"
-        ) from None
+        raise CameraError(f"{path}: resolution, intrinsics or T_BS have not the expected numbers ({error})") from None
     body_from_cam[:3, :3] = nearest_rotation(body_from_cam[:3, :3])
     camera = Camera(
         width=width,

@@ -138,9 +138,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return where + (error.problem or error.context or "not YAML")
 
 
-def _merge(
-    into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = ""
-) -> None:
+def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = "") -> None:
     """Sections merge key by key, everything else is replaced; `origins` remembers who set each dotted key."""
     for name, value in layer.items():
         dotted = f"{at}{name}"
@@ -308,9 +306,7 @@ def configuration_page() -> str:
 
 def _page_section(section: BaseModel, at: str) -> Iterator[str]:
     fields = type(section).model_fields
-    here = {
-        name: field for name, field in fields.items() if not isinstance(getattr(section, name), BaseModel)
-    }
+    here = {name: field for name, field in fields.items() if not isinstance(getattr(section, name), BaseModel)}
     below = [name for name in fields if name not in here]
     about = " ".join((type(section).__doc__ or "").split())
     if at:

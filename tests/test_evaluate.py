@@ -37,9 +37,7 @@ def disturbed(truth: Trajectory, rng: np.random.Generator, scale: float = 0.37) 
     """Noise on every pose, seen from another world, in another unit."""
     poses = truth.world_from_cam.copy()
     poses[:, :3, 3] += rng.normal(scale=0.02 * np.ptp(truth.positions), size=(len(truth), 3))
-    poses[:, :3, :3] = (
-        poses[:, :3, :3] @ Rotation.from_rotvec(rng.normal(scale=0.02, size=(len(truth), 3))).as_matrix()
-    )
+    poses[:, :3, :3] = poses[:, :3, :3] @ Rotation.from_rotvec(rng.normal(scale=0.02, size=(len(truth), 3))).as_matrix()
     elsewhere = Similarity(Rotation.random(rng=rng).as_matrix(), rng.normal(size=3) * 10.0, scale)
     return Trajectory(truth.timestamps_ns, poses).transformed(elsewhere)
 
@@ -49,9 +47,7 @@ SQUARE = [[0, 0, 0], [2, 0, 0], [2, 2, 0], [0, 2, 0]]
 
 def test_the_same_path_in_another_world_and_unit_has_no_error() -> None:
     truth = wandering(np.random.default_rng(0))
-    elsewhere = Similarity(
-        Rotation.from_rotvec([0.3, 2.0, -1.0]).as_matrix(), np.array([5.0, -7.0, 100.0]), 0.25
-    )
+    elsewhere = Similarity(Rotation.from_rotvec([0.3, 2.0, -1.0]).as_matrix(), np.array([5.0, -7.0, 100.0]), 0.25)
     result = evaluate(truth.transformed(elsewhere), truth)
     assert result.scale == pytest.approx(4.0)
     assert result.ate_sim3.max == pytest.approx(0.0, abs=1e-9)
@@ -208,9 +204,7 @@ def test_coverage_counts_the_frames_that_should_have_a_pose() -> None:
 
 
 def test_a_missing_frame_is_not_covered_by_its_neighbour() -> None:
-    truth = path_of(
-        np.random.default_rng(1).normal(size=(10, 3)), step_ns=SECOND // 100
-    )  # 10 ms, below 20 ms
+    truth = path_of(np.random.default_rng(1).normal(size=(10, 3)), step_ns=SECOND // 100)  # 10 ms, below 20 ms
     keep = np.delete(np.arange(10), 4)
     result = evaluate(
         Trajectory(truth.timestamps_ns[keep], truth.world_from_cam[keep]), truth, expected=truth.timestamps_ns
@@ -293,18 +287,10 @@ def evo() -> Evo:
             **figures("ate_se3", metrics.APE(relation.translation_part), (of(truth), rigid)),
             **figures("ate_sim3", metrics.APE(relation.translation_part), pair),
             **figures("orientation_deg", metrics.APE(relation.rotation_angle_deg), pair),
-            **figures(
-                "rpe_frame.translation", metrics.RPE(relation.translation_part, 1, all_pairs=True), pair
-            ),
-            **figures(
-                "rpe_frame.rotation_deg", metrics.RPE(relation.rotation_angle_deg, 1, all_pairs=True), pair
-            ),
-            **figures(
-                "rpe_second.translation", metrics.RPE(relation.translation_part, 10, all_pairs=True), pair
-            ),
-            **figures(
-                "rpe_second.rotation_deg", metrics.RPE(relation.rotation_angle_deg, 10, all_pairs=True), pair
-            ),
+            **figures("rpe_frame.translation", metrics.RPE(relation.translation_part, 1, all_pairs=True), pair),
+            **figures("rpe_frame.rotation_deg", metrics.RPE(relation.rotation_angle_deg, 1, all_pairs=True), pair),
+            **figures("rpe_second.translation", metrics.RPE(relation.translation_part, 10, all_pairs=True), pair),
+            **figures("rpe_second.rotation_deg", metrics.RPE(relation.rotation_angle_deg, 10, all_pairs=True), pair),
         }
 
     return run
@@ -335,9 +321,7 @@ def test_every_figure_equals_evos_on_random_paths(seed: int, evo: Evo) -> None:
 @pytest.mark.parametrize("name", ["kitti_07", "tum_fr1_xyz", "7scenes_chess_seq01", "tartanair_office_P000"])
 def test_every_figure_equals_evos_on_real_paths(name: str, evo: Evo) -> None:
     truth = read_trajectory(Path(os.environ["SLAM_SEQUENCES"]) / "trajectories" / f"{name}.txt")
-    truth = path_of(
-        truth.positions, truth.world_from_cam[:, :3, :3]
-    )  # ten to the second, as evo counts frames
+    truth = path_of(truth.positions, truth.world_from_cam[:, :3, :3])  # ten to the second, as evo counts frames
     estimate = disturbed(truth, np.random.default_rng(0))
     theirs = evo(estimate, truth)
     assert ours(estimate, truth, list(theirs)) == pytest.approx(theirs, rel=1e-9)
@@ -363,9 +347,7 @@ def test_the_same_evaluation_gives_the_same_bytes_of_a_plot(tmp_path: Path) -> N
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

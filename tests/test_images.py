@@ -241,9 +241,7 @@ def test_a_pinhole_picture_is_not_touched(picture: Image) -> None:
 
 
 def test_distortion_of_nothing_but_zeros_leaves_picture_and_intrinsics_alone(picture: Image) -> None:
-    zeros = Camera(
-        width=64, height=48, fx=50, fy=50, cx=30, cy=20, model="radtan", distortion=(0.0, 0.0, 0.0, 0.0)
-    )
+    zeros = Camera(width=64, height=48, fx=50, fy=50, cx=30, cy=20, model="radtan", distortion=(0.0, 0.0, 0.0, 0.0))
     undistort = Undistorter(zeros)
     assert undistort(picture) is picture
     assert undistort.camera.model == "pinhole"
@@ -318,9 +316,7 @@ def test_a_cut_off_picture_is_refused(tmp_path: Path, picture: Image, suffix: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)]
-)
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
 def test_every_proper_part_of_a_jpeg_counts_as_cut_off(picture: Image, options: tuple[int, ...]) -> None:
     data = encode(".jpg", picture, *options)
     assert not is_cut_off(data)
@@ -363,9 +359,7 @@ def test_a_picture_that_claims_to_be_enormous_is_refused_in_one_line(tmp_path: P
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0))
     path = tmp_path / "a.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
     with pytest.raises(SequenceError, match="cannot be decoded") as caught:
         read_image(path)
     assert "\n" not in str(caught.value)

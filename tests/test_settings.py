@@ -207,14 +207,10 @@ def test_shipped_files_load_and_every_line_differs_from_the_defaults(path):
     config = load_config([path])
     changed = {
         dotted
-        for (dotted, _, value), (_, _, default) in zip(
-            walk_settings(config), walk_settings(SlamConfig()), strict=True
-        )
+        for (dotted, _, value), (_, _, default) in zip(walk_settings(config), walk_settings(SlamConfig()), strict=True)
         if value != default
     }
-    lines = [
-        line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")
-    ]
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len([line for line in lines if not line.rstrip().endswith(":")]) == len(changed)
 
 
