@@ -446,6 +446,7 @@ def test_weights_fetch_offline_is_one_line_with_size_and_licence(hub_cache, slam
 
 
 def test_weights_fetch_says_size_and_licence_before_it_fetches(hub_cache, slam_command, monkeypatch, capsys):
+    pytest.importorskip("huggingface_hub", reason="the hub extra is not installed")
     said_before = []
 
     def download(hub_id):
