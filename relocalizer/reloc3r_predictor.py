@@ -24,6 +24,7 @@ from relocalizer.errors import ConfigError, WeightsError
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
+from relocalizer.network.openvino_network import OpenVinoNetwork
 from relocalizer.network.precision import (
     Precision,
     choose_device,
@@ -36,6 +37,7 @@ from relocalizer.preprocessing import PreparedPicture, Variant, network_input, p
 from relocalizer.two_way import PairCalibration, TwoWayPose, estimate_of
 
 Kind = Literal["reloc3r-512", "reloc3r-224"]
+Backend = Literal["torch", "openvino"]
 
 CACHE_BYTES = 1 << 30  # about 680 pictures of 512 x 384, 2700 of 224 x 224
 CACHE_DTYPE = torch.float16  # keeps eleven bits; tokens are normalised, so none leaves its range
@@ -74,6 +76,7 @@ class Reloc3rPredictor:
         calibration: PairCalibration | None = None,
         cache_bytes: int = CACHE_BYTES,
         cache_dtype: torch.dtype = CACHE_DTYPE,
+        network: OpenVinoNetwork | None = None,
     ) -> None:
         """Use `load` or `random` to make one.
 
@@ -84,10 +87,12 @@ class Reloc3rPredictor:
             cache_bytes: bound of the encoded pictures kept; the least recently used are dropped.
             cache_dtype: of encoded pictures. All answers are computed from these digits, so an answer does not
                 depend on what was dropped in between. float32 gives the reference's numbers to the last digits.
+            network: computes in the model's place.
         """
         self.name: str = kind
         self._variant: Variant = 224 if kind == "reloc3r-224" else 512
-        self._model = model
+        self._network = network or model
+        self._patch = model.architecture.patch_size
         self._device = model.enc_norm.weight.device
         self._onednn = self._device.type == "cpu" and onednn_keeps_float32()
         self._calibration = calibration or PairCalibration.published(self._variant)
@@ -102,6 +107,7 @@ class Reloc3rPredictor:
         weights: str | Path = "",
         device: str = "auto",
         precision: Precision = "auto",
+        backend: Backend = "torch",
         announce: Callable[[str], None] | None = None,
     ) -> Reloc3rPredictor:
         """The predictor with the weights of a checkpoint.
@@ -112,25 +118,28 @@ class Reloc3rPredictor:
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             precision: "auto" and "exact" compute in float32 on a CPU; "auto" takes float16 on CUDA; "fast" takes
                 what is measured to be quickest.
+            backend: "openvino" has OpenVINO compute on the CPU, from graphs made when a size of picture is first met.
             announce: told size and licence before weights are fetched.
 
         Raises:
-            ConfigError: no such network.
+            ConfigError: no such network or backend, or OpenVINO is not installed or cannot do what is asked of it.
             WeightsError: no usable checkpoint, or one of the other network.
             DeviceError: the device is not there.
         """
         if kind not in get_args(Kind):
             raise ConfigError(f"predictor.kind: expected {' or '.join(get_args(Kind))}, got {kind!r}")
-        chosen = choose_device(device)
+        chosen = _device_for(backend, device)
         dtype = choose_dtype(precision, chosen)
-        model = load_model(weights or kind, device=chosen, dtype=dtype, announce=announce)
+        kept = torch.float32 if backend == "openvino" else dtype
+        model = load_model(weights or kind, device=chosen, dtype=kept, announce=announce)
         size = model.architecture.img_size
         if size is not None and f"reloc3r-{size}" != kind:
             raise WeightsError(
                 f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
                 "choose another predictor or other weights"
             )
-        return Reloc3rPredictor(model, cast(Kind, kind))
+        network = OpenVinoNetwork(model, dtype) if backend == "openvino" else None
+        return Reloc3rPredictor(model, cast(Kind, kind), network=network)
 
     @staticmethod
     def random(
@@ -139,17 +148,21 @@ class Reloc3rPredictor:
         seed: int = 0,
         device: str = "auto",
         precision: Precision = "auto",
+        backend: Backend = "torch",
         architecture: Architecture | None = None,
     ) -> Reloc3rPredictor:
         """The predictor with seeded random weights: real cost, meaningless poses; its name says so.
 
         Raises:
+            ConfigError: as `load`.
             DeviceError: the device is not there.
         """
-        chosen = choose_device(device)
+        chosen = _device_for(backend, device)
+        dtype = choose_dtype(precision, chosen)
         model = random_model(architecture or Architecture(), seed=seed)
-        use_matmul_dtype(model, choose_dtype(precision, chosen))
-        predictor = Reloc3rPredictor(model.to(chosen), kind)
+        network = OpenVinoNetwork(model, dtype) if backend == "openvino" else None
+        use_matmul_dtype(model, torch.float32 if network else dtype)
+        predictor = Reloc3rPredictor(model.to(chosen), kind, network=network)
         predictor.name = f"{kind} {RANDOM_WARNING}"
         return predictor
 
@@ -197,7 +210,7 @@ class Reloc3rPredictor:
         for batch in _grouped(sizes, PICTURES_AT_A_TIME[self._device.type]):
             images = np.stack([network_input(pictures[index].pixels) for index in batch])
             with torch.inference_mode(), onednn_products(self._onednn):
-                tokens = self._model.encode(torch.from_numpy(images).to(self._device))
+                tokens = self._network.encode(torch.from_numpy(images).to(self._device))
             found |= dict(zip(batch, tokens.features.to(self._cache_dtype).unbind(), strict=True))
         # Members of a batch share its memory: each is copied out, so that one dropped is memory freed.
         return [found[index].clone() for index in range(len(pictures))]
@@ -212,7 +225,7 @@ class Reloc3rPredictor:
     def _decode(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> list[TwoWayPose]:
         sides = (self._tokens([pair[0] for pair in pairs]), self._tokens([pair[1] for pair in pairs]))
         with torch.inference_mode(), onednn_products(self._onednn):
-            j_from_i, i_from_j = self._model.decode_raw(*sides)
+            j_from_i, i_from_j = self._network.decode_raw(*sides)
             margin = torch.minimum(*(rotation_margin(raw.rotation9) for raw in (j_from_i, i_from_j)))
         forward, backward, margins = _poses(i_from_j), _poses(j_from_i), margin.cpu().numpy()
         return [TwoWayPose(f, b, float(m)) for f, b, m in zip(forward, backward, margins, strict=True)]
@@ -223,8 +236,7 @@ class Reloc3rPredictor:
 
     def _grid(self, encoded: Reloc3rEncoded) -> Grid:
         height, width = encoded.picture.pixels.shape[:2]
-        patch = self._model.architecture.patch_size
-        return Grid(height // patch, width // patch)
+        return Grid(height // self._patch, width // self._patch)
 
     def _batches(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> Iterator[list[int]]:
         sizes = [(i.picture.pixels.shape, j.picture.pixels.shape) for i, j in pairs]
@@ -254,6 +266,14 @@ class _TokenCache:
     def drop(self, key: int) -> None:
         tensor = self._tensors.pop(key, None)
         self.used_bytes -= tensor.nbytes if tensor is not None else 0
+
+
+def _device_for(backend: str, device: str) -> torch.device:
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend: expected {' or '.join(get_args(Backend))}, got {backend!r}")
+    if backend == "openvino" and device not in ("auto", "cpu"):
+        raise ConfigError(f"backend openvino: runs on the CPU, not on {device}; use device cpu, or backend torch")
+    return choose_device("cpu" if backend == "openvino" else device)
 
 
 def _grouped(sizes: Sequence[object], at_a_time: int) -> Iterator[list[int]]:
