@@ -549,7 +549,7 @@ def convert(
 
 
 weights_app = typer.Typer(
-    help="Reloc3r's published weights: find, verify, fetch. They are not part of this project.\n\n"
+    help="Reloc3r's published weights: find, verify, fetch, export. They are not part of this project.\n\n"
     "Examples:\n\n  slam weights where\n\n  slam weights fetch reloc3r-512",
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -635,6 +635,40 @@ def weights_fetch(source: WeightsSource) -> None:
     checkpoint = fetch(source, announce=_say)
     _say("it was here already" if was_here else f"fetched; next: slam weights verify {source}")
     print(checkpoint.weights)
+
+
+@weights_app.command("export")
+def weights_export(
+    source: WeightsSource,
+    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Format of the files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder they go to.")],
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Pictures. Default: 224x224 or 512x384.")
+    ] = None,
+) -> None:
+    """Write Reloc3r's encoder and decoder for machines without PyTorch, and check them against it. Takes a minute or
+    two, and as much disk as the weights.
+
+    Examples:
+
+      slam weights export reloc3r-512 --format onnx --out exported
+
+      slam weights export reloc3r-512 --format openvino --out exported --size 512x288
+    """
+    from relocalizer.network.export import export_checkpoint
+
+    report = export_checkpoint(source, out, format=format, size=_size(size) if size else None, announce=_say)
+    for check in report.checks:
+        _say(f"against PyTorch, {check}")
+    for path in report.files:
+        print(path)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ConfigError(f"--size: expected width x height such as 512x384, got {text}")
+    return int(width), int(height)
 
 
 @app.command()
