@@ -17,7 +17,7 @@ from slam.config import SlamConfig
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap, depths_in, triangulate
-from slam.refinement import Bundle, Refined, Refiner, reprojection_errors
+from slam.refinement import Bundle, Refiner, refine_points, reprojection_errors
 from slam.tracks import PointTracker, Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
@@ -278,6 +278,18 @@ class Mapper:
             iterations=config.iterations,
             relative_tolerance=WINDOW_TOLERANCE,
         )
+        self._settle_points(window, older)
+
+    def _settle_points(self, free: list[int], fixed: list[int]) -> None:
+        """Every landmark of a window placed anew under the window's poses: those that were not refined with them had
+        been placed under the old ones."""
+        ids, bundle = self._bundle(free, fixed, None)
+        if len(ids) == 0:
+            return
+        points = refine_points(bundle, noise_px=self.noise_px)
+        self.landmarks.move_to(ids, points, self.graph)
+        errors = reprojection_errors(bundle, bundle.world_from_cam, points)
+        self._drop_outliers(ids, bundle, errors)
 
     def refine_all(self, segment: int) -> tuple[float, float]:
         """One round over everything of a segment: known landmarks are looked for everywhere, then all is refined.
@@ -319,7 +331,7 @@ class Mapper:
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
-        self._drop_outliers(ids, bundle, refined)
+        self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
     def _bundle(self, free: list[int], fixed: list[int], max_landmarks: int | None) -> tuple[NDArray[np.int64], Bundle]:
@@ -357,9 +369,9 @@ class Mapper:
         )
         return own, bundle
 
-    def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, refined: Refined) -> None:
+    def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, error_px: FloatArray) -> None:
         """Forget observations that the refined map contradicts, and landmarks with fewer than two left."""
-        bad = refined.error_px > OUTLIER_CHI * self._config.tracks.noise_px
+        bad = error_px > OUTLIER_CHI * self._config.tracks.noise_px
         for k in np.unique(bundle.keyframe_of[bad]):
             gone = ids[bundle.point_of[bad & (bundle.keyframe_of == k)]]
             tracks = self.landmarks.observed[int(k)]

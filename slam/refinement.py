@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.geometry import FloatArray, rigid
+from relocalizer.geometry import FloatArray, rigid, rotation_matrix, translation_of
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 
@@ -75,6 +75,51 @@ def reprojection_errors(
         difference = bundle.cameras[k].project(points[front]) - bundle.pixels[rows[front]]
         errors[rows[front]] = np.linalg.norm(difference, axis=1)
     return errors
+
+
+def refine_points(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> FloatArray:
+    """The bundle's landmarks (N, 3), each moved alone to fit its observations, the cameras held.
+
+    Damped Gauss-Newton on all points at once under a Huber kernel; a point that gets no better stays where it was.
+    """
+    order = sorted(bundle.world_from_cam)
+    which = np.searchsorted(order, bundle.keyframe_of)
+    R = np.array([rotation_matrix(bundle.world_from_cam[k]).T for k in order])[which]
+    centre = np.array([translation_of(bundle.world_from_cam[k]) for k in order])[which]
+    focal = np.array([[bundle.cameras[k].fx, bundle.cameras[k].fy] for k in order])[which]
+    principal = np.array([[bundle.cameras[k].cx, bundle.cameras[k].cy] for k in order])[which]
+    count = len(bundle.points_world)
+
+    def residuals(points: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        in_cam = np.einsum("mij,mj->mi", R, points[bundle.point_of] - centre)
+        z = np.where(in_cam[:, 2] > 1e-6, in_cam[:, 2], np.inf)
+        residual = in_cam[:, :2] / z[:, None] * focal + principal - bundle.pixels
+        size = np.linalg.norm(residual, axis=1) / noise_px
+        cost = np.where(size < HUBER_K, 0.5 * size**2, HUBER_K * (size - 0.5 * HUBER_K))
+        return in_cam, residual, np.bincount(bundle.point_of, np.where(np.isinf(z), 1e9, cost), minlength=count)
+
+    points = bundle.points_world.copy()
+    in_cam, residual, cost = residuals(points)
+    for _ in range(iterations):
+        z = np.maximum(in_cam[:, 2], 1e-6)
+        J = np.zeros((len(z), 2, 3))
+        J[:, 0, 0], J[:, 1, 1] = focal[:, 0] / z, focal[:, 1] / z
+        J[:, :, 2] = -focal * in_cam[:, :2] / (z**2)[:, None]
+        J = J @ R
+        weight = np.minimum(1.0, HUBER_K * noise_px / np.maximum(np.linalg.norm(residual, axis=1), 1e-12))
+        H, gradient = np.zeros((count, 3, 3)), np.zeros((count, 3))
+        np.add.at(H, bundle.point_of, np.einsum("m,mij,mik->mjk", weight, J, J))
+        np.add.at(gradient, bundle.point_of, np.einsum("m,mij,mi->mj", weight, J, residual))
+        damping = 1e-3 * np.trace(H, axis1=1, axis2=2) + 1e-12
+        tried = points - np.linalg.solve(H + damping[:, None, None] * np.eye(3), gradient[:, :, None])[:, :, 0]
+        in_cam_tried, residual_tried, cost_tried = residuals(tried)
+        better = cost_tried < cost
+        points = np.where(better[:, None], tried, points)
+        cost = np.where(better, cost_tried, cost)
+        moved = better[bundle.point_of]
+        in_cam = np.where(moved[:, None], in_cam_tried, in_cam)
+        residual = np.where(moved[:, None], residual_tried, residual)
+    return points
 
 
 class GtsamRefiner:

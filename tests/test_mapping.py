@@ -372,3 +372,19 @@ def test_a_landmark_with_fewer_than_two_observations_left_loses_its_place(fresh)
     landmarks.observed[keyframes[1]] = Tracks(tracks.ids, pixels)
     fresh.mapper.refine_window(4)
     assert not landmarks.has_place(np.array([track]))[0]
+
+
+def test_landmarks_beyond_the_windows_limit_are_placed_under_the_new_poses_too():
+    config = SlamConfig(refinement=RefinementConfig(window=5, iterations=20, max_landmarks=50))
+    builder, rng = build(room(), range(0, 5 * STEP, STEP), config=config), np.random.default_rng(2)
+    landmarks, graph = builder.mapper.landmarks, builder.mapper.graph
+    ids = landmarks.placed_ids()
+    landmarks.point_in_anchor[ids] *= 1 + 0.05 * rng.normal(size=(len(ids), 1))
+    builder.mapper.refine_window(4)
+    left = ids[landmarks.has_place(ids)]
+    assert len(left) > 3 * 50
+    observed = landmarks.observed[4]
+    rows = np.isin(observed.ids, left)
+    points = landmarks.points_world(observed.ids[rows], graph)
+    seen = builder.world.camera.project(np.asarray(graph.world_from_keyframe[4].rigid.inv().apply(points)))
+    assert np.median(np.linalg.norm(seen - observed.pixels[rows], axis=1)) < 1.0

@@ -18,7 +18,7 @@ from relocalizer.geometry import (
 )
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
-from slam.refinement import Bundle, GtsamRefiner, reprojection_errors
+from slam.refinement import Bundle, GtsamRefiner, refine_points, reprojection_errors
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=320.0, cy=240.0)
 
@@ -306,3 +306,32 @@ def test_inputs_are_left_as_they_were_and_the_answer_is_the_same_every_time(poin
     assert a.points_world.tobytes() == b.points_world.tobytes()
     assert np.array_equal(start.points_world, places)
     assert all(np.array_equal(start.world_from_cam[k].as_matrix(), poses[k]) for k in poses)
+
+
+# Points alone
+
+
+def test_points_moved_alone_return_to_where_their_observations_put_them(rng):
+    points = rng.uniform([-1, -1, 4], [2, 1, 8], (40, 3))
+    bundle = bundle_of(arc(4), points)
+    off = replace(bundle, points_world=points + 0.1 * rng.normal(size=points.shape))
+    assert np.abs(refine_points(off, noise_px=0.8, iterations=20) - points).max() < 1e-3
+
+
+def test_one_wrong_observation_hardly_moves_a_point(rng):
+    points = rng.uniform([-1, -1, 4], [2, 1, 8], (10, 3))
+    bundle = bundle_of(arc(6), points)
+    pixels = bundle.pixels.copy()
+    pixels[3] += 60.0
+    moved = refine_points(replace(bundle, pixels=pixels), noise_px=0.8, iterations=20)
+    assert np.linalg.norm(moved[3] - points[3]) < 0.05
+    assert np.abs(np.delete(moved - points, 3, axis=0)).max() < 1e-6
+
+
+def test_a_point_behind_every_camera_stays_where_it_was(rng):
+    points = rng.uniform([-1, -1, 4], [2, 1, 8], (10, 3))
+    bundle = bundle_of(arc(3), points)
+    behind = bundle.points_world.copy()
+    behind[2] = [0.0, 0.0, -5.0]
+    moved = refine_points(replace(bundle, points_world=behind), noise_px=0.8)
+    assert np.array_equal(moved[2], behind[2])
