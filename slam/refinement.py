@@ -96,7 +96,8 @@ def refine_points(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> Fl
         residual = in_cam[:, :2] / z[:, None] * focal + principal - bundle.pixels
         size = np.linalg.norm(residual, axis=1) / noise_px
         cost = np.where(size < HUBER_K, 0.5 * size**2, HUBER_K * (size - 0.5 * HUBER_K))
-        return in_cam, residual, np.bincount(bundle.point_of, np.where(np.isinf(z), 1e9, cost), minlength=count)
+        total = np.bincount(bundle.point_of, np.where(np.isinf(z), 1e9, cost), minlength=count)
+        return in_cam, residual, np.asarray(total, dtype=np.float64)
 
     points = bundle.points_world.copy()
     in_cam, residual, cost = residuals(points)
