@@ -98,17 +98,17 @@ def nearest_rotation(matrix: ArrayLike) -> FloatArray:
 
 
 def quaternion_xyzw_from_rotation(rotation: ArrayLike) -> FloatArray:
-    """Unit quaternion (4,) in the order x, y, z, w with w >= 0, as TUM files write it."""
+    """Unit quaternion (..., 4) in the order x, y, z, w with w >= 0, as TUM files write it, of rotations (..., 3, 3)."""
     return np.asarray(Rotation.from_matrix(np.asarray(rotation)).as_quat(canonical=True), dtype=np.float64)
 
 
 def rotation_from_quaternion_xyzw(quaternion: ArrayLike) -> FloatArray:
-    """Rotation (3, 3) of a quaternion x, y, z, w; need not be normalised, must not be zero."""
+    """Rotation (..., 3, 3) of a quaternion x, y, z, w, (..., 4); need not be normalised, must not be zero."""
     return np.asarray(Rotation.from_quat(np.asarray(quaternion, dtype=np.float64)).as_matrix(), dtype=np.float64)
 
 
 def rotation_from_quaternion_wxyz(quaternion: ArrayLike) -> FloatArray:
-    """Rotation (3, 3) of a quaternion w, x, y, z, as EuRoC and COLMAP files write it."""
+    """Rotation (..., 3, 3) of a quaternion w, x, y, z, (..., 4), as EuRoC and COLMAP files write it."""
     q = np.asarray(quaternion, dtype=np.float64)
     return np.asarray(Rotation.from_quat(q, scalar_first=True).as_matrix(), dtype=np.float64)
 

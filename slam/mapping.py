@@ -18,7 +18,7 @@ from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap, depths_in, triangulate
 from slam.refinement import Bundle, Refiner, refine_points, reprojection_errors
-from slam.tracks import PointTracker, Tracks, choose_new
+from slam.tracks import Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
 SAME_POINT_SIMILARITY = 0.7
@@ -31,10 +31,9 @@ WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so 
 class Mapper:
     """Owns the graph's keyframes and the landmarks; the only writer to both besides the loop closer."""
 
-    def __init__(self, config: SlamConfig, predictor: PosePredictor, tracker: PointTracker, refiner: Refiner) -> None:
+    def __init__(self, config: SlamConfig, predictor: PosePredictor, refiner: Refiner) -> None:
         self._config = config
         self._predictor = predictor
-        self._tracker = tracker
         self._refiner = refiner
         self.graph = KeyframeGraph()
         self.landmarks = LandmarkMap()

@@ -48,7 +48,7 @@ class Slam:
     ) -> None:
         self._config = config
         self._tracker = tracker
-        self._mapper = Mapper(config, predictor, tracker, refiner)
+        self._mapper = Mapper(config, predictor, refiner)
         self._tell = Reporter(observers, self._mapper)
         self._linker = Linker(config.linking, self._mapper, predictor, retriever, optimizer, self._tell.emit)
         self._recogniser = Recogniser(config.relocalization, self._mapper, predictor, retriever)

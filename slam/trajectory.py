@@ -25,7 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError
-from relocalizer.geometry import FloatArray, Similarity, frozen_array, quaternion_xyzw_from_rotation
+from relocalizer.geometry import (
+    FloatArray,
+    Similarity,
+    frozen_array,
+    quaternion_xyzw_from_rotation,
+    rotation_from_quaternion_wxyz,
+    rotation_from_quaternion_xyzw,
+)
 
 TrajectoryFormat = Literal["tum", "kitti", "euroc"]
 
@@ -175,7 +182,7 @@ def read_tum(path: Path) -> Trajectory:
         rows.append(_parse_numbers(place, fields[1:]))
         _expect_unit_quaternion(place, rows[-1][3:])
     values = _non_empty(path, rows)
-    return _trajectory(times, Rotation.from_quat(values[:, 3:]).as_matrix(), values[:, :3])
+    return _trajectory(times, rotation_from_quaternion_xyzw(values[:, 3:]), values[:, :3])
 
 
 def write_tum(path: Path, trajectory: Trajectory) -> None:
@@ -241,7 +248,7 @@ def read_euroc(path: Path) -> Trajectory:
         rows.append(_parse_numbers(place, fields[1:8]))
         _expect_unit_quaternion(place, rows[-1][3:])
     values = _non_empty(path, rows)
-    return _trajectory(times, Rotation.from_quat(values[:, 3:], scalar_first=True).as_matrix(), values[:, :3])
+    return _trajectory(times, rotation_from_quaternion_wxyz(values[:, 3:]), values[:, :3])
 
 
 def write_euroc(path: Path, trajectory: Trajectory) -> None:

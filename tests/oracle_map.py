@@ -68,7 +68,7 @@ def build(
 ) -> MapBuilder:
     """A map with keyframes at frames `indices`, at their true poses or at `pose(index)`."""
     predictor, tracker = OraclePredictor(world, **noise), OracleTracker(world)
-    mapper = Mapper(config or SlamConfig(), predictor, tracker, GtsamRefiner())
+    mapper = Mapper(config or SlamConfig(), predictor, GtsamRefiner())
     builder = MapBuilder(world, mapper, tracker, predictor)
     for index in indices:
         builder.add(index, pose=pose(index) if pose else None)
