@@ -1,7 +1,7 @@
 """The seams: what a pair predictor and a retriever promise, and the values that pass through them.
 
 A pair of pictures has **no length**: `PairEstimate` carries a rotation and a unit direction, never a
-distance. The one place where a length is decided is `slam.scale`, which turns it into an `Edge`.
+distance. The one place where a length is decided is `relocalizer.scale`, which turns it into an `Edge`.
 """
 
 from __future__ import annotations

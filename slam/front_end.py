@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.absolute_pose import PoseFit, refine_pose, rotate_pixels, search_pose
 from relocalizer.geometry import rotation_matrix
 from relocalizer.images import Camera, Image
 from slam.config import SlamConfig
 from slam.frames import Frame
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
-from slam.tracking import PoseFit, refine_pose, rotate_pixels, search_pose
 from slam.tracks import PointTracker, Tracks
 
 

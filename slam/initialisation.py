@@ -15,11 +15,12 @@ from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometry import FloatArray, rigid
 from relocalizer.images import Image
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
+from relocalizer.triangulation import triangulate
 from slam.config import SlamConfig
 from slam.frames import Frame, Seen
 from slam.front_end import FrontEnd
 from slam.keyframes import common_pixels
-from slam.landmarks import LandmarkMap, triangulate
+from slam.landmarks import LandmarkMap
 from slam.tracks import PointTracker, Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further

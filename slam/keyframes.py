@@ -7,10 +7,10 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_angle
 from relocalizer.images import Camera
 from slam.config import KeyframesConfig
-from slam.tracking import rotate_pixels
 from slam.tracks import Tracks
 
 MAX_PUT_OFF = 5  # blurred frames in a row; a blurred keyframe beats a lost camera

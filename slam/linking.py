@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 import numpy as np
 
+from relocalizer.absolute_pose import pose_information
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import Candidate, NoEstimate, PairEstimate, PosePredictor, Retriever
+from relocalizer.scale import fit_relative_scale
+from relocalizer.triangulation import depths_in
 from slam.config import LinkingConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
-from slam.landmarks import depths_in
 from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
 from slam.recognition import recognise_place
-from slam.scale import fit_relative_scale
-from slam.tracking import pose_information
 from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them

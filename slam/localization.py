@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.absolute_pose import PoseFit, PosePrior, pair_prior, refine_pose, search_pose
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometry import Similarity, rigid, rotation_angle, rotation_matrix
 from relocalizer.images import Camera
 from relocalizer.interfaces import NoEstimate, PairEstimate
+from relocalizer.scale import LengthFit, fit_length
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
-from slam.scale import LengthFit, fit_length
-from slam.tracking import PoseFit, PosePrior, pair_prior, refine_pose, search_pose
 from slam.tracks import Tracks
 
 MATCH_RATIO = 0.85

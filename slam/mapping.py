@@ -13,10 +13,11 @@ from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
+from relocalizer.triangulation import depths_in, triangulate
 from slam.config import SlamConfig
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
-from slam.landmarks import LandmarkMap, depths_in, triangulate
+from slam.landmarks import LandmarkMap
 from slam.refinement import Bundle, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.triangulation import depths_in
 from slam.events import Event, FrameProcessed, GraphOptimised, KeyframeAdded, LandmarksUpdated, Observer, TrackingState
 from slam.frames import Frame, Keyframe
-from slam.landmarks import depths_in
 from slam.mapping import Mapper
 from slam.tracks import Tracks
 

@@ -12,12 +12,13 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, look_along, room
 
 from relocalizer.geometry import direction_angle, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import NoEstimate
+from relocalizer.triangulation import triangulate
 from slam.config import InitialisationConfig, SlamConfig
 from slam.front_end import FrontEnd
 from slam.graph import KeyframeGraph
 from slam.initialisation import FirstPair, Initialiser, Waiting
 from slam.keyframes import common_pixels
-from slam.landmarks import LandmarkMap, triangulate
+from slam.landmarks import LandmarkMap
 
 CENTRE = np.array([0.0, 0.0, 1.5])
 FIRST_PAIR = InitialisationConfig(

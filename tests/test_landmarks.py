@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
+from relocalizer.triangulation import triangulate
 from slam.graph import KeyframeGraph
-from slam.landmarks import LandmarkMap, triangulate
+from slam.landmarks import LandmarkMap
 from slam.tracks import Tracks
 
 NOISE = 1.0 / 500

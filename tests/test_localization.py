@@ -13,9 +13,9 @@ from oracle_map import build, room
 from relocalizer.geometry import exp_so3, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
+from relocalizer.triangulation import depths_in
 from slam.config import RelocalizationConfig
 from slam.front_end import NotLocated
-from slam.landmarks import depths_in
 from slam.localization import Localised, NotLocalised, localise, match_keyframes
 from slam.recognition import Recognised, Recogniser, recognise_place
 

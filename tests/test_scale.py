@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relocalizer.geometry import exp_so3
-from slam.scale import LengthFit, NoLength, fit_length, fit_relative_scale, weighted_median
+from relocalizer.scale import LengthFit, NoLength, fit_length, fit_relative_scale, weighted_median
 
 NOISE = 1.0 / 500  # a pixel of a camera with 500 pixels of focal length
 

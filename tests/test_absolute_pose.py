@@ -7,6 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relocalizer.absolute_pose import (
+    CHI2_2DOF_95,
+    PosePrior,
+    pair_prior,
+    pose_information,
+    refine_pose,
+    rotate_pixels,
+    search_pose,
+)
 from relocalizer.geometry import (
     exp_so3,
     log_so3,
@@ -17,15 +26,6 @@ from relocalizer.geometry import (
 )
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
-from slam.tracking import (
-    CHI2_2DOF_95,
-    PosePrior,
-    pair_prior,
-    pose_information,
-    refine_pose,
-    rotate_pixels,
-    search_pose,
-)
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=480.0, cx=310.0, cy=250.0)
 NOISE_PX = 0.8
