@@ -22,7 +22,7 @@ ALLOWED = {
     "faiss": ("relocalizer/retrieval.py",),
     "gtsam": ("slam/optimizer.py", "slam/refinement.py", "relocalizer/averaging.py"),
     "rerun": ("slam/rerun_viewer.py",),
-    "typer": ("slam/cli.py",),
+    "typer": ("slam/cli/",),
     "rich": ("slam/console.py",),
     "poselib": ("relocalizer/two_view.py",),
     "slam": ("slam/",),
@@ -96,7 +96,7 @@ def calls(path: Path) -> Iterator[ast.Call]:
 @pytest.mark.parametrize("name", ["print", "exit", "quit", "sys.exit", "os._exit"])
 def test_only_the_command_line_prints_and_exits(name):
     guilty = [name_of(path) for path in FILES if any(ast.unparse(call.func) == name for call in calls(path))]
-    assert set(guilty) <= {"slam/cli.py"}
+    assert [name for name in guilty if not name.startswith("slam/cli/")] == []
 
 
 @pytest.mark.parametrize("name", ["eval", "exec", "pickle.load", "pickle.loads", "yaml.unsafe_load", "os.system"])

@@ -1,0 +1,77 @@
+"""The `slam` command: arguments to calls, nothing else. The only package that prints and exits.
+
+Heavy libraries are imported inside the verbs, so that `slam --help` answers at once.
+
+Exit codes: 0 good; 1 the run went through but its result is not usable; 2 something the user can fix, said in
+one line; 130 interrupted by Ctrl-C, with a readable run folder. A traceback means a bug.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from relocalizer.errors import UserError
+from slam.cli import bench, convert, doctor, evaluation, run, settings, weights
+from slam.cli.options import INTERRUPTED, UNUSABLE, USER_ERROR, complain
+
+app = typer.Typer(
+    name="slam",
+    help="Monocular visual SLAM: a video in; a trajectory, a map and a recording of what happened out.\n\n"
+    "Start with: slam run VIDEO_OR_FOLDER",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.run)
+app.command()(bench.bench)
+app.command("eval")(evaluation.evaluate_command)
+app.command("config")(settings.config_command)
+app.command()(convert.convert)
+app.add_typer(weights.weights_app, name="weights")
+app.command()(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. `arguments` default to those of the process."""
+    try:
+        code = app(args=arguments, prog_name="slam", standalone_mode=False)
+        sys.stdout.flush()
+    except UserError as error:
+        complain(str(error))
+        code = USER_ERROR
+    except typer.TyperException as error:
+        code = _usage_error(error)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `slam config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = UNUSABLE
+    sys.exit(code or 0)
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    message = error.format_message()
+    if "\n" in message:  # the help text, shown because there were no arguments
+        print(message)
+    else:
+        complain(f"{message} (slam --help shows what there is)")
+    return USER_ERROR
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from slam import __version__
+
+        print(f"reloc3r-slam {__version__}")
+        raise typer.Exit

@@ -1,0 +1,123 @@
+"""`slam bench`: what a run costs, and what the network costs."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relocalizer.errors import ConfigError
+from slam.cli.options import (
+    INTERRUPTED,
+    UNUSABLE,
+    AsJson,
+    CameraFile,
+    ConfigFiles,
+    Overrides,
+    PredictorName,
+    RandomWeights,
+    Seed,
+    Start,
+    Stride,
+    Weights,
+    complain,
+    flags_of,
+    introduce,
+    say,
+)
+
+if TYPE_CHECKING:
+    from slam.config import SlamConfig
+    from slam.pipeline import PredictorChoice
+    from slam.sequence import FrameSource
+
+
+def bench(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="What `slam run` takes. Left out: the Reloc3r network is measured alone."),
+    ] = None,
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    predictor: PredictorName = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    camera: CameraFile = None,
+    max_frames: Annotated[int, typer.Option(min=2, help="Measure this many frames at most.")] = 200,
+    stride: Stride = 1,
+    start: Start = 0,
+    seed: Seed = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Of the network alone: every figure is the median of so many.")
+    ] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run by stage (median, 95th percentile), its speed and memory; no run folder is made.
+
+    Examples:
+
+      slam bench sequences/room_loop
+
+      slam bench room.mp4 -c configs/fast.yaml --max-frames 500 --json
+
+      slam bench --predictor reloc3r-224 --random-weights
+
+    The last one measures the network alone, beside a naive use of it; random weights cost what trained ones do.
+    """
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
+
+    from slam.pipeline import choose_predictor, with_predictor
+    from slam.sequence import open_source
+    from slam.settings import load_config
+
+    settings = load_config(config, [*overrides, *flags])
+    choice = choose_predictor(settings)
+    settings = with_predictor(settings, choice.kind)
+    if source is None:
+        _bench_network(settings, choice, repeats, as_json)
+        return
+    frames = open_source(
+        source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=max_frames
+    )
+    with ExitStack() as on_the_way_out:
+        on_the_way_out.callback(frames.close)
+        introduce(say, settings, frames, choice)
+        raise typer.Exit(_bench_run(settings, frames, max_frames, as_json))
+
+
+def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
+    from slam.bench import measure_run
+
+    say(f"measuring {min(max_frames, frames.length or max_frames)} frames")
+    cost = measure_run(config, frames)
+    if as_json:
+        print(json.dumps(cost.to_dict(), indent=2))
+    else:
+        from slam.console import bench_rows, render, stage_rows
+
+        print(render(bench_rows(cost)), render(stage_rows(cost.stages)), sep="\n\n")
+    if cost.interrupted:
+        return INTERRUPTED
+    if cost.reason:
+        complain(f"these are times of a run that is not usable: {cost.reason}")
+        return UNUSABLE
+    return 0
+
+
+def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as_json: bool) -> None:
+    if choice.kind == "geometric":
+        raise ConfigError(
+            "bench: nothing to measure; give a SOURCE, or --predictor reloc3r-224 or reloc3r-512 for the network alone"
+        )
+    from slam.bench import measure_predictor
+
+    say(f"measuring {choice.kind}, {repeats} times (on two CPU cores: 20 s each for 224, 60 s for 512)")
+    times = measure_predictor(config, repeats=repeats)
+    if as_json:
+        print(json.dumps(times, indent=2))
+        return
+    from slam.console import network_facts, network_rows, render
+
+    print(render(network_facts(times)), render(network_rows(times)), sep="\n\n")

@@ -1,0 +1,46 @@
+"""`slam convert`: trajectories from one format to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relocalizer.errors import OutputError
+from slam.cli.options import (
+    Format,
+    say,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Trajectory file, or a run folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to make: .txt or .tum, .kitti, .csv (EuRoC).")],
+    from_format: Annotated[
+        Format | None,
+        typer.Option("--from", help="Format of IN. Default: by its first line.", show_default=False),
+    ] = None,
+    to_format: Annotated[
+        Format | None, typer.Option("--to", help="Format of OUT. Default: by its suffix.", show_default=False)
+    ] = None,
+) -> None:
+    """Convert a trajectory between TUM, KITTI and EuRoC.
+
+    Examples:
+
+      slam convert runs/desk-1 desk.kitti
+
+      slam convert state_groundtruth.csv groundtruth.txt
+    """
+    from slam.trajectory import read_trajectory, write_trajectory
+
+    if target.exists():
+        raise OutputError(f"{target}: is there already; choose another name or remove it")
+    path = source / "trajectory.txt" if source.is_dir() else source
+    trajectory = read_trajectory(path, from_format)
+    write_trajectory(target, trajectory, to_format)
+    say(f"wrote {target}: {trajectory}")

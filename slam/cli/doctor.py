@@ -1,0 +1,44 @@
+"""`slam doctor`: what is installed and usable."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slam.cli.options import (
+    UNUSABLE,
+    AsJson,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def doctor(
+    hash_weights: Annotated[
+        bool, typer.Option("--hash", help="Read cached weights through and compare their hash; takes seconds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check what is installed and usable; each line is ok or says how to fix it.
+
+    Example:
+
+      slam doctor
+    """
+    from slam.doctor import examine
+
+    checks = examine(hash_weights=hash_weights)
+    if as_json:
+        print(json.dumps([check.to_dict() for check in checks], indent=2))
+    else:
+        from slam.console import render
+
+        print(render([(check.name, "ok" if check.ok else check.severity, check.finding) for check in checks]))
+        for check in checks:
+            if check.fix:
+                print(f"{check.name}: {check.fix}")
+    if any(not check.ok and check.needed for check in checks):
+        raise typer.Exit(UNUSABLE)

@@ -1,0 +1,73 @@
+"""What the verbs share: options, exit codes, and how they speak to the person at the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from slam.config import SlamConfig
+    from slam.pipeline import PredictorChoice
+    from slam.sequence import FrameSource
+
+UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+Predictor = Literal["auto", "reloc3r-512", "reloc3r-224", "geometric"]
+View = Literal["none", "spawn", "web"]
+Format = Literal["tum", "kitti", "euroc"]
+
+ConfigFiles = Annotated[
+    list[Path],
+    typer.Option("-c", "--config", help="YAML file with settings; may be repeated, later files win."),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="One setting; may be repeated, wins over files."),
+]
+PredictorName = Annotated[
+    Predictor | None,
+    typer.Option("--predictor", help="Who estimates the pose of a pair. Default: auto.", show_default=False),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Reloc3r checkpoint: a folder, a file or a Hugging Face id.")
+]
+RandomWeights = Annotated[
+    bool,
+    typer.Option("--random-weights", help="Reloc3r without trained weights: real cost, poses that mean nothing."),
+]
+CameraFile = Annotated[Path | None, typer.Option("--camera", help="camera.yaml with the intrinsics of these pictures.")]
+Stride = Annotated[int, typer.Option("--stride", min=1, help="Use every N-th frame.")]
+Start = Annotated[int, typer.Option("--start", min=0, help="Skip this many frames at the beginning.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def complain(message: str) -> None:
+    say("slam: " + " ".join(message.split()))
+
+
+def say(line: str) -> None:
+    """To the person at the terminal; results alone go to standard output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def flags_of(*, predictor: Predictor | None, weights: str | None, random_weights: bool, seed: int | None) -> list[str]:
+    """Options that are settings, as overrides; they win over --set."""
+    flags = [f"predictor.kind={predictor}"] if predictor else []
+    flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
+    flags += ["predictor.random_weights=true"] if random_weights else []
+    return flags + ([f"seed={seed}"] if seed is not None else [])
+
+
+def introduce(say: Callable[[str], None], config: SlamConfig, frames: FrameSource, choice: PredictorChoice) -> None:
+    from slam.pipeline import RANDOM_WEIGHTS
+
+    say(frames.description)
+    say(f"predictor: {choice.kind} ({choice.reason})")
+    if config.predictor.random_weights:
+        say(f"WARNING: {RANDOM_WEIGHTS}")

@@ -1,0 +1,270 @@
+"""`slam run`: frames in, run folder out."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relocalizer.errors import OutputError, TrajectoryError
+from slam.cli.options import (
+    INTERRUPTED,
+    UNUSABLE,
+    AsJson,
+    CameraFile,
+    ConfigFiles,
+    Overrides,
+    PredictorName,
+    RandomWeights,
+    Seed,
+    Start,
+    Stride,
+    View,
+    Weights,
+    complain,
+    flags_of,
+    introduce,
+    say,
+)
+
+if TYPE_CHECKING:
+    from slam.config import SlamConfig
+    from slam.events import Observer
+    from slam.pipeline import RunOutcome, RunStatistics
+    from slam.rerun_viewer import RerunViewer
+    from slam.results import RunFolder
+    from slam.sequence import FrameSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RunRequest:
+    """What `slam run` was asked for."""
+
+    source: str
+    out: Path | None
+    camera: Path | None
+    view: View
+    wait: bool
+    record: Path | None
+    start: int
+    stride: int
+    max_frames: int | None
+    quiet: bool
+    as_json: bool
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            say(line)
+
+
+def run(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of pictures, data set, video file, webcam:0, rtsp://... or http://..."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Run folder to make. Default: runs/NAME-N, the first free N."),
+    ] = None,
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    predictor: PredictorName = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    camera: CameraFile = None,
+    view: Annotated[
+        View,
+        typer.Option(help="Watch live: spawn opens the Rerun viewer; web serves a page, after the run until Ctrl-C."),
+    ] = "none",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="With --view web: end with the run, and the page with it.")
+    ] = False,
+    record: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd) to look at later.")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=2, help="Stop after this many frames.")] = None,
+    stride: Stride = 1,
+    start: Start = 0,
+    seed: Seed = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run SLAM on a video or a folder of pictures; write a run folder.
+
+    Examples:
+
+      slam run room.mp4
+
+      slam run pictures/ --camera camera.yaml --record room.rrd
+
+      slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
+
+      slam run webcam:0 --view web --set features.max_features=800
+
+    Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130).
+    """
+    request = _RunRequest(
+        source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
+        start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
+    )  # fmt: skip
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
+
+    from slam.settings import load_config
+
+    raise typer.Exit(_run(request, load_config(config, [*overrides, *flags])))
+
+
+def _run(request: _RunRequest, config: SlamConfig) -> int:
+    """The run itself; gives the exit code."""
+    from slam.pipeline import choose_predictor, with_predictor
+    from slam.results import RunFolder, next_run_folder, opening_report
+    from slam.sequence import open_source
+    from slam.settings import dump_config
+
+    _check_files(request)
+    choice = choose_predictor(config)
+    config = with_predictor(config, choice.kind)
+    frames = open_source(
+        request.source, config=config.input, camera=request.camera, start=request.start,
+        stride=request.stride, max_frames=request.max_frames,
+    )  # fmt: skip
+    introduce(request.say, config, frames, choice)
+    with ExitStack() as on_the_way_out:
+        on_the_way_out.callback(frames.close)
+        folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
+        folder.write_config(dump_config(config))
+        report = opening_report(config, frames, choice)
+        folder.write_report(report)
+        request.say(f"writing {folder.path}")
+        return _run_into(folder, report, request, config, frames)
+
+
+def _check_files(request: _RunRequest) -> None:
+    """What can be refused before anything is read or made."""
+    if request.record is not None:
+        if request.record.suffix != ".rrd":
+            raise OutputError(f"--record {request.record}: a recording's name ends in .rrd")
+        if request.record.exists():
+            raise OutputError(f"--record {request.record}: is there already; choose another name or remove it")
+
+
+def _run_into(
+    folder: RunFolder, report: dict[str, Any], request: _RunRequest, config: SlamConfig, frames: FrameSource
+) -> int:
+    from slam import pipeline, results
+
+    statistics = pipeline.RunStatistics()
+    with ExitStack() as viewing:
+        with ExitStack() as on_the_way_out:
+            log = results.EventLog(folder)
+            on_the_way_out.callback(log.close)
+            try:
+                viewer = _viewer(request, frames, viewing)
+                observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report)]
+                observers += [viewer] if viewer else []
+                slam = pipeline.build(config, observers=observers)
+                outcome = _run_with_progress(request, frames, slam, statistics, observers)
+                folder.write_result(outcome.result)
+            except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
+                _mark_failed(folder, report, error)
+                raise
+        closed = results.closing_report(report, outcome, statistics, evaluation=_evaluate_run(frames, outcome))
+        folder.write_report(closed)
+        page = viewer.url if viewer and request.wait and not (outcome.interrupted or viewer.problem) else ""
+        if not page:
+            viewing.close()  # so that a recording is whole before anything is said of it
+        _summarise(request, folder, closed)
+        code = _verdict(closed)
+        if page:
+            say(f"the run is shown at {page} until Ctrl-C")
+            pipeline.wait_until_told()
+    return code
+
+
+def _verdict(report: dict[str, Any]) -> int:
+    """The exit code of a run that came to its end, and why when there is a why."""
+    if report["status"] == "interrupted":
+        return INTERRUPTED
+    if report["reason"]:
+        complain(f"the result is not usable: {report['reason']}")
+        return UNUSABLE
+    return 0
+
+
+def _viewer(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> RerunViewer | None:
+    if request.view == "none" and request.record is None:
+        return None
+    from slam.rerun_viewer import RerunViewer
+
+    viewer = RerunViewer(
+        record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
+        camera=frames.camera,
+    )  # fmt: skip
+    viewing.callback(viewer.close)
+    if viewer.url:
+        request.say(f"watch at {viewer.url}")
+    return viewer
+
+
+def _run_with_progress(
+    request: _RunRequest,
+    frames: FrameSource,
+    slam: Any,
+    statistics: RunStatistics,
+    observers: Sequence[Observer],
+) -> RunOutcome:
+    from slam import console, pipeline
+
+    progress: console.ProgressView | None = None
+    if not request.quiet:
+        if sys.stderr.isatty():
+            progress = console.ProgressBar(sys.stderr, statistics, frames.length)
+        else:
+            progress = console.ProgressLines(say, statistics, frames.length)
+    try:
+        return pipeline.run(frames, slam, observers=observers, on_progress=progress)
+    finally:
+        if progress is not None:
+            progress.close()
+
+
+def _mark_failed(folder: RunFolder, report: dict[str, Any], error: BaseException) -> None:
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    try:
+        folder.write_report({**report, "status": status, "reason": reason})
+    except OutputError as refused:
+        complain(str(refused))  # the disk that failed the run may refuse this too; the error itself comes next
+
+
+def _evaluate_run(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | None:
+    if frames.ground_truth is None or not len(outcome.result.trajectory):
+        return None
+    from slam.evaluate import evaluate
+
+    try:
+        return evaluate(outcome.result.trajectory, frames.ground_truth, expected=outcome.expected_ns).to_dict()
+    except TrajectoryError as error:  # the run is good without it
+        return {"error": str(error)}
+
+
+def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) -> None:
+    if request.as_json:
+        print((folder.path / "report.json").read_text(encoding="utf-8"), end="", flush=True)
+        return
+    if request.quiet:
+        return
+    from slam.console import render, summary_rows
+
+    print(render(summary_rows(report), title=str(folder.path)))
+    if request.record is not None:
+        viewer = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
+        print(f"\nnext: {viewer} {request.record}")
+    elif report["usable"] and report["evaluation"] is None:
+        print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
+    else:
+        print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd")

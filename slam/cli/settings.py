@@ -1,0 +1,34 @@
+"""`slam config`: the effective settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slam.cli.options import (
+    ConfigFiles,
+    Overrides,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def config_command(
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page of all settings.")] = False,
+) -> None:
+    """Print the effective settings, commented; the output is itself a file for --config.
+
+    Examples:
+
+      slam config > mine.yaml
+
+      slam config -c configs/fast.yaml --set seed=3
+    """
+    from slam.settings import configuration_page, dump_config, load_config
+
+    settings = load_config(config, overrides)
+    print(configuration_page() if markdown else dump_config(settings), end="")

@@ -1,0 +1,138 @@
+"""`slam weights`: where published weights are, and what to do with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relocalizer.errors import ConfigError, WeightsError
+from slam.cli.options import (
+    AsJson,
+    say,
+)
+
+if TYPE_CHECKING:
+    pass
+
+weights_app = typer.Typer(
+    help="Reloc3r's published weights: find, verify, fetch, export. They are not part of this project.\n\n"
+    "Examples:\n\n  slam weights where\n\n  slam weights fetch reloc3r-512",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+WeightsSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="reloc3r-512, reloc3r-224, a Hugging Face id, a folder or a file.")
+]
+
+
+@weights_app.command("where")
+def weights_where(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="As for verify. Default: both published ones.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where weights are on this machine, their size and their licence. Nothing is fetched.
+
+    Example:
+
+      slam weights where
+    """
+    from relocalizer.checkpoints import RELEASED, cache_folder, locate
+
+    found = {name: locate(name) for name in ([source] if source else RELEASED)}
+    paths = {name: str(checkpoint.weights) if checkpoint else None for name, checkpoint in found.items()}
+    if as_json:
+        entries = {name: {"path": path, "terms": _terms(name)} for name, path in paths.items()}
+        print(json.dumps({"cache": str(cache_folder()), "weights": entries}, indent=2))
+        return
+    print(f"cache: {cache_folder()}")  # whole lines: a table would fold long paths
+    for name, path in paths.items():
+        terms = f" ({_terms(name)})" if _terms(name) else ""
+        print(f"{name}{terms}: {path or f'not here; slam weights fetch {name}'}")
+
+
+def _terms(source: str) -> str:
+    """Size and licence of published weights; empty for a file of somebody else's."""
+    from relocalizer.checkpoints import RELEASED
+
+    return next((r.terms for r in RELEASED.values() if source in (r.name, r.hub_id)), "")
+
+
+@weights_app.command("verify")
+def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
+    """Read weights that are here through: hash, every tensor's name and size, no infinities. Takes seconds.
+
+    Examples:
+
+      slam weights verify reloc3r-512
+
+      slam weights verify ./my_checkpoint
+    """
+    from relocalizer.checkpoints import locate
+
+    if locate(source) is None:
+        raise WeightsError(f"weights: {source} is not on this machine; slam weights fetch {source}")
+    say(f"reading {source} through")
+    from relocalizer.network.weights import verify
+
+    report = verify(source)
+    if as_json:
+        print(json.dumps({"path": str(report.path), "size_bytes": report.size_bytes, "sha256": report.sha256,
+                          "tensors": report.tensors, "parameters": report.parameters,
+                          "img_size": report.architecture.img_size}, indent=2))  # fmt: skip
+    else:
+        print(f"good: {report}")
+
+
+@weights_app.command("fetch")
+def weights_fetch(source: WeightsSource) -> None:
+    """Bring published weights into the Hugging Face cache; size and licence are said first.
+
+    Example:
+
+      slam weights fetch reloc3r-512
+    """
+    from relocalizer.checkpoints import fetch, locate
+
+    was_here = locate(source) is not None
+    checkpoint = fetch(source, announce=say)
+    say("it was here already" if was_here else f"fetched; next: slam weights verify {source}")
+    print(checkpoint.weights)
+
+
+@weights_app.command("export")
+def weights_export(
+    source: WeightsSource,
+    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Format of the files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder they go to.")],
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Pictures. Default: 224x224 or 512x384.")
+    ] = None,
+) -> None:
+    """Write Reloc3r's encoder and decoder for machines without PyTorch, and check them against it. Takes a minute or
+    two, and as much disk as the weights.
+
+    Examples:
+
+      slam weights export reloc3r-512 --format onnx --out exported
+
+      slam weights export reloc3r-512 --format openvino --out exported --size 512x288
+    """
+    from relocalizer.network.export import export_checkpoint
+
+    report = export_checkpoint(source, out, format=format, size=_size(size) if size else None, announce=say)
+    for check in report.checks:
+        say(f"against PyTorch, {check}")
+    for path in report.files:
+        print(path)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ConfigError(f"--size: expected width x height such as 512x384, got {text}")
+    return int(width), int(height)
