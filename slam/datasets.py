@@ -10,30 +10,30 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from relocalizer.errors import CameraError, SequenceError
+from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray, nearest_rotation
-from relocalizer.images import IMAGE_SUFFIXES, Camera, load_camera, read_camera_yaml, read_image
-from slam.trajectory import Trajectory, nanoseconds_from_seconds, read_euroc, read_kitti, read_tum
+from relocalizer.images import IMAGE_SUFFIXES, Camera, load_camera
+from slam.calibrations import (
+    ICL_NUIM_CAMERA,
+    SEVEN_SCENES_CAMERA,
+    camera_of,
+    euroc_sensor,
+    kitti_projection,
+    tum_camera,
+)
+from slam.tables import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
+from slam.trajectory import Trajectory, read_euroc, read_kitti, read_tum
 
 NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
 KITTI_FPS = 10
-
-# Calibrations that the authors publish beside their data, not in it.
-TUM_CAMERAS = {  # fx, fy, cx, cy, distortion by the number in "freiburgN"; the benchmark's file_formats page
-    "1": (517.3, 516.5, 318.6, 255.3, (0.2624, -0.9531, -0.0054, 0.0026, 1.1633)),
-    "2": (520.9, 521.0, 325.1, 249.7, (0.2312, -0.7849, -0.0033, -0.0001, 0.9172)),
-    "3": (535.4, 539.2, 320.1, 247.6, ()),
-}
-SEVEN_SCENES_CAMERA = Camera(width=640, height=480, fx=525.0, fy=525.0, cx=320.0, cy=240.0)
-ICL_NUIM_CAMERA = Camera(width=640, height=480, fx=481.2, fy=480.0, cx=319.5, cy=239.5)
 
 # ICL-NUIM's camera and world have their y axis up (its fy is -480): this turns both to ours, y down.
 _FLIP_Y = np.diag([1.0, -1.0, 1.0, 1.0])
@@ -139,13 +139,13 @@ def euroc(folder: Path) -> SequenceIndex | None:
     cam0 = root / "cam0"
     if not (cam0 / "data.csv").is_file():
         return None
-    rows = list(_rows(cam0 / "data.csv", separator=","))
-    times = _increasing([(place, fields[0], _integer(place, fields[0])) for place, fields in rows])
-    paths = [_inside(cam0 / "data", fields[-1], place) for place, fields in rows]
+    rows = list(rows_of(cam0 / "data.csv", separator=","))
+    times = increasing([(place, fields[0], integer_nanoseconds(place, fields[0])) for place, fields in rows])
+    paths = [path_inside(cam0 / "data", fields[-1], place) for place, fields in rows]
     camera, body_from_cam = None, None
     notes = ["camera 0 alone"]
     if (cam0 / "sensor.yaml").is_file():
-        camera, body_from_cam = _euroc_sensor(cam0 / "sensor.yaml")
+        camera, body_from_cam = euroc_sensor(cam0 / "sensor.yaml")
     truth = root / "state_groundtruth_estimate0" / "data.csv"
     ground_truth = None
     if truth.is_file() and body_from_cam is not None:
@@ -177,13 +177,13 @@ def kitti(folder: Path) -> SequenceIndex | None:
     paths = _pictures(folder / f"image_{camera_number}")
     numbers = [_number_in(path) for path in paths]
     times, notes = _kitti_times(folder / "times.txt", max(numbers))
-    projection = _kitti_projection(calibration, camera_number)
+    projection = kitti_projection(calibration, camera_number)
     return SequenceIndex(
         name=folder.name,
         layout="KITTI odometry",
         image_paths=tuple(paths),
         timestamps_ns=times[numbers],
-        camera=_camera_of(paths, projection, str(calibration)),
+        camera=camera_of(paths, projection, str(calibration)),
         camera_source=str(calibration),
         ground_truth=_kitti_ground_truth(folder, times, projection),
         notes=(f"image_{camera_number}", *notes),
@@ -222,7 +222,7 @@ def scannet(folder: Path) -> SequenceIndex | None:
     camera, source = None, ""
     for intrinsics in (folder / "intrinsic" / "intrinsic_color.txt", folder / "intrinsic_color.txt"):
         if intrinsics.is_file():
-            camera, source = _camera_of(paths, _matrix(intrinsics), str(intrinsics)), str(intrinsics)
+            camera, source = camera_of(paths, read_matrix(intrinsics), str(intrinsics)), str(intrinsics)
             break
     return SequenceIndex(
         name=folder.name,
@@ -272,20 +272,20 @@ def timed_list(folder: Path) -> SequenceIndex | None:
     table = folder / "rgb.txt"
     if not table.is_file():
         return None
-    rows = list(_rows(table, most_fields=2))
+    rows = list(rows_of(table, most_fields=2))
     for place, fields in rows:
         if len(fields) != 2:
             raise SequenceError(f"{place}: expected 'timestamp filename', got {' '.join(fields)!r}")
-    times = _increasing([(place, fields[0], _seconds(place, fields[0])) for place, fields in rows])
+    times = increasing([(place, fields[0], nanoseconds_of(place, fields[0])) for place, fields in rows])
     ground_truth, notes = _ground_truth_beside(folder, times)
     camera, source = None, ""
     if not (folder / "camera.yaml").is_file():
-        camera, source = _tum_camera(table, folder.name)
+        camera, source = tum_camera(table, folder.name)
         notes = [source, *notes] if camera else notes
     return SequenceIndex(
         name=folder.name,
         layout="timed list" if (folder / "camera.yaml").is_file() else "TUM RGB-D",
-        image_paths=tuple(_inside(folder, fields[1], place) for place, fields in rows),
+        image_paths=tuple(path_inside(folder, fields[1], place) for place, fields in rows),
         timestamps_ns=times,
         camera=camera,
         camera_source=source,
@@ -411,60 +411,6 @@ def _nominal_times(numbers: Sequence[int] | range, fps: int) -> NDArray[np.int64
     return np.array([(k * 1_000_000_000 + fps // 2) // fps for k in numbers], dtype=np.int64)
 
 
-def _rows(path: Path, separator: str | None = None, most_fields: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """(file and line, fields) of each line that is not empty and not a comment; at least one.
-
-    `most_fields` leaves the rest of a line together, as file names may hold spaces.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise SequenceError(f"{path}: not a text file") from None
-    except OSError as error:
-        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
-    found = False
-    for number, line in enumerate(lines, start=1):
-        content = line.strip()
-        if content and not content.startswith("#"):
-            found = True
-            fields = content.split(separator, most_fields - 1) if most_fields else content.split(separator)
-            yield f"{path}, line {number}", [field.strip() for field in fields]
-    if not found:
-        raise SequenceError(f"{path}: holds no lines but comments")
-
-
-def _inside(folder: Path, name: str, place: str) -> Path:
-    """The path of a listed picture, which must not lead out of the folder (links inside it may)."""
-    listed = PurePosixPath(name)
-    if listed.is_absolute() or ".." in listed.parts:
-        raise SequenceError(f"{place}: {name} leads out of the sequence's folder; expected a path inside it")
-    return folder / listed
-
-
-def _integer(place: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}|[0-8][0-9]{18}", text):
-        raise SequenceError(f"{place}: expected a time in integer nanoseconds, got {text!r}")
-    return int(text)
-
-
-def _seconds(place: str, text: str) -> int:
-    try:
-        return nanoseconds_from_seconds(text)
-    except ValueError as error:
-        raise SequenceError(f"{place}: {error}") from None
-
-
-def _increasing(rows: Sequence[tuple[str, str, int]]) -> NDArray[np.int64]:
-    """Timestamps (N,) of (place, text, nanoseconds) rows, which must increase."""
-    for (_, before, before_ns), (place, text, time_ns) in pairwise(rows):
-        if time_ns <= before_ns:
-            problem = "is there twice" if time_ns == before_ns else f"comes after {before}"
-            raise SequenceError(
-                f"{place}: timestamps must increase, but {text} {problem}; sort the lines and keep each once"
-            )
-    return np.array([time_ns for _, _, time_ns in rows], dtype=np.int64)
-
-
 def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajectory | None, list[str]]:
     """groundtruth.txt, unless it is of another time than the pictures: then None, and why."""
     path = folder / "groundtruth.txt"
@@ -482,7 +428,7 @@ def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory |
     for time_ns, path in zip(times.tolist(), paths, strict=True):
         if not path.is_file():
             continue
-        pose = _matrix(path)
+        pose = read_matrix(path)
         if pose.shape != (4, 4):
             raise SequenceError(f"{path}: expected a 4x4 pose, got {pose.shape[0]}x{pose.shape[1]} numbers")
         if np.isfinite(pose).all():
@@ -494,77 +440,12 @@ def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory |
     return Trajectory(np.array([time for time, _ in posed]), np.array([pose for _, pose in posed]))
 
 
-def _matrix(path: Path) -> FloatArray:
-    rows = list(_rows(path))
-    try:
-        values = [[float(field) for field in fields] for _, fields in rows]
-    except ValueError as error:
-        raise SequenceError(f"{path}: expected a matrix of numbers ({error})") from None
-    if len({len(row) for row in values}) != 1:
-        raise SequenceError(f"{path}: expected a matrix, but its lines differ in length")
-    return np.array(values, dtype=np.float64)
-
-
-def _camera_of(paths: Sequence[Path], K: ArrayLike, source: str) -> Camera | None:
-    """The camera of a calibration that states no picture size: that of the first picture that can be read.
-
-    None when none can, which the reader of the pictures reports.
-    """
-    K = np.asarray(K, dtype=np.float64)
-    if K.shape[0] < 3 or K.shape[1] < 3:
-        raise CameraError(f"{source}: expected at least 3x3 numbers, got {K.shape[0]}x{K.shape[1]}")
-    for path in paths:
-        try:
-            height, width = read_image(path).shape[:2]
-        except SequenceError:
-            continue
-        if not (0.25 * width < K[0, 2] < 0.75 * width and 0.25 * height < K[1, 2] < 0.75 * height):
-            raise CameraError(
-                f"{source}: its centre ({K[0, 2]:.1f}, {K[1, 2]:.1f}) is not that of {path.name}, "
-                f"{width}x{height}; were the pictures resized? Pass --camera with one made for them"
-            )
-        return Camera(width=width, height=height, fx=K[0, 0], fy=K[1, 1], cx=K[0, 2], cy=K[1, 2])
-    return None
-
-
-def _euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
-    """The camera of a sensor.yaml and body_from_cam (4, 4), which EuRoC calls T_BS."""
-    data = read_camera_yaml(path)
-    models = {"radial-tangential": "radtan", "radtan": "radtan", "equidistant": "fisheye"}
-    model = models.get(str(data.get("distortion_model")))
-    if model is None:
-        raise CameraError(
-            f"{path}: distortion_model: expected {' or '.join(models)}, got {data.get('distortion_model')!r}"
-        )
-    try:
-        width, height = (int(n) for n in data["resolution"])
-        fx, fy, cx, cy = (float(n) for n in data["intrinsics"])
-        distortion = tuple(float(k) for k in data["distortion_coefficients"])
-        body_from_cam = np.array(data["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
-    except KeyError as error:
-        raise CameraError(f"{path}: missing {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise CameraError(f"{path}: resolution, intrinsics or T_BS have not the expected numbers ({error})") from None
-    body_from_cam[:3, :3] = nearest_rotation(body_from_cam[:3, :3])
-    camera = Camera(
-        width=width,
-        height=height,
-        fx=fx,
-        fy=fy,
-        cx=cx,
-        cy=cy,
-        model="fisheye" if model == "fisheye" else "radtan",
-        distortion=distortion,
-    )
-    return camera, body_from_cam
-
-
 def _kitti_times(path: Path, last_frame: int) -> tuple[NDArray[np.int64], list[str]]:
     """The time of every frame of the sequence, which may be more than there are pictures."""
     if not path.is_file():
         times = _nominal_times(range(last_frame + 1), KITTI_FPS)
         return times, [f"no times.txt, so {KITTI_FPS} pictures a second assumed"]
-    times = _increasing([(place, fields[0], _seconds(place, fields[0])) for place, fields in _rows(path)])
+    times = increasing([(place, fields[0], nanoseconds_of(place, fields[0])) for place, fields in rows_of(path)])
     if last_frame >= len(times):
         raise SequenceError(
             f"{path}: {len(times)} times, but there is a picture numbered {last_frame}; "
@@ -584,39 +465,8 @@ def _kitti_ground_truth(folder: Path, times: NDArray[np.int64], projection: Floa
     return None
 
 
-def _kitti_projection(path: Path, camera_number: int) -> FloatArray:
-    """P0 to P3 of a calib.txt, (3, 4): pixels of that camera from points in camera 0."""
-    for place, fields in _rows(path):
-        if fields[0] == f"P{camera_number}:":
-            try:
-                return np.array([float(field) for field in fields[1:]]).reshape(3, 4)
-            except ValueError:
-                raise CameraError(f"{place}: expected 12 numbers after P{camera_number}:") from None
-    raise CameraError(f"{path}: no line P{camera_number}:, the calibration of image_{camera_number}")
-
-
-def _tum_camera(table: Path, folder_name: str) -> tuple[Camera | None, str]:
-    """The published calibration of freiburg1, 2 or 3, which rgb.txt's header or the folder names."""
-    header = [line for line in table.read_text(encoding="utf-8-sig").splitlines() if line.startswith("#")]
-    named = re.search(r"freiburg([123])", " ".join([*header, folder_name]))
-    if not named:
-        return None, ""
-    fx, fy, cx, cy, distortion = TUM_CAMERAS[named[1]]
-    camera = Camera(
-        width=640,
-        height=480,
-        fx=fx,
-        fy=fy,
-        cx=cx,
-        cy=cy,
-        model="radtan" if distortion else "pinhole",
-        distortion=distortion,
-    )
-    return camera, f"published calibration of freiburg{named[1]}"
-
-
 def _counts_pictures(associations: Path) -> bool:
     """Whether associations.txt numbers its pictures (ICL-NUIM) rather than giving their times (TUM RGB-D)."""
     if not associations.is_file():
         return False
-    return all(fields[0].isdecimal() for _, fields in _rows(associations))
+    return all(fields[0].isdecimal() for _, fields in rows_of(associations))

@@ -19,15 +19,10 @@ about 55 MB for 1000 pictures of 640 x 480, 40 MB of it the pictures.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import subprocess
-import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -39,7 +34,7 @@ import rerun as rr
 import rerun.blueprint as rrb
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.errors import OutputError, UserError
+from relocalizer.errors import OutputError
 from relocalizer.geometry import (
     FloatArray,
     Similarity,
@@ -68,15 +63,21 @@ from slam.events import (
 )
 from slam.graph import EdgeKind
 from slam.trajectory import Trajectory, runs_without_gaps
+from slam.viewer_process import (
+    GRPC_PORT,
+    HOST,
+    START_S,
+    WEB_PORT,
+    end,
+    free_port,
+    open_window,
+    serve_page,
+)
 
 logger = logging.getLogger(__name__)
 
 View = Literal["none", "spawn", "web"]
 Colour = tuple[int, int, int]
-
-HOST = "127.0.0.1"  # nobody else on the network is meant to look
-GRPC_PORT, WEB_PORT = 9876, 9090  # Rerun's own; the next free ones when they are taken
-START_S = 20.0  # a viewer that does not answer by then will not
 
 JPEG_QUALITY = 75
 MAX_WIDTH = 640  # pictures are shrunk to this width before they are sent
@@ -194,7 +195,7 @@ class RerunViewer:
         finally:
             self._recording.disconnect()
             if self.url and self._viewer is not None:  # a window stays open, a page without its data is no use
-                _end(self._viewer)
+                end(self._viewer)
 
     # --- where it goes --------------------------------------------------------------------------------
 
@@ -204,13 +205,13 @@ class RerunViewer:
             sinks.append(_file_sink(record))
         if view == "none":
             return sinks
-        port = _free_port(GRPC_PORT)
+        port = free_port(GRPC_PORT)
         uri = f"rerun+http://{HOST}:{port}/proxy"
         if view == "spawn":
-            self._viewer = _open_window(port)
+            self._viewer = open_window(port)
             return [*sinks, rr.GrpcSink(uri)]
-        web_port = _free_port(WEB_PORT)
-        self._viewer = _serve_page(uri, web_port)
+        web_port = free_port(WEB_PORT)
+        self._viewer = serve_page(uri, web_port)
         self.url = f"http://{HOST}:{web_port}/?url={quote(uri, safe='')}"
         return [*sinks, rr.GrpcServerSink(HOST, port)]
 
@@ -223,7 +224,7 @@ class RerunViewer:
         except RuntimeError as error:
             recording.disconnect()
             if self._viewer is not None:
-                _end(self._viewer)
+                end(self._viewer)
             raise OutputError(f"{record}: cannot be written ({_one_line(error)})") from None
         return recording
 
@@ -625,67 +626,3 @@ def _file_sink(record: Path) -> rr.FileSink:
     if not record.parent.is_dir():
         raise OutputError(f"{record}: there is no folder {record.parent}; make it first")
     return rr.FileSink(record)
-
-
-def _free_port(wanted: int) -> int:
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise UserError(f"--view: no free port on {HOST}; use --record FILE.rrd and look later")
-
-
-def _open_window(port: int) -> subprocess.Popen[bytes]:
-    """Rerun's own window, listening for this run; it outlives it."""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError(
-            "--view spawn: there is no screen (DISPLAY and WAYLAND_DISPLAY are not set); "
-            "use --view web, or --record FILE.rrd and look later"
-        )
-    options = ["--port", str(port), "--bind", HOST, "--hide-welcome-screen", "--expect-data-soon"]
-    return _started([_executable(), *options], port, "spawn")
-
-
-def _serve_page(uri: str, web_port: int) -> subprocess.Popen[bytes]:
-    """The viewer as a web page that reads from `uri`; ends with this run."""
-    options = ["--serve-web", uri, "--bind", HOST, "--web-viewer-port", str(web_port)]
-    return _started([_executable(), *options], web_port, "web")
-
-
-def _started(command: list[str], port: int, view: str) -> subprocess.Popen[bytes]:
-    """The process, once it listens on its port. Its own session, so that Ctrl-C ends the run and not the viewer."""
-    silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, start_new_session=True)
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                return process
-        time.sleep(0.05)
-    code = process.poll()
-    _end(process)
-    how = f"did not answer within {START_S:.0f} s" if code is None else f"ended at once with code {code}"
-    raise UserError(f"--view {view}: the Rerun viewer {how}; use --record FILE.rrd and look later")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _executable() -> str:
-    """The viewer that came with the package: it is not on PATH when the environment is not activated."""
-    spec = find_spec("rerun_cli")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for name in ("Rerun.app/Contents/MacOS/Rerun", "rerun"):
-            path = Path(folder) / name
-            if path.is_file():
-                return str(path)
-    raise UserError("--view: the Rerun viewer is not installed; pip install --force-reinstall rerun-sdk")

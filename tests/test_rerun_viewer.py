@@ -18,7 +18,7 @@ from relocalizer.errors import OutputError, UserError
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import Similarity, exp_so3
 from relocalizer.images import Camera
-from slam import rerun_viewer
+from slam import rerun_viewer, viewer_process
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
@@ -173,7 +173,7 @@ def strips(record: Path, entity: str) -> list[np.ndarray]:
 
 
 def rerun_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([rerun_viewer._executable(), *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([viewer_process.executable(), *arguments], capture_output=True, text=True, check=False)
 
 
 def test_a_recording_passes_reruns_own_check(record: Path) -> None:
@@ -570,26 +570,26 @@ def test_a_window_without_a_screen_is_refused_at_the_start(monkeypatch: pytest.M
 
 def test_a_window_that_dies_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":nowhere")
-    monkeypatch.setattr(rerun_viewer, "_executable", lambda: "false")
+    monkeypatch.setattr(viewer_process, "executable", lambda: "false")
     with pytest.raises(UserError, match="--view spawn: the Rerun viewer ended at once with code 1; use --record"):
         viewer_of(None, view="spawn")
 
 
 def test_the_viewer_is_found_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert os.access(rerun_viewer._executable(), os.X_OK)
+    assert os.access(viewer_process.executable(), os.X_OK)
 
 
 @pytest.fixture
 def window_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server half of Rerun's window: it listens as the window does, and shows nothing."""
     monkeypatch.setenv("DISPLAY", ":0")
-    real = rerun_viewer._started
+    real = viewer_process._started
 
     def headless(command: list[str], port: int, view: str) -> subprocess.Popen[bytes]:
         return real([command[0], "--serve-grpc", "--port", str(port), "--bind", "127.0.0.1"], port, view)
 
-    monkeypatch.setattr(rerun_viewer, "_started", headless)
+    monkeypatch.setattr(viewer_process, "_started", headless)
 
 
 @pytest.mark.usefixtures("window_without_a_screen")
