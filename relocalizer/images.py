@@ -260,15 +260,32 @@ def read_image(path: Path) -> Image:
         raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
     if not data.size:
         raise SequenceError(f"{path}: an empty file")
-    if is_cut_off(data.tobytes()):
-        raise SequenceError(f"{path}: the picture is cut off (copied or downloaded only in part?)")
+    return decode_image(data.tobytes(), str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image:
+    """The bytes of a picture file as RGB (H, W, 3) uint8; `name` stands in the errors.
+
+    Raises:
+        SequenceError: truncated, too large or not a picture.
+    """
+    if is_cut_off(data):
+        raise SequenceError(f"{name}: the picture is cut off (copied or downloaded only in part?)")
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise SequenceError(f"{path}: cannot be decoded ({error.err})") from None
+        raise SequenceError(f"{name}: cannot be decoded ({error.err})") from None
     if image is None:
-        raise SequenceError(f"{path}: not a picture that can be decoded")
+        raise SequenceError(f"{name}: not a picture that can be decoded")
     return bgr_to_rgb(image)
+
+
+def encode_jpeg(image: Image, quality: int) -> bytes:
+    """A picture (H, W, 3) as the bytes of a JPEG file, quality 1 to 100."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"encode_jpeg: cannot encode a picture of shape {image.shape}")
+    return bytes(data)
 
 
 def is_cut_off(data: bytes) -> bool:
