@@ -42,3 +42,17 @@ class GeometricConfig(Section):
         description="Less motion than this beyond the rotation leaves the direction unknown, pixels.",
     )
     min_inliers: int = Field(20, ge=8, le=10000, description="Fewer agreeing matches give no estimate.")
+
+
+class AveragingConfig(Section):
+    """One pose from what several known views say of it."""
+
+    rotation_gate_deg: float = Field(
+        3.0, gt=0, le=90, description="A rotation this near to the average agrees whatever its sigma, degrees."
+    )
+    direction_gate_deg: float = Field(
+        6.0, gt=0, le=90, description="A direction this near to the average agrees whatever its sigma, degrees."
+    )
+    max_relative_sigma: float = Field(
+        0.4, gt=0, le=10, description="A position less certain than this share of its distance is called unknown."
+    )
