@@ -112,8 +112,12 @@ class RefinementConfig(Section):
         6, ge=0, le=50, description="Further keyframes that see the same landmarks, held fixed in the window."
     )
     max_landmarks: int = Field(500, ge=50, le=20000, description="Landmarks in the window, the most seen first.")
-    iterations: int = Field(6, ge=1, le=100, description="Levenberg-Marquardt iterations for a window.")
-    final: bool = Field(True, description="Refine the whole map once more when the run ends.")
+    iterations: int = Field(6, ge=0, le=100, description="Levenberg-Marquardt iterations for a window; 0 refines none.")
+    pair_priors: bool = Field(True, description="Hold refinements to the pair estimates between keyframes.")
+    final: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Refine the whole map once more when the run ends; auto: while that costs less than the run did.",
+    )
     final_rounds: int = Field(3, ge=1, le=20, description="Rounds of recognising and refining the whole map.")
     final_related: int = Field(
         40, ge=0, le=1000, description="Keyframes whose landmarks are looked for in each keyframe in a final round."

@@ -224,7 +224,7 @@ class Mapper:
 
     def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
         """Keep a pair estimate, for refinements to use as a prior."""
-        if isinstance(estimate, PairEstimate):
+        if self._config.refinement.pair_priors and isinstance(estimate, PairEstimate):
             self.pairs[i, j] = estimate
 
     def join_segments(self, c: int, k: int, a_from_b: Similarity) -> None:
@@ -268,6 +268,8 @@ class Mapper:
     def refine_window(self, k: int) -> None:
         """Refine the newest keyframes of k's segment with the landmarks they see; related older ones hold them."""
         config = self._config.refinement
+        if not config.iterations:
+            return
         window = self.segment_keyframes(k)[-config.window :]
         related = self.related(k, config.covisible + len(window))
         older = [i for i in related if i not in window][: config.covisible]

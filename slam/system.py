@@ -16,6 +16,7 @@ from slam.events import (
     TrackingLost,
     TrackingState,
 )
+from slam.final_refinement import refine_everything
 from slam.frame_log import FrameLog
 from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located, NotLocated
@@ -80,7 +81,7 @@ class Slam:
 
     def finish(self, *, interrupted: bool = False) -> SlamResult:
         """Refine the whole map once more, place every frame in it, and say what came out."""
-        if self._config.refinement.final and self._log.records:
+        if self._log.records:
             self._refine_everything()
         result = gather(self._mapper, self._log)
         self._tell.landmarks(self._log.records[-1].index if self._log.records else -1)
@@ -247,14 +248,15 @@ class Slam:
 
     def _refine_everything(self) -> None:
         """Rounds over the whole map, then every frame placed in what came out."""
-        graph, rounds = self._mapper.graph, self._config.refinement.final_rounds
-        for n in range(rounds):
-            errors = [self._mapper.refine_all(segment) for segment in sorted(set(graph.segment_of.values()))]
-            if n + 1 == rounds:
-                self._log.place_again(graph, self._front_end.place_again)
-            before, after = max(before for before, _ in errors), max(after for _, after in errors)
-            cause = f"final refinement, round {n + 1} of {rounds} (errors: pixels)"
-            self._tell.graph(self._log.records[-1].index, before, after, cause)
+        last = self._log.records[-1].index
+        rounds = refine_everything(
+            self._mapper,
+            self._config.refinement,
+            frames=len(self._log),
+            tell=lambda before, after, cause: self._tell.graph(last, before, after, cause),
+        )
+        if rounds:
+            self._log.place_again(self._mapper.graph, self._front_end.place_again)
 
     # --- seeing and telling ---------------------------------------------------------------------------
 

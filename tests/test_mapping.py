@@ -266,6 +266,29 @@ def test_only_an_estimate_is_remembered_as_a_pair(fresh):
     assert list(fresh.mapper.pairs) == [(0, 1)]
 
 
+def test_without_pair_priors_no_estimate_is_remembered():
+    config = SlamConfig(refinement=RefinementConfig(pair_priors=False))
+    builder = build(room(), [0, STEP], config=config)
+    encoded = [keyframe.encoded for keyframe in builder.mapper.graph.keyframes.values()]
+    [estimate] = builder.predictor.relate([tuple(encoded)])
+    assert isinstance(estimate, PairEstimate)
+    builder.mapper.remember_pair(0, 1, estimate)
+    assert not builder.mapper.pairs
+
+
+def test_a_window_with_no_iterations_is_left_as_it_is():
+    def a_little_off(index):
+        pose = Similarity.from_rigid(room().poses[index])
+        up = np.array([0.0, 0.01 * (index > 2 * STEP), 0.0])
+        return Similarity(pose.rotation, pose.translation + up)
+
+    config = SlamConfig(refinement=RefinementConfig(iterations=0))
+    mapper = build(room(), range(0, 5 * STEP, STEP), config=config, pose=a_little_off).mapper
+    before = mapper.graph.positions()
+    mapper.refine_window(4)
+    assert np.array_equal(mapper.graph.positions(), before)
+
+
 def test_a_segment_that_joins_another_moves_with_its_landmarks_and_keeps_its_shape(fresh):
     graph, landmarks = fresh.mapper.graph, fresh.mapper.landmarks
     k = fresh.add(5 * STEP, segment=1, follow=False)

@@ -1,0 +1,54 @@
+"""The last refinement of the whole map, when a run ends: rounds of recognising and refining, as many as pay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slam.config import RefinementConfig
+from slam.mapping import Mapper
+
+# CPU seconds on one core of a server, rounded; only their ratios matter. They are counted and not timed, because the
+# same input has to give the same bytes on any machine and under any load.
+FRAME_S = 0.012
+KEYFRAME_S = 0.15
+OBSERVATION_S = 4e-6  # in each iteration of a round, the recognising before it included
+
+
+def refine_everything(
+    mapper: Mapper, config: RefinementConfig, *, frames: int, tell: Callable[[float, float, str], None]
+) -> int:
+    """Rounds over every segment of the map; `tell` hears the errors before and after each (pixels), and its name.
+
+    With `final: auto` the rounds stop before they would have taken longer than the run of `frames` itself, by the
+    costs above; `always` does `final_rounds` of them and `never` none.
+
+    Returns:
+        How many rounds there were.
+    """
+    segments = sorted(set(mapper.graph.segment_of.values()))
+    budget_s = FRAME_S * frames + KEYFRAME_S * len(mapper.graph.keyframes)
+    done = 0
+    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s):
+        budget_s -= round_cost_s(config, mapper)
+        errors = [mapper.refine_all(segment) for segment in segments]
+        done += 1
+        before, after = max(before for before, _ in errors), max(after for _, after in errors)
+        tell(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
+    return done
+
+
+def round_cost_s(config: RefinementConfig, mapper: Mapper) -> float:
+    """What one round over the map as it stands is counted at, seconds."""
+    landmarks = mapper.landmarks
+    observations = sum(int(landmarks.has_place(tracks.ids).sum()) for tracks in landmarks.observed.values())
+    return OBSERVATION_S * config.final_iterations * observations
+
+
+def _is_worth_it(config: RefinementConfig, mapper: Mapper, budget_s: float) -> bool:
+    match config.final:
+        case "always":
+            return True
+        case "never":
+            return False
+        case "auto":
+            return round_cost_s(config, mapper) <= budget_s

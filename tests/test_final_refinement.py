@@ -1,0 +1,74 @@
+"""How often the whole map is refined at the end: counted, never timed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slam.config import RefinementConfig
+from slam.final_refinement import refine_everything
+from slam.tracks import Tracks
+
+
+class CountingMapper:
+    """Two segments of ten keyframes that see `seen` landmarks each; rounds are noted and change nothing."""
+
+    def __init__(self, seen: int) -> None:
+        tracks = Tracks(np.arange(seen), np.zeros((seen, 2), np.float32))
+        self.graph = SimpleNamespace(keyframes=dict.fromkeys(range(10)), segment_of={k: k // 5 for k in range(10)})
+        self.landmarks = SimpleNamespace(
+            observed=dict.fromkeys(range(10), tracks), has_place=lambda ids: np.ones(len(ids), bool)
+        )
+        self.refined: list[int] = []
+
+    def refine_all(self, segment: int) -> tuple[float, float]:
+        self.refined.append(segment)
+        return 2.0 + segment, 1.0 + segment
+
+
+def rounds(mapper: CountingMapper, *, frames: int = 100, **config: Any) -> tuple[int, list[tuple[float, float, str]]]:
+    told: list[tuple[float, float, str]] = []
+    done = refine_everything(
+        mapper,  # type: ignore[arg-type]
+        RefinementConfig(**config),
+        frames=frames,
+        tell=lambda before, after, name: told.append((before, after, name)),
+    )
+    return done, told
+
+
+def test_every_round_refines_every_segment_and_tells_the_largest_errors():
+    mapper = CountingMapper(seen=10)
+    done, told = rounds(mapper, final_rounds=2)
+    assert (done, mapper.refined) == (2, [0, 1, 0, 1])
+    assert told[0] == (3.0, 2.0, "final refinement, round 1 of 2 (errors: pixels)")
+
+
+def test_never_refines_nothing_and_tells_nothing():
+    mapper = CountingMapper(seen=10)
+    assert rounds(mapper, final="never") == (0, [])
+    assert mapper.refined == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (0, 0),  # ten keyframes are counted at 1.5 s, a round over 50,000 observations at 1.6 s
+        (10, 1),  # and each frame at 12 ms
+        (200, 2),
+        (10_000, 3),
+    ],
+)
+def test_auto_stops_before_the_rounds_have_cost_more_than_the_run(frames, expected):
+    assert rounds(CountingMapper(seen=5000), frames=frames)[0] == expected
+
+
+def test_always_does_every_round_at_any_cost():
+    assert rounds(CountingMapper(seen=5000), frames=0, final="always")[0] == 3
+
+
+def test_fewer_iterations_make_a_round_cheaper():
+    assert rounds(CountingMapper(seen=5000), frames=0, final_iterations=2)[0] == 3
