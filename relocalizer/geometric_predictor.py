@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +14,7 @@ from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, detect_features, match_features
 from relocalizer.geometry import FloatArray, exp_so3, log_so3
-from relocalizer.images import Camera, to_gray
+from relocalizer.images import Camera, Image, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.retrieval import Vlad, shipped_vlad
 from relocalizer.two_view import (
@@ -66,6 +66,7 @@ class GeometricPredictor:
     """SIFT, a robust essential matrix, and the two cases in which it lies: no parallax, and one plane."""
 
     name = "geometric"
+    descriptor = "vlad"
 
     def __init__(self, features: FeaturesConfig, config: GeometricConfig, vlad: Vlad | None = None) -> None:
         """`vlad` describes pictures for place recognition; None takes the vocabulary that is shipped."""
@@ -85,6 +86,16 @@ class GeometricPredictor:
         """The same from features that were detected already."""
         data = features.pixels.tobytes() + features.descriptors.tobytes()
         return GeometricEncoded(features, camera, zlib.crc32(data))
+
+    def recall(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        descriptor: NDArray[np.float32],
+        picture: Callable[[], Image],
+    ) -> GeometricEncoded:
+        """What is remembered of a keyframe of a saved map; its features suffice."""
+        return self.encode_features(features, camera)
 
     def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:
         """For each (i, j): the pose of camera j seen from camera i, or why there is none.

@@ -17,7 +17,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -119,34 +119,33 @@ def picture_name(keyframe_id: int) -> str:
     return f"{PICTURES}/{keyframe_id:06d}.jpg"
 
 
-class StoredPictures:
-    """JPEG files of keyframes, read when asked for: `pictures(row)` is RGB, `pictures.jpeg(row)` the file's bytes."""
+class JpegPictures:
+    """Keyframes' pictures kept as JPEG: `pictures(row)` is RGB, `pictures.jpeg(row)` the bytes."""
 
-    def __init__(self, files: list[Path], sizes: list[tuple[int, int]], sha256: list[str] | None = None) -> None:
-        """One file a row, with the (width, height) it must have, and what its bytes must hash to when known."""
-        self._files, self._sizes, self._sha256 = files, sizes, sha256
-
-    def jpeg(self, row: int) -> bytes:
-        """Raises MapError when the file is gone or is no longer what the map was made with."""
-        path = self._files[row]
-        data = _read_whole(path, path.name)
-        if self._sha256 is not None and hashlib.sha256(data).hexdigest() != self._sha256[row]:
-            raise MapError(f"{path}: does not match its checksum; {_MAKE_ANEW}")
-        return data
+    def __init__(self, jpeg: Callable[[int], bytes], sizes: Sequence[tuple[int, int]]) -> None:
+        """`jpeg(row)` reads the bytes, `sizes` are the (width, height) the pictures must have."""
+        self.jpeg, self._sizes = jpeg, sizes
 
     def __call__(self, row: int) -> Image:
-        """Raises MapError as `jpeg`, and when the picture has another size than its camera."""
-        path, data = self._files[row], self.jpeg(row)
+        """Raises MapError when the bytes are no JPEG picture, or one of another size than its camera's."""
+        data, name = self.jpeg(row), f"picture {row} of the map"
         width, height = self._sizes[row]
         try:
             with PillowImage.open(io.BytesIO(data), formats=["JPEG"]) as header:  # the header alone: nothing is decoded
                 size = header.size
             if size != (width, height):
-                raise MapError(f"{path}: expected a {width}x{height} picture, got {size[0]}x{size[1]}; {_MAKE_ANEW}")
-            return decode_image(data, str(path))
+                raise MapError(f"{name}: expected {width}x{height} pixels, got {size[0]}x{size[1]}; {_MAKE_ANEW}")
+            return decode_image(data, name)
         except (SequenceError, OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
-            reason = error if isinstance(error, SequenceError) else f"{path}: not a JPEG picture"
+            reason = error if isinstance(error, SequenceError) else f"{name}: not a JPEG picture"
             raise MapError(f"{reason}; {_MAKE_ANEW}") from None
+
+
+def jpeg_of(reference_map: ReferenceMap, row: int) -> bytes:
+    """A keyframe's picture as a JPEG file: as it was stored, for packing it again would lose a little each time."""
+    if isinstance(reference_map.picture, JpegPictures):
+        return reference_map.picture.jpeg(row)
+    return encode_jpeg(reference_map.picture(row), JPEG_QUALITY)
 
 
 # --- saving -------------------------------------------------------------------------------------------
@@ -215,7 +214,7 @@ def _write(folder: Path, reference_map: ReferenceMap) -> None:
         np.savez_compressed(packed, allow_pickle=False, **arrays)
         files[f"{table}.npz"] = _write_file(folder / f"{table}.npz", packed.getvalue())
     for row, k in enumerate(reference_map.keyframes.ids.tolist()):
-        files[picture_name(k)] = _write_file(folder / picture_name(k), _jpeg(reference_map, row))
+        files[picture_name(k)] = _write_file(folder / picture_name(k), jpeg_of(reference_map, row))
     manifest = _manifest(reference_map, files)
     _write_file(folder / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
     _sync(folder / PICTURES)
@@ -224,12 +223,6 @@ def _write(folder: Path, reference_map: ReferenceMap) -> None:
 
 def _on_disk(table: Any, columns: Mapping[str, tuple[str, tuple[str | int, ...]]]) -> dict[str, NDArray[Any]]:
     return {name: np.ascontiguousarray(getattr(table, name), dtype=dtype) for name, (dtype, _) in columns.items()}
-
-
-def _jpeg(reference_map: ReferenceMap, row: int) -> bytes:
-    if isinstance(reference_map.picture, StoredPictures):  # packing it again would lose a little each time
-        return reference_map.picture.jpeg(row)
-    return encode_jpeg(reference_map.picture(row), JPEG_QUALITY)
 
 
 def _write_file(path: Path, data: bytes) -> dict[str, Any]:
@@ -338,7 +331,7 @@ def _load(folder: Path) -> ReferenceMap:
             pass
     _require(_is_within(keyframes.camera, len(cameras)), folder, "keyframes.camera names a camera that is not there")
     sizes = [(cameras[c].width, cameras[c].height) for c in keyframes.camera.tolist()]
-    pictures = StoredPictures([folder / name for name in expected], sizes, [listed[n].sha256 for n in expected])
+    files = [(folder / name, listed[name].sha256) for name in expected]
     loaded = ReferenceMap(
         provenance=provenance,
         cameras=cameras,
@@ -348,7 +341,7 @@ def _load(folder: Path) -> ReferenceMap:
         landmarks=LandmarkTable(**tables["landmarks"]),
         edges=EdgeTable(**tables["edges"]),
         frames=FrameTable(**tables["frames"]),
-        picture=pictures,
+        picture=JpegPictures(lambda row: _read_listed(*files[row]), sizes),
     )
     try:
         validate(loaded)
@@ -564,6 +557,13 @@ def _read_whole(path: Path, name: str, limit: int = 1 << 28) -> bytes:
         size = os.fstat(file.fileno()).st_size
         _require(size <= limit, path, f"{name} has {size} bytes, {limit} at most are read")
         return file.read(limit + 1)
+
+
+def _read_listed(path: Path, sha256: str) -> bytes:
+    """A file that was there when the map was loaded; it must still be the same."""
+    data = _read_whole(path, path.name)
+    _require(hashlib.sha256(data).hexdigest() == sha256, path, "it does not match its checksum")
+    return data
 
 
 def _check_folder(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.errors import MapError
 from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Camera, Image
@@ -234,6 +235,35 @@ def recall(predictor: PosePredictor, reference_map: ReferenceMap, row: int) -> E
         return predictor.recall(features, camera, descriptor, lambda: reference_map.picture(row))
     [encoded] = predictor.encode([View(reference_map.picture(row), camera, features)])
     return encoded
+
+
+def provenance_of(predictor: PosePredictor, features: dict[str, Any]) -> Provenance:
+    """Where a map of this predictor comes from, with the settings its local features are detected with."""
+    return Provenance(
+        predictor=predictor.name,
+        descriptor=str(getattr(predictor, "descriptor", predictor.name)),
+        weights_sha256=str(getattr(predictor, "weights_sha256", "")),
+        features=dict(features),
+    )
+
+
+def check_predictor(provenance: Provenance, predictor: PosePredictor) -> None:
+    """Refuse a predictor that cannot read a map: another one, other weights, or other place descriptors.
+
+    Raises:
+        MapError: says what differs and which option makes it equal.
+    """
+    own = provenance_of(predictor, {})
+    if own.predictor != provenance.predictor or own.descriptor != provenance.descriptor:
+        raise MapError(
+            f"map: made by predictor {provenance.predictor} with {provenance.descriptor} descriptors, this is "
+            f"{own.predictor} with {own.descriptor}; add --predictor {provenance.predictor}, or make the map anew"
+        )
+    if provenance.weights_sha256 and own.weights_sha256 and own.weights_sha256 != provenance.weights_sha256:
+        raise MapError(
+            f"map: made with the weights {provenance.weights_sha256[:12]}..., these are {own.weights_sha256[:12]}...; "
+            "give those with --weights, or make the map anew"
+        )
 
 
 # --- what must hold of every map ----------------------------------------------------------------------

@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -20,7 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from relocalizer.checkpoints import published_sha256, resolve, sha256_of
 from relocalizer.errors import ConfigError, WeightsError
+from relocalizer.features import LocalFeatures
+from relocalizer.images import Camera, Image
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
@@ -90,6 +94,8 @@ class Reloc3rPredictor:
             network: computes in the model's place.
         """
         self.name: str = kind
+        self.descriptor = f"{kind}-gem"
+        self._weights: Callable[[], str] = lambda: ""
         self._variant: Variant = 224 if kind == "reloc3r-224" else 512
         self._network = network or model
         self._patch = model.architecture.patch_size
@@ -139,7 +145,10 @@ class Reloc3rPredictor:
                 "choose another predictor or other weights"
             )
         network = OpenVinoNetwork(model, dtype) if backend == "openvino" else None
-        return Reloc3rPredictor(model, cast(Kind, kind), network=network)
+        predictor = Reloc3rPredictor(model, cast(Kind, kind), network=network)
+        checkpoint = resolve(weights or kind)
+        predictor._weights = lambda: published_sha256(checkpoint) or sha256_of(checkpoint.weights)
+        return predictor
 
     @staticmethod
     def random(
@@ -164,6 +173,7 @@ class Reloc3rPredictor:
         use_matmul_dtype(model, torch.float32 if network else dtype)
         predictor = Reloc3rPredictor(model.to(chosen), kind, network=network)
         predictor.name = f"{kind} {RANDOM_WARNING}"
+        predictor._weights = lambda: f"random, seed {seed}"
         return predictor
 
     def encode(self, views: Sequence[View]) -> list[Encoded]:
@@ -178,6 +188,25 @@ class Reloc3rPredictor:
         """
         pictures = [prepare(view.image, view.camera, self._variant) for view in views]
         return [self._remember(p, features) for p, features in zip(pictures, self._run(pictures), strict=True)]
+
+    def recall(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        descriptor: NDArray[np.float32],
+        picture: Callable[[], Image],
+    ) -> Reloc3rEncoded:
+        """What is remembered of a keyframe of a saved map: its prepared picture, encoded when it is first related.
+
+        Raises:
+            SequenceError, CameraError: as `encode`.
+        """
+        return Reloc3rEncoded(next(self._keys), prepare(picture(), camera, self._variant), descriptor)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the checkpoint's file, or which random weights these are; empty when neither is known."""
+        return self._weights()
 
     def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:
         """For each (i, j): the pose of camera j seen from camera i. Pairs of equal sizes are decoded together."""
