@@ -102,6 +102,8 @@ _SCHEMA: dict[str, dict[str, tuple[str, tuple[str | int, ...]]]] = {
         "sigmas": ("<f8", ("edges", 7)),
         "is_loop": ("|b1", ("edges",)),
         "inliers": ("<i8", ("edges",)),
+        "shares": ("<f8", ("edges",)),
+        "weights": ("<f8", ("edges",)),
     },
     "frames": {
         "indices": ("<i8", ("frames",)),

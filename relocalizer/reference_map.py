@@ -138,7 +138,12 @@ class LandmarkTable:
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EdgeTable:
     """E measured similarities i_from_j between keyframes, i < j, with seven sigmas each (rotation, translation, log
-    scale); `is_loop` (E,) bool tells loops from odometry, `inliers` (E,) counts the observations behind each."""
+    scale); `is_loop` (E,) bool tells loops from odometry, `inliers` (E,) counts the observations behind each.
+
+    Attributes:
+        shares: (E,) above 0 to 1, what of the evidence is an edge's own when others are made of it too.
+        weights: (E,) 0 to 1, how far an edge is believed.
+    """
 
     i: Ids
     j: Ids
@@ -148,6 +153,24 @@ class EdgeTable:
     sigmas: FloatArray
     is_loop: NDArray[np.bool_]
     inliers: Ids
+    shares: FloatArray
+    weights: FloatArray
+
+    @staticmethod
+    def none() -> EdgeTable:
+        ids, numbers = np.zeros(0, np.int64), np.zeros(0)
+        return EdgeTable(
+            i=ids,
+            j=ids,
+            rotations=np.zeros((0, 3, 3)),
+            translations=np.zeros((0, 3)),
+            scales=numbers,
+            sigmas=np.zeros((0, 7)),
+            is_loop=np.zeros(0, bool),
+            inliers=ids,
+            shares=numbers,
+            weights=numbers,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -159,6 +182,13 @@ class FrameTable:
     keyframe: Ids
     rotations: FloatArray
     translations: FloatArray
+
+    @staticmethod
+    def none() -> FrameTable:
+        ids = np.zeros(0, np.int64)
+        return FrameTable(
+            indices=ids, timestamps_ns=ids, keyframe=ids, rotations=np.zeros((0, 3, 3)), translations=np.zeros((0, 3))
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -337,7 +367,7 @@ def _check_landmarks(m: ReferenceMap) -> None:
 
 def _check_edges(m: ReferenceMap) -> None:
     table, count = m.edges, len(m.edges.i)
-    for name in ("j", "rotations", "translations", "scales", "sigmas", "is_loop", "inliers"):
+    for name in ("j", "rotations", "translations", "scales", "sigmas", "is_loop", "inliers", "shares", "weights"):
         _require(len(getattr(table, name)) == count, f"edges.{name}: expected {count} rows")
     ends = np.concatenate([table.i, table.j])
     _require(np.isin(ends, m.keyframes.ids).all(), "edges: name a keyframe that is not there")
@@ -347,6 +377,8 @@ def _check_edges(m: ReferenceMap) -> None:
     _check_poses("edges", table.rotations, table.translations)
     _check_scales("edges", table.scales)
     _require((table.sigmas > 0).all() and np.isfinite(table.sigmas).all(), "edges.sigmas: expected positive numbers")
+    _require(((table.shares > 0) & (table.shares <= 1)).all(), "edges.shares: expected more than 0 and at most 1")
+    _require(((table.weights >= 0) & (table.weights <= 1)).all(), "edges.weights: expected 0 to 1")
 
 
 def _check_frames(m: ReferenceMap) -> None:

@@ -80,6 +80,8 @@ def small_map(*, keyframes: int = 4, landmarks: int = 12, seed: int = 0, **chang
             sigmas=np.full((N - 1, 7), 0.01),
             is_loop=np.zeros(N - 1, bool),
             inliers=np.full(N - 1, M),
+            shares=np.ones(N - 1),
+            weights=np.ones(N - 1),
         ),
         frames=FrameTable(
             indices=np.arange(2 * N),
