@@ -63,6 +63,9 @@ class Recogniser:
         return [active, *(c.key for c in found)]
 
     def _try(self, seen: Seen, encoded: Encoded, c: int) -> Recognised | NotLocated:
+        refused = too_few_points(seen.features, c, self._mapper, min_inliers=self._config.min_inliers)
+        if refused is not None:
+            return NotLocated(refused.reason)
         [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
         outcome = recognise_place(
             seen.features,
@@ -79,6 +82,18 @@ class Recogniser:
         return Recognised(seen, outcome.fit.world_from_cam, c, agreeing, agreeing.joined(outcome.unplaced))
 
 
+def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int) -> NotLocalised | None:
+    """Why a picture cannot show the place of keyframe c, by c's own points; None when it may.
+
+    Milliseconds, where a network takes long to relate the two: to be asked first, since most candidates are wrong.
+    """
+    matches = match_keyframes(features, [c], mapper.graph, mapper.landmarks)
+    enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
+    if len(matches.tracks) < enough:
+        return NotLocalised(f"{len(matches.tracks)} points of keyframe {c} recognised, {enough} needed")
+    return None
+
+
 def recognise_place(
     features: LocalFeatures,
     camera: Camera,
@@ -93,11 +108,10 @@ def recognise_place(
 
     The relatives are matched only when c itself shows that the place may be right: most candidates are wrong.
     """
+    refused = too_few_points(features, c, mapper, min_inliers=min_inliers)
+    if refused is not None:
+        return refused
     graph, landmarks = mapper.graph, mapper.landmarks
-    matches = match_keyframes(features, [c], graph, landmarks)
-    enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
-    if len(matches.tracks) < enough:
-        return NotLocalised(f"{len(matches.tracks)} points of keyframe {c} recognised, {enough} needed")
     matches = match_keyframes(features, [c, *mapper.related(c, RELATIVES)], graph, landmarks)
     return localise(
         matches,
