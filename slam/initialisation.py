@@ -12,10 +12,12 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, match_features
+from relocalizer.geometric_predictor import relate_matches
 from relocalizer.geometry import FloatArray, rigid
 from relocalizer.images import Image
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
+from relocalizer.two_view import Matches
 from slam.config import SlamConfig
 from slam.frames import Frame, Seen
 from slam.front_end import FrontEnd
@@ -58,6 +60,7 @@ class Initialiser:
         tracker: PointTracker,
     ) -> None:
         self._config = config.initialisation
+        self._geometric = config.predictor.geometric
         self._noise_px = 1.5 * config.tracks.noise_px
         self._landmarks = landmarks
         self._front_end = front_end
@@ -119,6 +122,19 @@ class Initialiser:
     def _try(self, first: Seen, second: Seen) -> FirstPair | Waiting:
         """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
         [estimate] = self._predictor.relate([(self._encoded, self._encode(second))])
+        outcome = self._consider(first, second, estimate)
+        if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
+            # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide.
+            outcome = self._consider(first, second, self._relate_tracks(first, second))
+        return outcome
+
+    def _relate_tracks(self, first: Seen, second: Seen) -> PairEstimate | NoEstimate:
+        """The pose of the pair from the tracks that both frames see, and nothing else."""
+        before, now = common_pixels(first.tracks, second.tracks)
+        pixels = before.astype(np.float64), now.astype(np.float64)
+        return relate_matches(Matches(*pixels, first.frame.camera, second.frame.camera), self._geometric)
+
+    def _consider(self, first: Seen, second: Seen, estimate: PairEstimate | NoEstimate) -> FirstPair | Waiting:
         if isinstance(estimate, NoEstimate):
             return Waiting(estimate.reason)
         if estimate.i_from_j_direction is None:
@@ -148,3 +164,8 @@ class Initialiser:
     def _encode(self, seen: Seen) -> Encoded:
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
         return encoded
+
+
+def _is_of_a_network(estimate: PairEstimate | NoEstimate) -> bool:
+    """Whether it is a whole pose that rests on no matches."""
+    return isinstance(estimate, PairEstimate) and estimate.i_from_j_direction is not None and estimate.inliers == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -195,11 +195,29 @@ def both(world, i, j):
     return pixels_i[a], pixels_j[b]
 
 
-def test_tracks_that_contradict_the_estimate_give_no_pair_but_a_count():
-    begun = start(world_of(room_path(60, 0.3)), direction_sigma_deg=0.0, rotation_sigma_deg=40.0)
+class Matched(OraclePredictor):
+    """Answers that rest on matches, as those of local features do."""
+
+    def relate(self, pairs):
+        return [replace(answer, inliers=50) for answer in super().relate(pairs)]
+
+
+def test_tracks_that_contradict_an_estimate_from_matches_give_no_pair_but_a_count():
+    world = world_of(room_path(60, 0.3))
+    begun = start(world, predictor=Matched(world, direction_sigma_deg=0.0, rotation_sigma_deg=40.0))
     outcomes = [begun.take(index) for index in range(12)]
     assert not any(isinstance(o, FirstPair) for o in outcomes)
     assert any(re.fullmatch(r"\d+ of \d+ tracks agree with a first pair, 60 needed", o.reason) for o in outcomes)
+
+
+def test_tracks_decide_where_they_contradict_a_networks_answer():
+    begun = start(world_of(room_path(60, 0.3)), direction_sigma_deg=30.0, rotation_sigma_deg=40.0)
+    pair = begun.take_all()[-1]
+    assert isinstance(pair, FirstPair)
+    truth = begun.world.poses[0].inv() * begun.world.poses[pair.second.frame.index]
+    turn = rotation_matrix(truth).T @ rotation_matrix(pair.first_from_second)
+    assert np.degrees(rotation_angle(turn)) < 0.5
+    assert np.degrees(direction_angle(translation_of(truth), translation_of(pair.first_from_second))) < 3.0
 
 
 def test_too_little_parallax_is_said_in_degrees():
