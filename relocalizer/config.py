@@ -56,3 +56,28 @@ class AveragingConfig(Section):
     max_relative_sigma: float = Field(
         0.4, gt=0, le=10, description="A position less certain than this share of its distance is called unknown."
     )
+
+
+class PosedImagesConfig(Section):
+    """A map from pictures whose poses are known."""
+
+    min_distance: float = Field(
+        0.0, ge=0, description="A picture nearer than this to a kept one, and no more turned, is left out; map units."
+    )
+    min_angle_deg: float = Field(
+        0.0, ge=0, le=180, description="A picture less turned than this from a kept one, and no farther, is left out."
+    )
+    partners: int = Field(12, ge=1, le=100, description="Pictures that each one is matched to, at growing ranks.")
+    max_angle_deg: float = Field(
+        60.0, gt=0, le=180, description="Pictures that look farther apart than this are not matched, degrees."
+    )
+    match_ratio: float = Field(
+        0.8, gt=0, le=1, description="A match must be nearer than this share of the distance to the second nearest."
+    )
+    min_matches: int = Field(12, ge=1, le=10000, description="Pairs with fewer matches that fit the poses say nothing.")
+    epipolar_px: float = Field(3.0, gt=0, le=100, description="A match fits within this of its epipolar lines, pixels.")
+    max_error_px: float = Field(3.0, gt=0, le=100, description="An observation fits within this of its point, pixels.")
+    min_parallax_deg: float = Field(
+        1.0, gt=0, le=30, description="Least angle between two rays of a landmark, degrees."
+    )
+    min_observers: int = Field(2, ge=2, le=100, description="Pictures that must see a landmark.")
