@@ -151,6 +151,16 @@ class RelocalizationConfig(Section):
     restart_after: int = Field(30, ge=1, le=100000, description="Frames lost before a new segment of the map begins.")
 
 
+class AnchorConfig(Section):
+    """What makes map units metres."""
+
+    scale_from: str = Field(
+        "",
+        description="frames:A:B=METRES, a known distance between two frames; groundtruth:METRES, for evaluation only; "
+        "empty leaves map units.",
+    )
+
+
 class SlamConfig(Section):
     """The whole configuration of a run."""
 
@@ -166,3 +176,4 @@ class SlamConfig(Section):
     refinement: RefinementConfig = RefinementConfig()
     linking: LinkingConfig = LinkingConfig()
     relocalization: RelocalizationConfig = RelocalizationConfig()
+    anchor: AnchorConfig = AnchorConfig()

@@ -102,6 +102,8 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if report["other_segments"]:
         frames = _count(sum(report["other_segments"]), "frame")
         rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
+    rows.append(("path", _path_words(report["path_length"], report["units"])))
+    rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
     rows.append(("speed", f"{report['fps']:.1f} frames/s ({report['wall_s']:.1f} s)"))
@@ -109,8 +111,20 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if slowest:
         rows.append(("slowest, p95", ", ".join(f"{name} {times['p95']:.0f} ms" for name, times in slowest)))
     rows.append(("peak memory", f"{report['peak_memory_mb']:.0f} MB"))
-    rows += _accuracy_rows(report["evaluation"])
+    rows += _accuracy_rows(report["evaluation"], report["units"])
     return rows
+
+
+def _path_words(length: float, units: Mapping[str, Any]) -> str:
+    return f"{length:.3f} {units['name']}" + (f" (scale: {units['source']})" if units["source"] else "")
+
+
+def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not report or not report["from"]:
+        return []
+    found = report["found_at_frame"]
+    place = f"found in {report['from']} at frame {found}" if found >= 0 else f"not found in {report['from']}"
+    return [("map", place + (", which stays as it is" if report["localize_only"] else ""))]
 
 
 def _percent(share: float) -> str:
@@ -124,7 +138,7 @@ def _lost_words(lost: Sequence[Any]) -> str:
     return f"{_count(len(lost), 'time')}, {_count(frames, 'frame')} (first: {lost[0].reason})"
 
 
-def _accuracy_rows(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _accuracy_rows(evaluation: Mapping[str, Any] | None, units: Mapping[str, Any]) -> list[tuple[str, str]]:
     if evaluation is None:
         return []
     if "error" in evaluation:
@@ -134,7 +148,11 @@ def _accuracy_rows(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]
             "ATE, Sim(3)",
             f"{evaluation['ate_sim3']['rmse']:.4f} ({evaluation['ate_percent']:.2f} % of the path)",
         ),
-        ("ATE, SE(3)", f"{evaluation['ate_se3']['rmse']:.4f}"),
+        (
+            "ATE, SE(3)",
+            f"{evaluation['ate_se3']['rmse']:.4f}"
+            + ("" if units["source"] else " (the estimate is in map units, so this is no accuracy)"),
+        ),
     ]
 
 

@@ -145,6 +145,18 @@ class RunFinished:
     stage_ms: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleAnchored:
+    """After the run's end its lengths were made metres; what was told before is in map units.
+
+    Attributes:
+        source: where metres come from, in words.
+    """
+
+    metres_per_unit: float
+    source: str
+
+
 Event = (
     FrameProcessed
     | Initialised
@@ -158,5 +170,6 @@ Event = (
     | Relocalised
     | FramesSkipped
     | RunFinished
+    | ScaleAnchored
 )
 Observer = Callable[[Event], None]

@@ -29,6 +29,7 @@ from slam.events import (
     KeyframeAdded,
     Observer,
     Relocalised,
+    ScaleAnchored,
     ScaleUnobservable,
     TrackingLost,
     TrackingState,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from slam.sequence import FrameSource
     from slam.slam_result import SlamResult
     from slam.system import Slam
+    from slam.trajectory import Trajectory
 
 # Below this much memory a card runs the smaller network more comfortably than the larger one.
 _SMALL_CARD_BYTES = 6 * 2**30
@@ -251,6 +253,7 @@ class RunOutcome:
         peak_memory_mb: of this process.
         skipped: pictures that could not be read, as (name, reason).
         dropped: live pictures that came faster than they could be used.
+        anchor_problem: why lengths that were to be metres are map units all the same; empty when nothing is wrong.
     """
 
     result: SlamResult
@@ -264,6 +267,7 @@ class RunOutcome:
     peak_memory_mb: float
     skipped: list[tuple[str, str]]
     dropped: int
+    anchor_problem: str = ""
 
 
 class _StopRequest:
@@ -356,6 +360,31 @@ def run(
         skipped=list(source.skipped),
         dropped=source.dropped,
     )
+
+
+def anchored(
+    outcome: RunOutcome, scale_from: str, ground_truth: Trajectory | None, *, observers: Sequence[Observer] = ()
+) -> RunOutcome:
+    """The outcome in metres, when `scale_from` says how; in map units and with the reason when that cannot be done.
+
+    The map that belongs to the outcome's result is stretched with it.
+
+    Raises:
+        ConfigError: `scale_from` is none of the forms that `slam.anchor` knows.
+    """
+    from slam.anchor import AnchorError, in_metres, parse_anchor
+
+    anchor = parse_anchor(scale_from)
+    if anchor is None:
+        return outcome
+    try:
+        result = in_metres(outcome.result, anchor, ground_truth)
+    except AnchorError as error:  # an hour of video is not thrown away for it
+        return replace(outcome, anchor_problem=str(error))
+    assert result.units.metres_per_unit is not None
+    for observer in observers:
+        observer(ScaleAnchored(metres_per_unit=result.units.metres_per_unit, source=anchor.source))
+    return replace(outcome, result=result)
 
 
 def _timed(source: FrameSource) -> Iterator[tuple[Frame, float]]:

@@ -57,6 +57,7 @@ from slam.events import (
     LandmarksUpdated,
     Relocalised,
     RunFinished,
+    ScaleAnchored,
     ScaleUnobservable,
     TrackingLost,
     TrackingState,
@@ -296,6 +297,8 @@ class RerunViewer:
                 )
             case ScaleUnobservable():
                 self._say(f"scale unobservable: {event.reason}", "WARN")
+            case ScaleAnchored():
+                self._say(f"one map unit is {event.metres_per_unit:.6g} m: {event.source}", "INFO")
             case FramesSkipped():
                 self._say(f"{event.count} frames skipped: {event.reason}", "WARN")
 

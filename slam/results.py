@@ -99,16 +99,17 @@ class RunFolder:
         text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path / REPORT, text + "\n")
 
-    def write_trajectory(self, name: str, trajectory: Trajectory) -> None:
+    def write_trajectory(self, name: str, trajectory: Trajectory, *, note: str = "") -> None:
         """Replace one trajectory file in one step. Raises OutputError when the disk refuses."""
         with _replacing(self.path / name) as temporary:
-            write_tum(temporary, trajectory)
+            write_tum(temporary, trajectory, note=note)
 
     def write_result(self, result: SlamResult) -> None:
         """The final trajectories: every frame, keyframes, poses as they were live, and parts nothing ties."""
-        self.write_trajectory(TRAJECTORY, result.trajectory)
-        self.write_trajectory(KEYFRAMES, result.keyframe_trajectory)
-        self.write_trajectory(ONLINE, result.online)
+        note = result.units.note
+        self.write_trajectory(TRAJECTORY, result.trajectory, note=note)
+        self.write_trajectory(KEYFRAMES, result.keyframe_trajectory, note=note)
+        self.write_trajectory(ONLINE, result.online, note=note)
         for number, segment in enumerate(result.segments, start=2):
             self.write_trajectory(f"trajectory_segment{number}.txt", segment)
 
@@ -294,6 +295,7 @@ def closing_report(
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
         "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
         "path_length": trajectory.length,
+        "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
         "keyframes": len(outcome.result.keyframe_trajectory),

@@ -14,13 +14,34 @@ from slam.mapping import Mapper
 from slam.trajectory import Trajectory
 
 
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What a length of 1 is.
+
+    Attributes:
+        source: where metres come from, in words; empty for map units.
+        metres_per_unit: by which the run's own map units were stretched; None while they are map units.
+    """
+
+    name: Literal["map units", "metres"] = "map units"
+    source: str = ""
+    metres_per_unit: float | None = None
+
+    @property
+    def note(self) -> str:
+        """For the head of a file: nothing for map units."""
+        return f"lengths in {self.name}: {self.source}" if self.source else ""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SlamResult:
-    """What a run leaves, in map units.
+    """What a run leaves, in `units`.
 
     Attributes:
         trajectory: every tracked frame of the largest segment, final poses; `frame_indices` (N,) names its rows.
-        segments: the other segments, largest first; nothing ties their frames and scales to the first.
+        segment: number of that segment in `graph`.
+        segments: the other segments, largest first; nothing ties their frames and scales to the first, so their
+            lengths are map units of their own. `segment_frame_indices` name their rows.
         online: every tracked frame as it was placed live.
     """
 
@@ -33,6 +54,9 @@ class SlamResult:
     landmark_ids: NDArray[np.int64]
     landmark_points: FloatArray
     landmark_colours: NDArray[np.uint8]
+    segment: int = 0
+    segment_frame_indices: list[NDArray[np.int64]] = field(default_factory=list)
+    units: Units = Units()
 
 
 def gather(mapper: Mapper, log: FrameLog) -> SlamResult:
@@ -46,8 +70,10 @@ def gather(mapper: Mapper, log: FrameLog) -> SlamResult:
     ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
     return SlamResult(
         trajectory=log.trajectory(graph, first),
-        frame_indices=np.array([r.index for r in log.of_segment(graph, first)], dtype=np.int64),
+        frame_indices=_indices(log, graph, first),
+        segment=first,
         segments=[log.trajectory(graph, s) for s in others if sizes[s]],
+        segment_frame_indices=[_indices(log, graph, s) for s in others if sizes[s]],
         keyframe_trajectory=Trajectory(
             np.array([k.timestamp_ns for k in keyframes], dtype=np.int64),
             stack_matrices([graph.world_from_keyframe[k.id].rigid for k in keyframes]),
@@ -58,3 +84,7 @@ def gather(mapper: Mapper, log: FrameLog) -> SlamResult:
         landmark_points=landmarks.points_world(ids, graph),
         landmark_colours=landmarks.colour[ids],
     )
+
+
+def _indices(log: FrameLog, graph: KeyframeGraph, segment: int) -> NDArray[np.int64]:
+    return np.array([r.index for r in log.of_segment(graph, segment)], dtype=np.int64)

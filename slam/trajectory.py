@@ -185,17 +185,30 @@ def read_tum(path: Path) -> Trajectory:
     return _trajectory(times, rotation_from_quaternion_xyzw(values[:, 3:]), values[:, :3])
 
 
-def write_tum(path: Path, trajectory: Trajectory) -> None:
+def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
     """Write TUM lines with nine decimals; the same trajectory gives the same bytes.
+
+    Args:
+        note: a second line of comment at the top, such as what the lengths are.
 
     Raises:
         OutputError: the file cannot be written.
     """
     quaternions = quaternion_xyzw_from_rotation(trajectory.world_from_cam[:, :3, :3])
-    lines = [TUM_HEADER]
+    lines = [TUM_HEADER, *([f"# {note}"] if note else [])]
     for time, position, xyzw in zip(trajectory.timestamps_ns, trajectory.positions, quaternions, strict=True):
         lines.append(" ".join([seconds_from_nanoseconds(int(time)), *_decimals(position), *_decimals(xyzw)]))
     _write_lines(path, lines)
+
+
+def read_note(path: Path) -> str:
+    """The note that `write_tum` put at the head of a file; empty when there is none, or no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first, second = file.readline().rstrip("\n"), file.readline().rstrip("\n")
+    except OSError:
+        return ""
+    return second.removeprefix("# ") if first == TUM_HEADER and second.startswith("# ") else ""
 
 
 def read_kitti(path: Path, timestamps_ns: ArrayLike | None = None) -> Trajectory:
@@ -373,6 +386,6 @@ def _decimals(values: FloatArray) -> list[str]:
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     try:
-        path.write_bytes("".join(f"{line}\n" for line in lines).encode("ascii"))
+        path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -16,6 +16,7 @@ from relocalizer.geometry import rigid
 from slam.cli import main
 from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
 from slam.frames import Frame
+from slam.slam_result import Units
 from slam.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +100,13 @@ class StraightSlam:
             )
         )
         return SimpleNamespace(
-            trajectory=trajectory, segments=[], keyframe_trajectory=keyframes, frame_indices=indices, online=trajectory
+            trajectory=trajectory,
+            segments=[],
+            segment_frame_indices=[],
+            keyframe_trajectory=keyframes,
+            frame_indices=indices,
+            online=trajectory,
+            units=Units(),
         )
 
     def _emit(self, event: Any) -> None:

@@ -23,6 +23,7 @@ from slam.frames import Frame
 from slam.graph import Edge, EdgeKind
 from slam.pipeline import RunStatistics, percentiles
 from slam.results import Checkpoints, EventLog, RunFolder, next_run_folder, read_report, summarise, write_atomically
+from slam.slam_result import Units
 from slam.trajectory import Trajectory, read_tum
 
 
@@ -158,7 +159,7 @@ def test_checkpoints_leave_a_readable_trajectory_and_a_running_report(tmp_path):
 def test_an_empty_trajectory_can_be_written(tmp_path):
     empty = Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
     RunFolder.create(tmp_path).write_result(
-        SimpleNamespace(trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty)
+        SimpleNamespace(trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units())
     )
     text = (tmp_path / "trajectory.txt").read_text()
     assert [line for line in text.splitlines() if not line.startswith("#")] == []

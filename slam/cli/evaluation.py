@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from slam.cli.options import (
-    UNUSABLE,
-    AsJson,
-    complain,
-    say,
-)
-
-if TYPE_CHECKING:
-    pass
+from slam.cli.options import UNUSABLE, AsJson, complain, say
 
 
 def evaluate_command(
@@ -38,18 +30,23 @@ def evaluate_command(
       slam eval runs/desk-1 groundtruth.txt
 
       slam eval trajectory.txt groundtruth.txt --plot errors.png --max-ate 0.05
+
+    One camera has no scale: the figure after SE(3) means something only when the run was made with --scale-from.
     """
     from slam.evaluate import evaluate, plot_evaluation
-    from slam.trajectory import read_trajectory
+    from slam.trajectory import read_note, read_trajectory
 
     path = estimate / "trajectory.txt" if estimate.is_dir() else estimate
+    note = read_note(path)
     result = evaluate(read_trajectory(path), read_trajectory(ground_truth), max_difference_s=max_difference)
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2))
+        print(json.dumps({**result.to_dict(), "note": note}, indent=2))
     else:
         from slam.console import evaluation_rows, render
 
         print(result.title)
+        if note:
+            print(f"estimate: {note}")
         print(render(evaluation_rows(result.to_dict())))
     if plot is not None:
         plot_evaluation(result, plot)

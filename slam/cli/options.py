@@ -44,6 +44,25 @@ CameraFile = Annotated[Path | None, typer.Option("--camera", help="camera.yaml w
 Stride = Annotated[int, typer.Option("--stride", min=1, help="Use every N-th frame.")]
 Start = Annotated[int, typer.Option("--start", min=0, help="Skip this many frames at the beginning.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+ScaleFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--scale-from",
+        metavar="ANCHOR",
+        help="Make lengths metres. frames:A:B=METRES: so far apart are the camera's places in frames A and B. "
+        "groundtruth:METRES: the scale of the first so many metres of ground truth, for evaluation only.",
+        show_default=False,
+    ),
+]
+Refine = Annotated[
+    Literal["final", "none"] | None,
+    typer.Option(
+        "--refine",
+        help="Refine the whole map once more at the end: final always, none never. "
+        "Default: when it costs less than the run did.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -56,11 +75,21 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def flags_of(*, predictor: Predictor | None, weights: str | None, random_weights: bool, seed: int | None) -> list[str]:
+def flags_of(
+    *,
+    predictor: Predictor | None,
+    weights: str | None,
+    random_weights: bool,
+    seed: int | None,
+    scale_from: str | None = None,
+    refine: Literal["final", "none"] | None = None,
+) -> list[str]:
     """Options that are settings, as overrides; they win over --set."""
     flags = [f"predictor.kind={predictor}"] if predictor else []
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
+    flags += [f"anchor.scale_from={json.dumps(scale_from)}"] if scale_from else []
+    flags += [f"refinement.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])
 
 

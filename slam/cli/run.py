@@ -22,6 +22,8 @@ from slam.cli.options import (
     Overrides,
     PredictorName,
     RandomWeights,
+    Refine,
+    ScaleFrom,
     Seed,
     Start,
     Stride,
@@ -90,6 +92,8 @@ def run(
     stride: Stride = 1,
     start: Start = 0,
     seed: Seed = None,
+    refine: Refine = None,
+    scale_from: ScaleFrom = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,13 +109,18 @@ def run(
 
       slam run webcam:0 --view web --set features.max_features=800
 
+      slam run room.mp4 --scale-from frames:120:480=2.35
+
     Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130).
     """
     request = _RunRequest(
         source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
     )  # fmt: skip
-    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
+    flags = flags_of(
+        predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
+        refine=refine,
+    )  # fmt: skip
 
     from slam.settings import load_config
 
@@ -120,12 +129,14 @@ def run(
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
+    from slam.anchor import parse_anchor
     from slam.pipeline import choose_predictor, with_predictor
     from slam.results import RunFolder, next_run_folder, opening_report
     from slam.sequence import open_source
     from slam.settings import dump_config
 
     _check_files(request)
+    anchor = parse_anchor(config.anchor.scale_from)
     choice = choose_predictor(config)
     config = with_predictor(config, choice.kind)
     frames = open_source(
@@ -133,6 +144,9 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
     introduce(request.say, config, frames, choice)
+    if anchor is not None:
+        anchor.expect(frames.ground_truth)
+        request.say(f"scale: {anchor.source}")
     with ExitStack() as on_the_way_out:
         on_the_way_out.callback(frames.close)
         folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
@@ -168,6 +182,7 @@ def _run_into(
                 observers += [viewer] if viewer else []
                 slam = pipeline.build(config, observers=observers)
                 outcome = _run_with_progress(request, frames, slam, statistics, observers)
+                outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth, observers=observers)
                 folder.write_result(outcome.result)
             except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
                 _mark_failed(folder, report, error)
@@ -187,12 +202,14 @@ def _run_into(
 
 def _verdict(report: dict[str, Any]) -> int:
     """The exit code of a run that came to its end, and why when there is a why."""
+    if report["units"]["problem"]:
+        complain(f"lengths are map units, not metres: {report['units']['problem']}")
     if report["status"] == "interrupted":
         return INTERRUPTED
     if report["reason"]:
         complain(f"the result is not usable: {report['reason']}")
         return UNUSABLE
-    return 0
+    return UNUSABLE if report["units"]["problem"] else 0
 
 
 def _viewer(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> RerunViewer | None:

@@ -1,0 +1,178 @@
+"""What makes map units metres: a distance somebody measured, or the beginning of the ground truth.
+
+Monocular SLAM has one scale that nothing in the pictures tells. An anchor is a piece of knowledge from outside that
+does; a finished run is stretched by it as a whole, poses, keyframes and landmarks alike.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from relocalizer.errors import ConfigError, UserError
+from relocalizer.geometry import FloatArray, Similarity, align_points
+from slam.evaluate import MATCHES_NEEDED, associate
+from slam.slam_result import SlamResult, Units
+from slam.trajectory import Trajectory
+
+EXPECTED = "frames:A:B=METRES (a known distance between two frames), or groundtruth:METRES (evaluation only)"
+SAME_PLACE = 1e-4  # of the path's length; below it a distance between frames is rounding and noise
+MATCH_S = 0.02  # ground truth further away in time than this is of another frame
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+
+
+class AnchorError(UserError):
+    """What was to give the scale cannot give it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDistance:
+    """The camera centres of two frames (numbers in the source, from 0) are `metres` apart."""
+
+    frame_a: int
+    frame_b: int
+    metres: float
+
+    @property
+    def spec(self) -> str:
+        return f"frames:{self.frame_a}:{self.frame_b}={self.metres:g}"
+
+    @property
+    def source(self) -> str:
+        return f"{self.metres:g} m given between frames {self.frame_a} and {self.frame_b}"
+
+    def expect(self, ground_truth: Trajectory | None) -> None:
+        """Nothing is needed of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class TruthBeginning:
+    """The first `metres` of the ground truth's path give the scale; what is measured after them is honest.
+
+    For evaluation only: whoever has ground truth needs no SLAM.
+    """
+
+    metres: float
+
+    @property
+    def spec(self) -> str:
+        return f"groundtruth:{self.metres:g}"
+
+    @property
+    def source(self) -> str:
+        return f"the first {self.metres:g} m of the ground truth, for evaluation only"
+
+    def expect(self, ground_truth: Trajectory | None) -> None:
+        """Raises AnchorError when the source has no ground truth."""
+        if ground_truth is None:
+            raise AnchorError(
+                f"--scale-from {self.spec}: this source has no ground truth; "
+                "expected a data set that brings one, or frames:A:B=METRES"
+            )
+
+
+Anchor = KnownDistance | TruthBeginning
+
+
+def parse_anchor(text: str) -> Anchor | None:
+    """What `--scale-from` says; None for an empty text.
+
+    Raises:
+        ConfigError: it is none of the forms there are, names one frame twice, or a distance that is not positive.
+    """
+    if not text:
+        return None
+    anchor: Anchor
+    if known := re.fullmatch(rf"frames:([0-9]{{1,12}}):([0-9]{{1,12}})=({_NUMBER})", text):
+        anchor = KnownDistance(int(known[1]), int(known[2]), float(known[3]))
+        if anchor.frame_a == anchor.frame_b:
+            raise ConfigError(f"--scale-from {text}: names frame {anchor.frame_a} twice; expected two frames")
+    elif beginning := re.fullmatch(rf"groundtruth:({_NUMBER})", text):
+        anchor = TruthBeginning(float(beginning[1]))
+    else:
+        raise ConfigError(f"--scale-from {text}: expected {EXPECTED}")
+    if not 0.0 < anchor.metres < np.inf:
+        raise ConfigError(f"--scale-from {text}: expected a distance of more than 0 m")
+    return anchor
+
+
+def in_metres(result: SlamResult, anchor: Anchor, ground_truth: Trajectory | None) -> SlamResult:
+    """The result with lengths in metres; its graph is stretched in place, so that what is saved of it is metric too.
+
+    The largest segment alone becomes metric: nothing ties the scale of other segments to it.
+
+    Raises:
+        AnchorError: the frames have no pose, lie in different segments or at one place, or the ground truth is
+            missing or too short.
+    """
+    match anchor:
+        case KnownDistance():
+            metres_per_unit = anchor.metres / _distance(result, anchor)
+        case TruthBeginning():
+            metres_per_unit = _scale_of_beginning(result.trajectory, anchor, ground_truth)
+    stretch = Similarity(np.eye(3), np.zeros(3), metres_per_unit)
+    poses = result.graph.world_from_keyframe
+    result.graph.set_poses({k: stretch @ poses[k] for k in result.graph.segment(result.segment)})
+    return replace(
+        result,
+        trajectory=result.trajectory.transformed(stretch),
+        keyframe_trajectory=result.keyframe_trajectory.transformed(stretch),
+        online=result.online.transformed(stretch),
+        landmark_points=stretch.apply(result.landmark_points),
+        units=Units("metres", anchor.source, metres_per_unit),
+    )
+
+
+def _distance(result: SlamResult, anchor: KnownDistance) -> float:
+    """Map units between the two frames' camera centres."""
+    a, b = (_position(result, frame, anchor) for frame in (anchor.frame_a, anchor.frame_b))
+    distance = float(np.linalg.norm(b - a))
+    if distance <= SAME_PLACE * result.trajectory.length:
+        raise AnchorError(
+            f"--scale-from {anchor.spec}: frames {anchor.frame_a} and {anchor.frame_b} are at one place in the map; "
+            "name two that the camera moved between"
+        )
+    return distance
+
+
+def _position(result: SlamResult, frame: int, anchor: KnownDistance) -> FloatArray:
+    row = np.flatnonzero(result.frame_indices == frame)
+    if len(row):
+        return np.asarray(result.trajectory.positions[row[0]])
+    for n, indices in enumerate(result.segment_frame_indices, start=2):
+        if frame in indices:
+            raise AnchorError(
+                f"--scale-from {anchor.spec}: frame {frame} is in part {n} of the map, which nothing ties to "
+                f"the first; {_choice(result)}"
+            )
+    raise AnchorError(f"--scale-from {anchor.spec}: frame {frame} has no pose; {_choice(result)}")
+
+
+def _choice(result: SlamResult) -> str:
+    indices = result.frame_indices
+    if len(indices) == 0:
+        return "no frame has one"
+    return f"name two of the {len(indices)} frames from {indices[0]} to {indices[-1]} that have one in the first part"
+
+
+def _scale_of_beginning(estimate: Trajectory, anchor: TruthBeginning, truth: Trajectory | None) -> float:
+    """Metres a map unit by a similarity between the beginnings of both paths (Umeyama 1991)."""
+    anchor.expect(truth)
+    assert truth is not None
+    i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
+    if len(i) < MATCHES_NEEDED:
+        raise AnchorError(f"--scale-from {anchor.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")
+    positions = truth.positions[j]
+    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
+    if walked[-1] < anchor.metres:
+        raise AnchorError(
+            f"--scale-from {anchor.spec}: the ground truth of the tracked frames is {walked[-1]:.3g} m long; "
+            "give a smaller number"
+        )
+    count = max(MATCHES_NEEDED, 1 + int(np.searchsorted(walked, anchor.metres)))
+    here = estimate.positions[i[:count]]
+    if not np.ptp(here, axis=0).any():
+        raise AnchorError(f"--scale-from {anchor.spec}: the map is at one place where the ground truth moves")
+    return align_points(positions[:count], here).scale

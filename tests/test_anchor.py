@@ -1,0 +1,244 @@
+"""Map units become metres: by a known distance, or by the beginning of the ground truth."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from oracle_map import build, room
+
+from relocalizer.errors import ConfigError
+from relocalizer.geometry import Similarity, rigid
+from slam.anchor import AnchorError, KnownDistance, TruthBeginning, in_metres, parse_anchor
+from slam.frame_log import FrameLog
+from slam.slam_result import gather
+from slam.tracks import Tracks
+from slam.trajectory import Trajectory
+
+STEP = 6
+SMALLER = 0.25  # the map is this much smaller than the world
+
+
+@pytest.fixture
+def run():
+    """A mapper and log in map units that are four metres long: 24 frames, every sixth a keyframe; frames 40 to 43 lie
+    in a second segment, with units of their own."""
+    builder = build(room())
+    log, world = FrameLog(), builder.world
+    shrink = Similarity(np.eye(3), np.zeros(3), SMALLER)
+    for index in range(4 * STEP):
+        pose = shrink @ Similarity.from_rigid(world.poses[index])
+        if index % STEP == 0:
+            builder.add(index, pose=pose)
+        keyframe = builder.mapper.graph.last_id
+        log.add(world.frame(index), pose.rigid, Tracks.none(), keyframe, builder.mapper.graph)
+    for index in range(40, 44):
+        pose = Similarity(np.eye(3), [index / 10, 0, 0], 7.0)
+        if index == 40:
+            other = builder.add(index, pose=pose, segment=1, follow=False)
+        log.add(world.frame(index), pose.rigid, Tracks.none(), other, builder.mapper.graph)
+    return builder.mapper, log
+
+
+def truth_of(log: FrameLog) -> Trajectory:
+    world = room()
+    times = [record.timestamp_ns for record in log.records]
+    return Trajectory(np.array(times), np.array([world.poses[r.index].as_matrix() for r in log.records]))
+
+
+def known(a: int, b: int) -> KnownDistance:
+    """The true distance between two frames."""
+    poses = room().poses
+    return KnownDistance(a, b, float(np.linalg.norm(poses[b].translation - poses[a].translation)))
+
+
+def refusal(result, anchor, truth=None) -> str:
+    with pytest.raises(AnchorError) as caught:
+        in_metres(result, anchor, truth)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "anchor"),
+    [
+        ("frames:120:480=2.35", KnownDistance(120, 480, 2.35)),
+        ("frames:9:0=.5", KnownDistance(9, 0, 0.5)),
+        ("groundtruth:5", TruthBeginning(5.0)),
+        ("", None),
+    ],
+)
+def test_an_anchor_is_read_from_its_words(text, anchor):
+    assert parse_anchor(text) == anchor
+    assert anchor is None or parse_anchor(anchor.spec) == anchor
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2.35", "frames:1:2", "frames:1=2", "frames:-1:2=3", "frames:1:2=1e9", "groundtruth", "map:there", "frames"],
+)
+def test_words_that_are_no_anchor_are_told_what_there_is(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_anchor(text)
+    assert str(caught.value) == (
+        f"--scale-from {text}: expected frames:A:B=METRES (a known distance between two frames), "
+        "or groundtruth:METRES (evaluation only)"
+    )
+
+
+@pytest.mark.parametrize("text", ["frames:1:2=0", "groundtruth:0.0"])
+def test_a_distance_of_nothing_is_refused(text):
+    with pytest.raises(ConfigError, match=r"expected a distance of more than 0 m"):
+        parse_anchor(text)
+
+
+def test_a_frame_named_twice_is_refused():
+    with pytest.raises(ConfigError, match="names frame 7 twice; expected two frames"):
+        parse_anchor("frames:7:7=1")
+
+
+def test_a_known_distance_makes_every_length_metres(run):
+    mapper, log = run
+    metric = in_metres(gather(mapper, log), known(2, 21), None)
+    truth = truth_of(log).positions[: len(metric.trajectory)]
+    assert np.allclose(metric.trajectory.positions, truth, atol=1e-9)
+    assert np.allclose(metric.keyframe_trajectory.positions, truth[::STEP], atol=1e-9)
+    assert metric.units.metres_per_unit == pytest.approx(1 / SMALLER)
+    assert (metric.units.name, metric.units.source) == (
+        "metres",
+        f"{known(2, 21).metres:g} m given between frames 2 and 21",
+    )
+
+
+def test_the_map_that_is_saved_afterwards_is_metric_too(run):
+    mapper, log = run
+    before = gather(mapper, log)
+    metric = in_metres(before, known(0, 20), None)
+    again = gather(mapper, log)  # from the graph, which the run's map is written from
+    assert np.allclose(again.trajectory.world_from_cam, metric.trajectory.world_from_cam)
+    assert len(again.landmark_ids) > 100
+    assert np.allclose(again.landmark_points, metric.landmark_points)
+    assert np.allclose(again.landmark_points, before.landmark_points / SMALLER)
+
+
+def test_parts_that_nothing_ties_to_the_first_keep_their_own_units(run):
+    mapper, log = run
+    before = gather(mapper, log).segments[0]
+    in_metres(gather(mapper, log), known(0, 20), None)
+    assert np.array_equal(gather(mapper, log).segments[0].world_from_cam, before.world_from_cam)
+
+
+def test_edges_between_keyframes_still_fit_their_poses(run):
+    mapper, log = run
+    graph = mapper.graph
+    i_from_j = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
+    in_metres(gather(mapper, log), known(0, 20), None)
+    after = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
+    assert after.is_close(i_from_j, atol=1e-12)
+
+
+def test_the_beginning_of_the_ground_truth_gives_the_scale_in_any_world(run):
+    mapper, log = run
+    turned = Similarity.from_rigid(rigid(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), [5, 6, 7]))
+    metric = in_metres(gather(mapper, log), TruthBeginning(0.3), truth_of(log).transformed(turned))
+    assert metric.units.metres_per_unit == pytest.approx(1 / SMALLER)
+    assert metric.units.source == "the first 0.3 m of the ground truth, for evaluation only"
+
+
+def test_only_the_beginning_of_the_ground_truth_counts(run):
+    mapper, log = run
+    truth = truth_of(log).world_from_cam.copy()
+    truth[12:, :3, 3] += 100.0  # nonsense, far behind the first centimetres
+    metric = in_metres(gather(mapper, log), TruthBeginning(0.05), Trajectory(truth_of(log).timestamps_ns, truth))
+    assert metric.units.metres_per_unit == pytest.approx(1 / SMALLER)
+
+
+def test_a_frame_without_a_pose_is_named_with_those_that_have_one(run):
+    assert refusal(gather(*run), KnownDistance(0, 30, 1.0)) == (
+        "--scale-from frames:0:30=1: frame 30 has no pose; "
+        "name two of the 24 frames from 0 to 23 that have one in the first part"
+    )
+
+
+def test_a_frame_of_another_part_of_the_map_is_refused(run):
+    assert "frame 41 is in part 2 of the map, which nothing ties to the first" in refusal(
+        gather(*run), KnownDistance(0, 41, 1.0)
+    )
+
+
+def test_two_frames_at_one_place_give_no_scale(run):
+    mapper, log = run
+    result = gather(mapper, log)
+    still = result.trajectory.world_from_cam.copy()
+    still[5] = still[4]
+    object.__setattr__(result, "trajectory", Trajectory(result.trajectory.timestamps_ns, still))
+    assert "frames 4 and 5 are at one place in the map" in refusal(result, KnownDistance(4, 5, 1.0))
+
+
+def test_without_ground_truth_its_beginning_is_refused(run):
+    assert refusal(gather(*run), TruthBeginning(2.0)).startswith(
+        "--scale-from groundtruth:2: this source has no ground truth"
+    )
+
+
+def test_more_ground_truth_than_there_is_is_refused(run):
+    mapper, log = run
+    said = refusal(gather(mapper, log), TruthBeginning(500.0), truth_of(log))
+    assert "the ground truth of the tracked frames is " in said
+    assert said.endswith("m long; give a smaller number")
+
+
+# The command
+
+
+def test_a_run_that_was_anchored_says_everywhere_in_what_and_from_what(tmp_path, root, slam_command):
+    run = slam_command(
+        "run", root / "sequences" / "room_loop", "-o", tmp_path / "out", "--predictor", "geometric",
+        "--max-frames", 60, "--scale-from", "groundtruth:0.6", "--refine", "none",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    source = "the first 0.6 m of the ground truth, for evaluation only"
+    assert f"scale: {source}" in run.err
+    assert f"metres (scale: {source})" in run.out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["units"]["name"], report["units"]["source"]) == ("metres", source)
+    assert report["evaluation"]["scale"] == pytest.approx(1.0, abs=0.03)
+    assert report["evaluation"]["ate_se3"]["rmse"] < 0.05
+    for name in ("trajectory.txt", "keyframes.txt", "trajectory_online.txt"):
+        assert (tmp_path / "out" / name).read_text().splitlines()[1] == f"# lengths in metres: {source}"
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    assert [e["source"] for e in events if e["event"] == "ScaleAnchored"] == [source]
+    assert not [e for e in events if e["event"] == "GraphOptimised" and e["cause"].startswith("final")]
+    judged = slam_command("eval", tmp_path / "out", root / "sequences" / "room_loop" / "groundtruth.txt")
+    assert f"estimate: lengths in metres: {source}" in judged.out
+
+
+def test_a_run_that_could_not_be_anchored_is_kept_in_map_units_and_ends_with_1(
+    tmp_path, pictures, slam_command, straight_slam
+):
+    straight_slam()
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--scale-from", "frames:0:9=2")
+    assert ended.code == 1
+    problem = "--scale-from frames:0:9=2: frame 0 has no pose; name two of the 10 frames from 2 to 11 that have one"
+    assert ended.complaint.startswith(f"slam: lengths are map units, not metres: {problem}")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["status"], report["usable"], report["units"]["name"]) == ("finished", True, "map units")
+    assert report["units"]["problem"].startswith(problem)
+    assert (tmp_path / "out" / "trajectory.txt").read_text().count("# ") == 1
+
+
+@pytest.mark.parametrize("anchor", ["groundtruth:5", "frames:3:3=1", "sideways"])
+def test_an_anchor_that_cannot_be_is_refused_before_the_run(tmp_path, pictures, slam_command, anchor):
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--scale-from", anchor)
+    assert ended.code == 2
+    assert ended.complaint.startswith(f"slam: --scale-from {anchor}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_saved_configuration_anchors_again(tmp_path, pictures, slam_command, straight_slam):
+    straight_slam()
+    slam_command("run", pictures, "-o", tmp_path / "out", "--scale-from", "frames:0:9=2")
+    again = slam_command("run", pictures, "-o", tmp_path / "again", "-c", tmp_path / "out" / "config.yaml")
+    assert again.code == 1
+    assert "frames:0:9=2: frame 0 has no pose" in again.complaint
