@@ -137,7 +137,22 @@ class LinkingConfig(Section):
         le=1,
         description="Similarity of a loop candidate, as a share of that between neighbouring keyframes.",
     )
+    loop_suppression: int = Field(
+        2, ge=0, le=100, description="Of candidates this many keyframes apart only the most similar is tried."
+    )
+    loop_min_confidence: float = Field(
+        0.1, ge=0, le=1, description="Confidence of the pair estimate below which a candidate is not looked at further."
+    )
     loop_min_inliers: int = Field(30, ge=8, le=1000, description="Landmarks that must agree with a loop.")
+    loop_min_cells: int = Field(
+        10, ge=1, le=48, description="Cells of the picture, of 8 by 6, in which they must lie: one poster is no place."
+    )
+    loop_alone_inliers: int = Field(
+        90, ge=8, le=10000, description="Landmarks with which a loop needs no second one that agrees with it."
+    )
+    robust: bool = Field(
+        True, description="Close only loops that agree with one another and the path; false closes each, to compare."
+    )
 
 
 class RelocalizationConfig(Section):

@@ -27,6 +27,8 @@ class Edge:
         sigmas: (7,) standard deviations: rotation x, y, z (radians), translation x, y, z (i's units), and
             logarithm of the relative scale. An infinite-like value (1e6) marks what the evidence does not tell.
         inliers: observations the edge rests on.
+        share: of the evidence, what is this edge's own when other edges are made of it too; a graph with all of them
+            weighs each by its share. The sigmas are those of the edge alone.
     """
 
     i: int
@@ -35,6 +37,7 @@ class Edge:
     sigmas: FloatArray
     kind: EdgeKind
     inliers: int = 0
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.i >= self.j:
@@ -42,6 +45,8 @@ class Edge:
         sigmas = frozen_array("Edge.sigmas", self.sigmas, (7,))
         if (sigmas <= 0).any():
             raise ValueError("Edge.sigmas: must be positive")
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"Edge.share: expected more than 0 and at most 1, got {self.share}")
         object.__setattr__(self, "sigmas", sigmas)
 
 
@@ -53,6 +58,7 @@ class KeyframeGraph:
     edges: dict[tuple[int, int], Edge] = field(default_factory=dict)
     world_from_keyframe: dict[int, Similarity] = field(default_factory=dict)
     segment_of: dict[int, int] = field(default_factory=dict)
+    weights: dict[tuple[int, int], float] = field(default_factory=dict)  # of loops that are not believed in full
 
     def add_keyframe(self, keyframe: Keyframe, world_from_keyframe: Similarity, segment: int = 0) -> None:
         """Keyframes of one segment share a world; segments know nothing of each other until a loop ties them.
@@ -67,7 +73,7 @@ class KeyframeGraph:
         self.segment_of[keyframe.id] = segment
 
     def set_edge(self, edge: Edge) -> None:
-        """Add an edge, or replace the one between the same keyframes by newer evidence.
+        """Add an edge, or replace the one between the same keyframes by newer evidence, which is believed in full.
 
         Raises:
             ValueError: an end is not in the graph.
@@ -76,6 +82,7 @@ class KeyframeGraph:
             if end not in self.keyframes:
                 raise ValueError(f"KeyframeGraph: edge {edge.i}-{edge.j} names keyframe {end}, which is not there")
         self.edges[edge.i, edge.j] = edge
+        self.weights.pop((edge.i, edge.j), None)
 
     def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
         """Replace poses of keyframes that are there; others stay. Raises ValueError on an unknown id."""
@@ -83,6 +90,23 @@ class KeyframeGraph:
         if unknown:
             raise ValueError(f"KeyframeGraph: poses for unknown keyframes {sorted(unknown)[:5]}")
         self.world_from_keyframe.update(world_from_keyframe)
+
+    def weight(self, edge: Edge) -> float:
+        """How far an edge is believed, 0 to 1. One of weight 0 stays recorded and may come back."""
+        return self.weights.get((edge.i, edge.j), 1.0)
+
+    def set_weights(self, weights: Mapping[tuple[int, int], float]) -> None:
+        """Replace the weights of edges that are there; others keep theirs.
+
+        Raises:
+            ValueError: an edge is not in the graph, or a weight is not in [0, 1].
+        """
+        for (i, j), weight in weights.items():
+            if (i, j) not in self.edges:
+                raise ValueError(f"KeyframeGraph: weight of edge {i}-{j}, which is not there")
+            if not 0.0 <= weight <= 1.0:
+                raise ValueError(f"KeyframeGraph: weight of edge {i}-{j}: expected 0 to 1, got {weight}")
+        self.weights.update(weights)
 
     def edges_of(self, kind: EdgeKind) -> list[Edge]:
         return [edge for edge in self.edges.values() if edge.kind is kind]

@@ -1,33 +1,50 @@
 """Edges: each keyframe tied to its neighbours, and loops found, verified and closed.
 
-Loops are found by looks (FAISS) and believed by geometry: landmarks of the old place must agree with one pose of
-the new picture. Every rejection says the number and the threshold.
+Loops are found by looks (FAISS) and verified by geometry: landmarks of the old place must agree with one pose of the
+new picture, all over the picture. They are believed when they agree with each other and with how far the path may have
+drifted (slam.consistency). Every rejection says the number and the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from relocalizer.absolute_pose import pose_information
 from relocalizer.geometry import FloatArray, Similarity
-from relocalizer.interfaces import Candidate, NoEstimate, PairEstimate, PosePredictor, Retriever
+from relocalizer.images import Camera
+from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriever
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
 from slam.config import LinkingConfig
+from slam.consistency import Held, LoopEvidence
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
 from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised
 from slam.mapping import Mapper
-from slam.optimizer import GraphOptimizer
-from slam.recognition import recognise_place
+from slam.optimizer import LOOP_LIMIT, GraphOptimizer, Solution
+from slam.recognition import recognise_place, too_few_points
 from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them
 UNKNOWN_LOG_SCALE = 0.5
 MIN_SCALE_LANDMARKS = 8
 MIN_SIGMA = 1e-5
+# Errors of landmarks in one picture have much in common: the lens, motion blur, the poses they were placed from.
+# Correlated by this much, n of them say as much as n / (1 + 0.1 (n - 1)) independent ones (docs/results.md, "Loops").
+CORRELATION = 0.1
+CELLS = (8, 6)  # of a picture, across and down, in which landmarks are counted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verified:
+    """A loop that geometry speaks for: the edge it would be, and the landmarks recognised."""
+
+    edge: Edge
+    found: Localised
 
 
 class Linker:
@@ -49,6 +66,8 @@ class Linker:
         self._optimizer = optimizer
         self._emit = emit
         self._scale_is_observable = True
+        self._evidence = LoopEvidence(alone_inliers=config.loop_alone_inliers)
+        self._verified: dict[tuple[int, int], Verified] = {}  # loops that wait to be believed
 
     # --- neighbours -----------------------------------------------------------------------------------
 
@@ -74,13 +93,19 @@ class Linker:
                 known = self._mapper.graph.edges.get((i, j))
                 if known is not None and known.kind is EdgeKind.LOOP:
                     continue
-                edge = self._odometry_edge(i, j)
+                span = sum(i < between <= j for between in recent)
+                edge = self._odometry_edge(i, j, share=1.0 / (len(earlier) * min(max(span, 1), len(earlier))))
                 self._mapper.graph.set_edge(edge)
                 if known is None:
                     self._emit(EdgeAccepted(edge=edge, frame_index=self._frame_of(k)))
 
-    def _odometry_edge(self, i: int, j: int) -> Edge:
-        """The relative pose the refined landmarks give, as sure as the landmarks that both keyframes see."""
+    def _odometry_edge(self, i: int, j: int, *, share: float) -> Edge:
+        """The relative pose the refined landmarks give, as sure as the landmarks that both keyframes see.
+
+        A keyframe's edges to several earlier ones come from one refinement of the same landmarks. With n of them, an
+        edge over m keyframes has 1 / (m n) of the evidence for its own: then all together are as stiff as a chain of
+        single steps, if variance grows with the number of steps.
+        """
         graph, landmarks = self._mapper.graph, self._mapper.landmarks
         pose_i, pose_j = graph.world_from_keyframe[i], graph.world_from_keyframe[j]
         shared = np.intersect1d(landmarks.observed[i].ids, landmarks.observed[j].ids, assume_unique=True)
@@ -92,15 +117,18 @@ class Linker:
             pose_j.rigid,
             self._mapper.noise_px,
         )
-        relative = landmarks.inverse_depth_sigma[shared] * landmarks.point_in_anchor[shared, 2]
-        log_scale_sigma = float(np.median(relative)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
+        doubt = self._depth_doubt(shared)
+        log_scale_sigma = float(np.median(doubt)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
+        seen = landmarks.observed[j].ids  # all of them placed j, and their common errors with it
+        inflation = design_effect(int(landmarks.has_place(seen).sum()))
         return Edge(
             i=i,
             j=j,
             i_from_j=pose_i.inverse() @ pose_j,
-            sigmas=_sigmas(information, pose_i.scale, log_scale_sigma),
+            sigmas=_sigmas(information / inflation, pose_i.scale, np.sqrt(inflation) * log_scale_sigma),
             kind=EdgeKind.ODOMETRY,
             inliers=len(shared),
+            share=share,
         )
 
     def watch_scale(self, k: int, needed_deg: float) -> None:
@@ -127,71 +155,131 @@ class Linker:
         self._retriever.add(k, self._mapper.graph.keyframes[k].descriptor)
 
     def close_loops(self, k: int) -> bool:
-        """Look for loops from keyframe k and close the first that stands; whether one was closed."""
-        graph = self._mapper.graph
-        candidates = self._candidates(k)
-        pairs = [(graph.keyframes[c.key].encoded, graph.keyframes[k].encoded) for c in candidates]
-        for candidate, estimate in zip(candidates, self._predictor.relate(pairs), strict=True):
-            outcome = self._verify(candidate.key, k, estimate)
-            if isinstance(outcome, Localised):
-                self._close(candidate.key, k, outcome)
-                return True
-            self._emit(
-                EdgeRejected(
-                    i=candidate.key, j=k, kind=EdgeKind.LOOP, reason=outcome.reason, frame_index=self._frame_of(k)
-                )
-            )
-        return False
+        """Look for loops from keyframe k and close the first that is believed; whether one was closed."""
+        return any(self._consider(candidate.key, k) for candidate in self._candidates(k))
 
-    def _verify(self, c: int, k: int, estimate: PairEstimate | NoEstimate) -> Localised | NotLocalised:
+    def _consider(self, c: int, k: int) -> bool:
+        """Verify one candidate and close the loop when it is believed, with a second look where that is missing."""
+        outcome = self._verify(c, k)
+        if isinstance(outcome, NotLocalised):
+            self._reject(c, k, outcome.reason)
+            return False
+        verdict = self._weigh(outcome)
+        if isinstance(verdict, Held) and verdict.alone and (second := self._second_look(c, k)):
+            verdict = self._weigh(second)
+        if isinstance(verdict, Held):
+            self._reject(c, k, f"held back: {verdict.reason}")
+            return False
+        self._close(k, verdict)
+        return True
+
+    def _weigh(self, loop: Verified) -> Held | list[Verified]:
+        """What may be closed now that this loop is known: with it, those that waited for it."""
+        if not self._config.robust:
+            return [loop]
+        self._verified[loop.edge.i, loop.edge.j] = loop
+        verdict = self._evidence.weigh(loop.edge, self._mapper.graph)
+        self._verified = {key: v for key, v in self._verified.items() if self._evidence.remembers(*key)}
+        if isinstance(verdict, Held):
+            return verdict
+        return [self._verified.pop((e.i, e.j)) for e in verdict.edges if (e.i, e.j) in self._verified]
+
+    def _second_look(self, c: int, k: int) -> Verified | None:
+        """The same place from the keyframe before k: a second picture that should see it too."""
+        members = self._mapper.segment_keyframes(k)
+        before = members[-2] if len(members) > 1 else c
+        if before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
+            return None
+        outcome = self._verify(c, before)
+        return outcome if isinstance(outcome, Verified) else None
+
+    def _verify(self, c: int, k: int) -> Verified | NotLocalised:
         """Whether keyframe k really sees the place of keyframe c: cheapest test first."""
+        graph, config = self._mapper.graph, self._config
+        features, camera = graph.keyframes[k].features, graph.keyframes[k].camera
+        refused = too_few_points(features, c, self._mapper, min_inliers=config.loop_min_inliers)
+        if refused is not None:
+            return refused
+        [estimate] = self._predictor.relate([(graph.keyframes[c].encoded, graph.keyframes[k].encoded)])
         if isinstance(estimate, NoEstimate):
             return NotLocalised(estimate.reason)
-        return recognise_place(
-            self._mapper.graph.keyframes[k].features,
-            self._mapper.graph.keyframes[k].camera,
-            c,
-            estimate,
-            self._mapper,
-            min_inliers=self._config.loop_min_inliers,
-        )
+        if estimate.confidence < config.loop_min_confidence:
+            needed = f"{config.loop_min_confidence:g} needed"
+            return NotLocalised(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
+        found = recognise_place(features, camera, c, estimate, self._mapper, min_inliers=config.loop_min_inliers)
+        if isinstance(found, NotLocalised):
+            return found
+        cells = occupied_cells(found.matches.tracks.pixels, camera)
+        if cells < config.loop_min_cells:
+            landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the picture"
+            return NotLocalised(f"{landmarks}, {config.loop_min_cells} needed")
+        return Verified(self._loop_edge(c, k, found), found)
+
+    def _reject(self, c: int, k: int, reason: str) -> None:
+        self._emit(EdgeRejected(i=c, j=k, kind=EdgeKind.LOOP, reason=reason, frame_index=self._frame_of(k)))
 
     def _candidates(self, k: int) -> list[Candidate]:
-        """Keyframes that look like k, far from it in the run and not already tied to it by landmarks."""
+        """Keyframes that look like k, far from it in the run and not already tied to it by landmarks.
+
+        Of candidates near each other in the run the most similar stands for all.
+        """
+        graph, config = self._mapper.graph, self._config
+        near = frozenset(i for i in range(k - config.loop_min_gap + 1, k + config.loop_min_gap) if i in graph.keyframes)
+        descriptor = graph.keyframes[k].descriptor
+        recent = [float(descriptor @ graph.keyframes[i].descriptor) for i in (k - 1, k - 2) if i in graph.keyframes]
+        threshold = config.loop_min_similarity * max(recent, default=1.0)
+        chosen: list[Candidate] = []
+        excluded = near | self._tied(k)
+        while len(chosen) < config.loop_candidates:
+            found = self._retriever.query(descriptor, config.loop_candidates, excluded)
+            best = next((c for c in found if c.similarity >= threshold), None)
+            if best is None:
+                break
+            chosen.append(best)
+            excluded |= frozenset(range(best.key - config.loop_suppression, best.key + config.loop_suppression + 1))
+        return chosen
+
+    def _tied(self, k: int) -> frozenset[int]:
+        """Keyframes that share so many landmarks with k that no loop is needed between them."""
         graph, landmarks = self._mapper.graph, self._mapper.landmarks
         tracks = landmarks.observed[k]
         placed = tracks.ids[landmarks.has_place(tracks.ids)]
         shared = landmarks.shared_with(placed, list(graph.keyframes))
-        near = {i for i in graph.keyframes if abs(i - k) < self._config.loop_min_gap}
-        tied = {i for i, count in shared.items() if count >= COVISIBLE}
-        descriptor = graph.keyframes[k].descriptor
-        recent = [float(descriptor @ graph.keyframes[i].descriptor) for i in (k - 1, k - 2) if i in graph.keyframes]
-        threshold = self._config.loop_min_similarity * max(recent, default=1.0)
-        found = self._retriever.query(descriptor, self._config.loop_candidates, frozenset(near | tied))
-        return [c for c in found if c.similarity >= threshold]
+        return frozenset(i for i, count in shared.items() if count >= COVISIBLE)
 
-    def _close(self, c: int, k: int, found: Localised) -> None:
-        """Accept the loop: an edge with its scale, the graph solved, the two names of each landmark made one."""
-        mapper, graph = self._mapper, self._mapper.graph
-        pose_k = graph.world_from_keyframe[k]
+    def _loop_edge(self, c: int, k: int, found: Localised) -> Edge:
+        """The loop as a measurement, in c's units, with its scale."""
+        graph = self._mapper.graph
         ratio, log_scale_sigma = self._relative_scale(k, found)
-        seen_from_c = Similarity.from_rigid(found.fit.world_from_cam, pose_k.scale * ratio)
+        seen_from_c = Similarity.from_rigid(found.fit.world_from_cam, graph.world_from_keyframe[k].scale * ratio)
         pose_c = graph.world_from_keyframe[c]
-        edge = Edge(
+        information = self._loop_information(k, found) / design_effect(found.fit.inlier_count)
+        return Edge(
             i=c,
             j=k,
             i_from_j=pose_c.inverse() @ seen_from_c,
-            sigmas=_sigmas(self._loop_information(k, found), pose_c.scale, log_scale_sigma),
+            sigmas=_sigmas(information, pose_c.scale, log_scale_sigma),
             kind=EdgeKind.LOOP,
             inliers=found.fit.inlier_count,
         )
-        graph.set_edge(edge)
-        self._emit(EdgeAccepted(edge=edge, frame_index=self._frame_of(k)))
-        if graph.segment_of[c] != graph.segment_of[k]:
-            mapper.join_segments(c, k, seen_from_c @ pose_k.inverse())
-        self._optimise(k, f"loop {c}-{k} with {edge.inliers} landmarks")
-        self._unite_landmarks(k, found)
-        mapper.refind(k)
+
+    def _close(self, k: int, loops: list[Verified]) -> None:
+        """Accept loops: edges with their scale, the graph solved, the two names of each landmark made one."""
+        mapper, graph = self._mapper, self._mapper.graph
+        for loop in loops:
+            graph.set_edge(loop.edge)
+            self._emit(EdgeAccepted(edge=loop.edge, frame_index=self._frame_of(k)))
+        surest = min((loop.edge for loop in loops), key=lambda edge: float(edge.sigmas[6]))
+        if graph.segment_of[surest.i] != graph.segment_of[surest.j]:
+            seen_from_i = graph.world_from_keyframe[surest.i] @ surest.i_from_j
+            mapper.join_segments(surest.i, surest.j, seen_from_i @ graph.world_from_keyframe[surest.j].inverse())
+        named = " and ".join(f"{loop.edge.i}-{loop.edge.j}" for loop in loops)
+        landmarks = sum(loop.edge.inliers for loop in loops)
+        self._optimise(k, f"loop{'s' * (len(loops) > 1)} {named} with {landmarks} landmarks")
+        for loop in loops:
+            if graph.weight(loop.edge) > 0:
+                self._unite_landmarks(loop.edge.j, loop.found)
+                mapper.refind(loop.edge.j)
 
     def _loop_information(self, k: int, found: Localised) -> FloatArray:
         """Information (6, 6) of a loop's pose, from landmarks that are themselves uncertain."""
@@ -205,27 +293,41 @@ class Linker:
         )
 
     def _relative_scale(self, k: int, found: Localised) -> tuple[float, float]:
-        """How k's map units must be stretched to agree with the old landmarks, and the sigma of its logarithm."""
+        """How k's map units must be stretched to agree with the old landmarks, and the sigma of its logarithm.
+
+        The sigma is what the ratios scatter, or what the landmarks' own depths allow where that is more.
+        """
         mapper, graph = self._mapper, self._mapper.graph
         own = mapper.landmarks.feature_tracks[k][found.matches.feature]
-        both = own >= 0
+        both = (own >= 0) & (own != found.matches.tracks.ids)  # one landmark's depth says nothing of two scales
         both[both] = mapper.landmarks.has_place(own[both])
         old_points = mapper.landmarks.points_world(found.matches.tracks.ids[both], graph)
         own_points = mapper.landmarks.points_world(own[both], graph)
         old_depth = depths_in(old_points, found.fit.world_from_cam)
         own_depth = depths_in(own_points, graph.world_from_keyframe[k].rigid)
         positive = (old_depth > 1e-9) & (own_depth > 1e-9)
-        if int(positive.sum()) >= MIN_SCALE_LANDMARKS:
-            return fit_relative_scale(old_depth[positive], own_depth[positive])
-        reason = f"loop at keyframe {k}: {int(positive.sum())} landmarks have depth on both sides"
+        count = int(positive.sum())
+        if count >= MIN_SCALE_LANDMARKS:
+            ratio, sigma = fit_relative_scale(old_depth[positive], own_depth[positive])
+            old_doubt, own_doubt = (self._depth_doubt(ids[both]) for ids in (found.matches.tracks.ids, own))
+            sigma = max(sigma, float(np.sqrt(np.median(old_doubt**2 + own_doubt**2) / count)))
+            return ratio, sigma * float(np.sqrt(design_effect(count)))
+        reason = f"loop at keyframe {k}: {count} landmarks have depth on both sides"
         reason = f"{reason}, {MIN_SCALE_LANDMARKS} needed for its scale"
         self._emit(ScaleUnobservable(frame_index=self._frame_of(k), reason=reason))
         return 1.0, UNKNOWN_LOG_SCALE
+
+    def _depth_doubt(self, ids: NDArray[np.int64]) -> FloatArray:
+        """Standard deviation (N,) of the depth of landmarks, as a share of it."""
+        landmarks = self._mapper.landmarks
+        return np.asarray(landmarks.inverse_depth_sigma[ids] * landmarks.point_in_anchor[ids, 2])
 
     def _optimise(self, k: int, cause: str) -> None:
         graph = self._mapper.graph
         solution = self._optimizer.optimise(graph)
         graph.set_poses(solution.world_from_keyframe)
+        self._tell_changes(k, solution)
+        graph.set_weights(solution.loop_weights)
         self._emit(
             GraphOptimised(
                 frame_index=self._frame_of(k),
@@ -236,19 +338,45 @@ class Linker:
             )
         )
 
+    def _tell_changes(self, k: int, solution: Solution) -> None:
+        """Say which loops the solution has left out, and which it has taken back."""
+        graph = self._mapper.graph
+        for key, weight in solution.loop_weights.items():
+            edge = graph.edges[key]
+            if weight == 0 and graph.weight(edge) > 0:
+                error = solution.loop_errors[key]
+                self._reject(*key, f"left out: chi-square {error:.1f} from where all others lead, limit {LOOP_LIMIT:g}")
+            elif weight > 0 and graph.weight(edge) == 0:
+                self._emit(EdgeAccepted(edge=edge, frame_index=self._frame_of(k)))
+
     def _unite_landmarks(self, k: int, found: Localised) -> None:
         """What k saw under its own names are the old landmarks: one name each, so that old and new hold each other."""
         landmarks = self._mapper.landmarks
-        old, own = found.matches.tracks.ids, landmarks.feature_tracks[k][found.matches.feature]
+        matches = found.matches.where(landmarks.has_place(found.matches.tracks.ids))  # others were merged meanwhile
+        old, own = matches.tracks.ids, landmarks.feature_tracks[k][matches.feature]
         named = own >= 0
         new = ~named & ~np.isin(old, landmarks.observed[k].ids)
-        landmarks.feature_tracks[k][found.matches.feature[new]] = old[new]
-        landmarks.observed[k] = landmarks.observed[k].joined(Tracks(old[new], found.matches.tracks.pixels[new]))
+        landmarks.feature_tracks[k][matches.feature[new]] = old[new]
+        landmarks.observed[k] = landmarks.observed[k].joined(Tracks(old[new], matches.tracks.pixels[new]))
         differ = named & (own != old)
         landmarks.merge(old[differ], own[differ])
 
     def _frame_of(self, k: int) -> int:
         return self._mapper.graph.keyframes[k].frame_index
+
+
+def design_effect(count: int) -> float:
+    """By how much the variance from `count` equally correlated observations exceeds that from independent ones.
+
+    Kish, "Survey Sampling", 1965, section 5.4, with `CORRELATION` between any two.
+    """
+    return 1.0 + CORRELATION * max(count - 1, 0)
+
+
+def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
+    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
+    cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
+    return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))
 
 
 def _sigmas(information: FloatArray, unit: float, log_scale_sigma: float) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import gtsam
@@ -13,19 +13,26 @@ from relocalizer.geometry import Similarity
 from slam.graph import Edge, EdgeKind, KeyframeGraph
 
 GAUGE_SIGMA = 1e-6
-# A loop is verified by dozens of landmarks, and the drift of a round is tens of the loop's small sigmas: with a
-# kernel that lets go at once a true loop is never closed. Beyond some hundred sigmas it lets go of a false one.
-CAUCHY_K = 10.0
-HUBER_K = 1.345
+HUBER_K = 3.75  # 95 % of the lengths of seven independent normal errors
+LOOP_LIMIT = 18.48  # 99 % of the squares of seven independent normal errors
+SHRINK = 2.0  # by which the surrogate of truncated least squares comes nearer to it each round
+MAX_ROUNDS = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Solution:
-    """Poses of the keyframes that were solved for, and the graph's error at the start and at the end."""
+    """Poses of the keyframes that were solved for, the graph's error before and after, and what became of the loops.
+
+    Attributes:
+        loop_weights: 1 for a loop that was followed, 0 for one that the rest of the graph contradicts.
+        loop_errors: squared error of each loop at the solution, in its sigmas.
+    """
 
     world_from_keyframe: Mapping[int, Similarity]
     error_before: float
     error_after: float
+    loop_weights: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    loop_errors: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
 
 class GraphOptimizer(Protocol):
@@ -35,28 +42,105 @@ class GraphOptimizer(Protocol):
 
 
 class GtsamOptimizer:
-    """Levenberg-Marquardt over similarity edges; odometry under a Huber kernel, loops under Cauchy's.
+    """Levenberg-Marquardt over similarity edges: the odometry is trusted, loops may be false.
+
+    Loops are followed or left out as truncated least squares would have it, by graduated non-convexity: Yang et al.,
+    "Graduated non-convexity for robust spatial perception: from non-minimal solvers to global outlier rejection",
+    2020, equations 12 to 14 and remark 5. It is the odometry's sigmas that a false loop has to overcome, so they must
+    be true, and what several edges say from the same evidence counts once (`Edge.share`).
 
     GTSAM's Similarity3 acts as s * (R p + t), so a translation T is handed over as T / s; its tangent is
     rotation, translation, log scale. `between(a, b)` is a^-1 b: of world_from_i and world_from_j, i_from_j.
     """
 
+    def __init__(self, *, robust: bool = True) -> None:
+        """With `robust` False every loop is followed, to measure what that costs."""
+        self._robust = robust
+
     def optimise(self, graph: KeyframeGraph) -> Solution:
-        factors, start = gtsam.NonlinearFactorGraph(), gtsam.Values()
+        problem = _Problem(graph)
+        weights = (
+            {key: graph.weight(edge) for key, edge in problem.loops.items()} if self._robust else problem.all_of(1.0)
+        )
+        before = problem.error(problem.start, weights)
+        values = problem.solve(problem.start, weights)
+        if self._robust and _is_contradicted(weights, problem.squares(values)):
+            values, weights = _graduate(problem)
+        after = problem.error(values, weights)
+        if not np.isfinite(after) or after > problem.error(problem.start, weights):
+            values, after = problem.start, before
+        return Solution(
+            world_from_keyframe={k: from_similarity3(values.atSimilarity3(k)) for k in graph.world_from_keyframe},
+            error_before=before,
+            error_after=after,
+            loop_weights=weights,
+            loop_errors=problem.squares(values),
+        )
+
+
+class _Problem:
+    """A graph in GTSAM's terms: what never changes is built once, the loops anew for every set of weights."""
+
+    def __init__(self, graph: KeyframeGraph) -> None:
+        self.start = gtsam.Values()
         for k, pose in graph.world_from_keyframe.items():
-            start.insert(k, to_similarity3(pose))
+            self.start.insert(k, to_similarity3(pose))
+        self.loops = {(edge.i, edge.j): edge for edge in graph.edges_of(EdgeKind.LOOP)}
+        self._factors = gtsam.NonlinearFactorGraph()
         pin = gtsam.noiseModel.Isotropic.Sigma(7, GAUGE_SIGMA)
         for k in first_of_each_part(graph):
-            factors.add(gtsam.PriorFactorSimilarity3(k, start.atSimilarity3(k), pin))
-        for edge in graph.edges.values():
-            factors.add(gtsam.BetweenFactorSimilarity3(edge.i, edge.j, to_similarity3(edge.i_from_j), _noise(edge)))
-        before = factors.error(start)
-        solution = gtsam.LevenbergMarquardtOptimizer(factors, start, gtsam.LevenbergMarquardtParams()).optimize()
-        after = factors.error(solution)
-        if not np.isfinite(after) or after > before:
-            return Solution(world_from_keyframe={}, error_before=before, error_after=before)
-        poses = {k: from_similarity3(solution.atSimilarity3(k)) for k in graph.world_from_keyframe}
-        return Solution(world_from_keyframe=poses, error_before=before, error_after=after)
+            self._factors.add(gtsam.PriorFactorSimilarity3(k, self.start.atSimilarity3(k), pin))
+        for edge in graph.edges_of(EdgeKind.ODOMETRY):
+            self._factors.add(_factor(edge, _robust(_gaussian(edge, 1.0))))
+        self._loop_factors = {key: _factor(edge, _gaussian(edge, 1.0)) for key, edge in self.loops.items()}
+
+    def all_of(self, weight: float) -> dict[tuple[int, int], float]:
+        return dict.fromkeys(self.loops, weight)
+
+    def squares(self, values: gtsam.Values) -> dict[tuple[int, int], float]:
+        """Squared error of every loop in its sigmas."""
+        return {key: 2.0 * float(factor.error(values)) for key, factor in self._loop_factors.items()}
+
+    def error(self, values: gtsam.Values, weights: Mapping[tuple[int, int], float]) -> float:
+        squares = self.squares(values)
+        return float(self._factors.error(values)) + 0.5 * sum(weights[key] * squares[key] for key in weights)
+
+    def solve(self, start: gtsam.Values, weights: Mapping[tuple[int, int], float]) -> gtsam.Values:
+        factors = gtsam.NonlinearFactorGraph(self._factors)
+        for key, edge in self.loops.items():
+            if weights[key] > 0:
+                factors.add(_factor(edge, _gaussian(edge, weights[key])))
+        return gtsam.LevenbergMarquardtOptimizer(factors, start, gtsam.LevenbergMarquardtParams()).optimize()
+
+
+def _is_contradicted(weights: Mapping[tuple[int, int], float], squares: Mapping[tuple[int, int], float]) -> bool:
+    """Whether a loop that is followed does not fit, or one that is left out would."""
+    return any((weights[key] > 0.5) != (squares[key] <= LOOP_LIMIT) for key in weights)
+
+
+def _graduate(problem: _Problem) -> tuple[gtsam.Values, dict[tuple[int, int], float]]:
+    """Poses and weights of truncated least squares, found by way of ever less convex surrogates."""
+    weights = problem.all_of(1.0)
+    values = problem.solve(problem.start, weights)
+    worst = max(problem.squares(values).values())
+    mu = LOOP_LIMIT / max(2.0 * worst - LOOP_LIMIT, 1e-9)
+    for _ in range(MAX_ROUNDS):
+        weights = {key: _weight(square, mu) for key, square in problem.squares(values).items()}
+        values = problem.solve(values, weights)
+        if mu > 1.0 and all(weight in (0.0, 1.0) for weight in weights.values()):
+            break
+        mu *= SHRINK
+    weights = {key: float(weight > 0.5) for key, weight in weights.items()}
+    return problem.solve(values, weights), weights
+
+
+def _weight(square: float, mu: float) -> float:
+    """Of a loop with this squared error, under the surrogate `mu` (equation 14)."""
+    if square <= mu / (mu + 1.0) * LOOP_LIMIT:
+        return 1.0
+    if square >= (mu + 1.0) / mu * LOOP_LIMIT:
+        return 0.0
+    return float(np.clip(np.sqrt(LOOP_LIMIT * mu * (mu + 1.0) / square) - mu, 0.0, 1.0))
 
 
 def first_of_each_part(graph: KeyframeGraph) -> list[int]:
@@ -70,17 +154,26 @@ def first_of_each_part(graph: KeyframeGraph) -> list[int]:
         return k
 
     for edge in graph.edges.values():
+        if graph.weight(edge) == 0.0:
+            continue
         a, b = root(edge.i), root(edge.j)
         parent[max(a, b)] = min(a, b)
     return sorted({root(k) for k in graph.keyframes})
 
 
-def _noise(edge: Edge) -> gtsam.noiseModel.Robust:
-    sigmas = np.array(edge.sigmas)
+def _factor(edge: Edge, noise: gtsam.noiseModel.Base) -> gtsam.BetweenFactorSimilarity3:
+    return gtsam.BetweenFactorSimilarity3(edge.i, edge.j, to_similarity3(edge.i_from_j), noise)
+
+
+def _gaussian(edge: Edge, weight: float) -> gtsam.noiseModel.Diagonal:
+    """Noise of an edge that counts by a weight, and by its share of its evidence."""
+    sigmas = edge.sigmas / np.sqrt(weight * edge.share)
     sigmas[3:6] /= edge.i_from_j.scale  # GTSAM's translation is T / s
-    estimator = gtsam.noiseModel.mEstimator
-    kernel = estimator.Cauchy.Create(CAUCHY_K) if edge.kind is EdgeKind.LOOP else estimator.Huber.Create(HUBER_K)
-    return gtsam.noiseModel.Robust.Create(kernel, gtsam.noiseModel.Diagonal.Sigmas(sigmas))
+    return gtsam.noiseModel.Diagonal.Sigmas(sigmas)
+
+
+def _robust(noise: gtsam.noiseModel.Base) -> gtsam.noiseModel.Robust:
+    return gtsam.noiseModel.Robust.Create(gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), noise)
 
 
 def to_similarity3(pose: Similarity) -> gtsam.Similarity3:

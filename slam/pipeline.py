@@ -138,7 +138,7 @@ def build(config: SlamConfig, *, observers: Sequence[Observer] = ()) -> Slam:
         predictor=build_predictor(config),
         tracker=KltTracker(config.tracks, config.features),
         retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
+        optimizer=GtsamOptimizer(robust=config.linking.robust),
         refiner=GtsamRefiner(),
         observers=observers,
     )
