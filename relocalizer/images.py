@@ -281,8 +281,9 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """A picture (H, W, 3) as the bytes of a JPEG file, quality 1 to 100."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    """A picture (H, W, 3) as the bytes of a JPEG file, quality 1 to 100, with codes made for it (a tenth smaller)."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise ValueError(f"encode_jpeg: cannot encode a picture of shape {image.shape}")
     return bytes(data)

@@ -44,7 +44,7 @@ from relocalizer.reference_map import (
 
 FORMAT, VERSION = "reloc3r-slam map", 1
 MANIFEST, PICTURES = "manifest.json", "pictures"
-JPEG_QUALITY = 85
+JPEG_QUALITY = 80
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_COUNT = 1 << 40

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.images import Image
 from slam.frames import Frame, Keyframe
 from slam.graph import Edge, EdgeKind
 
@@ -59,9 +60,12 @@ class Initialised:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class KeyframeAdded:
+    """`image` is the keyframe's picture, RGB uint8 (H, W, 3), for who wants to keep it: the keyframe does not."""
+
     keyframe: Keyframe
     world_from_keyframe: Similarity
     reason: str
+    image: Image | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -38,6 +38,7 @@ from slam.graph import EdgeKind
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
+    from relocalizer.reference_map import ReferenceMap
     from relocalizer.reloc3r_predictor import Kind
     from slam.frames import Frame
     from slam.sequence import FrameSource
@@ -121,10 +122,17 @@ def find_accelerator() -> str:
     return "cuda" if memory.value >= _SMALL_CARD_BYTES else "small-cuda"
 
 
-def build(config: SlamConfig, *, observers: Sequence[Observer] = ()) -> Slam:
-    """Everything a run needs, wired together.
+def build(
+    config: SlamConfig,
+    *,
+    observers: Sequence[Observer] = (),
+    start_map: ReferenceMap | None = None,
+    localize_only: bool = False,
+) -> Slam:
+    """Everything a run needs, wired together; `start_map` is the map to go on in, or only to be found in.
 
     Raises:
+        MapError: the predictor cannot read the map.
         UserError: the predictor that was asked for cannot be had; the message says why.
     """
     from relocalizer.retrieval import FaissRetriever
@@ -141,6 +149,8 @@ def build(config: SlamConfig, *, observers: Sequence[Observer] = ()) -> Slam:
         optimizer=GtsamOptimizer(robust=config.linking.robust),
         refiner=GtsamRefiner(),
         observers=observers,
+        start_map=start_map,
+        localize_only=localize_only,
     )
 
 
@@ -179,6 +189,8 @@ class RunStatistics:
         tracked: those that had a pose at once.
         first_pose_frame: index of the first frame with a live pose, -1 while there is none.
         reason: why the newest frame has no pose; empty when it has one.
+        start_map: name of the map the run began in, empty when it began with none.
+        found_in_map: index of the first frame recognised in it, -1 while there is none.
         stage_ms: wall time by stage, one value for each frame that ran the stage.
     """
 
@@ -193,6 +205,8 @@ class RunStatistics:
     loops_accepted: int = 0
     loops_rejected: int = 0
     scale_unobservable: int = 0
+    start_map: str = ""
+    found_in_map: int = -1
     lost: list[LostEpisode] = field(default_factory=list)
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
 
@@ -213,6 +227,8 @@ class RunStatistics:
                 self.scale_unobservable += 1
             case TrackingLost():
                 self.lost.append(LostEpisode(event.frame_index, event.timestamp_ns, event.reason))
+            case Relocalised() if self.start_map and self.found_in_map < 0 and not self.initialised:
+                self.found_in_map = event.frame_index
             case Relocalised() if self.lost:
                 self.lost[-1] = replace(self.lost[-1], frames=event.frames_lost, found=True)
             case _:
@@ -427,6 +443,8 @@ def why_unusable(outcome: RunOutcome, statistics: RunStatistics) -> str:
     """Why nobody could use this result; empty when it can be used."""
     if len(outcome.result.trajectory) >= 2:
         return ""
+    if statistics.start_map and statistics.found_in_map < 0 and not statistics.initialised:
+        return f"no frame was recognised in the map {statistics.start_map} (the last: {statistics.reason})"
     if statistics.initialised:
         return "the camera was lost right after the map was begun" + (
             f" ({statistics.lost[-1].reason})" if statistics.lost else ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.events import Event, FrameProcessed, GraphOptimised, KeyframeAdded, LandmarksUpdated, Observer, TrackingState
 from slam.frames import Frame, Keyframe
@@ -25,9 +26,9 @@ class Reporter:
         for observer in self._observers:
             observer(event)
 
-    def keyframe(self, keyframe: Keyframe, reason: str) -> None:
+    def keyframe(self, keyframe: Keyframe, reason: str, image: Image) -> None:
         pose = self._mapper.graph.world_from_keyframe[keyframe.id]
-        self.emit(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason))
+        self.emit(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
 
     def landmarks(self, frame_index: int) -> None:
         landmarks = self._mapper.landmarks

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,12 +21,15 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
-from slam.events import Event, FrameProcessed
+from relocalizer.images import encode_jpeg
+from relocalizer.map_folder import JPEG_QUALITY, save_map
+from slam.events import Event, FrameProcessed, KeyframeAdded
 from slam.frames import Frame, Keyframe
 from slam.pipeline import RANDOM_WEIGHTS, PredictorChoice, RunOutcome, RunStatistics, percentiles, why_unusable
 from slam.trajectory import Trajectory, write_tum
 
 if TYPE_CHECKING:
+    from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.sequence import FrameSource
     from slam.slam_result import SlamResult
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 REPORT_FORMAT = 1
 CONFIG, EVENTS, REPORT = "config.yaml", "events.jsonl", "report.json"
 TRAJECTORY, KEYFRAMES, ONLINE = "trajectory.txt", "keyframes.txt", "trajectory_online.txt"
+MAP, _KEYFRAMES_ON_THE_WAY = "map", ".keyframes"
 
 _CHECKPOINT_S = 5.0
 # A checkpoint may take this share of the time at most; long runs are saved less often.
@@ -112,6 +117,36 @@ class RunFolder:
         self.write_trajectory(ONLINE, result.online, note=note)
         for number, segment in enumerate(result.segments, start=2):
             self.write_trajectory(f"trajectory_segment{number}.txt", segment)
+
+    def write_map(self, reference_map: ReferenceMap) -> None:
+        """Write `map/`, whole or not at all. Raises OutputError when the disk refuses."""
+        save_map(self.path / MAP, reference_map)
+
+
+class KeyframePictures:
+    """An observer that puts the keyframes' pictures on the disk as they come, for the map that is saved at the end."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder.path / _KEYFRAMES_ON_THE_WAY
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, KeyframeAdded) or event.image is None:
+            return
+        with _writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            self._path(event.keyframe.id).write_bytes(encode_jpeg(event.image, JPEG_QUALITY))
+
+    def jpeg(self, keyframe_id: int) -> bytes:
+        """A keyframe's picture. Raises OutputError when it cannot be read back."""
+        with _writing(self._folder):
+            return self._path(keyframe_id).read_bytes()
+
+    def close(self) -> None:
+        """Remove them; the map has its own."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, keyframe_id: int) -> Path:
+        return self._folder / f"{keyframe_id:06d}.jpg"
 
 
 def write_atomically(path: Path, text: str) -> None:

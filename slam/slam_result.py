@@ -60,13 +60,16 @@ class SlamResult:
     units: Units = Units()
 
 
-def gather(mapper: Mapper, log: FrameLog) -> SlamResult:
-    """The poses and landmarks as they stand now; the segment with the most frames comes first."""
+def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
+    """The poses and landmarks as they stand now; the segment with the most frames comes first.
+
+    Keyframes before id `since` belong to the map the run began in: they are in the graph, not in the trajectories.
+    """
     graph, landmarks = mapper.graph, mapper.landmarks
     numbers = set(graph.segment_of.values()) or {0}
     sizes = {s: len(log.of_segment(graph, s)) for s in numbers}
     first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
-    keyframes = [graph.keyframes[k] for k in graph.segment(first)]
+    keyframes = [graph.keyframes[k] for k in graph.segment(first) if k >= since]
     ids = landmarks.placed_ids()
     ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
     return SlamResult(

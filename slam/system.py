@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from relocalizer.geometry import Similarity, rotation_matrix
 from relocalizer.images import Image
 from relocalizer.interfaces import PosePredictor, Retriever
+from relocalizer.reference_map import ReferenceMap, provenance_of
 from slam.config import SlamConfig
 from slam.events import (
     Initialised,
@@ -28,9 +30,12 @@ from slam.optimizer import GraphOptimizer
 from slam.recognition import Recognised, Recogniser
 from slam.refinement import Refiner
 from slam.reporter import Reporter
+from slam.saved_map import Earlier, map_of, restore
 from slam.slam_result import SlamResult, gather
 from slam.stopwatch import Stopwatch
 from slam.tracks import PointTracker, Tracks
+
+FEW_LEFT = 0.6  # of the landmarks recognised; with fewer left to follow, more are looked for
 
 
 class Slam:
@@ -46,8 +51,18 @@ class Slam:
         optimizer: GraphOptimizer,
         refiner: Refiner,
         observers: Sequence[Observer] = (),
+        start_map: ReferenceMap | None = None,
+        localize_only: bool = False,
     ) -> None:
+        """Args:
+            start_map: go on in this map: the first frames are looked for in it, and their poses are in its frame.
+            localize_only: never change that map; a frame has a pose in it or none.
+
+        Raises:
+            MapError: the predictor cannot read the map.
+        """
         self._config = config
+        self._predictor = predictor
         self._tracker = tracker
         self._mapper = Mapper(config, predictor, refiner)
         self._tell = Reporter(observers, self._mapper)
@@ -63,6 +78,18 @@ class Slam:
         self._frames_lost = 0
         self._agreeing = Tracks.none()  # landmarks the current pose rests on
         self._watch = Stopwatch()
+        self._earlier: Earlier | None = None
+        self._units = "map units" if start_map is None else start_map.provenance.units
+        self._localize_only = localize_only
+        self._few = 0  # of the landmarks followed; below it more are looked for in a map that must not change
+        if start_map is not None:
+            self._begin_in(start_map, predictor, retriever)
+
+    def _begin_in(self, start_map: ReferenceMap, predictor: PosePredictor, retriever: Retriever) -> None:
+        self._earlier = restore(start_map, self._mapper, predictor, retriever)
+        if self._earlier.keyframe_ids:
+            self._state, self._reason = TrackingState.LOST, "looking for a place in the map"
+            self._active = self._mapper.graph.last_id
 
     # --- the story ------------------------------------------------------------------------------------
 
@@ -83,7 +110,8 @@ class Slam:
         """Refine the whole map once more, place every frame in it, and say what came out."""
         if self._log.records:
             self._refine_everything()
-        result = gather(self._mapper, self._log)
+        since = 1 + max(self._earlier.keyframe_ids, default=-1) if self._earlier else 0
+        result = gather(self._mapper, self._log, since=since)
         self._tell.landmarks(self._log.records[-1].index if self._log.records else -1)
         self._tell.emit(
             RunFinished(
@@ -94,6 +122,21 @@ class Slam:
             )
         )
         return result
+
+    def saved_map(self, jpeg: Callable[[int], bytes]) -> ReferenceMap:
+        """The map as it stands, at rest, the map the run began in included.
+
+        Args:
+            jpeg: picture of a keyframe of this run, by its id, as the bytes of a JPEG file.
+        """
+        earlier = self._earlier or Earlier((), [], {})
+        known = earlier.jpeg
+        return map_of(
+            self._mapper,
+            [*earlier.frames, *self._log.records],
+            replace(provenance_of(self._predictor, self._config.features.model_dump()), units=self._units),
+            lambda k: known[k]() if k in known else jpeg(k),
+        )
 
     # --- before the map -------------------------------------------------------------------------------
 
@@ -118,7 +161,7 @@ class Slam:
         landmarks = len(self._mapper.landmarks.placed_ids())
         indices = (first.frame.index, second.frame.index)
         self._tell.emit(Initialised(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
-        self._tell.keyframe(a, "first of the first pair")
+        self._tell.keyframe(a, "first of the first pair", first.frame.image)
         self._log.add(first.frame, start.rigid, first.tracks, a.id, self._mapper.graph)
         self._place_between(pair, a.id)
         self._take_up(second.frame, b, "second of the first pair")
@@ -137,7 +180,10 @@ class Slam:
         with self._watch("pose"):
             found = self._front_end.locate(frame)
         if isinstance(found, Located):
-            self._place(frame, gray, found)
+            if self._localize_only:
+                self._follow_in_map(frame, gray, found)
+            else:
+                self._place(frame, gray, found)
             return
         with self._watch("recognise"):
             recognised = self._recogniser.recognise(self._see(frame, gray), self._active)
@@ -157,6 +203,29 @@ class Slam:
             self._keep(seen, self._front_end.tracks, reason)
         else:
             self._log.add(frame, found.world_from_cam, found.landmarks, self._active, self._mapper.graph)
+
+    def _follow_in_map(self, frame: Frame, gray: Image, found: Located) -> None:
+        """A frame with a pose in a map that must not change: when few landmarks are left, more are recognised."""
+        self._front_end.moved_to(found.world_from_cam, landmarks=found.landmarks)
+        self._agreeing = found.landmarks
+        if len(found.landmarks) < self._few:
+            with self._watch("recognise"):
+                again = self._recogniser.recognise(self._see(frame, gray), self._active)
+            if isinstance(again, Recognised):
+                self._front_end.corrected_to(again.world_from_cam)
+                self._take_landmarks(again)
+            self._few = round(FEW_LEFT * len(self._agreeing))
+        self._hang(frame)
+
+    def _take_landmarks(self, found: Recognised) -> None:
+        self._active, self._agreeing = found.keyframe_id, found.landmarks
+        self._front_end.tracks = found.tracks
+        self._few = round(FEW_LEFT * len(found.landmarks))
+
+    def _hang(self, frame: Frame) -> None:
+        """Record the frame's pose with the active keyframe."""
+        assert self._front_end.pose is not None
+        self._log.add(frame, self._front_end.pose, self._agreeing, self._active, self._mapper.graph)
 
     def _reason_to_keep(self, frame: Frame, gray: Image, found: Located) -> str:
         active, landmarks = self._mapper.graph.keyframes[self._active], self._mapper.landmarks
@@ -187,7 +256,7 @@ class Slam:
     def _take_up(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
         """Link a new keyframe, close loops from it, and go on from where that leaves it."""
         mapper, k = self._mapper, keyframe.id
-        self._tell.keyframe(keyframe, reason)
+        self._tell.keyframe(keyframe, reason, frame.image)
         with self._watch("link"):
             self._linker.watch_scale(k, 0.5 * self._config.landmarks.min_parallax_deg)
             self._linker.tie_to_neighbours(k, self._config.refinement.window)
@@ -228,6 +297,10 @@ class Slam:
         self._active = found.keyframe_id
         self._front_end.forget_motion()
         self._front_end.moved_to(found.world_from_cam)
+        if self._localize_only:
+            self._take_landmarks(found)
+            self._hang(frame)
+            return
         self._keep(found.seen, found.tracks, f"recognised {len(found.landmarks)} landmarks ({why.reason})")
 
     def _lose(self, frame: Frame, why: NotLocated, recognised: NotLocated) -> None:
@@ -238,7 +311,7 @@ class Slam:
             self._front_end.forget_motion()
             self._tell.emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
         self._frames_lost += 1
-        if self._frames_lost >= self._config.relocalization.restart_after:
+        if self._frames_lost >= self._config.relocalization.restart_after and not self._localize_only:
             self._frames_lost = 0
             self._segment = 1 + max(self._mapper.graph.segment_of.values())
             self._state, self._reason = TrackingState.INITIALISING, "lost for too long, a new segment begins"
@@ -248,6 +321,8 @@ class Slam:
 
     def _refine_everything(self) -> None:
         """Rounds over the whole map, then every frame placed in what came out."""
+        if self._localize_only:
+            return
         last = self._log.records[-1].index
         rounds = refine_everything(
             self._mapper,

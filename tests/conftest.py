@@ -109,6 +109,9 @@ class StraightSlam:
             units=Units(),
         )
 
+    def saved_map(self, jpeg: Callable[[int], bytes]) -> Any:
+        return SimpleNamespace(keyframes=())
+
     def _emit(self, event: Any) -> None:
         for observer in self._observers:
             observer(event)
@@ -147,7 +150,7 @@ def straight_slam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put `StraightSlam` in the place of the system."""
 
     def install(**options: Any) -> None:
-        def build(config: object, *, observers: Sequence[Any] = ()) -> StraightSlam:
+        def build(config: object, *, observers: Sequence[Any] = (), **_: Any) -> StraightSlam:
             return StraightSlam(observers, **options)
 
         monkeypatch.setattr("slam.pipeline.build", build)

@@ -159,7 +159,7 @@ def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, pictures, slam_c
 
 
 def test_a_bug_shows_its_traceback_and_the_report_says_failed(tmp_path, pictures, slam_command, monkeypatch):
-    def broken(config, *, observers=()):
+    def broken(config, *, observers=(), **_):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("slam.pipeline.build", broken)

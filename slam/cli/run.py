@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relocalizer.errors import OutputError, TrajectoryError
+from relocalizer.errors import MapError, OutputError, TrajectoryError
 from slam.cli.options import (
     INTERRUPTED,
     UNUSABLE,
@@ -36,11 +36,12 @@ from slam.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.events import Observer
     from slam.pipeline import RunOutcome, RunStatistics
     from slam.rerun_viewer import RerunViewer
-    from slam.results import RunFolder
+    from slam.results import KeyframePictures, RunFolder
     from slam.sequence import FrameSource
 
 
@@ -59,6 +60,8 @@ class _RunRequest:
     max_frames: int | None
     quiet: bool
     as_json: bool
+    map: Path | None
+    localize_only: bool
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -94,6 +97,15 @@ def run(
     seed: Seed = None,
     refine: Refine = None,
     scale_from: ScaleFrom = None,
+    map: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", help="Go on in this map (a map or a run folder); poses are in its frame, it is not changed."
+        ),
+    ] = None,
+    localize_only: Annotated[
+        bool, typer.Option("--localize-only", help="With --map: find the frames in the map and map nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,11 +123,14 @@ def run(
 
       slam run room.mp4 --scale-from frames:120:480=2.35
 
+      slam run second_visit.mp4 --map runs/first_visit
+
     Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130).
     """
     request = _RunRequest(
         source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
+        map=map, localize_only=localize_only,
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
@@ -136,6 +151,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     from slam.settings import dump_config
 
     _check_files(request)
+    start_map = _start_map(request)
     anchor = parse_anchor(config.anchor.scale_from)
     choice = choose_predictor(config)
     config = with_predictor(config, choice.kind)
@@ -151,10 +167,31 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         on_the_way_out.callback(frames.close)
         folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
         folder.write_config(dump_config(config))
-        report = opening_report(config, frames, choice)
+        report = {**opening_report(config, frames, choice), "map": _map_report(request, -1)}
         folder.write_report(report)
         request.say(f"writing {folder.path}")
-        return _run_into(folder, report, request, config, frames)
+        return _run_into(folder, report, request, config, frames, start_map)
+
+
+def _start_map(request: _RunRequest) -> ReferenceMap | None:
+    if request.map is None:
+        if request.localize_only:
+            raise MapError("--localize-only: in which map? add --map DIR, a map or a run folder")
+        return None
+    from relocalizer.map_folder import load_map
+
+    start_map = load_map(request.map)
+    request.say(f"map: {request.map}: {len(start_map.keyframes)} keyframes, {len(start_map.landmarks)} landmarks")
+    return start_map
+
+
+def _map_report(request: _RunRequest, found_at_frame: int) -> dict[str, Any]:
+    """What report.json says of the map the run began in."""
+    return {
+        "from": str(request.map or ""),
+        "localize_only": request.localize_only,
+        "found_at_frame": found_at_frame,
+    }
 
 
 def _check_files(request: _RunRequest) -> None:
@@ -167,27 +204,39 @@ def _check_files(request: _RunRequest) -> None:
 
 
 def _run_into(
-    folder: RunFolder, report: dict[str, Any], request: _RunRequest, config: SlamConfig, frames: FrameSource
+    folder: RunFolder,
+    report: dict[str, Any],
+    request: _RunRequest,
+    config: SlamConfig,
+    frames: FrameSource,
+    start_map: ReferenceMap | None,
 ) -> int:
     from slam import pipeline, results
 
-    statistics = pipeline.RunStatistics()
+    statistics = pipeline.RunStatistics(start_map=str(request.map or ""))
     with ExitStack() as viewing:
         with ExitStack() as on_the_way_out:
             log = results.EventLog(folder)
             on_the_way_out.callback(log.close)
             try:
                 viewer = _viewer(request, frames, viewing)
-                observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report)]
+                pictures = results.KeyframePictures(folder)
+                on_the_way_out.callback(pictures.close)
+                observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report), pictures]
                 observers += [viewer] if viewer else []
-                slam = pipeline.build(config, observers=observers)
+                slam = pipeline.build(
+                    config, observers=observers, start_map=start_map, localize_only=request.localize_only
+                )
                 outcome = _run_with_progress(request, frames, slam, statistics, observers)
                 outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth, observers=observers)
                 folder.write_result(outcome.result)
+                if not request.localize_only:
+                    _write_map(folder, slam, outcome, pictures)
             except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
                 _mark_failed(folder, report, error)
                 raise
         closed = results.closing_report(report, outcome, statistics, evaluation=_evaluate_run(frames, outcome))
+        closed["map"] = _map_report(request, statistics.found_in_map)
         folder.write_report(closed)
         page = viewer.url if viewer and request.wait and not (outcome.interrupted or viewer.problem) else ""
         if not page:
@@ -198,6 +247,14 @@ def _run_into(
             say(f"the run is shown at {page} until Ctrl-C")
             pipeline.wait_until_told()
     return code
+
+
+def _write_map(folder: RunFolder, slam: Any, outcome: RunOutcome, pictures: KeyframePictures) -> None:
+    from slam.saved_map import in_units_of
+
+    saved = slam.saved_map(pictures.jpeg)
+    if len(saved.keyframes):
+        folder.write_map(in_units_of(outcome.result, saved))
 
 
 def _verdict(report: dict[str, Any]) -> int:
