@@ -81,3 +81,37 @@ class PosedImagesConfig(Section):
         1.0, gt=0, le=30, description="Least angle between two rays of a landmark, degrees."
     )
     min_observers: int = Field(2, ge=2, le=100, description="Pictures that must see a landmark.")
+
+
+class RelocalizerConfig(Section):
+    """One picture located in a map."""
+
+    candidates: int = Field(8, ge=1, le=100, description="Keyframes a picture is related to.")
+    pool: int = Field(40, ge=1, le=1000, description="Retrieved keyframes that the candidates are chosen from.")
+    min_separation: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Candidates lie farther apart than this share of the scene's depth, or are turned by 5 degrees.",
+    )
+    relatives: int = Field(6, ge=0, le=100, description="Keyframes that see the same landmarks, searched as well.")
+    match_ratio: float = Field(
+        0.85, gt=0, le=1, description="A match must be nearer than this share of the distance to the second nearest."
+    )
+    noise_px: float = Field(1.2, gt=0, le=20, description="Standard deviation of a local feature, pixels.")
+    search_radius_px: float = Field(
+        10.0, ge=0, le=100, description="Landmarks are looked for this far from where a first pose puts them, pixels."
+    )
+    min_similarity: float = Field(
+        0.8, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point there."
+    )
+    min_inliers: int = Field(15, ge=6, le=1000, description="Landmarks that must agree with a pose.")
+    min_cells: int = Field(5, ge=1, le=48, description="Of the picture's 8 x 6 cells, those that must hold some.")
+    max_rival_share: float = Field(
+        0.7, gt=0, le=1, description="A second place with this share of the landmarks of the first makes both doubtful."
+    )
+    max_disagreement_deg: float = Field(
+        8.0, gt=0, le=180, description="Angle between the averaged pose and that of the landmarks, at most, degrees."
+    )
+    min_views: int = Field(3, ge=2, le=100, description="Keyframes that must agree with a pose without landmarks.")
+    min_confidence: float = Field(0.5, ge=0, le=1, description="A pose less likely to be right is not given.")

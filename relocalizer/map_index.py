@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray
 from relocalizer.reference_map import Ids, ReferenceMap, restored
 
@@ -33,8 +32,9 @@ class MapIndex:
         self._row_of_track = _rows(reference_map)
         self.placed = lru_cache(maxsize=CACHED_KEYFRAMES)(self._placed)
 
-    def features(self, row: int) -> LocalFeatures:
-        return self.map.features.of(row)
+    def descriptors(self, landmarks: Ids) -> NDArray[np.float32]:
+        """Unit descriptors (N, 128) of landmark rows (N,)."""
+        return restored(self.map.landmarks.descriptors[landmarks])
 
     def _placed(self, row: int) -> PlacedFeatures:
         """The features of keyframe `row` whose tracks have a place."""
