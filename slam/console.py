@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from slam.ablation import Worth
 from slam.bench import RunCost, StageCost
 from slam.pipeline import RANDOM_WEIGHTS, RunStatistics
 
@@ -187,6 +188,23 @@ def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
         ("ready after", f"{cost.ready_s:.1f} s"),
         ("peak memory", f"{cost.peak_memory_mb:.0f} MB"),
     ]
+
+
+def part_rows(parts: Sequence[Worth]) -> list[tuple[str, ...]]:
+    """What each part is worth, the heads of the columns first; errors in the ground truth's unit."""
+    heads = ("", "ATE Sim(3)", "ATE SE(3)", "coverage", "keyframes", "loops", "CPU s", "why")
+    rows: list[tuple[str, ...]] = [heads]
+    for part in parts:
+        seconds = "" if part.cpu_s is None else f"{part.cpu_s:.1f}"
+        errors = (_error(part.ate_sim3), _error(part.ate_se3))
+        rows.append(
+            (part.name, *errors, _percent(part.coverage), str(part.keyframes), str(part.loops), seconds, part.reason)
+        )
+    return rows
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def stage_rows(stages: Mapping[str, StageCost]) -> list[tuple[str, ...]]:

@@ -70,7 +70,20 @@ def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Sl
     """
     layers = [(str(path), _read_yaml(path)) for path in files]
     layers += [_parse_override(override) for override in overrides]
-    merged: dict[str, Any] = {}
+    return _layered({}, layers)
+
+
+def with_overrides(config: SlamConfig, overrides: Sequence[str]) -> SlamConfig:
+    """A configuration changed by each `key.path=value`.
+
+    Raises:
+        ConfigError: keys and values that do not fit; one line for all of them.
+    """
+    return _layered(json.loads(config.model_dump_json()), [_parse_override(override) for override in overrides])
+
+
+def _layered(merged: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> SlamConfig:
+    """`merged` with the layers on it, each with its origin for errors."""
     origins: dict[str, str] = {}
     for origin, layer in layers:
         _merge(merged, layer, origin, origins)

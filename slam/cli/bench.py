@@ -29,9 +29,14 @@ from slam.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slam.ablation import Part
     from slam.config import SlamConfig
     from slam.pipeline import PredictorChoice
     from slam.sequence import FrameSource
+
+FRAMES = 200  # measured unless more are asked for
 
 
 def bench(
@@ -45,13 +50,23 @@ def bench(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
-    max_frames: Annotated[int, typer.Option(min=2, help="Measure this many frames at most.")] = 200,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Measure this many frames at most. Default: 200; with --ablation all of them.",
+            show_default=False,
+        ),
+    ] = None,
     stride: Stride = 1,
     start: Start = 0,
     seed: Seed = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Of the network alone: every figure is the median of so many.")
     ] = 3,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Run it again without each part; say what that does to the accuracy.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run by stage (median, 95th percentile), its speed and memory; no run folder is made.
@@ -61,6 +76,8 @@ def bench(
       slam bench sequences/room_loop
 
       slam bench room.mp4 -c configs/fast.yaml --max-frames 500 --json
+
+      slam bench sequences/room_loop --ablation
 
       slam bench --predictor reloc3r-224 --random-weights
 
@@ -75,16 +92,24 @@ def bench(
     settings = load_config(config, [*overrides, *flags])
     choice = choose_predictor(settings)
     settings = with_predictor(settings, choice.kind)
+    if source is None and ablation:
+        raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
     if source is None:
         _bench_network(settings, choice, repeats, as_json)
         return
-    frames = open_source(
-        source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=max_frames
-    )
+    count = max_frames or (None if ablation else FRAMES)
+
+    def opened() -> FrameSource:
+        return open_source(source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=count)
+
+    frames = opened()
     with ExitStack() as on_the_way_out:
         on_the_way_out.callback(frames.close)
         introduce(say, settings, frames, choice)
-        raise typer.Exit(_bench_run(settings, frames, max_frames, as_json))
+        if ablation:
+            frames.close()
+            raise typer.Exit(_bench_parts(settings, opened, as_json))
+        raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json))
 
 
 def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
@@ -102,6 +127,27 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
         return INTERRUPTED
     if cost.reason:
         complain(f"these are times of a run that is not usable: {cost.reason}")
+        return UNUSABLE
+    return 0
+
+
+def _bench_parts(config: SlamConfig, opened: Callable[[], FrameSource], as_json: bool) -> int:
+    from slam.ablation import PARTS, measure_parts
+
+    def tell(part: Part, number: int, of: int) -> None:
+        say(f"run {number} of {of}: {part.name}" + "".join(f" --set {setting}" for setting in part.settings))
+
+    rows = measure_parts(config, opened, on_run=tell)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    elif rows:
+        from slam.console import part_rows, render
+
+        print(render(part_rows(rows)))
+    if len([row for row in rows if row.wall_s is not None]) < 1 + len(PARTS):
+        return INTERRUPTED
+    if rows[0].reason:
+        complain(f"the whole system's own result is not usable: {rows[0].reason}")
         return UNUSABLE
     return 0
 
