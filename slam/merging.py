@@ -1,0 +1,115 @@
+"""Two maps become one: where they overlap is found as loops are, and what the overlap says is spread by refining.
+
+This is how several sessions, or several cameras, come to share a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from relocalizer.errors import MapError
+from relocalizer.interfaces import PosePredictor, Retriever
+from relocalizer.reference_map import ReferenceMap
+from slam.config import SlamConfig
+from slam.events import EdgeAccepted, EdgeRejected, Event
+from slam.final_refinement import refine_everything
+from slam.graph import EdgeKind
+from slam.linking import Linker
+from slam.mapping import Mapper
+from slam.optimizer import GraphOptimizer
+from slam.refinement import Refiner
+from slam.saved_map import Earlier, map_of, restore
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Merged:
+    """Two maps in one.
+
+    Attributes:
+        loops: overlaps found between the two, as (keyframe of the first, keyframe of the second, landmarks).
+        apart: segments of the second map that nothing ties to the first; they are in the map, on their own.
+    """
+
+    map: ReferenceMap
+    loops: list[tuple[int, int, int]]
+    apart: int
+
+
+def merge_maps(
+    first: ReferenceMap,
+    second: ReferenceMap,
+    config: SlamConfig,
+    *,
+    predictor: PosePredictor,
+    retriever: Retriever,
+    optimizer: GraphOptimizer,
+    refiner: Refiner,
+    on_progress: Callable[[int], None] | None = None,
+) -> Merged:
+    """The second map joined to the first, in the first one's frame and units.
+
+    Every keyframe of the second looks for places of the first it sees as well; loops that are believed give the
+    similarity between the maps, and then all of it is refined. Keyframes keep their ids in the first map and get new
+    ones in the second.
+
+    Args:
+        retriever: empty; it learns the keyframes of the first map.
+        on_progress: called with the number of the second map's keyframes looked at.
+
+    Raises:
+        MapError: the maps have no overlap, or were not made by this predictor with these units.
+    """
+    if first.provenance.units != second.provenance.units:
+        raise MapError(
+            f"maps: one is in {first.provenance.units}, the other in {second.provenance.units}; "
+            "make both with --scale-from, or neither"
+        )
+    mapper = Mapper(config, predictor, refiner)
+    events: list[Event] = []
+    linker = Linker(config.linking, mapper, predictor, retriever, optimizer, events.append)
+    a = restore(first, mapper, predictor, retriever)
+    b = restore(second, mapper, predictor, None, gap=config.linking.loop_min_gap)
+    for count, k in enumerate(b.keyframe_ids, start=1):
+        linker.close_loops(k)
+        if on_progress is not None:
+            on_progress(count)
+    apart = _segments_apart(mapper, a, b)
+    if apart == len({int(s) for s in second.keyframes.segment}):
+        raise MapError(f"maps: no overlap found: {_why_not(events, len(b.keyframe_ids))}; map the ground between them")
+    always = config.refinement.model_copy(update={"final": "always"})
+    frames = [*a.frames, *b.frames]
+    refine_everything(mapper, always, frames=len(frames), tell=lambda before, after, cause: None)
+    jpeg = {**a.jpeg, **b.jpeg}
+    merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k]())
+    return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
+
+
+def _loops_of(events: Sequence[Event], second: Earlier) -> list[tuple[int, int, int]]:
+    """Accepted overlaps as (keyframe of the first map, keyframe of the second, landmarks)."""
+    own = set(second.keyframe_ids)
+    edges = [event.edge for event in events if isinstance(event, EdgeAccepted)]
+    return [(e.i, e.j, e.inliers) for e in edges if e.kind is EdgeKind.LOOP and e.i not in own and e.j in own]
+
+
+def _segments_apart(mapper: Mapper, a: Earlier, b: Earlier) -> int:
+    """How many segments of the second map have no keyframe of the first."""
+    of = mapper.graph.segment_of
+    return len({of[k] for k in b.keyframe_ids} - {of[k] for k in a.keyframe_ids})
+
+
+def _why_not(events: Sequence[Event], keyframes: int) -> str:
+    """What came of the candidates, and of the last of them why it was none."""
+    rejected = [event for event in events if isinstance(event, EdgeRejected)]
+    if not rejected:
+        return f"none of {keyframes} keyframes looks like a place of the other map"
+    last = max(rejected, key=_closeness)
+    return (
+        f"{len(rejected)} places looked alike, none held (the nearest: keyframes {last.i} and {last.j}, {last.reason})"
+    )
+
+
+def _closeness(event: EdgeRejected) -> tuple[bool, int]:
+    """Rejections that came late in the verification say more: those held back, then those with most landmarks."""
+    number = "".join(ch if ch.isdigit() else " " for ch in event.reason).split()
+    return event.reason.startswith("held back"), int(number[0]) if number else 0
