@@ -56,6 +56,7 @@ class Relocalization:
         inliers: landmarks that agree with the pose; 0 when it was averaged.
         views: ids of the keyframes that it rests on.
         how: 'landmarks' when refined on them, 'averaged' when the pair estimates are all there is.
+        evidence: what the confidence is made of.
     """
 
     world_from_cam: RigidTransform
@@ -66,6 +67,7 @@ class Relocalization:
     inliers: int
     views: tuple[int, ...]
     how: How
+    evidence: LandmarkEvidence | AveragedEvidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,23 +245,26 @@ class Relocalizer:
         agree = averaged.position_agrees
         if int(agree.sum()) < self._config.min_views:
             return NotFound(f"{int(agree.sum())} of {len(rows)} keyframes agree, {self._config.min_views} needed")
-        confidence = AveragedEvidence(
+        evidence = AveragedEvidence(
             views=int(agree.sum()),
             related=len(rows),
             position_sigma=float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / self.bound.distance,
-        ).confidence
-        if confidence < self._config.min_confidence:
-            return NotFound(f"right with a probability of {confidence:.2f} (limit {self._config.min_confidence:g})")
+        )
+        if evidence.confidence < self._config.min_confidence:
+            return NotFound(
+                f"right with a probability of {evidence.confidence:.2f} (limit {self._config.min_confidence:g})"
+            )
         views = tuple(int(self._map.keyframes.ids[row]) for row, used in zip(rows, agree, strict=True) if used)
         return Relocalization(
             world_from_cam=pose,
             segment=int(self._map.keyframes.segment[rows[0]]),
             covariance=covariance,
-            confidence=confidence,
+            confidence=evidence.confidence,
             bound=self.bound,
             inliers=0,
             views=views,
             how="averaged",
+            evidence=evidence,
         )
 
     # --- with landmarks -------------------------------------------------------------------------------
@@ -294,6 +299,7 @@ class Relocalizer:
             inliers=len(np.unique(used.feature)),
             views=tuple(int(self._map.keyframes.ids[row]) for row in np.unique(agreeing.view)),
             how="landmarks",
+            evidence=evidence,
         )
 
     def _match(self, features: LocalFeatures, rows: Sequence[int]) -> _Matches:

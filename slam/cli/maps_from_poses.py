@@ -1,0 +1,109 @@
+"""`slam map from-poses`: a map from pictures whose poses are known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from relocalizer.errors import OutputError
+from slam.cli.options import (
+    UNUSABLE,
+    CameraFile,
+    ConfigFiles,
+    Overrides,
+    PredictorName,
+    RandomWeights,
+    Stride,
+    Weights,
+    complain,
+    flags_of,
+    say,
+)
+
+LEAST_LANDMARKS = 5  # a picture, below which poses and pictures hardly belong together
+
+
+def from_poses(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures, or a data set with poses.")],
+    poses: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[POSES]",
+            help="Trajectory file, COLMAP model (text) or Cambridge list. Default: the poses in IMAGES.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MAP", help="Map folder to make.")] = Path("map"),
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    predictor: PredictorName = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    camera: CameraFile = None,
+    stride: Stride = 1,
+    min_distance: Annotated[
+        float,
+        typer.Option(min=0, help="Leave out pictures nearer than this to a kept one and turned less than min-angle."),
+    ] = 0.0,
+    min_angle: Annotated[
+        float, typer.Option(min=0, max=180, help="The angle for that, degrees.", show_default=True)
+    ] = 0.0,
+    units: Annotated[
+        Literal["metres", "map units"] | None,
+        typer.Option(help="Unit of the poses. Default: map units for COLMAP, metres for all others."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+) -> None:
+    """Make a map from pictures whose poses are known, to locate other pictures in.
+
+    Examples:
+
+      slam map from-poses 7scenes/chess -o maps/chess
+
+      slam map from-poses rgbd_dataset_freiburg3_teddy -o maps/teddy --min-distance 0.05 --min-angle 5
+
+      slam map from-poses ShopFacade ShopFacade/dataset_train.txt --camera phone.yaml -o maps/shop
+
+      slam map from-poses pictures colmap/sparse/0 -o maps/garden
+    """
+    if out.exists():
+        raise OutputError(f"{out}: is there already; choose another name or remove it")
+    from relocalizer.config import PosedImagesConfig
+    from relocalizer.map_folder import save_map
+    from relocalizer.posed_images import map_from_poses
+    from slam.pipeline import build_predictor, choose_predictor, with_predictor
+    from slam.posed_sources import open_posed
+    from slam.progress import TaskProgress
+    from slam.settings import load_config
+
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
+    settings = load_config(config, [*overrides, *flags])
+    choice = choose_predictor(settings)
+    source = open_posed(images, poses, config=settings.input, camera=camera, stride=stride)
+    if not quiet:
+        say(source.description)
+        say(f"predictor: {choice.kind} ({choice.reason})")
+    progress = None if quiet else TaskProgress(sys.stderr)
+    made = map_from_poses(
+        source.pictures,
+        build_predictor(with_predictor(settings, choice.kind)),
+        config=PosedImagesConfig(min_distance=min_distance, min_angle_deg=min_angle),
+        features=settings.features,
+        units=units or source.units,
+        on_progress=progress,
+    )
+    if progress is not None:
+        progress.close()
+    save_map(out, made)
+    print(f"{out}: {len(made.keyframes)} keyframes, {len(made.landmarks)} landmarks, {made.provenance.units}")
+    if len(made.landmarks) < LEAST_LANDMARKS * len(made.keyframes):
+        complain(
+            f"{len(made.landmarks)} landmarks fit the poses of {len(made.keyframes)} pictures: "
+            "are the poses and the camera those of these pictures?"
+        )
+        raise typer.Exit(UNUSABLE)
+    if not quiet:
+        say(f"next: slam relocalize {out} PICTURES")

@@ -1,0 +1,195 @@
+"""`slam relocalize`: pictures located in a map."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relocalizer.errors import MapError, OutputError, SequenceError
+from slam.cli.options import UNUSABLE, AsJson, CameraFile, ConfigFiles, Overrides, Weights, complain, flags_of, say
+
+if TYPE_CHECKING:
+    from relocalizer.interfaces import PosePredictor, View
+    from relocalizer.reference_map import ReferenceMap
+    from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
+    from slam.config import SlamConfig
+    from slam.query_pictures import QueryPicture, QueryReader
+
+BATCH = 16  # pictures encoded and related together; more would cost memory and hardly gain speed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    picture: QueryPicture
+    outcome: Relocalization | NotFound
+
+
+def relocalize(
+    map: Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder with one.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Pictures, folders, or 'patterns*.jpg'.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the poses to this file, TUM format.")] = None,
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    weights: Weights = None,
+    camera: CameraFile = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and results.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Locate pictures in a map, each alone: a pose and how sure it is, or why there is none.
+
+    Examples:
+
+      slam relocalize runs/desk-1 photo.jpg
+
+      slam relocalize maps/chess 7scenes/chess/seq-03 --out poses.txt
+
+      slam relocalize maps/shop 'holiday/*.jpg' --camera phone.yaml --json
+
+    Exit code 1 when no picture was found.
+    """
+    if out is not None and out.exists():
+        raise OutputError(f"{out}: is there already; choose another name or remove it")
+    from relocalizer.map_folder import load_map
+    from relocalizer.relocalizer import Relocalizer
+    from slam.query_pictures import QueryReader, query_pictures
+    from slam.settings import load_config
+
+    settings = load_config(
+        config, [*overrides, *flags_of(predictor=None, weights=weights, random_weights=False, seed=None)]
+    )
+    pictures = query_pictures(images)
+    reference_map = load_map(map)
+    relocalizer = Relocalizer(reference_map, _predictor_of(reference_map, settings))
+    reader = QueryReader(camera, reference_map.cameras, settings.input)
+    if not quiet:
+        say(f"{map}: {len(reference_map.keyframes)} keyframes, {len(reference_map.landmarks)} landmarks")
+    answers = _locate_all(relocalizer, reader, pictures, quiet=quiet)
+    if out is not None:
+        _write_poses(out, answers)
+    _show(answers, relocalizer, map, as_json=as_json)
+    if not any(_pose_of(answer) for answer in answers):
+        complain("no picture was found in the map")
+        raise typer.Exit(UNUSABLE)
+
+
+def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
+    """The predictor that the map was made with."""
+    from slam.pipeline import build_predictor, with_predictor
+
+    name = reference_map.provenance.predictor
+    kinds = ("geometric", "reloc3r-512", "reloc3r-224")
+    kind = next((kind for kind in kinds if name == kind), None)
+    if kind is None:
+        raise MapError(f"map: made by predictor {name!r}; only those of {', '.join(kinds)} can be asked here")
+    return build_predictor(with_predictor(settings, kind))
+
+
+def _locate_all(
+    relocalizer: Relocalizer, reader: QueryReader, pictures: list[QueryPicture], *, quiet: bool
+) -> list[_Answer]:
+    """All pictures, batch by batch; one that cannot be read is an answer too."""
+    from slam.progress import TaskProgress
+
+    progress = None if quiet else TaskProgress(sys.stderr)
+    answers: list[_Answer] = []
+    noted = 0
+    for start in range(0, len(pictures), BATCH):
+        answers += _locate_batch(relocalizer, reader, pictures[start : start + BATCH])
+        if progress is not None:
+            if len(reader.notes) > noted:
+                progress.close()
+                say(reader.notes[noted])
+                noted = len(reader.notes)
+            progress("pictures", len(answers), len(pictures))
+    if progress is not None:
+        progress.close()
+    return answers
+
+
+def _locate_batch(relocalizer: Relocalizer, reader: QueryReader, batch: list[QueryPicture]) -> list[_Answer]:
+    from relocalizer.relocalizer import NotFound
+
+    views: dict[int, View] = {}
+    unreadable: dict[int, NotFound] = {}
+    for k, picture in enumerate(batch):
+        try:
+            views[k] = reader.read(picture)
+        except SequenceError as error:
+            unreadable[k] = NotFound(str(error))
+    located = dict(zip(views, relocalizer.locate_many(list(views.values())), strict=True))
+    return [_Answer(picture, located[k] if k in located else unreadable[k]) for k, picture in enumerate(batch)]
+
+
+def _pose_of(answer: _Answer) -> Relocalization | None:
+    from relocalizer.relocalizer import Relocalization
+
+    return answer.outcome if isinstance(answer.outcome, Relocalization) else None
+
+
+def _write_poses(out: Path, answers: list[_Answer]) -> None:
+    """The poses of the segment that most pictures are in, for segments share no world."""
+    import numpy as np
+
+    from relocalizer.geometry import stack_matrices
+    from slam.trajectory import Trajectory, write_tum
+
+    found = [(a.picture, pose) for a in answers if (pose := _pose_of(a)) is not None]
+    segments = Counter(pose.segment for _, pose in found)
+    segment = min(segments, key=lambda s: (-segments[s], s), default=0)
+    kept = [(picture.timestamp_ns, pose) for picture, pose in found if pose.segment == segment]
+    times = np.array([time for time, _ in kept], dtype=np.int64)
+    write_tum(out, Trajectory(times, stack_matrices([pose.world_from_cam for _, pose in kept])))
+    left = len(found) - len(kept)
+    say(f"wrote {out}: {len(kept)} poses" + (f"; {left} in other segments of the map are left out" if left else ""))
+
+
+def _show(answers: list[_Answer], relocalizer: Relocalizer, map: Path, *, as_json: bool) -> None:
+    bound = {"distance": relocalizer.bound.distance, "angle_deg": _degrees(relocalizer.bound.angle_rad)}
+    if as_json:
+        entries = [_entry(answer) for answer in answers]
+        print(json.dumps({"map": str(map), "confidence_is_of_error_under": bound, "pictures": entries}, indent=2))
+        return
+    for answer in answers:
+        pose = _pose_of(answer)
+        if pose is None:
+            print(f"{answer.picture.path}: not found: {getattr(answer.outcome, 'reason', '')}")
+        else:
+            x, y, z = pose.world_from_cam.translation
+            by = f"{pose.inliers} landmarks" if pose.how == "landmarks" else f"{len(pose.views)} keyframes"
+            print(f"{answer.picture.path}: {x:.3f} {y:.3f} {z:.3f}, confidence {pose.confidence:.2f}, {by}")
+    found = sum(_pose_of(answer) is not None for answer in answers)
+    print(f"{found} of {len(answers)} found; confidence is of an error under {bound['distance']:.3g} and "
+          f"{bound['angle_deg']:g} deg")  # fmt: skip
+
+
+def _degrees(angle_rad: float) -> float:
+    import math
+
+    return round(math.degrees(angle_rad), 6)
+
+
+def _entry(answer: _Answer) -> dict[str, Any]:
+    from relocalizer.geometry import quaternion_xyzw_from_rotation, rotation_matrix
+
+    pose = _pose_of(answer)
+    head = {"picture": str(answer.picture.path), "timestamp_ns": answer.picture.timestamp_ns}
+    if pose is None:
+        return {**head, "found": False, "reason": getattr(answer.outcome, "reason", "")}
+    return {
+        **head,
+        "found": True,
+        "position": [float(v) for v in pose.world_from_cam.translation],
+        "quaternion_xyzw": quaternion_xyzw_from_rotation(rotation_matrix(pose.world_from_cam)).tolist(),
+        "segment": pose.segment,
+        "confidence": pose.confidence,
+        "inliers": pose.inliers,
+        "keyframes": list(pose.views),
+        "how": pose.how,
+        "covariance": pose.covariance.tolist(),
+    }

@@ -1,0 +1,320 @@
+"""Pictures with known poses, as data sets and programs write them: each layout becomes a list of `PosedPicture`.
+
+| POSES | pictures |
+|---|---|
+| none | a data set whose folder has poses in it: 7-Scenes (a sequence, or a scene with TrainSplit.txt), TUM, ... |
+| a trajectory file | any folder with times: each picture gets the pose at its time |
+| a COLMAP model in text | `images.txt` and `cameras.txt`, pictures by name under IMAGES |
+| a list as Cambridge Landmarks has it | `name x y z qw qx qy qz`, pictures by name under IMAGES |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform, Rotation, Slerp
+
+from relocalizer.errors import CameraError, SequenceError, TrajectoryError
+from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxyz
+from relocalizer.images import Camera, CameraModel, Image, load_camera, read_image
+from relocalizer.posed_images import PosedPicture
+from slam.config import InputConfig
+from slam.datasets import index_folder
+from slam.sequence import Calibration, Optics
+from slam.tables import path_inside, rows_of
+from slam.trajectory import Trajectory, read_trajectory
+
+MAX_GAP_NS = 50_000_000  # a pose is interpolated only between two that are this near to the picture
+CAMBRIDGE_HEADER = "Visual Landmark Dataset"
+_QUATERNION_TOLERANCE = 0.01
+_NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PosedSource:
+    """Pictures with poses, the unit of these, and one line that says what was recognised."""
+
+    pictures: list[PosedPicture]
+    units: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """A picture's file, its pose, its time, and its camera where the poses name one."""
+
+    path: Path
+    world_from_cam: RigidTransform
+    timestamp_ns: int
+    calibration: Calibration | None = None
+
+
+def open_posed(
+    images: Path, poses: Path | None, *, config: InputConfig, camera: Path | None = None, stride: int = 1
+) -> PosedSource:
+    """Pictures of a folder with their poses, whichever known form these have.
+
+    Args:
+        poses: a trajectory file, a COLMAP model's folder or a Cambridge list; None where the folder has poses itself.
+        camera: a camera.yaml that counts before any other.
+        stride: every `stride`-th picture that has a pose.
+
+    Raises:
+        SequenceError: nothing there that can be read, or pictures that are named and missing.
+        TrajectoryError: poses that cannot be read, or share no time with the pictures.
+        CameraError: the camera file cannot be used, or is not of these pictures.
+    """
+    if not images.is_dir():
+        raise SequenceError(f"{images}: no such folder; expected one with the pictures")
+    entries, calibration, units, what = _recognise(images, poses)
+    given = Calibration(load_camera(camera), str(camera)) if camera is not None else None
+    chosen = entries[::stride]
+    pictures = _pictures(chosen, given, calibration, config)
+    return PosedSource(pictures=pictures, units=units, description=f"{what}: {len(pictures)} pictures with poses")
+
+
+def _recognise(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibration | None, str, str]:
+    """(entries, the camera of all, unit, what it is)."""
+    if poses is None:
+        scene = images / "TrainSplit.txt"
+        if scene.is_file():
+            return _seven_scenes_scene(images, scene)
+        return _data_set(images, None)
+    if not poses.exists():
+        raise TrajectoryError(f"{poses}: no such file or folder; expected a trajectory, a COLMAP model or a list")
+    model = next((f for f in (poses, poses / "sparse" / "0", poses / "0") if (f / "images.txt").is_file()), None)
+    if model is not None:
+        return _colmap(images, model), None, "map units", "COLMAP model"
+    if poses.is_dir():
+        raise TrajectoryError(
+            f"{poses}: expected a COLMAP model in text, images.txt and cameras.txt "
+            "(colmap model_converter --output_type TXT makes one)"
+        )
+    if _is_cambridge(poses):
+        return _cambridge(images, poses), None, "metres", "Cambridge Landmarks list"
+    return _data_set(images, poses)
+
+
+# --- layouts ------------------------------------------------------------------------------------------
+
+
+def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibration | None, str, str]:
+    """A folder with times, and the poses at these times."""
+    index = index_folder(images)
+    truth = index.ground_truth if poses is None else read_trajectory(poses)
+    if not index.image_paths:
+        raise SequenceError(f"{images}: a video; expected single pictures")
+    if truth is None:
+        raise TrajectoryError(
+            f"{images}: no poses in this folder; name them: a trajectory file, a COLMAP model or a Cambridge list"
+        )
+    found = _poses_at(truth, index.timestamps_ns.tolist())
+    entries = [
+        _Entry(path, pose, time)
+        for path, time, pose in zip(index.image_paths, index.timestamps_ns.tolist(), found, strict=True)
+        if pose is not None and path.is_file()
+    ]
+    if not entries:
+        raise TrajectoryError(
+            f"{poses or images}: none of the poses is within {MAX_GAP_NS / 1e6:g} ms of a picture; are the "
+            "pictures' times known (rgb.txt with 'timestamp filename'), and on the clock of the poses?"
+        )
+    calibration = Calibration(index.camera, index.camera_source) if index.camera else None
+    return entries, calibration, "metres", index.layout
+
+
+def _seven_scenes_scene(scene: Path, split: Path) -> tuple[list[_Entry], Calibration | None, str, str]:
+    """All sequences that a 7-Scenes scene is trained on; they share one world. Times follow one another."""
+    entries: list[_Entry] = []
+    calibration = None
+    names = []
+    for place, fields in rows_of(split):
+        number = re.search(r"(\d+)$", fields[0])
+        if number is None:
+            raise SequenceError(f"{place}: expected 'sequence1' and so on, got {fields[0]!r}")
+        names.append(f"seq-{int(number[1]):02d}")
+        more, calibration, _, _ = _data_set(scene / names[-1], None)
+        start = entries[-1].timestamp_ns + _NANOSECONDS if entries else 0
+        entries += [replace(entry, timestamp_ns=entry.timestamp_ns + start) for entry in more]
+    return entries, calibration, "metres", f"7-Scenes scene, {', '.join(names)}"
+
+
+def _colmap(images: Path, model: Path) -> list[_Entry]:
+    """images.txt and cameras.txt: cam_from_world, quaternion w first; a line of points after every picture's."""
+    cameras = _colmap_cameras(model / "cameras.txt")
+    lines = _lines(model / "images.txt")[::2]
+    entries = []
+    for place, fields in lines:
+        if len(fields) < 10 or fields[8] not in cameras:
+            raise TrajectoryError(
+                f"{place}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME with a camera of cameras.txt"
+            )
+        numbers = _numbers(place, fields[1:8])
+        cam_from_world = rigid(_rotation(place, numbers[:4]), numbers[4:])
+        path = path_inside(images, " ".join(fields[9:]), place)
+        entries.append(_Entry(path, cam_from_world.inv(), 0, cameras[fields[8]]))
+    return _numbered(images, sorted(entries, key=lambda entry: str(entry.path)), str(model))
+
+
+def _lines(path: Path) -> list[tuple[str, list[str]]]:
+    """Every line that is no comment, empty ones too: a picture without points has an empty second line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrajectoryError(f"{path}: cannot be read ({error})") from None
+    numbered = [(f"{path}, line {n}", line.split()) for n, line in enumerate(text.splitlines(), start=1)]
+    return [(place, fields) for place, fields in numbered if not (fields and fields[0].startswith("#"))]
+
+
+_COLMAP_MODELS: dict[str, tuple[CameraModel, Callable[[FloatArray], tuple[list[float], list[float]]]]] = {
+    "SIMPLE_PINHOLE": ("pinhole", lambda p: ([p[0], p[0], p[1], p[2]], [])),
+    "PINHOLE": ("pinhole", lambda p: (list(p[:4]), [])),
+    "SIMPLE_RADIAL": ("radtan", lambda p: ([p[0], p[0], p[1], p[2]], [p[3], 0.0, 0.0, 0.0])),
+    "RADIAL": ("radtan", lambda p: ([p[0], p[0], p[1], p[2]], [p[3], p[4], 0.0, 0.0])),
+    "OPENCV": ("radtan", lambda p: (list(p[:4]), list(p[4:8]))),
+    "FULL_OPENCV": ("radtan", lambda p: (list(p[:4]), list(p[4:12]))),
+    "OPENCV_FISHEYE": ("fisheye", lambda p: (list(p[:4]), list(p[4:8]))),
+}
+_COLMAP_COUNTS = {
+    "SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5,
+    "OPENCV": 8, "FULL_OPENCV": 12, "OPENCV_FISHEYE": 8,
+}  # fmt: skip
+
+
+def _colmap_cameras(path: Path) -> dict[str, Calibration]:
+    """cameras.txt: CAMERA_ID MODEL WIDTH HEIGHT PARAMS; the centre of COLMAP's first pixel is at (0.5, 0.5)."""
+    cameras: dict[str, Calibration] = {}
+    for place, fields in _lines(path):
+        if len(fields) < 5 or fields[1] not in _COLMAP_MODELS:
+            raise CameraError(
+                f"{place}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, a MODEL of {', '.join(_COLMAP_MODELS)}"
+            )
+        numbers = _numbers(place, fields[2:])
+        if len(numbers) != 2 + _COLMAP_COUNTS[fields[1]]:
+            raise CameraError(f"{place}: {fields[1]} has {_COLMAP_COUNTS[fields[1]]} numbers, got {len(numbers) - 2}")
+        model, parts = _COLMAP_MODELS[fields[1]]
+        (fx, fy, cx, cy), distortion = parts(numbers[2:])
+        camera = Camera(
+            width=int(numbers[0]), height=int(numbers[1]), fx=fx, fy=fy, cx=cx - 0.5, cy=cy - 0.5,
+            model=model, distortion=tuple(distortion),
+        )  # fmt: skip
+        cameras[fields[0]] = Calibration(camera, str(path))
+    return cameras
+
+
+def _is_cambridge(path: Path) -> bool:
+    """A list with names in the first column, with or without the data set's header."""
+    try:
+        start = path.read_text(encoding="utf-8-sig")[:4096]
+    except (OSError, UnicodeDecodeError):
+        return False
+    if start.startswith(CAMBRIDGE_HEADER):
+        return True
+    first = next((line.split() for line in start.splitlines() if line.strip() and not line.startswith("#")), [])
+    return len(first) == 8 and Path(first[0]).suffix != "" and not re.fullmatch(r"[-+0-9.eE]+", first[0])
+
+
+def _cambridge(images: Path, path: Path) -> list[_Entry]:
+    """`name x y z qw qx qy qz`: the camera's centre, and the rotation from the world to the camera."""
+    entries = []
+    for place, fields in _lines(path):
+        if not fields or fields[0] in ("Visual", "ImageFile,"):  # the two lines of its header
+            continue
+        if len(fields) != 8:
+            raise TrajectoryError(f"{place}: expected 'name x y z qw qx qy qz', got {len(fields)} columns")
+        numbers = _numbers(place, fields[1:])
+        cam_from_world = _rotation(place, numbers[3:])
+        entries.append(_Entry(path_inside(images, fields[0], place), rigid(cam_from_world.T, numbers[:3]), 0))
+    return _numbered(images, entries, str(path))
+
+
+def _numbered(images: Path, entries: Sequence[_Entry], source: str) -> list[_Entry]:
+    """Entries whose pictures are there, a second apart: these lists have no times."""
+    there = [entry for entry in entries if entry.path.is_file()]
+    if not there:
+        first = f" (first: {entries[0].path})" if entries else ""
+        raise SequenceError(
+            f"{images}: none of the {len(entries)} pictures that {source} names is here{first}; "
+            "pass the folder that its names start from"
+        )
+    return [replace(entry, timestamp_ns=k * _NANOSECONDS) for k, entry in enumerate(there)]
+
+
+def _numbers(place: str, fields: Sequence[str]) -> FloatArray:
+    try:
+        numbers = np.array([float(field) for field in fields])
+    except ValueError as error:
+        raise TrajectoryError(f"{place}: expected numbers ({error})") from None
+    if not np.isfinite(numbers).all():
+        raise TrajectoryError(f"{place}: expected finite numbers")
+    return numbers
+
+
+def _rotation(place: str, wxyz: FloatArray) -> FloatArray:
+    if abs(float(np.linalg.norm(wxyz)) - 1.0) > _QUATERNION_TOLERANCE:
+        raise TrajectoryError(f"{place}: expected a unit quaternion, got length {np.linalg.norm(wxyz):.3f}")
+    return rotation_from_quaternion_wxyz(wxyz)
+
+
+# --- poses at the pictures' times -----------------------------------------------------------------------
+
+
+def _poses_at(truth: Trajectory, times_ns: Sequence[int]) -> list[RigidTransform | None]:
+    """The pose at each time, between the two next to it; None where there are none near enough."""
+    known = truth.timestamps_ns
+    found: list[RigidTransform | None] = []
+    for time in times_ns:
+        after = int(np.searchsorted(known, time))
+        before = after if after < len(known) and known[after] == time else after - 1
+        if before < 0 or after >= len(known):
+            found.append(None)
+        elif before == after:
+            found.append(RigidTransform.from_matrix(truth.world_from_cam[after]))
+        elif max(time - int(known[before]), int(known[after]) - time) > MAX_GAP_NS:
+            found.append(None)
+        else:
+            found.append(_between(truth, before, after, time))
+    return found
+
+
+def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidTransform:
+    pair = truth.world_from_cam[[before, after]]
+    span = int(truth.timestamps_ns[after] - truth.timestamps_ns[before])
+    share = (time_ns - int(truth.timestamps_ns[before])) / span
+    turned = Slerp([0.0, 1.0], Rotation.from_matrix(pair[:, :3, :3]))(share)
+    return rigid(turned.as_matrix(), (1 - share) * pair[0, :3, 3] + share * pair[1, :3, 3])
+
+
+# --- pictures -----------------------------------------------------------------------------------------
+
+
+def _pictures(
+    entries: Sequence[_Entry], given: Calibration | None, shared: Calibration | None, config: InputConfig
+) -> list[PosedPicture]:
+    """Readers of the pictures; those of one camera are taken to be of one size, which reading checks."""
+    optics: dict[str, Optics] = {}
+    pictures = []
+    for entry in entries:
+        calibration = given or entry.calibration or shared
+        key = repr(calibration)
+        if key not in optics:
+            height, width = read_image(entry.path).shape[:2]
+            optics[key] = Optics(width, height, calibration, config)
+        pictures.append(
+            PosedPicture(
+                name=entry.path.name,
+                read=_reader(entry.path, optics[key]),
+                camera=optics[key].camera,
+                world_from_cam=entry.world_from_cam,
+                timestamp_ns=entry.timestamp_ns,
+            )
+        )
+    return pictures
+
+
+def _reader(path: Path, optics: Optics) -> Callable[[], Image]:
+    return lambda: optics(read_image(path), str(path))

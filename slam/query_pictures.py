@@ -1,0 +1,106 @@
+"""Pictures to be located one by one: which files are meant, and which camera took them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocalizer.errors import CameraError, SequenceError
+from relocalizer.images import Camera, load_camera, read_image
+from relocalizer.interfaces import View
+from slam.config import InputConfig
+from slam.datasets import index_folder
+from slam.sequence import Calibration, Optics
+
+SECOND_NS = 1_000_000_000
+_SAME_SHAPE = 0.01  # of the sides' ratio
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryPicture:
+    """A picture's file, the time it gets in a trajectory, and the camera its folder says took it."""
+
+    path: Path
+    timestamp_ns: int
+    calibration: Calibration | None = None
+
+
+def query_pictures(given: Sequence[str]) -> list[QueryPicture]:
+    """The pictures of folders, files and patterns such as 'holiday/*.jpg'.
+
+    One folder's pictures keep its times; any other choice is a second apart.
+
+    Raises:
+        SequenceError: nothing is there, or a folder has a video in the place of pictures.
+    """
+    groups = [_of(text) for text in given]
+    pictures = [picture for group in groups for picture in group]
+    if len(groups) == 1 and Path(given[0]).is_dir():
+        return pictures
+    return [QueryPicture(p.path, k * SECOND_NS, p.calibration) for k, p in enumerate(pictures)]
+
+
+def _of(text: str) -> list[QueryPicture]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        index = index_folder(path)
+        if index.video is not None:
+            raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
+        calibration = Calibration(index.camera, index.camera_source) if index.camera else None
+        times = index.timestamps_ns.tolist()
+        return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
+    if path.exists():
+        return [QueryPicture(path, 0, _beside(path))]
+    found = sorted(glob.glob(str(path), recursive=True))
+    if not found:
+        raise SequenceError(f"{text}: no such picture or folder")
+    return [QueryPicture(Path(name), 0, _beside(Path(name))) for name in found if os.path.isfile(name)]
+
+
+def _beside(picture: Path) -> Calibration | None:
+    camera = picture.parent / "camera.yaml"
+    return Calibration(load_camera(camera), str(camera)) if camera.is_file() else None
+
+
+class QueryReader:
+    """Reads pictures as the pinhole camera that is known of them sees them.
+
+    That is the camera that was given, else the one of the picture's folder, else a map's camera whose pictures
+    have the same shape.
+    """
+
+    def __init__(self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig) -> None:
+        self._given = Calibration(load_camera(given), str(given)) if given is not None else None
+        self._map_cameras, self._config = map_cameras, config
+        self._optics: dict[tuple[int, int, str], Optics] = {}
+        self.notes: list[str] = []
+
+    def read(self, picture: QueryPicture) -> View:
+        """The picture and its camera.
+
+        Raises:
+            SequenceError: it cannot be read.
+            CameraError: no camera is known of it, or one of other pictures.
+        """
+        image = read_image(picture.path)
+        height, width = image.shape[:2]
+        calibration = self._given or picture.calibration or self._of_map(picture.path, width, height)
+        key = (width, height, repr(calibration))
+        if key not in self._optics:
+            self._optics[key] = Optics(width, height, calibration, self._config)
+            self.notes.append(f"{picture.path.name}: {self._optics[key].note}")
+        optics = self._optics[key]
+        return View(optics(image, str(picture.path)), optics.camera)
+
+    def _of_map(self, path: Path, width: int, height: int) -> Calibration:
+        for camera in self._map_cameras:
+            if abs(width / height - camera.width / camera.height) < _SAME_SHAPE:
+                return Calibration(camera, "the map's camera, as nobody named another")
+        shapes = ", ".join(sorted({f"{c.width}x{c.height}" for c in self._map_cameras}))
+        raise CameraError(
+            f"{path}: {width}x{height}, and the map's cameras have another shape ({shapes}); "
+            "add --camera camera.yaml with the intrinsics of these pictures"
+        )
