@@ -99,7 +99,7 @@ def prepare_calibrated(image: Image, camera: Camera, size: tuple[int, int]) -> P
     step = _Preparation(_rgb(image), camera)
     left, top, width, height = _centred_window(step.size, camera)
     step.crop(left, top, width, height)
-    target_width, target_height = size[::-1] if height > NEARLY_SQUARE * width else size
+    target_width, target_height = _turned(size, width, height)
     scale = max(target_width / width, target_height / height) + SIZE_SLACK
     step.resize(int(width * scale), int(height * scale), pillow.Resampling.LANCZOS)
     left, top = round((step.size[0] - target_width) / 2), round((step.size[1] - target_height) / 2)
@@ -114,14 +114,17 @@ def trained_size(image: Image, camera: Camera, variant: Variant) -> tuple[int, i
         CameraError: the camera is of another picture, or its principal point is too near to the border.
     """
     _, _, width, height = _centred_window((image.shape[1], image.shape[0]), camera)
-    is_portrait = height > NEARLY_SQUARE * width
-    ratio = height / width if is_portrait else width / height
+    return _nearest_size(width, height, variant)
 
-    def kept_share(size: tuple[int, int]) -> float:
-        relative = ratio * size[1] / size[0]
-        return min(relative, 1 / relative)
 
-    return max(TRAINED_SIZES[variant], key=kept_share)
+def calibrated_size(camera: Camera, variant: Variant) -> tuple[int, int]:
+    """The size (width, height) that `prepare` gives pictures of a camera.
+
+    Raises:
+        CameraError: its principal point is too near to the border.
+    """
+    _, _, width, height = _centred_window((camera.width, camera.height), camera)
+    return _turned(_nearest_size(width, height, variant), width, height)
 
 
 def network_input(pixels: Image) -> NDArray[np.float32]:
@@ -169,6 +172,22 @@ def _half_sizes(size: tuple[int, int], variant: Variant) -> tuple[int, int]:
         return half, half
     half_width, half_height = (PATCH // 2 * (2 * (side // 2) // PATCH) for side in size)
     return half_width, 3 * half_width // 4 if width == height else half_height
+
+
+def _nearest_size(width: int, height: int, variant: Variant) -> tuple[int, int]:
+    is_portrait = height > NEARLY_SQUARE * width
+    ratio = height / width if is_portrait else width / height
+
+    def kept_share(size: tuple[int, int]) -> float:
+        relative = ratio * size[1] / size[0]
+        return min(relative, 1 / relative)
+
+    return max(TRAINED_SIZES[variant], key=kept_share)
+
+
+def _turned(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """A size (width, height) of the network as a picture of this width and height takes it."""
+    return size[::-1] if height > NEARLY_SQUARE * width else size
 
 
 def _centred_window(size: tuple[int, int], camera: Camera) -> tuple[int, int, int, int]:

@@ -1,21 +1,23 @@
 """Reloc3r as a pair predictor: every picture is encoded once, and pairs are decoded in batches.
 
 Encoded pictures are kept in half precision up to a bound of memory; what was dropped is encoded again from the
-prepared picture, which is always kept. Both ways of a pair come from one pass, and where they differ the answer is
-trusted less. The length of the network's translation is never used.
+prepared picture, which is kept without loss or can be had again. Both ways of a pair come from one pass, and where they
+differ the answer is trusted less. The length of the network's translation is never used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,22 +28,23 @@ from relocalizer.errors import ConfigError, WeightsError
 from relocalizer.features import LocalFeatures
 from relocalizer.images import Camera, Image
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
+from relocalizer.network.computation import (
+    WARNING_INT8,
+    Backend,
+    Computation,
+    Network,
+    Precision,
+    choose_computation,
+    network_of,
+)
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
-from relocalizer.network.openvino_network import OpenVinoNetwork
-from relocalizer.network.precision import (
-    Precision,
-    choose_device,
-    choose_dtype,
-    onednn_keeps_float32,
-    onednn_products,
-)
+from relocalizer.network.precision import onednn_keeps_float32, onednn_products
 from relocalizer.network.weights import load_model, random_model
-from relocalizer.preprocessing import PreparedPicture, Variant, network_input, prepare
+from relocalizer.preprocessing import TRAINED_SIZES, Variant, calibrated_size, network_input, prepare
 from relocalizer.two_way import PairCalibration, TwoWayPose, estimate_of
 
 Kind = Literal["reloc3r-512", "reloc3r-224"]
-Backend = Literal["torch", "openvino"]
 
 CACHE_BYTES = 1 << 30  # about 680 pictures of 512 x 384, 2700 of 224 x 224
 CACHE_DTYPE = torch.float16  # keeps eleven bits; tokens are normalised, so none leaves its range
@@ -50,6 +53,8 @@ GEM_FLOOR = 1e-6
 # Pairs decoded at a time: a CPU gains nothing from more than fill its caches, a GPU does.
 PAIRS_AT_A_TIME = {"cpu": 2, "cuda": 32, "mps": 8}
 PICTURES_AT_A_TIME = {"cpu": 1, "cuda": 16, "mps": 4}
+# A frame is often encoded twice in a row: to be recognised or tried, and to become a keyframe.
+NEWEST = 2
 
 RANDOM_WARNING = "(RANDOM WEIGHTS: poses mean nothing)"
 
@@ -60,12 +65,14 @@ class Reloc3rEncoded:
 
     Attributes:
         key: its place in the cache of the predictor that made it.
-        picture: prepared pixels, enough to encode it again.
+        size: (height, width) of the prepared picture.
+        pixels: the prepared picture again, to encode it once more.
         descriptor: unit (D,) float32, for place recognition.
     """
 
     key: int
-    picture: PreparedPicture
+    size: tuple[int, int]
+    pixels: Callable[[], Image]
     descriptor: NDArray[np.float32]
 
 
@@ -80,7 +87,8 @@ class Reloc3rPredictor:
         calibration: PairCalibration | None = None,
         cache_bytes: int = CACHE_BYTES,
         cache_dtype: torch.dtype = CACHE_DTYPE,
-        network: OpenVinoNetwork | None = None,
+        network: Network | None = None,
+        computation: Computation | None = None,
     ) -> None:
         """Use `load` or `random` to make one.
 
@@ -92,6 +100,7 @@ class Reloc3rPredictor:
             cache_dtype: of encoded pictures. All answers are computed from these digits, so an answer does not
                 depend on what was dropped in between. float32 gives the reference's numbers to the last digits.
             network: computes in the model's place.
+            computation: how `model` and `network` were chosen, as a record.
         """
         self.name: str = kind
         self.descriptor = f"{kind}-gem"
@@ -102,9 +111,12 @@ class Reloc3rPredictor:
         self._device = model.enc_norm.weight.device
         self._onednn = self._device.type == "cpu" and onednn_keeps_float32()
         self._calibration = calibration or PairCalibration.published(self._variant)
+        self.computation = computation
         self._cache = _TokenCache(cache_bytes)
         self._cache_dtype = cache_dtype
         self._keys = itertools.count()
+        self._by_pixels: weakref.WeakValueDictionary[bytes, Reloc3rEncoded] = weakref.WeakValueDictionary()
+        self._newest: deque[Reloc3rEncoded] = deque(maxlen=NEWEST)
 
     @staticmethod
     def load(
@@ -122,30 +134,30 @@ class Reloc3rPredictor:
             kind: which of the two networks; the checkpoint must be one of it.
             weights: a path or hub id; empty takes the released checkpoint from the cache or the hub.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            precision: "auto" and "exact" compute in float32 on a CPU; "auto" takes float16 on CUDA; "fast" takes
-                what is measured to be quickest.
-            backend: "openvino" has OpenVINO compute on the CPU, from graphs made when a size of picture is first met.
-            announce: told size and licence before weights are fetched.
+            precision: "auto" computes in float32, or in float16 on CUDA; "fastest" measures which of float32, bfloat16
+                and float16 is quickest here; "int8-dynamic" moves poses by degrees.
+            backend: "openvino" has OpenVINO compute on the CPU, from graphs made when a size of picture is first met;
+                "auto" measures which is quicker.
+            announce: told size and licence before weights are fetched, and what 8 bits cost.
 
         Raises:
-            ConfigError: no such network or backend, or OpenVINO is not installed or cannot do what is asked of it.
+            ConfigError: no such network, backend or precision, or OpenVINO is not installed or cannot do what is asked.
             WeightsError: no usable checkpoint, or one of the other network.
             DeviceError: the device is not there.
         """
         if kind not in get_args(Kind):
             raise ConfigError(f"predictor.kind: expected {' or '.join(get_args(Kind))}, got {kind!r}")
-        chosen = _device_for(backend, device)
-        dtype = choose_dtype(precision, chosen)
-        kept = torch.float32 if backend == "openvino" else dtype
-        model = load_model(weights or kind, device=chosen, dtype=kept, announce=announce)
+        computation = _computation(cast(Kind, kind), device, backend, precision, announce)
+        model = load_model(weights or kind, device=computation.device, dtype=computation.dtype, announce=announce)
         size = model.architecture.img_size
         if size is not None and f"reloc3r-{size}" != kind:
             raise WeightsError(
                 f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
                 "choose another predictor or other weights"
             )
-        network = OpenVinoNetwork(model, dtype) if backend == "openvino" else None
-        predictor = Reloc3rPredictor(model, cast(Kind, kind), network=network)
+        predictor = Reloc3rPredictor(
+            model, cast(Kind, kind), network=network_of(model, computation), computation=computation
+        )
         checkpoint = resolve(weights or kind)
         predictor._weights = lambda: published_sha256(checkpoint) or sha256_of(checkpoint.weights)
         return predictor
@@ -159,6 +171,7 @@ class Reloc3rPredictor:
         precision: Precision = "auto",
         backend: Backend = "torch",
         architecture: Architecture | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> Reloc3rPredictor:
         """The predictor with seeded random weights: real cost, meaningless poses; its name says so.
 
@@ -166,12 +179,11 @@ class Reloc3rPredictor:
             ConfigError: as `load`.
             DeviceError: the device is not there.
         """
-        chosen = _device_for(backend, device)
-        dtype = choose_dtype(precision, chosen)
+        computation = _computation(kind, device, backend, precision, announce)
         model = random_model(architecture or Architecture(), seed=seed)
-        network = OpenVinoNetwork(model, dtype) if backend == "openvino" else None
-        use_matmul_dtype(model, torch.float32 if network else dtype)
-        predictor = Reloc3rPredictor(model.to(chosen), kind, network=network)
+        use_matmul_dtype(model, computation.dtype)
+        network = network_of(model.to(computation.device), computation)
+        predictor = Reloc3rPredictor(model, kind, network=network, computation=computation)
         predictor.name = f"{kind} {RANDOM_WARNING}"
         predictor._weights = lambda: f"random, seed {seed}"
         return predictor
@@ -186,8 +198,16 @@ class Reloc3rPredictor:
             SequenceError: a picture smaller than a patch, or not of bytes.
             CameraError: a camera of another picture, or with its principal point near the border.
         """
-        pictures = [prepare(view.image, view.camera, self._variant) for view in views]
-        return [self._remember(p, features) for p, features in zip(pictures, self._run(pictures), strict=True)]
+        pictures = [prepare(view.image, view.camera, self._variant).pixels for view in views]
+        digests = [_digest(pixels) for pixels in pictures]
+        # Held here, so that what is known stays known until it is given out.
+        known = {digest: self._by_pixels.get(digest) for digest in digests}
+        new = {d: pixels for d, pixels in zip(digests, pictures, strict=True) if known[d] is None}
+        for (digest, pixels), features in zip(new.items(), self._run(list(new.values())), strict=True):
+            known[digest] = self._by_pixels[digest] = self._remember(pixels, features)
+        encoded = [cast(Reloc3rEncoded, known[digest]) for digest in digests]
+        self._newest.extend(encoded)
+        return list(encoded)
 
     def recall(
         self,
@@ -196,12 +216,17 @@ class Reloc3rPredictor:
         descriptor: NDArray[np.float32],
         picture: Callable[[], Image],
     ) -> Reloc3rEncoded:
-        """What is remembered of a keyframe of a saved map: its prepared picture, encoded when it is first related.
+        """What is remembered of a keyframe of a saved map: its picture is read and encoded when it is first related.
 
         Raises:
-            SequenceError, CameraError: as `encode`.
+            CameraError: its principal point is near the border.
         """
-        return Reloc3rEncoded(next(self._keys), prepare(picture(), camera, self._variant), descriptor)
+        size = calibrated_size(camera, self._variant)
+
+        def pixels() -> Image:
+            return prepare(picture(), camera, self._variant).pixels
+
+        return self._owned(Reloc3rEncoded(next(self._keys), size[::-1], pixels, descriptor))
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -226,18 +251,23 @@ class Reloc3rPredictor:
         """Memory of the encoded pictures kept now."""
         return self._cache.used_bytes
 
-    def _remember(self, picture: PreparedPicture, features: Tensor) -> Reloc3rEncoded:
-        encoded = Reloc3rEncoded(next(self._keys), picture, _generalised_mean(features))
+    def _remember(self, pixels: Image, features: Tensor) -> Reloc3rEncoded:
+        height, width = pixels.shape[:2]
+        kept = _LosslessPicture(pixels)
+        encoded = Reloc3rEncoded(next(self._keys), (height, width), kept, _generalised_mean(features))
         self._cache.put(encoded.key, features)
+        return self._owned(encoded)
+
+    def _owned(self, encoded: Reloc3rEncoded) -> Reloc3rEncoded:
+        """The same; its tokens leave the cache when nobody remembers it any more."""
         weakref.finalize(encoded, self._cache.drop, encoded.key).atexit = False
         return encoded
 
-    def _run(self, pictures: Sequence[PreparedPicture]) -> list[Tensor]:
-        """Encoded tokens (N, C) of each picture, in the cache's precision."""
+    def _run(self, pictures: Sequence[Image]) -> list[Tensor]:
+        """Encoded tokens (N, C) of each prepared picture, in the cache's precision."""
         found: dict[int, Tensor] = {}
-        sizes = [picture.pixels.shape[:2] for picture in pictures]
-        for batch in _grouped(sizes, PICTURES_AT_A_TIME[self._device.type]):
-            images = np.stack([network_input(pictures[index].pixels) for index in batch])
+        for batch in _grouped([pixels.shape for pixels in pictures], PICTURES_AT_A_TIME[self._device.type]):
+            images = np.stack([network_input(pictures[index]) for index in batch])
             with torch.inference_mode(), onednn_products(self._onednn):
                 tokens = self._network.encode(torch.from_numpy(images).to(self._device))
             found |= dict(zip(batch, tokens.features.to(self._cache_dtype).unbind(), strict=True))
@@ -247,7 +277,7 @@ class Reloc3rPredictor:
     def _features(self, encoded: Reloc3rEncoded) -> Tensor:
         features = self._cache.get(encoded.key)
         if features is None:
-            [features] = self._run([encoded.picture])
+            [features] = self._run([encoded.pixels()])
             self._cache.put(encoded.key, features)
         return features
 
@@ -264,12 +294,10 @@ class Reloc3rPredictor:
         return Tokens(features.float(), self._grid(side[0]))
 
     def _grid(self, encoded: Reloc3rEncoded) -> Grid:
-        height, width = encoded.picture.pixels.shape[:2]
-        return Grid(height // self._patch, width // self._patch)
+        return Grid(*(side // self._patch for side in encoded.size))
 
     def _batches(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> Iterator[list[int]]:
-        sizes = [(i.picture.pixels.shape, j.picture.pixels.shape) for i, j in pairs]
-        return _grouped(sizes, PAIRS_AT_A_TIME[self._device.type])
+        return _grouped([(i.size, j.size) for i, j in pairs], PAIRS_AT_A_TIME[self._device.type])
 
 
 class _TokenCache:
@@ -297,12 +325,39 @@ class _TokenCache:
         self.used_bytes -= tensor.nbytes if tensor is not None else 0
 
 
-def _device_for(backend: str, device: str) -> torch.device:
-    if backend not in get_args(Backend):
-        raise ConfigError(f"backend: expected {' or '.join(get_args(Backend))}, got {backend!r}")
-    if backend == "openvino" and device not in ("auto", "cpu"):
-        raise ConfigError(f"backend openvino: runs on the CPU, not on {device}; use device cpu, or backend torch")
-    return choose_device("cpu" if backend == "openvino" else device)
+class _LosslessPicture:
+    """Pixels (H, W, 3), RGB uint8, as PNG: half of their memory."""
+
+    def __init__(self, pixels: Image) -> None:
+        # Channels in the wrong order for PNG's viewers, and in the right one when they come out again.
+        _, self._png = cv2.imencode(".png", pixels)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept."""
+        return self._png.nbytes
+
+    def __call__(self) -> Image:
+        pixels = cv2.imdecode(self._png, cv2.IMREAD_COLOR)
+        assert pixels is not None
+        return np.asarray(pixels, dtype=np.uint8)
+
+
+def _digest(pixels: Image) -> bytes:
+    shape = np.array(pixels.shape, dtype=np.int64).tobytes()
+    return hashlib.blake2b(shape + pixels.tobytes(), digest_size=16).digest()
+
+
+def _computation(
+    kind: Kind, device: str, backend: str, precision: str, announce: Callable[[str], None] | None
+) -> Computation:
+    [size, *_] = TRAINED_SIZES[224 if kind == "reloc3r-224" else 512]
+    computation = choose_computation(device=device, backend=backend, precision=precision, size=size)
+    if announce is not None and computation.measured:
+        announce(f"network: {computation}")
+    if announce is not None and precision == "int8-dynamic":
+        announce(f"WARNING: {WARNING_INT8}")
+    return computation
 
 
 def _grouped(sizes: Sequence[object], at_a_time: int) -> Iterator[list[int]]:

@@ -12,6 +12,8 @@ from slam import pipeline
 from slam.config import SlamConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from slam.sequence import FrameSource
 
 
@@ -101,28 +103,34 @@ def _stage_cost(milliseconds: list[float]) -> StageCost:
 def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
     """Time the Reloc3r network that the configuration names, at its largest size, beside a naive use of it.
 
+    With the default backend and precision every way of computing it is measured, otherwise the one that was asked for.
+
     Args:
         repeats: every figure is the median of so many.
 
     Raises:
         WeightsError: trained weights were asked for and cannot be had.
+        ConfigError: the backend or the precision cannot be had here.
     """
     from relocalizer.network.benchmark import KEYFRAMES, measure_network
-    from relocalizer.network.model import Architecture, use_matmul_dtype
-    from relocalizer.network.precision import choose_device, choose_dtype
+    from relocalizer.network.computation import choose_computation, every_way
+    from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
     from relocalizer.network.weights import load_model, random_model
     from relocalizer.preprocessing import TRAINED_SIZES
 
     asked = config.predictor
-    device = choose_device("auto")
-    dtype = choose_dtype("auto", device)
-    if asked.random_weights:
+    [size, *_] = TRAINED_SIZES[224 if asked.kind == "reloc3r-224" else 512]
+    chosen = choose_computation(backend=asked.backend, precision=asked.precision, size=size)
+    by_default = (asked.backend, asked.precision) == ("torch", "auto")
+
+    def load(dtype: torch.dtype) -> Reloc3r:
+        if not asked.random_weights:
+            return load_model(asked.weights or asked.kind, dtype=dtype)
         model = random_model(Architecture(), seed=config.seed)
         use_matmul_dtype(model, dtype)
-        model = model.to(device)
-    else:
-        model = load_model(asked.weights or asked.kind, device=device, dtype=dtype)
-    [size, *_] = TRAINED_SIZES[224 if asked.kind == "reloc3r-224" else 512]
-    times = measure_network(model, size, repeats=repeats).as_dict()
+        return model
+
+    ways = every_way(chosen.device) if by_default else [chosen.way]
+    times = measure_network(load, ways, size, device=chosen.device, repeats=repeats).as_dict()
     weights = {"predictor": asked.kind, "random_weights": asked.random_weights}
-    return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, **times}
+    return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, "chosen": str(chosen), **times}

@@ -33,6 +33,14 @@ class PredictorConfig(Section):
     random_weights: bool = Field(
         False, description="Reloc3r with random weights: the cost is real, the poses mean nothing."
     )
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "torch", description="What computes Reloc3r; auto measures at start which is quicker, OpenVINO if installed."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8-dynamic", "fastest"] = Field(
+        "auto",
+        description="Of Reloc3r's products. auto is float32, the exact one (on CUDA float16, as published); fastest "
+        "measures at start; int8-dynamic is for trying out.",
+    )
     geometric: GeometricConfig = GeometricConfig()
 
 

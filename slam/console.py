@@ -217,21 +217,20 @@ def stage_rows(stages: Mapping[str, StageCost]) -> list[tuple[str, ...]]:
 
 
 def network_rows(times: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What the network costs, beside a naive use of it, the heads of the columns first."""
-    edge, ten, naive = times["edge_s"], times["relocalize_s"], times["naive_pair_s"]
-    keyframes = times["keyframes"]
-    return [
-        ("", f"{'s':>8}", f"{'naive s':>8}", "naive / ours"),
-        ("a picture encoded", f"{times['encode_s']:8.3f}", "", ""),
-        ("a pair decoded, both ways", f"{times['decode_s']:8.3f}", "", ""),
-        ("a new picture against a keyframe", f"{edge:8.3f}", f"{naive:8.3f}", f"{times['edge_ratio']:.2f}"),
-        (
-            f"a new picture against {keyframes} keyframes",
-            f"{ten:8.3f}",
-            f"{keyframes * naive:8.3f}",
-            f"{times['relocalize_ratio']:.2f}",
-        ),
+    """What the network costs in each way, beside a naive use of it, the heads of the columns first."""
+    naive, keyframes = times["naive_pair_s"], times["keyframes"]
+    ten = f"against {keyframes}"
+    rows: list[tuple[str, ...]] = [
+        ("seconds", "encode", "decode", "edge", "naive/", ten, "naive/", "rotation", "direction", "ready"),
+        ("naive", "", "", f"{naive:.3f}", "1.0", f"{keyframes * naive:.2f}", "1.0", "deg", "deg", ""),
     ]
+    for way in times["ways"]:
+        seconds = (f"{way[part]:.3f}" for part in ("encode_s", "decode_s", "edge_s"))
+        against = (f"{way['edge_ratio']:.1f}", f"{way['relocalize_s']:.2f}", f"{way['relocalize_ratio']:.1f}")
+        moved = (f"{way['rotation_deg']:.4f}", f"{way['direction_deg']:.4f}", f"{way['ready_s']:.1f}")
+        rows.append((f"{way['backend']} {way['precision']}", *seconds, *against, *moved))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [(row[0], *(cell.rjust(widths[n]) for n, cell in enumerate(row[1:], start=1))) for row in rows]
 
 
 def network_facts(times: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -240,12 +239,14 @@ def network_facts(times: Mapping[str, Any]) -> list[tuple[str, str]]:
     products = ", float32 products by oneDNN" if times["onednn"] else ""
     weights = "random weights" if times["random_weights"] else "trained weights"
     ratio = "CPU seconds" if times["device"] == "cpu" else "wall time"
+    peak, peak_all = (f"{times[key] / 2**20:.0f} MB" for key in ("peak_bytes", "peak_bytes_all"))
     return [
         ("network", f"{times['predictor']}, {times['width']} x {times['height']}, {weights}"),
-        ("device", f"{times['device']}, {times['dtype']}, {threads}{products}"),
-        ("figures", f"medians of {times['repeats']}; seconds of wall time, ratios of {ratio}, measured in turns"),
-        ("equal", f"poses of the two ways differ by {times['pose_difference']:.1e} at most"),
-        ("peak memory", f"{times['peak_bytes'] / 2**20:.0f} MB"),
+        ("device", f"{times['device']}, {threads}{products}"),
+        ("figures", f"medians of {times['repeats']}; seconds of wall time, naive/ of {ratio}, measured in turns"),
+        ("edge", f"a new picture against a keyframe; ready: the first one; against {times['keyframes']}: keyframes"),
+        ("equal", f"float32 moves no entry of a pose by more than {times['pose_difference']:.1e}; degrees: largest of 6"),
+        ("peak memory", f"{peak} with the first way, {peak_all} with all of them"),
     ]
 
 

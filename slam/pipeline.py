@@ -105,6 +105,27 @@ def with_predictor(config: SlamConfig, kind: str) -> SlamConfig:
     return config.model_copy(update={"predictor": config.predictor.model_copy(update={"kind": kind})})
 
 
+def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamConfig, PredictorChoice]:
+    """The same with the network's backend and precision decided; what was measured for it is added to the reason.
+
+    Nothing is measured unless the configuration asks for the quickest.
+
+    Raises:
+        ConfigError: the backend or the precision cannot be had here.
+    """
+    asked = config.predictor
+    if choice.kind == "geometric" or (asked.backend != "auto" and asked.precision != "fastest"):
+        return config, choice
+    from relocalizer.network.computation import choose_computation
+    from relocalizer.preprocessing import TRAINED_SIZES
+
+    [size, *_] = TRAINED_SIZES[224 if choice.kind == "reloc3r-224" else 512]
+    found = choose_computation(backend=asked.backend, precision=asked.precision, size=size)
+    decided = {"backend": found.way.backend, "precision": found.way.precision}
+    config = config.model_copy(update={"predictor": asked.model_copy(update=decided)})
+    return config, replace(choice, reason=f"{choice.reason}; {found}")
+
+
 def find_accelerator() -> str:
     """'cuda', 'small-cuda', 'mps' or ''. Asks the driver: importing torch to ask it costs two seconds."""
     if sys.platform == "darwin" and platform.machine() == "arm64":
@@ -164,9 +185,14 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
         case kind:
             from relocalizer.reloc3r_predictor import Reloc3rPredictor
 
-            if config.predictor.random_weights:
-                return Reloc3rPredictor.random(cast("Kind", kind), seed=config.seed)
-            return Reloc3rPredictor.load(kind, weights=config.predictor.weights)
+            asked = config.predictor
+            if asked.random_weights:
+                return Reloc3rPredictor.random(
+                    cast("Kind", kind), seed=config.seed, precision=asked.precision, backend=asked.backend
+                )
+            return Reloc3rPredictor.load(
+                kind, weights=asked.weights, precision=asked.precision, backend=asked.backend
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,6 +300,8 @@ def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorCho
             "kind": choice.kind,
             "reason": choice.reason,
             "random_weights": config.predictor.random_weights,
+            "backend": config.predictor.backend,
+            "precision": config.predictor.precision,
         },
         "seed": config.seed,
         "versions": versions(),

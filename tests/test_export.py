@@ -269,7 +269,7 @@ def test_openvino_is_not_asked_for_float16() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigError, match="backend: expected torch or openvino, got 'tensorrt'"):
+    with pytest.raises(ConfigError, match="backend: expected one of auto, torch, openvino, got 'tensorrt'"):
         Reloc3rPredictor.random("reloc3r-224", architecture=TINY, backend="tensorrt")  # type: ignore[arg-type]
 
 

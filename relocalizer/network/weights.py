@@ -28,6 +28,7 @@ from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
 from relocalizer.network.precision import choose_device
 
 CONVERTED_BYTES = 1 << 28  # mapped at a time while tensors are converted
+SEEDS = 1 << 64  # that PyTorch's generator tells apart
 HEAD_WIDTH = 64  # channels of an attention head where no config.json tells
 
 # What a file with tensors of these names most probably is; the first that matches names it.
@@ -91,10 +92,13 @@ def load_model(
 
 
 def random_model(architecture: Architecture, *, seed: int = 0) -> Reloc3r:
-    """The network with seeded random weights: right shapes, right cost, meaningless poses."""
+    """The network with seeded random weights: right shapes, right cost, meaningless poses.
+
+    Of a longer seed the last 64 bits count.
+    """
     with torch.device("meta"):
         model = Reloc3r(architecture)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % SEEDS)
     state = {key: _random_tensor(key, value.shape, generator) for key, value in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     return model.eval()

@@ -81,7 +81,8 @@ def bench(
 
       slam bench --predictor reloc3r-224 --random-weights
 
-    The last one measures the network alone, beside a naive use of it; random weights cost what trained ones do.
+    The last one measures the network alone in every way it can be computed here, beside a naive use of it; random
+    weights cost what trained ones do. --set predictor.backend=... or predictor.precision=... leaves one way.
     """
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
 
@@ -159,7 +160,7 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
         )
     from slam.bench import measure_predictor
 
-    say(f"measuring {choice.kind}, {repeats} times (on two CPU cores: 20 s each for 224, 60 s for 512)")
+    say(f"measuring {choice.kind}, {repeats} times (all ways on two CPU cores: 20 s each for 224, 90 s for 512)")
     times = measure_predictor(config, repeats=repeats)
     if as_json:
         print(json.dumps(times, indent=2))

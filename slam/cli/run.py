@@ -144,6 +144,7 @@ def run(
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
+    from slam import pipeline
     from slam.anchor import parse_anchor
     from slam.pipeline import choose_predictor, with_predictor
     from slam.results import RunFolder, next_run_folder, opening_report
@@ -154,7 +155,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     start_map = _start_map(request)
     anchor = parse_anchor(config.anchor.scale_from)
     choice = choose_predictor(config)
-    config = with_predictor(config, choice.kind)
+    config, choice = pipeline.with_computation(with_predictor(config, choice.kind), choice)
     frames = open_source(
         request.source, config=config.input, camera=request.camera, start=request.start,
         stride=request.stride, max_frames=request.max_frames,
