@@ -338,6 +338,8 @@ class RerunViewer:
         shown = _shrunk(camera)
         if (shown, self._size) != self._pinhole:
             self._send_pinhole(shown)
+        if not image.size:  # told again from a log, which keeps no pictures
+            return
         if (shown.width, shown.height) != (image.shape[1], image.shape[0]):
             small = cv2.resize(image, (shown.width, shown.height), interpolation=cv2.INTER_AREA)
             image = np.asarray(small, dtype=np.uint8)
@@ -359,6 +361,8 @@ class RerunViewer:
         self._recording.log("world/camera/image", pinhole)
 
     def _show_tracks(self, event: FrameProcessed) -> None:
+        if len(event.pixels) != len(event.is_inlier):  # a log counts them and does not keep where they were
+            return
         camera = event.frame.camera
         scale = _shrunk(camera).width / camera.width
         other = WAITING if event.world_from_cam is None else OUTLIER

@@ -319,18 +319,7 @@ def _frames(table: FrameTable, first_id: int) -> list[FrameRecord]:
 
 
 def in_units_of(result: SlamResult, reference_map: ReferenceMap) -> ReferenceMap:
-    """The map with its first segment stretched as the result was, when that was made metres.
-
-    Only poses and scales change: landmarks, edges and frames are in units of their keyframes.
-    """
-    factor = result.units.metres_per_unit
-    if factor is None:
+    """The map, saying that it is in metres when the result was made so; the graph it was read from already is."""
+    if result.units.name == "map units":
         return reference_map
-    table = reference_map.keyframes
-    stretch = np.where(table.segment == result.segment, factor, 1.0)
-    stretched = replace(table, translations=table.translations * stretch[:, None], scales=table.scales * stretch)
-    return replace(
-        reference_map,
-        provenance=replace(reference_map.provenance, units=result.units.name),
-        keyframes=stretched,
-    )
+    return replace(reference_map, provenance=replace(reference_map.provenance, units=result.units.name))

@@ -31,7 +31,7 @@ from slam.recognition import Recognised, Recogniser
 from slam.refinement import Refiner
 from slam.reporter import Reporter
 from slam.saved_map import Earlier, map_of, restore
-from slam.slam_result import SlamResult, gather
+from slam.slam_result import SlamResult, Units, gather
 from slam.stopwatch import Stopwatch
 from slam.tracks import PointTracker, Tracks
 
@@ -111,7 +111,7 @@ class Slam:
         if self._log.records:
             self._refine_everything()
         since = 1 + max(self._earlier.keyframe_ids, default=-1) if self._earlier else 0
-        result = gather(self._mapper, self._log, since=since)
+        result = self._in_units_of_start(gather(self._mapper, self._log, since=since))
         self._tell.landmarks(self._log.records[-1].index if self._log.records else -1)
         self._tell.emit(
             RunFinished(
@@ -122,6 +122,14 @@ class Slam:
             )
         )
         return result
+
+    def _in_units_of_start(self, result: SlamResult) -> SlamResult:
+        """A path in the metric map that the run began in is in metres."""
+        ids = self._earlier.keyframe_ids if self._earlier else ()
+        there = {self._mapper.graph.segment_of[k] for k in ids}
+        if self._units != "metres" or result.segment not in there or not len(result.trajectory):
+            return result
+        return replace(result, units=Units("metres", "that of the map the run began in"))
 
     def saved_map(self, jpeg: Callable[[int], bytes]) -> ReferenceMap:
         """The map as it stands, at rest, the map the run began in included.

@@ -242,3 +242,20 @@ def test_the_saved_configuration_anchors_again(tmp_path, pictures, slam_command,
     again = slam_command("run", pictures, "-o", tmp_path / "again", "-c", tmp_path / "out" / "config.yaml")
     assert again.code == 1
     assert "frames:0:9=2: frame 0 has no pose" in again.complaint
+
+
+def test_a_run_in_a_map_in_metres_is_in_metres(tmp_path, root, slam_command):
+    bundled = root / "sequences" / "room_loop"
+    first = slam_command(
+        "run", bundled, "-o", tmp_path / "first", "--predictor", "geometric", "--max-frames", 50, "--refine", "none",
+        "--scale-from", "groundtruth:0.4",
+    )  # fmt: skip
+    assert first.code == 0, first.err
+    second = slam_command(
+        "run", bundled, "-o", tmp_path / "second", "--predictor", "geometric", "--start", 20, "--max-frames", 12,
+        "--refine", "none", "--map", tmp_path / "first",
+    )  # fmt: skip
+    assert second.code == 0, second.err
+    report = json.loads((tmp_path / "second" / "report.json").read_text())
+    assert (report["units"]["name"], report["units"]["source"]) == ("metres", "that of the map the run began in")
+    assert report["evaluation"]["scale"] == pytest.approx(1.0, abs=0.15)  # a short piece tells its scale only roughly

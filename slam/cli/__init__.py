@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from relocalizer.errors import UserError
-from slam.cli import bench, convert, doctor, evaluation, run, settings, weights
+from slam.cli import bench, convert, doctor, evaluation, run, settings, view, weights
 from slam.cli.options import INTERRUPTED, UNUSABLE, USER_ERROR, complain
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.run)
+app.command()(view.view)
 app.command()(bench.bench)
 app.command("eval")(evaluation.evaluate_command)
 app.command("config")(settings.config_command)

@@ -1,0 +1,71 @@
+"""`slam view`: a finished run in Rerun, without computing it again."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from relocalizer.errors import OutputError
+from slam.cli.options import UNUSABLE, complain, say
+
+
+def view(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    view: Annotated[
+        Literal["spawn", "web"] | None,
+        typer.Option(
+            help="spawn opens the Rerun viewer; web serves a page until Ctrl-C. Default: spawn, without --record.",
+            show_default=False,
+        ),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: end when all is told.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd) to look at later.")] = None,
+    ground_truth: Annotated[
+        Path | None, typer.Option("--ground-truth", help="Trajectory file to draw beside the run's.")
+    ] = None,
+) -> None:
+    """Show a finished run in Rerun, from the files of its folder.
+
+    The log keeps no pictures and no points that were followed; keyframes have their pictures from the map.
+
+    Examples:
+
+      slam view runs/desk
+
+      slam view runs/desk --record desk.rrd
+
+      slam view runs/desk --view web --ground-truth groundtruth.txt
+    """
+    from slam.pipeline import wait_until_told
+    from slam.replay import open_replay
+    from slam.rerun_viewer import RerunViewer
+    from slam.trajectory import read_trajectory
+
+    if record is not None and record.suffix != ".rrd":
+        raise OutputError(f"--record {record}: a recording's name ends in .rrd")
+    truth = None if ground_truth is None else read_trajectory(ground_truth)
+    replay = open_replay(run)
+    for sentence in replay.missing:
+        say(f"{run}: {sentence}")
+    with ExitStack() as on_the_way_out:
+        viewer = RerunViewer(
+            record=record, view=view or ("none" if record else "spawn"), ground_truth=truth, title=run.resolve().name,
+            camera=replay.camera,
+        )  # fmt: skip
+        on_the_way_out.callback(viewer.close)
+        for event in replay.events():
+            viewer(event)
+        if viewer.url and not (no_wait or viewer.problem):
+            say(f"the run is shown at {viewer.url} until Ctrl-C")
+            wait_until_told()
+    if viewer.problem:
+        complain(f"not all of the run could be shown: {viewer.problem}")
+        raise typer.Exit(UNUSABLE)
+    if record is not None:
+        command = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
+        say(f"wrote {record}; next: {command} {record}")

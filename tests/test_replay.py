@@ -1,0 +1,245 @@
+"""A finished run told again from its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import rerun.chunk as rc
+
+from relocalizer.errors import OutputError
+from relocalizer.geometry import Similarity
+from relocalizer.map_folder import load_map
+from slam.cli import main
+from slam.events import (
+    EdgeAccepted,
+    Event,
+    FrameProcessed,
+    GraphOptimised,
+    Initialised,
+    KeyframeAdded,
+    LandmarksUpdated,
+    RunFinished,
+    ScaleAnchored,
+)
+from slam.graph import EdgeKind
+from slam.replay import ReplayError, open_replay
+from slam.trajectory import read_tum
+
+FRAMES = 70
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """The folder of a short run in metres. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "room"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "run", str(root / "sequences" / "room_loop"), "--out", str(folder), "--predictor", "geometric",
+                "--quiet", "--max-frames", str(FRAMES), "--refine", "none", "--scale-from", "groundtruth:0.6",
+            ]
+        )  # fmt: skip
+    assert not ended.value.code
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The same folder, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def told(finished: Path) -> list[Event]:
+    return list(open_replay(finished).events())
+
+
+def of(events: list[Event], kind: type[T]) -> list[T]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def edited(folder: Path, change: Callable[[list[str]], list[str]]) -> Path:
+    log = folder / "events.jsonl"
+    log.write_text("".join(change(log.read_text().splitlines(keepends=True))))
+    return folder
+
+
+def test_every_frame_is_told_again_where_it_was_live_in_the_units_of_the_run(finished, told):
+    frames = of(told, FrameProcessed)
+    assert [event.frame.index for event in frames] == list(range(FRAMES))
+    live = read_tum(finished / "trajectory_online.txt")
+    # The frames before the first pair were placed later, which the log of live poses does not know.
+    at = {int(t): position for t, position in zip(live.timestamps_ns, live.positions, strict=True)}
+    posed = [event for event in frames if event.world_from_cam is not None]
+    assert len(posed) > FRAMES / 2
+    for event in posed:
+        assert event.world_from_cam.translation == pytest.approx(at[event.frame.timestamp_ns], abs=2e-6)
+
+
+def test_points_that_were_followed_are_counted_and_their_places_are_not_known(finished, told):
+    logged = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    counts = [e["is_inlier"] for e in logged if e["event"] == "FrameProcessed"]
+    frames = of(told, FrameProcessed)
+    assert [(int(e.is_inlier.sum()), len(e.track_ids)) for e in frames] == [(c["true"], c["of"]) for c in counts]
+    assert {len(event.pixels) for event in frames} == {0}
+
+
+def test_frames_that_became_keyframes_have_the_picture_that_the_map_keeps(finished, told):
+    kept = {event.keyframe.frame_index: event.keyframe.id for event in of(told, KeyframeAdded)}
+    reference = load_map(finished / "map")
+    assert len(kept) >= 3
+    for event in of(told, FrameProcessed):
+        if event.frame.index in kept:
+            row = reference.row_of[kept[event.frame.index]]
+            assert np.array_equal(event.frame.image, reference.picture(row))
+        else:
+            assert event.frame.image.size == 0
+
+
+def test_edges_keep_their_ends_their_kind_and_their_similarity(finished, told):
+    logged = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    [first, *_] = [e["edge"] for e in logged if e["event"] == "EdgeAccepted"]
+    edge = of(told, EdgeAccepted)[0].edge
+    assert (edge.i, edge.j, edge.kind) == (first["i"], first["j"], EdgeKind.ODOMETRY)
+    assert edge.i_from_j.translation.tolist() == first["i_from_j"][:3]
+    assert edge.sigmas.tolist() == first["sigmas"]
+
+
+def test_what_happened_comes_in_the_order_of_the_log(finished, told):
+    logged = [json.loads(line)["event"] for line in (finished / "events.jsonl").read_text().splitlines()]
+    at_the_end = ("LandmarksUpdated", "RunFinished")
+    expected = [name for name in logged if name not in at_the_end]
+    assert [type(event).__name__ for event in told] == [*expected, "GraphOptimised", *at_the_end]
+    assert len(of(told, Initialised)) == len(of(told, ScaleAnchored)) == 1
+
+
+def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, told):
+    path, keyframes = read_tum(finished / "trajectory.txt"), read_tum(finished / "keyframes.txt")
+    reference = load_map(finished / "map")
+    poses = of(told, GraphOptimised)[-1].world_from_keyframe
+    assert np.allclose([poses[k].translation for k in sorted(poses)], keyframes.positions, atol=1e-6)
+    end = of(told, RunFinished)[0]
+    assert np.array_equal(end.world_from_cam, path.world_from_cam)
+    assert end.frame_indices.tolist() == list(range(FRAMES))
+    assert not end.interrupted
+    landmarks = of(told, LandmarksUpdated)[0]
+    assert np.array_equal(landmarks.points_world, reference.points_world)
+    assert len(landmarks.ids) > 200
+
+
+def test_the_map_of_an_anchored_run_is_in_metres_as_its_keyframes_are(finished):
+    reference, keyframes = load_map(finished / "map"), read_tum(finished / "keyframes.txt")
+    assert reference.provenance.units == "metres"
+    assert np.allclose(reference.keyframes.translations, keyframes.positions, atol=1e-6)
+
+
+def test_without_a_map_keyframes_stand_at_the_poses_of_their_file_and_what_is_missing_is_said(copied):
+    shutil.rmtree(copied / "map")
+    replay = open_replay(copied)
+    assert replay.missing == ("no map/ in it: keyframes have no pictures and landmarks are not shown",)
+    events = list(replay.events())
+    keyframes = read_tum(copied / "keyframes.txt")
+    poses = of(events, GraphOptimised)[-1].world_from_keyframe
+    assert all(isinstance(pose, Similarity) for pose in poses.values())
+    assert np.allclose([poses[k].translation for k in sorted(poses)], keyframes.positions)
+    assert of(events, LandmarksUpdated) == []
+    assert {event.frame.image.size for event in of(events, FrameProcessed)} == {0}
+
+
+def test_a_killed_run_is_told_as_far_as_it_was_written(copied):
+    def cut(lines: list[str]) -> list[str]:
+        return [*lines[:60], lines[60][:25]]
+
+    for name in ("keyframes.txt", "trajectory_online.txt"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "map")
+    report = json.loads((copied / "report.json").read_text())
+    (copied / "report.json").write_text(json.dumps({**report, "status": "running", "units": None}))
+    replay = open_replay(edited(copied, cut))
+    assert replay.missing[1] == "the run did not end by itself (running): poses are as saved last"
+    events = list(replay.events())
+    assert 20 < len(of(events, FrameProcessed)) < 60
+    assert of(events, RunFinished)[0].interrupted
+
+
+def test_an_event_of_a_newer_version_is_passed_over(copied, told):
+    newer = '{"event": "CoffeeMade", "cups": 2}\n'
+    events = list(open_replay(edited(copied, lambda lines: [newer, *lines])).events())
+    assert len(events) == len(told)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("no json\n", "line 2: not an event; expected what slam run wrote"),
+        ("[1, 2]\n", "line 2: not an event; expected what slam run wrote"),
+        ('{"event": "TrackingLost", "reason": "dark"}\n', "line 2: not the event TrackingLost of this version"),
+        ('{"event": "FrameProcessed", "frame": {"index": 1}}\n', "line 2: not the event FrameProcessed"),
+    ],
+)
+def test_a_damaged_line_is_named(copied, line, said):
+    replay = open_replay(edited(copied, lambda lines: [lines[0], line, *lines[1:]]))
+    with pytest.raises(ReplayError, match=said):
+        list(replay.events())
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path, copied):
+    with pytest.raises(ReplayError, match="nowhere: no such folder; expected one that slam run made"):
+        open_replay(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="is this a run folder"):
+        open_replay(tmp_path)
+    (copied / "events.jsonl").unlink()
+    with pytest.raises(ReplayError, match=r"holds no events\.jsonl, so there is nothing to tell again"):
+        open_replay(copied)
+
+
+# The command
+
+
+def rows(recording: Path, entity: str) -> int:
+    chunks = rc.RrdReader(recording).stream().filter(content=entity).to_chunks()
+    return sum(chunk.to_record_batch().num_rows for chunk in chunks)
+
+
+def test_view_records_the_run_with_every_pose_and_the_keyframes_pictures(finished, told, tmp_path, slam_command):
+    record = tmp_path / "again.rrd"
+    ended = slam_command("view", finished, "--record", record)
+    assert ended.code == 0, ended.err
+    assert ended.complaint.startswith(f"wrote {record}; next: ")
+    posed = [event for event in of(told, FrameProcessed) if event.world_from_cam is not None]
+    assert rows(record, "/world/camera") == len(posed)
+    assert rows(record, "/world/landmarks") == 1
+    assert rows(record, "/world/trajectory/final") == 1
+    assert rows(record, "/world/camera/image/tracks") == 0
+
+
+def test_view_changes_nothing_in_the_folder(copied, tmp_path, slam_command):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert slam_command("view", copied, "--record", tmp_path / "again.rrd").code == 0
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_view_says_what_cannot_be_shown(copied, tmp_path, slam_command):
+    shutil.rmtree(copied / "map")
+    ended = slam_command("view", copied, "--record", tmp_path / "again.rrd")
+    assert ended.code == 0
+    assert f"{copied}: no map/ in it: keyframes have no pictures and landmarks are not shown" in ended.err
+
+
+def test_view_writes_only_recordings(finished, tmp_path, slam_command):
+    ended = slam_command("view", finished, "--record", tmp_path / "again.mp4")
+    assert (ended.code, ended.complaint.endswith("again.mp4: a recording's name ends in .rrd")) == (2, True)
+
+
+def test_view_of_something_else_is_one_line(tmp_path, slam_command):
+    ended = slam_command("view", tmp_path, "--record", tmp_path / "again.rrd")
+    assert ended.code == 2
+    assert "is this a run folder?" in ended.complaint
+    assert not (tmp_path / "again.rrd").exists()
