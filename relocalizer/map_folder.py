@@ -283,7 +283,7 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 def is_map(folder: Path) -> bool:
     """Whether a folder holds a map, perhaps a damaged one, or a run that has one; `load_map` takes either."""
-    return _folder_of(folder) is not None
+    return folder_of_map(folder) is not None
 
 
 def load_map(folder: Path) -> ReferenceMap:
@@ -292,7 +292,7 @@ def load_map(folder: Path) -> ReferenceMap:
     Raises:
         MapError: there is no map, it is damaged, or a newer version wrote it. Says what is wrong and what to do.
     """
-    found = _folder_of(folder)
+    found = folder_of_map(folder)
     if found is None:
         raise MapError(f"{folder}: not a map ({MANIFEST} is missing); give the map folder that slam run wrote")
     try:
@@ -301,7 +301,7 @@ def load_map(folder: Path) -> ReferenceMap:
         raise MapError(f"{found}: cannot be read ({error.strerror or error})") from None
 
 
-def _folder_of(folder: Path) -> Path | None:
+def folder_of_map(folder: Path) -> Path | None:
     """Where the map lies: in the folder, set aside by a save that was cut off, or in `map` below a run folder."""
     for named in (folder, folder / "map"):
         absolute = Path(os.path.abspath(named))

@@ -38,7 +38,7 @@ from slam.graph import EdgeKind
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
-    from relocalizer.reference_map import ReferenceMap
+    from relocalizer.reference_map import Provenance, ReferenceMap
     from relocalizer.reloc3r_predictor import Kind
     from slam.frames import Frame
     from slam.sequence import FrameSource
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 # Below this much memory a card runs the smaller network more comfortably than the larger one.
 _SMALL_CARD_BYTES = 6 * 2**30
+PREDICTORS = ("geometric", "reloc3r-512", "reloc3r-224")
 RANDOM_WEIGHTS = "random weights: the poses mean nothing, only the cost is real"
 
 
@@ -103,6 +104,12 @@ def _choose(config: SlamConfig, accelerator: Callable[[], str]) -> PredictorChoi
 def with_predictor(config: SlamConfig, kind: str) -> SlamConfig:
     """The same configuration with the predictor decided, so that saving it repeats the run anywhere."""
     return config.model_copy(update={"predictor": config.predictor.model_copy(update={"kind": kind})})
+
+
+def with_predictor_of(provenance: Provenance, config: SlamConfig) -> SlamConfig:
+    """The configuration with `auto` decided by a map: no other predictor than the one that made it can read it."""
+    kind = provenance.predictor.split(" ")[0]  # random weights have words after it
+    return with_predictor(config, kind) if config.predictor.kind == "auto" and kind in PREDICTORS else config
 
 
 def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamConfig, PredictorChoice]:
@@ -190,9 +197,7 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
                 return Reloc3rPredictor.random(
                     cast("Kind", kind), seed=config.seed, precision=asked.precision, backend=asked.backend
                 )
-            return Reloc3rPredictor.load(
-                kind, weights=asked.weights, precision=asked.precision, backend=asked.backend
-            )
+            return Reloc3rPredictor.load(kind, weights=asked.weights, precision=asked.precision, backend=asked.backend)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from relocalizer.errors import UserError
-from slam.cli import bench, convert, doctor, evaluation, run, settings, view, weights
+from slam.cli import bench, convert, doctor, evaluation, maps, run, settings, view, weights
 from slam.cli.options import INTERRUPTED, UNUSABLE, USER_ERROR, complain
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command()(bench.bench)
 app.command("eval")(evaluation.evaluate_command)
 app.command("config")(settings.config_command)
 app.command()(convert.convert)
+app.add_typer(maps.map_app, name="map")
 app.add_typer(weights.weights_app, name="weights")
 app.command()(doctor.doctor)
 

@@ -146,7 +146,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
     from slam import pipeline
     from slam.anchor import parse_anchor
-    from slam.pipeline import choose_predictor, with_predictor
+    from slam.pipeline import choose_predictor, with_predictor, with_predictor_of
     from slam.results import RunFolder, next_run_folder, opening_report
     from slam.sequence import open_source
     from slam.settings import dump_config
@@ -154,6 +154,8 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     _check_files(request)
     start_map = _start_map(request)
     anchor = parse_anchor(config.anchor.scale_from)
+    if start_map is not None:
+        config = with_predictor_of(start_map.provenance, config)
     choice = choose_predictor(config)
     config, choice = pipeline.with_computation(with_predictor(config, choice.kind), choice)
     frames = open_source(

@@ -1,0 +1,64 @@
+"""What a map holds, in numbers: for people, and for programs as plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relocalizer.geometry import FloatArray
+from relocalizer.map_folder import MANIFEST, counts_of, folder_of_map
+from relocalizer.reference_map import ReferenceMap
+
+
+def facts_of(reference_map: ReferenceMap) -> dict[str, Any]:
+    """Counts, segments, extent and provenance; lengths in the map's units. All values are plain ones."""
+    m = reference_map
+    cameras = [
+        {"width": c.width, "height": c.height, "fx": c.fx, "fy": c.fy, "cx": c.cx, "cy": c.cy, "assumed": c.assumed}
+        for c in m.cameras
+    ]
+    return {
+        "predictor": m.provenance.predictor,
+        "weights_sha256": m.provenance.weights_sha256,
+        "descriptor": m.provenance.descriptor,
+        "units": m.provenance.units,
+        "counts": counts_of(m),
+        "loops": int(m.edges.is_loop.sum()),
+        "cameras": cameras,
+        "segments": [_segment(m, int(number)) for number in np.unique(m.keyframes.segment)],
+    }
+
+
+def _segment(m: ReferenceMap, number: int) -> dict[str, Any]:
+    rows = np.flatnonzero(m.keyframes.segment == number)
+    ids = m.keyframes.ids[rows]
+    centres = m.keyframes.translations[rows]
+    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    times = m.keyframes.timestamps_ns[rows]
+    return {
+        "segment": number,
+        "keyframes": len(rows),
+        "frames": int(np.isin(m.frames.keyframe, ids).sum()),
+        "landmarks": int(np.isin(m.landmarks.anchor, ids).sum()),
+        "path_length": float(steps.sum()),
+        "extent": _extent(centres),
+        "sessions": 1 + int((np.diff(times) < 0).sum()),
+    }
+
+
+def _extent(points: FloatArray) -> list[float]:
+    return [float(length) for length in np.ptp(points, axis=0)]
+
+
+def size_on_disk(folder: Path) -> dict[str, int]:
+    """Bytes of the manifest, the tables and the pictures of a map that can be loaded."""
+    found = folder_of_map(folder)
+    if found is None:
+        return {"manifest": 0, "tables": 0, "pictures": 0}
+    return {
+        "manifest": (found / MANIFEST).stat().st_size,
+        "tables": sum(path.stat().st_size for path in found.glob("*.npz")),
+        "pictures": sum(path.stat().st_size for path in (found / "pictures").glob("*.jpg")),
+    }

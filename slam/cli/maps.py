@@ -1,0 +1,171 @@
+"""`slam map`: what a map holds, two maps in one, and maps for other programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from relocalizer.errors import OutputError
+from slam.cli.options import (
+    AsJson,
+    ConfigFiles,
+    Overrides,
+    PredictorName,
+    RandomWeights,
+    Weights,
+    flags_of,
+    say,
+)
+
+if TYPE_CHECKING:
+    from relocalizer.reference_map import ReferenceMap
+    from slam.config import SlamConfig
+
+ExportForm = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
+MapFolder = Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder that has one.")]
+
+map_app = typer.Typer(help="Saved maps: what they hold, two in one, and for other programs.", no_args_is_help=True)
+
+
+@map_app.command()
+def info(folder: MapFolder, as_json: AsJson = False) -> None:
+    """Say what a map holds. Everything in it is checked on the way.
+
+    Examples:
+
+      slam map info runs/desk-1
+
+      slam map info maps/desk --json
+    """
+    from relocalizer.map_facts import facts_of, size_on_disk
+    from relocalizer.map_folder import load_map
+
+    facts = {**facts_of(load_map(folder)), "bytes": size_on_disk(folder)}
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    from slam.console import render
+
+    print(render(_info_rows(facts), title=str(folder)))
+
+
+def _info_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    counts, size = facts["counts"], sum(facts["bytes"].values())
+    weights = f", weights {facts['weights_sha256'][:12]}" if facts["weights_sha256"] else ""
+    a_keyframe = f" ({size / 1e3 / counts['keyframes']:.0f} kB a keyframe)" if counts["keyframes"] else ""
+    rows = [
+        ("predictor", f"{facts['predictor']}{weights}"),
+        ("places", f"{facts['descriptor']}, {counts['descriptor_size']} numbers"),
+        ("units", facts["units"]),
+        ("keyframes", str(counts["keyframes"])),
+        ("frames", str(counts["frames"])),
+        ("landmarks", f"{counts['landmarks']} ({counts['observations']} observations)"),
+        ("features", f"{counts['features']} on a track"),
+        ("edges", f"{counts['edges']}, {facts['loops']} of them loops"),
+    ]
+    for camera in facts["cameras"]:
+        assumed = ", assumed" if camera["assumed"] else ""
+        rows.append(("camera", f"{camera['width']}x{camera['height']}, focal length {camera['fx']:.1f} px{assumed}"))
+    rows += [(f"segment {part['segment']}", _segment_words(part)) for part in facts["segments"]]
+    return [*rows, ("size", f"{size / 1e6:.1f} MB{a_keyframe}")]
+
+
+def _segment_words(part: dict[str, Any]) -> str:
+    sessions = f", {part['sessions']} sessions" if part["sessions"] > 1 else ""
+    extent = " x ".join(f"{length:.2f}" for length in part["extent"])
+    return f"{part['keyframes']} keyframes, {part['landmarks']} landmarks, cameras within {extent}{sessions}"
+
+
+@map_app.command()
+def export(
+    folder: MapFolder,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to make, or folder for colmap and nerfstudio.")],
+    form: Annotated[ExportForm, typer.Option("--format", help="What to make.")] = "colmap",
+    segment: Annotated[
+        int | None,
+        typer.Option(min=0, help="Which segment. Default: the one with the most keyframes.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a map for other programs: a COLMAP model (text), nerfstudio's transforms.json, points (PLY), trajectories.
+
+    Examples:
+
+      slam map export runs/desk-1 --format colmap -o desk_colmap
+
+      slam map export runs/desk-1 --format ply -o desk.ply
+    """
+    from relocalizer.map_export import export_map, segments_by_size
+    from relocalizer.map_folder import load_map
+
+    loaded = load_map(folder)
+    for path in export_map(loaded, form, out, segment=segment):
+        say(f"wrote {path}")
+    sizes = segments_by_size(loaded)
+    if segment is None and len(sizes) > 1:
+        chosen, *others = sizes
+        say(f"segment {chosen} of {len(sizes)}; nothing ties the others to it: --segment {others[0]} exports the next")
+
+
+@map_app.command()
+def merge(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Map or run folder; its frame and units stay.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Map or run folder that is joined to it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MAP", help="Map folder to make.")],
+    config: ConfigFiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    predictor: PredictorName = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+) -> None:
+    """Make one map of two that overlap: from several sessions, or from several cameras.
+
+    Example:
+
+      slam map merge runs/monday runs/tuesday -o maps/office
+    """
+    if out.exists():
+        raise OutputError(f"{out}: is there already; choose another name or remove it")
+    from relocalizer.map_folder import load_map, save_map
+    from slam.pipeline import with_predictor_of
+    from slam.settings import load_config
+
+    maps = load_map(first), load_map(second)
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
+    settings = with_predictor_of(maps[0].provenance, load_config(config, [*overrides, *flags]))
+    merged = _merged(*maps, settings, quiet)
+    save_map(out, merged.map)
+    if not quiet:
+        apart = f"; {merged.apart} segments of {second} stay apart" if merged.apart else ""
+        say(f"{len(merged.loops)} overlaps found{apart}")
+    counts = f"{len(merged.map.keyframes)} keyframes, {len(merged.map.landmarks)} landmarks"
+    print(f"{out}: {counts}, {merged.map.provenance.units}")
+
+
+def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> Any:
+    from relocalizer.retrieval import FaissRetriever
+    from slam.merging import merge_maps
+    from slam.optimizer import GtsamOptimizer
+    from slam.pipeline import build_predictor
+    from slam.progress import TaskProgress
+    from slam.refinement import GtsamRefiner
+
+    progress, total = TaskProgress(sys.stderr), len(second.keyframes)
+    try:
+        return merge_maps(
+            first,
+            second,
+            settings,
+            predictor=build_predictor(settings),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(robust=settings.linking.robust),
+            refiner=GtsamRefiner(),
+            on_progress=None if quiet else lambda done: progress("keyframes compared", done, total),
+        )
+    finally:
+        if not quiet:
+            progress.close()

@@ -1,0 +1,195 @@
+"""A map in the formats of other programs, read back by others where they are there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from map_samples import CAMERA, small_map
+from scipy.spatial.transform import Rotation
+
+from relocalizer.errors import MapError, OutputError
+from relocalizer.map_export import export_map, mean_errors_px, trajectories_of
+from relocalizer.reference_map import FrameTable
+from slam.trajectory import read_trajectory
+
+
+def with_segments(segments):
+    m = small_map()
+    return replace(m, keyframes=replace(m.keyframes, segment=np.array(segments)))
+
+
+# --- COLMAP -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed")
+    export_map(small_map(), "colmap", tmp_path / "model")
+    return pycolmap.Reconstruction(str(tmp_path / "model"))
+
+
+def test_pycolmap_reads_every_picture_point_and_observation(model):
+    m = small_map()
+    assert (model.num_reg_images(), model.num_points3D()) == (len(m.keyframes), len(m.landmarks))
+    assert model.compute_num_observations() == len(m.observations.landmark)
+
+
+def test_pycolmap_sees_the_poses_that_the_map_holds(model):
+    m = small_map()
+    for row in range(len(m.keyframes)):
+        image = model.image(row + 1)
+        assert image.name == f"{m.keyframes.ids[row]:06d}.jpg"
+        cam_from_world = image.cam_from_world()
+        assert np.allclose(cam_from_world.rotation.matrix().T, m.keyframes.rotations[row], atol=1e-12)
+        assert np.allclose(image.projection_center(), m.keyframes.translations[row], atol=1e-12)
+
+
+def test_pycolmap_projects_the_points_to_where_they_were_seen(model):
+    """Only when camera, pose, half a pixel and tracks all agree."""
+    model.update_point_3d_errors()
+    assert model.compute_mean_reprojection_error() < 1e-3  # pixels are written with six digits
+
+
+def test_pycolmap_sees_the_intrinsics_from_the_corner_of_the_picture(model):
+    [camera] = model.cameras.values()
+    assert camera.model_name == "PINHOLE"
+    assert np.allclose(camera.params, [CAMERA.fx, CAMERA.fy, CAMERA.cx + 0.5, CAMERA.cy + 0.5])
+
+
+def test_colours_and_pictures_go_along(model, tmp_path):
+    m = small_map()
+    assert np.array_equal(model.point3D(3).color, m.landmarks.colours[2])
+    assert cv2.imread(str(tmp_path / "model" / "images" / "000006.jpg")).shape == (48, 64, 3)
+
+
+def test_an_observation_of_a_track_without_a_place_belongs_to_no_point(tmp_path):
+    m = small_map()
+    kept = slice(0, 11)
+    landmarks = replace(
+        m.landmarks,
+        **{
+            name: getattr(m.landmarks, name)[kept]
+            for name in ("ids", "anchor", "points_in_anchor", "inverse_depth_sigma", "descriptors", "colours")
+        },
+    )
+    export_map(replace(m, landmarks=landmarks), "colmap", tmp_path / "model")
+    lines = (tmp_path / "model" / "images.txt").read_text().splitlines()
+    assert lines[2].endswith(" -1")
+
+
+# --- nerfstudio ---------------------------------------------------------------------------------------
+
+
+def test_nerfstudio_poses_project_the_points_to_where_they_were_seen(tmp_path):
+    """By nerfstudio's own rule: y up, looking along -z, pixels counted from the corner."""
+    m = small_map()
+    export_map(m, "nerfstudio", tmp_path / "scene")
+    transforms = json.loads((tmp_path / "scene" / "transforms.json").read_text())
+    for row, frame in enumerate(transforms["frames"]):
+        in_cam = (m.points_world - np.array(frame["transform_matrix"])[:3, 3]) @ np.array(frame["transform_matrix"])[
+            :3, :3
+        ]
+        x = frame["cx"] + frame["fl_x"] * in_cam[:, 0] / -in_cam[:, 2]
+        y = frame["cy"] - frame["fl_y"] * in_cam[:, 1] / -in_cam[:, 2]
+        seen = m.observations.pixels[m.observations.offsets[row] : m.observations.offsets[row + 1]] + 0.5
+        assert np.abs(np.stack([x, y], axis=1) - seen).max() < 1e-3
+        assert (tmp_path / "scene" / frame["file_path"]).is_file()
+
+
+# --- points -------------------------------------------------------------------------------------------
+
+
+def test_the_points_of_a_ply_file_are_those_of_the_map(tmp_path):
+    m = small_map()
+    export_map(m, "ply", tmp_path / "points.ply")
+    head, _, body = (tmp_path / "points.ply").read_bytes().partition(b"end_header\n")
+    assert b"element vertex 12\n" in head
+    vertices = np.frombuffer(body, dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    assert np.allclose(vertices["xyz"], m.points_world, atol=1e-6)
+    assert np.array_equal(vertices["rgb"], m.landmarks.colours)
+
+
+# --- trajectories -------------------------------------------------------------------------------------
+
+
+def true_poses(m):
+    rows = np.repeat(np.arange(len(m.keyframes)), 2)  # two frames hang off each keyframe, at its place
+    return m.keyframes.rotations[rows], m.keyframes.translations[rows]
+
+
+@pytest.mark.parametrize("form", ["tum", "kitti"])
+def test_trajectories_hold_every_frame(tmp_path, form):
+    m = small_map()
+    export_map(m, form, tmp_path / f"poses.{form}")
+    read = read_trajectory(tmp_path / f"poses.{form}", form)
+    rotations, translations = true_poses(m)
+    assert np.allclose(read.positions, translations, atol=1e-8)
+    turned = Rotation.from_matrix(read.world_from_cam[:, :3, :3]) * Rotation.from_matrix(rotations).inv()
+    assert turned.magnitude().max() < 1e-7
+    if form == "tum":
+        assert np.array_equal(read.timestamps_ns, m.frames.timestamps_ns)
+
+
+def test_frames_move_with_the_unit_of_their_keyframe():
+    m = small_map()
+    frames = replace(m.frames, translations=np.tile([0.0, 0.0, 1.0], (8, 1)))
+    stretched = replace(m, keyframes=replace(m.keyframes, scales=np.full(4, 2.5)), frames=frames)
+    [(_, poses)] = trajectories_of(stretched)
+    rotations, translations = true_poses(m)
+    assert np.allclose(poses[:, :3, 3], translations + 2.5 * rotations[:, :, 2])
+
+
+def test_a_second_session_whose_clock_begins_again_gets_a_file_of_its_own(tmp_path):
+    m = small_map()
+    times = np.array([0, 10, 5, 15]) * 10**9
+    frame_times = np.array([0, 1, 10, 11, 5, 6, 15, 16]) * 10**9
+    m = replace(
+        m,
+        keyframes=replace(m.keyframes, timestamps_ns=times),
+        frames=replace(m.frames, timestamps_ns=frame_times),
+    )
+    files = export_map(m, "tum", tmp_path / "poses.txt")
+    assert [path.name for path in files] == ["poses.txt", "poses_2.txt"]
+    assert [len(read_trajectory(path)) for path in files] == [4, 4]
+
+
+def test_a_map_without_frames_gives_its_keyframes():
+    m = small_map()
+    [(times, poses)] = trajectories_of(replace(m, frames=FrameTable.none()))
+    assert np.array_equal(times, m.keyframes.timestamps_ns)
+    assert np.allclose(poses[:, :3, 3], m.keyframes.translations)
+
+
+# --- segments and refusals ----------------------------------------------------------------------------
+
+
+def test_the_largest_segment_is_exported(tmp_path):
+    export_map(with_segments([0, 2, 2, 2]), "nerfstudio", tmp_path / "scene")
+    frames = json.loads((tmp_path / "scene" / "transforms.json").read_text())["frames"]
+    assert [frame["file_path"] for frame in frames] == ["images/000003.jpg", "images/000006.jpg", "images/000009.jpg"]
+
+
+def test_a_segment_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(MapError, match="no segment 5; it has 0, 2"):
+        export_map(with_segments([0, 2, 2, 2]), "ply", tmp_path / "points.ply", segment=5)
+
+
+@pytest.mark.parametrize("form", ["colmap", "nerfstudio", "ply", "tum", "kitti"])
+def test_nothing_is_overwritten(tmp_path, form):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="is there already; choose another name or remove it"):
+        export_map(small_map(), form, tmp_path / "out")
+    assert list(Path(tmp_path / "out").iterdir()) == []
+
+
+def test_errors_of_landmarks_are_how_far_their_observations_are_off():
+    m = small_map()
+    pixels = m.observations.pixels.copy()
+    pixels[m.observations.landmark == 4] += np.array([3.0, 4.0], np.float32)
+    errors = mean_errors_px(replace(m, observations=replace(m.observations, pixels=pixels)))
+    assert np.allclose(errors, np.where(np.arange(12) == 4, 5.0, 0.0), atol=1e-4)
