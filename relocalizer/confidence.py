@@ -20,6 +20,7 @@ class LandmarkEvidence:
         rival: features that agree with the next best pose elsewhere.
         views: keyframes whose rotations agree with their average.
         disagreement_deg: angle between that average and the pose; NaN without any.
+        position_sigma: standard deviation of the position where it is largest, in units of the error bound.
     """
 
     inliers: int
@@ -28,6 +29,7 @@ class LandmarkEvidence:
     rival: int
     views: int
     disagreement_deg: float
+    position_sigma: float
 
     @property
     def confidence(self) -> float:

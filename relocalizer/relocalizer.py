@@ -248,7 +248,7 @@ class Relocalizer:
         evidence = AveragedEvidence(
             views=int(agree.sum()),
             related=len(rows),
-            position_sigma=float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / self.bound.distance,
+            position_sigma=self._position_sigma(covariance),
         )
         if evidence.confidence < self._config.min_confidence:
             return NotFound(
@@ -343,6 +343,7 @@ class Relocalizer:
             rival=self._rival(best, matches, features, camera),
             views=views,
             disagreement_deg=turned,
+            position_sigma=self._position_sigma(self._covariance(best, agreeing, camera)),
         )
 
     def _rival(self, best: PoseFit, matches: _Matches, features: LocalFeatures, camera: Camera) -> int:
@@ -420,6 +421,10 @@ class Relocalizer:
         order = order[_first_of_each(row[order])]
         order = np.sort(order[_first_of_each(feature[order])])
         return _Matches(feature[order], landmarks[row[order]], np.full(len(order), -1, np.int64))
+
+    def _position_sigma(self, covariance: FloatArray) -> float:
+        """Along the direction in which it is largest, in units of the error bound."""
+        return float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / self.bound.distance
 
     def _covariance(self, fit: PoseFit, used: _Matches, camera: Camera) -> FloatArray:
         """Of the pose, from the pixels and from how well the landmarks themselves are known."""

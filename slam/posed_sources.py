@@ -24,7 +24,7 @@ from relocalizer.images import Camera, CameraModel, Image, load_camera, read_ima
 from relocalizer.posed_images import PosedPicture
 from slam.config import InputConfig
 from slam.datasets import index_folder
-from slam.sequence import Calibration, Optics
+from slam.sequence import Calibration, Optics, Selection
 from slam.tables import path_inside, rows_of
 from slam.trajectory import Trajectory, read_trajectory
 
@@ -54,14 +54,22 @@ class _Entry:
 
 
 def open_posed(
-    images: Path, poses: Path | None, *, config: InputConfig, camera: Path | None = None, stride: int = 1
+    images: Path,
+    poses: Path | None,
+    *,
+    config: InputConfig,
+    camera: Path | None = None,
+    start: int = 0,
+    stride: int = 1,
+    max_frames: int | None = None,
 ) -> PosedSource:
     """Pictures of a folder with their poses, whichever known form these have.
 
     Args:
         poses: a trajectory file, a COLMAP model's folder or a Cambridge list; None where the folder has poses itself.
         camera: a camera.yaml that counts before any other.
-        stride: every `stride`-th picture that has a pose.
+        start, stride, max_frames: of the pictures that have a pose, every `stride`-th from number `start` on, at
+            most `max_frames`.
 
     Raises:
         SequenceError: nothing there that can be read, or pictures that are named and missing.
@@ -72,8 +80,8 @@ def open_posed(
         raise SequenceError(f"{images}: no such folder; expected one with the pictures")
     entries, calibration, units, what = _recognise(images, poses)
     given = Calibration(load_camera(camera), str(camera)) if camera is not None else None
-    chosen = entries[::stride]
-    pictures = _pictures(chosen, given, calibration, config)
+    chosen = Selection(start, stride, max_frames).of(len(entries), str(images))
+    pictures = _pictures([entries[k] for k in chosen], given, calibration, config)
     return PosedSource(pictures=pictures, units=units, description=f"{what}: {len(pictures)} pictures with poses")
 
 

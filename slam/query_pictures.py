@@ -49,20 +49,22 @@ def _of(text: str) -> list[QueryPicture]:
         index = index_folder(path)
         if index.video is not None:
             raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
-        calibration = Calibration(index.camera, index.camera_source) if index.camera else None
+        calibration = Calibration(index.camera, index.camera_source) if index.camera else _beside(path)
         times = index.timestamps_ns.tolist()
         return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
     if path.exists():
-        return [QueryPicture(path, 0, _beside(path))]
+        return [QueryPicture(path, 0, _beside(path.parent))]
     found = sorted(glob.glob(str(path), recursive=True))
     if not found:
         raise SequenceError(f"{text}: no such picture or folder")
-    return [QueryPicture(Path(name), 0, _beside(Path(name))) for name in found if os.path.isfile(name)]
+    return [QueryPicture(Path(name), 0, _beside(Path(name).parent)) for name in found if os.path.isfile(name)]
 
 
-def _beside(picture: Path) -> Calibration | None:
-    camera = picture.parent / "camera.yaml"
-    return Calibration(load_camera(camera), str(camera)) if camera.is_file() else None
+def _beside(folder: Path) -> Calibration | None:
+    """The camera.yaml of a folder of pictures, in it or in the one above."""
+    paths = (folder / "camera.yaml", folder.resolve().parent / "camera.yaml")
+    found = next((path for path in paths if path.is_file()), None)
+    return Calibration(load_camera(found), str(found)) if found is not None else None
 
 
 class QueryReader:

@@ -16,6 +16,7 @@ from slam.cli.options import (
     Overrides,
     PredictorName,
     RandomWeights,
+    Start,
     Stride,
     Weights,
     complain,
@@ -43,7 +44,9 @@ def from_poses(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
+    start: Start = 0,
     stride: Stride = 1,
+    max_frames: Annotated[int | None, typer.Option(min=2, help="Use at most this many pictures.")] = None,
     min_distance: Annotated[
         float,
         typer.Option(min=0, help="Leave out pictures nearer than this to a kept one and turned less than min-angle."),
@@ -82,7 +85,9 @@ def from_poses(
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
     settings = load_config(config, [*overrides, *flags])
     choice = choose_predictor(settings)
-    source = open_posed(images, poses, config=settings.input, camera=camera, stride=stride)
+    source = open_posed(
+        images, poses, config=settings.input, camera=camera, start=start, stride=stride, max_frames=max_frames
+    )
     if not quiet:
         say(source.description)
         say(f"predictor: {choice.kind} ({choice.reason})")
