@@ -107,7 +107,7 @@ def _keyframe_table(graph: KeyframeGraph, ids: Sequence[int], cameras: Sequence[
         segment=_ids(graph.segment_of[k] for k in ids),
         **_stacked(poses),
         scales=np.array([pose.scale for pose in poses], dtype=np.float64),
-        descriptors=np.array([k.descriptor for k in keyframes], dtype=np.float32).reshape(-1, size),
+        descriptors=np.array([k.descriptor for k in keyframes], dtype=np.float32).reshape(len(ids), size),
     )
 
 
