@@ -123,7 +123,7 @@ def show(
 
 
 def recall_at(false_share: float, said: np.ndarray, right: np.ndarray) -> float:
-    """Share of all queries found rightly, with the confidence limit that keeps the wrong ones to a share of the found."""
+    """Share of all queries found rightly, at the confidence limit that keeps wrong ones to a share of the found."""
     order = np.argsort(-said, kind="stable")
     order = order[said[order] >= 0]
     good = np.cumsum(right[order])
