@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from relocalizer.errors import UserError
-from slam.cli import bench, convert, doctor, evaluation, maps, run, settings, view, weights
+from slam.cli import bench, convert, doctor, evaluation, maps, maps_from_poses, relocalize, run, settings, view, weights
 from slam.cli.options import INTERRUPTED, UNUSABLE, USER_ERROR, complain
 
 app = typer.Typer(
@@ -30,11 +30,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.run)
+app.command()(relocalize.relocalize)
 app.command()(view.view)
 app.command()(bench.bench)
 app.command("eval")(evaluation.evaluate_command)
 app.command("config")(settings.config_command)
 app.command()(convert.convert)
+maps.map_app.command("from-poses")(maps_from_poses.from_poses)
 app.add_typer(maps.map_app, name="map")
 app.add_typer(weights.weights_app, name="weights")
 app.command()(doctor.doctor)
