@@ -1,0 +1,179 @@
+"""A map from posed pictures: its points are where they are, and wrong matches and wrong poses give no points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+from scipy.spatial import cKDTree
+
+from relocalizer.config import PosedImagesConfig
+from relocalizer.errors import MapError
+from relocalizer.geometry import exp_so3, identity, rigid, rotation_matrix, translation_of
+from relocalizer.posed_images import PosedPicture, choose_pairs, epipolar_px, map_from_poses, thinned
+from relocalizer.reference_map import validate
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = OracleWorld(room_path(120), room_points(np.random.default_rng(3), 1500), pixel_noise=0.3)
+    world.descriptors[:] = np.abs(world.descriptors)
+    return world
+
+
+@pytest.fixture(autouse=True)
+def oracle_features(monkeypatch, world):
+    """Features come from the world, without signs as those of real pictures."""
+    tracker = OracleTracker(world)
+
+    def detect(gray, _):
+        found = tracker.detect(gray)
+        positive = np.maximum(found.descriptors, 0.0)
+        return replace(found, descriptors=positive / np.linalg.norm(positive, axis=1, keepdims=True))
+
+    monkeypatch.setattr("relocalizer.posed_images.detect_features", detect)
+
+
+def pictures_of(world, indices, *, moved=None):
+    return [
+        PosedPicture(
+            name=str(k),
+            read=lambda k=k: world.frame(k).image,
+            camera=world.camera,
+            world_from_cam=world.poses[k] if moved is None else moved(world.poses[k], k),
+            timestamp_ns=1000 * k,
+        )
+        for k in indices
+    ]
+
+
+def posed(pose):
+    return PosedPicture(name="p", read=lambda: None, camera=CAMERA, world_from_cam=pose)
+
+
+def made(world, indices=range(0, 120, 6), *, moved=None, **config):
+    return map_from_poses(
+        pictures_of(world, indices, moved=moved), OraclePredictor(world), config=PosedImagesConfig(**config)
+    )
+
+
+def test_landmarks_lie_where_the_points_are(world):
+    found = made(world)
+    validate(found)
+    off, nearest = cKDTree(world.points).query(found.points_world)
+    assert len(found.landmarks) > 500
+    assert np.median(off) < 0.01
+    assert np.quantile(off, 0.95) < 0.08
+    assert len(np.unique(nearest)) > 0.95 * len(nearest)  # a point is one landmark
+
+
+def test_keyframes_keep_the_poses_and_times_that_were_given(world):
+    found = made(world)
+    for row, k in enumerate(range(0, 120, 6)):
+        pose = found.keyframes.world_from_keyframe(row)
+        np.testing.assert_allclose(pose.translation, translation_of(world.poses[k]))
+        np.testing.assert_allclose(pose.rotation, rotation_matrix(world.poses[k]))
+        assert found.keyframes.timestamps_ns[row] == 1000 * k
+
+
+def test_every_feature_of_the_map_lies_on_a_landmark_that_projects_to_it(world):
+    found = made(world)
+    assert (found.features.landmark >= 0).all()
+    for row in range(len(found.keyframes)):
+        part = slice(found.features.offsets[row], found.features.offsets[row + 1])
+        points = found.points_world[found.features.landmark[part]]
+        local = np.asarray(found.keyframes.world_from_keyframe(row).rigid.inv().apply(points))
+        off = np.linalg.norm(CAMERA.project(local) - found.features.pixels[part], axis=1)
+        assert off.max() < 3.0
+
+
+def test_the_same_pictures_give_the_same_map(world):
+    a, b = made(world), made(world)
+    np.testing.assert_array_equal(a.landmarks.points_in_anchor, b.landmarks.points_in_anchor)
+    np.testing.assert_array_equal(a.features.landmark, b.features.landmark)
+
+
+def test_poses_of_other_pictures_give_almost_no_landmarks(world):
+    shuffled = np.random.default_rng(0).permutation(120)
+    wrong = made(world, moved=lambda _, k: world.poses[shuffled[k]])
+    assert len(wrong.landmarks) < 0.05 * len(made(world).landmarks)
+
+
+def test_one_wrong_pose_spoils_its_own_picture_only(world):
+    lost = exp_so3([0.0, 0.4, 0.0])
+    found = made(world, moved=lambda pose, k: pose * rigid(lost, [0.2, 0.0, 0.0]) if k == 60 else pose)
+    off, _ = cKDTree(world.points).query(found.points_world)
+    counts = np.diff(found.features.offsets)
+    assert counts[10] < 0.1 * np.median(counts)
+    assert np.quantile(off, 0.95) < 0.08
+
+
+def test_progress_tells_pictures_and_pairs_to_the_last(world):
+    told = []
+    map_from_poses(
+        pictures_of(world, range(0, 16, 4)), OraclePredictor(world), on_progress=lambda *said: told.append(said)
+    )
+    assert ("pictures", 4, 4) in told
+    assert [said for said in told if said[0] == "pairs"][-1] == ("pairs", 6, 6)
+
+
+def test_one_picture_is_no_map(world):
+    with pytest.raises(MapError, match="at least two pictures from different poses, got 1"):
+        made(world, [5])
+
+
+def test_pictures_from_one_place_give_no_landmarks_but_a_map(world):
+    found = made(world, [5, 5, 5])
+    validate(found)
+    assert len(found.landmarks) == 0
+
+
+# Which pictures
+
+
+def test_without_limits_nothing_is_thinned_out(world):
+    assert len(thinned(pictures_of(world, [0, 0, 1]), PosedImagesConfig())) == 3
+
+
+def test_a_picture_is_left_out_when_it_is_near_and_hardly_turned():
+    config = PosedImagesConfig(min_distance=0.1, min_angle_deg=10)
+    here, near = identity(), rigid(np.eye(3), [0.05, 0, 0])
+    turned, far = rigid(exp_so3([0, 0.3, 0]), [0.05, 0, 0]), rigid(np.eye(3), [0.2, 0, 0])
+    pictures = [posed(pose) for pose in (here, near, turned, far)]
+    kept = thinned(pictures, config)
+    assert kept == [pictures[0], pictures[2], pictures[3]]
+
+
+def test_pairs_look_the_same_way_and_are_named_once(rng):
+    poses = [rigid(exp_so3([0.0, angle, 0.0]), [0.0, 0.0, 0.0]) for angle in np.radians([0, 20, 50, 100, 180])]
+    places = rng.random((5, 8), dtype=np.float32)
+    pairs = choose_pairs(places, poses, PosedImagesConfig(max_angle_deg=60))
+    assert pairs == [(0, 1), (0, 2), (1, 2), (2, 3)]
+
+
+def test_of_many_pictures_each_is_matched_to_near_and_far_ones():
+    places = np.array([[np.cos(a), np.sin(a)] for a in np.linspace(0, 1, 200)], dtype=np.float32)
+    pairs = choose_pairs(places, [identity()] * 200, PosedImagesConfig(partners=10))
+    apart = sorted(j - i for i, j in pairs if i == 0)
+    assert apart[:3] == [1, 2, 3]
+    assert apart[-1] > 30
+    assert len(pairs) < 200 * 10
+
+
+# Epipolar lines
+
+
+def test_a_point_is_on_its_epipolar_line_and_off_it_by_what_it_is_moved_across():
+    i, j = posed(identity()), posed(rigid(np.eye(3), [1.0, 0.0, 0.0]))
+    pixels = np.array([[300.0, 200.0], [320.0, 240.0]], np.float32)
+    along, across = np.array([[-40.0, 0.0]] * 2, np.float32), np.array([[0.0, 4.0]] * 2, np.float32)
+    np.testing.assert_allclose(epipolar_px(i, j, pixels, pixels + along), [0.0, 0.0], atol=1e-3)
+    np.testing.assert_allclose(epipolar_px(i, j, pixels, pixels + along + across), [4.0, 4.0], rtol=1e-3)
+
+
+def test_from_one_place_a_point_must_be_where_turning_puts_it():
+    i, j = posed(identity()), posed(identity())
+    pixels = np.array([[300.0, 200.0]], np.float32)
+    np.testing.assert_allclose(epipolar_px(i, j, pixels, pixels + 3.0), [np.sqrt(18.0)], rtol=1e-3)
