@@ -227,11 +227,11 @@ class ReferenceMap:
 
 def quantised(descriptors: NDArray[np.float32]) -> NDArray[np.uint8]:
     """RootSIFT rows (N, 128) in a quarter of the space: entries are at most 1, and a 256th is far below their noise."""
-    return np.asarray(np.minimum(np.rint(descriptors * 256.0), 255), dtype=np.uint8)
+    return np.asarray(np.clip(np.rint(descriptors * 256.0), 0, 255), dtype=np.uint8)
 
 
 def restored(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Unit rows (N, 128) from quantised ones; quantising them again gives the same bytes unless a row is zero."""
+    """Unit rows (N, 128) from quantised ones; quantising them again moves no entry by more than one."""
     rows = descriptors.astype(np.float32)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 

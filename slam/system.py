@@ -318,6 +318,8 @@ class Slam:
             self._reason = f"{why.reason}; {recognised.reason}"
             self._front_end.forget_motion()
             self._tell.emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
+        elif self._earlier is not None and not len(self._log):
+            self._reason = f"not found in the map: {recognised.reason}"
         self._frames_lost += 1
         if self._frames_lost >= self._config.relocalization.restart_after and not self._localize_only:
             self._frames_lost = 0
