@@ -1,0 +1,264 @@
+"""Poses as 7-Scenes, TUM, COLMAP and Cambridge write them: the same camera comes out whatever the file."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from conftest import write_pictures
+from scipy.spatial.transform import RigidTransform, Rotation
+
+from relocalizer.errors import CameraError, SequenceError, TrajectoryError
+from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
+from slam.config import InputConfig
+from slam.posed_sources import open_posed
+
+POSES = [rigid(exp_so3([0.1 * k, -0.2, 0.3]), [1.0 + k, 2.0, -0.5 * k]) for k in range(4)]
+CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 131\ncx: 80\ncy: 60\n"
+
+
+def open_(images, poses=None, **options):
+    return open_posed(images, poses, config=InputConfig(), **options)
+
+
+def same(pictures, poses):
+    assert len(pictures) == len(poses)
+    for picture, pose in zip(pictures, poses, strict=True):
+        np.testing.assert_allclose(picture.world_from_cam.as_matrix(), pose.as_matrix(), atol=1e-6)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = write_pictures(tmp_path / "images", 4)
+    (folder / "camera.yaml").write_text(CAMERA)
+    return folder
+
+
+def xyzw(pose):
+    return pose.rotation.as_quat(canonical=True)
+
+
+def numbers(values):
+    return " ".join(f"{v:.9f}" for v in values)
+
+
+# TUM
+
+
+def tum(path, poses, *, step=1.0):
+    lines = [f"{step * k:.6f} {numbers(translation_of(p))} {numbers(xyzw(p))}" for k, p in enumerate(poses)]
+    path.write_text("# timestamp tx ty tz qx qy qz qw\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def timed(folder, times):
+    lines = [f"{t:.6f} {k:05d}.png" for k, t in enumerate(times)]
+    (folder / "rgb.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_a_trajectory_file_gives_each_picture_the_pose_at_its_time(images, tmp_path):
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    same(source.pictures, POSES)
+    assert source.units == "metres"
+    assert source.pictures[1].timestamp_ns == 20_000_000
+
+
+def test_between_two_poses_a_picture_gets_the_one_in_between(images, tmp_path):
+    timed(images, [0.01, 0.5, 0.6, 0.7])
+    ends = [rigid(np.eye(3), [0.0, 0, 0]), rigid(exp_so3([0, 0.2, 0]), [1.0, 0, 0])]
+    [picture] = open_(images, tum(tmp_path / "poses.txt", ends, step=0.02)).pictures
+    same([picture], [rigid(exp_so3([0, 0.1, 0]), [0.5, 0, 0])])
+
+
+def test_a_hole_in_the_poses_leaves_its_pictures_out(images, tmp_path):
+    timed(images, [0.0, 0.4, 1.0, 2.0])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES[:2], step=1.0))
+    same(source.pictures, POSES[:2])
+
+
+def test_poses_of_another_clock_are_refused_with_what_to_look_at(images, tmp_path):
+    timed(images, [100.0, 101.0, 102.0, 103.0])
+    with pytest.raises(TrajectoryError, match=r"none of the poses is within 50 ms of a picture.*rgb\.txt"):
+        open_(images, tum(tmp_path / "poses.txt", POSES))
+
+
+def test_a_folder_of_a_data_set_brings_its_own_poses(images):
+    timed(images, [0.0, 1.0, 2.0, 3.0])
+    tum(images / "groundtruth.txt", POSES)
+    same(open_(images).pictures, POSES)
+
+
+def test_a_folder_without_poses_asks_for_them(images):
+    with pytest.raises(TrajectoryError, match="no poses in this folder; name them: a trajectory file"):
+        open_(images)
+
+
+def test_every_nth_picture_of_a_part_can_be_taken(images):
+    timed(images, [0.0, 1.0, 2.0, 3.0])
+    tum(images / "groundtruth.txt", POSES)
+    same(open_(images, start=1, stride=2).pictures, [POSES[1], POSES[3]])
+    same(open_(images, max_frames=2).pictures, POSES[:2])
+
+
+# 7-Scenes
+
+
+def seven_scenes(folder, poses):
+    write_pictures(folder, len(poses))
+    for k, pose in enumerate(poses):
+        (folder / f"{k:05d}.png").rename(folder / f"frame-{k:06d}.color.png")
+        np.savetxt(folder / f"frame-{k:06d}.pose.txt", pose.as_matrix())
+    (folder / "camera.yaml").write_text(CAMERA)
+
+
+def test_a_sequence_of_7_scenes_has_a_pose_file_for_each_picture(tmp_path):
+    seven_scenes(tmp_path / "seq-01", POSES)
+    same(open_(tmp_path / "seq-01").pictures, POSES)
+
+
+def test_a_scene_of_7_scenes_is_all_the_sequences_it_is_trained_on(tmp_path):
+    seven_scenes(tmp_path / "seq-01", POSES[:2])
+    seven_scenes(tmp_path / "seq-02", POSES[2:3])
+    seven_scenes(tmp_path / "seq-04", POSES[3:])
+    (tmp_path / "TrainSplit.txt").write_text("sequence1\nsequence4\n")
+    source = open_(tmp_path)
+    same(source.pictures, [*POSES[:2], POSES[3]])
+    times = [p.timestamp_ns for p in source.pictures]
+    assert times == sorted(set(times))
+    assert "seq-01, seq-04" in source.description
+
+
+# COLMAP
+
+
+def colmap(folder, poses, *, camera="1 PINHOLE 160 120 130 131 80.5 60.5", name="{:05d}.png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cameras.txt").write_text(f"# Camera list\n{camera}\n")
+    lines = ["# Image list"]
+    for k, pose in enumerate(poses):
+        cam_from_world = pose.inv()
+        wxyz = cam_from_world.rotation.as_quat(scalar_first=True)
+        lines += [f"{k + 1} {numbers(wxyz)} {numbers(translation_of(cam_from_world))} 1 {name.format(k)}", ""]
+    (folder / "images.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_colmap_model_gives_poses_cameras_and_no_metres(images, tmp_path):
+    source = open_(images, colmap(tmp_path / "model", POSES))
+    same(source.pictures, POSES)
+    assert source.units == "map units"
+    camera = source.pictures[0].camera
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (130, 131, 80, 60)  # COLMAP's first pixel is at a half
+
+
+def test_a_colmap_project_is_found_by_its_folder_too(images, tmp_path):
+    colmap(tmp_path / "project" / "sparse" / "0", POSES)
+    same(open_(images, tmp_path / "project").pictures, POSES)
+
+
+@pytest.mark.parametrize(
+    ("camera", "model"),
+    [
+        ("1 SIMPLE_PINHOLE 160 120 130 80.5 60.5", "pinhole"),
+        ("1 SIMPLE_RADIAL 160 120 130 80.5 60.5 -0.01", "radtan"),
+        ("1 RADIAL 160 120 130 80.5 60.5 -0.01 0.001", "radtan"),
+        ("1 OPENCV 160 120 130 131 80.5 60.5 -0.01 0.001 0 0", "radtan"),
+        ("1 OPENCV_FISHEYE 160 120 130 131 80.5 60.5 0.01 0.001 0 0", "fisheye"),
+    ],
+)
+def test_pictures_of_every_colmap_camera_come_out_as_a_pinhole_has_them(images, tmp_path, camera, model):
+    picture = open_(images, colmap(tmp_path / "model", POSES, camera=camera)).pictures[0]
+    assert picture.camera.model == "pinhole"
+    assert picture.read().shape == (120, 160, 3)
+
+
+def test_a_camera_model_that_is_not_known_is_named_with_those_that_are(images, tmp_path):
+    with pytest.raises(CameraError, match=r"cameras\.txt, line 2: expected .*SIMPLE_PINHOLE"):
+        open_(images, colmap(tmp_path / "model", POSES, camera="1 FOV 160 120 130 131 80 60 0.9"))
+
+
+def test_pictures_that_a_model_names_and_nobody_has_are_refused(images, tmp_path):
+    model = colmap(tmp_path / "model", POSES, name="left/{:05d}.jpg")
+    with pytest.raises(SequenceError, match=r"none of the 4 pictures that .* names is here \(first: .*left/00000\.jpg"):
+        open_(images, model)
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(images, tmp_path):
+    with pytest.raises(SequenceError, match="leads out"):
+        open_(images, colmap(tmp_path / "model", POSES, name="../{:05d}.png"))
+
+
+def test_a_binary_model_is_told_how_to_become_text(images, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "images.bin").write_bytes(b"\0" * 8)
+    with pytest.raises(TrajectoryError, match="colmap model_converter --output_type TXT"):
+        open_(images, tmp_path / "model")
+
+
+# Cambridge Landmarks
+
+
+def cambridge(path, poses, *, header=True):
+    lines = ["Visual Landmark Dataset V1", "ImageFile, Camera Position [X Y Z W P Q R]", ""] if header else []
+    for k, pose in enumerate(poses):
+        wxyz = pose.inv().rotation.as_quat(scalar_first=True)
+        lines.append(f"{k:05d}.png {numbers(translation_of(pose))} {numbers(wxyz)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_cambridge_list_has_centres_and_turns_of_the_world(images, tmp_path, header):
+    source = open_(
+        images, cambridge(tmp_path / "dataset_train.txt", POSES, header=header), camera=images / "camera.yaml"
+    )
+    same(source.pictures, POSES)
+    assert source.units == "metres"
+    assert source.pictures[0].camera.fx == 130
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("00000.png 1 2 3 1 0 0", "line 4: expected 'name x y z qw qx qy qz', got 7 columns"),
+        ("00000.png 1 2 3 2 0 0 0", "line 4: expected a unit quaternion, got length 2.000"),
+        ("00000.png 1 2 three 1 0 0 0", "line 4: expected numbers"),
+        ("00000.png 1 2 nan 1 0 0 0", "line 4: expected finite numbers"),
+    ],
+)
+def test_a_broken_line_of_a_list_is_named(images, tmp_path, line, complaint):
+    path = tmp_path / "dataset_train.txt"
+    path.write_text(f"Visual Landmark Dataset V1\nImageFile, Camera Position [X Y Z W P Q R]\n\n{line}\n")
+    with pytest.raises(TrajectoryError, match=re.escape(complaint)):
+        open_(images, path)
+
+
+# Anything else
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SequenceError, match="no such folder; expected one with the pictures"):
+        open_(tmp_path / "nowhere")
+
+
+def test_poses_that_are_not_there_are_named(images, tmp_path):
+    with pytest.raises(TrajectoryError, match="no such file or folder; expected a trajectory"):
+        open_(images, tmp_path / "nowhere.txt")
+
+
+def test_pictures_are_read_when_asked_for_and_not_before(images, tmp_path):
+    source = open_(images, colmap(tmp_path / "model", POSES))
+    (images / "00003.png").unlink()
+    assert source.pictures[2].read().shape == (120, 160, 3)
+    with pytest.raises(SequenceError, match=r"00003\.png"):
+        source.pictures[3].read()
+
+
+def test_the_rotation_of_a_list_is_the_inverse_of_the_pose(images, tmp_path):
+    """A camera turned left by 30 degrees: the world turns right in its eyes."""
+    turned = RigidTransform.from_components([0.0, 0.0, 0.0], Rotation.from_euler("y", -30, degrees=True))
+    [picture] = open_(images, cambridge(tmp_path / "list.txt", [turned]), camera=images / "camera.yaml").pictures
+    forward = rotation_matrix(picture.world_from_cam)[:, 2]
+    np.testing.assert_allclose(forward, [-0.5, 0.0, np.sqrt(0.75)], atol=1e-8)

@@ -1,0 +1,50 @@
+"""How far a task is: a bar that redraws itself on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import io
+
+from slam.progress import TaskProgress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_log_gets_a_line_every_two_seconds():
+    log, clock = io.StringIO(), Clock()
+    progress = TaskProgress(log, clock=clock)
+    for done in range(51):
+        clock.now = 0.1 * done
+        progress("pictures", done, 100)
+    progress.close()
+    assert log.getvalue().splitlines() == ["20/100 pictures, 8 s left", "40/100 pictures, 6 s left"]
+
+
+def test_a_terminal_gets_one_line_that_is_wiped_at_the_end():
+    screen, clock = Terminal(), Clock()
+    progress = TaskProgress(screen, clock=clock)
+    progress("pairs", 0, 10)
+    clock.now = 1.0
+    progress("pairs", 5, 10)
+    progress.close()
+    assert screen.getvalue() == "\r\x1b[K[############............] 5/10 pairs, 1 s left\r\x1b[K"
+
+
+def test_a_new_task_is_timed_from_its_own_beginning():
+    log, clock = io.StringIO(), Clock()
+    progress = TaskProgress(log, clock=clock)
+    progress("pictures", 1, 10)
+    clock.now = 100.0
+    progress("pairs", 0, 10)
+    clock.now = 103.0
+    progress("pairs", 3, 10)
+    assert log.getvalue() == "3/10 pairs, 7 s left\n"

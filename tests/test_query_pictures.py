@@ -1,0 +1,74 @@
+"""Pictures to be located: which are meant, and whose camera is theirs."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import write_pictures
+
+from relocalizer.errors import CameraError, SequenceError
+from relocalizer.images import Camera
+from slam.config import InputConfig
+from slam.query_pictures import QueryReader, query_pictures
+
+CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 130\ncx: 80\ncy: 60\n"
+MAP_CAMERA = Camera(width=320, height=240, fx=250.0, fy=250.0, cx=159.5, cy=119.5)
+
+
+def names(pictures):
+    return [picture.path.name for picture in pictures]
+
+
+def reader(given=None, cameras=(MAP_CAMERA,)):
+    return QueryReader(given, cameras, InputConfig())
+
+
+def test_a_folder_is_all_its_pictures_at_its_own_times(pictures):
+    lines = [f"{0.5 * k} {k:05d}.png" for k in range(12)]
+    (pictures / "rgb.txt").write_text("\n".join(lines))
+    found = query_pictures([str(pictures)])
+    assert len(found) == 12
+    assert found[3].timestamp_ns == 1_500_000_000
+
+
+def test_files_and_patterns_are_a_second_apart_in_the_order_given(pictures):
+    found = query_pictures([str(pictures / "00007.png"), str(pictures / "0000[01].png")])
+    assert names(found) == ["00007.png", "00000.png", "00001.png"]
+    assert [picture.timestamp_ns for picture in found] == [0, 1_000_000_000, 2_000_000_000]
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(SequenceError, match=r"nowhere\.jpg: no such picture or folder"):
+        query_pictures([str(tmp_path / "nowhere.jpg")])
+
+
+def test_a_video_is_told_the_verb_that_follows_it(tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 64)
+    with pytest.raises(SequenceError, match="--map MAP --localize-only"):
+        query_pictures([str(tmp_path)])
+
+
+def test_the_camera_that_was_given_counts_first(pictures, tmp_path):
+    (pictures / "camera.yaml").write_text(CAMERA.replace("130", "99"))
+    (tmp_path / "own.yaml").write_text(CAMERA)
+    [picture] = query_pictures([str(pictures / "00000.png")])
+    assert reader(tmp_path / "own.yaml").read(picture).camera.fx == 130
+
+
+def test_then_that_of_the_pictures_folder_or_the_one_above(tmp_path):
+    folder = write_pictures(tmp_path / "set" / "images", 2)
+    (tmp_path / "set" / "camera.yaml").write_text(CAMERA)
+    for given in (folder, folder / "00000.png"):
+        assert reader().read(query_pictures([str(given)])[0]).camera.fx == 130
+
+
+def test_then_that_of_the_map_at_the_pictures_size_and_it_is_said(pictures):
+    asked = reader()
+    view = asked.read(query_pictures([str(pictures / "00000.png")])[0])
+    assert (view.camera.width, view.camera.fx) == (160, 125.0)
+    assert "the map's camera, as nobody named another" in asked.notes[0]
+
+
+def test_a_picture_of_another_shape_than_the_maps_asks_for_a_camera(pictures):
+    asked = reader(cameras=(Camera(width=300, height=300, fx=250, fy=250, cx=150, cy=150),))
+    with pytest.raises(CameraError, match=r"160x120, and the map's cameras have another shape \(300x300\)"):
+        asked.read(query_pictures([str(pictures / "00000.png")])[0])
