@@ -1,0 +1,150 @@
+"""Two maps in one, on a world whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+
+from relocalizer.errors import MapError
+from relocalizer.geometry import align_points
+from relocalizer.map_export import trajectories_of
+from relocalizer.reference_map import ReferenceMap, validate
+from relocalizer.retrieval import FaissRetriever
+from slam.config import SlamConfig
+from slam.merging import merge_maps
+from slam.optimizer import GtsamOptimizer
+from slam.refinement import GtsamRefiner
+from slam.system import Slam
+
+
+def room() -> OracleWorld:
+    world = OracleWorld(room_path(), room_points(np.random.default_rng(3), 2500), pixel_noise=0.3)
+    world.descriptors **= 2  # a map keeps descriptors in bytes, as those of real features are: nowhere negative
+    world.descriptors /= np.linalg.norm(world.descriptors, axis=1, keepdims=True)
+    return world
+
+
+def mapped(world: OracleWorld, indices) -> ReferenceMap:
+    slam = Slam(
+        SlamConfig(),
+        predictor=OraclePredictor(world),
+        tracker=OracleTracker(world),
+        retriever=FaissRetriever(),
+        optimizer=GtsamOptimizer(),
+        refiner=GtsamRefiner(),
+    )
+    for index in indices:
+        slam.step(world.frame(index))
+    slam.finish()
+    saved = slam.saved_map(lambda k: b"")
+    return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
+
+
+def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap):
+    return merge_maps(
+        a,
+        b,
+        SlamConfig(),
+        predictor=OraclePredictor(world),
+        retriever=FaissRetriever(),
+        optimizer=GtsamOptimizer(),
+        refiner=GtsamRefiner(),
+    )
+
+
+def error(world: OracleWorld, m: ReferenceMap, segment: int | None = None) -> float:
+    """RMSE of the frames' positions against the truth, as a share of the room's size."""
+    positions, truth = [], []
+    for times, poses in trajectories_of(m, segment):
+        positions.append(poses[:, :3, 3])
+        truth.append(world.ground_truth.positions[np.searchsorted(world.ground_truth.timestamps_ns, times)])
+    a, b = np.concatenate(truth), np.concatenate(positions)
+    off = align_points(a, b).apply(b) - a
+    return float(np.sqrt((off**2).sum(axis=1).mean()) / np.linalg.norm(np.ptp(world.ground_truth.positions, axis=0)))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return room()
+
+
+@pytest.fixture(scope="module")
+def halves(world):
+    return mapped(world, range(0, 130)), mapped(world, range(100, 230))
+
+
+@pytest.fixture(scope="module")
+def whole(world, halves):
+    return merged(world, *halves)
+
+
+def test_two_halves_that_overlap_become_one_map_as_good_as_they_were(world, halves, whole):
+    validate(whole.map)
+    assert whole.apart == 0
+    assert set(whole.map.keyframes.segment.tolist()) == {0}
+    assert error(world, whole.map) < 1.5 * max(error(world, half) for half in halves)
+
+
+def test_nothing_of_either_half_is_lost(halves, whole):
+    assert len(whole.map.keyframes) == sum(len(half.keyframes) for half in halves)
+    assert len(whole.map.frames.indices) == sum(len(half.frames.indices) for half in halves)
+
+
+def test_the_first_maps_keyframes_keep_their_ids(halves, whole):
+    first = halves[0].keyframes
+    kept = whole.map.keyframes.ids[: len(first)]
+    assert np.array_equal(kept, first.ids)
+    assert np.array_equal(whole.map.keyframes.timestamps_ns[: len(first)], first.timestamps_ns)
+
+
+def test_overlaps_are_named_and_true(world, whole):
+    assert whole.loops
+    for i, j, _ in whole.loops:
+        a, b = (int(whole.map.keyframes.frame_indices[whole.map.row_of[k]]) for k in (i, j))
+        apart = np.linalg.norm(world.ground_truth.positions[a] - world.ground_truth.positions[b])
+        assert apart < 1.0
+
+
+def test_points_seen_by_both_halves_have_one_name(halves, whole):
+    assert len(whole.map.landmarks) < sum(len(half.landmarks) for half in halves)
+
+
+def test_pictures_of_both_go_along(halves, whole):
+    rows = [0, len(halves[0].keyframes)]
+    assert all(whole.map.picture.jpeg(row)[:2] == b"\xff\xd8" for row in rows)
+
+
+def test_maps_without_overlap_are_refused_with_a_reason(world):
+    with pytest.raises(MapError, match=r"maps: no overlap found: .*; map the ground between them"):
+        merged(world, mapped(world, range(0, 30)), mapped(world, range(100, 130)))
+
+
+def test_maps_in_different_units_are_refused(world, halves):
+    metric = replace(halves[1], provenance=replace(halves[1].provenance, units="metres"))
+    with pytest.raises(MapError, match="one is in map units, the other in metres; make both with --scale-from"):
+        merged(world, halves[0], metric)
+
+
+def test_a_segment_that_sees_nothing_of_the_first_map_stays_apart(world):
+    """Of a second map in two parts, one overlaps: it joins, the other goes along on its own."""
+    near, far = mapped(world, range(100, 130)), mapped(world, range(150, 180))
+    both = side_by_side(near, far, world)
+    result = merged(world, mapped(world, range(60, 110)), both)
+    assert result.apart == 1
+    assert len(set(result.map.keyframes.segment.tolist())) == 2
+
+
+def side_by_side(a: ReferenceMap, b: ReferenceMap, world: OracleWorld) -> ReferenceMap:
+    """Two maps as two segments of one."""
+    from slam.mapping import Mapper
+    from slam.saved_map import map_of, restore
+
+    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamRefiner())
+    first = restore(a, mapper, OraclePredictor(world), None)
+    second = restore(b, mapper, OraclePredictor(world), None, gap=10)
+    jpeg = {**first.jpeg, **second.jpeg}
+    saved = map_of(mapper, [*first.frames, *second.frames], a.provenance, lambda k: jpeg[k]())
+    return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
