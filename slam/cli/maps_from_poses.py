@@ -24,7 +24,7 @@ from slam.cli.options import (
     say,
 )
 
-LEAST_LANDMARKS = 5  # a picture, below which poses and pictures hardly belong together
+LEAST_LANDMARKS = 10  # a picture, below which poses and pictures hardly belong together
 
 
 def from_poses(

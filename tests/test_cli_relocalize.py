@@ -1,0 +1,141 @@
+"""`slam map from-poses` and `slam relocalize` on pictures of the bundled room."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from relocalizer.geometry import rotation_angle
+from relocalizer.images import read_image
+from relocalizer.map_folder import load_map
+from slam.config import InputConfig
+from slam.sequence import open_source
+from slam.trajectory import Trajectory, read_tum, write_tum
+
+STEP, PICTURES = 6, 12
+
+
+@pytest.fixture(scope="module")
+def room(root, tmp_path_factory):
+    """Twelve pictures of the room, a fifth of a second apart, with their poses, as TUM has them."""
+    folder = tmp_path_factory.mktemp("room")
+    sequence = root / "sequences" / "room_loop"
+    truth = read_tum(sequence / "groundtruth.txt")
+    frames = open_source(str(sequence), config=InputConfig(prefetch_frames=0), stride=STEP, max_frames=PICTURES)
+    lines, rows = [], []
+    for frame in frames:
+        name = f"{frame.index:04d}.png"
+        cv2.imwrite(str(folder / name), cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
+        rows.append(int(np.abs(truth.timestamps_ns - frame.timestamp_ns).argmin()))
+        lines.append(f"{truth.timestamps_ns[rows[-1]] / 1e9:.9f} {name}")
+    (folder / "rgb.txt").write_text("\n".join(lines) + "\n")
+    (folder / "camera.yaml").write_text((sequence / "camera.yaml").read_text())
+    write_tum(folder / "groundtruth.txt", Trajectory(truth.timestamps_ns[rows], truth.world_from_cam[rows]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def room_map(room, tmp_path_factory):
+    """A map of every second of the pictures."""
+    from slam.cli import main
+
+    folder = tmp_path_factory.mktemp("maps") / "room"
+    with pytest.raises(SystemExit) as ended:
+        main(["map", "from-poses", str(room), "-o", str(folder), "--stride", "2", "-q"])
+    assert not ended.value.code
+    return folder
+
+
+@pytest.fixture
+def blank(tmp_path, room):
+    image = np.full_like(read_image(room / "0000.png"), 127)
+    cv2.imwrite(str(tmp_path / "blank.png"), image)
+    return tmp_path / "blank.png"
+
+
+def test_the_map_has_the_pictures_as_keyframes_in_metres(room_map):
+    found = load_map(room_map)
+    assert len(found.keyframes) == PICTURES // 2
+    assert found.provenance.units == "metres"
+    assert len(found.landmarks) > 500
+
+
+def test_what_was_made_is_said_with_what_to_do_next(slam_command, room, tmp_path):
+    ended = slam_command("map", "from-poses", room, "-o", tmp_path / "m", "--max-frames", 3)
+    assert ended.code == 0
+    assert "3 keyframes" in ended.out
+    assert f"next: slam relocalize {tmp_path / 'm'}" in ended.err
+    assert "3 pictures with poses" in ended.err
+
+
+def test_pictures_between_the_keyframes_are_found_where_they_were_taken(slam_command, room, room_map, tmp_path):
+    out = tmp_path / "poses.txt"
+    ended = slam_command("relocalize", room_map, room, "--out", out)
+    assert ended.code == 0, ended.err
+    assert f"{PICTURES} of {PICTURES} found; confidence is of an error under 0.25 and 5 deg" in ended.out
+    found, truth = read_tum(out), read_tum(room / "groundtruth.txt")
+    np.testing.assert_array_equal(found.timestamps_ns, truth.timestamps_ns)
+    assert np.linalg.norm(found.positions - truth.positions, axis=1).max() < 0.02
+    turned = np.swapaxes(truth.world_from_cam, 1, 2)[:, :3, :3] @ found.world_from_cam[:, :3, :3]
+    assert np.degrees(max(rotation_angle(R) for R in turned)) < 0.3
+
+
+def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_map, blank):
+    ended = slam_command("relocalize", room_map, room / "0006.png", blank, "--json", "-q")
+    assert ended.code == 0
+    said = json.loads(ended.out)
+    assert said["confidence_is_of_error_under"] == {"distance": 0.25, "angle_deg": 5.0}
+    good, bad = said["pictures"]
+    assert good["found"] is True
+    assert len(good["position"]) == 3
+    assert np.linalg.norm(good["quaternion_xyzw"]) == pytest.approx(1.0)
+    assert np.array(good["covariance"]).shape == (6, 6)
+    assert 0.5 <= good["confidence"] <= 1.0
+    assert good["how"] == "landmarks"
+    assert bad == {"picture": str(blank), "timestamp_ns": 1_000_000_000, "found": False, "reason": bad["reason"]}
+    assert bad["reason"].endswith("needed")
+
+
+def test_when_nothing_is_found_the_exit_code_is_one(slam_command, room_map, blank):
+    ended = slam_command("relocalize", room_map, blank)
+    assert ended.code == 1
+    assert "blank.png: not found: 0 landmarks recognised, 15 needed" in ended.out
+    assert ended.complaint == "slam: no picture was found in the map"
+
+
+def test_a_picture_that_cannot_be_read_is_an_answer_too(slam_command, room, room_map, tmp_path):
+    (tmp_path / "broken.png").write_bytes((room / "0000.png").read_bytes()[:1000])
+    ended = slam_command("relocalize", room_map, tmp_path / "broken.png", room / "0000.png", "-q")
+    assert ended.code == 0
+    assert "not found: " in ended.out
+    assert "cut off" in ended.out
+    assert "1 of 2 found" in ended.out
+
+
+def test_what_is_no_map_is_one_line(slam_command, room, tmp_path):
+    ended = slam_command("relocalize", tmp_path, room)
+    assert ended.code == 2
+    assert "not a map" in ended.complaint
+
+
+def test_files_that_are_there_are_not_overwritten(slam_command, room, room_map, tmp_path):
+    (tmp_path / "poses.txt").write_text("mine\n")
+    assert slam_command("relocalize", room_map, room, "--out", tmp_path / "poses.txt").code == 2
+    assert (tmp_path / "poses.txt").read_text() == "mine\n"
+    ended = slam_command("map", "from-poses", room, "-o", room_map)
+    assert ended.code == 2
+    assert "is there already" in ended.complaint
+
+
+def test_poses_of_other_pictures_are_found_out(slam_command, room, tmp_path):
+    truth = read_tum(room / "groundtruth.txt")
+    poses = truth.world_from_cam.copy()
+    poses[:, :3, :3] = Rotation.random(PICTURES, rng=np.random.default_rng(1)).as_matrix()
+    write_tum(tmp_path / "wrong.txt", Trajectory(truth.timestamps_ns, poses))
+    ended = slam_command("map", "from-poses", room, tmp_path / "wrong.txt", "-o", tmp_path / "m", "-q")
+    assert ended.code == 1
+    assert "are the poses and the camera those of these pictures?" in ended.complaint
