@@ -240,12 +240,13 @@ def network_facts(times: Mapping[str, Any]) -> list[tuple[str, str]]:
     weights = "random weights" if times["random_weights"] else "trained weights"
     ratio = "CPU seconds" if times["device"] == "cpu" else "wall time"
     peak, peak_all = (f"{times[key] / 2**20:.0f} MB" for key in ("peak_bytes", "peak_bytes_all"))
+    entry = f"{times['pose_difference']:.1e}"
     return [
         ("network", f"{times['predictor']}, {times['width']} x {times['height']}, {weights}"),
         ("device", f"{times['device']}, {threads}{products}"),
         ("figures", f"medians of {times['repeats']}; seconds of wall time, naive/ of {ratio}, measured in turns"),
         ("edge", f"a new picture against a keyframe; ready: the first one; against {times['keyframes']}: keyframes"),
-        ("equal", f"float32 moves no entry of a pose by more than {times['pose_difference']:.1e}; degrees: largest of 6"),
+        ("equal", f"no entry of a naive pose moves by more than {entry} by the fused way; degrees: largest of 6"),
         ("peak memory", f"{peak} with the first way, {peak_all} with all of them"),
     ]
 

@@ -68,6 +68,7 @@ class Initialiser:
         self._tracker = tracker
         self._reference: Seen | None = None
         self._encoded: Encoded | None = None
+        self._tracks_decide = False
         self._next_try_px = 0.0
         self._between: list[tuple[Frame, Tracks]] = []
 
@@ -93,7 +94,7 @@ class Initialiser:
         tracks = self._landmarks.start(features.pixels, features.descriptors, frame.image)
         self._front_end.tracks = tracks
         self._reference = Seen(frame, features, tracks)
-        self._encoded = self._encode(self._reference)
+        self._encoded = None
         self._next_try_px = self._config.min_parallax_px
         self._between = []
         return Waiting(f"{len(features)} points to follow")
@@ -121,10 +122,16 @@ class Initialiser:
 
     def _try(self, first: Seen, second: Seen) -> FirstPair | Waiting:
         """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
+        if self._tracks_decide:
+            return self._consider(first, second, self._relate_tracks(first, second))
+        if self._encoded is None:
+            self._encoded = self._encode(first)
         [estimate] = self._predictor.relate([(self._encoded, self._encode(second))])
         outcome = self._consider(first, second, estimate)
         if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
-            # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide.
+            # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,
+            # and a network that takes long to answer need not be asked again.
+            self._tracks_decide = True
             outcome = self._consider(first, second, self._relate_tracks(first, second))
         return outcome
 

@@ -73,22 +73,46 @@ def test_the_network_is_measured_at_its_size_beside_the_naive_way(slam_command, 
     assert (times["predictor"], times["width"], times["height"], times["repeats"]) == (predictor, *size, 1)
     assert times["random_weights"]
     assert times["pose_difference"] < 1e-4
-    assert min(times[part] for part in ("encode_s", "decode_s", "edge_s", "relocalize_s", "naive_pair_s")) > 0
+    assert [way["precision"] for way in times["ways"]][:3] == ["float32", "bfloat16", "int8-dynamic"]
+    for way in times["ways"]:
+        assert min(way[part] for part in ("encode_s", "decode_s", "edge_s", "relocalize_s", "ready_s")) > 0
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_of_the_network_the_way_that_was_asked_for_is_measured_alone(slam_command):
+    options = ("--predictor", "reloc3r-224", "--random-weights", "--repeats", 1, "--json")
+    ended = slam_command("bench", *options, "--set", "predictor.precision=bfloat16")
+    [way] = json.loads(ended.out)["ways"]
+    assert (way["backend"], way["precision"]) == ("torch", "bfloat16")
+
+
+def test_a_precision_the_backend_does_not_have_is_one_line(slam_command):
+    options = ("--predictor", "reloc3r-224", "--random-weights", "--set", "predictor.backend=openvino")
+    ended = slam_command("bench", *options, "--set", "predictor.precision=int8-dynamic")
+    assert ended.code == 2
+    assert ended.complaint == "slam: precision: OpenVINO computes in float32 or bfloat16, not in int8-dynamic"
 
 
 def test_the_table_of_the_network_sets_ten_naive_pairs_against_ten_keyframes(slam_command, monkeypatch):
+    way = {
+        "backend": "torch", "precision": "float32", "encode_s": 0.7, "decode_s": 0.6, "edge_s": 1.3,
+        "relocalize_s": 6.5, "edge_cpu_s": 2.6, "relocalize_cpu_s": 13.0, "edge_ratio": 2.9, "relocalize_ratio": 6.1,
+        "rotation_deg": 2e-4, "direction_deg": 1e-4, "ready_s": 2.0,
+    }  # fmt: skip
     times = {
         "predictor": "reloc3r-224", "random_weights": True, "repeats": 3, "keyframes": 10, "width": 224,
-        "height": 224, "device": "cpu", "dtype": "float32", "onednn": True, "threads": 2, "encode_s": 0.7,
-        "decode_s": 0.6, "edge_s": 1.3, "relocalize_s": 6.5, "naive_pair_s": 3.9, "edge_ratio": 2.9,
-        "relocalize_ratio": 6.1, "pose_difference": 1.1e-6, "peak_bytes": 2 << 30,
+        "height": 224, "device": "cpu", "onednn": True, "threads": 2, "naive_pair_s": 3.9, "naive_pair_cpu_s": 7.7,
+        "pose_difference": 1.1e-6, "peak_bytes": 2 << 30, "peak_bytes_all": 5 << 30, "chosen": "torch float32 on cpu",
+        "ways": [way, {**way, "backend": "openvino", "edge_ratio": 3.3}],
     }  # fmt: skip
     monkeypatch.setattr("slam.bench.measure_predictor", lambda config, *, repeats: times)
     out = slam_command("bench", "--predictor", "reloc3r-224", "--random-weights").out
-    [ten] = [line.split() for line in out.splitlines() if line.startswith("a new picture against 10 keyframes")]
-    assert ten[-3:] == ["6.500", "39.000", "6.10"]
+    rows = {line[:16].strip(): line.split() for line in out.splitlines()}
+    assert rows["naive"][1:4] == ["3.900", "1.0", "39.00"]
+    assert rows["torch float32"][2:] == ["0.700", "0.600", "1.300", "2.9", "6.50", "6.1", "0.0002", "0.0001", "2.0"]
+    assert rows["openvino float32"][5] == "3.3"
     assert "random weights" in out
-    assert "2048 MB" in out
+    assert "2048 MB with the first way, 5120 MB with all of them" in out
 
 
 def test_trained_weights_that_are_not_here_are_one_line(tmp_path, slam_command, monkeypatch):

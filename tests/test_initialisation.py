@@ -220,6 +220,23 @@ def test_tracks_decide_where_they_contradict_a_networks_answer():
     assert np.degrees(direction_angle(translation_of(truth), translation_of(pair.first_from_second))) < 3.0
 
 
+def test_a_network_that_tracks_contradict_is_asked_once():
+    class Counted(OraclePredictor):
+        asked = 0
+
+        def relate(self, pairs):
+            self.asked += len(pairs)
+            return super().relate(pairs)
+
+    config = SlamConfig(initialisation=FIRST_PAIR.model_copy(update={"min_parallax_px": 5.0}))
+    world = world_of(room_path(60, 0.3))
+    predictor = Counted(world, direction_sigma_deg=30.0, rotation_sigma_deg=40.0)
+    outcomes = start(world, config, predictor).take_all()
+    assert isinstance(outcomes[-1], FirstPair)
+    assert sum("parallax" in o.reason for o in outcomes[:-1]) > 1
+    assert predictor.asked == 1
+
+
 def test_too_little_parallax_is_said_in_degrees():
     config = SlamConfig(initialisation=FIRST_PAIR.model_copy(update={"min_parallax_deg": 25.0, "min_parallax_px": 5.0}))
     begun = start(world_of(room_path(60, 0.3)), config, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
