@@ -171,6 +171,27 @@ class RelocalizationConfig(Section):
     min_confirming: int = Field(
         10, ge=6, le=1000, description="Landmarks that suffice where a confident pair estimate agrees with the pose."
     )
+    min_cells: int = Field(
+        8, ge=1, le=48, description="Cells of the picture, of 8 by 6, in which landmarks that agree alone must lie."
+    )
+    min_share: float = Field(
+        0.5, ge=0, le=1, description="Share of the landmarks recognised near where a pose puts them that must agree."
+    )
+    relatives: int = Field(
+        8, ge=0, le=100, description="Keyframes that see what a candidate sees, whose landmarks are matched as well."
+    )
+    search_radius_px: float = Field(
+        10.0, gt=0, le=100, description="Landmarks are looked for this far from where a first pose puts them, pixels."
+    )
+    min_similarity: float = Field(
+        0.8, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point there."
+    )
+    look_back: int = Field(
+        300,
+        ge=0,
+        le=10000,
+        description="Frames without a pose that are kept, and looked for again in the whole map when the run ends.",
+    )
     restart_after: int = Field(30, ge=1, le=100000, description="Frames lost before a new segment of the map begins.")
 
 

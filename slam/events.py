@@ -131,6 +131,16 @@ class Relocalised:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedLater:
+    """After the stream's end a frame that had had no pose was recognised in the map as it stood then."""
+
+    frame_index: int
+    timestamp_ns: int
+    keyframe_id: int
+    inliers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FramesSkipped:
     """Pictures that could not be read, or that came faster than they could be used."""
 
@@ -172,6 +182,7 @@ Event = (
     | ScaleUnobservable
     | TrackingLost
     | Relocalised
+    | PlacedLater
     | FramesSkipped
     | RunFinished
     | ScaleAnchored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,13 +20,17 @@ REMEMBERED = 200  # observations kept of a frame; more would hardly move its pos
 
 
 class FrameLog:
-    """The records of the tracked frames, in order of time, and their live poses."""
+    """The records of the tracked frames, in order of time, and their live poses.
+
+    `live` is False once the stream has ended: what is added from then on has no live pose.
+    """
 
     def __init__(self) -> None:
+        self.live = True
         self.records: list[FrameRecord] = []
         self._seen: list[Tracks] = []
         self._cameras: list[Camera] = []
-        self._live: list[RigidTransform] = []
+        self._live: list[RigidTransform | None] = []
 
     def __len__(self) -> int:
         return len(self.records)
@@ -33,17 +38,22 @@ class FrameLog:
     def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
         """Hang a frame with a pose in map units off a keyframe; `seen` are the landmarks it rests on."""
         step = max(1, -(-len(seen) // REMEMBERED))
-        self.records.append(
-            FrameRecord(
-                index=frame.index,
-                timestamp_ns=frame.timestamp_ns,
-                keyframe_id=keyframe_id,
-                keyframe_from_frame=hang(graph.world_from_keyframe[keyframe_id], pose),
-            )
+        record = FrameRecord(
+            index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            keyframe_id=keyframe_id,
+            keyframe_from_frame=hang(graph.world_from_keyframe[keyframe_id], pose),
         )
-        self._seen.append(Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
-        self._cameras.append(frame.camera)
-        self._live.append(pose)
+        n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
+        self.records.insert(n, record)
+        self._seen.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
+        self._cameras.insert(n, frame.camera)
+        self._live.insert(n, pose if self.live else None)
+
+    def nearest(self, timestamp_ns: int) -> FrameRecord:
+        """The record next to a time; the earlier of two that are as near."""
+        n = bisect(self.records, timestamp_ns, key=lambda r: r.timestamp_ns)
+        return min(self.records[max(n - 1, 0) : n + 1], key=lambda r: abs(r.timestamp_ns - timestamp_ns))
 
     def pose(self, record: FrameRecord, graph: KeyframeGraph) -> RigidTransform:
         """world_from_cam of a record under the graph's current poses, map units."""
@@ -66,8 +76,8 @@ class FrameLog:
 
     def live_trajectory(self) -> Trajectory:
         """The poses as they were when each frame came (frames before the first pair: when the map began)."""
-        times = np.array([r.timestamp_ns for r in self.records], dtype=np.int64)
-        return Trajectory(times, stack_matrices(self._live))
+        live = [(r.timestamp_ns, pose) for r, pose in zip(self.records, self._live, strict=True) if pose is not None]
+        return Trajectory(np.array([t for t, _ in live], dtype=np.int64), stack_matrices([pose for _, pose in live]))
 
     def of_segment(self, graph: KeyframeGraph, segment: int) -> list[FrameRecord]:
         return [r for r in self.records if graph.segment_of[r.keyframe_id] == segment]

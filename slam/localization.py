@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, PosePrior, pair_prior, refine_pose, search_pose
@@ -26,6 +27,8 @@ from slam.tracks import Tracks
 MATCH_RATIO = 0.85
 CONFIDENT = 0.9  # of a pair estimate; above it the geometric predictor was right on all pairs measured
 AGREEMENT_RAD = float(np.radians(3.0))
+MOST = 0.5
+CELLS = (8, 6)  # of a picture, across and down, in which landmarks are counted
 FEATURE_NOISE_PX = 1.2  # detected features are placed less precisely than followed ones
 
 
@@ -42,11 +45,22 @@ class FeatureMatches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Localised:
-    """A pose found from matches: the fit, the landmarks that agree with it, and recognised points without a place."""
+    """A pose found from matches.
+
+    Attributes:
+        fit: the pose; its inliers speak of all landmarks recognised.
+        matches: the landmarks that agree with it.
+        unplaced: recognised points without a place.
+    """
 
     fit: PoseFit
     matches: FeatureMatches
     unplaced: Tracks
+
+    @property
+    def share(self) -> float:
+        """How many of the landmarks recognised agree, 0 to 1: near 1 at the right place, chance at a wrong one."""
+        return self.fit.inlier_count / max(len(self.fit.inliers), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,7 @@ def localise(
     estimate: PairEstimate | NoEstimate,
     min_inliers: int,
     min_confirming: int | None = None,
+    search_too: bool = False,
 ) -> Localised | NotLocalised:
     """The pose of a picture whose features match landmarks.
 
@@ -95,6 +110,8 @@ def localise(
         min_inliers: landmarks that must agree with a pose that rests on landmarks alone.
         min_confirming: landmarks that suffice where the predictor is confident and the pose agrees with it, for then
             they only have to give the length.
+        search_too: search by consensus as well where most landmarks contradict the estimate, and take what more agree
+            with.
     """
     confirming = min_inliers if min_confirming is None or not _is_confident(estimate) else min_confirming
     placed = matches.where(landmarks.has_place(matches.tracks.ids))
@@ -108,12 +125,93 @@ def localise(
     if start is None:
         return NotLocalised(f"no pose agrees with the {len(placed.tracks)} landmarks recognised")
     fit = refine_pose(points, placed.tracks.pixels, camera, start, noise_px=FEATURE_NOISE_PX, prior=prior)
+    if search_too and prior is not None and fit.inlier_count < MOST * len(points):
+        fit, prior = _better(fit, points, placed.tracks.pixels, camera, prior)
     confirmed = prior is not None and _agrees(fit.world_from_cam, prior.world_from_cam)
     needed = confirming if confirmed else min_inliers
     if fit.inlier_count < needed:
         return NotLocalised(f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree, {needed} needed")
     unplaced = matches.tracks.where(~landmarks.has_place(matches.tracks.ids))
     return Localised(fit, placed.where(fit.inliers), unplaced)
+
+
+def _better(
+    fit: PoseFit, points: NDArray[np.float64], pixels: NDArray[np.float32], camera: Camera, prior: PosePrior
+) -> tuple[PoseFit, PosePrior | None]:
+    """The fit that began at a prior, or one found without it, whichever more landmarks agree with."""
+    start = search_pose(points, pixels, camera, noise_px=FEATURE_NOISE_PX)
+    if start is None:
+        return fit, prior
+    other = refine_pose(points, pixels, camera, start, noise_px=FEATURE_NOISE_PX)
+    return (other, None) if other.inlier_count > fit.inlier_count else (fit, prior)
+
+
+def look_closer(
+    first: Localised,
+    features: LocalFeatures,
+    camera: Camera,
+    ids: NDArray[np.int64],
+    landmarks: LandmarkMap,
+    graph: KeyframeGraph,
+    *,
+    radius_px: float,
+    min_similarity: float,
+) -> Localised:
+    """A pose checked and sharpened: landmarks `ids` are looked for around where it says that they should be.
+
+    Matching against whole pictures misses what looks alike elsewhere in them; near the right place there is one
+    candidate. At a wrong pose only chance agrees, and `share` stays small.
+    """
+    fit, unplaced = first.fit, first.unplaced
+    found = first.matches
+    for radius in (2 * radius_px, radius_px):
+        found = search_around(fit.world_from_cam, features, camera, ids, landmarks, graph, radius, min_similarity)
+        points = landmarks.points_world(found.tracks.ids, graph)
+        fit = refine_pose(points, found.tracks.pixels, camera, fit.world_from_cam, noise_px=FEATURE_NOISE_PX)
+    agreeing = found.where(fit.inliers)
+    taken = agreeing.tracks.pixels @ (1, 1j)  # a complex number is a pixel that can be compared
+    return Localised(fit, agreeing, unplaced.where(~np.isin(unplaced.pixels @ (1, 1j), taken)))
+
+
+def search_around(
+    world_from_cam: RigidTransform,
+    features: LocalFeatures,
+    camera: Camera,
+    ids: NDArray[np.int64],
+    landmarks: LandmarkMap,
+    graph: KeyframeGraph,
+    radius_px: float,
+    min_similarity: float,
+) -> FeatureMatches:
+    """Landmarks (by id) and the most similar feature within a radius of where each should be seen, one to one."""
+    in_cam = np.asarray(world_from_cam.inv().apply(landmarks.points_world(ids, graph))).reshape(-1, 3)
+    front = in_cam[:, 2] > 1e-6
+    pixels = camera.project(in_cam[front])
+    inside = camera.contains(pixels)
+    ids, pixels = ids[front][inside], pixels[inside]
+    if len(ids) == 0 or len(features) == 0:
+        return FeatureMatches(Tracks.none(), np.zeros(0, np.int64))
+    near = cKDTree(features.pixels).query_ball_point(pixels, radius_px, return_sorted=True)
+    rows = np.repeat(np.arange(len(ids)), [len(n) for n in near])
+    columns = np.array([c for n in near for c in n], dtype=np.int64)
+    similarity = np.einsum("nd,nd->n", landmarks.descriptor[ids[rows]], features.descriptors[columns])
+    best = np.flatnonzero(similarity > min_similarity)
+    best = best[np.argsort(-similarity[best], kind="stable")]
+    best = best[_first_of_each(rows[best])]
+    best = best[_first_of_each(columns[best])]
+    return FeatureMatches(Tracks(ids[rows[best]], features.pixels[columns[best]]), columns[best])
+
+
+def _first_of_each(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices, in order, at which a value stands for the first time."""
+    return np.sort(np.unique(values, return_index=True)[1])
+
+
+def confirms(estimate: PairEstimate | NoEstimate, world_from_i: Similarity, world_from_cam: RigidTransform) -> bool:
+    """Whether a confident pair estimate says that a pose, found from landmarks, looks the right way."""
+    if not isinstance(estimate, PairEstimate) or not _is_confident(estimate):
+        return False
+    return _agrees(world_from_cam, world_from_i.rigid * rigid(estimate.i_from_j_rotation, np.zeros(3)))
 
 
 def _is_confident(estimate: PairEstimate | NoEstimate) -> bool:
@@ -152,3 +250,9 @@ def _start(
         return None, None
     step = rigid(estimate.i_from_j_rotation, fit.length * estimate.i_from_j_direction)
     return world_from_i.rigid * step, pair_prior(world_from_i.rigid, estimate, fit.length)
+
+
+def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
+    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
+    cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
+    return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))

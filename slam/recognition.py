@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures
@@ -12,11 +13,13 @@ from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredic
 from slam.config import RelocalizationConfig
 from slam.frames import Seen
 from slam.front_end import NotLocated
-from slam.localization import Localised, NotLocalised, localise, match_keyframes
+from slam.localization import Localised, NotLocalised, confirms, localise, look_closer, match_keyframes, occupied_cells
 from slam.mapping import Mapper
 from slam.tracks import Tracks
 
 RELATIVES = 3
+AROUND = 20  # keyframes that see the same as the one recognised, whose landmarks are looked for
+MIN_HYPOTHESIS = 8  # landmarks that agree with a pose worth a closer look
 MIN_FIRST_MATCHES = 8
 
 
@@ -67,19 +70,55 @@ class Recogniser:
         if refused is not None:
             return NotLocated(refused.reason)
         [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
-        outcome = recognise_place(
+        first = recognise_place(
             seen.features,
             seen.frame.camera,
             c,
             estimate,
             self._mapper,
-            min_inliers=self._config.min_inliers,
-            min_confirming=self._config.min_confirming,
+            min_inliers=min(MIN_HYPOTHESIS, self._config.min_confirming),
+            relatives=self._config.relatives,
+            search_too=True,
         )
-        if not isinstance(outcome, Localised):
-            return NotLocated(outcome.reason)
-        agreeing = outcome.matches.tracks
-        return Recognised(seen, outcome.fit.world_from_cam, c, agreeing, agreeing.joined(outcome.unplaced))
+        if not isinstance(first, Localised):
+            return NotLocated(first.reason)
+        return self._judge(seen, c, self._look_closer(seen, c, first), estimate)
+
+    def _look_closer(self, seen: Seen, c: int, first: Localised) -> Localised:
+        graph, landmarks = self._mapper.graph, self._mapper.landmarks
+        around = [c, *self._mapper.related(c, AROUND)]
+        ids = np.unique(np.concatenate([landmarks.observed[k].ids for k in around]))
+        return look_closer(
+            first,
+            seen.features,
+            seen.frame.camera,
+            ids[landmarks.has_place(ids)],
+            landmarks,
+            graph,
+            radius_px=self._config.search_radius_px,
+            min_similarity=self._config.min_similarity,
+        )
+
+    def _judge(
+        self, seen: Seen, c: int, found: Localised, estimate: PairEstimate | NoEstimate
+    ) -> Recognised | NotLocated:
+        """A false pose is worse than none: enough landmarks, most of those recognised, and an estimate where few."""
+        config, pose = self._config, found.fit.world_from_cam
+        confirmed = confirms(estimate, self._mapper.graph.world_from_keyframe[c], pose)
+        needed = config.min_confirming if confirmed else config.min_inliers
+        agreeing = found.matches.tracks
+        if len(agreeing) < needed or found.share < config.min_share:
+            return NotLocated(
+                f"{len(agreeing)} of {len(found.fit.inliers)} landmarks around keyframe {c} agree, "
+                f"{needed} and {config.min_share:.0%} needed"
+            )
+        cells = occupied_cells(agreeing.pixels, seen.frame.camera)
+        if cells < config.min_cells and not confirmed:
+            return NotLocated(
+                f"{len(agreeing)} landmarks around keyframe {c} agree, but in {cells} cells of the picture, "
+                f"{config.min_cells} needed"
+            )
+        return Recognised(seen, pose, c, agreeing, agreeing.joined(found.unplaced))
 
 
 def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int) -> NotLocalised | None:
@@ -103,6 +142,8 @@ def recognise_place(
     *,
     min_inliers: int,
     min_confirming: int | None = None,
+    relatives: int = RELATIVES,
+    search_too: bool = False,
 ) -> Localised | NotLocalised:
     """The pose of a picture that may show the place of keyframe c, from c's landmarks and its relatives'.
 
@@ -112,7 +153,7 @@ def recognise_place(
     if refused is not None:
         return refused
     graph, landmarks = mapper.graph, mapper.landmarks
-    matches = match_keyframes(features, [c, *mapper.related(c, RELATIVES)], graph, landmarks)
+    matches = match_keyframes(features, [c, *mapper.related(c, relatives)], graph, landmarks)
     return localise(
         matches,
         camera,
@@ -122,4 +163,5 @@ def recognise_place(
         estimate=estimate,
         min_inliers=min_inliers,
         min_confirming=min_confirming,
+        search_too=search_too,
     )

@@ -70,6 +70,7 @@ def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
     sizes = {s: len(log.of_segment(graph, s)) for s in numbers}
     first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
     keyframes = [graph.keyframes[k] for k in graph.segment(first) if k >= since]
+    keyframes.sort(key=lambda k: k.timestamp_ns)  # a frame may become one long after it came
     ids = landmarks.placed_ids()
     ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
     return SlamResult(

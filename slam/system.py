@@ -13,6 +13,7 @@ from slam.config import SlamConfig
 from slam.events import (
     Initialised,
     Observer,
+    PlacedLater,
     Relocalised,
     RunFinished,
     TrackingLost,
@@ -25,6 +26,7 @@ from slam.front_end import FrontEnd, Located, NotLocated
 from slam.initialisation import FirstPair, Initialiser, Waiting
 from slam.keyframes import KeyframePolicy
 from slam.linking import Linker
+from slam.looking_back import Unplaced
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
 from slam.recognition import Recognised, Recogniser
@@ -72,6 +74,7 @@ class Slam:
         self._initialiser = Initialiser(config, self._mapper.landmarks, self._front_end, predictor, tracker)
         self._policy = KeyframePolicy(config.keyframes)
         self._log = FrameLog()
+        self._unplaced = Unplaced(config.relocalization.look_back)
         self._state, self._reason = TrackingState.INITIALISING, "waiting for the first frame"
         self._segment = 0
         self._active = -1  # id of the keyframe the current frame hangs off
@@ -104,11 +107,14 @@ class Slam:
             self._initialise(frame, gray)
         else:
             self._track(frame, gray)
+        if self._state is not TrackingState.TRACKING:
+            self._unplaced.keep(frame)
         self._report(frame)
 
     def finish(self, *, interrupted: bool = False) -> SlamResult:
         """Refine the whole map once more, place every frame in it, and say what came out."""
         if self._log.records:
+            self._look_back()
             self._refine_everything()
         since = 1 + max(self._earlier.keyframe_ids, default=-1) if self._earlier else 0
         result = self._in_units_of_start(gather(self._mapper, self._log, since=since))
@@ -328,6 +334,37 @@ class Slam:
             self._initialiser.restart()
 
     # --- the end --------------------------------------------------------------------------------------
+
+    def _look_back(self) -> None:
+        """Frames that had no pose are looked for once more: more of the map is known than when they came."""
+        self._log.live = False
+        self._front_end.forget_motion()
+        self._unplaced.forget({r.index for r in self._log.records})
+        self._unplaced.place(self._try_again)
+
+    def _try_again(self, frame: Frame) -> bool:
+        seen = Seen(frame, self._tracker.detect(self._tracker.gray(frame.image)), Tracks.none())
+        found = self._recogniser.recognise(seen, self._log.nearest(frame.timestamp_ns).keyframe_id)
+        if isinstance(found, NotLocated):
+            return False
+        mapper, k, landmarks = self._mapper, found.keyframe_id, self._mapper.landmarks
+        known = landmarks.has_place(landmarks.observed[k].ids).sum()
+        self._active, self._segment = k, mapper.graph.segment_of[k]
+        self._front_end.corrected_to(found.world_from_cam)
+        self._agreeing = found.landmarks
+        self._tell.emit(
+            PlacedLater(
+                frame_index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=k,
+                inliers=len(found.landmarks),
+            )
+        )
+        if len(found.landmarks) < FEW_LEFT * known and not self._localize_only:
+            self._keep(seen, found.tracks, f"recognised {len(found.landmarks)} landmarks, looking back")
+        else:
+            self._hang(frame)
+        return True
 
     def _refine_everything(self) -> None:
         """Rounds over the whole map, then every frame placed in what came out."""
