@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError, UserError
-from relocalizer.geometry import FloatArray, align_points
+from relocalizer.geometry import FloatArray, Similarity, align_points, nearest_rotation
 from slam.trajectory import Trajectory, runs_without_gaps, seconds_from_nanoseconds
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ MATCHES_NEEDED = 3  # fewer do not fix a similarity
 DELTA_TOLERANCE = 0.1  # a pair "1 s apart" is less than this share longer or shorter
 STANDSTILL = 1e-9  # spread of positions, relative to their size, below which nothing moved
 ONE_LINE = 1e-6  # ratio of the two largest extents below which positions lie on one line
+FLAT = 0.02  # below this ratio of extents a path is too straight for positions alone to fix a rotation
 CANDIDATES = 16  # neighbours in time looked at on either side when stamps are matched
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -261,6 +262,29 @@ def relative_error(
         return None
     translation, rotation_deg = _motion_errors(estimate, reference, i, j)
     return RelativeError(delta, len(i), Statistics.of(translation), Statistics.of(rotation_deg))
+
+
+def fit_similarity(a_poses: FloatArray, b_poses: FloatArray) -> Similarity | None:
+    """a_from_b between matched poses (N, 4, 4); None while they do not fix it.
+
+    By positions (Umeyama) where they can; on a nearly straight path the rotation comes from orientations,
+    because positions leave the roll about the path open.
+    """
+    if len(a_poses) < 3:
+        return None
+    a, b = a_poses[:, :3, 3], b_poses[:, :3, 3]
+    centred_a, centred_b = a - a.mean(axis=0), b - b.mean(axis=0)
+    extents = np.linalg.svd(centred_b, compute_uv=False)
+    if extents[0] <= 0 or not centred_a.any():
+        return None
+    if extents[1] > FLAT * extents[0]:
+        return align_points(a, b)
+    turns = a_poses[:, :3, :3] @ b_poses[:, :3, :3].transpose(0, 2, 1)
+    rotation = nearest_rotation(turns.sum(axis=0))
+    scale = float((centred_a * (centred_b @ rotation.T)).sum() / (centred_b**2).sum())
+    if scale <= 0:
+        return None
+    return Similarity(rotation, a.mean(axis=0) - scale * rotation @ b.mean(axis=0), scale)
 
 
 def plot_evaluation(evaluation: Evaluation, path: Path) -> None:

@@ -15,18 +15,26 @@ OBSERVATION_S = 4e-6  # in each iteration of a round, the recognising before it 
 
 
 def refine_everything(
-    mapper: Mapper, config: RefinementConfig, *, frames: int, tell: Callable[[float, float, str], None]
+    mapper: Mapper,
+    config: RefinementConfig,
+    *,
+    frames: int,
+    keyframes: int,
+    tell: Callable[[float, float, str], None],
 ) -> int:
     """Rounds over every segment of the map; `tell` hears the errors before and after each (pixels), and its name.
 
-    With `final: auto` the rounds stop before they would have taken longer than the run of `frames` itself, by the
-    costs above; `always` does `final_rounds` of them and `never` none.
+    With `final: auto` the rounds stop before they would have taken longer than the run itself, by the costs above;
+    `always` does `final_rounds` of them and `never` none.
+
+    Args:
+        frames, keyframes: of this run. A large map that a short run went on in is not refined for its sake.
 
     Returns:
         How many rounds there were.
     """
     segments = sorted(set(mapper.graph.segment_of.values()))
-    budget_s = FRAME_S * frames + KEYFRAME_S * len(mapper.graph.keyframes)
+    budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
     done = 0
     while done < config.final_rounds and _is_worth_it(config, mapper, budget_s):
         budget_s -= round_cost_s(config, mapper)

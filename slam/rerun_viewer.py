@@ -38,13 +38,11 @@ from relocalizer.errors import OutputError
 from relocalizer.geometry import (
     FloatArray,
     Similarity,
-    align_points,
-    nearest_rotation,
     rotation_matrix,
     translation_of,
 )
 from relocalizer.images import Camera, Image
-from slam.evaluate import associate
+from slam.evaluate import associate, fit_similarity
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
@@ -89,7 +87,6 @@ MOVED = 0.005  # or when a keyframe moved by this share of the map's extent
 LIVE_FRUSTUM = 3.0  # the live camera's frustum is this much larger than a keyframe's
 FRUSTUM = 0.06  # depth of a keyframe's frustum, per median depth of the first landmarks
 MATCH_S = 0.02  # ground truth further away in time than this is of another frame
-FLAT = 0.02  # below this ratio of extents a path is too straight for positions alone to fix a rotation
 MAX_TRUTH = 4_000  # poses of the ground truth that are drawn
 
 LIVE, OPTIMISED, FINAL = (150, 150, 150), (60, 160, 255), (255, 255, 255)
@@ -519,7 +516,7 @@ class RerunViewer:
             return ""
         i, j = associate(times_ns, self._truth.timestamps_ns, max_difference_s=MATCH_S)
         truth = self._truth.world_from_cam
-        world_from_truth = _align(world_from_cam[i], truth[j])
+        world_from_truth = fit_similarity(world_from_cam[i], truth[j])
         if world_from_truth is None:
             return ""
         off = world_from_cam[i, :3, 3] - world_from_truth.apply(truth[j, :3, 3])
@@ -586,29 +583,6 @@ def blueprint() -> rrb.Blueprint:
         rrb.TimePanel(expanded=False, timeline="frame"),
         collapse_panels=True,
     )
-
-
-def _align(map_poses: FloatArray, truth_poses: FloatArray) -> Similarity | None:
-    """map_from_truth between matched poses (N, 4, 4); None while they do not fix it.
-
-    By positions (Umeyama) where they can; on a nearly straight path the rotation comes from orientations,
-    because positions leave the roll about the path open.
-    """
-    if len(map_poses) < 3:
-        return None
-    a, b = map_poses[:, :3, 3], truth_poses[:, :3, 3]
-    centred_a, centred_b = a - a.mean(axis=0), b - b.mean(axis=0)
-    extents = np.linalg.svd(centred_b, compute_uv=False)
-    if extents[0] <= 0 or not centred_a.any():
-        return None
-    if extents[1] > FLAT * extents[0]:
-        return align_points(a, b)
-    turns = map_poses[:, :3, :3] @ truth_poses[:, :3, :3].transpose(0, 2, 1)
-    rotation = nearest_rotation(turns.sum(axis=0))
-    scale = float((centred_a * (centred_b @ rotation.T)).sum() / (centred_b**2).sum())
-    if scale <= 0:
-        return None
-    return Similarity(rotation, a.mean(axis=0) - scale * rotation @ b.mean(axis=0), scale)
 
 
 def _shrunk(camera: Camera) -> Camera:

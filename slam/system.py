@@ -375,6 +375,7 @@ class Slam:
             self._mapper,
             self._config.refinement,
             frames=len(self._log),
+            keyframes=len(self._mapper.graph.keyframes) - len(self._earlier.keyframe_ids if self._earlier else ()),
             tell=lambda before, after, cause: self._tell.graph(last, before, after, cause),
         )
         if rounds:

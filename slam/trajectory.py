@@ -150,10 +150,12 @@ def read_trajectory(path: Path, format: TrajectoryFormat | None = None) -> Traje
             return read_euroc(path)
 
 
-def write_trajectory(path: Path, trajectory: Trajectory, format: TrajectoryFormat | None = None) -> None:
+def write_trajectory(
+    path: Path, trajectory: Trajectory, format: TrajectoryFormat | None = None, *, note: str = ""
+) -> None:
     """Write a trajectory file; without `format` the suffix decides.
 
-    .csv is EuRoC, .kitti KITTI, .txt and .tum TUM.
+    .csv is EuRoC, .kitti KITTI, .txt and .tum TUM; TUM alone has a place for the note.
 
     Raises:
         TrajectoryError: no format given and a suffix that means none.
@@ -161,7 +163,7 @@ def write_trajectory(path: Path, trajectory: Trajectory, format: TrajectoryForma
     """
     match format or _format_of_suffix(path):
         case "tum":
-            write_tum(path, trajectory)
+            write_tum(path, trajectory, note=note)
         case "kitti":
             write_kitti(path, trajectory)
         case "euroc":

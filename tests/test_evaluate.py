@@ -11,8 +11,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError, UserError
-from relocalizer.geometry import Similarity
-from slam.evaluate import associate, evaluate, plot_evaluation, relative_error
+from relocalizer.geometry import Similarity, exp_so3
+from slam.evaluate import associate, evaluate, fit_similarity, plot_evaluation, relative_error
 from slam.trajectory import Trajectory, read_trajectory
 
 SECOND = 1_000_000_000
@@ -369,3 +369,20 @@ def test_a_plot_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(OutputError, match="cannot be written"):
         plot_evaluation(evaluate(path_of(SQUARE), path_of(SQUARE)), tmp_path / "none" / "plot.png")
+
+
+def test_a_straight_path_is_turned_by_its_orientations():
+    line = np.tile(np.eye(4), (5, 1, 1))
+    line[:, 2, 3] = np.arange(5)
+    elsewhere = Similarity(exp_so3([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]), 3.0)  # turned about the path itself
+    there = Trajectory(np.arange(5), line).transformed(elsewhere)
+    found = fit_similarity(line, there.world_from_cam)
+    assert found is not None
+    assert found.is_close(elsewhere.inverse())
+
+
+def test_poses_at_one_place_fix_no_similarity():
+    still, line = np.tile(np.eye(4), (5, 1, 1)), np.tile(np.eye(4), (5, 1, 1))
+    line[:, 2, 3] = np.arange(5)
+    assert fit_similarity(still, line) is None
+    assert fit_similarity(line, still) is None

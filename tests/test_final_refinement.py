@@ -29,12 +29,15 @@ class CountingMapper:
         return 2.0 + segment, 1.0 + segment
 
 
-def rounds(mapper: CountingMapper, *, frames: int = 100, **config: Any) -> tuple[int, list[tuple[float, float, str]]]:
+def rounds(
+    mapper: CountingMapper, *, frames: int = 100, keyframes: int = 10, **config: Any
+) -> tuple[int, list[tuple[float, float, str]]]:
     told: list[tuple[float, float, str]] = []
     done = refine_everything(
         mapper,  # type: ignore[arg-type]
         RefinementConfig(**config),
         frames=frames,
+        keyframes=keyframes,
         tell=lambda before, after, name: told.append((before, after, name)),
     )
     return done, told
@@ -72,3 +75,8 @@ def test_always_does_every_round_at_any_cost():
 
 def test_fewer_iterations_make_a_round_cheaper():
     assert rounds(CountingMapper(seen=5000), frames=0, final_iterations=2)[0] == 3
+
+
+def test_a_short_run_in_a_large_map_does_not_refine_all_of_it():
+    assert rounds(CountingMapper(seen=5000), frames=30, keyframes=2)[0] == 0
+    assert rounds(CountingMapper(seen=5000), frames=30, keyframes=10)[0] == 1

@@ -418,17 +418,6 @@ def test_the_error_after_alignment_is_plotted_in_the_truths_unit(record: Path) -
     assert column(record, "/plots/error/ate", "Scalars:scalars")[-1][1] == pytest.approx([rest])
 
 
-def test_ground_truth_of_a_straight_path_is_turned_by_its_orientations(record: Path) -> None:
-    line = np.tile(np.eye(4), (5, 1, 1))
-    line[:, 2, 3] = np.arange(5)
-    stamps = START_NS + np.arange(5) * FRAME_NS
-    elsewhere = Similarity(exp_so3([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]), 3.0)  # turned about the path itself
-    truth = Trajectory(stamps, line).transformed(elsewhere)
-    aligned = rerun_viewer._align(line, truth.world_from_cam)
-    assert aligned is not None
-    assert aligned.is_close(elsewhere.inverse())
-
-
 @pytest.mark.parametrize("poses", [np.zeros((0, 4, 4)), np.tile(np.eye(4), (9, 1, 1))])
 def test_without_motion_no_ground_truth_is_drawn(record: Path, poses: np.ndarray) -> None:
     stamps = START_NS + np.arange(len(poses)) * FRAME_NS

@@ -14,6 +14,7 @@ from slam.trajectory import (
     nanoseconds_from_seconds,
     read_euroc,
     read_kitti,
+    read_note,
     read_trajectory,
     read_tum,
     seconds_from_nanoseconds,
@@ -326,3 +327,25 @@ def test_real_trajectories_keep_their_stamps_through_tum(tmp_path: Path) -> None
         trajectory = read_trajectory(path)
         write_tum(tmp_path / "a.txt", trajectory)
         np.testing.assert_array_equal(read_tum(tmp_path / "a.txt").timestamps_ns, trajectory.timestamps_ns)
+
+
+def test_a_note_stands_under_the_header_and_is_read_back(tmp_path):
+    path = tmp_path / "path.txt"
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    write_tum(path, Trajectory(np.array([0, 10]), poses), note="lengths in metres: given by hand")
+    assert path.read_text().splitlines()[:2] == [
+        "# timestamp tx ty tz qx qy qz qw",
+        "# lengths in metres: given by hand",
+    ]
+    assert read_note(path) == "lengths in metres: given by hand"
+    assert len(read_tum(path)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0 0 0 0 0 0 0 1\n", "# timestamp tx ty tz qx qy qz qw\n0 0 0 0 0 0 0 1\n", "# made by hand\n# today\n"],
+)
+def test_files_without_a_note_have_none(tmp_path, text):
+    (tmp_path / "path.txt").write_text(text)
+    assert read_note(tmp_path / "path.txt") == ""
+    assert read_note(tmp_path / "nowhere.txt") == ""

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from relocalizer.errors import OutputError
-from slam.cli.options import (
-    Format,
-    say,
-)
-
-if TYPE_CHECKING:
-    pass
+from slam.cli.options import Format, say
 
 
 def convert(
@@ -36,11 +30,11 @@ def convert(
 
       slam convert state_groundtruth.csv groundtruth.txt
     """
-    from slam.trajectory import read_trajectory, write_trajectory
+    from slam.trajectory import read_note, read_trajectory, write_trajectory
 
     if target.exists():
         raise OutputError(f"{target}: is there already; choose another name or remove it")
     path = source / "trajectory.txt" if source.is_dir() else source
     trajectory = read_trajectory(path, from_format)
-    write_trajectory(target, trajectory, to_format)
+    write_trajectory(target, trajectory, to_format, note=read_note(path))
     say(f"wrote {target}: {trajectory}")
