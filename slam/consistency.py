@@ -10,8 +10,9 @@ and units; d in frame b is Ad(a_from_b) d in frame a.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ CHI2_7DOF_999 = 24.32
 # Loops between the same two stretches see the same things, so what deceives one deceives them all: however many
 # agree, they speak against the path as three do.
 MOST_WITNESSES = 3
-REACH = 50  # edges between the ends of two loops that are compared; farther apart, drift leaves nothing to compare
+REACH = 30  # edges between the ends of two loops that are compared; farther apart, drift leaves nothing to compare
 WINDOW = 60  # loops remembered for comparison, the newest
 LOOSE_LOG_SCALE = 0.2  # standard deviation from which a scale is taken from the other evidence instead
 EXACT_UP_TO = 24  # loops among which the largest consistent set is searched exactly
@@ -62,16 +63,6 @@ def covariance_of(edge: Edge) -> FloatArray:
     return np.diag(sigmas**2)
 
 
-def spread_in(keyframe: int, edges: Iterable[Edge], world_from_keyframe: Mapping[int, Similarity]) -> FloatArray:
-    """(7, 7) covariance, in a keyframe's frame, of independent errors of edges at the poses as they are."""
-    total = np.zeros((7, 7))
-    here_from_world = world_from_keyframe[keyframe].inverse()
-    for edge in edges:
-        A = adjoint(here_from_world @ world_from_keyframe[edge.j])
-        total += A @ covariance_of(edge) @ A.T
-    return total
-
-
 def squared_distance(d: FloatArray, covariance: FloatArray) -> float:
     """Squared Mahalanobis length of d."""
     return float(d @ np.linalg.solve(covariance, d))
@@ -80,67 +71,81 @@ def squared_distance(d: FloatArray, covariance: FloatArray) -> float:
 # --- paths --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """Where a keyframe lies seen from another along some edges, how many, and the (7, 7) covariance at the source."""
+
+    source_from_target: Similarity
+    covariance: FloatArray
+    edges: int
+
+    def covariance_in(self, frame_from_source: Similarity) -> FloatArray:
+        """The covariance (7, 7) in a frame that the source is seen from."""
+        A = adjoint(frame_from_source)
+        return np.asarray(A @ self.covariance @ A.T)
+
+
 class Paths:
     """The most certain paths from one keyframe over some edges of a graph."""
 
     def __init__(self, edges: Collection[Edge], source: int) -> None:
         self._edges = {(edge.i, edge.j): edge for edge in edges}
-        ids = np.unique(np.array([*self._edges], dtype=np.int64).ravel())
-        self._ids = ids
-        self._row = {int(k): n for n, k in enumerate(ids)}
-        self._source = source
-        self._before = np.full(len(ids), -1, np.int64)
-        if source in self._row:
-            ends = np.searchsorted(ids, np.array([*self._edges], dtype=np.int64))
+        ends = np.array([*self._edges], dtype=np.int64).reshape(-1, 2)
+        self._ids, rows = np.unique(ends, return_inverse=True)
+        self._before = np.full(len(self._ids), -1, np.int64)
+        self._known = {source: Path(Similarity.identity(), np.zeros((7, 7)), 0)}
+        if source in self._ids:
             # Rotation and log scale add up along a path whatever its shape, so they say which path is better.
             doubt = [float((e.sigmas[:3] ** 2).sum() + e.sigmas[6] ** 2) for e in self._edges.values()]
-            matrix = coo_array((doubt, (ends[:, 0], ends[:, 1])), shape=(len(ids), len(ids))).tocsr()
-            _, before = dijkstra(matrix, directed=False, indices=self._row[source], return_predecessors=True)
+            row, column = rows.reshape(-1, 2).T
+            matrix = coo_array((doubt, (row, column)), shape=(len(self._ids), len(self._ids))).tocsr()
+            start = int(np.searchsorted(self._ids, source))
+            _, before = dijkstra(matrix, directed=False, indices=start, return_predecessors=True)
             self._before = before.astype(np.int64)
 
-    def to(self, target: int) -> list[Edge] | None:
-        """Edges from the source to `target`, in order; None when nothing ties them."""
-        if target == self._source:
-            return []
-        if target not in self._row or self._before[self._row[target]] < 0:
-            return None
-        path: list[Edge] = []
-        n = self._row[target]
-        while self._ids[n] != self._source:
-            a, b = int(self._ids[self._before[n]]), int(self._ids[n])
-            path.append(self._edges[min(a, b), max(a, b)])
-            n = int(self._before[n])
-        return path[::-1]
+    def to(self, target: int) -> Path | None:
+        """The path to a keyframe; None when nothing ties it to the source."""
+        missing: list[int] = []
+        while target not in self._known:
+            n = int(np.searchsorted(self._ids, target))
+            if n == len(self._ids) or self._ids[n] != target or self._before[n] < 0:
+                return None
+            missing.append(target)
+            target = int(self._ids[self._before[n]])
+        path = self._known[target]
+        for after in reversed(missing):
+            path = self._known[after] = _longer(path, self._edges[min(target, after), max(target, after)], after)
+            target = after
+        return path
 
 
-def follow(path: Sequence[Edge], source: int) -> Similarity:
-    """source_from_target as the edges of a path measured it."""
-    pose, here = Similarity.identity(), source
-    for edge in path:
-        forward = edge.i == here
-        pose = pose @ (edge.i_from_j if forward else edge.i_from_j.inverse())
-        here = edge.j if forward else edge.i
-    return pose
+def _longer(path: Path, edge: Edge, after: int) -> Path:
+    """A path and one more edge, to keyframe `after`."""
+    forward = edge.j == after
+    pose = path.source_from_target @ (edge.i_from_j if forward else edge.i_from_j.inverse())
+    A = adjoint(pose if forward else path.source_from_target)  # an edge's error stands in the frame of its j
+    return Path(pose, path.covariance + A @ covariance_of(edge) @ A.T, path.edges + 1)
 
 
-def departure(edge: Edge, graph: KeyframeGraph) -> float | None:
+def departure(edge: Edge, graph: KeyframeGraph, *, odometry_only: bool = False) -> float | None:
     """By how much a loop contradicts the map: chi-square of 7 degrees; None when no path ties its ends.
 
     The map says where j lies seen from i, as surely as the best path between them; other paths would make it surer,
-    so the test errs on the side of the loop.
+    so the test errs on the side of the loop. With `odometry_only` other loops are not asked: neither where they have
+    moved the map, nor how sure they have made it.
     """
-    known = [e for e in graph.edges.values() if (e.i, e.j) != (edge.i, edge.j) and graph.weight(e) > 0.5]
-    path = Paths(known, edge.i).to(edge.j)
+    loops = [e for e in graph.edges_of(EdgeKind.LOOP) if graph.weight(e) > 0.5 and (e.i, e.j) != (edge.i, edge.j)]
+    path = Paths([*graph.edges_of(EdgeKind.ODOMETRY), *([] if odometry_only else loops)], edge.i).to(edge.j)
     if path is None:
         return None
     poses = graph.world_from_keyframe
-    known_pose = poses[edge.i].inverse() @ poses[edge.j]
-    measured = _with_scale(edge, known_pose.scale)
-    covariance = covariance_of(measured) + spread_in(edge.j, path, poses)
-    return squared_distance(difference(measured.i_from_j, known_pose), covariance)
+    i_from_j = path.source_from_target if odometry_only else poses[edge.i].inverse() @ poses[edge.j]
+    measured = _with_scale(edge, i_from_j.scale)
+    covariance = covariance_of(measured) + path.covariance_in(i_from_j.inverse())
+    return squared_distance(difference(measured.i_from_j, i_from_j), covariance)
 
 
-def disagreement(a: Edge, b: Edge, from_i: Paths, from_j: Paths, graph: KeyframeGraph) -> float | None:
+def disagreement(a: Edge, b: Edge, from_i: Paths, from_j: Paths) -> float | None:
     """By how much the cycle of two loops and the odometry between their ends fails to close: chi-square of 7 degrees.
 
     Args:
@@ -150,19 +155,17 @@ def disagreement(a: Edge, b: Edge, from_i: Paths, from_j: Paths, graph: Keyframe
         None when the ends are not tied, or by more than `REACH` edges: then nothing speaks for or against.
     """
     there, back = from_i.to(b.i), from_j.to(b.j)
-    if there is None or back is None or len(there) > REACH or len(back) > REACH:
+    if there is None or back is None or max(there.edges, back.edges) > REACH:
         return None
-    i_from_k, j_from_l = follow(there, a.i), follow(back, a.j)
+    i_from_k, j_from_l = there.source_from_target, back.source_from_target
     if a.sigmas[6] >= b.sigmas[6]:
         a = _with_scale(a, i_from_k.scale * b.i_from_j.scale / j_from_l.scale)
     else:
         b = _with_scale(b, a.i_from_j.scale * j_from_l.scale / i_from_k.scale)
     around = i_from_k @ b.i_from_j @ j_from_l.inverse()
-    # Odometry at the far side is carried over by loop a, for where the map has the two sides may be wrong.
-    j_from_i = a.i_from_j.inverse()
-    covariance = covariance_of(a)
-    covariance += _carried(there, a.i, j_from_i) + _carried(back, a.j, Similarity.identity())
     A = adjoint(j_from_l)
+    # The far side is seen through loop a, for where the map has the two sides may be wrong.
+    covariance = covariance_of(a) + there.covariance_in(a.i_from_j.inverse()) + back.covariance
     covariance += A @ covariance_of(b) @ A.T
     return squared_distance(difference(a.i_from_j, around), covariance)
 
@@ -172,18 +175,6 @@ def _with_scale(edge: Edge, scale: float) -> Edge:
     if edge.sigmas[6] < LOOSE_LOG_SCALE:
         return edge
     return replace(edge, i_from_j=Similarity(edge.i_from_j.rotation, edge.i_from_j.translation, scale))
-
-
-def _carried(path: Sequence[Edge], source: int, frame_from_source: Similarity) -> FloatArray:
-    """(7, 7) covariance of a path's errors in a frame that the path's source is seen from."""
-    total, pose, here = np.zeros((7, 7)), frame_from_source, source
-    for edge in path:
-        forward = edge.i == here
-        after = pose @ (edge.i_from_j if forward else edge.i_from_j.inverse())
-        A = adjoint(after if forward else pose)  # an edge's error stands in the frame of its j
-        total += A @ covariance_of(edge) @ A.T
-        pose, here = after, edge.j if forward else edge.i
-    return total
 
 
 # --- the largest set that agrees ----------------------------------------------------------------------
@@ -226,6 +217,19 @@ def _branch(members: list[int], left: list[int], friends: Sequence[set[int]], be
     return best
 
 
+def agreeing(loops: Sequence[Edge], odometry: Collection[Edge]) -> list[Edge]:
+    """A largest set of the newest `WINDOW` loops in which no two disagree; older loops are all in it."""
+    newest = sorted(loops, key=lambda edge: (edge.j, edge.i))[-WINDOW:]
+    paths = {k: Paths(odometry, k) for k in sorted({end for edge in newest for end in (edge.i, edge.j)})}
+    agree = np.ones((len(newest), len(newest)), bool)
+    for (row, a), (column, b) in combinations(enumerate(newest), 2):
+        distance = disagreement(a, b, paths[a.i], paths[a.j])
+        agree[row, column] = agree[column, row] = distance is None or distance <= CHI2_7DOF_999
+    chosen = [newest[n] for n in largest_consistent_set(agree)]
+    recent = {(edge.i, edge.j) for edge in newest}
+    return [edge for edge in loops if (edge.i, edge.j) not in recent or edge in chosen]
+
+
 # --- evidence -----------------------------------------------------------------------------------------
 
 
@@ -265,14 +269,22 @@ class LoopEvidence:
     def weigh(self, edge: Edge, graph: KeyframeGraph) -> Believed | Held:
         """What a newly verified loop, with all that is remembered, allows."""
         group = self._compare(edge, graph)
-        keys = [*group, (edge.i, edge.j)]
         self._remember(edge)
-        agree = np.array([[a == b or self._agree.get(frozenset([a, b]), True) for b in keys] for a in keys])
-        chosen = [self._loops[keys[n]] for n in largest_consistent_set(agree)]
-        if edge not in chosen:
-            return Held(f"contradicts {len(chosen)} loops of its place that agree (limit 0)", alone=False)
+        friends = [key for key in group if self._agree[frozenset([key, (edge.i, edge.j)])]]
+        agree = np.ones((len(friends), len(friends)), bool)
+        for (row, a), (column, b) in combinations(enumerate(friends), 2):
+            agree[row, column] = agree[column, row] = self._agree.get(frozenset([a, b]), True)
+        chosen = [edge, *(self._loops[friends[n]] for n in largest_consistent_set(agree))]
+        believed = [key for key in group if key in graph.edges and graph.weight(graph.edges[key]) > 0.5]
+        against = len(believed) - sum(key in friends for key in believed)
+        if against >= len(chosen):
+            return Held(f"{against} loops of its place contradict it, and {len(chosen) - 1} agree", alone=False)
         witnesses = len({e.j for e in chosen})
-        if verdict := self._refuse(edge, departure(edge, graph), witnesses):
+        verdict = self._refuse(edge, departure(edge, graph), witnesses)
+        if verdict is not None and witnesses >= MOST_WITNESSES:
+            # So many may question loops that were closed before: all go into the graph, which decides.
+            verdict = self._refuse(edge, departure(edge, graph, odometry_only=True), witnesses)
+        if verdict is not None:
             return verdict
         return Believed(tuple(e for e in chosen if (e.i, e.j) not in graph.edges or e is edge))
 
@@ -304,7 +316,7 @@ class LoopEvidence:
         from_i, from_j = Paths(odometry, edge.i), Paths(odometry, edge.j)
         group = []
         for other in others:
-            distance = disagreement(edge, other, from_i, from_j, graph)
+            distance = disagreement(edge, other, from_i, from_j)
             if distance is not None:
                 group.append((other.i, other.j))
                 self._agree[frozenset([(edge.i, edge.j), (other.i, other.j)])] = distance <= CHI2_7DOF_999

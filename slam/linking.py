@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from relocalizer.absolute_pose import pose_information
 from relocalizer.geometry import FloatArray, Similarity
-from relocalizer.images import Camera
 from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriever
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
@@ -23,7 +22,7 @@ from slam.config import LinkingConfig
 from slam.consistency import Held, LoopEvidence
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
-from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised
+from slam.localization import CELLS, FEATURE_NOISE_PX, Localised, NotLocalised, occupied_cells
 from slam.mapping import Mapper
 from slam.optimizer import LOOP_LIMIT, GraphOptimizer, Solution
 from slam.recognition import recognise_place, too_few_points
@@ -36,7 +35,6 @@ MIN_SIGMA = 1e-5
 # Errors of landmarks in one picture have much in common: the lens, motion blur, the poses they were placed from.
 # Correlated by this much, n of them say as much as n / (1 + 0.1 (n - 1)) independent ones (docs/results.md, "Loops").
 CORRELATION = 0.1
-CELLS = (8, 6)  # of a picture, across and down, in which landmarks are counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,12 +157,17 @@ class Linker:
         return any(self._consider(candidate.key, k) for candidate in self._candidates(k))
 
     def _consider(self, c: int, k: int) -> bool:
-        """Verify one candidate and close the loop when it is believed, with a second look where that is missing."""
+        """Verify one candidate, and close the loop when it is believed."""
         outcome = self._verify(c, k)
         if isinstance(outcome, NotLocalised):
             self._reject(c, k, outcome.reason)
             return False
-        verdict = self._weigh(outcome)
+        return self._close_if_believed(outcome)
+
+    def _close_if_believed(self, loop: Verified) -> bool:
+        """Close a loop and those that waited for it; with a second look where only a second loop is missing."""
+        c, k = loop.edge.i, loop.edge.j
+        verdict = self._weigh(loop)
         if isinstance(verdict, Held) and verdict.alone and (second := self._second_look(c, k)):
             verdict = self._weigh(second)
         if isinstance(verdict, Held):
@@ -268,14 +271,14 @@ class Linker:
         mapper, graph = self._mapper, self._mapper.graph
         for loop in loops:
             graph.set_edge(loop.edge)
-            self._emit(EdgeAccepted(edge=loop.edge, frame_index=self._frame_of(k)))
         surest = min((loop.edge for loop in loops), key=lambda edge: float(edge.sigmas[6]))
         if graph.segment_of[surest.i] != graph.segment_of[surest.j]:
             seen_from_i = graph.world_from_keyframe[surest.i] @ surest.i_from_j
             mapper.join_segments(surest.i, surest.j, seen_from_i @ graph.world_from_keyframe[surest.j].inverse())
         named = " and ".join(f"{loop.edge.i}-{loop.edge.j}" for loop in loops)
         landmarks = sum(loop.edge.inliers for loop in loops)
-        self._optimise(k, f"loop{'s' * (len(loops) > 1)} {named} with {landmarks} landmarks")
+        cause = f"loop{'s' * (len(loops) > 1)} {named} with {landmarks} landmarks"
+        self._optimise(k, cause, fresh={(loop.edge.i, loop.edge.j) for loop in loops})
         for loop in loops:
             if graph.weight(loop.edge) > 0:
                 self._unite_landmarks(loop.edge.j, loop.found)
@@ -322,11 +325,12 @@ class Linker:
         landmarks = self._mapper.landmarks
         return np.asarray(landmarks.inverse_depth_sigma[ids] * landmarks.point_in_anchor[ids, 2])
 
-    def _optimise(self, k: int, cause: str) -> None:
+    def _optimise(self, k: int, cause: str, fresh: set[tuple[int, int]]) -> None:
+        """Solve the graph with the `fresh` loops in it, and tell what became of them and of the others."""
         graph = self._mapper.graph
         solution = self._optimizer.optimise(graph)
         graph.set_poses(solution.world_from_keyframe)
-        self._tell_changes(k, solution)
+        self._tell_changes(k, solution, fresh)
         graph.set_weights(solution.loop_weights)
         self._emit(
             GraphOptimised(
@@ -338,16 +342,17 @@ class Linker:
             )
         )
 
-    def _tell_changes(self, k: int, solution: Solution) -> None:
-        """Say which loops the solution has left out, and which it has taken back."""
+    def _tell_changes(self, k: int, solution: Solution, fresh: set[tuple[int, int]]) -> None:
+        """Say which loops the solution has left out, and which it has taken in or taken back."""
         graph = self._mapper.graph
-        for key, weight in solution.loop_weights.items():
-            edge = graph.edges[key]
-            if weight == 0 and graph.weight(edge) > 0:
+        for edge in graph.edges_of(EdgeKind.LOOP):
+            key = edge.i, edge.j
+            followed, before = solution.loop_weights.get(key, 1.0) > 0, graph.weight(edge) > 0 and key not in fresh
+            if followed and not before:
+                self._emit(EdgeAccepted(edge=edge, frame_index=self._frame_of(k)))
+            elif not followed and (before or key in fresh):
                 error = solution.loop_errors[key]
                 self._reject(*key, f"left out: chi-square {error:.1f} from where all others lead, limit {LOOP_LIMIT:g}")
-            elif weight > 0 and graph.weight(edge) == 0:
-                self._emit(EdgeAccepted(edge=edge, frame_index=self._frame_of(k)))
 
     def _unite_landmarks(self, k: int, found: Localised) -> None:
         """What k saw under its own names are the old landmarks: one name each, so that old and new hold each other."""
@@ -371,12 +376,6 @@ def design_effect(count: int) -> float:
     Kish, "Survey Sampling", 1965, section 5.4, with `CORRELATION` between any two.
     """
     return 1.0 + CORRELATION * max(count - 1, 0)
-
-
-def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
-    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
-    cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
-    return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))
 
 
 def _sigmas(information: FloatArray, unit: float, log_scale_sigma: float) -> FloatArray:

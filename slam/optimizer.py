@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,13 +10,16 @@ import gtsam
 import numpy as np
 
 from relocalizer.geometry import Similarity
+from slam.consistency import agreeing
 from slam.graph import Edge, EdgeKind, KeyframeGraph
 
 GAUGE_SIGMA = 1e-6
-HUBER_K = 3.75  # 95 % of the lengths of seven independent normal errors
 LOOP_LIMIT = 18.48  # 99 % of the squares of seven independent normal errors
 SHRINK = 2.0  # by which the surrogate of truncated least squares comes nearer to it each round
 MAX_ROUNDS = 40
+MAX_JOINING = 5
+
+Weights = Mapping[tuple[int, int], float]  # a number for each loop
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -31,8 +34,8 @@ class Solution:
     world_from_keyframe: Mapping[int, Similarity]
     error_before: float
     error_after: float
-    loop_weights: Mapping[tuple[int, int], float] = field(default_factory=dict)
-    loop_errors: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    loop_weights: Weights = field(default_factory=dict)
+    loop_errors: Weights = field(default_factory=dict)
 
 
 class GraphOptimizer(Protocol):
@@ -65,10 +68,11 @@ class GtsamOptimizer:
         before = problem.error(problem.start, weights)
         values = problem.solve(problem.start, weights)
         if self._robust and _is_contradicted(weights, problem.squares(values)):
-            values, weights = _graduate(problem)
+            values, weights = _truncate(problem, graph)
         after = problem.error(values, weights)
-        if not np.isfinite(after) or after > problem.error(problem.start, weights):
-            values, after = problem.start, before
+        stayed = problem.error(problem.start, weights)
+        if not np.isfinite(after) or after > stayed:
+            values, after = problem.start, stayed
         return Solution(
             world_from_keyframe={k: from_similarity3(values.atSimilarity3(k)) for k in graph.world_from_keyframe},
             error_before=before,
@@ -91,21 +95,25 @@ class _Problem:
         for k in first_of_each_part(graph):
             self._factors.add(gtsam.PriorFactorSimilarity3(k, self.start.atSimilarity3(k), pin))
         for edge in graph.edges_of(EdgeKind.ODOMETRY):
-            self._factors.add(_factor(edge, _robust(_gaussian(edge, 1.0))))
+            self._factors.add(_factor(edge, _gaussian(edge, 1.0)))
         self._loop_factors = {key: _factor(edge, _gaussian(edge, 1.0)) for key, edge in self.loops.items()}
 
-    def all_of(self, weight: float) -> dict[tuple[int, int], float]:
+    def all_of(self, weight: float) -> Weights:
         return dict.fromkeys(self.loops, weight)
 
-    def squares(self, values: gtsam.Values) -> dict[tuple[int, int], float]:
+    def squares(self, values: gtsam.Values) -> Weights:
         """Squared error of every loop in its sigmas."""
         return {key: 2.0 * float(factor.error(values)) for key, factor in self._loop_factors.items()}
 
-    def error(self, values: gtsam.Values, weights: Mapping[tuple[int, int], float]) -> float:
+    def error(self, values: gtsam.Values, weights: Weights) -> float:
         squares = self.squares(values)
         return float(self._factors.error(values)) + 0.5 * sum(weights[key] * squares[key] for key in weights)
 
-    def solve(self, start: gtsam.Values, weights: Mapping[tuple[int, int], float]) -> gtsam.Values:
+    def truncated_cost(self, values: gtsam.Values, weights: Weights) -> float:
+        """Squared error, in sigmas, where a loop that is left out costs the limit."""
+        return 2.0 * self.error(values, weights) + LOOP_LIMIT * sum(weight == 0 for weight in weights.values())
+
+    def solve(self, start: gtsam.Values, weights: Weights) -> gtsam.Values:
         factors = gtsam.NonlinearFactorGraph(self._factors)
         for key, edge in self.loops.items():
             if weights[key] > 0:
@@ -113,25 +121,45 @@ class _Problem:
         return gtsam.LevenbergMarquardtOptimizer(factors, start, gtsam.LevenbergMarquardtParams()).optimize()
 
 
-def _is_contradicted(weights: Mapping[tuple[int, int], float], squares: Mapping[tuple[int, int], float]) -> bool:
+def _is_contradicted(weights: Weights, squares: Weights) -> bool:
     """Whether a loop that is followed does not fit, or one that is left out would."""
     return any((weights[key] > 0.5) != (squares[key] <= LOOP_LIMIT) for key in weights)
 
 
-def _graduate(problem: _Problem) -> tuple[gtsam.Values, dict[tuple[int, int], float]]:
-    """Poses and weights of truncated least squares, found by way of ever less convex surrogates."""
-    weights = problem.all_of(1.0)
+def _truncate(problem: _Problem, graph: KeyframeGraph) -> tuple[gtsam.Values, Weights]:
+    """Poses and weights of truncated least squares over the loops.
+
+    Graduated from all loops, and from a largest set of loops that agree pairwise: with many false loops the first way
+    is easily lost, and the second knows nothing of what is too far apart to be compared. The better of the two.
+    """
+    consistent = agreeing([*problem.loops.values()], graph.edges_of(EdgeKind.ODOMETRY))
+    ways = [
+        _graduate(problem, {(edge.i, edge.j) for edge in chosen}) for chosen in (consistent, problem.loops.values())
+    ]
+    return min(ways, key=lambda way: problem.truncated_cost(*way))
+
+
+def _graduate(problem: _Problem, trusted: Set[tuple[int, int]]) -> tuple[gtsam.Values, Weights]:
+    """Poses and weights by way of ever less convex surrogates over the trusted loops; the others join if they fit."""
+    weights = {key: float(key in trusted) for key in problem.loops}
     values = problem.solve(problem.start, weights)
-    worst = max(problem.squares(values).values())
+    worst = max((problem.squares(values)[key] for key in trusted), default=0.0)
     mu = LOOP_LIMIT / max(2.0 * worst - LOOP_LIMIT, 1e-9)
     for _ in range(MAX_ROUNDS):
-        weights = {key: _weight(square, mu) for key, square in problem.squares(values).items()}
+        squares = problem.squares(values)
+        weights = {key: _weight(squares[key], mu) if key in trusted else 0.0 for key in weights}
         values = problem.solve(values, weights)
         if mu > 1.0 and all(weight in (0.0, 1.0) for weight in weights.values()):
             break
         mu *= SHRINK
-    weights = {key: float(weight > 0.5) for key, weight in weights.items()}
-    return problem.solve(values, weights), weights
+    for _ in range(MAX_JOINING):
+        squares = problem.squares(values)
+        joined = {key: float(squares[key] <= LOOP_LIMIT) for key in weights}
+        if joined == weights:
+            break
+        weights = joined
+        values = problem.solve(values, weights)
+    return values, weights
 
 
 def _weight(square: float, mu: float) -> float:
@@ -170,10 +198,6 @@ def _gaussian(edge: Edge, weight: float) -> gtsam.noiseModel.Diagonal:
     sigmas = edge.sigmas / np.sqrt(weight * edge.share)
     sigmas[3:6] /= edge.i_from_j.scale  # GTSAM's translation is T / s
     return gtsam.noiseModel.Diagonal.Sigmas(sigmas)
-
-
-def _robust(noise: gtsam.noiseModel.Base) -> gtsam.noiseModel.Robust:
-    return gtsam.noiseModel.Robust.Create(gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), noise)
 
 
 def to_similarity3(pose: Similarity) -> gtsam.Similarity3:

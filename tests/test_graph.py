@@ -116,6 +116,30 @@ def test_the_sigmas_of_an_edge_cannot_be_written_to_nor_changed_from_outside():
         e.sigmas[0] = 2.0
 
 
+@pytest.mark.parametrize(
+    ("measurement", "sentence"),
+    [
+        (lambda: Similarity(np.full((3, 3), np.nan), np.zeros(3)), "Similarity.rotation: holds NaN or infinity"),
+        (lambda: Similarity(np.eye(3), [0.0, np.nan, 0.0]), "Similarity.translation: holds NaN or infinity"),
+        (lambda: Similarity(np.eye(3), [0.0, np.inf, 0.0]), "Similarity.translation: holds NaN or infinity"),
+        (
+            lambda: Similarity(np.eye(3), np.zeros(3), float("nan")),
+            "Similarity.scale: expected a positive number, got nan",
+        ),
+        (lambda: Similarity(np.eye(3), np.zeros(3), 0.0), "Similarity.scale: expected a positive number, got 0.0"),
+    ],
+)
+def test_a_measurement_that_is_no_number_is_refused_by_name_before_it_reaches_a_graph(measurement, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Edge(i=0, j=1, i_from_j=measurement(), sigmas=np.ones(7), kind=EdgeKind.LOOP)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_of_evidence_is_more_than_nothing_and_at_most_all(share):
+    with pytest.raises(ValueError, match=f"Edge.share: expected more than 0 and at most 1, got {share}"):
+        Edge(i=0, j=1, i_from_j=at(1.0), sigmas=np.ones(7), kind=EdgeKind.ODOMETRY, share=share)
+
+
 # The graph
 
 
@@ -136,6 +160,30 @@ def test_newer_evidence_replaces_the_edge_between_the_same_keyframes(graph):
     graph.set_edge(edge(0, 1, inliers=10))
     graph.set_edge(edge(0, 1, inliers=20))
     assert [e.inliers for e in graph.edges.values()] == [20]
+
+
+def test_an_edge_is_believed_until_somebody_says_otherwise_and_again_with_new_evidence(graph):
+    graph.set_edge(edge(0, 3, EdgeKind.LOOP))
+    assert graph.weight(graph.edges[0, 3]) == 1.0
+    graph.set_weights({(0, 3): 0.25})
+    assert graph.weight(graph.edges[0, 3]) == 0.25
+    graph.set_edge(edge(0, 3, EdgeKind.LOOP))
+    assert graph.weight(graph.edges[0, 3]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ({(0, 1): 0.5, (1, 3): 0.5}, "weight of edge 1-3, which is not there"),
+        ({(0, 1): 1.5}, "weight of edge 0-1: expected 0 to 1, got 1.5"),
+        ({(0, 1): float("nan")}, "weight of edge 0-1: expected 0 to 1, got nan"),
+    ],
+)
+def test_weights_that_are_none_are_refused_and_nothing_is_set(graph, weights, sentence):
+    graph.set_edge(edge(0, 1))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        graph.set_weights(weights)
+    assert graph.weight(graph.edges[0, 1]) == 1.0
 
 
 def test_poses_of_unknown_keyframes_are_refused_and_nothing_is_set(graph):

@@ -243,6 +243,128 @@ def test_a_false_loop_does_not_undo_a_true_one():
         assert np.linalg.norm(with_false[k].translation - without[k].translation) < 0.03
 
 
+def a_drifting_round(laps=2, count=40, turn=0.02, shrink=0.997):
+    """(true poses, drifted poses, odometry): each step turns and shrinks a little too much."""
+    angles = np.linspace(0, 2 * np.pi * laps, count, endpoint=False)
+    truth = [at(3 * np.cos(a), 3 * np.sin(a), a + np.pi / 2) for a in angles]
+    drifted, edges = [truth[0]], []
+    for k in range(count - 1):
+        step = truth[k].inverse() @ truth[k + 1] @ at(0.0, angle=turn, scale=shrink)
+        drifted.append(drifted[-1] @ step)
+        edges.append(edge(k, k + 1, step, sigma=0.02))
+    return truth, drifted, edges
+
+
+def off(found, truth):
+    return max(float(np.linalg.norm(found[k].translation - pose.translation)) for k, pose in enumerate(truth))
+
+
+def test_true_loops_after_a_long_drift_are_all_followed():
+    truth, drifted, edges = a_drifting_round()
+    loops = [true_edge(truth, n, n + 20, LOOP, 0.01) for n in range(0, 20, 5)]
+    assert off(dict(enumerate(drifted)), truth) > 1.0
+    solution = GtsamOptimizer().optimise(graph_of(drifted, [*edges, *loops]))
+    assert set(solution.loop_weights.values()) == {1.0}
+    assert off(solution.world_from_keyframe, truth) < 0.3
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_false_loops_are_left_out_and_true_ones_followed(share, rng):
+    truth, drifted, edges = a_drifting_round()
+    true = [true_edge(truth, n, n + 20, LOOP, 0.01) for n in range(0, 20, 2)]
+    false = [
+        edge(int(i), int(i) + 15, some_similarity(rng, 0.7), LOOP, 0.01)
+        for i in rng.choice(24, round(len(true) * share / (1 - share)), replace=False)
+    ]
+    clean = solved(graph_of(drifted, [*edges, *true]))
+    solution = GtsamOptimizer().optimise(graph_of(drifted, [*edges, *true, *false]))
+    followed = {key for key, weight in solution.loop_weights.items() if weight > 0}
+    assert not followed & {(e.i, e.j) for e in false}
+    assert len(followed) >= (1.0 if share < 0.5 else 0.6) * len(true)
+    assert off(solution.world_from_keyframe, truth) < 1.1 * off(clean, truth) + 0.02
+
+
+def test_false_loops_that_agree_with_each_other_are_outvoted_by_more_true_ones_of_the_same_places():
+    truth, drifted, edges = a_drifting_round()
+    true = [true_edge(truth, n, n + 20, LOOP, 0.01) for n in range(6)]
+    mistake = at(2.0, -3.0, 1.0)
+    false = [edge(n, n + 21, truth[n].inverse() @ mistake @ truth[n + 21], LOOP, 0.01) for n in range(4)]
+    solution = GtsamOptimizer().optimise(graph_of(drifted, [*edges, *true, *false]))
+    assert {key for key, weight in solution.loop_weights.items() if weight == 0} == {(e.i, e.j) for e in false}
+
+
+def test_the_error_of_a_loop_left_out_is_told_in_its_own_sigmas():
+    truth = [at(float(k)) for k in range(20)]
+    edges = [true_edge(truth, k, k + 1) for k in range(19)]
+    loops = [true_edge(truth, 2, 17, LOOP), true_edge(truth, 2, 16, LOOP), edge(2, 15, at(13.0, 4.0), LOOP)]
+    solution = GtsamOptimizer().optimise(graph_of(truth, [*edges, *loops]))
+    assert solution.loop_weights == {(2, 17): 1.0, (2, 16): 1.0, (2, 15): 0.0}
+    assert solution.loop_errors[2, 15] == pytest.approx((4.0 / 0.01) ** 2, rel=1e-3)
+    assert solution.error_after == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_loop_that_was_left_out_comes_back_when_others_say_the_same():
+    truth, _, edges = a_drifting_round(turn=0.0, shrink=1.0)
+
+    def saying(shift, first, last):  # the second lap is somewhere else than the odometry says
+        return [edge(n, n + 20, truth[n].inverse() @ shift @ truth[n + 20], LOOP, 0.01) for n in range(first, last)]
+
+    here, there = at(1.5, 0.0, 0.1), at(-1.0, 1.0, 0.0)
+    graph = graph_of(truth, [*edges, *saying(there, 0, 1), *saying(here, 1, 3)])
+    first = GtsamOptimizer().optimise(graph)
+    assert first.loop_weights == {(0, 20): 0.0, (1, 21): 1.0, (2, 22): 1.0}
+    graph.set_weights(first.loop_weights)
+    for one in saying(there, 3, 9):
+        graph.set_edge(one)
+    second = GtsamOptimizer().optimise(graph)
+    assert second.loop_weights[0, 20] == 1.0
+    assert second.loop_weights[1, 21] == second.loop_weights[2, 22] == 0.0
+
+
+def test_without_robustness_every_loop_is_followed_wherever_it_leads():
+    truth = [at(float(k)) for k in range(20)]
+    edges = [true_edge(truth, k, k + 1) for k in range(19)]
+    graph = graph_of(truth, [*edges, edge(2, 17, at(15.0, 4.0), LOOP, 0.001)])
+    solution = GtsamOptimizer(robust=False).optimise(graph)
+    assert solution.loop_weights == {(2, 17): 1.0}
+    moved = solution.world_from_keyframe[2].inverse() @ solution.world_from_keyframe[17]
+    assert moved.translation[1] > 3.5
+
+
+def test_a_loop_that_is_left_out_ties_nothing(rng):
+    graph = graph_of([some_similarity(rng) for _ in range(4)], [edge(0, 1, at(1.0)), edge(2, 3, at(1.0))])
+    graph.set_edge(edge(1, 2, at(1.0), LOOP))
+    assert first_of_each_part(graph) == [0]
+    graph.set_weights({(1, 2): 0.0})
+    assert first_of_each_part(graph) == [0, 2]
+
+
+def test_edges_of_shared_evidence_weigh_by_their_share():
+    # Twice the same opinion of half a share each is one opinion: the middle lies where two single ones put it.
+    half = Edge(i=0, j=1, i_from_j=at(1.2), sigmas=PLACES, kind=ODOMETRY, share=0.5)
+    found = solved(graph_of([at(0.0), at(1.0), at(2.0)], [half, edge(1, 2, at(1.0), sigma=PLACES)]))
+    assert found[2].translation[0] == pytest.approx(2.2, abs=1e-6)
+    loop = edge(0, 2, at(2.2 + 0.03), LOOP, PLACES)
+    found = solved(graph_of([at(0.0), at(1.2), at(2.2)], [half, edge(1, 2, at(1.0), sigma=PLACES), loop]))
+    # Variances 2, 1 and 1: of 0.03 the doubtful edge takes a half, the others a quarter each.
+    assert found[1].translation[0] == pytest.approx(1.2 + 0.015, abs=1e-4)
+    assert found[2].translation[0] == pytest.approx(2.2 + 0.0225, abs=1e-4)
+
+
+@pytest.mark.parametrize("turn_deg", [1.0, 3.0, 4.5])
+def test_a_start_that_has_turned_half_around_still_leads_to_the_answer(turn_deg):
+    # Up to 4.5 degrees in each of 39 steps; the loops know better. No start by rotation averaging is needed.
+    truth, drifted, edges = a_drifting_round(turn=np.radians(turn_deg), shrink=0.99)
+    loops = [true_edge(truth, n, n + 20, LOOP, 0.01) for n in range(0, 20, 2)]
+    drifting = [
+        Edge(i=e.i, j=e.j, i_from_j=e.i_from_j, sigmas=np.full(7, max(0.02, np.radians(turn_deg))), kind=ODOMETRY)
+        for e in edges
+    ]
+    from_truth = solved(graph_of(truth, [*drifting, *loops]))
+    from_drift = solved(graph_of(drifted, [*drifting, *loops]))
+    assert all(from_drift[k].is_close(from_truth[k], atol=2e-3) for k in from_truth)
+
+
 # Manners
 
 

@@ -1,0 +1,381 @@
+"""Loops that agree and loops that do not: cycles with answers known by hand, the largest set, and what is believed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from relocalizer.features import LocalFeatures
+from relocalizer.geometry import Similarity, exp_so3
+from relocalizer.images import Camera
+from slam.consistency import (
+    CHI2_7DOF_999,
+    REACH,
+    WINDOW,
+    Believed,
+    Held,
+    LoopEvidence,
+    Paths,
+    adjoint,
+    covariance_of,
+    departure,
+    difference,
+    disagreement,
+    largest_consistent_set,
+    squared_distance,
+)
+from slam.frames import Keyframe
+from slam.graph import Edge, EdgeKind, KeyframeGraph
+
+CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
+ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
+STRONG, WEAK = 100, 40  # landmarks; alone suffice 90
+LOOP_SIGMA, STEP_SIGMA = 0.01, 0.02
+
+
+def keyframe(k):
+    features = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
+    return Keyframe(
+        id=k,
+        frame_index=k,
+        timestamp_ns=k,
+        camera=CAMERA,
+        encoded=None,
+        descriptor=np.ones(1, np.float32),
+        features=features,
+    )
+
+
+def at(x, y=0.0, angle=0.0, scale=1.0):
+    return Similarity(exp_so3([0.0, 0.0, angle]), [x, y, 0.0], scale)
+
+
+def small(d):
+    """The similarity of a small (rotation, translation, log scale)."""
+    return Similarity(exp_so3(d[:3]), d[3:6], float(np.exp(d[6])))
+
+
+def some_similarity(rng):
+    return Similarity(exp_so3(rng.normal(size=3)), rng.normal(size=3), float(np.exp(0.3 * rng.normal())))
+
+
+def edge(i, j, i_from_j, kind=ODOMETRY, sigma=STEP_SIGMA, inliers=STRONG):
+    return Edge(i=i, j=j, i_from_j=i_from_j, sigmas=np.broadcast_to(sigma, 7), kind=kind, inliers=inliers)
+
+
+def circle(count=40, laps=2.0):
+    """Keyframes around a circle of radius 3, `laps` times, looking along it."""
+    angles = np.linspace(0, 2 * np.pi * laps, count, endpoint=False)
+    return [at(3 * np.cos(a), 3 * np.sin(a), a + np.pi / 2) for a in angles]
+
+
+def graph_of(poses, edges=(), *, broken=()):
+    """A chain of true steps, broken after the named keyframes, and further edges."""
+    graph = KeyframeGraph()
+    for k, pose in enumerate(poses):
+        graph.add_keyframe(keyframe(k), pose)
+    for k in range(len(poses) - 1):
+        if k not in broken:
+            graph.set_edge(edge(k, k + 1, poses[k].inverse() @ poses[k + 1]))
+    for one in edges:
+        graph.set_edge(one)
+    return graph
+
+
+def loop(poses, i, j, off=(0.0,) * 7, inliers=WEAK, sigma=LOOP_SIGMA):
+    """A loop that is wrong by `off`, in j's frame."""
+    return edge(i, j, poses[i].inverse() @ poses[j] @ small(np.array(off)), LOOP, sigma, inliers)
+
+
+def off_by(metres):
+    return (0, 0, 0, metres, 0, 0, 0)
+
+
+def compare(a, b, graph):
+    odometry = graph.edges_of(ODOMETRY)
+    return disagreement(a, b, Paths(odometry, a.i), Paths(odometry, a.j))
+
+
+# Errors
+
+
+def test_the_adjoint_carries_a_small_motion_to_another_frame(rng):
+    for _ in range(10):
+        a_from_b, d = some_similarity(rng), 1e-6 * rng.normal(size=7)
+        moved = a_from_b @ small(d) @ a_from_b.inverse()
+        assert np.allclose(difference(Similarity.identity(), moved), adjoint(a_from_b) @ d, atol=1e-10)
+
+
+def test_adjoints_compose_as_their_similarities_do(rng):
+    a, b = some_similarity(rng), some_similarity(rng)
+    assert np.allclose(adjoint(a @ b), adjoint(a) @ adjoint(b))
+
+
+def test_the_covariance_of_an_edge_is_in_the_units_of_its_second_keyframe():
+    # Three centimetres in i's units, of which one is a quarter of j's unit: 0.03 / 4 in j's.
+    one = Edge(i=0, j=1, i_from_j=at(1.0, scale=4.0), sigmas=[1, 1, 1, 0.03, 0.03, 0.03, 1], kind=ODOMETRY)
+    assert np.sqrt(covariance_of(one)[3, 3]) == pytest.approx(0.0075)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_errors_of_a_path_spread_as_drawn_ones_do(rng, backwards):
+    poses = circle(8, laps=0.5)
+    steps = [edge(k, k + 1, poses[k].inverse() @ poses[k + 1], sigma=0.003) for k in range(7)]
+    source, target = (7, 0) if backwards else (0, 7)
+    path = Paths(steps, source).to(target)
+    drawn = []
+    for _ in range(1500):
+        end = Similarity.identity()
+        for step in steps:
+            end = end @ step.i_from_j @ small(rng.normal(0, step.sigmas))
+        found = end.inverse() if backwards else end
+        drawn.append(difference(path.source_from_target, found))
+    predicted = path.covariance_in(path.source_from_target.inverse())
+    assert np.allclose(np.cov(np.array(drawn).T), predicted, atol=0.12 * np.abs(predicted).max())
+
+
+def test_a_squared_distance_counts_in_standard_deviations():
+    assert squared_distance(np.array([3.0, 0, 0, 0, 0, 0, 4.0]), np.diag([9.0, 1, 1, 1, 1, 1, 4.0])) == pytest.approx(5)
+
+
+# Paths
+
+
+def test_a_path_prefers_what_is_surer():
+    edges = [edge(0, 1, at(1.0)), edge(1, 2, at(1.0)), edge(0, 2, at(2.2), sigma=0.5), edge(2, 3, at(1.0))]
+    path = Paths(edges, 0).to(3)
+    assert path.edges == 3
+    assert path.source_from_target.is_close(at(3.0))
+
+
+def test_a_path_can_be_followed_backwards(rng):
+    poses = [some_similarity(rng) for _ in range(5)]
+    edges = [edge(k, k + 1, poses[k].inverse() @ poses[k + 1]) for k in range(4)]
+    path = Paths(edges, 4).to(1)
+    assert path.source_from_target.is_close(poses[4].inverse() @ poses[1], atol=1e-9)
+
+
+@pytest.mark.parametrize("target", [3, 9])
+def test_between_parts_that_nothing_ties_there_is_no_path(target):
+    assert Paths([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))], 0).to(target) is None
+
+
+def test_a_keyframe_without_edges_has_no_path_but_to_itself():
+    paths = Paths([edge(0, 1, at(1.0))], 7)
+    assert paths.to(7).edges == 0
+    assert paths.to(0) is None
+    assert Paths([], 7).to(0) is None
+
+
+# Cycles
+
+
+def test_two_true_loops_agree_to_the_last_bit():
+    poses = circle()
+    graph = graph_of(poses)
+    assert compare(loop(poses, 0, 20), loop(poses, 2, 23), graph) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_cycle_that_fails_to_close_counts_its_error_in_the_deviations_of_all_four_sides():
+    # On a straight line with edges that doubt the place alone, only the sigmas along x count, and they add up.
+    def along(i, j, x, sigma, kind=ODOMETRY):
+        return Edge(i=i, j=j, i_from_j=at(x), sigmas=[*[1e-9] * 3, *[sigma] * 3, 1e-9], kind=kind)
+
+    graph = graph_of([at(0.1 * k) for k in range(30)])
+    for k in range(29):
+        graph.set_edge(along(k, k + 1, 0.1, 0.02))
+    one, other = along(0, 20, 2.0, 0.01, LOOP), along(1, 21, 2.1, 0.01, LOOP)  # the second is off by 0.1
+    assert compare(one, other, graph) == pytest.approx(0.1**2 / (2 * 0.02**2 + 2 * 0.01**2), rel=1e-6)
+
+
+def test_whichever_loop_is_asked_first_the_answer_is_the_same():
+    poses = circle()
+    graph = graph_of(poses)
+    a, b = loop(poses, 0, 20, off=(0.01, 0, 0, 0.02, 0, 0, 0.01)), loop(poses, 3, 22)
+    assert compare(a, b, graph) == pytest.approx(compare(b, a, graph), rel=0.05)
+
+
+def test_a_false_loop_disagrees_with_a_true_one():
+    poses = circle()
+    assert compare(loop(poses, 0, 20), loop(poses, 1, 21, off=off_by(1.0)), graph_of(poses)) > 10 * CHI2_7DOF_999
+
+
+def test_two_loops_that_make_the_same_mistake_agree():
+    poses = circle()
+    wrong = at(2.0, 1.0, 0.8)  # the second lap seen at another place
+    a, b = (edge(i, j, poses[i].inverse() @ wrong @ poses[j], LOOP, LOOP_SIGMA) for i, j in ((0, 20), (1, 21)))
+    assert compare(a, b, graph_of(poses)) < 1e-6
+
+
+def test_loops_between_other_parts_of_the_path_are_not_compared():
+    poses = [at(0.1 * k) for k in range(2 * REACH + 40)]
+    graph = graph_of(poses)
+    assert compare(loop(poses, 0, 30), loop(poses, REACH + 5, REACH + 35), graph) is None
+
+
+def test_a_scale_that_is_not_known_is_no_disagreement_however_far_off():
+    poses = circle()
+    graph = graph_of(poses)
+    doubtful = Edge(
+        i=0,
+        j=20,
+        i_from_j=poses[0].inverse() @ poses[20] @ at(0.0, scale=3.0),
+        sigmas=[*[LOOP_SIGMA] * 6, 0.5],
+        kind=LOOP,
+    )
+    assert compare(doubtful, loop(poses, 1, 21), graph) < 1.0
+    assert compare(loop(poses, 1, 21), doubtful, graph) < 1.0
+
+
+# The largest set
+
+
+def agreement(count, pairs):
+    agree = np.eye(count, dtype=bool)
+    for a, b in pairs:
+        agree[a, b] = agree[b, a] = True
+    return agree
+
+
+@pytest.mark.parametrize(
+    ("count", "pairs", "largest"),
+    [
+        (0, [], []),
+        (1, [], [0]),
+        (3, [], [0]),
+        (4, [(0, 1), (1, 2), (2, 3), (0, 3)], [0, 1]),  # a square without diagonals
+        (5, [(0, 1), (2, 3), (3, 4), (2, 4)], [2, 3, 4]),
+    ],
+)
+def test_the_largest_set_in_which_all_agree(count, pairs, largest):
+    assert largest_consistent_set(agreement(count, pairs)) == largest
+
+
+def test_the_exact_search_is_right_where_growing_by_popularity_is_not(rng):
+    for _ in range(20):
+        upper = np.triu(rng.random((9, 9)) < 0.6, 1)
+        agree = upper | upper.T | np.eye(9, dtype=bool)
+        sets = [[n for n in range(9) if mask >> n & 1] for mask in range(1 << 9)]
+        best = max(len(s) for s in sets if agree[np.ix_(s, s)].all())
+        found = largest_consistent_set(agree)
+        assert len(found) == best
+        assert agree[np.ix_(found, found)].all()
+
+
+def test_among_many_a_large_set_is_found_and_consistent(rng):
+    count = 60
+    upper = np.triu(rng.random((count, count)) < 0.1, 1)
+    agree = upper | upper.T | np.eye(count, dtype=bool)
+    agree[np.ix_(range(0, 60, 3), range(0, 60, 3))] = True
+    assert largest_consistent_set(agree) == list(range(0, 60, 3))
+
+
+# What is believed
+
+
+def evidence():
+    return LoopEvidence(alone_inliers=90)
+
+
+def test_a_strong_loop_within_the_drift_is_believed_alone():
+    poses = circle()
+    one = loop(poses, 0, 20, inliers=STRONG)
+    verdict = evidence().weigh(one, graph_of(poses))
+    assert isinstance(verdict, Believed)
+    assert verdict.edges == (one,)
+
+
+def test_a_weak_loop_waits_for_a_second_and_comes_with_it():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    first, second = loop(poses, 0, 20), loop(poses, 1, 21)
+    assert jury.weigh(first, graph) == Held("40 landmarks and no second loop that agrees, 90 needed alone", alone=True)
+    verdict = jury.weigh(second, graph)
+    assert isinstance(verdict, Believed)
+    assert set(verdict.edges) == {first, second}
+
+
+def test_a_second_loop_from_the_same_keyframe_is_no_second_witness():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    jury.weigh(loop(poses, 0, 20), graph)
+    assert isinstance(jury.weigh(loop(poses, 1, 20), graph), Held)
+
+
+def test_a_strong_loop_far_from_where_the_path_leads_is_held_back_with_number_and_limit():
+    poses = circle()
+    verdict = evidence().weigh(loop(poses, 0, 20, off=off_by(8.0), inliers=STRONG), graph_of(poses))
+    assert isinstance(verdict, Held)
+    assert verdict.reason.startswith("chi-square ")
+    assert verdict.reason.endswith("from where the path leads, limit 24.3 with 1 loops that agree")
+
+
+def departing(chi_square, poses, graph, i, j):
+    """A loop that is off along x so far that its departure has this chi-square."""
+    one = departure(loop(poses, i, j, off=off_by(0.1)), graph)
+    return loop(poses, i, j, off=off_by(0.1 * np.sqrt(chi_square / one)))
+
+
+def test_drift_beyond_what_one_loop_may_claim_is_believed_of_two():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    first = departing(1.5 * CHI2_7DOF_999, poses, graph, 0, 20)
+    second = edge(1, 21, poses[1].inverse() @ poses[0] @ first.i_from_j @ poses[20].inverse() @ poses[21], LOOP)
+    assert isinstance(jury.weigh(first, graph), Held)
+    assert isinstance(jury.weigh(second, graph), Believed)
+
+
+def test_any_number_of_loops_with_one_mistake_speaks_only_as_three_do():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    wrong = at(4.0, -2.0, 1.5)
+    for n in range(12):
+        false = edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA)
+        assert isinstance(jury.weigh(false, graph), Held)
+
+
+def test_false_loops_that_wait_do_not_keep_a_true_one_out():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    wrong = at(4.0, -2.0, 1.5)
+    for n in range(5):
+        jury.weigh(edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA), graph)
+    assert isinstance(jury.weigh(loop(poses, 5, 25, inliers=STRONG), graph), Believed)
+
+
+def test_believed_loops_of_a_place_speak_against_one_that_contradicts_them():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    for n in range(2):
+        true = loop(poses, n, 20 + n, inliers=STRONG)
+        jury.weigh(true, graph)
+        graph.set_edge(true)
+    verdict = jury.weigh(loop(poses, 2, 22, off=off_by(0.5), inliers=STRONG), graph)
+    assert verdict == Held("2 loops of its place contradict it, and 0 agree", alone=False)
+
+
+def test_a_loop_that_was_left_out_speaks_against_nobody():
+    poses = circle()
+    graph, jury = graph_of(poses), evidence()
+    false = loop(poses, 0, 20, off=off_by(0.6))
+    jury.weigh(false, graph)
+    graph.set_edge(false)
+    graph.set_weights({(0, 20): 0.0})
+    assert isinstance(jury.weigh(loop(poses, 1, 21, inliers=STRONG), graph), Believed)
+
+
+def test_two_parts_are_tied_by_two_loops_and_by_no_single_one():
+    poses = circle()
+    graph, jury = graph_of(poses, broken={19}), evidence()
+    first, second = loop(poses, 0, 20, inliers=10_000), loop(poses, 1, 22)
+    assert jury.weigh(first, graph) == Held("1 loop ties the two parts, 2 needed", alone=True)
+    assert isinstance(jury.weigh(second, graph), Believed)
+
+
+def test_only_the_newest_loops_are_remembered():
+    poses = circle(2 * WINDOW + 40, laps=2.0)
+    graph, jury = graph_of(poses), evidence()
+    for n in range(WINDOW + 2):
+        jury.weigh(loop(poses, n, n + WINDOW + 20), graph)
+    assert not jury.remembers(0, WINDOW + 20)
+    assert jury.remembers(WINDOW + 1, 2 * WINDOW + 21)
