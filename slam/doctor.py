@@ -38,11 +38,17 @@ _LIBRARIES = (
     ("poselib", "poselib", False),
     ("huggingface_hub", "huggingface-hub", False),
     ("matplotlib", "matplotlib", False),
+    ("openvino", "openvino", False),
+    ("onnx", "onnx", False),
+    ("onnxruntime", "onnxruntime", False),
 )
 _OPTIONAL_FIX = {
     "poselib": "optional: pip install poselib (where it has a wheel)",
     "huggingface_hub": "optional, to fetch Reloc3r's weights: pip install 'reloc3r-slam[hub]'",
     "matplotlib": "optional, for slam eval --plot: pip install 'reloc3r-slam[eval]'",
+    "openvino": "optional, for Reloc3r on a CPU (predictor.backend): pip install 'reloc3r-slam[openvino]'",
+    "onnx": "optional, for slam weights export --format onnx: pip install 'reloc3r-slam[onnx]'",
+    "onnxruntime": "optional, checks what slam weights export writes: pip install 'reloc3r-slam[onnx]'",
 }
 _TORCH_DEVICES = """
 import json, torch

@@ -86,6 +86,13 @@ def test_of_the_network_the_way_that_was_asked_for_is_measured_alone(slam_comman
     assert (way["backend"], way["precision"]) == ("torch", "bfloat16")
 
 
+@pytest.mark.usefixtures("tiny_network")
+def test_a_seed_of_more_than_64_bits_is_a_seed_of_weights_too(slam_command):
+    options = ("--predictor", "reloc3r-224", "--random-weights", "--repeats", 1, "--json")
+    ended = slam_command("bench", *options, "--set", "predictor.precision=float32", "--seed", 2**64)
+    assert ended.code == 0
+
+
 def test_a_precision_the_backend_does_not_have_is_one_line(slam_command):
     options = ("--predictor", "reloc3r-224", "--random-weights", "--set", "predictor.backend=openvino")
     ended = slam_command("bench", *options, "--set", "predictor.precision=int8-dynamic")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from relocalizer.network.layers import Linear
 from relocalizer.network.model import Architecture, use_matmul_dtype
 from relocalizer.network.weights import random_model
 from relocalizer.reloc3r_predictor import Reloc3rPredictor
+from slam import pipeline
+from slam.pipeline import PredictorChoice
+from slam.settings import load_config
 
 CPU = torch.device("cpu")
 TINY = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)
@@ -134,6 +139,57 @@ def test_the_predictor_says_what_was_measured_and_keeps_it(told: Any) -> None:
     assert said == [f"network: {predictor.computation}"]
     assert predictor.computation is not None
     assert predictor.computation.way == BF16
+
+
+# In a run
+
+
+@pytest.fixture
+def asked_of_predictor(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the predictor is asked for, instead of one."""
+    asked: dict[str, Any] = {}
+    for name in ("random", "load"):
+        monkeypatch.setattr(Reloc3rPredictor, name, lambda kind, **options: asked.update(options))
+    return asked
+
+
+@pytest.mark.parametrize("weights", ["predictor.random_weights=true", "predictor.weights=folder"])
+def test_the_settings_reach_the_predictor(asked_of_predictor: dict[str, Any], weights: str) -> None:
+    settings = ["predictor.kind=reloc3r-224", "predictor.backend=openvino", "predictor.precision=bfloat16"]
+    pipeline.build_predictor(load_config([], [*settings, weights]))
+    assert asked_of_predictor["backend"] == "openvino"
+    assert asked_of_predictor["precision"] == "bfloat16"
+
+
+def test_what_was_measured_is_decided_for_the_run_and_said(told: Any) -> None:
+    told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
+    asked = load_config([], ["predictor.kind=reloc3r-224", "predictor.precision=fastest"])
+    config, choice = pipeline.with_computation(asked, PredictorChoice("reloc3r-224", "as asked"))
+    assert (config.predictor.backend, config.predictor.precision) == ("torch", "bfloat16")
+    assert choice.reason.startswith("as asked; torch bfloat16 on cpu, measured in one layer: torch float32 10 ms")
+    assert pipeline.with_computation(config, choice) == (config, choice)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("geometric", "fastest"), ("reloc3r-224", "auto")])
+def test_without_a_network_or_a_wish_nothing_is_measured(told: Any, kind: str, precision: str) -> None:
+    asked = told({})
+    config = load_config([], [f"predictor.kind={kind}", f"predictor.precision={precision}"])
+    choice = PredictorChoice(kind, "as asked")
+    assert pipeline.with_computation(config, choice) == (config, choice)
+    assert asked == []
+
+
+def test_the_report_of_a_run_says_what_computed(
+    tmp_path: Path, pictures: Path, slam_command: Any, straight_slam: Any
+) -> None:
+    straight_slam()
+    out = tmp_path / "run"
+    slam_command(
+        "run", pictures, "-o", out, "--predictor", "reloc3r-224", "--random-weights", "--set",
+        "predictor.precision=bfloat16",
+    )  # fmt: skip
+    predictor = json.loads((out / "report.json").read_text())["predictor"]
+    assert (predictor["backend"], predictor["precision"]) == ("torch", "bfloat16")
 
 
 # 8 bits
