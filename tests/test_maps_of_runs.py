@@ -1,0 +1,132 @@
+"""Maps of real pictures: the bundled room is mapped once, and its second clip goes on in that map."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relocalizer.geometry import align_points
+from relocalizer.map_folder import load_map
+from slam.trajectory import read_tum
+
+ROOT = Path(__file__).parents[1]
+LOOP, REVISIT = ROOT / "sequences" / "room_loop", ROOT / "sequences" / "room_revisit"
+QUICK = ("--predictor", "geometric", "--stride", 3, "--refine", "none")
+
+
+def slam(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "slam", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    ended = slam("run", LOOP, "-o", out, *QUICK)
+    assert ended.returncode == 0, ended.stderr
+    return out
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def errors_in_map(run: Path, first: Path) -> tuple[np.ndarray, float]:
+    """Distances of a run's positions from the truth, when the first run is laid over it; and the room's size."""
+    truth, path = read_tum(LOOP / "groundtruth.txt"), read_tum(first / "trajectory.txt")
+    mapped = np.searchsorted(truth.timestamps_ns, path.timestamps_ns - 10**6)
+    truth_from_map = align_points(truth.positions[mapped], path.positions)
+    found, again = read_tum(run / "trajectory.txt"), read_tum(REVISIT / "groundtruth.txt")
+    rows = np.searchsorted(again.timestamps_ns, found.timestamps_ns - 10**6)
+    off = np.linalg.norm(truth_from_map.apply(found.positions) - again.positions[rows], axis=1)
+    points = load_map(first).points_world
+    return off, float(np.linalg.norm(np.ptp(truth_from_map.apply(points), axis=0)))
+
+
+def test_a_run_leaves_a_map_and_nothing_on_the_way_to_it(first):
+    saved = load_map(first)
+    report = json.loads((first / "report.json").read_text())
+    assert len(saved.keyframes) == report["keyframes"]
+    assert len(saved.frames.indices) == report["tracked"]
+    assert sorted(p.name for p in first.iterdir() if p.name.startswith(".")) == []
+    assert all(saved.picture(row).shape == (480, 640, 3) for row in (0, len(saved.keyframes) - 1))
+
+
+def test_a_keyframe_takes_less_than_150_kilobytes(first):
+    size = sum(len(data) for data in bytes_of(first / "map").values())
+    assert size < 150_000 * len(load_map(first).keyframes)
+
+
+def test_the_second_clip_is_localized_in_the_map_of_the_first(first, tmp_path):
+    before = bytes_of(first / "map")
+    ended = slam("run", REVISIT, "--map", first, "--localize-only", "-o", tmp_path / "run", "--stride", 2)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    off, size = errors_in_map(tmp_path / "run", first)
+    assert report["tracked"] >= 0.95 * report["frames"]
+    assert np.median(off) < 0.01 * size
+    assert report["map"]["localize_only"] is True
+    assert not (tmp_path / "run" / "map").exists()
+    assert bytes_of(first / "map") == before
+
+
+def test_the_second_clip_extends_the_map_of_the_first(first, tmp_path):
+    before = bytes_of(first / "map")
+    ended = slam("run", REVISIT, "--map", first, "-o", tmp_path / "run", "--max-frames", 25, *QUICK)
+    assert ended.returncode == 0, ended.stderr
+    assert "found in" in ended.stdout
+    off, size = errors_in_map(tmp_path / "run", first)
+    assert np.median(off) < 0.01 * size
+    old, new = load_map(first), load_map(tmp_path / "run")
+    assert np.array_equal(new.keyframes.ids[: len(old.keyframes)], old.keyframes.ids)
+    assert len(new.keyframes) > len(old.keyframes)
+    assert new.picture.jpeg(0) == old.picture.jpeg(0)
+    assert bytes_of(first / "map") == before
+
+
+def test_ctrl_c_leaves_a_readable_map(tmp_path):
+    command = [sys.executable, "-m", "slam", "run", str(LOOP), "-o", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if "keyframes" in line:
+                run.send_signal(signal.SIGINT)
+                break
+        run.communicate()
+    assert run.returncode == 130
+    assert len(load_map(tmp_path / "run").keyframes) >= 2
+
+
+def test_localize_only_without_a_map_says_what_is_missing(tmp_path):
+    ended = slam("run", REVISIT, "--localize-only", "-o", tmp_path / "run")
+    assert ended.returncode == 2
+    assert "--localize-only: in which map? add --map DIR" in ended.stderr
+
+
+def test_a_map_that_is_none_is_refused_before_anything_is_made(tmp_path):
+    ended = slam("run", REVISIT, "--map", tmp_path, "-o", tmp_path / "run")
+    assert ended.returncode == 2
+    assert "not a map (manifest.json is missing)" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_map_verbs_read_the_map_of_a_run(first, tmp_path):
+    facts = json.loads(slam("map", "info", first, "--json").stdout)
+    assert facts["counts"]["keyframes"] == len(load_map(first).keyframes)
+    assert f"{facts['counts']['keyframes']}" in slam("map", "info", first).stdout
+    assert slam("map", "export", first, "--format", "ply", "-o", tmp_path / "points.ply").returncode == 0
+    assert f"element vertex {facts['counts']['landmarks']}".encode() in (tmp_path / "points.ply").read_bytes()[:200]
+
+
+def test_a_map_is_not_merged_over_another(first):
+    ended = slam("map", "merge", first, first, "-o", first / "map")
+    assert ended.returncode == 2
+    assert "is there already; choose another name or remove it" in ended.stderr
