@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relocalizer.errors import ConfigError, UserError
-from relocalizer.geometry import FloatArray, Similarity, align_points
-from slam.evaluate import MATCHES_NEEDED, associate
+from relocalizer.geometry import FloatArray, Similarity
+from slam.evaluate import MATCHES_NEEDED, associate, fit_similarity
 from slam.slam_result import SlamResult, Units
 from slam.trajectory import Trajectory
 
@@ -158,21 +158,22 @@ def _choice(result: SlamResult) -> str:
 
 
 def _scale_of_beginning(estimate: Trajectory, anchor: TruthBeginning, truth: Trajectory | None) -> float:
-    """Metres a map unit by a similarity between the beginnings of both paths (Umeyama 1991)."""
+    """Metres a map unit by a similarity between the beginnings of both paths."""
     anchor.expect(truth)
     assert truth is not None
     i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
     if len(i) < MATCHES_NEEDED:
         raise AnchorError(f"--scale-from {anchor.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")
-    positions = truth.positions[j]
-    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(positions, axis=0), axis=1))])
+    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(truth.positions[j], axis=0), axis=1))])
     if walked[-1] < anchor.metres:
         raise AnchorError(
             f"--scale-from {anchor.spec}: the ground truth of the tracked frames is {walked[-1]:.3g} m long; "
             "give a smaller number"
         )
     count = max(MATCHES_NEEDED, 1 + int(np.searchsorted(walked, anchor.metres)))
-    here = estimate.positions[i[:count]]
-    if not np.ptp(here, axis=0).any():
-        raise AnchorError(f"--scale-from {anchor.spec}: the map is at one place where the ground truth moves")
-    return align_points(positions[:count], here).scale
+    truth_from_map = fit_similarity(truth.world_from_cam[j[:count]], estimate.world_from_cam[i[:count]])
+    if truth_from_map is None:
+        raise AnchorError(
+            f"--scale-from {anchor.spec}: the map does not move as the ground truth does there; give a larger number"
+        )
+    return truth_from_map.scale

@@ -32,6 +32,7 @@ from slam.events import (
     Initialised,
     KeyframeAdded,
     LandmarksUpdated,
+    PlacedLater,
     Relocalised,
     RunFinished,
     ScaleAnchored,
@@ -198,6 +199,8 @@ class _Teller:
                 return TrackingLost(**value)
             case "Relocalised":
                 return Relocalised(**value)
+            case "PlacedLater":
+                return PlacedLater(**value)
             case "FramesSkipped":
                 return FramesSkipped(**value)
             case "ScaleAnchored":

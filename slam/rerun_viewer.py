@@ -53,6 +53,7 @@ from slam.events import (
     Initialised,
     KeyframeAdded,
     LandmarksUpdated,
+    PlacedLater,
     Relocalised,
     RunFinished,
     ScaleAnchored,
@@ -294,6 +295,12 @@ class RerunViewer:
                 )
             case ScaleUnobservable():
                 self._say(f"scale unobservable: {event.reason}", "WARN")
+            case PlacedLater():
+                self._say(
+                    f"frame {event.frame_index}, which had no pose, recognised at keyframe {event.keyframe_id} "
+                    f"with {event.inliers} inliers",
+                    "INFO",
+                )
             case ScaleAnchored():
                 self._say(f"one map unit is {event.metres_per_unit:.6g} m: {event.source}", "INFO")
             case FramesSkipped():

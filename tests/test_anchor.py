@@ -182,6 +182,14 @@ def test_without_ground_truth_its_beginning_is_refused(run):
     )
 
 
+def test_a_map_that_stands_still_where_the_ground_truth_moves_is_refused(run):
+    mapper, log = run
+    result = gather(mapper, log)
+    still = np.tile(result.trajectory.world_from_cam[0], (len(result.trajectory), 1, 1))
+    object.__setattr__(result, "trajectory", Trajectory(result.trajectory.timestamps_ns, still))
+    assert "the map does not move as the ground truth does there" in refusal(result, TruthBeginning(0.1), truth_of(log))
+
+
 def test_more_ground_truth_than_there_is_is_refused(run):
     mapper, log = run
     said = refusal(gather(mapper, log), TruthBeginning(500.0), truth_of(log))

@@ -29,8 +29,10 @@ from slam.events import (
     Initialised,
     KeyframeAdded,
     LandmarksUpdated,
+    PlacedLater,
     Relocalised,
     RunFinished,
+    ScaleAnchored,
     ScaleUnobservable,
     TrackingLost,
     TrackingState,
@@ -437,7 +439,9 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
             ScaleUnobservable(frame_index=5, reason="parallax 0.1 deg, 0.5 needed"),
             FramesSkipped(count=3, reason="a.jpg: cut off"),
             TrackingLost(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, reason="no tracks"),
+            PlacedLater(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, keyframe_id=1, inliers=31),
             finished_event(range(5)),
+            ScaleAnchored(metres_per_unit=0.25, source="2 m given between frames 0 and 5"),
         ],
     )
     levels = [value[0] for _, value in column(record, "/log", "TextLog:level")]
@@ -450,7 +454,9 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
         ("WARN", "scale unobservable: parallax 0.1 deg, 0.5 needed"),
         ("WARN", "3 frames skipped: a.jpg: cut off"),
         ("ERROR", "lost: no tracks"),
+        ("INFO", "frame 6, which had no pose, recognised at keyframe 1 with 31 inliers"),
         ("INFO", "finished: 5 frames have a pose"),
+        ("INFO", "one map unit is 0.25 m: 2 m given between frames 0 and 5"),
     ]
 
 
