@@ -233,6 +233,40 @@ def test_view_says_what_cannot_be_shown(copied, tmp_path, slam_command):
     assert f"{copied}: no map/ in it: keyframes have no pictures and landmarks are not shown" in ended.err
 
 
+def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monkeypatch):
+    happened: list[str] = []
+
+    class Page:
+        url, problem = "http://127.0.0.1:9090/", ""
+
+        def __init__(self, **options):
+            happened.append(options["view"])
+
+        def __call__(self, event):
+            happened.append("event")
+
+        def close(self):
+            happened.append("closed")
+
+    monkeypatch.setattr("slam.rerun_viewer.RerunViewer", Page)
+    monkeypatch.setattr("slam.pipeline.wait_until_told", lambda: happened.append("wait"))
+    ended = slam_command("view", finished, "--view", "web")
+    assert "the run is shown at http://127.0.0.1:9090/ until Ctrl-C" in ended.err
+    assert [what for what in happened if what != "event"] == ["web", "wait", "closed"]
+    slam_command("view", finished, "--view", "web", "--no-wait")
+    assert [what for what in happened if what != "event"] == ["web", "wait", "closed", "web", "closed"]
+
+
+def test_a_viewer_that_fails_on_the_way_ends_with_1(finished, tmp_path, slam_command, monkeypatch):
+    monkeypatch.setattr("slam.rerun_viewer.RerunViewer._show", lambda self, event: _fail())
+    ended = slam_command("view", finished, "--record", tmp_path / "again.rrd")
+    assert (ended.code, ended.complaint) == (1, "slam: not all of the run could be shown: no room")
+
+
+def _fail() -> None:
+    raise RuntimeError("no room")
+
+
 def test_view_writes_only_recordings(finished, tmp_path, slam_command):
     ended = slam_command("view", finished, "--record", tmp_path / "again.mp4")
     assert (ended.code, ended.complaint.endswith("again.mp4: a recording's name ends in .rrd")) == (2, True)

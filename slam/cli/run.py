@@ -343,5 +343,7 @@ def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) 
         print(f"\nnext: {viewer} {request.record}")
     elif report["usable"] and report["evaluation"] is None:
         print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
-    else:
+    elif report["usable"]:
+        print(f"\nnext: slam view {folder.path}")
+    else:  # a recording shows every picture, and where the map could not begin or went wrong
         print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd")
