@@ -77,6 +77,13 @@ class NotFound:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _TooFew:
+    """Landmarks say nothing here, neither for a pose nor against one; `reason` as in `NotFound`."""
+
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
     """A picture being located; without `features` there is no camera to use them with."""
@@ -229,12 +236,18 @@ class Relocalizer:
             if isinstance(estimate, PairEstimate)
         }
         averaged = average_pose(list(sightings.values())) if sightings else None
-        if query.features is not None and query.camera is not None and len(self._map.landmarks):
-            return self._from_landmarks(query, query.features, query.camera, list(estimates), averaged)
-        if averaged is None:
+        if query.features is None or query.camera is None or not len(self._map.landmarks):
+            if averaged is not None:
+                return self._from_average(list(sightings), averaged)
             reasons = [e.reason for e in estimates.values() if isinstance(e, NoEstimate)]
             return NotFound(f"none of {len(estimates)} keyframes could be related to it ({reasons[0]})")
-        return self._from_average(list(sightings), averaged)
+        outcome = self._from_landmarks(query.features, query.camera, list(estimates), averaged)
+        if not isinstance(outcome, _TooFew):
+            return outcome
+        other = None if averaged is None else self._from_average(list(sightings), averaged)
+        if isinstance(other, Relocalization):  # landmarks too few to contradict it either
+            return other
+        return NotFound(outcome.reason if other is None else f"{outcome.reason}; without them, {other.reason}")
 
     # --- without landmarks ----------------------------------------------------------------------------
 
@@ -270,23 +283,21 @@ class Relocalizer:
     # --- with landmarks -------------------------------------------------------------------------------
 
     def _from_landmarks(
-        self,
-        query: _Query,
-        features: LocalFeatures,
-        camera: Camera,
-        rows: list[int],
-        averaged: AveragedPose | None,
-    ) -> Relocalization | NotFound:
-        config = self._config
+        self, features: LocalFeatures, camera: Camera, rows: list[int], averaged: AveragedPose | None
+    ) -> Relocalization | NotFound | _TooFew:
+        needed = self._config.min_inliers
         matches = self._match(features, rows)
-        if len(np.unique(matches.feature)) < config.min_inliers:
-            return NotFound(f"{len(np.unique(matches.feature))} landmarks recognised, {config.min_inliers} needed")
+        recognised = len(np.unique(matches.feature))
+        if recognised < needed:
+            return _TooFew(f"{recognised} landmarks recognised, {needed} needed")
         best = self._fit(matches, features, camera, averaged)
         if best is None:
-            return NotFound(f"no pose agrees with the {len(matches)} landmarks recognised")
+            return _TooFew(f"no pose agrees with the {recognised} landmarks recognised")
+        if _unique(matches, best) < needed:
+            return _TooFew(f"{_unique(matches, best)} of {recognised} recognised landmarks agree, {needed} needed")
         agreeing = matches.where(best.inliers)
         evidence = self._evidence(best, agreeing, matches, features, camera, averaged)
-        refusal = self._refusal(evidence, matches)
+        refusal = self._refusal(evidence)
         if refusal:
             return NotFound(refusal)
         fit, used = self._refined(best, agreeing, features, camera, rows)
@@ -360,11 +371,9 @@ class Relocalizer:
             return 0
         return _unique(left, second)
 
-    def _refusal(self, evidence: LandmarkEvidence, matches: _Matches) -> str:
+    def _refusal(self, evidence: LandmarkEvidence) -> str:
         """Why a pose is not given; empty when it is."""
         config = self._config
-        if evidence.inliers < config.min_inliers:
-            return f"{evidence.inliers} of {evidence.matches} recognised landmarks agree, {config.min_inliers} needed"
         if evidence.cells < config.min_cells:
             cells = CELLS[0] * CELLS[1]
             return f"its landmarks lie in {evidence.cells} of {cells} parts of the picture, {config.min_cells} needed"

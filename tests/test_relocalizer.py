@@ -28,6 +28,13 @@ class Tracker(OracleTracker):
         return replace(found, descriptors=positive / np.linalg.norm(positive, axis=1, keepdims=True))
 
 
+class Silent(OraclePredictor):
+    """A predictor that relates nothing to anything."""
+
+    def relate(self, pairs):
+        return [NoEstimate("nothing in common")] * len(pairs)
+
+
 class Room:
     """A world, a map of some of its frames, and views of any."""
 
@@ -159,7 +166,7 @@ def test_without_landmarks_a_picture_that_no_keyframe_knows_is_not_found_either(
 
 def test_a_picture_of_another_room_is_not_found(room):
     elsewhere = Room(OracleWorld(room_path(240), room_points(np.random.default_rng(8), 2500), seed=9))
-    outcome = Relocalizer(room.map, room.predictor).locate(elsewhere.view(51))
+    outcome = Relocalizer(room.map, Silent(room.world)).locate(elsewhere.view(51))
     assert isinstance(outcome, NotFound)
     assert outcome.reason.endswith("needed")
 
@@ -202,18 +209,27 @@ def test_keyframes_that_contradict_the_landmarks_refuse_the_pose(room):
 
 
 def test_a_predictor_that_relates_nothing_leaves_the_landmarks_to_tell_the_pose(room):
-    class Silent(OraclePredictor):
-        def relate(self, pairs):
-            return [NoEstimate("nothing in common")] * len(pairs)
-
     outcome = Relocalizer(room.map, Silent(room.world)).locate(room.view(51))
     assert room.error(51, outcome)[0] < 0.005
 
 
 def test_fewer_landmarks_than_asked_for_are_refused_with_both_numbers(room):
-    outcome = room.relocalizer(min_inliers=1000).locate(room.view(51))
+    config = RelocalizerConfig(min_inliers=1000)
+    outcome = Relocalizer(room.map, Silent(room.world), config=config).locate(room.view(51))
     assert isinstance(outcome, NotFound)
     assert outcome.reason.endswith("landmarks recognised, 1000 needed")
+
+
+def test_where_landmarks_are_too_few_to_speak_the_keyframes_do(room):
+    outcome = room.relocalizer(min_inliers=1000).locate(room.view(51))
+    assert room.error(51, outcome)[0] < 0.15
+    assert outcome.how == "averaged"
+
+
+def test_when_neither_landmarks_nor_keyframes_tell_both_reasons_are_given(room):
+    outcome = room.relocalizer(min_inliers=1000, min_views=20).locate(room.view(51))
+    assert isinstance(outcome, NotFound)
+    assert "landmarks recognised, 1000 needed; without them, 8 of 8 keyframes agree, 20 needed" in outcome.reason
 
 
 def test_landmarks_in_one_corner_of_the_picture_are_refused(room):
