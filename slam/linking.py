@@ -30,6 +30,7 @@ from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them
 UNKNOWN_LOG_SCALE = 0.5
+MAX_JOIN_LOG_SCALE = 0.2
 MIN_SCALE_LANDMARKS = 8
 MIN_SIGMA = 1e-5
 # Errors of landmarks in one picture have much in common: the lens, motion blur, the poses they were placed from.
@@ -156,6 +157,15 @@ class Linker:
         """Look for loops from keyframe k and close the first that is believed; whether one was closed."""
         return any(self._consider(candidate.key, k) for candidate in self._candidates(k))
 
+    def join(self, c: int, k: int, found: Localised) -> bool:
+        """Tie keyframe k's segment to c's, in which k was recognised; False where that does not tell its scale."""
+        edge = self._loop_edge(c, k, found)
+        if edge.sigmas[6] >= MAX_JOIN_LOG_SCALE:
+            self._reject(c, k, f"scale known to {edge.sigmas[6]:.0%}, {MAX_JOIN_LOG_SCALE:.0%} needed to join two maps")
+            return False
+        self._close(k, [Verified(edge, found)])
+        return self._mapper.graph.segment_of[c] == self._mapper.graph.segment_of[k]
+
     def _consider(self, c: int, k: int) -> bool:
         """Verify one candidate, and close the loop when it is believed."""
         outcome = self._verify(c, k)
@@ -166,14 +176,15 @@ class Linker:
 
     def _close_if_believed(self, loop: Verified) -> bool:
         """Close a loop and those that waited for it; with a second look where only a second loop is missing."""
-        c, k = loop.edge.i, loop.edge.j
-        verdict = self._weigh(loop)
-        if isinstance(verdict, Held) and verdict.alone and (second := self._second_look(c, k)):
+        asked, verdict = [loop], self._weigh(loop)
+        if isinstance(verdict, Held) and verdict.alone and (second := self._second_look(loop.edge.i, loop.edge.j)):
+            asked.append(second)
             verdict = self._weigh(second)
         if isinstance(verdict, Held):
-            self._reject(c, k, f"held back: {verdict.reason}")
+            for held in asked:
+                self._reject(held.edge.i, held.edge.j, f"held back: {verdict.reason}")
             return False
-        self._close(k, verdict)
+        self._close(loop.edge.j, verdict)
         return True
 
     def _weigh(self, loop: Verified) -> Held | list[Verified]:
@@ -194,7 +205,10 @@ class Linker:
         if before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
             return None
         outcome = self._verify(c, before)
-        return outcome if isinstance(outcome, Verified) else None
+        if isinstance(outcome, NotLocalised):
+            self._reject(c, before, f"second look: {outcome.reason}")
+            return None
+        return outcome
 
     def _verify(self, c: int, k: int) -> Verified | NotLocalised:
         """Whether keyframe k really sees the place of keyframe c: cheapest test first."""

@@ -14,6 +14,7 @@ from slam.events import (
     EdgeAccepted,
     Event,
     FrameProcessed,
+    GraphOptimised,
     Initialised,
     KeyframeAdded,
     Relocalised,
@@ -84,6 +85,21 @@ def test_every_accepted_loop_is_true(room):
         i, j = (result.graph.keyframes[k].frame_index for k in (edge.i, edge.j))
         truth = world.poses[i].inv() * world.poses[j]
         assert np.degrees(rotation_angle(rotation_matrix(truth).T @ edge.i_from_j.rotation)) < 2
+
+
+def test_at_a_loop_the_live_pose_jumps_by_the_correction_and_by_nothing_else(room):
+    _, _, events = room
+    solved = next(e for e in of(events, GraphOptimised) if e.cause.startswith("loop"))
+    added = next(e for e in of(events, KeyframeAdded) if e.keyframe.frame_index == solved.frame_index)
+    live = {e.frame.index: e.world_from_cam for e in of(events, FrameProcessed) if e.world_from_cam is not None}
+    n = solved.frame_index
+    steps = {i: np.linalg.norm(live[i].translation - live[i - 1].translation) for i in range(n - 6, n + 7)}
+    ordinary = float(np.median(list(steps.values())))
+    correction = solved.world_from_keyframe[added.keyframe.id] @ added.world_from_keyframe.inverse()
+    before = correction.apply(live[n - 1].translation)
+    assert np.linalg.norm(before - live[n - 1].translation) > 0.5 * ordinary  # else this would show nothing
+    assert np.linalg.norm(live[n].translation - before) == pytest.approx(ordinary, rel=0.3)
+    assert all(step == pytest.approx(ordinary, rel=0.3) for i, step in steps.items() if i != n)
 
 
 def test_events_come_in_order_and_tell_the_whole_run(room):
