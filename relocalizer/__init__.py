@@ -12,12 +12,20 @@ _PUBLIC = {
     "Camera": "relocalizer.images",
     "Candidate": "relocalizer.interfaces",
     "NoEstimate": "relocalizer.interfaces",
+    "NotFound": "relocalizer.relocalizer",
     "PairEstimate": "relocalizer.interfaces",
     "PosePredictor": "relocalizer.interfaces",
+    "PosedPicture": "relocalizer.posed_images",
+    "ReferenceMap": "relocalizer.reference_map",
+    "Relocalization": "relocalizer.relocalizer",
+    "Relocalizer": "relocalizer.relocalizer",
     "Retriever": "relocalizer.interfaces",
     "Similarity": "relocalizer.geometry",
     "UserError": "relocalizer.errors",
     "View": "relocalizer.interfaces",
+    "load_map": "relocalizer.map_folder",
+    "map_from_poses": "relocalizer.posed_images",
+    "save_map": "relocalizer.map_folder",
 }
 
 __all__ = sorted(_PUBLIC)
