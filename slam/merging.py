@@ -79,7 +79,8 @@ def merge_maps(
         raise MapError(f"maps: no overlap found: {_why_not(events, len(b.keyframe_ids))}; map the ground between them")
     always = config.refinement.model_copy(update={"final": "always"})
     frames = [*a.frames, *b.frames]
-    refine_everything(mapper, always, frames=len(frames), tell=lambda before, after, cause: None)
+    count = len(mapper.graph.keyframes)
+    refine_everything(mapper, always, frames=len(frames), keyframes=count, tell=lambda before, after, cause: None)
     jpeg = {**a.jpeg, **b.jpeg}
     merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k]())
     return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
