@@ -183,6 +183,8 @@ def save_map(folder: Path, reference_map: ReferenceMap) -> None:
     except OSError as error:
         with suppress(OSError):
             _remove(saving)
+            if not _is_there(folder) and _is_there(replaced):
+                replaced.rename(folder)
         reason = error.strerror or str(error)
         raise OutputError(f"{folder}: cannot be written ({reason}); make room or choose another place") from None
 

@@ -231,7 +231,7 @@ def quantised(descriptors: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def restored(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Unit rows (N, 128) from quantised ones; quantising them again moves no entry by more than one."""
+    """Unit rows (N, 128) from quantised ones; quantising them again moves entries by one at most."""
     rows = descriptors.astype(np.float32)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 

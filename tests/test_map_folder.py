@@ -136,6 +136,21 @@ def test_a_refusing_disk_leaves_the_old_map(folder, monkeypatch):
     assert [p.name for p in folder.parent.iterdir()] == ["map"]
 
 
+def test_a_refused_last_step_puts_the_old_map_back_in_its_place(folder, monkeypatch):
+    rename = Path.rename
+
+    def refusing(path: Path, target: Path) -> Path:
+        if path.name == ".map.saving":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        save_map(folder, small_map(keyframes=9))
+    assert [p.name for p in folder.parent.iterdir()] == ["map"]
+    assert len(load_map(folder).keyframes) == 4
+
+
 KILL_FIFTY_SAVES = """
 import os, random, signal, sys, time
 from pathlib import Path
