@@ -105,8 +105,8 @@ class RelocalizerConfig(Section):
     min_similarity: float = Field(
         0.8, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point there."
     )
-    min_inliers: int = Field(15, ge=6, le=1000, description="Landmarks that must agree with a pose.")
-    min_cells: int = Field(5, ge=1, le=48, description="Of the picture's 8 x 6 cells, those that must hold some.")
+    min_inliers: int = Field(12, ge=4, le=1000, description="Landmarks that must agree with a pose.")
+    min_cells: int = Field(4, ge=1, le=48, description="Of the picture's 8 x 6 cells, those that must hold some.")
     max_rival_share: float = Field(
         0.7, gt=0, le=1, description="A second place with this share of the landmarks of the first makes both doubtful."
     )

@@ -37,7 +37,7 @@ from slam.trajectory import read_tum
 BATCH = 16
 WRONG_M, WRONG_DEG = 0.25, 5.0
 ANYTHING = RelocalizerConfig(
-    min_inliers=6, min_cells=1, max_rival_share=1.0, max_disagreement_deg=180.0, min_confidence=0.0, min_views=2
+    min_inliers=4, min_cells=1, max_rival_share=1.0, max_disagreement_deg=180.0, min_confidence=0.0, min_views=2
 )
 
 
@@ -232,6 +232,7 @@ def evidence(arguments: argparse.Namespace) -> None:
     """Poses from sparse maps and worsened pictures, right ones and wrong ones, with what speaks for each."""
     rows: list[tuple[float, ...]] = []
     names: list[str] = []
+    elsewhere = [p for folder in arguments.foreign for p in posed(folder)[:: arguments.foreign_stride]]
     for folder in arguments.sequences:
         pictures = posed(folder)[arguments.start :][: arguments.max_frames]
         for stride in arguments.stride:
@@ -247,6 +248,8 @@ def evidence(arguments: argparse.Namespace) -> None:
                     more = [_row(o, q, relocalizer) for o, q in zip(located(relocalizer, asked), asked, strict=True)]
                     rows += more
                     names += [folder.name] * len(more)
+                rows += [_row(o, None, relocalizer) for o in located(relocalizer, elsewhere)]
+                names += [folder.name] * (len(rows) - len(names))
             right = [r[0] for r in rows[-len(queries) :]]
             print(folder.name, stride, len(sparse), "keyframes", len(queries), "queries", sum(right), flush=True)
     np.savez(arguments.out, rows=np.array(rows), names=np.array(names))
@@ -278,8 +281,11 @@ COLUMNS = ("right", "error", "deg", "landmarks", "inliers", "matches", "cells", 
            "said", "related")  # fmt: skip
 
 
-def _row(outcome: Relocalization | NotFound, query: PosedPicture, relocalizer: Relocalizer) -> tuple[float, ...]:
-    metres, deg = error_of(outcome, query.world_from_cam)
+NOWHERE = (1e9, 180.0)  # how wrong any pose of a picture of another place is
+
+
+def _row(outcome: Relocalization | NotFound, query: PosedPicture | None, relocalizer: Relocalizer) -> tuple[float, ...]:
+    metres, deg = NOWHERE if query is None else error_of(outcome, query.world_from_cam)
     if isinstance(outcome, NotFound):
         return (0.0, np.nan, np.nan, *[0.0] * 9, 0.0)
     right = metres < relocalizer.bound.distance and np.radians(deg) < relocalizer.bound.angle_rad
@@ -293,9 +299,35 @@ def _row(outcome: Relocalization | NotFound, query: PosedPicture, relocalizer: R
     )  # fmt: skip
 
 
+def read_evidence(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    rows = np.concatenate([np.load(path, allow_pickle=False)["rows"] for path in paths])
+    return {name: rows[:, k] for k, name in enumerate(COLUMNS)}
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """The coefficients of `relocalizer.confidence`: logistic regression by Newton's method, a little ridge."""
+    rows = read_evidence(arguments.evidence)
+    answered = np.isfinite(rows["error"])
+    mine = answered & (rows["landmarks"] == 1)
+    count = np.maximum(rows["inliers"] - rows["rival"], 1.0)
+    columns = np.column_stack([np.ones(len(count)), np.log(count), np.log(np.maximum(rows["cells"], 1.0))])
+    print("landmarks: 1, log(inliers - rival), log(cells):", logistic(columns[mine], rows["right"][mine]).round(2))
+    mine = answered & (rows["landmarks"] == 0)
+    columns = np.column_stack([np.ones(len(count)), np.log(np.maximum(rows["views"], 1)), np.log(rows["sigma"] + 0.02)])
+    print("averaged: 1, log(views), log(sigma + 0.02):", logistic(columns[mine], rows["right"][mine]).round(2))
+
+
+def logistic(columns: np.ndarray, right: np.ndarray, ridge: float = 0.1) -> np.ndarray:
+    b = np.zeros(columns.shape[1])
+    for _ in range(50):
+        p = 1.0 / (1.0 + np.exp(-columns @ b))
+        hessian = (columns * (p * (1 - p))[:, None]).T @ columns + ridge * np.eye(len(b))
+        b = b + np.linalg.solve(hessian, columns.T @ (right - p) - ridge * b)
+    return b
+
+
 def reliability(arguments: argparse.Namespace) -> None:
-    data = np.load(arguments.evidence, allow_pickle=False)
-    rows = {name: data["rows"][:, k] for k, name in enumerate(COLUMNS)}
+    rows = read_evidence(arguments.evidence)
     answered = np.isfinite(rows["error"])
     for how, kind in (("landmarks", 1.0), ("averaged", 0.0)):
         mine = answered & (rows["landmarks"] == kind)
@@ -362,9 +394,14 @@ def main() -> None:
     verb.add_argument("--start", type=int, default=0)
     verb.add_argument("--max-frames", type=int, default=None)
     verb.add_argument("--units", default="metres")
+    verb.add_argument("--foreign", type=Path, nargs="*", default=[], help="Sequences of other places.")
+    verb.add_argument("--foreign-stride", type=int, default=10)
     verb.set_defaults(call=evidence)
+    verb = verbs.add_parser("fit")
+    verb.add_argument("evidence", type=Path, nargs="+")
+    verb.set_defaults(call=fit)
     verb = verbs.add_parser("reliability")
-    verb.add_argument("evidence", type=Path)
+    verb.add_argument("evidence", type=Path, nargs="+")
     verb.set_defaults(call=reliability)
     verb = verbs.add_parser("throughput")
     verb.add_argument("sequence", type=Path)

@@ -102,10 +102,10 @@ def _locate_all(
     for start in range(0, len(pictures), BATCH):
         answers += _locate_batch(relocalizer, reader, pictures[start : start + BATCH])
         if progress is not None:
-            if len(reader.notes) > noted:
+            for note in reader.notes[noted:]:
                 progress.close()
-                say(reader.notes[noted])
-                noted = len(reader.notes)
+                say(note)
+            noted = len(reader.notes)
             progress("pictures", len(answers), len(pictures))
     if progress is not None:
         progress.close()
