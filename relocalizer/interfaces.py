@@ -114,7 +114,11 @@ class Retriever(Protocol):
     """Remembers descriptors by key and finds the similar ones."""
 
     def add(self, key: int, descriptor: NDArray[np.float32]) -> None:
-        """Remember a unit vector (D,) under a key not used before."""
+        """Remember a unit vector (D,) under a key not used before; it may be kept as it is, so it must not change."""
+        ...
+
+    def remove(self, key: int) -> None:
+        """Forget a key that is there."""
         ...
 
     def query(self, descriptor: NDArray[np.float32], k: int, exclude: frozenset[int]) -> list[Candidate]:

@@ -14,27 +14,68 @@ from numpy.typing import NDArray
 from relocalizer.features import LocalFeatures
 from relocalizer.interfaces import Candidate
 
+# Numbers (keyframes times descriptor length) up to which all are compared in full: 2,048 VLADs, 8,192 tokens of 1,024.
+# There a search costs about 2 ms on one core, and grows with the map; the codes below cost a twentieth of it for each
+# keyframe more, and half a millisecond to begin with (docs/results.md, "Cost of long runs and retrieval").
+EXACT_NUMBERS = 1 << 23
+MOST_CODED = 3072  # coordinates that get a bit each, those that vary the most: the others decide little
+QUERY_BITS = 3  # a coordinate of the query in the comparison with codes
+SHORTLIST_NUMBERS = 150 * 4096  # compared in full after the codes: short descriptors have fewer bits to be chosen by
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RetrieverState:
+    """What a retriever knows beside the descriptors, as arrays; with them it is made again and answers the same.
+
+    Attributes:
+        keys: (N,) in order of coming.
+        coded: (K,) coordinates that have a bit in the codes; empty while all are compared in full.
+        centre: (K,) what these are in the middle.
+    """
+
+    keys: NDArray[np.int64]
+    coded: NDArray[np.int64]
+    centre: NDArray[np.float32]
+
 
 class FaissRetriever:
-    """Exact search by inner product: no training, removable, the same answer every time."""
+    """Search by inner product: exact while that is quick, then a shortlist by codes of a bit a coordinate, in full.
 
-    def __init__(self, dimension: int | None = None) -> None:
-        """`dimension` of the descriptors; None takes it from the first one added."""
-        self._index: faiss.IndexIDMap2 | None = None
-        self._keys: set[int] = set()
-        if dimension is not None:
-            self._open(dimension)
+    The codes are those of Gao and Long, "RaBitQ: quantizing high-dimensional vectors with a theoretical error bound
+    for approximate nearest neighbor search", 2024. All of them are looked at: VLADs of a video have no clusters that
+    would let an inverted file leave most out, nor a few directions that would do for all
+    (docs/experiments/retrieval_at_scale.py). With a FAISS for graphics cards and a card, search stays exact there.
+
+    Descriptors are kept by reference, so whoever adds one must not change it; beyond the exact stage they are in
+    memory once, however many use them. Removable, and the same answers every time.
+    """
+
+    def __init__(self, dimension: int | None = None, *, exact_numbers: int = EXACT_NUMBERS) -> None:
+        """Args:
+        dimension: of the descriptors; None takes it from the first one added.
+        exact_numbers: keyframes times dimension up to which all are compared in full.
+        """
+        self._dimension = dimension
+        self._exact_numbers = exact_numbers
+        self._rows: dict[int, NDArray[np.float32]] = {}
+        self._index: faiss.Index | None = None
+        self._codes: _Codes | None = None
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._rows)
 
     def __contains__(self, key: int) -> bool:
-        return key in self._keys
+        return key in self._rows
 
     @property
     def dimension(self) -> int | None:
         """Length of the descriptors, None before the first one."""
-        return None if self._index is None else int(self._index.d)
+        return self._dimension
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every descriptor is compared in full."""
+        return self._codes is None
 
     def add(self, key: int, descriptor: NDArray[np.float32]) -> None:
         """Remember a unit vector (D,) under a key not used before.
@@ -42,14 +83,19 @@ class FaissRetriever:
         Raises:
             ValueError: the key is taken or negative, or the descriptor no unit vector of the right length.
         """
-        if key in self._keys:
+        if key in self._rows:
             raise ValueError(f"FaissRetriever: key {key} is there already")
         if key < 0:
             raise ValueError(f"FaissRetriever: keys are 0 or more, got {key}")
-        index = self._index if self._index is not None else self._open(np.asarray(descriptor).size)
-        row = self._row(descriptor)
-        index.add_with_ids(row, np.array([key], dtype=np.int64))
-        self._keys.add(key)
+        if self._dimension is None:
+            self._dimension = int(np.asarray(descriptor).size)
+        self._rows[key] = self._checked(descriptor)
+        if self._codes is not None:
+            self._codes.add([key], self._rows[key][None])
+        elif len(self._rows) * self._dimension > self._exact_numbers and not _has_gpu():
+            self._go_on_with_codes()
+        elif self._index is not None:
+            self._index.add_with_ids(self._rows[key][None], np.array([key], dtype=np.int64))
 
     def remove(self, key: int) -> None:
         """Forget a key.
@@ -57,10 +103,15 @@ class FaissRetriever:
         Raises:
             KeyError: the key is not there.
         """
-        if key not in self._keys or self._index is None:
+        if key not in self._rows:
             raise KeyError(f"FaissRetriever: key {key} is not there")
-        self._index.remove_ids(faiss.IDSelectorBatch(np.array([key], dtype=np.int64)))
-        self._keys.discard(key)
+        del self._rows[key]
+        if self._codes is not None:
+            self._codes.remove(key)
+        elif self._index is not None and not _has_gpu():
+            self._index.remove_ids(faiss.IDSelectorBatch(np.array([key], dtype=np.int64)))
+        else:
+            self._index = None  # an index on a card cannot forget: it is made again with the next question
 
     def query(self, descriptor: NDArray[np.float32], k: int, exclude: frozenset[int] = frozenset()) -> list[Candidate]:
         """At most k candidates, most similar first (ties: smaller key first), none of them in `exclude`.
@@ -68,35 +119,128 @@ class FaissRetriever:
         Raises:
             ValueError: the descriptor is not a unit vector of the right length.
         """
-        if self._index is None:
+        if not self._rows:
             return []
-        row = self._row(descriptor)
-        # Asking for the excluded ones on top gives exactly the k best of the others.
-        wanted = min(k + len(exclude & self._keys), len(self._keys))
-        if wanted <= 0:
+        row = self._checked(descriptor)
+        # Asking for the excluded ones on top gives the k best of the others.
+        excluded = sum(key in self._rows for key in exclude)
+        wanted = min(k + excluded, len(self._rows))
+        if wanted <= 0 or k <= 0:
             return []
         faiss.omp_set_num_threads(1)  # per thread, and more than one only waits for its barriers at this size
-        similarities, keys = self._index.search(row, wanted)
-        found = [
-            Candidate(int(key), float(s))
-            for key, s in zip(keys[0], similarities[0], strict=True)
-            if int(key) not in exclude
-        ]
+        found = self._exact(row, wanted) if self._codes is None else self._by_codes(row, k, excluded, exclude)
+        found = [candidate for candidate in found if candidate.key not in exclude]
         return sorted(found, key=lambda candidate: (-candidate.similarity, candidate.key))[:k]
 
-    def _open(self, dimension: int) -> faiss.IndexIDMap2:
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
-        return self._index
+    def state(self) -> RetrieverState:
+        """What `restored` needs beside the descriptors."""
+        keys = np.array(list(self._rows), dtype=np.int64)
+        if self._codes is None:
+            return RetrieverState(keys, np.zeros(0, np.int64), np.zeros(0, np.float32))
+        return RetrieverState(keys, self._codes.coded, self._codes.centre)
 
-    def _row(self, descriptor: NDArray[np.float32]) -> NDArray[np.float32]:
+    @classmethod
+    def restored(
+        cls, state: RetrieverState, descriptors: NDArray[np.float32], *, exact_numbers: int = EXACT_NUMBERS
+    ) -> FaissRetriever:
+        """The retriever whose state was taken, from its descriptors (N, D) in the order of the state's keys.
+
+        Raises:
+            ValueError: the descriptors are not the state's.
+        """
+        if descriptors.ndim != 2 or len(descriptors) != len(state.keys):
+            raise ValueError(f"FaissRetriever: {len(state.keys)} keys, descriptors of shape {descriptors.shape}")
+        if len(state.coded) != len(state.centre) or state.coded.max(initial=-1) >= descriptors.shape[1]:
+            raise ValueError("FaissRetriever: the state is not of descriptors like these")
+        made = cls(int(descriptors.shape[1]), exact_numbers=exact_numbers)
+        for key, row in zip(state.keys.tolist(), descriptors, strict=True):
+            made._rows[key] = made._checked(row)
+        if len(state.coded):
+            made._codes = _Codes(state.coded, state.centre)
+            made._codes.add(state.keys.tolist(), descriptors)
+        return made
+
+    def _exact(self, row: NDArray[np.float32], wanted: int) -> list[Candidate]:
+        if self._index is None:
+            self._index = self._full_index()
+        similarities, keys = self._index.search(row[None], wanted)
+        return [Candidate(int(key), float(s)) for key, s in zip(keys[0], similarities[0], strict=True)]
+
+    def _by_codes(self, row: NDArray[np.float32], k: int, excluded: int, exclude: frozenset[int]) -> list[Candidate]:
+        """The shortlist of the codes, compared in full."""
+        assert self._codes is not None
+        shortlist = min(max(SHORTLIST_NUMBERS // row.size, 15 * k) + excluded, len(self._rows))
+        keys = [key for key in self._codes.nearest(row, shortlist) if key not in exclude]
+        return [Candidate(key, float(self._rows[key] @ row)) for key in keys]
+
+    def _full_index(self) -> faiss.Index:
+        assert self._dimension is not None
+        index = faiss.IndexIDMap(_on_gpu(faiss.IndexFlatIP(self._dimension)))
+        index.add_with_ids(np.array(list(self._rows.values())), np.array(list(self._rows), dtype=np.int64))
+        return index
+
+    def _go_on_with_codes(self) -> None:
+        self._index = None
+        keys, descriptors = list(self._rows), np.array(list(self._rows.values()))
+        self._codes = _Codes.of(descriptors)
+        self._codes.add(keys, descriptors)
+
+    def _checked(self, descriptor: NDArray[np.float32]) -> NDArray[np.float32]:
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
-        assert self._index is not None
-        if row.shape != (self._index.d,):
-            raise ValueError(f"FaissRetriever: expected a descriptor of shape ({self._index.d},), got {row.shape}")
+        if row.shape != (self._dimension,):
+            raise ValueError(f"FaissRetriever: expected a descriptor of shape ({self._dimension},), got {row.shape}")
         length = float(np.linalg.norm(row))
         if not abs(length - 1.0) < 1e-3:
             raise ValueError(f"FaissRetriever: expected a unit vector, got length {length:.4g}")
-        return row[None]
+        return row
+
+
+class _Codes:
+    """A bit for each of the coordinates that vary the most, seen from the middle, by key."""
+
+    def __init__(self, coded: NDArray[np.int64], centre: NDArray[np.float32]) -> None:
+        self.coded = coded
+        self.centre = centre
+        coder = faiss.IndexRaBitQ(len(coded), faiss.METRIC_INNER_PRODUCT)
+        coder.train(np.ascontiguousarray(centre[None], dtype=np.float32))  # all it learns is the mean
+        self._index = faiss.IndexIDMap(coder)
+        self._how = faiss.RaBitQSearchParameters()
+        self._how.qb = QUERY_BITS
+        self._how.centered = True
+
+    @classmethod
+    def of(cls, descriptors: NDArray[np.float32]) -> _Codes:
+        """Learn from descriptors (N, D) which coordinates vary the most."""
+        coded = np.sort(np.argsort(-descriptors.var(axis=0), kind="stable")[:MOST_CODED])
+        return cls(coded, descriptors[:, coded].mean(axis=0))
+
+    def add(self, keys: Sequence[int], descriptors: NDArray[np.float32]) -> None:
+        self._index.add_with_ids(self._part(descriptors), np.array(keys, dtype=np.int64))
+
+    def remove(self, key: int) -> None:
+        self._index.remove_ids(faiss.IDSelectorBatch(np.array([key], dtype=np.int64)))
+
+    def nearest(self, row: NDArray[np.float32], count: int) -> list[int]:
+        """Keys of the `count` most similar, as far as the codes tell."""
+        _, keys = self._index.search(self._part(row[None]), count, params=self._how)
+        return [int(key) for key in keys[0] if key >= 0]
+
+    def _part(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.ascontiguousarray(descriptors[:, self.coded], dtype=np.float32)
+
+
+def _has_gpu() -> bool:
+    """Whether FAISS was built for graphics cards and sees one; `slam doctor` says how to get such a FAISS."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+@cache
+def _gpu_resources() -> faiss.StandardGpuResources:
+    return faiss.StandardGpuResources()
+
+
+def _on_gpu(index: faiss.Index) -> faiss.Index:
+    return faiss.index_cpu_to_gpu(_gpu_resources(), 0, index) if _has_gpu() else index
 
 
 @dataclass(frozen=True, slots=True, eq=False)

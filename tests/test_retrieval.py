@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from relocalizer.features import LocalFeatures
-from relocalizer.retrieval import FaissRetriever, Vlad, Vocabulary, shipped_vlad, train_vocabulary
+from relocalizer.retrieval import FaissRetriever, RetrieverState, Vlad, Vocabulary, shipped_vlad, train_vocabulary
 
 
 def unit(*numbers):
@@ -137,6 +137,103 @@ def test_a_search_in_another_thread_runs_on_one_thread(three):
     thread.start()
     thread.join()
     assert seen == [1]
+
+
+def places(rng, count, dimension=512):
+    """Unit vectors of a walk: neighbours half alike, the rest of each its own."""
+    steps = rng.standard_normal((count, dimension)).astype(np.float32)
+    for k in range(1, count):
+        steps[k] = 0.8 * steps[k - 1] + 0.6 * steps[k]
+    vectors = steps + rng.standard_normal((count, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def filled(vectors, keys=None, **options):
+    retriever = FaissRetriever(**options)
+    for key, vector in zip(keys if keys is not None else range(len(vectors)), vectors, strict=True):
+        retriever.add(key, vector)
+    return retriever
+
+
+@pytest.fixture(scope="module")
+def walk():
+    return places(np.random.default_rng(9), 6000)
+
+
+@pytest.fixture(scope="module")
+def coded(walk):
+    return filled(walk, keys=range(5000, 11000), exact_numbers=400 * 512)
+
+
+def test_beyond_the_stated_size_codes_take_over(walk):
+    retriever = filled(walk[:400], exact_numbers=400 * 512)
+    assert retriever.is_exact
+    retriever.add(400, walk[400])
+    assert not retriever.is_exact
+    assert len(retriever) == 401
+
+
+def test_codes_find_nearly_all_of_the_ten_most_similar(walk, coded):
+    exact = filled(walk, keys=range(5000, 11000))
+    missed = 0
+    for q in range(0, 6000, 200):
+        near = frozenset(range(5000 + q - 3, 5000 + q + 4))
+        best = {c.key for c in exact.query(walk[q], 10, near)}
+        missed += len(best - {c.key for c in coded.query(walk[q], 10, near)})
+    assert missed <= 0.02 * 300
+
+
+def test_similarities_behind_codes_are_still_inner_products_in_full(walk, coded):
+    for candidate in coded.query(walk[7], 5, frozenset({5007})):
+        assert candidate.similarity == pytest.approx(float(walk[7] @ walk[candidate.key - 5000]), abs=1e-6)
+
+
+def test_a_key_removed_from_the_codes_is_not_found_and_can_be_used_again(walk):
+    retriever = filled(walk[:600], exact_numbers=400 * 512)
+    retriever.remove(300)
+    assert 300 not in [c.key for c in retriever.query(walk[300], 600)]
+    assert retriever.query(walk[301], 1)[0].key == 301
+    retriever.add(300, walk[1900])
+    assert retriever.query(walk[1900], 1)[0].key == 300
+
+
+def test_codes_give_what_is_left_when_nearly_all_is_excluded(walk, coded):
+    exclude = frozenset(range(5000, 11000)) - {5003, 6400}
+    assert {c.key for c in coded.query(walk[700], 5, exclude)} == {5003, 6400}
+
+
+@pytest.mark.parametrize("exact_numbers", [400 * 512, 1 << 30])
+def test_a_retriever_made_again_from_its_state_answers_the_same(walk, exact_numbers):
+    retriever = filled(walk, exact_numbers=exact_numbers)
+    for key in range(0, 6000, 7):
+        retriever.remove(key)
+    state = retriever.state()
+    again = FaissRetriever.restored(state, walk[state.keys], exact_numbers=exact_numbers)
+    assert again.is_exact == retriever.is_exact
+    for q in range(0, 6000, 400):
+        assert again.query(walk[q], 10) == retriever.query(walk[q], 10)
+
+
+def test_a_retriever_is_not_made_from_the_wrong_number_of_descriptors(walk, coded):
+    with pytest.raises(ValueError, match=r"6000 keys, descriptors of shape \(10, 512\)"):
+        FaissRetriever.restored(coded.state(), walk[:10])
+
+
+def test_a_state_of_longer_descriptors_is_refused(walk):
+    state = RetrieverState(np.array([4]), np.array([600]), np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="the state is not of descriptors like these"):
+        FaissRetriever.restored(state, walk[:1])
+
+
+def test_the_same_descriptors_in_the_same_order_give_the_same_answers(walk, coded):
+    again = filled(walk, keys=range(5000, 11000), exact_numbers=400 * 512)
+    assert all(again.query(walk[q], 10) == coded.query(walk[q], 10) for q in range(0, 6000, 400))
+
+
+def test_descriptors_are_kept_once_however_many_use_them(walk):
+    vector = walk[0].copy()
+    retriever = filled([vector])
+    assert np.shares_memory(retriever._rows[0], vector)
 
 
 def test_vlad_by_hand():
