@@ -19,16 +19,13 @@ _PUBLIC = {
     "ReferenceMap": "relocalizer.reference_map",
     "Relocalization": "relocalizer.relocalizer",
     "Relocalizer": "relocalizer.relocalizer",
-    "ReferenceMap": "relocalizer.reference_map",
     "Retriever": "relocalizer.interfaces",
     "Similarity": "relocalizer.geometry",
     "UserError": "relocalizer.errors",
     "View": "relocalizer.interfaces",
     "load_map": "relocalizer.map_folder",
     "save_map": "relocalizer.map_folder",
-    "load_map": "relocalizer.map_folder",
     "map_from_poses": "relocalizer.posed_images",
-    "save_map": "relocalizer.map_folder",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -54,6 +54,8 @@ _MAX_SIDE, _MAX_PIXELS = 16_384, 1 << 26
 _MAX_GROWTH, _SMALL_BYTES = 64, 1 << 20
 _CHUNK = 1 << 20
 _MAX_HEADER_BYTES = 1024
+_MAX_PICTURE_BYTES, _MAX_TABLE_BYTES = 64 << 20, 8 << 30
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack more than was asked for
 _PICTURE_NAME = re.compile(r"pictures/[0-9]{6,12}\.jpg")
 _NPY_HEADER = re.compile(r"\{'descr': '([^']{2,8})', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, NotImplementedError)
@@ -411,6 +413,8 @@ def _read_listing(folder: Path, manifest: Mapping[str, Any]) -> dict[str, _Liste
         _require(known or bool(_PICTURE_NAME.fullmatch(name)), path, f"files: {name[:80]!r} is not a file of a map")
         good = isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} and _is_count(entry["bytes"])
         _require(good and isinstance(entry["sha256"], str), path, f"files: {name}: expected bytes and sha256")
+        limit = _MAX_TABLE_BYTES if known else _MAX_PICTURE_BYTES
+        _require(entry["bytes"] <= limit, path, f"files: {name}: {entry['bytes']} bytes, {limit} at most are read")
         listed[name] = _Listed(entry["bytes"], entry["sha256"])
     missing = [f"{name}.npz" for name in _SCHEMA if f"{name}.npz" not in listed]
     _require(not missing, path, f"files: {', '.join(missing)} not listed")
@@ -490,6 +494,7 @@ def _check_members(path: Path, archive: zipfile.ZipFile, sizes: Mapping[str, int
     names = [member.filename for member in members]
     _require(sorted(names) == sorted(f"{name}.npy" for name in sizes), path, f"expected the arrays {', '.join(sizes)}")
     for member in members:
+        _require(member.compress_type in _PACKINGS, path, f"{member.filename} is packed in a way a map never is")
         size = sizes[member.filename.removesuffix(".npy")]
         fits = size < member.file_size <= size + _MAX_HEADER_BYTES
         _require(fits, path, f"{member.filename} has {member.file_size} bytes where {size} are due")
@@ -556,7 +561,7 @@ def _open_plain(path: Path, name: str) -> BinaryIO:
     return file
 
 
-def _read_whole(path: Path, name: str, limit: int = 1 << 28) -> bytes:
+def _read_whole(path: Path, name: str, limit: int) -> bytes:
     with _open_plain(path, name) as file:
         size = os.fstat(file.fileno()).st_size
         _require(size <= limit, path, f"{name} has {size} bytes, {limit} at most are read")
@@ -565,7 +570,7 @@ def _read_whole(path: Path, name: str, limit: int = 1 << 28) -> bytes:
 
 def _read_listed(path: Path, sha256: str) -> bytes:
     """A file that was there when the map was loaded; it must still be the same."""
-    data = _read_whole(path, path.name)
+    data = _read_whole(path, path.name, _MAX_PICTURE_BYTES)
     _require(hashlib.sha256(data).hexdigest() == sha256, path, "it does not match its checksum")
     return data
 

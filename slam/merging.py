@@ -58,13 +58,10 @@ def merge_maps(
         on_progress: called with the number of the second map's keyframes looked at.
 
     Raises:
-        MapError: the maps have no overlap, or were not made by this predictor with these units.
+        MapError: the maps have no overlap, only the second is metric, or another predictor made them.
     """
-    if first.provenance.units != second.provenance.units:
-        raise MapError(
-            f"maps: one is in {first.provenance.units}, the other in {second.provenance.units}; "
-            "make both with --scale-from, or neither"
-        )
+    if first.provenance.units == "map units" and second.provenance.units == "metres":
+        raise MapError("maps: the second is in metres, the first is not; name the metric one first, its units stay")
     mapper = Mapper(config, predictor, refiner)
     events: list[Event] = []
     linker = Linker(config.linking, mapper, predictor, retriever, optimizer, events.append)

@@ -295,6 +295,26 @@ def test_a_member_larger_than_the_manifest_says_is_refused(folder):
     assert "expected the arrays i, j," in refusal(folder)
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_table_packed_in_another_way_is_refused(folder, packing):
+    with np.load(folder / "edges.npz", allow_pickle=False) as table:
+        arrays = {name: table[name] for name in table.files}
+    with zipfile.ZipFile(folder / "edges.npz", "w", packing) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)
+    relisted(folder, "edges.npz")
+    assert "is packed in a way a map never is" in refusal(folder)
+
+
+def test_a_picture_of_many_gigabytes_is_refused_before_it_is_read(folder):
+    name = "pictures/000003.jpg"
+    os.truncate(folder / name, 1 << 36)  # a hole: it takes no room on the disk and minutes to read
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    rewritten(folder, files=files | {name: {"bytes": 1 << 36, "sha256": "0" * 64}})
+    assert "at most are read" in refusal(folder)
+
+
 def test_objects_in_an_array_are_refused_and_never_unpickled(folder, tmp_path):
     class Evil:
         def __reduce__(self):

@@ -122,9 +122,9 @@ def test_maps_without_overlap_are_refused_with_a_reason(world):
         merged(world, mapped(world, range(0, 30)), mapped(world, range(100, 130)))
 
 
-def test_maps_in_different_units_are_refused(world, halves):
+def test_a_metric_map_comes_first_so_that_metres_are_not_lost(world, halves):
     metric = replace(halves[1], provenance=replace(halves[1].provenance, units="metres"))
-    with pytest.raises(MapError, match="one is in map units, the other in metres; make both with --scale-from"):
+    with pytest.raises(MapError, match="the second is in metres, the first is not; name the metric one first"):
         merged(world, halves[0], metric)
 
 
