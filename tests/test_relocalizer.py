@@ -154,7 +154,7 @@ def test_many_pictures_are_encoded_and_related_in_one_call_each(room):
 def test_a_picture_that_shows_nothing_is_not_found_and_says_why():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
-    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognised, 15 needed")
+    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognised, 12 needed")
 
 
 def test_without_landmarks_a_picture_that_no_keyframe_knows_is_not_found_either():
@@ -243,7 +243,7 @@ def test_landmarks_in_one_corner_of_the_picture_are_refused(room):
     )
     outcome = room.relocalizer(min_inliers=6).locate(replace(view, features=few))
     assert isinstance(outcome, NotFound)
-    assert "of 48 parts of the picture, 5 needed" in outcome.reason
+    assert "of 48 parts of the picture, 4 needed" in outcome.reason
 
 
 def test_the_pose_is_in_the_segment_whose_keyframes_show_the_place(room):
