@@ -48,7 +48,7 @@ class LandmarkEvidence:
         lead = max(self.inliers - self.rival, 1)
         place = 1.0 / (1.0 + exp(-(constant + count * log(lead) + spread * log(max(self.cells, 1)))))
         share = max(0.0, 1.0 - self.rival / max(self.inliers, 1))
-        return place * min(1.0, max(share, 0.0) / _CLEAR_OF_RIVAL) * _within_bound(self.position_sigma)
+        return place * min(1.0, share / _CLEAR_OF_RIVAL) * _within_bound(self.position_sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
