@@ -126,6 +126,17 @@ def test_the_map_verbs_read_the_map_of_a_run(first, tmp_path):
     assert f"element vertex {facts['counts']['landmarks']}".encode() in (tmp_path / "points.ply").read_bytes()[:200]
 
 
+def test_a_map_merged_with_itself_is_tied_in_many_places(first, tmp_path):
+    ended = slam("map", "merge", first, first, "-o", tmp_path / "twice", "--set", "refinement.final_rounds=1")
+    assert ended.returncode == 0, ended.stderr
+    once, twice = load_map(first), load_map(tmp_path / "twice")
+    assert len(twice.keyframes) == 2 * len(once.keyframes)
+    assert set(twice.keyframes.segment.tolist()) == {0}
+    apart = twice.keyframes.translations[: len(once.keyframes)] - twice.keyframes.translations[len(once.keyframes) :]
+    size = np.linalg.norm(np.ptp(once.keyframes.translations, axis=0))
+    assert np.median(np.linalg.norm(apart, axis=1)) < 0.01 * size
+
+
 def test_a_map_is_not_merged_over_another(first):
     ended = slam("map", "merge", first, first, "-o", first / "map")
     assert ended.returncode == 2
