@@ -39,6 +39,7 @@ from relocalizer.network.computation import (
 )
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
+from relocalizer.network.openvino_network import OpenVinoNetwork
 from relocalizer.network.precision import onednn_keeps_float32, onednn_products
 from relocalizer.network.weights import load_model, random_model
 from relocalizer.preprocessing import TRAINED_SIZES, Variant, calibrated_size, network_input, prepare
@@ -137,7 +138,7 @@ class Reloc3rPredictor:
             precision: "auto" computes in float32, or in float16 on CUDA; "fastest" measures which of float32, bfloat16
                 and float16 is quickest here; "int8-dynamic" moves poses by degrees.
             backend: "openvino" has OpenVINO compute on the CPU, from graphs made when a size of picture is first met;
-                "auto" measures which is quicker.
+                "auto" measures which is quicker. For reloc3r-224 they are made here, as its pictures have one size.
             announce: told size and licence before weights are fetched, and what 8 bits cost.
 
         Raises:
@@ -155,9 +156,8 @@ class Reloc3rPredictor:
                 f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
                 "choose another predictor or other weights"
             )
-        predictor = Reloc3rPredictor(
-            model, cast(Kind, kind), network=network_of(model, computation), computation=computation
-        )
+        network = _ready_network(model, cast(Kind, kind), computation)
+        predictor = Reloc3rPredictor(model, cast(Kind, kind), network=network, computation=computation)
         checkpoint = resolve(weights or kind)
         predictor._weights = lambda: published_sha256(checkpoint) or sha256_of(checkpoint.weights)
         return predictor
@@ -182,7 +182,7 @@ class Reloc3rPredictor:
         computation = _computation(kind, device, backend, precision, announce)
         model = random_model(architecture or Architecture(), seed=seed)
         use_matmul_dtype(model, computation.dtype)
-        network = network_of(model.to(computation.device), computation)
+        network = _ready_network(model.to(computation.device), kind, computation)
         predictor = Reloc3rPredictor(model, kind, network=network, computation=computation)
         predictor.name = f"{kind} {RANDOM_WARNING}"
         predictor._weights = lambda: f"random, seed {seed}"
@@ -346,6 +346,15 @@ class _LosslessPicture:
 def _digest(pixels: Image) -> bytes:
     shape = np.array(pixels.shape, dtype=np.int64).tobytes()
     return hashlib.blake2b(shape + pixels.tobytes(), digest_size=16).digest()
+
+
+def _ready_network(model: Reloc3r, kind: Kind, computation: Computation) -> Network:
+    """What computes the model; its graphs are made now where all pictures have one size, and not in the first frame."""
+    network = network_of(model, computation)
+    sizes = TRAINED_SIZES[224 if kind == "reloc3r-224" else 512]
+    if isinstance(network, OpenVinoNetwork) and len(sizes) == 1:
+        network.prepare(sizes[0])
+    return network
 
 
 def _computation(

@@ -32,6 +32,7 @@ class RunCost:
     """What a run over some frames took.
 
     Attributes:
+        backend, precision: of Reloc3r, as configured.
         reason: why the result is of no use; empty when it is. The times are real all the same.
         ready_s: from the configuration to a system that takes frames: weights read, libraries loaded.
         live_fps: frames a second without the last refinement; `fps` with it.
@@ -43,6 +44,8 @@ class RunCost:
     source: str
     predictor: str
     random_weights: bool
+    backend: str
+    precision: str
     frames: int
     tracked: int
     keyframes: int
@@ -79,6 +82,8 @@ def measure_run(config: SlamConfig, source: FrameSource) -> RunCost:
         source=source.description,
         predictor=pipeline.choose_predictor(config).kind,
         random_weights=config.predictor.random_weights,
+        backend=config.predictor.backend,
+        precision=config.predictor.precision,
         frames=outcome.frames,
         tracked=len(outcome.result.trajectory),
         keyframes=statistics.keyframes,

@@ -182,7 +182,7 @@ def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
     """What a run cost as a whole."""
     return [
         ("frames", f"{cost.frames}, {cost.tracked} of them tracked, {_count(cost.keyframes, 'keyframe')}"),
-        ("predictor", cost.predictor + (f" ({RANDOM_WEIGHTS})" if cost.random_weights else "")),
+        ("predictor", _predictor_words(cost)),
         ("speed", f"{cost.live_fps:.1f} frames/s live, {cost.fps:.1f} with the last refinement"),
         ("time", f"{cost.wall_s:.1f} s, {cost.finish_s:.1f} s of it the last refinement; CPU {cost.cpu_s:.1f} s"),
         ("ready after", f"{cost.ready_s:.1f} s"),
@@ -205,6 +205,13 @@ def part_rows(parts: Sequence[Worth]) -> list[tuple[str, ...]]:
 
 def _error(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _predictor_words(cost: RunCost) -> str:
+    if cost.predictor == "geometric":
+        return cost.predictor
+    warning = f" ({RANDOM_WEIGHTS})" if cost.random_weights else ""
+    return f"{cost.predictor}, {cost.backend}, precision {cost.precision}{warning}"
 
 
 def stage_rows(stages: Mapping[str, StageCost]) -> list[tuple[str, ...]]:

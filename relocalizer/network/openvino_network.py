@@ -63,6 +63,16 @@ class OpenVinoNetwork:
 
         self._model, self._encoder, self._decoder = model, encoder, decoder
 
+    def prepare(self, size: tuple[int, int]) -> None:
+        """Make the graphs for pictures of a size (width, height) now.
+
+        Raises:
+            ConfigError: sides that are no multiples of the patch size.
+        """
+        grid = grid_of_size(self._model, size)
+        self._encoder(grid)
+        self._decoder(grid, grid)
+
     def encode(self, images: Tensor) -> Tokens:
         """As `Reloc3r.encode`.
 

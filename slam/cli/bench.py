@@ -86,13 +86,13 @@ def bench(
     """
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
 
-    from slam.pipeline import choose_predictor, with_predictor
+    from slam.pipeline import choose_predictor, with_computation, with_predictor
     from slam.sequence import open_source
     from slam.settings import load_config
 
     settings = load_config(config, [*overrides, *flags])
     choice = choose_predictor(settings)
-    settings = with_predictor(settings, choice.kind)
+    settings, choice = with_computation(with_predictor(settings, choice.kind), choice)
     if source is None and ablation:
         raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
     if source is None:
@@ -160,7 +160,8 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
         )
     from slam.bench import measure_predictor
 
-    say(f"measuring {choice.kind}, {repeats} times (all ways on two CPU cores: 20 s each for 224, 90 s for 512)")
+    say(f"predictor: {choice.kind} ({choice.reason})")
+    say(f"measuring {repeats} times (all ways on two CPU cores: 20 s each for 224, 90 s for 512)")
     times = measure_predictor(config, repeats=repeats)
     if as_json:
         print(json.dumps(times, indent=2))
