@@ -29,6 +29,7 @@ from slam.recognition import recognise_place, too_few_points
 from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them
+QUERIES, QUERIED = 4, 8  # at most so many queries a keyframe, each for so many times the candidates wanted
 UNKNOWN_LOG_SCALE = 0.5
 MAX_JOIN_LOG_SCALE = 0.2
 MIN_SCALE_LANDMARKS = 8
@@ -163,7 +164,7 @@ class Linker:
         if edge.sigmas[6] >= MAX_JOIN_LOG_SCALE:
             self._reject(c, k, f"scale known to {edge.sigmas[6]:.0%}, {MAX_JOIN_LOG_SCALE:.0%} needed to join two maps")
             return False
-        self._close(k, [Verified(edge, found)])
+        self._close_if_believed(Verified(edge, found))
         return self._mapper.graph.segment_of[c] == self._mapper.graph.segment_of[k]
 
     def _consider(self, c: int, k: int) -> bool:
@@ -241,28 +242,30 @@ class Linker:
         Of candidates near each other in the run the most similar stands for all.
         """
         graph, config = self._mapper.graph, self._config
-        near = frozenset(i for i in range(k - config.loop_min_gap + 1, k + config.loop_min_gap) if i in graph.keyframes)
+        excluded = frozenset(range(k - config.loop_min_gap + 1, k + config.loop_min_gap))
         descriptor = graph.keyframes[k].descriptor
         recent = [float(descriptor @ graph.keyframes[i].descriptor) for i in (k - 1, k - 2) if i in graph.keyframes]
         threshold = config.loop_min_similarity * max(recent, default=1.0)
         chosen: list[Candidate] = []
-        excluded = near | self._tied(k)
-        while len(chosen) < config.loop_candidates:
-            found = self._retriever.query(descriptor, config.loop_candidates, excluded)
-            best = next((c for c in found if c.similarity >= threshold), None)
-            if best is None:
+        for _ in range(QUERIES):
+            found = self._retriever.query(descriptor, QUERIED * config.loop_candidates, excluded)
+            alike = [c for c in found if c.similarity >= threshold]
+            tied = self._tied(k, [c.key for c in alike])
+            for candidate in alike:
+                near = any(abs(candidate.key - other.key) <= config.loop_suppression for other in chosen)
+                if not near and candidate.key not in tied and len(chosen) < config.loop_candidates:
+                    chosen.append(candidate)
+            if len(chosen) == config.loop_candidates or not alike:
                 break
-            chosen.append(best)
-            excluded |= frozenset(range(best.key - config.loop_suppression, best.key + config.loop_suppression + 1))
+            excluded |= {c.key for c in alike}
         return chosen
 
-    def _tied(self, k: int) -> frozenset[int]:
-        """Keyframes that share so many landmarks with k that no loop is needed between them."""
-        graph, landmarks = self._mapper.graph, self._mapper.landmarks
+    def _tied(self, k: int, keyframe_ids: list[int]) -> set[int]:
+        """Those that share so many landmarks with k that no loop is needed between them."""
+        landmarks = self._mapper.landmarks
         tracks = landmarks.observed[k]
-        placed = tracks.ids[landmarks.has_place(tracks.ids)]
-        shared = landmarks.shared_with(placed, list(graph.keyframes))
-        return frozenset(i for i, count in shared.items() if count >= COVISIBLE)
+        shared = landmarks.shared_with(tracks.ids[landmarks.has_place(tracks.ids)], keyframe_ids)
+        return {i for i, count in shared.items() if count >= COVISIBLE}
 
     def _loop_edge(self, c: int, k: int, found: Localised) -> Edge:
         """The loop as a measurement, in c's units, with its scale."""

@@ -309,11 +309,12 @@ def test_what_the_new_keyframe_called_by_its_own_names_gets_the_old_ones():
 
 def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
     tied, _ = closed
-    told = Told(*tied.graph.keyframes)
-    again = linked(tied.builder, told)
+    again = linked(tied.builder, Told(*tied.graph.keyframes))
     again.linker.close_loops(tied.graph.last_id)
-    [edge] = tied.loops()
-    assert edge.i in told.excluded
+    edges = tied.loops()
+    assert edges
+    assert not {edge.i for edge in edges} & {e.i for e in again.of(EdgeRejected)}
+    assert not again.of(EdgeAccepted)
 
 
 # Loops that do not stand
@@ -395,6 +396,12 @@ def test_a_loop_that_nothing_seconds_is_held_back_with_the_number_and_the_thresh
 def test_a_candidate_that_looks_much_less_alike_than_the_neighbours_is_not_even_tried(half):
     assert refused(half, Told(2, similarity=0.3)).events == []
     assert len(refused(half, Told(2, similarity=0.3), loop_min_similarity=0.2).events) == 1
+
+
+def test_places_that_are_tied_already_do_not_crowd_out_others(half, monkeypatch):
+    monkeypatch.setattr("slam.linking.QUERIED", 1)  # a query returns no more than the one candidate that is wanted
+    [event] = refused(half, Told(17, 16, 2), loop_candidates=1, loop_min_gap=2).of(EdgeRejected)
+    assert event.i == 2
 
 
 def test_keyframes_near_in_the_run_are_no_loops(half):
