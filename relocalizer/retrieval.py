@@ -171,7 +171,8 @@ class FaissRetriever:
         assert self._codes is not None
         shortlist = min(max(SHORTLIST_NUMBERS // row.size, 15 * k) + excluded, len(self._rows))
         keys = [key for key in self._codes.nearest(row, shortlist) if key not in exclude]
-        return [Candidate(key, float(self._rows[key] @ row)) for key in keys]
+        similarities = np.array([self._rows[key] for key in keys]).reshape(-1, row.size) @ row
+        return [Candidate(key, float(s)) for key, s in zip(keys, similarities, strict=True)]
 
     def _full_index(self) -> faiss.Index:
         assert self._dimension is not None

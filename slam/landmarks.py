@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,54 @@ from slam.graph import KeyframeGraph
 from slam.tracks import Tracks
 
 NO_ANCHOR = -1
+
+
+class Sightings(dict[int, Tracks]):
+    """The tracks that each keyframe saw, by its id; and for every track the keyframes that saw it, by a chain of
+    entries, so that what is near is found without looking at the whole map.
+
+    An entry stays when a keyframe forgets a track, so `seen_by` may name too many; counting tells.
+    """
+
+    def __init__(self, sightings: Mapping[int, Tracks] | None = None) -> None:
+        super().__init__()
+        self._newest = np.full(1024, -1, np.int32)  # entry, by track
+        self._before = np.full(1024, -1, np.int32)  # entry, by entry
+        self._keyframe = np.zeros(1024, np.int32)  # by entry
+        self._entries = 0
+        for k, tracks in (sightings or {}).items():
+            self[k] = tracks
+
+    def __setitem__(self, k: int, tracks: Tracks) -> None:
+        known = self.get(k)
+        new = np.unique(tracks.ids) if known is None else np.setdiff1d(tracks.ids, known.ids)
+        super().__setitem__(k, tracks)
+        if len(new) == 0:
+            return
+        entries = np.arange(self._entries, self._entries + len(new), dtype=np.int32)
+        self._entries += len(new)
+        self._newest = _roomy(self._newest, int(new[-1]) + 1, -1)
+        self._before = _roomy(self._before, self._entries, -1)
+        self._keyframe = _roomy(self._keyframe, self._entries, 0)
+        self._before[entries] = self._newest[new]
+        self._keyframe[entries] = k
+        self._newest[new] = entries
+
+    def seen_by(self, ids: NDArray[np.int64]) -> list[int]:
+        """Keyframes, in order, that see or once saw any of these tracks."""
+        found = [np.zeros(0, np.int32)]
+        entries = self._newest[ids[ids < len(self._newest)]]
+        while len(entries := entries[entries >= 0]):
+            found.append(self._keyframe[entries])
+            entries = self._before[entries]
+        return [k for k in np.unique(np.concatenate(found)).tolist() if k in self]
+
+
+def _roomy(array: NDArray[np.int32], size: int, empty: int) -> NDArray[np.int32]:
+    """The array, or when it is shorter than `size` one at least twice as long that begins with it."""
+    if size <= len(array):
+        return array
+    return np.concatenate([array, np.full(max(size, 2 * len(array)) - len(array), empty, np.int32)])
 
 
 class LandmarkMap:
@@ -31,9 +79,19 @@ class LandmarkMap:
         self.inverse_depth_sigma = np.full(1024, np.inf)
         self.descriptor = np.zeros((1024, 128), np.float32)
         self.colour = np.zeros((1024, 3), np.uint8)
-        self.observed: dict[int, Tracks] = {}
+        self._observed = Sightings()
         self.feature_tracks: dict[int, NDArray[np.int64]] = {}
         self._alias = np.arange(1024, dtype=np.int64)
+        self._united: dict[int, list[int]] = {}  # by a name that others have given way to, it and these
+        self._marked = np.zeros(1024, bool)  # to count with; nothing is marked between calls
+
+    @property
+    def observed(self) -> Sightings:
+        return self._observed
+
+    @observed.setter
+    def observed(self, sightings: Mapping[int, Tracks]) -> None:
+        self._observed = Sightings(sightings)
 
     def new_ids(self, count: int) -> NDArray[np.int64]:
         """Fresh track ids, in order."""
@@ -55,6 +113,7 @@ class LandmarkMap:
     def _grow(self) -> None:
         extra = len(self.anchor)
         self._alias = np.concatenate([self._alias, np.arange(extra, 2 * extra, dtype=np.int64)])
+        self._marked = np.zeros(2 * extra, bool)
         self.anchor = np.concatenate([self.anchor, np.full(extra, NO_ANCHOR, np.int64)])
         self.point_in_anchor = np.concatenate([self.point_in_anchor, np.zeros((extra, 3))])
         self.inverse_depth_sigma = np.concatenate([self.inverse_depth_sigma, np.full(extra, np.inf)])
@@ -81,12 +140,16 @@ class LandmarkMap:
     def points_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
         """Places (N, 3) in map units of landmarks that have one."""
         points = np.empty((len(ids), 3))
-        anchors = self.anchor[ids]
-        for anchor in np.unique(anchors):
-            of_anchor = anchors == anchor
-            pose = graph.world_from_keyframe[int(anchor)]
-            points[of_anchor] = pose.apply(self.point_in_anchor[ids[of_anchor]])
+        for anchor, rows in self._by_anchor(ids):
+            points[rows] = graph.world_from_keyframe[anchor].apply(self.point_in_anchor[ids[rows]])
         return points
+
+    def _by_anchor(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Anchors of landmarks, in order, and the rows of `ids` that each of them holds, in order."""
+        anchors = self.anchor[ids]
+        order = np.argsort(anchors, kind="stable")
+        starts = np.flatnonzero(np.diff(anchors[order], prepend=-2))
+        yield from zip(anchors[order[starts]].tolist(), np.split(order, starts[1:]), strict=False)
 
     def depth_deviation_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
         """One standard deviation (N, 3) of each landmark along its anchor's ray, map units."""
@@ -94,40 +157,47 @@ class LandmarkMap:
         # Inverse depth w has dz = z^2 dw, and the point moves by dz / z of itself.
         local = points * (points[:, 2] * self.inverse_depth_sigma[ids])[:, None]
         deviation = np.empty((len(ids), 3))
-        anchors = self.anchor[ids]
-        for anchor in np.unique(anchors):
-            pose = graph.world_from_keyframe[int(anchor)]
-            deviation[anchors == anchor] = pose.scale * local[anchors == anchor] @ pose.rotation.T
+        for anchor, rows in self._by_anchor(ids):
+            pose = graph.world_from_keyframe[anchor]
+            deviation[rows] = pose.scale * local[rows] @ pose.rotation.T
         return deviation
 
     def move_to(self, ids: NDArray[np.int64], points_world: FloatArray, graph: KeyframeGraph) -> None:
         """Set places from map coordinates (N, 3), under the graph's current poses; anchors stay."""
-        anchors = self.anchor[ids]
-        for anchor in np.unique(anchors):
-            of_anchor = anchors == anchor
-            anchor_from_world = graph.world_from_keyframe[int(anchor)].inverse()
-            self.point_in_anchor[ids[of_anchor]] = anchor_from_world.apply(points_world[of_anchor])
+        for anchor, rows in self._by_anchor(ids):
+            self.point_in_anchor[ids[rows]] = graph.world_from_keyframe[anchor].inverse().apply(points_world[rows])
 
     def shared_with(self, ids: NDArray[np.int64], keyframe_ids: Sequence[int]) -> dict[int, int]:
         """How many of the landmarks each of these keyframes saw."""
-        wanted = np.zeros(self._count, bool)
-        wanted[ids] = True
-        return {k: int(wanted[self.observed[k].ids].sum()) for k in keyframe_ids if k in self.observed}
+        self._marked[ids] = True
+        counts = {k: int(self._marked[self._observed[k].ids].sum()) for k in keyframe_ids if k in self._observed}
+        self._marked[ids] = False
+        return counts
+
+    def sharing(self, ids: NDArray[np.int64]) -> dict[int, int]:
+        """The keyframes that saw any of the landmarks, in order, and how many of them each did."""
+        counts = self.shared_with(ids, self._observed.seen_by(ids))
+        return {k: count for k, count in counts.items() if count}
 
     def merge(self, kept: NDArray[np.int64], gone: NDArray[np.int64]) -> None:
         """Two names of one point become one: every observation of gone[k] is now one of kept[k].
 
         A keyframe that saw both keeps the observation under the kept name only.
         """
+        names_lost = []
         for one, other in zip(kept.tolist(), gone.tolist(), strict=True):
             name, lost = int(self._alias[one]), int(self._alias[other])
             if name != lost:  # else an earlier pair has united them
-                self._alias[self._alias == lost] = name
+                joining = self._united.pop(lost, [lost])
+                self._united.setdefault(name, [name]).extend(joining)
+                self._alias[joining] = name
                 self.anchor[lost] = NO_ANCHOR
-        for k, tracks in self.observed.items():
-            self.observed[k] = self.renamed(tracks)
-        for k, ids in self.feature_tracks.items():
-            self.feature_tracks[k] = np.where(ids >= 0, self._alias[ids], ids)
+                names_lost.append(lost)
+        for k in self._observed.seen_by(np.array(names_lost, dtype=np.int64)):
+            self._observed[k] = self.renamed(self._observed[k])
+            if k in self.feature_tracks:
+                named = self.feature_tracks[k]
+                self.feature_tracks[k] = np.where(named >= 0, self._alias[named], named)
 
     def renamed(self, tracks: Tracks) -> Tracks:
         """The tracks under the names that merging has left; of two that became one, the one that kept its name."""

@@ -4,6 +4,7 @@ recent part of the map is refined."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ class Mapper:
         self.graph = KeyframeGraph()
         self.landmarks = LandmarkMap()
         self.pairs: dict[tuple[int, int], PairEstimate] = {}
+        self._paired_with: dict[int, list[int]] = {}  # by the later of a pair, the earlier ones
 
     # --- a new keyframe -------------------------------------------------------------------------------
 
@@ -101,8 +103,9 @@ class Mapper:
         """Triangulate the tracks of keyframe k that have no place, each with the keyframe that saw it first."""
         tracks = self.landmarks.observed[k]
         waiting = tracks.where(~self.landmarks.has_place(tracks.ids))
-        for i in self.segment_keyframes(k):
-            if i == k or len(waiting) == 0:
+        segment = self.graph.segment_of[k]
+        for i in self.landmarks.observed.seen_by(waiting.ids):
+            if i == k or self.graph.segment_of[i] != segment or len(waiting) == 0:
                 continue
             earlier = self.landmarks.observed[i]
             ids, in_i, in_k = np.intersect1d(earlier.ids, waiting.ids, assume_unique=True, return_indices=True)
@@ -225,6 +228,8 @@ class Mapper:
     def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
         """Keep a pair estimate, for refinements to use as a prior."""
         if self._config.refinement.pair_priors and isinstance(estimate, PairEstimate):
+            if (i, j) not in self.pairs:
+                self._paired_with.setdefault(j, []).append(i)
             self.pairs[i, j] = estimate
 
     def join_segments(self, c: int, k: int, a_from_b: Similarity) -> None:
@@ -240,6 +245,12 @@ class Mapper:
         """Ids of the keyframes of k's segment, in order."""
         return self.graph.segment(self.graph.segment_of[k])
 
+    def newest(self, k: int, count: int) -> list[int]:
+        """Ids of the newest `count` keyframes of k's segment, in order."""
+        segment = self.graph.segment_of[k]
+        of_segment = (i for i in reversed(self.graph.keyframes) if self.graph.segment_of[i] == segment)
+        return list(islice(of_segment, count))[::-1]
+
     def related(self, k: int, count: int, *, among: Sequence[int] | None = None) -> list[int]:
         """Keyframes that see the most landmarks of k, at most `count`, the strongest first.
 
@@ -247,10 +258,12 @@ class Mapper:
         """
         tracks = self.landmarks.observed[k]
         ids = tracks.ids[self.landmarks.has_place(tracks.ids)]
-        others = [i for i in (self.segment_keyframes(k) if among is None else among) if i != k]
-        shared = self.landmarks.shared_with(ids, others)
-        ranked = sorted((i for i in others if shared[i] > 0), key=lambda i: (-shared[i], -i))
-        return ranked[:count]
+        shared, segment = self.landmarks.sharing(ids), self.graph.segment_of[k]
+        if among is None:
+            others = [i for i in shared if self.graph.segment_of[i] == segment]
+        else:
+            others = [i for i in among if i in shared]
+        return sorted((i for i in others if i != k), key=lambda i: (-shared[i], -i))[:count]
 
     def parallax_deg(self, i: int, k: int) -> float:
         """Median angle, at the landmarks both keyframes see, between their rays; 0 when they share none."""
@@ -270,7 +283,7 @@ class Mapper:
         config = self._config.refinement
         if not config.iterations:
             return
-        window = self.segment_keyframes(k)[-config.window :]
+        window = self.newest(k, config.window)
         related = self.related(k, config.covisible + len(window))
         older = [i for i in related if i not in window][: config.covisible]
         self._refine(
@@ -341,24 +354,24 @@ class Mapper:
         members = [*free, *fixed]
         own = np.unique(np.concatenate([self.landmarks.observed[k].ids for k in free]))
         own = own[self.landmarks.has_place(own)]
-        counts = np.zeros(int(own.max(initial=0)) + 1, np.int64)
+        counts = np.zeros(len(own), np.int64)
         for k in members:
-            ids = self.landmarks.observed[k].ids
-            counts[ids[ids < len(counts)]] += 1
-        own = own[counts[own] >= MIN_OBSERVERS]
-        if max_landmarks is not None and len(own) > max_landmarks:
-            own = np.sort(own[np.argsort(-counts[own], kind="stable")[:max_landmarks]])
-        row = np.full(len(counts), -1, np.int64)
-        row[own] = np.arange(len(own))
+            rows = _rows_of(self.landmarks.observed[k].ids, own)
+            counts[rows[rows >= 0]] += 1
+        chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
+        if max_landmarks is not None and len(chosen) > max_landmarks:
+            chosen = np.sort(chosen[np.argsort(-counts[chosen], kind="stable")[:max_landmarks]])
+        own = own[chosen]
         keyframe_of, point_of, pixels = [], [], []
         for k in members:
             tracks = self.landmarks.observed[k]
-            keep = tracks.ids < len(row)
-            keep[keep] = row[tracks.ids[keep]] >= 0
+            rows = _rows_of(tracks.ids, own)
+            keep = rows >= 0
             keyframe_of.append(np.full(int(keep.sum()), k, np.int64))
-            point_of.append(row[tracks.ids[keep]])
+            point_of.append(rows[keep])
             pixels.append(tracks.pixels[keep].astype(np.float64))
-        pairs = [(i, j, e) for (i, j), e in self.pairs.items() if i in members and j in free]
+        among = set(members)
+        pairs = [(i, j, self.pairs[i, j]) for j in sorted(free) for i in self._paired_with.get(j, []) if i in among]
         bundle = Bundle(
             world_from_cam={k: self.graph.world_from_keyframe[k].rigid for k in members},
             cameras={k: self.graph.keyframes[k].camera for k in members},
@@ -382,6 +395,14 @@ class Mapper:
             named[np.isin(named, gone)] = -1
         left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
+
+
+def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each id stands in `own`, which is in order; -1 for those that do not."""
+    if len(own) == 0:
+        return np.full(len(ids), -1, np.int64)
+    rows = np.minimum(np.searchsorted(own, ids), len(own) - 1)
+    return np.where(own[rows] == ids, rows, -1)
 
 
 def _root_mean_square(errors_px: FloatArray) -> float:

@@ -323,3 +323,47 @@ def test_started_tracks_remember_how_they_look_even_at_the_border():
     tracks = landmarks.start(pixels, descriptors, image)
     assert landmarks.colour[tracks.ids].tolist() == [[10, 20, 30], [1, 2, 3]]
     assert np.array_equal(landmarks.descriptor[tracks.ids], descriptors)
+
+
+def test_keyframes_that_share_landmarks_are_found_without_being_named(ten):
+    ten.observed = {4: tracks(0, 1, 2), 2: tracks(2, 3), 7: tracks(9), 5: tracks()}
+    assert ten.sharing(ids(1, 2, 3)) == {2: 2, 4: 2}
+    assert list(ten.sharing(ids(1, 2, 3))) == [2, 4]
+    assert ten.sharing(ids()) == {}
+
+
+def test_a_keyframe_that_forgot_a_landmark_does_not_share_it(ten):
+    ten.observed = {0: tracks(0, 1), 1: tracks(1)}
+    ten.observed[0] = tracks(0)
+    assert ten.sharing(ids(1)) == {1: 1}
+    ten.observed[0] = tracks(0, 1)
+    assert ten.sharing(ids(1)) == {0: 1, 1: 1}
+
+
+def test_keyframes_share_a_landmark_under_the_name_that_merging_left(ten):
+    ten.observed = {0: tracks(1), 1: tracks(7), 2: tracks(8)}
+    ten.merge(ids(1), ids(7))
+    assert ten.sharing(ids(1)) == {0: 1, 1: 1}
+    assert ten.sharing(ids(7)) == {}
+
+
+def test_keyframes_taken_out_are_not_found(ten):
+    ten.observed = {0: tracks(1), 1: tracks(1, 2)}
+    del ten.observed[0]
+    assert ten.observed.seen_by(ids(1)) == [1]
+
+
+def test_counting_leaves_nothing_behind_for_the_next_count(ten):
+    ten.observed = {0: tracks(1, 2), 1: tracks(3)}
+    ten.shared_with(ids(1, 2), [0])
+    assert ten.shared_with(ids(3), [0, 1]) == {0: 0, 1: 1}
+
+
+def test_many_sightings_are_found_as_counting_them_all_would(rng):
+    landmarks = LandmarkMap()
+    landmarks.new_ids(5000)
+    for k in range(60):
+        landmarks.observed[k] = tracks(*np.sort(rng.choice(5000, 80, replace=False)).tolist())
+    asked = rng.choice(5000, 100, replace=False)
+    by_hand = {k: int(np.isin(t.ids, asked).sum()) for k, t in landmarks.observed.items()}
+    assert landmarks.sharing(asked) == {k: count for k, count in by_hand.items() if count}
