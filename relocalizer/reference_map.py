@@ -22,7 +22,8 @@ from relocalizer.interfaces import Encoded, PosePredictor, View
 
 Ids = NDArray[np.int64]
 
-MAX_ID = 10**12  # of keyframes and frames; far beyond use, far below where arithmetic wraps
+MAX_KEYFRAME_ID = 10**9  # far beyond use, and twice of it still fits into 32 bits
+MAX_ID = 10**12  # of frames and segments
 MAX_COORDINATE = 1e12
 ROTATION_TOLERANCE = 1e-4  # products of many rotations drift a little
 
@@ -319,7 +320,8 @@ def _check_keyframes(m: ReferenceMap) -> None:
     table, count = m.keyframes, len(m.keyframes.ids)
     for name in ("frame_indices", "timestamps_ns", "camera", "segment", "rotations", "translations", "scales"):
         _require(len(getattr(table, name)) == count, f"keyframes.{name}: expected {count} rows")
-    _require(_ascending(table.ids) and _within(table.ids, 0, MAX_ID), "keyframes.ids: expected 0 or more, ascending")
+    fits = _ascending(table.ids) and _within(table.ids, 0, MAX_KEYFRAME_ID)
+    _require(fits, "keyframes.ids: expected 0 or more, ascending, below 1e9")
     _require(_within(table.frame_indices, 0, MAX_ID), "keyframes.frame_indices: out of range")
     _require(_within(table.camera, 0, len(m.cameras)), "keyframes.camera: names a camera that is not there")
     _require(_within(table.segment, 0, MAX_ID), "keyframes.segment: out of range")
