@@ -73,22 +73,23 @@ class Linker:
 
     def relate_to_previous(self, k: int) -> None:
         """Ask the predictor how keyframe k lies to the one before it; the refinement takes the answer as a prior."""
-        members = self._mapper.segment_keyframes(k)
-        if len(members) < 2:
+        newest = self._mapper.newest(k, 2)
+        if len(newest) < 2:
             return
-        i, graph = members[-2], self._mapper.graph
+        i, graph = newest[0], self._mapper.graph
         [estimate] = self._predictor.relate([(graph.keyframes[i].encoded, graph.keyframes[k].encoded)])
         self._mapper.remember_pair(i, k, estimate)
 
     def tie_to_neighbours(self, k: int, window: int) -> None:
         """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
-        members = self._mapper.segment_keyframes(k)
-        recent = members[-3 * window :]
+        recent = self._mapper.newest(k, 3 * window)
         # The newest needs its first edges; the one that leaves the window has just been refined for the last time.
         for j in {recent[-1], recent[-window] if len(recent) >= window else recent[-1]}:
             earlier = self._mapper.related(j, self._config.neighbours, among=[i for i in recent if i < j])
             if not earlier:  # recognised at a place long ago
-                earlier = self._mapper.related(j, self._config.neighbours, among=[i for i in members if i < j])
+                earlier = self._mapper.related(
+                    j, self._config.neighbours, among=[i for i in self._mapper.segment_keyframes(k) if i < j]
+                )
             for i in earlier:
                 known = self._mapper.graph.edges.get((i, j))
                 if known is not None and known.kind is EdgeKind.LOOP:
@@ -136,10 +137,10 @@ class Linker:
 
         Said once for each such stretch: again only after the parallax has been twice what is needed.
         """
-        members = self._mapper.segment_keyframes(k)
-        if len(members) < 2:
+        newest = self._mapper.newest(k, 2)
+        if len(newest) < 2:
             return
-        i = members[-2]
+        i = newest[0]
         parallax = self._mapper.parallax_deg(i, k)
         if parallax < needed_deg and self._scale_is_observable:
             self._scale_is_observable = False
@@ -201,8 +202,9 @@ class Linker:
 
     def _second_look(self, c: int, k: int) -> Verified | None:
         """The same place from the keyframe before k: a second picture that should see it too."""
-        members = self._mapper.segment_keyframes(k)
-        before = members[-2] if len(members) > 1 else c
+        before = self._mapper.newest(k, 2)[0]
+        if before == k:  # the first of its segment
+            before = c
         if before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
             return None
         outcome = self._verify(c, before)
