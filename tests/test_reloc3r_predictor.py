@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from relocalizer.errors import CameraError, DeviceError, SequenceError, WeightsError
+from relocalizer.features import LocalFeatures
 from relocalizer.geometry import direction_angle, exp_so3, rotation_angle
 from relocalizer.images import Camera, Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
@@ -25,6 +26,7 @@ from relocalizer.two_way import Calibration, ErrorLevel, PairCalibration, TwoWay
 
 TINY = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)
 PARITY = os.environ.get("RELOC3R_PARITY")
+NO_FEATURES = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
 
 
 @pytest.fixture
@@ -226,6 +228,56 @@ def test_the_same_seed_gives_the_same_bytes(rng: np.random.Generator) -> None:
 def test_random_weights_say_so_in_the_name() -> None:
     predictor = Reloc3rPredictor.random("reloc3r-224", device="cpu", architecture=TINY)
     assert predictor.name == "reloc3r-224 (RANDOM WEIGHTS: poses mean nothing)"
+
+
+def test_a_keyframe_of_a_saved_map_is_read_and_encoded_when_it_is_first_related(
+    model: Reloc3r, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, counting = Reloc3rPredictor(model, "reloc3r-512"), _Counting(model, monkeypatch)
+    camera = Camera(width=320, height=240, fx=300.0, fy=300.0, cx=159.5, cy=119.5)
+    image, other = picture(rng), picture(rng)
+    live, query = predictor.encode([View(image, camera), View(other, camera)])
+    read: list[int] = []
+
+    def saved() -> Image:
+        read.append(1)
+        return image
+
+    descriptor = predictor.describe(live)
+    recalled = predictor.recall(NO_FEATURES, camera, descriptor, saved)
+    assert (read, counting.pictures) == ([], 2)
+    found, wanted = predictor.relate([(recalled, query)])[0], predictor.relate([(live, query)])[0]
+    predictor.relate([(recalled, live)])
+    assert (read, counting.pictures) == ([1], 3)
+    assert np.array_equal(estimate(found).i_from_j_rotation, estimate(wanted).i_from_j_rotation)
+    assert np.array_equal(predictor.describe(recalled), descriptor)
+
+
+def test_a_keyframe_of_a_saved_map_that_nobody_remembers_leaves_the_cache(
+    predictor: Reloc3rPredictor, rng: np.random.Generator
+) -> None:
+    camera = Camera(width=320, height=240, fx=300.0, fy=300.0, cx=159.5, cy=119.5)
+    [query] = predictor.encode([View(picture(rng), camera)])
+    before = predictor.cached_bytes
+    saved = picture(rng)
+    recalled = predictor.recall(NO_FEATURES, camera, predictor.describe(query), lambda: saved)
+    predictor.relate([(recalled, query)])
+    assert predictor.cached_bytes == 2 * before
+    del recalled
+    gc.collect()
+    assert predictor.cached_bytes == before
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_size_of_a_saved_picture_is_known_from_its_camera(model: Reloc3r, turned: bool) -> None:
+    predictor = Reloc3rPredictor(model, "reloc3r-512")
+    camera = Camera(width=752, height=480, fx=458.0, fy=457.0, cx=367.2, cy=248.4)
+    if turned:
+        camera = Camera(width=480, height=752, fx=457.0, fy=458.0, cx=248.4, cy=367.2)
+    image = np.zeros((camera.height, camera.width, 3), np.uint8)
+    [live] = predictor.encode([View(image, camera)])
+    recalled = predictor.recall(NO_FEATURES, camera, predictor.describe(live), lambda: image)
+    assert recalled.size == live.size == recalled.pixels().shape[:2]  # type: ignore[attr-defined]
 
 
 def test_a_camera_decides_the_size_of_the_prepared_picture(model: Reloc3r, rng: np.random.Generator) -> None:

@@ -31,8 +31,8 @@ HOPELESS = 3.0  # a way that takes this many times as long as the best is not ru
 # A way further down the list, with fewer digits or graphs to make, must take less than this share of the time.
 WORTH_IT = 0.8
 WARNING_INT8 = (
-    "int8-dynamic: products in 8 bits move poses by about 3 degrees, and by tens where the network is unsure; for trying "
-    "out, not for results"
+    "int8-dynamic: products in 8 bits move poses by about 3 degrees, and by tens where the network is unsure; "
+    "for trying out, not for results"
 )
 
 
