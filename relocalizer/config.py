@@ -62,10 +62,10 @@ class PosedImagesConfig(Section):
     """A map from pictures whose poses are known."""
 
     min_distance: float = Field(
-        0.0, ge=0, description="A picture nearer than this to a kept one, and no more turned, is left out; map units."
+        0.0, ge=0, description="A picture nearer than this to a kept one, and no more turned, is left out; 0 keeps all."
     )
     min_angle_deg: float = Field(
-        0.0, ge=0, le=180, description="A picture less turned than this from a kept one, and no farther, is left out."
+        10.0, ge=0, le=180, description="A picture turned by more than this from all near ones is kept, degrees."
     )
     partners: int = Field(12, ge=1, le=100, description="Pictures that each one is matched to, at growing ranks.")
     max_angle_deg: float = Field(

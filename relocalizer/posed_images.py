@@ -108,8 +108,8 @@ def map_from_poses(
 
 
 def thinned(pictures: Sequence[PosedPicture], config: PosedImagesConfig) -> list[PosedPicture]:
-    """The pictures in order, but for those both nearer and less turned to a kept one than `config` asks for."""
-    if config.min_distance <= 0 and config.min_angle_deg <= 0:
+    """The pictures in order, but for those nearer to a kept one, and less turned from it, than `config` asks for."""
+    if config.min_distance <= 0:
         return list(pictures)
     kept: list[PosedPicture] = []
     centres, axes = np.zeros((0, 3)), np.zeros((0, 3))

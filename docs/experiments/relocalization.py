@@ -72,17 +72,14 @@ def without_landmarks(m: ReferenceMap) -> ReferenceMap:
 def database(arguments: argparse.Namespace) -> None:
     pictures = open_posed(arguments.sequence, None, config=InputConfig()).pictures
     before = time.process_time()
-    made = map_from_poses(
-        pictures[: arguments.split : arguments.stride],
-        predictor(),
-        config=PosedImagesConfig(min_distance=arguments.min_distance, min_angle_deg=arguments.min_angle),
-    )
+    made = load_map(arguments.map) if arguments.map else _database_map(pictures, arguments)
     cpu = time.process_time() - before
     print(f"map: {len(made.keyframes)} keyframes, {len(made.landmarks)} landmarks, CPU {cpu:.0f} s")
-    queries = pictures[arguments.split :: arguments.query_stride]
-    near = np.array([has_near(pictures[: arguments.split], q) for q in queries])
-    for name, reference in (("landmarks", made), ("averaged", without_landmarks(made))):
-        relocalizer = Relocalizer(reference, predictor())
+    for name in arguments.how:
+        stride = arguments.query_stride if name == "landmarks" else arguments.averaged_stride
+        queries = pictures[arguments.split :: stride]
+        near = np.array([has_near(pictures[: arguments.split], q) for q in queries])
+        relocalizer = Relocalizer(made if name == "landmarks" else without_landmarks(made), predictor())
         before = time.process_time()
         outcomes = list(located(relocalizer, queries))
         cpu = (time.process_time() - before) / len(queries)
@@ -91,6 +88,14 @@ def database(arguments: argparse.Namespace) -> None:
         accepted = [foreign(relocalizer, folder) for folder in arguments.others]
         asked, taken = (sum(n) for n in zip(*accepted, strict=True)) if accepted else (0, 0)
         print(f"{name}: {taken} of {asked} pictures of other sequences accepted")
+
+
+def _database_map(pictures: Sequence[PosedPicture], arguments: argparse.Namespace) -> ReferenceMap:
+    return map_from_poses(
+        pictures[: arguments.split : arguments.stride],
+        predictor(),
+        config=PosedImagesConfig(min_distance=arguments.min_distance, min_angle_deg=arguments.min_angle),
+    )
 
 
 def has_near(pictures: Sequence[PosedPicture], query: PosedPicture, *, metres: float = 0.3, deg: float = 25.0) -> bool:
@@ -372,8 +377,11 @@ def main() -> None:
     verb.add_argument("--split", type=int, default=600)
     verb.add_argument("--stride", type=int, default=1)
     verb.add_argument("--query-stride", type=int, default=1)
+    verb.add_argument("--averaged-stride", type=int, default=1)
+    verb.add_argument("--how", nargs="+", default=["landmarks", "averaged"])
+    verb.add_argument("--map", type=Path, help="The map, when slam map from-poses has made it already.")
     verb.add_argument("--min-distance", type=float, default=0.0)
-    verb.add_argument("--min-angle", type=float, default=0.0)
+    verb.add_argument("--min-angle", type=float, default=10.0)
     verb.set_defaults(call=database)
     verb = verbs.add_parser("corridor")
     verb.add_argument("sequence", type=Path)

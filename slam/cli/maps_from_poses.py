@@ -48,12 +48,11 @@ def from_poses(
     stride: Stride = 1,
     max_frames: Annotated[int | None, typer.Option(min=2, help="Use at most this many pictures.")] = None,
     min_distance: Annotated[
-        float,
-        typer.Option(min=0, help="Leave out pictures nearer than this to a kept one and turned less than min-angle."),
+        float, typer.Option(min=0, help="Leave out pictures nearer than this to a kept one. Default: keep all.")
     ] = 0.0,
     min_angle: Annotated[
-        float, typer.Option(min=0, max=180, help="The angle for that, degrees.", show_default=True)
-    ] = 0.0,
+        float, typer.Option(min=0, max=180, help="But keep those turned by more than this from it, degrees.")
+    ] = 10.0,
     units: Annotated[
         Literal["metres", "map units"] | None,
         typer.Option(help="Unit of the poses. Default: map units for COLMAP, metres for all others."),
@@ -66,7 +65,7 @@ def from_poses(
 
       slam map from-poses 7scenes/chess -o maps/chess
 
-      slam map from-poses rgbd_dataset_freiburg3_teddy -o maps/teddy --min-distance 0.05 --min-angle 5
+      slam map from-poses rgbd_dataset_freiburg3_teddy -o maps/teddy --min-distance 0.05
 
       slam map from-poses ShopFacade ShopFacade/dataset_train.txt --camera phone.yaml -o maps/shop
 
