@@ -85,36 +85,54 @@ class Path:
         return np.asarray(A @ self.covariance @ A.T)
 
 
-class Paths:
-    """The most certain paths from one keyframe over some edges of a graph."""
+class Network:
+    """Edges as a net, over which paths are looked for from any keyframe."""
 
-    def __init__(self, edges: Collection[Edge], source: int) -> None:
-        self._edges = {(edge.i, edge.j): edge for edge in edges}
-        ends = np.array([*self._edges], dtype=np.int64).reshape(-1, 2)
-        self._ids, rows = np.unique(ends, return_inverse=True)
-        self._before = np.full(len(self._ids), -1, np.int64)
+    def __init__(self, edges: Collection[Edge]) -> None:
+        self.edges = {(edge.i, edge.j): edge for edge in edges}
+        ends = np.array([*self.edges], dtype=np.int64).reshape(-1, 2)
+        self.ids, rows = np.unique(ends, return_inverse=True)
+        # Rotation and log scale add up along a path whatever its shape, so they say which path is better.
+        doubt = [float((edge.sigmas[:3] ** 2).sum() + edge.sigmas[6] ** 2) for edge in self.edges.values()]
+        row, column = rows.reshape(-1, 2).T
+        self._matrix = coo_array((doubt, (row, column)), shape=(len(self.ids), len(self.ids))).tocsr()
+
+    def row_of(self, keyframe: int) -> int:
+        """Where a keyframe stands in `ids`; -1 when no edge ends there."""
+        n = int(np.searchsorted(self.ids, keyframe))
+        return n if n < len(self.ids) and self.ids[n] == keyframe else -1
+
+    def paths_from(self, source: int) -> Paths:
+        """The most certain paths from a keyframe."""
+        start = self.row_of(source)
+        if start < 0:
+            return Paths(self, source, np.zeros(0, np.int64))
+        _, before = dijkstra(self._matrix, directed=False, indices=start, return_predecessors=True)
+        return Paths(self, source, before.astype(np.int64))
+
+
+class Paths:
+    """The most certain paths from one keyframe over a network."""
+
+    def __init__(self, network: Network, source: int, before: NDArray[np.int64]) -> None:
+        """`before` (N,) holds the row from which each row of the network is reached, negative for none; or is empty."""
+        self._network = network
+        self._before = before
         self._known = {source: Path(Similarity.identity(), np.zeros((7, 7)), 0)}
-        if source in self._ids:
-            # Rotation and log scale add up along a path whatever its shape, so they say which path is better.
-            doubt = [float((e.sigmas[:3] ** 2).sum() + e.sigmas[6] ** 2) for e in self._edges.values()]
-            row, column = rows.reshape(-1, 2).T
-            matrix = coo_array((doubt, (row, column)), shape=(len(self._ids), len(self._ids))).tocsr()
-            start = int(np.searchsorted(self._ids, source))
-            _, before = dijkstra(matrix, directed=False, indices=start, return_predecessors=True)
-            self._before = before.astype(np.int64)
 
     def to(self, target: int) -> Path | None:
         """The path to a keyframe; None when nothing ties it to the source."""
         missing: list[int] = []
         while target not in self._known:
-            n = int(np.searchsorted(self._ids, target))
-            if n == len(self._ids) or self._ids[n] != target or self._before[n] < 0:
+            n = self._network.row_of(target)
+            if n < 0 or not len(self._before) or self._before[n] < 0:
                 return None
             missing.append(target)
-            target = int(self._ids[self._before[n]])
+            target = int(self._network.ids[self._before[n]])
         path = self._known[target]
         for after in reversed(missing):
-            path = self._known[after] = _longer(path, self._edges[min(target, after), max(target, after)], after)
+            edge = self._network.edges[min(target, after), max(target, after)]
+            path = self._known[after] = _longer(path, edge, after)
             target = after
         return path
 
@@ -135,7 +153,8 @@ def departure(edge: Edge, graph: KeyframeGraph, *, odometry_only: bool = False) 
     moved the map, nor how sure they have made it.
     """
     loops = [e for e in graph.edges_of(EdgeKind.LOOP) if graph.weight(e) > 0.5 and (e.i, e.j) != (edge.i, edge.j)]
-    path = Paths([*graph.edges_of(EdgeKind.ODOMETRY), *([] if odometry_only else loops)], edge.i).to(edge.j)
+    network = Network([*graph.edges_of(EdgeKind.ODOMETRY), *([] if odometry_only else loops)])
+    path = network.paths_from(edge.i).to(edge.j)
     if path is None:
         return None
     poses = graph.world_from_keyframe
@@ -220,7 +239,8 @@ def _branch(members: list[int], left: list[int], friends: Sequence[set[int]], be
 def agreeing(loops: Sequence[Edge], odometry: Collection[Edge]) -> list[Edge]:
     """A largest set of the newest `WINDOW` loops in which no two disagree; older loops are all in it."""
     newest = sorted(loops, key=lambda edge: (edge.j, edge.i))[-WINDOW:]
-    paths = {k: Paths(odometry, k) for k in sorted({end for edge in newest for end in (edge.i, edge.j)})}
+    network = Network(odometry)
+    paths = {k: network.paths_from(k) for k in sorted({end for edge in newest for end in (edge.i, edge.j)})}
     agree = np.ones((len(newest), len(newest)), bool)
     for (row, a), (column, b) in combinations(enumerate(newest), 2):
         distance = disagreement(a, b, paths[a.i], paths[a.j])
@@ -312,8 +332,8 @@ class LoopEvidence:
         others = [e for key, e in self._loops.items() if key != (edge.i, edge.j)]
         if not others:
             return []
-        odometry = graph.edges_of(EdgeKind.ODOMETRY)
-        from_i, from_j = Paths(odometry, edge.i), Paths(odometry, edge.j)
+        network = Network(graph.edges_of(EdgeKind.ODOMETRY))
+        from_i, from_j = network.paths_from(edge.i), network.paths_from(edge.j)
         group = []
         for other in others:
             distance = disagreement(edge, other, from_i, from_j)

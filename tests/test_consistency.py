@@ -15,7 +15,7 @@ from slam.consistency import (
     Believed,
     Held,
     LoopEvidence,
-    Paths,
+    Network,
     adjoint,
     covariance_of,
     departure,
@@ -93,7 +93,7 @@ def off_by(metres):
 
 def compare(a, b, graph):
     odometry = graph.edges_of(ODOMETRY)
-    return disagreement(a, b, Paths(odometry, a.i), Paths(odometry, a.j))
+    return disagreement(a, b, Network(odometry).paths_from(a.i), Network(odometry).paths_from(a.j))
 
 
 # Errors
@@ -122,7 +122,7 @@ def test_errors_of_a_path_spread_as_drawn_ones_do(rng, backwards):
     poses = circle(8, laps=0.5)
     steps = [edge(k, k + 1, poses[k].inverse() @ poses[k + 1], sigma=0.003) for k in range(7)]
     source, target = (7, 0) if backwards else (0, 7)
-    path = Paths(steps, source).to(target)
+    path = Network(steps).paths_from(source).to(target)
     drawn = []
     for _ in range(1500):
         end = Similarity.identity()
@@ -143,7 +143,7 @@ def test_a_squared_distance_counts_in_standard_deviations():
 
 def test_a_path_prefers_what_is_surer():
     edges = [edge(0, 1, at(1.0)), edge(1, 2, at(1.0)), edge(0, 2, at(2.2), sigma=0.5), edge(2, 3, at(1.0))]
-    path = Paths(edges, 0).to(3)
+    path = Network(edges).paths_from(0).to(3)
     assert path.edges == 3
     assert path.source_from_target.is_close(at(3.0))
 
@@ -151,20 +151,20 @@ def test_a_path_prefers_what_is_surer():
 def test_a_path_can_be_followed_backwards(rng):
     poses = [some_similarity(rng) for _ in range(5)]
     edges = [edge(k, k + 1, poses[k].inverse() @ poses[k + 1]) for k in range(4)]
-    path = Paths(edges, 4).to(1)
+    path = Network(edges).paths_from(4).to(1)
     assert path.source_from_target.is_close(poses[4].inverse() @ poses[1], atol=1e-9)
 
 
 @pytest.mark.parametrize("target", [3, 9])
 def test_between_parts_that_nothing_ties_there_is_no_path(target):
-    assert Paths([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))], 0).to(target) is None
+    assert Network([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))]).paths_from(0).to(target) is None
 
 
 def test_a_keyframe_without_edges_has_no_path_but_to_itself():
-    paths = Paths([edge(0, 1, at(1.0))], 7)
+    paths = Network([edge(0, 1, at(1.0))]).paths_from(7)
     assert paths.to(7).edges == 0
     assert paths.to(0) is None
-    assert Paths([], 7).to(0) is None
+    assert Network([]).paths_from(7).to(0) is None
 
 
 # Cycles

@@ -22,7 +22,7 @@ import numpy as np
 import slam.linking
 from relocalizer.geometry import FloatArray, Similarity, align_points
 from slam.config import SlamConfig
-from slam.consistency import Paths, covariance_of, difference, squared_distance
+from slam.consistency import Network, covariance_of, difference, squared_distance
 from slam.graph import Edge, EdgeKind, KeyframeGraph
 from slam.pipeline import build, run
 from slam.sequence import open_source
@@ -72,7 +72,7 @@ def map_sequence(folder: Path, max_frames: int | None) -> Mapped:
 def unit_at(k: int, odometry: list[Edge], truth: FloatArray) -> float:
     """Metres in keyframe k's unit, from the path around it; NaN where it is torn."""
     near = range(max(k - AROUND, 0), min(k + AROUND + 1, len(truth)))
-    paths = Paths([e for e in odometry if e.i in near and e.j in near], k)
+    paths = Network([e for e in odometry if e.i in near and e.j in near]).paths_from(k)
     found = {m: path for m in near if (path := paths.to(m)) is not None}
     if len(found) < AROUND:
         return float("nan")
@@ -90,9 +90,9 @@ def normalised(mapped: Mapped, i: int, j: int, measured: Similarity, covariance:
 
 
 def over_stretches(mapped: Mapped, length: int) -> list[float]:
-    odometry, found = mapped.graph.edges_of(EdgeKind.ODOMETRY), []
+    network, found = Network(mapped.graph.edges_of(EdgeKind.ODOMETRY)), []
     for i in range(len(mapped.truth) - length):
-        path = Paths(odometry, i).to(i + length)
+        path = network.paths_from(i).to(i + length)
         if path is not None:
             covariance = path.covariance_in(path.source_from_target.inverse())
             degrees = 7 if length > 2 * AROUND else 6
