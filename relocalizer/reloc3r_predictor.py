@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,8 @@ PICTURES_AT_A_TIME = {"cpu": 1, "cuda": 16, "mps": 4}
 NEWEST = 2
 
 RANDOM_WARNING = "(RANDOM WEIGHTS: poses mean nothing)"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -364,8 +367,8 @@ def _computation(
     computation = choose_computation(device=device, backend=backend, precision=precision, size=size)
     if announce is not None and computation.measured:
         announce(f"network: {computation}")
-    if announce is not None and precision == "int8-dynamic":
-        announce(f"WARNING: {WARNING_INT8}")
+    if precision == "int8-dynamic":
+        (announce or _log.warning)(f"WARNING: {WARNING_INT8}")
     return computation
 
 

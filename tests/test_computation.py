@@ -232,6 +232,12 @@ def test_an_8_bit_predictor_answers_near_the_exact_one_and_warns() -> None:
     assert said[0].startswith("WARNING: int8-dynamic: products in 8 bits move poses by about 3 degrees")
 
 
+def test_8_bits_are_warned_of_in_a_run_that_announces_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    Reloc3rPredictor.random("reloc3r-224", architecture=TINY, device="cpu", precision="int8-dynamic")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "for trying out, not for results" in caplog.text
+
+
 def test_8_bits_are_refused_beside_the_cpu() -> None:
     model = random_model(TINY)
     with pytest.raises(ConfigError, match="precision int8-dynamic: runs on the CPU, not on meta"):
