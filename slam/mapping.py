@@ -258,12 +258,11 @@ class Mapper:
         """
         tracks = self.landmarks.observed[k]
         ids = tracks.ids[self.landmarks.has_place(tracks.ids)]
-        shared, segment = self.landmarks.sharing(ids), self.graph.segment_of[k]
         if among is None:
-            others = [i for i in shared if self.graph.segment_of[i] == segment]
-        else:
-            others = [i for i in among if i in shared]
-        return sorted((i for i in others if i != k), key=lambda i: (-shared[i], -i))[:count]
+            segment, seen_by = self.graph.segment_of[k], self.landmarks.observed.seen_by(ids)
+            among = [i for i in seen_by if self.graph.segment_of[i] == segment]
+        shared = self.landmarks.shared_with(ids, [i for i in among if i != k])
+        return sorted((i for i in shared if shared[i]), key=lambda i: (-shared[i], -i))[:count]
 
     def parallax_deg(self, i: int, k: int) -> float:
         """Median angle, at the landmarks both keyframes see, between their rays; 0 when they share none."""

@@ -23,7 +23,7 @@ from slam.trajectory import Trajectory
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 FRAME_NS = 33_333_333
-INDEX_BITS, BIT_PX = 14, 16  # of the squares that tell a picture's index
+INDEX_BITS, BIT_PX = 15, 16  # of the squares that tell a picture's index
 FACING_DEG = 50.0  # about as far as local features are recognised from the side
 
 

@@ -132,12 +132,12 @@ def test_a_new_track_takes_its_colour_from_the_picture_in_rgb():
     builder = build(room())
     seen = builder.seen(0)
     image = seen.frame.image.copy()
-    image[5:, :320] = [200, 100, 50]
+    image[20:, :320] = [200, 100, 50]
     builder.mapper.insert(
         replace(seen, frame=replace(seen.frame, image=image)), Tracks.none(), Similarity.identity(), 0
     )
     tracks = builder.mapper.landmarks.observed[0]
-    inner = (tracks.pixels[:, 0] < 318) & (tracks.pixels[:, 1] > 6)
+    inner = (tracks.pixels[:, 0] < 318) & (tracks.pixels[:, 1] > 22)
     assert (builder.mapper.landmarks.colour[tracks.ids[inner]] == [200, 100, 50]).all()
 
 
