@@ -14,6 +14,9 @@ from relocalizer.images import Image
 DESCRIPTOR_SIZE = 128
 # OpenCV's default keeps only strong corners; walls and floors need weak ones, and the grid drops the surplus.
 _CONTRAST = 0.01
+# In a picture with little to see, even fainter points are looked for, at full size: blank walls have some.
+_FAINT = 0.003
+_POOR = 1 / 3  # of the points wanted
 # The picture is cut into about this many cells; each gives its strong points before any gives its weak ones.
 _CELLS = 64
 _ROUNDING = 1e-6
@@ -44,7 +47,8 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
     most of the doubled picture's time goes into points that are not found again.
 
     Points are taken cell by cell, so a poorly textured part keeps its best points even where another part
-    has thousands of stronger ones. The same picture gives the same features.
+    has thousands of stronger ones. A picture that gives few points is searched again, unshrunk and for fainter ones.
+    The same picture gives the same features.
 
     Args:
         gray: (H, W) uint8.
@@ -55,11 +59,9 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
     """
     if gray.ndim != 2 or gray.dtype != np.uint8:
         raise ValueError(f"detect_features: expected (H, W) uint8, got {gray.shape} {gray.dtype}")
-    small = _shrunk(gray, config.detection_scale, cv2.INTER_AREA)
-    small_mask = None if mask is None else _shrunk(mask, config.detection_scale, cv2.INTER_NEAREST)
-    sift = cv2.SIFT.create(contrastThreshold=_CONTRAST, enable_precise_upscale=True)
-    # SIFT gives a point once for every orientation it may have: one is enough to match by, and is one point.
-    keypoints = list({keypoint.pt: keypoint for keypoint in sift.detect(small, small_mask)}.values())
+    small, sift, keypoints = _find(gray, mask, config.detection_scale, _CONTRAST)
+    if len(keypoints) < _POOR * config.max_features:
+        small, sift, keypoints = _find(gray, mask, 1.0, _FAINT)
     if not keypoints:
         return _no_features()
     chosen = spread(
@@ -77,6 +79,17 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
         descriptors=root_sift(np.asarray(raw, dtype=np.float32)),
         scales=np.array([k.size * zoom.mean() for k in described], dtype=np.float32),
     )
+
+
+def _find(
+    gray: Image, mask: NDArray[np.uint8] | None, scale: float, contrast: float
+) -> tuple[Image, cv2.SIFT, list[cv2.KeyPoint]]:
+    """The picture as it was searched, the detector, and the points found."""
+    small = _shrunk(gray, scale, cv2.INTER_AREA)
+    small_mask = None if mask is None else _shrunk(mask, scale, cv2.INTER_NEAREST)
+    sift = cv2.SIFT.create(contrastThreshold=contrast, enable_precise_upscale=True)
+    # SIFT gives a point once for every orientation it may have: one is enough to match by, and is one point.
+    return small, sift, list({keypoint.pt: keypoint for keypoint in sift.detect(small, small_mask)}.values())
 
 
 def spread(

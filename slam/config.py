@@ -64,6 +64,12 @@ class InitialisationConfig(Section):
         24.0, gt=0, le=500, description="Median motion of the tracks before the first pair is tried, pixels."
     )
     min_landmarks: int = Field(60, ge=10, le=5000, description="Landmarks the first pair must give.")
+    min_confirming: int = Field(
+        30, ge=10, le=5000, description="Landmarks that suffice where matches make the pair estimate confident."
+    )
+    references: int = Field(
+        4, ge=1, le=20, description="Earlier pictures that one too far off to be followed is matched to."
+    )
     min_landmark_parallax_deg: float = Field(
         0.3, gt=0, le=30, description="Least angle between the rays of a landmark of the first pair, degrees."
     )
@@ -167,7 +173,7 @@ class RelocalizationConfig(Section):
     """After the camera was lost."""
 
     candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
-    min_inliers: int = Field(25, ge=6, le=1000, description="Landmarks that must agree.")
+    min_inliers: int = Field(40, ge=6, le=1000, description="Landmarks that must agree, found near where they should be.")
     min_confirming: int = Field(
         10, ge=6, le=1000, description="Landmarks that suffice where a confident pair estimate agrees with the pose."
     )
@@ -175,7 +181,10 @@ class RelocalizationConfig(Section):
         8, ge=1, le=48, description="Cells of the picture, of 8 by 6, in which landmarks that agree alone must lie."
     )
     min_share: float = Field(
-        0.5, ge=0, le=1, description="Share of the landmarks recognised near where a pose puts them that must agree."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the landmarks recognised near where a pose puts them that must agree, where few.",
     )
     relatives: int = Field(
         8, ge=0, le=100, description="Keyframes that see what a candidate sees, whose landmarks are matched as well."
@@ -192,7 +201,12 @@ class RelocalizationConfig(Section):
         le=10000,
         description="Frames without a pose that are kept, and looked for again in the whole map when the run ends.",
     )
-    restart_after: int = Field(30, ge=1, le=100000, description="Frames lost before a new segment of the map begins.")
+    restart_after: int = Field(
+        10,
+        ge=1,
+        le=100000,
+        description="Frames lost before a new segment of the map may begin, unless recognised first.",
+    )
 
 
 class AnchorConfig(Section):

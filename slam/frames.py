@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class Frame:
     @property
     def view(self) -> View:
         return View(self.image, self.camera)
+
+    def without_picture(self) -> Frame:
+        """The same frame for when it has been looked at, as small as can be."""
+        return replace(self, image=np.zeros((0, 0, 3), np.uint8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

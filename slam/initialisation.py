@@ -6,7 +6,8 @@ in between, so that they get their poses once the map exists.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
@@ -23,10 +24,12 @@ from slam.frames import Frame, Seen
 from slam.front_end import FrontEnd
 from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap
+from slam.localization import CONFIDENT
 from slam.tracks import PointTracker, Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
 MATCH_RATIO = 0.85
+MAX_BETWEEN = 1000  # frames remembered between the two of the pair; of more, every second one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +51,27 @@ class Waiting:
     reason: str
 
 
+@dataclass(slots=True, eq=False)
+class Reference:
+    """A picture that may become the first of the pair, and the frames since that its points were followed through."""
+
+    seen: Seen
+    encoded: Encoded | None = None
+    tracks_decide: bool = False
+    between: list[tuple[Frame, Tracks]] = field(default_factory=list)
+
+    def remember(self, frame: Frame, tracks: Tracks) -> None:
+        self.between.append((frame.without_picture(), tracks))
+        if len(self.between) > MAX_BETWEEN:
+            self.between = self.between[::2]
+
+
 class Initialiser:
-    """Holds a reference frame and tries later frames against it, until a pair carries a map."""
+    """Holds reference frames and tries later frames against them, until a pair carries a map.
+
+    One reference is followed by its tracks. Where those break, the new picture is matched to it and to the ones before
+    it, and becomes the next reference when that gives no pair.
+    """
 
     def __init__(
         self,
@@ -66,73 +88,74 @@ class Initialiser:
         self._front_end = front_end
         self._predictor = predictor
         self._tracker = tracker
-        self._reference: Seen | None = None
-        self._encoded: Encoded | None = None
-        self._tracks_decide = False
+        self._references: deque[Reference] = deque(maxlen=self._config.references)  # the one that is followed is first
         self._next_try_px = 0.0
-        self._between: list[tuple[Frame, Tracks]] = []
 
     def restart(self) -> None:
-        """Forget the reference; the next frame is the new one."""
-        self._reference = None
+        """Forget the references; the next frame is the new one."""
+        self._references.clear()
 
     def take(self, frame: Frame, gray: Image) -> FirstPair | Waiting:
         """Try the current frame, whose tracks the front end holds, against the reference."""
-        if self._reference is None:
-            return self._begin(frame, gray, self._tracker.detect(gray))
-        before, now = common_pixels(self._reference.tracks, self._front_end.tracks)
+        if not self._references:
+            return self._begin(frame, self._tracker.detect(gray))
+        followed = self._references[0]
+        before, now = common_pixels(followed.seen.tracks, self._front_end.tracks)
         if len(before) < self._config.min_landmarks:
-            outcome = self._take_by_looks(self._reference, frame, gray)
-        else:
-            outcome = self._take_by_tracks(self._reference, frame, gray, np.linalg.norm(now - before, axis=1))
-        if isinstance(outcome, Waiting) and self._reference.frame is not frame:
-            self._between.append((frame, self._front_end.tracks))
+            return self._take_by_looks(frame, gray)
+        outcome = self._take_by_tracks(followed, frame, gray, np.linalg.norm(now - before, axis=1))
+        if isinstance(outcome, Waiting):
+            followed.remember(frame, self._front_end.tracks)
         return outcome
 
-    def _begin(self, frame: Frame, gray: Image, features: LocalFeatures) -> Waiting:
-        """Take this frame as the reference."""
+    def _begin(self, frame: Frame, features: LocalFeatures) -> Waiting:
+        """Take this frame as the reference that is followed."""
         tracks = self._landmarks.start(features.pixels, features.descriptors, frame.image)
         self._front_end.tracks = tracks
-        self._reference = Seen(frame, features, tracks)
-        self._encoded = None
+        self._references.appendleft(Reference(Seen(frame, features, tracks)))
         self._next_try_px = self._config.min_parallax_px
-        self._between = []
         return Waiting(f"{len(features)} points to follow")
 
-    def _take_by_tracks(self, first: Seen, frame: Frame, gray: Image, moved_px: FloatArray) -> FirstPair | Waiting:
+    def _take_by_tracks(self, first: Reference, frame: Frame, gray: Image, moved_px: FloatArray) -> FirstPair | Waiting:
         moved = float(np.median(moved_px))
         if moved < self._next_try_px:
             return Waiting(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
         self._next_try_px = RETRY_GROWTH * moved
         return self._try(first, Seen(frame, self._tracker.detect(gray), self._front_end.tracks))
 
-    def _take_by_looks(self, first: Seen, frame: Frame, gray: Image) -> FirstPair | Waiting:
-        """Where the step was too wide to follow, the reference's points are recognised by their descriptors."""
+    def _take_by_looks(self, frame: Frame, gray: Image) -> FirstPair | Waiting:
+        """Where the step was too wide to follow, points of the references are recognised by their descriptors."""
         features = self._tracker.detect(gray)
-        pairs = match_features(first.features, features, ratio=MATCH_RATIO)
-        tracks = Tracks(first.tracks.ids[pairs[:, 0]], features.pixels[pairs[:, 1]])
-        if len(tracks) < self._config.min_landmarks:
-            self._begin(frame, gray, features)
-            return Waiting(f"tracks broke: {len(tracks)} points recognised, {self._config.min_landmarks} needed")
-        self._front_end.tracks = tracks
-        outcome = self._try(first, Seen(frame, features, tracks))
-        if isinstance(outcome, Waiting):
-            self._begin(frame, gray, features)
-        return outcome
+        reasons = []
+        for reference in self._references:
+            outcome = self._try_by_looks(reference, frame, features)
+            if isinstance(outcome, FirstPair):
+                return outcome
+            reasons.append(outcome.reason)
+        self._begin(frame, features)
+        return Waiting(f"tracks broke: {reasons[0]}")
 
-    def _try(self, first: Seen, second: Seen) -> FirstPair | Waiting:
+    def _try_by_looks(self, first: Reference, frame: Frame, features: LocalFeatures) -> FirstPair | Waiting:
+        pairs = match_features(first.seen.features, features, ratio=MATCH_RATIO)
+        tracks = Tracks(first.seen.tracks.ids[pairs[:, 0]], features.pixels[pairs[:, 1]])
+        needed = min(self._config.min_confirming, self._config.min_landmarks)
+        if len(tracks) < needed:
+            return Waiting(f"{len(tracks)} points recognised, {needed} needed")
+        return self._try(first, Seen(frame, features, tracks))
+
+    def _try(self, first: Reference, second: Seen) -> FirstPair | Waiting:
         """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
-        if self._tracks_decide:
-            return self._consider(first, second, self._relate_tracks(first, second))
-        if self._encoded is None:
-            self._encoded = self._encode(first)
-        [estimate] = self._predictor.relate([(self._encoded, self._encode(second))])
+        if first.tracks_decide:
+            return self._consider(first, second, self._relate_tracks(first.seen, second))
+        if first.encoded is None:
+            first.encoded = self._encode(first.seen)
+        [estimate] = self._predictor.relate([(first.encoded, self._encode(second))])
         outcome = self._consider(first, second, estimate)
         if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
             # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,
             # and a network that takes long to answer need not be asked again.
-            self._tracks_decide = True
-            outcome = self._consider(first, second, self._relate_tracks(first, second))
+            first.tracks_decide = True
+            outcome = self._consider(first, second, self._relate_tracks(first.seen, second))
         return outcome
 
     def _relate_tracks(self, first: Seen, second: Seen) -> PairEstimate | NoEstimate:
@@ -141,16 +164,18 @@ class Initialiser:
         pixels = before.astype(np.float64), now.astype(np.float64)
         return relate_matches(Matches(*pixels, first.frame.camera, second.frame.camera), self._geometric)
 
-    def _consider(self, first: Seen, second: Seen, estimate: PairEstimate | NoEstimate) -> FirstPair | Waiting:
+    def _consider(self, first: Reference, second: Seen, estimate: PairEstimate | NoEstimate) -> FirstPair | Waiting:
         if isinstance(estimate, NoEstimate):
             return Waiting(estimate.reason)
         if estimate.i_from_j_direction is None:
             return Waiting(estimate.direction_unknown)
         return self._check(first, second, estimate, estimate.i_from_j_direction)
 
-    def _check(self, first: Seen, second: Seen, estimate: PairEstimate, direction: FloatArray) -> FirstPair | Waiting:
-        config, camera = self._config, first.frame.camera
-        before, now = common_pixels(first.tracks, second.tracks)
+    def _check(
+        self, first: Reference, second: Seen, estimate: PairEstimate, direction: FloatArray
+    ) -> FirstPair | Waiting:
+        config, camera = self._config, first.seen.frame.camera
+        before, now = common_pixels(first.seen.tracks, second.tracks)
         result = triangulate(
             camera.normalised(before),
             second.frame.camera.normalised(now),
@@ -158,15 +183,21 @@ class Initialiser:
             noise=self._noise_px / camera.mean_focal,
             min_parallax_rad=float(np.radians(config.min_landmark_parallax_deg)),
         )
-        good = int(result.good.sum())
-        if good < config.min_landmarks:
-            return Waiting(f"{good} of {len(before)} tracks agree with a first pair, {config.min_landmarks} needed")
+        good, needed = int(result.good.sum()), self._needed(estimate)
+        if good < needed:
+            return Waiting(f"{good} of {len(before)} tracks agree with a first pair, {needed} needed")
         parallax = float(np.degrees(np.median(result.parallax_rad[result.good])))
         if parallax < config.min_parallax_deg:
             return Waiting(f"parallax {parallax:.2f} deg, {config.min_parallax_deg:g} needed")
         length = 1.0 / float(np.median(result.points_i[result.good, 2]))
         pose = rigid(estimate.i_from_j_rotation, length * direction)
-        return FirstPair(first, second, estimate, pose, parallax, self._between)
+        return FirstPair(first.seen, second, estimate, pose, parallax, first.between)
+
+    def _needed(self, estimate: PairEstimate) -> int:
+        """Landmarks that the pair must give: fewer where its pose rests on matches that leave little doubt."""
+        config = self._config
+        sure = estimate.confidence >= CONFIDENT and estimate.inliers >= config.min_confirming
+        return min(config.min_confirming, config.min_landmarks) if sure else config.min_landmarks
 
     def _encode(self, seen: Seen) -> Encoded:
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])

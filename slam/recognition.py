@@ -19,6 +19,8 @@ from slam.tracks import Tracks
 
 RELATIVES = 3
 AROUND = 20  # keyframes that see the same as the one recognised, whose landmarks are looked for
+CHANCE = 1 / 3  # of the landmarks found near where a wrong pose puts them agree with it, once it is fitted to them
+MIN_POINTS = 12  # of a keyframe, recognised before more is tried
 MIN_HYPOTHESIS = 8  # landmarks that agree with a pose worth a closer look
 MIN_FIRST_MATCHES = 8
 
@@ -39,6 +41,22 @@ class Recognised:
     tracks: Tracks
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """What a picture shows of the place of keyframe `keyframe_id`, and whether a confident pair estimate agrees."""
+
+    keyframe_id: int
+    found: Localised
+    confirmed: bool
+
+    def is_enough(self, landmarks: int) -> bool:
+        return len(self.found.matches.tracks) >= landmarks
+
+    @property
+    def reason(self) -> str:
+        return f"{len(self.found.matches.tracks)} landmarks around keyframe {self.keyframe_id} agree"
+
+
 class Recogniser:
     """Tries the active keyframe first, then the places that look most alike."""
 
@@ -53,26 +71,41 @@ class Recogniser:
     def recognise(self, seen: Seen, active: int) -> Recognised | NotLocated:
         """The frame's pose from landmarks of remembered keyframes, or why none agrees."""
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
+        found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
         reason = "no keyframe to compare with"
-        for c in self._candidates(encoded, active):
-            outcome = self._try(seen, encoded, c)
-            if isinstance(outcome, Recognised):
+        for c in [active, *(candidate.key for candidate in found)]:
+            outcome = self._try(seen.features, seen.frame.camera, encoded, c)
+            if isinstance(outcome, Place):
+                landmarks = outcome.found.matches.tracks
+                pose, tracks = outcome.found.fit.world_from_cam, landmarks.joined(outcome.found.unplaced)
+                return Recognised(seen, pose, c, landmarks, tracks)
+            reason = outcome.reason
+        return NotLocated(reason)
+
+    def recognise_elsewhere(self, k: int) -> Place | NotLocated:
+        """Keyframe k, recognised by an older one of another segment beyond doubt.
+
+        That is: by landmarks enough to speak alone, and by a confident pair estimate that agrees with them.
+        """
+        graph = self._mapper.graph
+        keyframe = graph.keyframes[k]
+        excluded = frozenset(self._mapper.segment_keyframes(k)) | {i for i in graph.keyframes if i >= k}
+        reason = "no keyframe to compare with"
+        for candidate in self._retriever.query(keyframe.descriptor, self._config.candidates, excluded):
+            outcome = self._try(keyframe.features, keyframe.camera, keyframe.encoded, candidate.key)
+            if isinstance(outcome, Place) and outcome.confirmed and outcome.is_enough(self._config.min_inliers):
                 return outcome
             reason = outcome.reason
         return NotLocated(reason)
 
-    def _candidates(self, encoded: Encoded, active: int) -> list[int]:
-        found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
-        return [active, *(c.key for c in found)]
-
-    def _try(self, seen: Seen, encoded: Encoded, c: int) -> Recognised | NotLocated:
-        refused = too_few_points(seen.features, c, self._mapper, min_inliers=self._config.min_inliers)
+    def _try(self, features: LocalFeatures, camera: Camera, encoded: Encoded, c: int) -> Place | NotLocated:
+        refused = too_few_points(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
         if refused is not None:
             return NotLocated(refused.reason)
         [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
         first = recognise_place(
-            seen.features,
-            seen.frame.camera,
+            features,
+            camera,
             c,
             estimate,
             self._mapper,
@@ -82,16 +115,18 @@ class Recogniser:
         )
         if not isinstance(first, Localised):
             return NotLocated(first.reason)
-        return self._judge(seen, c, self._look_closer(seen, c, first), estimate)
+        found = self._look_closer(features, camera, c, first)
+        pose_c = self._mapper.graph.world_from_keyframe[c]
+        return self._judge(Place(c, found, confirms(estimate, pose_c, found.fit.world_from_cam)), camera)
 
-    def _look_closer(self, seen: Seen, c: int, first: Localised) -> Localised:
+    def _look_closer(self, features: LocalFeatures, camera: Camera, c: int, first: Localised) -> Localised:
         graph, landmarks = self._mapper.graph, self._mapper.landmarks
         around = [c, *self._mapper.related(c, AROUND)]
         ids = np.unique(np.concatenate([landmarks.observed[k].ids for k in around]))
         return look_closer(
             first,
-            seen.features,
-            seen.frame.camera,
+            features,
+            camera,
             ids[landmarks.has_place(ids)],
             landmarks,
             graph,
@@ -99,26 +134,30 @@ class Recogniser:
             min_similarity=self._config.min_similarity,
         )
 
-    def _judge(
-        self, seen: Seen, c: int, found: Localised, estimate: PairEstimate | NoEstimate
-    ) -> Recognised | NotLocated:
+    def _judge(self, place: Place, camera: Camera) -> Place | NotLocated:
         """A false pose is worse than none: enough landmarks, most of those recognised, and an estimate where few."""
-        config, pose = self._config, found.fit.world_from_cam
-        confirmed = confirms(estimate, self._mapper.graph.world_from_keyframe[c], pose)
-        needed = config.min_confirming if confirmed else config.min_inliers
-        agreeing = found.matches.tracks
-        if len(agreeing) < needed or found.share < config.min_share:
+        config, found = self._config, place.found
+        needed = config.min_confirming if place.confirmed else config.min_inliers
+        share = needed_share(len(found.fit.inliers), config.min_share)
+        if not place.is_enough(needed) or found.share < share:
+            count = f"{len(found.matches.tracks)} of {len(found.fit.inliers)} landmarks"
+            return NotLocated(f"{count} around keyframe {place.keyframe_id} agree, {needed} and {share:.0%} needed")
+        cells = occupied_cells(found.matches.tracks.pixels, camera)
+        if cells < config.min_cells and not place.confirmed:
             return NotLocated(
-                f"{len(agreeing)} of {len(found.fit.inliers)} landmarks around keyframe {c} agree, "
-                f"{needed} and {config.min_share:.0%} needed"
+                f"{len(found.matches.tracks)} landmarks around keyframe {place.keyframe_id} agree, but in {cells} "
+                f"cells of the picture, {config.min_cells} needed"
             )
-        cells = occupied_cells(agreeing.pixels, seen.frame.camera)
-        if cells < config.min_cells and not confirmed:
-            return NotLocated(
-                f"{len(agreeing)} landmarks around keyframe {c} agree, but in {cells} cells of the picture, "
-                f"{config.min_cells} needed"
-            )
-        return Recognised(seen, pose, c, agreeing, agreeing.joined(found.unplaced))
+        return place
+
+
+def needed_share(recognised: int, most: float) -> float:
+    """Share of the landmarks recognised that must agree: two deviations over chance, and never more than `most`.
+
+    In a map that is still crooked fewer agree at the right place than in a refined one, but those are many.
+    """
+    deviation = float(np.sqrt(CHANCE * (1 - CHANCE) / max(recognised, 1)))
+    return min(most, CHANCE + 2 * deviation)
 
 
 def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int) -> NotLocalised | None:

@@ -9,9 +9,19 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
-from slam.events import Event, FrameProcessed, GraphOptimised, KeyframeAdded, LandmarksUpdated, Observer, TrackingState
+from slam.events import (
+    Event,
+    FrameProcessed,
+    GraphOptimised,
+    KeyframeAdded,
+    LandmarksUpdated,
+    Observer,
+    PlacedLater,
+    TrackingState,
+)
 from slam.frames import Frame, Keyframe
 from slam.mapping import Mapper
+from slam.recognition import Recognised
 from slam.tracks import Tracks
 
 
@@ -29,6 +39,17 @@ class Reporter:
     def keyframe(self, keyframe: Keyframe, reason: str, image: Image) -> None:
         pose = self._mapper.graph.world_from_keyframe[keyframe.id]
         self.emit(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
+
+    def placed_later(self, found: Recognised) -> None:
+        frame = found.seen.frame
+        self.emit(
+            PlacedLater(
+                frame_index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=found.keyframe_id,
+                inliers=len(found.landmarks),
+            )
+        )
 
     def landmarks(self, frame_index: int) -> None:
         landmarks = self._mapper.landmarks

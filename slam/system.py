@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from relocalizer.geometry import Similarity, rotation_matrix
 from relocalizer.images import Image
 from relocalizer.interfaces import PosePredictor, Retriever
@@ -13,7 +15,6 @@ from slam.config import SlamConfig
 from slam.events import (
     Initialised,
     Observer,
-    PlacedLater,
     Relocalised,
     RunFinished,
     TrackingLost,
@@ -29,7 +30,7 @@ from slam.linking import Linker
 from slam.looking_back import Unplaced
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
-from slam.recognition import Recognised, Recogniser
+from slam.recognition import Place, Recognised, Recogniser
 from slam.refinement import Refiner
 from slam.reporter import Reporter
 from slam.saved_map import Earlier, map_of, restore
@@ -37,6 +38,8 @@ from slam.slam_result import SlamResult, Units, gather
 from slam.stopwatch import Stopwatch
 from slam.tracks import PointTracker, Tracks
 
+MOST_JOINED = 300  # keyframes, the newest, that are looked for in other segments when the run ends
+YOUNG = 10  # frames: a map lost sooner after its beginning was begun wrongly, and is begun again at once
 FEW_LEFT = 0.6  # of the landmarks recognised; with fewer left to follow, more are looked for
 
 
@@ -79,6 +82,8 @@ class Slam:
         self._segment = 0
         self._active = -1  # id of the keyframe the current frame hangs off
         self._frames_lost = 0
+        self._patience = config.relocalization.restart_after  # frames lost before a new segment may begin
+        self._began_at = -YOUNG  # index of the frame with which the newest segment began
         self._agreeing = Tracks.none()  # landmarks the current pose rests on
         self._watch = Stopwatch()
         self._earlier: Earlier | None = None
@@ -158,20 +163,22 @@ class Slam:
         with self._watch("initialise"):
             outcome = self._initialiser.take(frame, gray)
         if isinstance(outcome, Waiting):
-            self._reason = outcome.reason
+            self._reason = outcome.reason if self._state is TrackingState.INITIALISING else self._reason
         else:
             self._begin_map(outcome)
 
     def _begin_map(self, pair: FirstPair) -> None:
-        """The first two keyframes with their landmarks, and poses for the frames between them."""
+        """The first two keyframes of a segment with their landmarks, and poses for the frames between them."""
         first, second = pair.first, pair.second
+        self._segment = 1 + max(self._mapper.graph.segment_of.values(), default=-1)
         start = Similarity.identity()
         with self._watch("map"):
             a = self._mapper.insert(first, first.tracks, start, self._segment)
             b = self._mapper.insert(second, second.tracks, Similarity.from_rigid(pair.first_from_second), self._segment)
             self._mapper.remember_pair(a.id, b.id, pair.estimate)
             self._mapper.refine_window(b.id)
-        self._state, self._reason = TrackingState.TRACKING, ""
+        self._state, self._reason, self._frames_lost = TrackingState.TRACKING, "", 0
+        self._began_at, self._patience = second.frame.index, self._config.relocalization.restart_after
         landmarks = len(self._mapper.landmarks.placed_ids())
         indices = (first.frame.index, second.frame.index)
         self._tell.emit(Initialised(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
@@ -204,7 +211,7 @@ class Slam:
         if isinstance(recognised, Recognised):
             self._resume(recognised, found)
         else:
-            self._lose(frame, found, recognised)
+            self._lose(frame, gray, found, recognised)
 
     def _place(self, frame: Frame, gray: Image, found: Located) -> None:
         """A frame with a pose: it hangs off the active keyframe, or becomes the next one."""
@@ -317,21 +324,22 @@ class Slam:
             return
         self._keep(found.seen, found.tracks, f"recognised {len(found.landmarks)} landmarks ({why.reason})")
 
-    def _lose(self, frame: Frame, why: NotLocated, recognised: NotLocated) -> None:
-        """No pose for this frame. After a while a new segment begins, to be tied to the old one when a loop allows."""
+    def _lose(self, frame: Frame, gray: Image, why: NotLocated, recognised: NotLocated) -> None:
+        """No pose for this frame. After a while a new segment may begin, to be tied to the old one by a loop."""
         if self._state is not TrackingState.LOST:
             self._state = TrackingState.LOST
             self._reason = f"{why.reason}; {recognised.reason}"
+            if frame.index - self._began_at < YOUNG:
+                self._reason = f"the map begun with frame {self._began_at} did not hold: {self._reason}"
+                self._patience = 1
             self._front_end.forget_motion()
+            self._initialiser.restart()
             self._tell.emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
         elif self._earlier is not None and not len(self._log):
             self._reason = f"not found in the map: {recognised.reason}"
         self._frames_lost += 1
-        if self._frames_lost >= self._config.relocalization.restart_after and not self._localize_only:
-            self._frames_lost = 0
-            self._segment = 1 + max(self._mapper.graph.segment_of.values())
-            self._state, self._reason = TrackingState.INITIALISING, "lost for too long, a new segment begins"
-            self._initialiser.restart()
+        if self._frames_lost >= self._patience and not self._localize_only:
+            self._initialise(frame, gray)
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -341,30 +349,41 @@ class Slam:
         self._front_end.forget_motion()
         self._unplaced.forget({r.index for r in self._log.records})
         self._unplaced.place(self._try_again)
+        if not self._localize_only:
+            self._join_segments()
+
+    def _join_segments(self) -> None:
+        """Maps begun apart become one where a keyframe is recognised by an older one of another."""
+        graph = self._mapper.graph
+        for k in sorted(graph.keyframes)[-MOST_JOINED:]:
+            if len(set(graph.segment_of.values())) == 1:
+                return
+            place = self._recogniser.recognise_elsewhere(k)
+            if isinstance(place, Place):
+                self._linker.join(place.keyframe_id, k, place.found)
 
     def _try_again(self, frame: Frame) -> bool:
+        """Place a frame in the map as it stands; it becomes a keyframe where it shows much that is not in one."""
         seen = Seen(frame, self._tracker.detect(self._tracker.gray(frame.image)), Tracks.none())
         found = self._recogniser.recognise(seen, self._log.nearest(frame.timestamp_ns).keyframe_id)
         if isinstance(found, NotLocated):
             return False
-        mapper, k, landmarks = self._mapper, found.keyframe_id, self._mapper.landmarks
-        known = landmarks.has_place(landmarks.observed[k].ids).sum()
-        self._active, self._segment = k, mapper.graph.segment_of[k]
+        self._tell.placed_later(found)
+        self._active, self._agreeing = found.keyframe_id, found.landmarks
+        self._segment = self._mapper.graph.segment_of[found.keyframe_id]
         self._front_end.corrected_to(found.world_from_cam)
-        self._agreeing = found.landmarks
-        self._tell.emit(
-            PlacedLater(
-                frame_index=frame.index,
-                timestamp_ns=frame.timestamp_ns,
-                keyframe_id=k,
-                inliers=len(found.landmarks),
-            )
-        )
-        if len(found.landmarks) < FEW_LEFT * known and not self._localize_only:
-            self._keep(seen, found.tracks, f"recognised {len(found.landmarks)} landmarks, looking back")
-        else:
+        if self._localize_only or self._share_seen(found) > FEW_LEFT:
             self._hang(frame)
+        else:
+            self._keep(seen, found.tracks, f"recognised {len(found.landmarks)} landmarks, looking back")
         return True
+
+    def _share_seen(self, found: Recognised) -> float:
+        """How much of what the keyframe saw, by which it was recognised, a picture sees."""
+        landmarks = self._mapper.landmarks
+        ids = landmarks.observed[found.keyframe_id].ids
+        ids = ids[landmarks.has_place(ids)]
+        return float(np.isin(ids, found.landmarks.ids).sum()) / max(len(ids), 1)
 
     def _refine_everything(self) -> None:
         """Rounds over the whole map, then every frame placed in what came out."""

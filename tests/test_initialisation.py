@@ -207,7 +207,7 @@ def test_tracks_that_contradict_an_estimate_from_matches_give_no_pair_but_a_coun
     begun = start(world, predictor=Matched(world, direction_sigma_deg=0.0, rotation_sigma_deg=40.0))
     outcomes = [begun.take(index) for index in range(12)]
     assert not any(isinstance(o, FirstPair) for o in outcomes)
-    assert any(re.fullmatch(r"\d+ of \d+ tracks agree with a first pair, 60 needed", o.reason) for o in outcomes)
+    assert any(re.fullmatch(r"\d+ of \d+ tracks agree with a first pair, 30 needed", o.reason) for o in outcomes)
 
 
 def test_tracks_decide_where_they_contradict_a_networks_answer():
@@ -288,7 +288,7 @@ def test_when_nothing_is_recognised_it_starts_again_with_the_frame_at_hand():
     walk = [look_along(CENTRE + np.array([0.0, 0.06 * k, 0.0]), np.array([-1.0, 0.0, 0.0])) for k in range(1, 15)]
     begun = start(world_of([*poses, *walk]), rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     outcomes = begun.take_all()
-    assert re.fullmatch(r"tracks broke: \d+ points recognised, 60 needed", outcomes[2].reason)
+    assert re.fullmatch(r"tracks broke: \d+ points recognised, 30 needed", outcomes[2].reason)
     pair = outcomes[-1]
     assert isinstance(pair, FirstPair)
     assert pair.first.frame.index == 2
