@@ -125,7 +125,7 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
 
     asked = config.predictor
     [size, *_] = TRAINED_SIZES[224 if asked.kind == "reloc3r-224" else 512]
-    chosen = choose_computation(backend=asked.backend, precision=asked.precision, size=size)
+    chosen = choose_computation(device=asked.device, backend=asked.backend, precision=asked.precision, size=size)
     by_default = (asked.backend, asked.precision) == ("torch", "auto")
 
     def load(dtype: torch.dtype) -> Reloc3r:

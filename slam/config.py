@@ -33,6 +33,7 @@ class PredictorConfig(Section):
     random_weights: bool = Field(
         False, description="Reloc3r with random weights: the cost is real, the poses mean nothing."
     )
+    device: str = Field("auto", description="Where Reloc3r runs: auto, cpu, cuda, cuda:N or mps.")
     backend: Literal["auto", "torch", "openvino"] = Field(
         "torch", description="What computes Reloc3r; auto measures at start which is quicker, OpenVINO if installed."
     )

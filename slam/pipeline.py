@@ -127,7 +127,7 @@ def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamC
     from relocalizer.preprocessing import TRAINED_SIZES
 
     [size, *_] = TRAINED_SIZES[224 if choice.kind == "reloc3r-224" else 512]
-    found = choose_computation(backend=asked.backend, precision=asked.precision, size=size)
+    found = choose_computation(device=asked.device, backend=asked.backend, precision=asked.precision, size=size)
     decided = {"backend": found.way.backend, "precision": found.way.precision}
     config = config.model_copy(update={"predictor": asked.model_copy(update=decided)})
     return config, replace(choice, reason=f"{choice.reason}; {found}")
@@ -195,9 +195,19 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
             asked = config.predictor
             if asked.random_weights:
                 return Reloc3rPredictor.random(
-                    cast("Kind", kind), seed=config.seed, precision=asked.precision, backend=asked.backend
+                    cast("Kind", kind),
+                    seed=config.seed,
+                    device=asked.device,
+                    precision=asked.precision,
+                    backend=asked.backend,
                 )
-            return Reloc3rPredictor.load(kind, weights=asked.weights, precision=asked.precision, backend=asked.backend)
+            return Reloc3rPredictor.load(
+                kind,
+                weights=asked.weights,
+                device=asked.device,
+                precision=asked.precision,
+                backend=asked.backend,
+            )
 
 
 @dataclass(frozen=True, slots=True)

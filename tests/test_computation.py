@@ -156,7 +156,8 @@ def asked_of_predictor(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize("weights", ["predictor.random_weights=true", "predictor.weights=folder"])
 def test_the_settings_reach_the_predictor(asked_of_predictor: dict[str, Any], weights: str) -> None:
     settings = ["predictor.kind=reloc3r-224", "predictor.backend=openvino", "predictor.precision=bfloat16"]
-    pipeline.build_predictor(load_config([], [*settings, weights]))
+    pipeline.build_predictor(load_config([], [*settings, "predictor.device=cpu", weights]))
+    assert asked_of_predictor["device"] == "cpu"
     assert asked_of_predictor["backend"] == "openvino"
     assert asked_of_predictor["precision"] == "bfloat16"
 
@@ -177,6 +178,15 @@ def test_without_a_network_or_a_wish_nothing_is_measured(told: Any, kind: str, p
     choice = PredictorChoice(kind, "as asked")
     assert pipeline.with_computation(config, choice) == (config, choice)
     assert asked == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_run_on_a_card_that_is_not_there_is_one_line(tmp_path: Path, pictures: Path, slam_command: Any) -> None:
+    options = ("--predictor", "reloc3r-224", "--random-weights", "--set", "predictor.device=cuda")
+    ended = slam_command("run", pictures, "-o", tmp_path / "run", *options)
+    assert ended.code == 2
+    assert "device cuda: this machine has 0 CUDA devices" in ended.complaint
+    assert "use --set predictor.device=cpu" in ended.complaint
 
 
 def test_the_report_of_a_run_says_what_computed(

@@ -366,7 +366,7 @@ def test_a_seed_of_more_than_64_bits_gives_weights_too() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_asked_for_and_absent_is_explained(state: Any, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r"device cuda: this machine has 0 CUDA devices.*--device cpu"):
+    with pytest.raises(DeviceError, match=r"device cuda: this machine has 0 CUDA devices.*--set predictor\.device=cpu"):
         load_model(write(tmp_path, state), device="cuda")
 
 

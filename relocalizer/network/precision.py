@@ -37,10 +37,10 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices that PyTorch "
-            f"{torch.__version__} can use; use --device cpu, or install a PyTorch built for CUDA"
+            f"{torch.__version__} can use; use --set predictor.device=cpu, or install a PyTorch built for CUDA"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device mps: there is no Apple GPU that PyTorch can use; use --device cpu")
+        raise DeviceError("device mps: there is no Apple GPU that PyTorch can use; use --set predictor.device=cpu")
     if device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
     return device
