@@ -287,7 +287,8 @@ def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(t
     assert ended.complaint.startswith("slam: the result is not usable: random weights: the poses mean nothing")
     assert "RANDOM WEIGHTS: THE POSES MEAN NOTHING" in ended.out
     report = json.loads((out / "report.json").read_text())
-    assert report["predictor"] == {"kind": "reloc3r-224", "reason": "as asked", "random_weights": True}
+    assert report["predictor"]["kind"] == "reloc3r-224"
+    assert report["predictor"]["random_weights"]
     assert report["frames"] == 12
     assert (report["usable"], ended.code) == (False, 1)
 
