@@ -87,7 +87,7 @@ class RelocalizerConfig(Section):
     """One picture located in a map."""
 
     candidates: int = Field(8, ge=1, le=100, description="Keyframes a picture is related to.")
-    pool: int = Field(40, ge=1, le=1000, description="Retrieved keyframes that the candidates are chosen from.")
+    pool: int = Field(100, ge=1, le=1000, description="Retrieved keyframes that the candidates are chosen from.")
     min_separation: float = Field(
         0.05,
         ge=0,
