@@ -90,6 +90,11 @@ class KeyframesConfig(Section):
     )
     rotation_deg: float = Field(12.0, gt=0, le=90, description="A keyframe is due after turning by this, degrees.")
     min_gap: int = Field(2, ge=1, le=100, description="Frames between keyframes, at least.")
+    thin_beyond: int = Field(
+        2000,
+        ge=60,
+        description="In maps of more keyframes, old ones whose landmarks others see are merged into their neighbours.",
+    )
     blur_ratio: float = Field(
         0.5, ge=0, lt=1, description="Frames less sharp than this share of the recent median are not kept."
     )
@@ -174,7 +179,9 @@ class RelocalizationConfig(Section):
     """After the camera was lost."""
 
     candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
-    min_inliers: int = Field(40, ge=6, le=1000, description="Landmarks that must agree, found near where they should be.")
+    min_inliers: int = Field(
+        40, ge=6, le=1000, description="Landmarks that must agree, found near where they should be."
+    )
     min_confirming: int = Field(
         10, ge=6, le=1000, description="Landmarks that suffice where a confident pair estimate agrees with the pose."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -31,6 +31,7 @@ class FrameLog:
         self._seen: list[Tracks] = []
         self._cameras: list[Camera] = []
         self._live: list[RigidTransform | None] = []
+        self._times_at: dict[int, list[int]] = {}  # by keyframe, of the frames that hang off it
 
     def __len__(self) -> int:
         return len(self.records)
@@ -46,9 +47,20 @@ class FrameLog:
         )
         n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
         self.records.insert(n, record)
+        self._times_at.setdefault(keyframe_id, []).append(frame.timestamp_ns)
         self._seen.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
         self._cameras.insert(n, frame.camera)
         self._live.insert(n, pose if self.live else None)
+
+    def hang_elsewhere(self, k: int, heir: int, graph: KeyframeGraph) -> None:
+        """Frames that hang off keyframe k hang off another; none of them moves."""
+        times = self._times_at.pop(k, [])
+        anchor = graph.world_from_keyframe[heir]
+        for time_ns in times:
+            n = bisect_left(self.records, time_ns, key=lambda r: r.timestamp_ns)
+            pose = self.pose(self.records[n], graph)
+            self.records[n] = replace(self.records[n], keyframe_id=heir, keyframe_from_frame=hang(anchor, pose))
+        self._times_at.setdefault(heir, []).extend(times)
 
     def nearest(self, timestamp_ns: int) -> FrameRecord:
         """The record next to a time; the earlier of two that are as near."""

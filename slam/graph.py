@@ -59,6 +59,8 @@ class KeyframeGraph:
     world_from_keyframe: dict[int, Similarity] = field(default_factory=dict)
     segment_of: dict[int, int] = field(default_factory=dict)
     weights: dict[tuple[int, int], float] = field(default_factory=dict)  # of loops that are not believed in full
+    _tied: dict[int, set[int]] = field(default_factory=dict)  # keyframes that an edge ties to each
+    _loops: set[tuple[int, int]] = field(default_factory=set)
 
     def add_keyframe(self, keyframe: Keyframe, world_from_keyframe: Similarity, segment: int = 0) -> None:
         """Keyframes of one segment share a world; segments know nothing of each other until a loop ties them.
@@ -83,6 +85,26 @@ class KeyframeGraph:
                 raise ValueError(f"KeyframeGraph: edge {edge.i}-{edge.j} names keyframe {end}, which is not there")
         self.edges[edge.i, edge.j] = edge
         self.weights.pop((edge.i, edge.j), None)
+        self._tied.setdefault(edge.i, set()).add(edge.j)
+        self._tied.setdefault(edge.j, set()).add(edge.i)
+        (self._loops.add if edge.kind is EdgeKind.LOOP else self._loops.discard)((edge.i, edge.j))
+
+    def remove_keyframe(self, k: int) -> None:
+        """Take a keyframe out, with its edges.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        if k not in self.keyframes:
+            raise ValueError(f"KeyframeGraph: keyframe {k} is not there")
+        for edge in self.edges_at(k):
+            del self.edges[edge.i, edge.j]
+            self.weights.pop((edge.i, edge.j), None)
+            self._loops.discard((edge.i, edge.j))
+            self._tied[edge.i + edge.j - k].discard(k)
+        for table in (self.keyframes, self.world_from_keyframe, self.segment_of):
+            del table[k]
+        self._tied.pop(k, None)
 
     def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
         """Replace poses of keyframes that are there; others stay. Raises ValueError on an unknown id."""
@@ -110,6 +132,14 @@ class KeyframeGraph:
 
     def edges_of(self, kind: EdgeKind) -> list[Edge]:
         return [edge for edge in self.edges.values() if edge.kind is kind]
+
+    def edges_at(self, k: int) -> list[Edge]:
+        """Edges that end at a keyframe, in order of the other end."""
+        return [self.edges[min(k, n), max(k, n)] for n in sorted(self._tied.get(k, ()))]
+
+    def loops(self) -> list[Edge]:
+        """All loop edges, in order of their ends."""
+        return [self.edges[key] for key in sorted(self._loops)]
 
     def segment(self, number: int) -> list[int]:
         """Ids of a segment's keyframes, in order."""

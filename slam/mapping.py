@@ -239,6 +239,17 @@ class Mapper:
             self.graph.world_from_keyframe[i] = a_from_b @ self.graph.world_from_keyframe[i]
             self.graph.segment_of[i] = kept
 
+    def forget_keyframe(self, k: int) -> None:
+        """Take a keyframe out of the map; what hangs off it has been handed on before."""
+        for i in self._paired_with.pop(k, []):
+            del self.pairs[i, k]
+        for edge in self.graph.edges_at(k):
+            if (k, edge.j) in self.pairs:
+                del self.pairs[k, edge.j]
+                self._paired_with[edge.j].remove(k)
+        self.graph.remove_keyframe(k)
+        self.landmarks.forget_keyframe(k)
+
     # --- relations ------------------------------------------------------------------------------------
 
     def segment_keyframes(self, k: int) -> list[int]:

@@ -35,6 +35,7 @@ from slam.refinement import Refiner
 from slam.reporter import Reporter
 from slam.saved_map import Earlier, map_of, restore
 from slam.slam_result import SlamResult, Units, gather
+from slam.sparsification import Sparsifier
 from slam.stopwatch import Stopwatch
 from slam.tracks import PointTracker, Tracks
 
@@ -92,6 +93,14 @@ class Slam:
         self._few = 0  # of the landmarks followed; below it more are looked for in a map that must not change
         if start_map is not None:
             self._begin_in(start_map, predictor, retriever)
+        self._sparsifier = Sparsifier(
+            self._mapper,
+            self._log,
+            retriever,
+            beyond=config.keyframes.thin_beyond,
+            kept=self._linker.ends_of_loops,
+            since=self._mapper.graph.last_id + 1,
+        )
 
     def _begin_in(self, start_map: ReferenceMap, predictor: PosePredictor, retriever: Retriever) -> None:
         self._earlier = restore(start_map, self._mapper, predictor, retriever)
@@ -287,6 +296,7 @@ class Slam:
             with self._watch("refine"):
                 mapper.refine_window(k)
             self._segment = mapper.graph.segment_of[k]
+        self._sparsifier.thin()
         self._active = k
         pose, tracks = mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k]
         if self._front_end.pose is None:
