@@ -70,6 +70,8 @@ class Recogniser:
 
     def recognise(self, seen: Seen, active: int) -> Recognised | NotLocated:
         """The frame's pose from landmarks of remembered keyframes, or why none agrees."""
+        if len(seen.features) < MIN_POINTS:
+            return NotLocated(f"{len(seen.features)} points in the picture, {MIN_POINTS} needed")
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
         found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
         reason = "no keyframe to compare with"
