@@ -24,6 +24,8 @@ from slam.mapping import Mapper
 from slam.recognition import Recognised
 from slam.tracks import Tracks
 
+TOLD_ALWAYS = 200  # keyframes up to which all landmarks are told after each; telling takes as long as there are many
+
 
 class Reporter:
     """Makes events of what stands in the map, and hands them to every observer in order."""
@@ -50,6 +52,11 @@ class Reporter:
                 inliers=len(found.landmarks),
             )
         )
+
+    def landmarks_after(self, k: int, frame_index: int) -> None:
+        """Tell of the landmarks when keyframe k has come: always in a small map, ever more seldom as it grows."""
+        if k % (1 + len(self._mapper.graph.keyframes) // TOLD_ALWAYS) == 0:
+            self.landmarks(frame_index)
 
     def landmarks(self, frame_index: int) -> None:
         landmarks = self._mapper.landmarks

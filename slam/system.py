@@ -306,7 +306,7 @@ class Slam:
         self._front_end.tracks = tracks
         self._agreeing = tracks.where(mapper.landmarks.has_place(tracks.ids))
         self._log.add(frame, pose, self._agreeing, k, mapper.graph)
-        self._tell.landmarks(frame.index)
+        self._tell.landmarks_after(k, frame.index)
 
     # --- without a pose -------------------------------------------------------------------------------
 
