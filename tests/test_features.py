@@ -150,3 +150,19 @@ def test_a_thousand_by_a_thousand_match_well_within_a_frame(rng):
         match_features(a, b, ratio=0.8)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.1  # 4 ms on a quiet core; the bound only catches a loop in Python
+
+
+def test_a_picture_of_little_contrast_gives_points_that_are_found_again(rng):
+    picture = speckled(rng, 480, 640)
+    faint = np.rint(128 + (picture.astype(np.float32) - 128) / 25).astype(np.uint8)
+    moved = np.roll(faint, (3, 7), axis=(0, 1))
+    config = FeaturesConfig()
+    first, second = detect_features(faint, config), detect_features(moved, config)
+    assert len(first) > 600
+    pairs = match_features(first, second, ratio=0.8)
+    shift = second.pixels[pairs[:, 1]] - first.pixels[pairs[:, 0]]
+    assert (np.linalg.norm(shift - (7, 3), axis=1) < 1).sum() > 300
+
+
+def test_a_blank_picture_gives_no_points():
+    assert len(detect_features(np.full((240, 320), 90, np.uint8), FeaturesConfig())) == 0

@@ -153,3 +153,22 @@ def test_what_a_frame_saw_does_not_follow_the_arrays_it_was_given(rng, graph):
     kept = []
     log.place_again(graph, lambda tracks, camera, pose: kept.append(tracks.ids.tolist()) or pose)
     assert kept == [[0, 1, 2, 3, 4]]
+
+
+def test_a_frame_added_after_the_stream_is_in_its_place_but_has_no_live_pose(rng, graph):
+    log, poses = FrameLog(), [some_rigid(rng) for _ in range(3)]
+    log.add(frame(3), poses[0], seen(5), 0, graph)
+    log.add(frame(9), poses[1], seen(5), 0, graph)
+    log.live = False
+    log.add(frame(6), poses[2], seen(5), 0, graph)
+    assert [r.index for r in log.records] == [3, 6, 9]
+    assert same(log.pose(log.records[1], graph), poses[2])
+    assert log.live_trajectory().timestamps_ns.tolist() == [3000, 9000]
+
+
+@pytest.mark.parametrize(("time", "index"), [(0, 3), (5000, 3), (6000, 3), (6001, 9), (20000, 9)])
+def test_the_nearest_frame_in_time_is_found(rng, graph, time, index):
+    log = FrameLog()
+    for n in (3, 9):
+        log.add(frame(n), some_rigid(rng), seen(5), 0, graph)
+    assert log.nearest(time).index == index

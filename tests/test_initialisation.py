@@ -16,7 +16,7 @@ from relocalizer.triangulation import triangulate
 from slam.config import InitialisationConfig, SlamConfig
 from slam.front_end import FrontEnd
 from slam.graph import KeyframeGraph
-from slam.initialisation import FirstPair, Initialiser, Waiting
+from slam.initialisation import MAX_BETWEEN, FirstPair, Initialiser, Reference, Waiting
 from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap
 
@@ -316,3 +316,23 @@ def test_a_picture_that_shows_nothing_is_a_reference_that_is_given_up():
     assert outcomes[0].reason == "0 points to follow"
     assert isinstance(outcomes[-1], FirstPair)
     assert outcomes[-1].first.frame.index == 2
+
+
+def test_a_picture_is_matched_to_references_before_the_one_that_is_followed():
+    ahead, back = np.array([1.0, 0.0, 0.0]), np.array([-1.0, 0.0, 0.0])
+    poses = [look_along(CENTRE, ahead), look_along(CENTRE, back), look_along(CENTRE + np.array([0.0, 0.4, 0.0]), ahead)]
+    outcomes = start(world_of(poses), rotation_sigma_deg=0.05, direction_sigma_deg=0.3).take_all()
+    pair = outcomes[-1]
+    assert isinstance(pair, FirstPair)
+    assert (pair.first.frame.index, pair.second.frame.index) == (0, 2)
+    assert pair.between == []
+
+
+def test_frames_between_are_remembered_without_their_pictures_and_never_without_bound():
+    frame = world_of(room_path(2, 0.1)).frame(0)
+    tracks = start(world_of(room_path(2, 0.1))).front_end.tracks
+    reference = Reference(None)
+    for _ in range(5 * MAX_BETWEEN):
+        reference.remember(frame, tracks)
+    assert MAX_BETWEEN // 2 <= len(reference.between) <= MAX_BETWEEN
+    assert all(kept.image.size == 0 and kept.timestamp_ns == frame.timestamp_ns for kept, _ in reference.between)

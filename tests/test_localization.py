@@ -16,8 +16,8 @@ from relocalizer.retrieval import FaissRetriever
 from relocalizer.triangulation import depths_in
 from slam.config import RelocalizationConfig
 from slam.front_end import NotLocated
-from slam.localization import Localised, NotLocalised, localise, match_keyframes
-from slam.recognition import Recognised, Recogniser, recognise_place
+from slam.localization import Localised, NotLocalised, localise, look_closer, match_keyframes
+from slam.recognition import Recognised, Recogniser, needed_share, recognise_place
 
 STEP = 6
 NEAR = 4 * STEP + 3  # a frame between keyframes 4 and 5
@@ -283,7 +283,7 @@ def test_a_dark_frame_is_not_located():
     world = room()
     dark = build(OracleWorld(world.poses, world.points, pixel_noise=0.3, blind=frozenset([STEP + 1])), [0, STEP])
     found = recogniser(dark, Fixed(0)).recognise(dark.seen(STEP + 1), active=1)
-    assert found == NotLocated("0 points of keyframe 0 recognised, 12 needed")
+    assert found == NotLocated("0 points in the picture, 12 needed")
 
 
 def test_recognising_changes_nothing_in_the_map(walk):
@@ -305,3 +305,71 @@ def test_a_predictor_that_knows_nothing_still_leaves_the_search(walk):
     found = mute.recognise(walk.seen(NEAR), active=4)
     assert isinstance(found, Recognised)
     assert error_of(found.world_from_cam, walk, NEAR)[1] < 0.02
+
+
+# A closer look
+
+
+def all_landmarks(builder):
+    return builder.mapper.landmarks.placed_ids()
+
+
+def looked_closer(builder, index, first, ids):
+    landmarks, graph = builder.mapper.landmarks, builder.mapper.graph
+    features, camera = builder.seen(index).features, builder.world.camera
+    return look_closer(first, features, camera, ids, landmarks, graph, radius_px=10.0, min_similarity=0.8)
+
+
+def test_a_closer_look_finds_more_of_the_same_landmarks_and_the_same_pose(walk):
+    first = localised(walk, NEAR, keyframes=(4,))
+    found = looked_closer(walk, NEAR, first, all_landmarks(walk))
+    assert len(found.matches.tracks) > len(first.matches.tracks)
+    assert found.share > 0.9
+    assert error_of(found.fit.world_from_cam, walk, NEAR)[1] < 0.01
+    assert np.array_equal(walk.seen(NEAR).features.pixels[found.matches.feature], found.matches.tracks.pixels)
+
+
+def test_a_closer_look_at_a_wrong_pose_finds_next_to_nothing(walk):
+    first = localised(walk, NEAR, keyframes=(4,))
+    elsewhere = first.fit.world_from_cam * rigid(exp_so3(np.array([0.0, 0.3, 0.0])), np.array([0.2, 0.0, 0.0]))
+    wrong = replace(first, fit=replace(first.fit, world_from_cam=elsewhere))
+    found = looked_closer(walk, NEAR, wrong, all_landmarks(walk))
+    assert len(found.matches.tracks) < 8
+
+
+def test_what_becomes_a_landmarks_observation_is_no_longer_a_point_without_a_place(walk):
+    first = localised(walk, NEAR, keyframes=(4, 5))
+    found = looked_closer(walk, NEAR, first, all_landmarks(walk))
+    both = np.concatenate([found.matches.tracks.pixels, found.unplaced.pixels])
+    assert len(np.unique(both, axis=0)) == len(both)
+
+
+def test_the_share_that_must_agree_falls_from_a_half_towards_chance_as_landmarks_grow_many():
+    assert needed_share(10, 0.5) == 0.5
+    assert needed_share(94, 0.5) == pytest.approx(1 / 3 + 2 * np.sqrt(2 / 9 / 94))
+    assert 0.33 < needed_share(100_000, 0.5) < 0.34
+
+
+@pytest.mark.parametrize("config", [{"min_cells": 48}, {"min_inliers": 1000}])
+def test_landmarks_that_speak_alone_must_be_many_and_all_over_the_picture(walk, config):
+    class Mute(OraclePredictor):
+        def relate(self, pairs):
+            return [NoEstimate("mute")] * len(pairs)
+
+    strict = Recogniser(CONFIG.model_copy(update=config), walk.mapper, Mute(walk.world), Fixed())
+    found = strict.recognise(walk.seen(NEAR), active=4)
+    assert isinstance(found, NotLocated)
+    assert f"{next(iter(config.values()))}" in found.reason
+
+
+def test_a_keyframe_is_recognised_in_another_map_by_an_older_one_alone():
+    world = room()
+    builder = build(world, range(0, 5 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
+    builder.mapper.refine_window(4)
+    builder.add(2 * STEP + 1, segment=1, follow=False)
+    builder.add(3 * STEP + 1, segment=1)
+    searching = recogniser(builder, Fixed(2, 3))
+    place = searching.recognise_elsewhere(5)
+    assert place.keyframe_id == 2
+    assert place.confirmed
+    assert error_of(place.found.fit.world_from_cam, builder, 2 * STEP + 1)[1] < 0.01

@@ -17,6 +17,7 @@ from slam.events import (
     GraphOptimised,
     Initialised,
     KeyframeAdded,
+    PlacedLater,
     Relocalised,
     RunFinished,
     ScaleUnobservable,
@@ -184,3 +185,36 @@ def test_a_stretch_of_turning_says_that_scale_is_unobservable_and_keeps_the_map(
     assert said[0].frame_index >= 115
     assert "0.5 needed" in said[0].reason
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
+
+
+def test_frames_that_came_before_their_place_was_mapped_get_a_pose_when_the_run_ends():
+    path = room_path()
+    early = range(60, 65)  # a look at what the camera passes only later
+    world = world_of([*path[:60], *path[115:120], *path[55:135]])
+    result, events = run(world)
+    live = {e.frame.index for e in of(events, FrameProcessed) if e.world_from_cam is not None}
+    assert not live & set(early)
+    assert {e.frame_index for e in of(events, PlacedLater)} >= set(early)
+    assert set(early) <= set(result.frame_indices.tolist())
+    assert not set(early) & set(np.searchsorted(world.ground_truth.timestamps_ns, result.online.timestamps_ns))
+    assert (np.diff(result.keyframe_trajectory.timestamps_ns) > 0).all()
+    assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
+
+
+def test_two_maps_begun_apart_become_one_when_the_way_between_is_seen():
+    path = room_path()
+    world = world_of([*path[:60], *path[150:210], *path[60:150]])
+    result, events = run(world)
+    assert len(of(events, Initialised)) == 2
+    assert not result.segments
+    assert len(result.trajectory) > 195
+    assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
+
+
+def test_a_map_of_nowhere_else_stays_apart_and_nothing_ties_it():
+    path = room_path()
+    world = world_of([*path[:60], *path[120:180]])
+    result, events = run(world)
+    assert len(result.segments) == 1
+    assert not [e for e in of(events, EdgeAccepted) if e.edge.kind is EdgeKind.LOOP]
+    assert len(result.trajectory) + len(result.segments[0]) > 105

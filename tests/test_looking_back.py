@@ -1,0 +1,86 @@
+"""Frames kept for later: as few as asked for, evenly, and tried again in an order that lets one help the next."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from relocalizer.images import Camera
+from slam.frames import Frame
+from slam.looking_back import Unplaced
+
+CAMERA = Camera(width=64, height=48, fx=50.0, fy=50.0, cx=31.5, cy=23.5)
+
+
+def frame(index: int) -> Frame:
+    rough = np.random.default_rng(index).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    picture = cv2.resize(rough, (64, 48), interpolation=cv2.INTER_CUBIC)
+    return Frame(index=index, timestamp_ns=1000 * index, image=picture, camera=CAMERA)
+
+
+def kept(limit: int, count: int) -> Unplaced:
+    unplaced = Unplaced(limit)
+    for index in range(count):
+        unplaced.keep(frame(index))
+    return unplaced
+
+
+def tried(unplaced: Unplaced) -> list[int]:
+    """Indices in the order in which frames are tried when none is ever placed."""
+    order: list[int] = []
+    unplaced.place(lambda f: bool(order.append(f.index)))
+    return order
+
+
+def test_a_frame_comes_back_as_it_was_but_for_what_jpeg_loses():
+    back: list[Frame] = []
+    kept(5, 1).place(lambda f: not back.append(f))
+    assert (back[0].index, back[0].timestamp_ns, back[0].camera) == (0, 0, CAMERA)
+    assert np.abs(back[0].image.astype(int) - frame(0).image).mean() < 4
+
+
+def test_no_more_than_the_limit_are_kept_and_they_lie_evenly():
+    unplaced = kept(8, 300)
+    assert len(unplaced) <= 8
+    indices = sorted(set(tried(unplaced)))
+    assert len(set(np.diff(indices))) == 1
+    assert indices[0] == 0
+    assert indices[-1] > 200
+
+
+def test_a_limit_of_none_keeps_none():
+    assert len(kept(0, 10)) == 0
+
+
+def test_frames_that_have_a_pose_meanwhile_are_not_tried():
+    unplaced = kept(10, 6)
+    unplaced.forget({1, 2, 9})
+    assert set(tried(unplaced)) == {0, 3, 4, 5}
+
+
+def test_a_frame_that_is_placed_helps_its_neighbours_on_both_sides():
+    placed = {4}
+
+    def beside_a_placed_one(f: Frame) -> bool:
+        if not {f.index - 1, f.index + 1} & placed:
+            return False
+        placed.add(f.index)
+        return True
+
+    unplaced = kept(20, 10)
+    unplaced.forget(placed)
+    assert unplaced.place(beside_a_placed_one) == 9
+    assert len(unplaced) == 0
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_frames_that_are_nowhere_are_tried_twice_and_no_more(count):
+    order = tried(kept(20, count))
+    assert sorted(order) == sorted([*range(count), *range(count)])
+
+
+def test_frames_that_are_placed_one_a_pass_do_not_cost_a_pass_each():
+    tries: list[int] = []
+    kept(20, 12).place(lambda f: not tries.append(f.index) and f.index == len(tries) % 12)
+    assert len(tries) <= 24
