@@ -8,7 +8,7 @@ Camera axes: x right, y down, z forward. Radians everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -124,6 +124,7 @@ class Similarity:
     rotation: FloatArray
     translation: FloatArray
     scale: float = 1.0
+    _rigid: RigidTransform | None = field(default=None, init=False, repr=False)  # made when first asked for
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rotation", frozen_array("Similarity.rotation", self.rotation, (3, 3)))
@@ -165,7 +166,10 @@ class Similarity:
     @property
     def rigid(self) -> RigidTransform:
         """The pose without its scale."""
-        return rigid(self.rotation, self.translation)
+        if self._rigid is None:
+            object.__setattr__(self, "_rigid", rigid(self.rotation, self.translation))
+        assert self._rigid is not None
+        return self._rigid
 
     def is_close(self, other: Similarity, *, atol: float = 1e-9) -> bool:
         return (

@@ -108,9 +108,9 @@ def refine_points(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> Fl
         J[:, :, 2] = -focal * in_cam[:, :2] / (z**2)[:, None]
         J = J @ R
         weight = np.minimum(1.0, HUBER_K * noise_px / np.maximum(np.linalg.norm(residual, axis=1), 1e-12))
-        H, gradient = np.zeros((count, 3, 3)), np.zeros((count, 3))
-        np.add.at(H, bundle.point_of, np.einsum("m,mij,mik->mjk", weight, J, J))
-        np.add.at(gradient, bundle.point_of, np.einsum("m,mij,mi->mj", weight, J, residual))
+        weighted = weight[:, None, None] * J
+        H = _sums(np.einsum("mij,mik->mjk", weighted, J), bundle.point_of, count)
+        gradient = _sums(np.einsum("mij,mi->mj", weighted, residual), bundle.point_of, count)
         damping = 1e-3 * np.trace(H, axis1=1, axis2=2) + 1e-12
         tried = points - np.linalg.solve(H + damping[:, None, None] * np.eye(3), gradient[:, :, None])[:, :, 0]
         in_cam_tried, residual_tried, cost_tried = residuals(tried)
@@ -121,6 +121,13 @@ def refine_points(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> Fl
         in_cam = np.where(moved[:, None], in_cam_tried, in_cam)
         residual = np.where(moved[:, None], residual_tried, residual)
     return points
+
+
+def _sums(terms: FloatArray, of: NDArray[np.int64], count: int) -> FloatArray:
+    """Terms (M, ...) added up by the row (M,) each belongs to, (count, ...)."""
+    columns = terms.reshape(len(terms), -1).T
+    sums = np.stack([np.bincount(of, column, minlength=count) for column in columns], axis=1)
+    return np.asarray(sums.reshape(count, *terms.shape[1:]), dtype=np.float64)
 
 
 class GtsamRefiner:
