@@ -45,10 +45,11 @@ class FrontEnd:
         self._motion: RigidTransform | None = None  # last_from_next, expected to repeat
         self.pose: RigidTransform | None = None  # world_from_cam of the last frame, None while unknown
         self.tracks = Tracks.none()
+        self.before = Tracks.none()  # the tracks in the picture before
 
     def advance(self, frame: Frame, gray: Image) -> None:
         """Follow the tracks into the next picture."""
-        tracks = self._landmarks.renamed(self.tracks)
+        tracks = self.before = self._landmarks.renamed(self.tracks)
         if self._gray is not None and len(tracks) and self._gray.shape == gray.shape:
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, self._guess(frame, tracks))
             self.tracks = Tracks(tracks.ids, pixels).where(found)

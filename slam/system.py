@@ -17,6 +17,7 @@ from slam.events import (
     Observer,
     Relocalised,
     RunFinished,
+    ScaleUnobservable,
     TrackingLost,
     TrackingState,
 )
@@ -38,6 +39,7 @@ from slam.slam_result import SlamResult, Units, gather
 from slam.sparsification import Sparsifier
 from slam.stopwatch import Stopwatch
 from slam.tracks import PointTracker, Tracks
+from slam.turning import Turning
 
 MOST_JOINED = 300  # keyframes, the newest, that are looked for in other segments when the run ends
 YOUNG = 10  # frames: a map lost sooner after its beginning was begun wrongly, and is begun again at once
@@ -76,6 +78,7 @@ class Slam:
         self._recogniser = Recogniser(config.relocalization, self._mapper, predictor, retriever)
         self._front_end = FrontEnd(config, tracker, self._mapper.graph, self._mapper.landmarks)
         self._initialiser = Initialiser(config, self._mapper.landmarks, self._front_end, predictor, tracker)
+        self._turning = Turning(config, self._mapper.landmarks, tracker)
         self._policy = KeyframePolicy(config.keyframes)
         self._log = FrameLog()
         self._unplaced = Unplaced(config.relocalization.look_back)
@@ -215,15 +218,19 @@ class Slam:
             else:
                 self._place(frame, gray, found)
             return
-        with self._watch("recognise"):
-            recognised = self._recogniser.recognise(self._see(frame, gray), self._active)
+        recognised: Recognised | NotLocated = NotLocated("no place is looked for in this frame of a turn")
+        if self._turning.is_due_for_a_look:
+            with self._watch("recognise"):
+                recognised = self._recogniser.recognise(self._see(frame, gray), self._active)
         if isinstance(recognised, Recognised):
             self._resume(recognised, found)
-        else:
+        elif not self._turn(frame, gray):
             self._lose(frame, gray, found, recognised)
 
     def _place(self, frame: Frame, gray: Image, found: Located) -> None:
         """A frame with a pose: it hangs off the active keyframe, or becomes the next one."""
+        self._turning.stop()
+        self._reason = ""
         self._front_end.moved_to(found.world_from_cam, landmarks=found.landmarks)
         self._agreeing = found.landmarks
         reason = self._reason_to_keep(frame, gray, found)
@@ -236,6 +243,8 @@ class Slam:
 
     def _follow_in_map(self, frame: Frame, gray: Image, found: Located) -> None:
         """A frame with a pose in a map that must not change: when few landmarks are left, more are recognised."""
+        self._turning.stop()
+        self._reason = ""
         self._front_end.moved_to(found.world_from_cam, landmarks=found.landmarks)
         self._agreeing = found.landmarks
         if len(found.landmarks) < self._few:
@@ -308,7 +317,23 @@ class Slam:
         self._log.add(frame, pose, self._agreeing, k, mapper.graph)
         self._tell.landmarks_after(k, frame.index)
 
-    # --- without a pose -------------------------------------------------------------------------------
+    # --- without landmarks ----------------------------------------------------------------------------
+
+    def _turn(self, frame: Frame, gray: Image) -> bool:
+        """Keep the orientation of a camera that only turns, its position held; False when that is not what it does."""
+        front_end = self._front_end
+        if self._state is not TrackingState.TRACKING or front_end.pose is None:
+            return False
+        pose = self._turning.follow(frame, front_end.before, front_end.tracks, front_end.pose)
+        if isinstance(pose, NotLocated):
+            return False
+        self._reason = "the camera turns where no landmark is known: its position is held"
+        if self._turning.is_news(frame.index):
+            self._tell.emit(ScaleUnobservable(frame_index=frame.index, reason=self._reason))
+        front_end.moved_to(pose)
+        front_end.tracks = self._turning.renew(frame, gray, front_end.tracks, pose)
+        self._hang(frame)
+        return True
 
     def _resume(self, found: Recognised, why: NotLocated) -> None:
         """Recognised landmarks place a frame that could not be followed; it becomes a keyframe at once."""
@@ -326,6 +351,7 @@ class Slam:
         self._state, self._reason, self._frames_lost = TrackingState.TRACKING, "", 0
         self._segment = self._mapper.graph.segment_of[found.keyframe_id]
         self._active = found.keyframe_id
+        self._turning.stop()
         self._front_end.forget_motion()
         self._front_end.moved_to(found.world_from_cam)
         if self._localize_only:
@@ -343,6 +369,7 @@ class Slam:
                 self._reason = f"the map begun with frame {self._began_at} did not hold: {self._reason}"
                 self._patience = 1
             self._front_end.forget_motion()
+            self._turning.stop()
             self._initialiser.restart()
             self._tell.emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=self._reason))
         elif self._earlier is not None and not len(self._log):

@@ -218,3 +218,50 @@ def test_a_map_of_nowhere_else_stays_apart_and_nothing_ties_it():
     assert len(result.segments) == 1
     assert not [e for e in of(events, EdgeAccepted) if e.edge.kind is EdgeKind.LOOP]
     assert len(result.trajectory) + len(result.segments[0]) > 105
+
+
+def turned_from(pose, angles):
+    """Cameras where `pose` is, turned about the vertical by these angles."""
+    ahead = rotation_matrix(pose)[:, 2]
+    start = np.arctan2(ahead[1], ahead[0])
+    return [look_along(pose.translation, np.array([np.cos(start + a), np.sin(start + a), 0.0])) for a in angles]
+
+
+@pytest.fixture(scope="module")
+def turned():
+    """A walk, a turn on the spot to where nothing is known and back, and on."""
+    path = room_path(200, turns=0.8)
+    there = np.linspace(0, 2.4, 60)
+    world = world_of([*path[:60], *turned_from(path[59], [*there, *there[::-1]]), *path[60:110]])
+    return world, *run(world)
+
+
+def test_a_camera_that_turns_away_from_the_map_keeps_its_orientation_and_its_place(turned):
+    world, result, events = turned
+    assert len(result.trajectory) == len(world.poses)
+    assert not of(events, TrackingLost)
+    found = evaluate(result.trajectory, world.ground_truth)
+    assert found.ate_sim3.rmse < 0.003 * world.ground_truth.length
+    assert found.orientation_deg.rmse < 1.0
+
+
+def test_a_turn_where_no_landmark_is_known_says_that_the_position_is_held_and_says_it_once(turned):
+    _, _, events = turned
+    held = [e for e in of(events, FrameProcessed) if "held" in e.reason]
+    assert len(held) > 10
+    assert all(e.world_from_cam is not None for e in held)
+    assert len([e for e in of(events, ScaleUnobservable) if "held" in e.reason]) == 1
+    assert "held" not in of(events, FrameProcessed)[-1].reason
+
+
+def test_a_camera_that_turns_away_and_then_walks_is_lost_and_not_made_up():
+    path = room_path(200, turns=0.8)
+    away = turned_from(path[59], np.linspace(0, 2.4, 60))
+    ahead = rotation_matrix(away[-1])[:, 2]
+    walked = [
+        look_along(away[-1].translation + s * np.array([ahead[1], -ahead[0], 0]), ahead)
+        for s in np.linspace(0.02, 0.5, 25)
+    ]
+    world = world_of([*path[:60], *away, *walked])
+    _, events = run(world)
+    assert of(events, TrackingLost)[0].frame_index < 60 + 60 + 8
