@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect, bisect_left
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,14 +27,23 @@ class FrameLog:
 
     def __init__(self) -> None:
         self.live = True
-        self.records: list[FrameRecord] = []
+        self._records: list[FrameRecord] = []
         self._seen: list[Tracks] = []
         self._cameras: list[Camera] = []
         self._live: list[RigidTransform | None] = []
-        self._times_at: dict[int, list[int]] = {}  # by keyframe, of the frames that hang off it
+        # By a keyframe that is gone, the one that its frames hang off now, and where the gone one lies in that.
+        self._moved: dict[int, tuple[int, Similarity]] = {}
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._records)
+
+    @property
+    def records(self) -> list[FrameRecord]:
+        """Every frame under the keyframe it hangs off now."""
+        if self._moved:
+            self._records = [self._resolved(record) for record in self._records]
+            self._moved = {}
+        return self._records
 
     def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
         """Hang a frame with a pose in map units off a keyframe; `seen` are the landmarks it rests on."""
@@ -45,22 +54,26 @@ class FrameLog:
             keyframe_id=keyframe_id,
             keyframe_from_frame=hang(graph.world_from_keyframe[keyframe_id], pose),
         )
-        n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
-        self.records.insert(n, record)
-        self._times_at.setdefault(keyframe_id, []).append(frame.timestamp_ns)
+        n = bisect(self._records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
+        self._records.insert(n, record)
         self._seen.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
         self._cameras.insert(n, frame.camera)
         self._live.insert(n, pose if self.live else None)
 
     def hang_elsewhere(self, k: int, heir: int, graph: KeyframeGraph) -> None:
         """Frames that hang off keyframe k hang off another; none of them moves."""
-        times = self._times_at.pop(k, [])
-        anchor = graph.world_from_keyframe[heir]
-        for time_ns in times:
-            n = bisect_left(self.records, time_ns, key=lambda r: r.timestamp_ns)
-            pose = self.pose(self.records[n], graph)
-            self.records[n] = replace(self.records[n], keyframe_id=heir, keyframe_from_frame=hang(anchor, pose))
-        self._times_at.setdefault(heir, []).extend(times)
+        self._moved[k] = heir, graph.world_from_keyframe[heir].inverse() @ graph.world_from_keyframe[k]
+
+    def _resolved(self, record: FrameRecord) -> FrameRecord:
+        """The record under a keyframe that is there."""
+        at, at_from_keyframe = record.keyframe_id, Similarity.identity()
+        while at in self._moved:
+            at, step = self._moved[at]
+            at_from_keyframe = step @ at_from_keyframe
+        if at == record.keyframe_id:
+            return record
+        pose = at_from_keyframe.compose_rigid(record.keyframe_from_frame)
+        return replace(record, keyframe_id=at, keyframe_from_frame=pose)
 
     def nearest(self, timestamp_ns: int) -> FrameRecord:
         """The record next to a time; the earlier of two that are as near."""

@@ -366,7 +366,7 @@ class Mapper:
         own = own[self.landmarks.has_place(own)]
         counts = np.zeros(len(own), np.int64)
         for k in members:
-            rows = _rows_of(self.landmarks.observed[k].ids, own)
+            rows = rows_of(self.landmarks.observed[k].ids, own)
             counts[rows[rows >= 0]] += 1
         chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
         if max_landmarks is not None and len(chosen) > max_landmarks:
@@ -375,7 +375,7 @@ class Mapper:
         keyframe_of, point_of, pixels = [], [], []
         for k in members:
             tracks = self.landmarks.observed[k]
-            rows = _rows_of(tracks.ids, own)
+            rows = rows_of(tracks.ids, own)
             keep = rows >= 0
             keyframe_of.append(np.full(int(keep.sum()), k, np.int64))
             point_of.append(rows[keep])
@@ -407,7 +407,7 @@ class Mapper:
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
 
 
-def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each id stands in `own`, which is in order; -1 for those that do not."""
     if len(own) == 0:
         return np.full(len(ids), -1, np.int64)

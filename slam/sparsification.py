@@ -11,21 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 
 import numpy as np
-from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import Retriever
-from relocalizer.triangulation import depths_in
 from slam.frame_log import FrameLog
 from slam.graph import Edge, EdgeKind, KeyframeGraph
-from slam.mapping import Mapper
+from slam.mapping import Mapper, rows_of
 
-# Other keyframes that must see a landmark for it to need this one no more. With 3, as ORB-SLAM has it, a last refinement
-# of what is left drifts, for it knows of no edges (docs/results.md, "Cost of long runs and retrieval").
+# Other keyframes that must see a landmark for it to need this one no more. With 3, as ORB-SLAM has it, the last
+# refinement of what is left drifts, for it knows of no edges (docs/results.md, "Cost of long runs and retrieval").
 WITNESSES = 8
 REDUNDANT_SHARE = 0.9  # of a keyframe's landmarks that must have so many
 NEWEST_KEPT = 50  # keyframes that windows, links and loops still work on
-LOOKED_AT = 4  # old keyframes for each new one; of those at most
+LOOKED_AT = 3  # old keyframes for each new one; of those at most
 MERGED = 2
 
 
@@ -94,13 +92,14 @@ class Sparsifier:
     def _is_redundant(self, k: int) -> bool:
         landmarks = self._mapper.landmarks
         ids = landmarks.observed[k].ids
-        ids = ids[landmarks.has_place(ids)]
+        ids = np.sort(ids[landmarks.has_place(ids)])
         if len(ids) == 0:
             return False
         witnesses = np.zeros(len(ids), np.int64)
         for i in landmarks.observed.seen_by(ids):
             if i != k:
-                witnesses += np.isin(ids, landmarks.observed[i].ids)
+                rows = rows_of(landmarks.observed[i].ids, ids)
+                witnesses[rows[rows >= 0]] += 1
         return float((witnesses >= WITNESSES).mean()) >= REDUNDANT_SHARE
 
     def _heir(self, k: int) -> int | None:
@@ -135,17 +134,14 @@ def _anchor_elsewhere(k: int, heir: int, mapper: Mapper) -> None:
     doubt = landmarks.inverse_depth_sigma[ids] * landmarks.point_in_anchor[ids, 2]  # of the depth, as a share of it
     waiting = np.ones(len(ids), bool)
     for i in [heir, *(i for i in landmarks.observed.seen_by(ids) if i not in (heir, k))]:
-        depth = depths_in(points, graph.world_from_keyframe[i].rigid) / graph.world_from_keyframe[i].scale
-        mine = waiting & np.isin(ids, landmarks.observed[i].ids) & (depth > 0)
-        _anchor(ids[mine], points[mine], doubt[mine] / depth[mine], i, mapper)
-        waiting &= ~mine
+        if not waiting.any():
+            break
+        local = graph.world_from_keyframe[i].inverse().apply(points)
+        mine = np.flatnonzero(waiting & np.isin(ids, landmarks.observed[i].ids) & (local[:, 2] > 0))
+        if len(mine):
+            landmarks.place(ids[mine], local[mine], i, doubt[mine] / local[mine, 2])
+            waiting[mine] = False
     landmarks.forget_place(ids[waiting])
-
-
-def _anchor(ids: NDArray[np.int64], points: FloatArray, sigma: FloatArray, at: int, mapper: Mapper) -> None:
-    if len(ids):
-        pose = mapper.graph.world_from_keyframe[at]
-        mapper.landmarks.place(ids, pose.inverse().apply(points), at, sigma)
 
 
 def _handed_on(k: int, heir: int, graph: KeyframeGraph) -> list[Edge]:
