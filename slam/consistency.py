@@ -93,7 +93,8 @@ class Network:
         ends = np.array([*self.edges], dtype=np.int64).reshape(-1, 2)
         self.ids, rows = np.unique(ends, return_inverse=True)
         # Rotation and log scale add up along a path whatever its shape, so they say which path is better.
-        doubt = [float((edge.sigmas[:3] ** 2).sum() + edge.sigmas[6] ** 2) for edge in self.edges.values()]
+        squares = np.array([edge.sigmas for edge in self.edges.values()]).reshape(-1, 7) ** 2
+        doubt = squares[:, 0] + squares[:, 1] + squares[:, 2] + squares[:, 6]
         row, column = rows.reshape(-1, 2).T
         self._matrix = coo_array((doubt, (row, column)), shape=(len(self.ids), len(self.ids))).tocsr()
 

@@ -161,6 +161,8 @@ def drive(arguments: argparse.Namespace) -> None:
         clock.lap("thin")
         if (index + 1) % 1000 == 0:
             tell_progress(world, mapper, events, index + 1)
+            recent = np.sum([values[-1000:] for values in clock.stages.values()], axis=0)
+            print(f"    of these 1000: median {np.median(recent):.1f} ms of CPU, most {recent.max():.0f}", flush=True)
     clock.tell(arguments.keyframes)
     started = time.process_time()
     solution = optimizer.optimise(mapper.graph)
