@@ -84,18 +84,15 @@ class Recogniser:
             reason = outcome.reason
         return NotLocated(reason)
 
-    def recognise_elsewhere(self, k: int) -> Place | NotLocated:
-        """Keyframe k, recognised by an older one of another segment beyond doubt.
-
-        That is: by landmarks enough to speak alone, and by a confident pair estimate that agrees with them.
-        """
+    def recognise_elsewhere(self, k: int, *, min_inliers: int) -> Place | NotLocated:
+        """Keyframe k, recognised by an older one of another segment, by at least so many landmarks."""
         graph = self._mapper.graph
         keyframe = graph.keyframes[k]
         excluded = frozenset(self._mapper.segment_keyframes(k)) | {i for i in graph.keyframes if i >= k}
         reason = "no keyframe to compare with"
         for candidate in self._retriever.query(keyframe.descriptor, self._config.candidates, excluded):
             outcome = self._try(keyframe.features, keyframe.camera, keyframe.encoded, candidate.key)
-            if isinstance(outcome, Place) and outcome.confirmed and outcome.is_enough(self._config.min_inliers):
+            if isinstance(outcome, Place) and outcome.is_enough(min_inliers):
                 return outcome
             reason = outcome.reason
         return NotLocated(reason)

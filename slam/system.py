@@ -395,7 +395,7 @@ class Slam:
         for k in sorted(graph.keyframes)[-MOST_JOINED:]:
             if len(set(graph.segment_of.values())) == 1:
                 return
-            place = self._recogniser.recognise_elsewhere(k)
+            place = self._recogniser.recognise_elsewhere(k, min_inliers=self._config.linking.loop_min_inliers)
             if isinstance(place, Place):
                 self._linker.join(place.keyframe_id, k, place.found)
 

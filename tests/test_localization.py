@@ -369,7 +369,7 @@ def test_a_keyframe_is_recognised_in_another_map_by_an_older_one_alone():
     builder.add(2 * STEP + 1, segment=1, follow=False)
     builder.add(3 * STEP + 1, segment=1)
     searching = recogniser(builder, Fixed(2, 3))
-    place = searching.recognise_elsewhere(5)
+    place = searching.recognise_elsewhere(5, min_inliers=30)
     assert place.keyframe_id == 2
     assert place.confirmed
     assert error_of(place.found.fit.world_from_cam, builder, 2 * STEP + 1)[1] < 0.01
