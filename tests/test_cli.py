@@ -204,6 +204,50 @@ def test_eval_ends_with_1_above_max_ate(tmp_path, slam_command):
     assert slam_command("eval", tmp_path / "bent.txt", truth, "--max-ate", 100).code == 0
 
 
+def test_eval_overwrites_no_plot(tmp_path, slam_command):
+    truth = write_truth(tmp_path / "truth.txt", [k * 10**8 for k in range(30)])
+    (tmp_path / "errors.png").write_text("mine")
+    ended = slam_command("eval", truth, truth, "--plot", tmp_path / "errors.png")
+    assert ended.code == 2
+    assert ended.complaint.endswith("errors.png: is there already; choose another name or remove it")
+    assert (tmp_path / "errors.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [("no/such.txt", "there is no folder {}/no; make it first"), ("file/x.txt", "{}/file is a file where a folder is")],
+)
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path, slam_command, place, sentence):
+    (tmp_path / "file").touch()
+    ended = slam_command("relocalize", tmp_path / "no map", "no picture", "--out", tmp_path / place)
+    assert ended.code == 2
+    assert sentence.format(tmp_path) in ended.complaint
+    assert slam_command("convert", tmp_path / "no path", tmp_path / place).complaint == ended.complaint
+
+
+def test_a_map_is_refused_before_anything_is_computed_when_a_file_is_in_its_way(tmp_path, slam_command):
+    (tmp_path / "file").touch()
+    for verb in (["from-poses", "pictures"], ["merge", "a", "b"], ["export", "a"]):
+        ended = slam_command("map", *verb, "-o", tmp_path / "file" / "below" / "map")
+        assert ended.code == 2
+        assert f"{tmp_path}/file is a file where a folder is needed; choose another place" in ended.complaint
+
+
+def test_a_recording_without_a_folder_is_refused_before_the_run_folder_is_made(tmp_path, pictures, slam_command):
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--record", tmp_path / "no" / "run.rrd")
+    assert ended.code == 2
+    assert ended.complaint.endswith(f"there is no folder {tmp_path}/no; make it first")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_may_go_into_the_run_folder_that_is_not_there_yet(tmp_path, pictures, slam_command, straight_slam):
+    straight_slam()
+    out = tmp_path / "new" / "out"
+    ended = slam_command("run", pictures, "-o", out, "--record", out / "run.rrd")
+    assert ended.code == 0, ended.err
+    assert (out / "run.rrd").stat().st_size > 0
+
+
 def test_config_prints_settings_that_load_back(tmp_path, slam_command):
     ended = slam_command("config", "--set", "seed=3")
     path = tmp_path / "printed.yaml"

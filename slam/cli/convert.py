@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from relocalizer.errors import OutputError
-from slam.cli.options import Format, say
+from slam.cli.options import Format, expect_new, say
 
 
 def convert(
@@ -32,8 +31,7 @@ def convert(
     """
     from slam.trajectory import read_note, read_trajectory, write_trajectory
 
-    if target.exists():
-        raise OutputError(f"{target}: is there already; choose another name or remove it")
+    expect_new(target)
     path = source / "trajectory.txt" if source.is_dir() else source
     trajectory = read_trajectory(path, from_format)
     write_trajectory(target, trajectory, to_format, note=read_note(path))

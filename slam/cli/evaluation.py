@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slam.cli.options import UNUSABLE, AsJson, complain, say
+from slam.cli.options import UNUSABLE, AsJson, complain, expect_new, say
 
 
 def evaluate_command(
@@ -33,6 +33,8 @@ def evaluate_command(
 
     One camera has no scale: the figure after SE(3) means something only when the run was made with --scale-from.
     """
+    if plot is not None:
+        expect_new(plot, option="--plot")
     from slam.evaluate import evaluate, plot_evaluation
     from slam.trajectory import read_note, read_trajectory
 

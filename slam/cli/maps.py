@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from relocalizer.errors import OutputError
 from slam.cli.options import (
     AsJson,
     ConfigFiles,
@@ -17,6 +16,7 @@ from slam.cli.options import (
     PredictorName,
     RandomWeights,
     Weights,
+    expect_new,
     flags_of,
     say,
 )
@@ -98,6 +98,7 @@ def export(
 
       slam map export runs/desk-1 --format ply -o desk.ply
     """
+    expect_new(out, makes_folders=True)
     from relocalizer.map_export import export_map, segments_by_size
     from relocalizer.map_folder import load_map
 
@@ -128,8 +129,7 @@ def merge(
 
       slam map merge runs/monday runs/tuesday -o maps/office
     """
-    if out.exists():
-        raise OutputError(f"{out}: is there already; choose another name or remove it")
+    expect_new(out, makes_folders=True)
     from relocalizer.map_folder import load_map, save_map
     from slam.pipeline import with_predictor_of
     from slam.settings import load_config

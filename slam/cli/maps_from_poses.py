@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from relocalizer.errors import OutputError
 from slam.cli.options import (
     UNUSABLE,
     CameraFile,
@@ -20,6 +19,7 @@ from slam.cli.options import (
     Stride,
     Weights,
     complain,
+    expect_new,
     flags_of,
     say,
 )
@@ -71,8 +71,7 @@ def from_poses(
 
       slam map from-poses pictures colmap/sparse/0 -o maps/garden
     """
-    if out.exists():
-        raise OutputError(f"{out}: is there already; choose another name or remove it")
+    expect_new(out, makes_folders=True)
     from relocalizer.config import PosedImagesConfig
     from relocalizer.map_folder import save_map
     from relocalizer.posed_images import map_from_poses

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from relocalizer.errors import OutputError
 
 if TYPE_CHECKING:
     from slam.config import SlamConfig
@@ -73,6 +76,30 @@ def complain(message: str) -> None:
 def say(line: str) -> None:
     """To the person at the terminal; results alone go to standard output."""
     print(line, file=sys.stderr, flush=True)
+
+
+def expect_new(path: Path, *, option: str = "", makes_folders: bool = False) -> None:
+    """Refuse a file or folder to be made that cannot be, before anything is computed for it.
+
+    Args:
+        option: to be named in the sentence, as `--record`.
+        makes_folders: folders above it that are missing will be made.
+
+    Raises:
+        OutputError: it is there already, or the folder it goes to is missing, is a file, or cannot be written to.
+    """
+    name = f"{option} {path}".strip()
+    if os.path.lexists(path):
+        raise OutputError(f"{name}: is there already; choose another name or remove it")
+    folder = path.parent
+    while makes_folders and not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.lexists(folder):
+        raise OutputError(f"{name}: there is no folder {folder}; make it first")
+    if not folder.is_dir():
+        raise OutputError(f"{name}: {folder} is a file where a folder is needed; choose another place")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{name}: nothing can be written to {folder}; choose another place")
 
 
 def flags_of(

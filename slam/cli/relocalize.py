@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relocalizer.errors import MapError, OutputError, SequenceError
-from slam.cli.options import UNUSABLE, AsJson, CameraFile, ConfigFiles, Overrides, Weights, complain, flags_of, say
+from relocalizer.errors import MapError, SequenceError
+from slam.cli.options import (
+    UNUSABLE,
+    AsJson,
+    CameraFile,
+    ConfigFiles,
+    Overrides,
+    Weights,
+    complain,
+    expect_new,
+    flags_of,
+    say,
+)
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor, View
@@ -53,8 +64,8 @@ def relocalize(
 
     Exit code 1 when no picture was found.
     """
-    if out is not None and out.exists():
-        raise OutputError(f"{out}: is there already; choose another name or remove it")
+    if out is not None:
+        expect_new(out)
     from relocalizer.map_folder import load_map
     from relocalizer.relocalizer import Relocalizer
     from slam.query_pictures import QueryReader, query_pictures

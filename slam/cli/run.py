@@ -30,6 +30,7 @@ from slam.cli.options import (
     View,
     Weights,
     complain,
+    expect_new,
     flags_of,
     introduce,
     say,
@@ -202,8 +203,7 @@ def _check_files(request: _RunRequest) -> None:
     if request.record is not None:
         if request.record.suffix != ".rrd":
             raise OutputError(f"--record {request.record}: a recording's name ends in .rrd")
-        if request.record.exists():
-            raise OutputError(f"--record {request.record}: is there already; choose another name or remove it")
+        expect_new(request.record, option="--record", makes_folders=request.record.parent == request.out)
 
 
 def _run_into(

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from relocalizer.errors import OutputError
-from slam.cli.options import UNUSABLE, complain, say
+from slam.cli.options import UNUSABLE, complain, expect_new, say
 
 
 def view(
@@ -46,8 +46,10 @@ def view(
     from slam.rerun_viewer import RerunViewer
     from slam.trajectory import read_trajectory
 
-    if record is not None and record.suffix != ".rrd":
-        raise OutputError(f"--record {record}: a recording's name ends in .rrd")
+    if record is not None:
+        if record.suffix != ".rrd":
+            raise OutputError(f"--record {record}: a recording's name ends in .rrd")
+        expect_new(record, option="--record")
     truth = None if ground_truth is None else read_trajectory(ground_truth)
     replay = open_replay(run)
     for sentence in replay.missing:
