@@ -172,7 +172,8 @@ class FaissRetriever:
         shortlist = min(max(SHORTLIST_NUMBERS // row.size, 15 * k) + excluded, len(self._rows))
         keys = [key for key in self._codes.nearest(row, shortlist) if key not in exclude]
         similarities = np.array([self._rows[key] for key in keys]).reshape(-1, row.size) @ row
-        return [Candidate(key, float(s)) for key, s in zip(keys, similarities, strict=True)]
+        best = np.lexsort((np.array(keys), -similarities))[:k].tolist()
+        return [Candidate(keys[n], float(similarities[n])) for n in best]
 
     def _full_index(self) -> faiss.Index:
         assert self._dimension is not None
