@@ -17,6 +17,7 @@ _CONTRAST = 0.01
 # In a picture with little to see, even fainter points are looked for, at full size: blank walls have some.
 _FAINT = 0.003
 _POOR = 1 / 3  # of the points wanted
+_SMALLEST = 1.79  # pixels, diameter of SIFT's smallest points in the picture that is searched
 # The picture is cut into about this many cells; each gives its strong points before any gives its weak ones.
 _CELLS = 64
 _ROUNDING = 1e-6
@@ -79,6 +80,12 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
         descriptors=root_sift(np.asarray(raw, dtype=np.float32)),
         scales=np.array([k.size * zoom.mean() for k in described], dtype=np.float32),
     )
+
+
+def ordinary(features: LocalFeatures, config: FeaturesConfig) -> LocalFeatures:
+    """Without the points that only the search for fainter ones finds: they are smaller, and poor at telling places."""
+    keep = features.scales >= _SMALLEST / config.detection_scale
+    return LocalFeatures(features.pixels[keep], features.descriptors[keep], features.scales[keep])
 
 
 def _find(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
-from relocalizer.features import LocalFeatures, detect_features, match_features
+from relocalizer.features import LocalFeatures, detect_features, match_features, ordinary
 from relocalizer.geometry import FloatArray, exp_so3, log_so3
 from relocalizer.images import Camera, Image, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
@@ -107,7 +107,7 @@ class GeometricPredictor:
     def describe(self, encoded: Encoded) -> NDArray[np.float32]:
         """VLAD of the local features: a unit vector (D,), a pure function of the picture."""
         vlad = self._vlad if self._vlad is not None else shipped_vlad()
-        return vlad.describe(cast(GeometricEncoded, encoded).features)
+        return vlad.describe(ordinary(cast(GeometricEncoded, encoded).features, self._features))
 
     def _encode(self, view: View) -> GeometricEncoded:
         if view.camera is None:

@@ -6,7 +6,7 @@ from scipy.spatial.transform import Rotation
 from relocalizer import two_view
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
-from relocalizer.features import LocalFeatures
+from relocalizer.features import LocalFeatures, ordinary
 from relocalizer.geometric_predictor import GeometricPredictor, build, relate_matches
 from relocalizer.geometry import direction_angle, rotation_angle, skew
 from relocalizer.images import Camera
@@ -347,6 +347,24 @@ def test_the_moved_picture_is_described_as_more_similar_than_another_place(predi
         predictor.describe(encoded) for encoded in (album["straight"][0], album["moved"][0], elsewhere)
     )
     assert straight @ moved > straight @ other + 0.1
+
+
+def test_points_smaller_than_an_ordinary_search_finds_do_not_change_how_a_place_is_described(predictor, album, rng):
+    found = album["straight"][0].features
+    tiny = rng.random((300, 128)).astype(np.float32)
+    tiny /= np.linalg.norm(tiny, axis=1, keepdims=True)
+    more = LocalFeatures(
+        np.concatenate([found.pixels, rng.uniform(0, 480, (300, 2)).astype(np.float32)]),
+        np.concatenate([found.descriptors, tiny]),
+        np.concatenate([found.scales, np.full(300, 2.0, np.float32)]),
+    )
+    described = predictor.describe(predictor.encode_features(more, CAMERA))
+    assert described @ predictor.describe(album["straight"][0]) > 1 - 1e-6
+
+
+def test_an_ordinary_search_finds_no_point_too_small_to_describe_a_place(album):
+    found = album["straight"][0].features
+    assert len(ordinary(found, FeaturesConfig())) == len(found)
 
 
 def test_features_found_before_give_the_same_as_the_picture(predictor, album):
