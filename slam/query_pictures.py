@@ -31,10 +31,11 @@ class QueryPicture:
 def query_pictures(given: Sequence[str]) -> list[QueryPicture]:
     """The pictures of folders, files and patterns such as 'holiday/*.jpg'.
 
-    One folder's pictures keep its times; any other choice is a second apart.
+    One folder's pictures keep its times; any other choice is a second apart. Of what a pattern finds, folders are
+    left out.
 
     Raises:
-        SequenceError: nothing is there, or a folder has a video in the place of pictures.
+        SequenceError: no picture is there, or a folder has a video in the place of pictures.
     """
     groups = [_of(text) for text in given]
     pictures = [picture for group in groups for picture in group]
@@ -54,10 +55,10 @@ def _of(text: str) -> list[QueryPicture]:
         return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
     if path.exists():
         return [QueryPicture(path, 0, _beside(path.parent))]
-    found = sorted(glob.glob(str(path), recursive=True))
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not found:
         raise SequenceError(f"{text}: no such picture or folder")
-    return [QueryPicture(Path(name), 0, _beside(Path(name).parent)) for name in found if os.path.isfile(name)]
+    return [QueryPicture(name, 0, _beside(name.parent)) for name in found]
 
 
 def _beside(folder: Path) -> Calibration | None:
@@ -100,7 +101,7 @@ class QueryReader:
     def _of_map(self, path: Path, width: int, height: int) -> Calibration:
         for camera in self._map_cameras:
             if abs(width / height - camera.width / camera.height) < _SAME_SHAPE:
-                return Calibration(camera, "the map's camera, as nobody named another")
+                return Calibration(camera, "the map, as no other was named")
         shapes = ", ".join(sorted({f"{c.width}x{c.height}" for c in self._map_cameras}))
         raise CameraError(
             f"{path}: {width}x{height}, and the map's cameras have another shape ({shapes}); "

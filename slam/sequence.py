@@ -439,7 +439,7 @@ def _camera_of_pictures(width: int, height: int, calibration: Calibration | None
         return camera, f"{size}, camera of {short}"
     theirs = f"{camera.width}x{camera.height}"
     if camera.width * height == camera.height * width:
-        return camera.resized(width, height), f"{size}, camera of {short} scaled from {theirs}"
+        return camera.resized(width, height), f"{size}, camera of {short}, scaled from {theirs}"
     hint = "pass --camera with one made for these pictures"
     if (camera.height, camera.width) == (width, height):
         hint = "pictures are turned as their rotation tag says; the camera must be that of the turned ones"

@@ -116,6 +116,32 @@ def test_a_picture_that_cannot_be_read_is_an_answer_too(slam_command, room, room
     assert "1 of 2 found" in ended.out
 
 
+def test_a_picture_without_a_camera_is_an_answer_that_says_what_to_do(slam_command, room, room_map, tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.png"), cv2.imread(str(room / "0000.png"))[100:300])
+    ended = slam_command("relocalize", room_map, tmp_path / "wide.png", room / "0000.png", "-q")
+    assert ended.code == 0
+    assert f"{tmp_path}/wide.png: not found: 640x200, and the map's cameras have another shape (640x480)" in ended.out
+    assert "1 of 2 found" in ended.out
+
+
+def test_ctrl_c_leaves_the_pictures_found_until_then(slam_command, room, room_map, tmp_path, monkeypatch):
+    from slam.query_pictures import QueryReader
+
+    read, first = QueryReader.read, ["0000.png"]
+
+    def until_the_second_batch(reader, picture):
+        if picture.path.name not in first:
+            raise KeyboardInterrupt
+        return read(reader, picture)
+
+    monkeypatch.setattr(QueryReader, "read", until_the_second_batch)
+    monkeypatch.setattr("slam.cli.relocalize.BATCH", 1)
+    ended = slam_command("relocalize", room_map, room, "--out", tmp_path / "poses.txt")
+    assert (ended.code, ended.complaint) == (130, "slam: interrupted")
+    assert "1 of 1 found" in ended.out
+    assert len(read_tum(tmp_path / "poses.txt")) == 1
+
+
 def test_what_is_no_map_is_one_line(slam_command, room, tmp_path):
     ended = slam_command("relocalize", tmp_path, room)
     assert ended.code == 2

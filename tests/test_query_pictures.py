@@ -41,6 +41,11 @@ def test_what_is_not_there_is_named(tmp_path):
         query_pictures([str(tmp_path / "nowhere.jpg")])
 
 
+def test_a_pattern_that_finds_folders_alone_finds_no_picture(pictures):
+    with pytest.raises(SequenceError, match="no such picture or folder"):
+        query_pictures([str(pictures.parent / "pic*")])
+
+
 def test_a_video_is_told_the_verb_that_follows_it(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 64)
     with pytest.raises(SequenceError, match="--map MAP --localize-only"):
@@ -65,7 +70,7 @@ def test_then_that_of_the_map_at_the_pictures_size_and_it_is_said(pictures):
     asked = reader()
     view = asked.read(query_pictures([str(pictures / "00000.png")])[0])
     assert (view.camera.width, view.camera.fx) == (160, 125.0)
-    assert "the map's camera, as nobody named another" in asked.notes[0]
+    assert "camera of the map, as no other was named, scaled from 320x240" in asked.notes[0]
 
 
 def test_a_picture_of_another_shape_than_the_maps_asks_for_a_camera(pictures):

@@ -236,7 +236,7 @@ def test_a_camera_of_pictures_in_proportion_is_scaled_and_that_is_said(tmp_path:
     source = opened(folder)
     assert (source.camera.width, source.camera.height, source.camera.fx) == (32, 24, 25.0)
     assert source.camera.cx == pytest.approx(15.75)  # (32 + 0.5) / 2 - 0.5
-    assert "32x24, camera of camera.yaml scaled from 64x48" in source.description
+    assert "32x24, camera of camera.yaml, scaled from 64x48" in source.description
 
 
 @pytest.mark.parametrize("kind", ["pictures", "video"])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relocalizer.errors import MapError, SequenceError
+from relocalizer.errors import CameraError, MapError, SequenceError
 from slam.cli.options import (
+    INTERRUPTED,
     UNUSABLE,
     AsJson,
     CameraFile,
@@ -62,7 +64,7 @@ def relocalize(
 
       slam relocalize maps/shop 'holiday/*.jpg' --camera phone.yaml --json
 
-    Exit code 1 when no picture was found.
+    Exit code 1 when no picture was found. Ctrl-C leaves what was found until then.
     """
     if out is not None:
         expect_new(out)
@@ -84,6 +86,8 @@ def relocalize(
     if out is not None:
         _write_poses(out, answers)
     _show(answers, relocalizer, map, as_json=as_json)
+    if len(answers) < len(pictures):
+        raise typer.Exit(INTERRUPTED)
     if not any(_pose_of(answer) for answer in answers):
         complain("no picture was found in the map")
         raise typer.Exit(UNUSABLE)
@@ -91,33 +95,32 @@ def relocalize(
 
 def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
     """The predictor that the map was made with."""
-    from slam.pipeline import build_predictor, with_predictor
+    from slam.pipeline import PREDICTORS, build_predictor, with_predictor_of
 
-    name = reference_map.provenance.predictor
-    kinds = ("geometric", "reloc3r-512", "reloc3r-224")
-    kind = next((kind for kind in kinds if name == kind), None)
-    if kind is None:
-        raise MapError(f"map: made by predictor {name!r}; only those of {', '.join(kinds)} can be asked here")
-    return build_predictor(with_predictor(settings, kind))
+    made_by = reference_map.provenance.predictor
+    if made_by not in PREDICTORS:  # random weights have words after the name
+        raise MapError(f"map: made by predictor {made_by!r}; only those of {', '.join(PREDICTORS)} can be asked here")
+    return build_predictor(with_predictor_of(reference_map.provenance, settings))
 
 
 def _locate_all(
     relocalizer: Relocalizer, reader: QueryReader, pictures: list[QueryPicture], *, quiet: bool
 ) -> list[_Answer]:
-    """All pictures, batch by batch; one that cannot be read is an answer too."""
+    """The pictures, batch by batch, until Ctrl-C; one that cannot be read is an answer too."""
     from slam.progress import TaskProgress
 
     progress = None if quiet else TaskProgress(sys.stderr)
     answers: list[_Answer] = []
     noted = 0
-    for start in range(0, len(pictures), BATCH):
-        answers += _locate_batch(relocalizer, reader, pictures[start : start + BATCH])
-        if progress is not None:
-            for note in reader.notes[noted:]:
-                progress.close()
-                say(note)
-            noted = len(reader.notes)
-            progress("pictures", len(answers), len(pictures))
+    with suppress(KeyboardInterrupt):
+        for start in range(0, len(pictures), BATCH):
+            answers += _locate_batch(relocalizer, reader, pictures[start : start + BATCH])
+            if progress is not None:
+                for note in reader.notes[noted:]:
+                    progress.close()
+                    say(note)
+                noted = len(reader.notes)
+                progress("pictures", len(answers), len(pictures))
     if progress is not None:
         progress.close()
     return answers
@@ -131,8 +134,8 @@ def _locate_batch(relocalizer: Relocalizer, reader: QueryReader, batch: list[Que
     for k, picture in enumerate(batch):
         try:
             views[k] = reader.read(picture)
-        except SequenceError as error:
-            unreadable[k] = NotFound(str(error))
+        except (SequenceError, CameraError) as error:
+            unreadable[k] = NotFound(str(error).removeprefix(f"{picture.path}: "))
     located = dict(zip(views, relocalizer.locate_many(list(views.values())), strict=True))
     return [_Answer(picture, located[k] if k in located else unreadable[k]) for k, picture in enumerate(batch)]
 
