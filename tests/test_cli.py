@@ -248,6 +248,16 @@ def test_a_recording_may_go_into_the_run_folder_that_is_not_there_yet(tmp_path, 
     assert (out / "run.rrd").stat().st_size > 0
 
 
+def test_a_verb_that_ctrl_c_ended_says_so(slam_command, monkeypatch):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slam.query_pictures.query_pictures", interrupted)
+    ended = slam_command("relocalize", "map", "pictures")
+    assert ended.code == 130
+    assert ended.complaint == "slam: interrupted"
+
+
 def test_config_prints_settings_that_load_back(tmp_path, slam_command):
     ended = slam_command("config", "--set", "seed=3")
     path = tmp_path / "printed.yaml"

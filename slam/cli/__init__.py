@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = app(args=arguments, prog_name="slam", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # Typer has made an exit code of the exception
+            complain("interrupted")
     except UserError as error:
         complain(str(error))
         code = USER_ERROR
