@@ -298,11 +298,19 @@ def load_map(folder: Path) -> ReferenceMap:
     """
     found = folder_of_map(folder)
     if found is None:
-        raise MapError(f"{folder}: not a map ({MANIFEST} is missing); give the map folder that slam run wrote")
+        raise MapError(f"{folder}: {_why_no_map(folder)}")
     try:
         return _load(found)
     except OSError as error:
         raise MapError(f"{found}: cannot be read ({error.strerror or error})") from None
+
+
+def _why_no_map(folder: Path) -> str:
+    if not _is_there(folder):
+        return "no such map or run folder"
+    if _is_there(folder / "report.json"):
+        return "a run that left no map, as one does that only localised or ended before it had two keyframes"
+    return f"not a map ({MANIFEST} is missing); give the map folder that slam run wrote"
 
 
 def folder_of_map(folder: Path) -> Path | None:

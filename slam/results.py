@@ -367,8 +367,10 @@ def read_report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OutputError(f"{folder}: not a run folder ({REPORT} is missing); give one that slam run made") from None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: not a readable report ({error}); is this a run folder?") from None
+        raise OutputError(f"{path}: not a readable report ({error})") from None
     if not isinstance(report, dict) or report.get("format") != REPORT_FORMAT:
         raise OutputError(f"{path}: expected a report of format {REPORT_FORMAT}")
     return report

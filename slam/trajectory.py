@@ -308,6 +308,8 @@ def _rows(path: Path, separator: str | None) -> Iterator[tuple[str, list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TrajectoryError(f"{path}: no such trajectory file") from None
+    except IsADirectoryError:
+        raise TrajectoryError(f"{path}: a folder; expected a trajectory file, such as one in it") from None
     except UnicodeDecodeError:
         raise TrajectoryError(f"{path}: not a text file, so not a trajectory") from None
     except OSError as error:

@@ -219,6 +219,15 @@ def test_a_folder_without_a_manifest_is_named_for_what_it_is(tmp_path):
     assert "not a map (manifest.json is missing); give the map folder that slam run wrote" in refusal(tmp_path)
 
 
+def test_a_map_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    assert refusal(tmp_path / "maps" / "desk") == f"{tmp_path}/maps/desk: no such map or run folder"
+
+
+def test_a_run_folder_without_a_map_is_told_apart_from_any_other(tmp_path):
+    (tmp_path / "report.json").touch()
+    assert "a run that left no map, as one does that only localised or ended before" in refusal(tmp_path)
+
+
 def test_a_newer_version_is_refused_with_what_to_do(folder):
     rewritten(folder, version=2)
     assert "a map of version 2, this program reads up to 1; update reloc3r-slam" in refusal(folder)

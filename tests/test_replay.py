@@ -193,7 +193,7 @@ def test_a_damaged_line_is_named(copied, line, said):
 def test_what_is_no_run_folder_is_refused(tmp_path, copied):
     with pytest.raises(ReplayError, match="nowhere: no such folder; expected one that slam run made"):
         open_replay(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match="is this a run folder"):
+    with pytest.raises(OutputError, match=r"not a run folder \(report.json is missing\)"):
         open_replay(tmp_path)
     (copied / "events.jsonl").unlink()
     with pytest.raises(ReplayError, match=r"holds no events\.jsonl, so there is nothing to tell again"):
@@ -275,5 +275,5 @@ def test_view_writes_only_recordings(finished, tmp_path, slam_command):
 def test_view_of_something_else_is_one_line(tmp_path, slam_command):
     ended = slam_command("view", tmp_path, "--record", tmp_path / "again.rrd")
     assert ended.code == 2
-    assert "is this a run folder?" in ended.complaint
+    assert "not a run folder (report.json is missing); give one that slam run made" in ended.complaint
     assert not (tmp_path / "again.rrd").exists()

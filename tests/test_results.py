@@ -166,7 +166,7 @@ def test_an_empty_trajectory_can_be_written(tmp_path):
 
 
 def test_a_folder_without_a_report_is_not_a_run_folder(tmp_path):
-    with pytest.raises(OutputError, match="is this a run folder"):
+    with pytest.raises(OutputError, match=r"not a run folder \(report.json is missing\)"):
         read_report(tmp_path)
 
 

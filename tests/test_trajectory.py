@@ -270,7 +270,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_trajectory(tmp_path: Path) -> None:
-    with pytest.raises(TrajectoryError, match="cannot be read"):
+    with pytest.raises(TrajectoryError, match="a folder; expected a trajectory file, such as one in it"):
         read_trajectory(tmp_path)
 
 
