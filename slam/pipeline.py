@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from relocalizer.errors import ConfigError, SequenceError
+from relocalizer.errors import ConfigError, MapError, SequenceError
 from slam.config import SlamConfig
 from slam.events import (
     EdgeAccepted,
@@ -107,9 +107,21 @@ def with_predictor(config: SlamConfig, kind: str) -> SlamConfig:
 
 
 def with_predictor_of(provenance: Provenance, config: SlamConfig) -> SlamConfig:
-    """The configuration with `auto` decided by a map: no other predictor than the one that made it can read it."""
-    kind = provenance.predictor.split(" ")[0]  # random weights have words after it
-    return with_predictor(config, kind) if config.predictor.kind == "auto" and kind in PREDICTORS else config
+    """The configuration with `auto` decided by a map: no other predictor than the one that made it can read it.
+
+    Raises:
+        MapError: another one was asked for, or trained weights of a map of random ones. Said here, before weights are
+            fetched and anything is made.
+    """
+    kind, _, random = provenance.predictor.partition(" ")  # random weights have words after it
+    if kind not in PREDICTORS:
+        return config
+    asked = config.predictor
+    if asked.kind not in ("auto", kind):
+        raise MapError(f"map: made by predictor {kind}, this is {asked.kind}; add --predictor {kind}, or make it anew")
+    if random and not asked.random_weights:
+        raise MapError("map: made with random weights, which mean nothing; add --random-weights, or make it anew")
+    return with_predictor(config, kind)
 
 
 def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamConfig, PredictorChoice]:

@@ -12,12 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import write_pictures
+from map_samples import small_map
 from safetensors.torch import save_file
 
 from relocalizer.checkpoints import RELEASED
-from relocalizer.errors import OutputError
+from relocalizer.errors import MapError, OutputError
+from relocalizer.map_folder import save_map
 from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model
+from relocalizer.reference_map import Provenance
 from slam import __version__, pipeline
 from slam.config import SlamConfig
 from slam.console import ProgressLines, state_line
@@ -303,6 +307,24 @@ def test_auto_takes_a_network_only_with_an_accelerator():
 def test_a_predictor_that_was_asked_for_is_taken():
     choice = choose_predictor(load_config([], ["predictor.kind=geometric"]), lambda: "cuda")
     assert (choice.kind, choice.reason) == ("geometric", "as asked")
+
+
+RANDOM_MAP = Provenance(predictor="reloc3r-224 (RANDOM WEIGHTS: poses mean nothing)", descriptor="reloc3r-224-gem")
+
+
+def test_a_map_of_random_weights_is_refused_before_others_are_fetched():
+    with pytest.raises(MapError, match="made with random weights, which mean nothing; add --random-weights"):
+        pipeline.with_predictor_of(RANDOM_MAP, SlamConfig())
+    again = pipeline.with_predictor_of(RANDOM_MAP, load_config([], ["predictor.random_weights=true"]))
+    assert again.predictor.kind == "reloc3r-224"
+
+
+def test_pictures_are_not_located_in_a_map_of_random_weights(tmp_path, slam_command):
+    save_map(tmp_path / "map", small_map(provenance=RANDOM_MAP))
+    write_pictures(tmp_path / "pictures", 1)
+    ended = slam_command("relocalize", tmp_path / "map", tmp_path / "pictures" / "00000.png")
+    assert ended.code == 2
+    assert "only those of geometric, reloc3r-512, reloc3r-224 can be asked here" in ended.complaint
 
 
 def test_plain_progress_lines_come_at_most_every_interval():

@@ -74,6 +74,7 @@ def test_the_second_clip_is_localized_in_the_map_of_the_first(first, tmp_path):
     assert report["tracked"] >= 0.95 * report["frames"]
     assert np.median(off) < 0.01 * size
     assert report["map"]["localize_only"] is True
+    assert "predictor: geometric (the map's)" in ended.stderr
     assert not (tmp_path / "run" / "map").exists()
     assert bytes_of(first / "map") == before
 
@@ -115,6 +116,13 @@ def test_a_map_that_is_none_is_refused_before_anything_is_made(tmp_path):
     ended = slam("run", REVISIT, "--map", tmp_path, "-o", tmp_path / "run")
     assert ended.returncode == 2
     assert "not a map (manifest.json is missing)" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_map_of_another_predictor_is_refused_before_anything_is_made(first, tmp_path):
+    ended = slam("run", REVISIT, "--map", first, "--predictor", "reloc3r-224", "-o", tmp_path / "run")
+    assert ended.returncode == 2
+    assert "map: made by predictor geometric, this is reloc3r-224; add --predictor geometric" in ended.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,6 +158,8 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     if start_map is not None:
         config = with_predictor_of(start_map.provenance, config)
     choice = choose_predictor(config)
+    if start_map is not None:
+        choice = replace(choice, reason="the map's")
     config, choice = pipeline.with_computation(with_predictor(config, choice.kind), choice)
     frames = open_source(
         request.source, config=config.input, camera=request.camera, start=request.start,
