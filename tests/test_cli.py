@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from conftest import write_pictures
 from map_samples import small_map
 from safetensors.torch import save_file
+from typer.main import get_command
 
 from relocalizer.checkpoints import RELEASED
 from relocalizer.errors import MapError, OutputError
@@ -23,6 +25,7 @@ from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model
 from relocalizer.reference_map import Provenance
 from slam import __version__, pipeline
+from slam.cli import app
 from slam.config import SlamConfig
 from slam.console import ProgressLines, state_line
 from slam.pipeline import RunStatistics, choose_predictor
@@ -68,6 +71,20 @@ def test_the_help_of_every_verb_has_an_example(slam_command, verb):
     ended = slam_command(verb, "--help")
     assert ended.code == 0
     assert f"    slam {verb}" in ended.out
+
+
+def commands_of(command, words=()):
+    if not hasattr(command, "commands"):
+        return [(words, command)]
+    return [found for name, below in command.commands.items() for found in commands_of(below, (*words, name))]
+
+
+@pytest.mark.parametrize(("words", "command"), commands_of(get_command(app)))
+def test_every_example_of_a_help_stands_on_one_line(slam_command, words, command):
+    examples = [line.strip() for line in inspect.getdoc(command.callback).splitlines() if line.startswith("  slam ")]
+    assert examples
+    shown = [line.strip() for line in slam_command(*words, "--help").out.splitlines()]
+    assert set(examples) <= set(shown)
 
 
 def test_no_arguments_show_the_help(slam_command):

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from slam.cli.options import (
-    UNUSABLE,
-    AsJson,
-)
-
-if TYPE_CHECKING:
-    pass
+from slam.cli.options import UNUSABLE, AsJson
 
 
 def doctor(

@@ -32,7 +32,7 @@ def from_poses(
     poses: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[POSES]",
+            metavar="POSES",
             help="Trajectory file, COLMAP model (text) or Cambridge list. Default: the poses in IMAGES.",
             show_default=False,
         ),
@@ -65,9 +65,9 @@ def from_poses(
 
       slam map from-poses 7scenes/chess -o maps/chess
 
-      slam map from-poses rgbd_dataset_freiburg3_teddy -o maps/teddy --min-distance 0.05
+      slam map from-poses freiburg3_teddy -o maps/teddy --min-distance 0.05
 
-      slam map from-poses ShopFacade ShopFacade/dataset_train.txt --camera phone.yaml -o maps/shop
+      slam map from-poses Shop Shop/train.txt --camera phone.yaml -o maps/shop
 
       slam map from-poses pictures colmap/sparse/0 -o maps/garden
     """

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from slam.cli.options import (
-    ConfigFiles,
-    Overrides,
-)
-
-if TYPE_CHECKING:
-    pass
+from slam.cli.options import ConfigFiles, Overrides
 
 
 def config_command(

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from relocalizer.errors import ConfigError, WeightsError
-from slam.cli.options import (
-    AsJson,
-    say,
-)
-
-if TYPE_CHECKING:
-    pass
+from slam.cli.options import AsJson, say
 
 weights_app = typer.Typer(
     help="Reloc3r's published weights: find, verify, fetch, export. They are not part of this project.\n\n"
@@ -31,7 +25,7 @@ WeightsSource = Annotated[
 @weights_app.command("where")
 def weights_where(
     source: Annotated[
-        str | None, typer.Argument(metavar="[SOURCE]", help="As for verify. Default: both published ones.")
+        str | None, typer.Argument(metavar="SOURCE", help="As for verify. Default: both published ones.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +114,7 @@ def weights_export(
 
       slam weights export reloc3r-512 --format onnx --out exported
 
-      slam weights export reloc3r-512 --format openvino --out exported --size 512x288
+      slam weights export reloc3r-512 --format openvino --out ov --size 512x288
     """
     from relocalizer.network.export import export_checkpoint
 
