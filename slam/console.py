@@ -1,76 +1,17 @@
-"""What a run says to a person: progress, the summary, small tables. It formats; `slam.cli` prints."""
+"""What a run says to a person: its state, the summary, small tables. It formats; `slam.cli` prints."""
 
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from slam.ablation import Worth
 from slam.bench import RunCost, StageCost
 from slam.pipeline import RANDOM_WEIGHTS, RunStatistics
-
-_LINE_EVERY_S = 2.0
-
-
-class ProgressView(Protocol):
-    """Told the number of frames after each of them, and closed at the end."""
-
-    def __call__(self, frames: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class ProgressLines:
-    """Plain lines for logs and pipes, at most one every two seconds."""
-
-    def __init__(
-        self,
-        write: Callable[[str], None],
-        statistics: RunStatistics,
-        length: int | None,
-        *,
-        every_s: float = _LINE_EVERY_S,
-    ) -> None:
-        self._write, self._statistics, self._length, self._every_s = write, statistics, length, every_s
-        self._started = self._last = time.monotonic()
-
-    def __call__(self, frames: int) -> None:
-        now = time.monotonic()
-        if now - self._last < self._every_s:
-            return
-        self._last = now
-        of = f"/{self._length}" if self._length else ""
-        self._write(f"{frames}{of} frames, {state_line(self._statistics, frames, now - self._started)}")
-
-    def close(self) -> None:
-        """Nothing to tidy up."""
-
-
-class ProgressBar:
-    """A live bar for terminals."""
-
-    def __init__(self, stream: TextIO, statistics: RunStatistics, length: int | None) -> None:
-        columns: list[ProgressColumn] = [SpinnerColumn(), BarColumn(bar_width=24)]
-        columns += [TextColumn("{task.completed}/{task.total}" if length else "{task.completed}")]
-        columns += [TimeRemainingColumn()] if length else []
-        columns += [TextColumn("{task.description}", markup=False)]
-        self._statistics, self._started = statistics, time.monotonic()
-        self._progress = Progress(*columns, console=Console(file=stream), transient=True)
-        self._task = self._progress.add_task("", total=length)
-        self._progress.start()
-
-    def __call__(self, frames: int) -> None:
-        line = state_line(self._statistics, frames, time.monotonic() - self._started)
-        self._progress.update(self._task, completed=frames, description=line)
-
-    def close(self) -> None:
-        self._progress.stop()
 
 
 def state_line(statistics: RunStatistics, frames: int, seconds: float) -> str:

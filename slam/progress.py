@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -13,27 +14,40 @@ _CLEAR = "\r\x1b[K"
 
 
 class TaskProgress:
-    """Called with (what, done, total); a new `what` begins a new count."""
+    """Called with (what, done, total), and what else there is to say; a new `what` begins a new count.
+
+    A `total` of None is one that nobody knows.
+    """
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._terminal = stream.isatty()
         self._what, self._started, self._last = "", 0.0, 0.0
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int | None, state: str = "") -> None:
         now = self._clock()
         if what != self._what:
             self._what, self._started, self._last = what, now, now
         if now - self._last < (_REDRAW_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         self._last = now
-        left = (now - self._started) / done * (total - done) if done else 0.0
-        line = f"{done}/{total} {what}, {left:.0f} s left"
+        parts = [f"{done} {what}" if total is None else f"{done}/{total} {what}"]
+        if total is not None:
+            left = (now - self._started) / done * (total - done) if done else 0.0
+            parts.append(f"{left:.0f} s left")
+        line = ", ".join([*parts, state] if state else parts)
         if self._terminal:
-            full = BAR_WIDTH * done // max(total, 1)
-            self._stream.write(f"{_CLEAR}[{'#' * full}{'.' * (BAR_WIDTH - full)}] {line}")
+            shown = line if total is None else f"{_bar(done, total)} {line}"
+            # A longer line would wrap, and could not be wiped.
+            self._stream.write(f"{_CLEAR}{shown[: shutil.get_terminal_size().columns - 1]}")
         else:
             self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.close()
+        self._stream.write(line + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -41,3 +55,8 @@ class TaskProgress:
         if self._terminal:
             self._stream.write(_CLEAR)
             self._stream.flush()
+
+
+def _bar(done: int, total: int) -> str:
+    full = BAR_WIDTH * done // max(total, 1)
+    return f"[{'#' * full}{'.' * (BAR_WIDTH - full)}]"

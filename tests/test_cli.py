@@ -27,7 +27,7 @@ from relocalizer.reference_map import Provenance
 from slam import __version__, pipeline
 from slam.cli import app
 from slam.config import SlamConfig
-from slam.console import ProgressLines, state_line
+from slam.console import state_line
 from slam.pipeline import RunStatistics, choose_predictor
 from slam.settings import load_config
 from slam.trajectory import Trajectory, read_tum, write_tum
@@ -342,19 +342,6 @@ def test_pictures_are_not_located_in_a_map_of_random_weights(tmp_path, slam_comm
     ended = slam_command("relocalize", tmp_path / "map", tmp_path / "pictures" / "00000.png")
     assert ended.code == 2
     assert "only those of geometric, reloc3r-512, reloc3r-224 can be asked here" in ended.complaint
-
-
-def test_plain_progress_lines_come_at_most_every_interval():
-    lines: list[str] = []
-    progress = ProgressLines(lines.append, RunStatistics(), 200, every_s=0.05)
-    for frame in range(1, 101):
-        progress(frame)
-    assert lines == []
-    time.sleep(0.06)
-    progress(101)
-    progress(102)
-    assert len(lines) == 1
-    assert lines[0].startswith("101/200 frames, initialising, ")
 
 
 def test_the_state_line_speaks_of_loops_only_when_there_are_some():

@@ -39,6 +39,32 @@ def test_a_terminal_gets_one_line_that_is_wiped_at_the_end():
     assert screen.getvalue() == "\r\x1b[K[############............] 5/10 pairs, 1 s left\r\x1b[K"
 
 
+def test_a_count_without_an_end_has_a_state_alone():
+    log, clock = io.StringIO(), Clock()
+    progress = TaskProgress(log, clock=clock)
+    progress("frames", 1, None, "tracking")
+    clock.now = 2.0
+    progress("frames", 50, None, "tracking, 25.0 fps")
+    assert log.getvalue() == "50 frames, tracking, 25.0 fps\n"
+
+
+def test_a_line_is_cut_where_the_terminal_ends(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    screen, clock = Terminal(), Clock()
+    progress = TaskProgress(screen, clock=clock)
+    progress("frames", 0, 10)
+    clock.now = 1.0
+    progress("frames", 5, 10, "tracking, 25.0 fps, 40 keyframes, 2 loops, lost 3 times")
+    assert len(screen.getvalue().removeprefix("\r\x1b[K")) == 59
+
+
+def test_a_line_that_is_said_stays_on_a_terminal():
+    screen, clock = Terminal(), Clock()
+    progress = TaskProgress(screen, clock=clock)
+    progress.say("camera assumed")
+    assert screen.getvalue() == "\r\x1b[Kcamera assumed\n"
+
+
 def test_a_new_task_is_timed_from_its_own_beginning():
     log, clock = io.StringIO(), Clock()
     progress = TaskProgress(log, clock=clock)

@@ -117,8 +117,7 @@ def _locate_all(
             answers += _locate_batch(relocalizer, reader, pictures[start : start + BATCH])
             if progress is not None:
                 for note in reader.notes[noted:]:
-                    progress.close()
-                    say(note)
+                    progress.say(note)
                 noted = len(reader.notes)
                 progress("pictures", len(answers), len(pictures))
     if progress is not None:

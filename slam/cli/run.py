@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -296,19 +297,21 @@ def _run_with_progress(
     statistics: RunStatistics,
     observers: Sequence[Observer],
 ) -> RunOutcome:
-    from slam import console, pipeline
+    from slam import pipeline
+    from slam.console import state_line
+    from slam.progress import TaskProgress
 
-    progress: console.ProgressView | None = None
-    if not request.quiet:
-        if sys.stderr.isatty():
-            progress = console.ProgressBar(sys.stderr, statistics, frames.length)
-        else:
-            progress = console.ProgressLines(say, statistics, frames.length)
+    if request.quiet:
+        return pipeline.run(frames, slam, observers=observers)
+    progress, started = TaskProgress(sys.stderr), time.monotonic()
+
+    def tell(count: int) -> None:
+        progress("frames", count, frames.length, state_line(statistics, count, time.monotonic() - started))
+
     try:
-        return pipeline.run(frames, slam, observers=observers, on_progress=progress)
+        return pipeline.run(frames, slam, observers=observers, on_progress=tell)
     finally:
-        if progress is not None:
-            progress.close()
+        progress.close()
 
 
 def _mark_failed(folder: RunFolder, report: dict[str, Any], error: BaseException) -> None:
