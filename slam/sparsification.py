@@ -1,9 +1,11 @@
 """Long maps thinned out: an old keyframe whose landmarks others see anyway is merged into its nearest neighbour.
 
-Policy: maps of at most `keyframes.thin_beyond` keyframes are left alone. Beyond, every new keyframe has a few old ones
-looked at, round and round, so that the cost of a keyframe does not grow; where the camera goes on into the unknown the
-map grows with it, where it comes again it does not. The redundancy test is that of Mur-Artal, Montiel and Tardos,
-"ORB-SLAM: a versatile and accurate monocular SLAM system", 2015, section VI-E.
+Policy: maps of at most `keyframes.thin_beyond` keyframes are left alone, and all maps where that is 0, as it is by
+default: after more than ten thousand keyframes a thinned map broke (docs/results.md, "Cost of long runs and
+retrieval"). Beyond, every new keyframe has a few old ones looked at, round and round, so that the cost of a keyframe
+does not grow; where the camera goes on into the unknown the map grows with it, where it comes again it does not. The
+redundancy test is that of Mur-Artal, Montiel and Tardos, "ORB-SLAM: a versatile and accurate monocular SLAM system",
+2015, section VI-E.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Sparsifier:
         since: int = 0,
     ) -> None:
         """Args:
-        beyond: keyframes up to which nothing is merged.
+        beyond: keyframes up to which nothing is merged; 0 merges nothing ever.
         kept: ids of keyframes that must stay, such as the ends of loops that are not closed yet.
         since: id of the first keyframe that may go; those before it belong to an earlier run.
         """
@@ -56,7 +58,7 @@ class Sparsifier:
     def thin(self) -> list[tuple[int, int]]:
         """Look at the next few old keyframes; pairs (merged keyframe, the one it was merged into)."""
         graph = self._mapper.graph
-        if len(graph.keyframes) <= self._beyond:
+        if self._beyond == 0 or len(graph.keyframes) <= self._beyond:
             return []
         merged: list[tuple[int, int]] = []
         kept = self._kept() | _loop_ends(graph) | {next(iter(graph.keyframes))}  # the first is the world

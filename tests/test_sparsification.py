@@ -64,8 +64,9 @@ def thin():
     return SimpleNamespace(walk=walk, before=before, merged=thinned(walk))
 
 
-def test_a_map_of_few_keyframes_is_left_alone():
-    assert thinned(walked(beyond=90)) == []
+@pytest.mark.parametrize("beyond", [90, 0])
+def test_a_map_of_few_keyframes_is_left_alone_and_any_map_where_thinning_is_off(beyond):
+    assert thinned(walked(beyond=beyond)) == []
 
 
 def test_redundant_keyframes_go_and_the_newest_stay(thin):
