@@ -12,6 +12,8 @@ from slam import pipeline
 from slam.config import SlamConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from slam.sequence import FrameSource
@@ -65,8 +67,13 @@ class RunCost:
         return asdict(self)
 
 
-def measure_run(config: SlamConfig, source: FrameSource) -> RunCost:
+def measure_run(
+    config: SlamConfig, source: FrameSource, *, on_progress: Callable[[int], None] | None = None
+) -> RunCost:
     """Run SLAM over a source and keep the times alone.
+
+    Args:
+        on_progress: called after each frame with the number of frames so far.
 
     Raises:
         UserError: as `pipeline.build` and `pipeline.run`.
@@ -75,7 +82,7 @@ def measure_run(config: SlamConfig, source: FrameSource) -> RunCost:
     started = time.perf_counter()
     slam = pipeline.build(config, observers=[statistics])
     ready_s, cpu_before = time.perf_counter() - started, time.process_time()
-    outcome = pipeline.run(source, slam)
+    outcome = pipeline.run(source, slam, on_progress=on_progress)
     cpu_s, live_s = time.process_time() - cpu_before, outcome.wall_s - outcome.finish_s
     times = {"read": outcome.read_ms, "frame": outcome.step_ms, **statistics.stage_ms}
     return RunCost(

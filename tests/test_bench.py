@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -14,6 +15,7 @@ TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_di
 @pytest.fixture
 def tiny_network(monkeypatch):
     """The network and its pictures so small that measuring takes no time."""
+    importlib.import_module("relocalizer.network.benchmark")  # what it imports needs the class that is replaced next
     monkeypatch.setattr("relocalizer.network.model.Architecture", lambda: TINY)
     monkeypatch.setattr("relocalizer.preprocessing.TRAINED_SIZES", {224: ((48, 32),), 512: ((64, 48),)})
 
@@ -47,6 +49,13 @@ def test_no_more_frames_are_measured_than_asked_for(pictures, slam_command, stra
     ended = slam_command("bench", pictures, "--max-frames", 5, "--json")
     assert json.loads(ended.out)["frames"] == 5
     assert "measuring 5 frames" in ended.err
+
+
+def test_how_far_a_measured_run_is_is_told(pictures, slam_command, straight_slam, monkeypatch):
+    monkeypatch.setattr("slam.progress.LINE_EVERY_S", 0.0)
+    straight_slam()
+    ended = slam_command("bench", pictures, "--max-frames", 5)
+    assert "5/5 frames, 0 s left" in ended.err
 
 
 def test_a_measured_run_without_a_map_says_so_and_ends_with_1(pictures, slam_command, straight_slam):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,9 +116,15 @@ def bench(
 
 def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
     from slam.bench import measure_run
+    from slam.progress import TaskProgress
 
-    say(f"measuring {min(max_frames, frames.length or max_frames)} frames")
-    cost = measure_run(config, frames)
+    count = min(max_frames, frames.length or max_frames)
+    say(f"measuring {count} frames")
+    progress = TaskProgress(sys.stderr)
+    try:
+        cost = measure_run(config, frames, on_progress=lambda done: progress("frames", done, count))
+    finally:
+        progress.close()
     if as_json:
         print(json.dumps(cost.to_dict(), indent=2))
     else:
