@@ -285,11 +285,6 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 # --- loading ------------------------------------------------------------------------------------------
 
 
-def is_map(folder: Path) -> bool:
-    """Whether a folder holds a map, perhaps a damaged one, or a run that has one; `load_map` takes either."""
-    return folder_of_map(folder) is not None
-
-
 def load_map(folder: Path) -> ReferenceMap:
     """Read a map, or the map of a run folder. Everything is checked; pictures are read when asked for.
 

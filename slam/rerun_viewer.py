@@ -41,7 +41,7 @@ from relocalizer.geometry import (
     rotation_matrix,
     translation_of,
 )
-from relocalizer.images import Camera, Image
+from relocalizer.images import Camera, Image, encode_jpeg
 from slam.evaluate import associate, fit_similarity
 from slam.events import (
     EdgeAccepted,
@@ -347,9 +347,7 @@ class RerunViewer:
         if (shown.width, shown.height) != (image.shape[1], image.shape[0]):
             small = cv2.resize(image, (shown.width, shown.height), interpolation=cv2.INTER_AREA)
             image = np.asarray(small, dtype=np.uint8)
-        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        picture = rr.EncodedImage(contents=jpeg.tobytes(), media_type="image/jpeg")
+        picture = rr.EncodedImage(contents=encode_jpeg(image, JPEG_QUALITY), media_type="image/jpeg")
         self._recording.log("world/camera/image", picture)
 
     def _send_pinhole(self, shown: Camera) -> None:
