@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from relocalizer.features import LocalFeatures
 from relocalizer.interfaces import Candidate
 
-# Numbers (keyframes times descriptor length) up to which all are compared in full: 2,048 VLADs, 8,192 tokens of 1,024.
-# There a search costs about 2 ms on one core, and grows with the map; the codes below cost a twentieth of it for each
-# keyframe more, and half a millisecond to begin with (docs/results.md, "Cost of long runs and retrieval").
+# Numbers (keyframes times descriptor length) up to which all are compared in full: 2,048 VLADs, 8,192 vectors of 1,024.
+# A question takes 1.1 ms of one core there and 2.6 at twice as many. Codes are quicker from 2^22 (VLAD) or 2^23 (1,024)
+# on, 0.3 and 0.75 ms at 2^23, but may miss one; so they take over where exact search would become slow, not where they
+# first win (docs/results.md, "Cost of long runs and retrieval").
 EXACT_NUMBERS = 1 << 23
 MOST_CODED = 3072  # coordinates that get a bit each, those that vary the most: the others decide little
 QUERY_BITS = 3  # a coordinate of the query in the comparison with codes
