@@ -61,6 +61,7 @@ class Replay:
 
     Attributes:
         camera: of the run's pictures.
+        frames: how many the run says it had; 0 when it was killed before it said so.
         missing: what the folder does not hold and what cannot be shown for it, a sentence each.
     """
 
@@ -69,6 +70,7 @@ class Replay:
     ) -> None:
         self.folder = folder
         self.camera = Camera(**{**report["camera"], "distortion": tuple(report["camera"]["distortion"])})
+        self.frames = int(report.get("frames") or 0)
         self.missing = tuple(missing)
         self._report = report
         self._map = kept

@@ -257,6 +257,14 @@ def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monk
     assert [what for what in happened if what != "event"] == ["web", "wait", "closed", "web", "closed"]
 
 
+def test_view_says_how_far_it_is(finished, tmp_path, slam_command, monkeypatch):
+    monkeypatch.setattr("slam.progress.LINE_EVERY_S", 0.0)
+    ended = slam_command("view", finished, "--record", tmp_path / "again.rrd")
+    frames = open_replay(finished).frames
+    assert frames > 0
+    assert f"{frames}/{frames} frames, 0 s left" in ended.err
+
+
 def test_a_viewer_that_fails_on_the_way_ends_with_1(finished, tmp_path, slam_command, monkeypatch):
     monkeypatch.setattr("slam.rerun_viewer.RerunViewer._show", lambda self, event: _fail())
     ended = slam_command("view", finished, "--record", tmp_path / "again.rrd")

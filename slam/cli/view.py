@@ -6,12 +6,16 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from relocalizer.errors import OutputError
 from slam.cli.options import UNUSABLE, complain, expect_new, say
+
+if TYPE_CHECKING:
+    from slam.replay import Replay
+    from slam.rerun_viewer import RerunViewer
 
 
 def view(
@@ -60,8 +64,7 @@ def view(
             camera=replay.camera,
         )  # fmt: skip
         on_the_way_out.callback(viewer.close)
-        for event in replay.events():
-            viewer(event)
+        _tell(replay, viewer)
         if viewer.url and not (no_wait or viewer.problem):
             say(f"the run is shown at {viewer.url} until Ctrl-C")
             wait_until_told()
@@ -71,3 +74,19 @@ def view(
     if record is not None:
         command = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
         say(f"wrote {record}; next: {command} {record}")
+
+
+def _tell(replay: Replay, viewer: RerunViewer) -> None:
+    """All events to the viewer, saying how far it is."""
+    from slam.events import FrameProcessed
+    from slam.progress import TaskProgress
+
+    progress, told = TaskProgress(sys.stderr), 0
+    try:
+        for event in replay.events():
+            viewer(event)
+            if isinstance(event, FrameProcessed):
+                told += 1
+                progress("frames", told, replay.frames or None)
+    finally:
+        progress.close()
