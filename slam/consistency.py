@@ -121,16 +121,18 @@ class Paths:
         self._before = before
         self._known = {source: Path(Similarity.identity(), np.zeros((7, 7)), 0)}
 
-    def to(self, target: int) -> Path | None:
-        """The path to a keyframe; None when nothing ties it to the source."""
+    def to(self, target: int, *, most: int | None = None) -> Path | None:
+        """The path to a keyframe; None when nothing ties it to the source, or more than `most` edges do."""
         missing: list[int] = []
         while target not in self._known:
             n = self._network.row_of(target)
-            if n < 0 or not len(self._before) or self._before[n] < 0:
+            if n < 0 or not len(self._before) or self._before[n] < 0 or len(missing) == most:
                 return None
             missing.append(target)
             target = int(self._network.ids[self._before[n]])
         path = self._known[target]
+        if most is not None and path.edges + len(missing) > most:
+            return None
         for after in reversed(missing):
             edge = self._network.edges[min(target, after), max(target, after)]
             path = self._known[after] = _longer(path, edge, after)
@@ -174,8 +176,8 @@ def disagreement(a: Edge, b: Edge, from_i: Paths, from_j: Paths) -> float | None
     Returns:
         None when the ends are not tied, or by more than `REACH` edges: then nothing speaks for or against.
     """
-    there, back = from_i.to(b.i), from_j.to(b.j)
-    if there is None or back is None or max(there.edges, back.edges) > REACH:
+    there, back = from_i.to(b.i, most=REACH), from_j.to(b.j, most=REACH)
+    if there is None or back is None:
         return None
     i_from_k, j_from_l = there.source_from_target, back.source_from_target
     if a.sigmas[6] >= b.sigmas[6]:

@@ -213,6 +213,14 @@ def test_loops_between_other_parts_of_the_path_are_not_compared():
     assert compare(loop(poses, 0, 30), loop(poses, REACH + 5, REACH + 35), graph) is None
 
 
+@pytest.mark.parametrize(("most", "found"), [(4, False), (5, True)])
+def test_a_path_with_more_edges_than_asked_for_is_none_whatever_was_asked_before(most, found):
+    paths = Network([edge(k, k + 1, at(1.0)) for k in range(6)]).paths_from(0)
+    assert (paths.to(5, most=most) is not None) is found
+    assert paths.to(3) is not None
+    assert (paths.to(5, most=most) is not None) is found
+
+
 def test_a_scale_that_is_not_known_is_no_disagreement_however_far_off():
     poses = circle()
     graph = graph_of(poses)
