@@ -141,7 +141,7 @@ def read_trajectory(path: Path, format: TrajectoryFormat | None = None) -> Traje
     Raises:
         TrajectoryError: the file is missing, of no known format, or damaged; names the line.
     """
-    match format or _sniff(path):
+    match format or recognise_format(path):
         case "tum":
             return read_tum(path)
         case "kitti":
@@ -279,7 +279,12 @@ def write_euroc(path: Path, trajectory: Trajectory) -> None:
     _write_lines(path, lines)
 
 
-def _sniff(path: Path) -> TrajectoryFormat:
+def recognise_format(path: Path) -> TrajectoryFormat:
+    """By the first line that holds anything.
+
+    Raises:
+        TrajectoryError: the file is missing, empty, or of no known format.
+    """
     for place, fields in _rows(path, separator=None):
         if "," in "".join(fields):
             return "euroc"

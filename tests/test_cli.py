@@ -225,6 +225,15 @@ def test_eval_ends_with_1_above_max_ate(tmp_path, slam_command):
     assert slam_command("eval", tmp_path / "bent.txt", truth, "--max-ate", 100).code == 0
 
 
+def test_times_that_a_format_does_not_have_are_assumed_aloud(tmp_path, slam_command):
+    truth = write_truth(tmp_path / "truth.txt", [k * 10**8 for k in range(30)])
+    assert "assumed" not in slam_command("convert", truth, tmp_path / "poses.kitti").err
+    sentence = f"{tmp_path / 'poses.kitti'}: KITTI's format has no times; 10 poses a second assumed"
+    assert sentence in slam_command("convert", tmp_path / "poses.kitti", tmp_path / "again.txt").err
+    assert sentence in slam_command("eval", tmp_path / "poses.kitti", truth).err
+    assert slam_command("eval", tmp_path / "poses.kitti", tmp_path / "poses.kitti").err == ""
+
+
 def test_eval_overwrites_no_plot(tmp_path, slam_command):
     truth = write_truth(tmp_path / "truth.txt", [k * 10**8 for k in range(30)])
     (tmp_path / "errors.png").write_text("mine")

@@ -29,10 +29,13 @@ def convert(
 
       slam convert state_groundtruth.csv groundtruth.txt
     """
-    from slam.trajectory import read_note, read_trajectory, write_trajectory
+    from slam.trajectory import read_note, read_trajectory, recognise_format, write_trajectory
 
     expect_new(target)
     path = source / "trajectory.txt" if source.is_dir() else source
-    trajectory = read_trajectory(path, from_format)
+    format = from_format or recognise_format(path)
+    trajectory = read_trajectory(path, format)
     write_trajectory(target, trajectory, to_format, note=read_note(path))
+    if format == "kitti":
+        say(f"{path}: KITTI's format has no times; 10 poses a second assumed")
     say(f"wrote {target}: {trajectory}")

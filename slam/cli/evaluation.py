@@ -36,10 +36,13 @@ def evaluate_command(
     if plot is not None:
         expect_new(plot, option="--plot")
     from slam.evaluate import evaluate, plot_evaluation
-    from slam.trajectory import read_note, read_trajectory
+    from slam.trajectory import read_note, read_trajectory, recognise_format
 
     path = estimate / "trajectory.txt" if estimate.is_dir() else estimate
     note = read_note(path)
+    timeless = [file for file in (path, ground_truth) if recognise_format(file) == "kitti"]
+    if len(timeless) == 1:
+        say(f"{timeless[0]}: KITTI's format has no times; 10 poses a second assumed")
     result = evaluate(read_trajectory(path), read_trajectory(ground_truth), max_difference_s=max_difference)
     if as_json:
         print(json.dumps({**result.to_dict(), "note": note}, indent=2))
