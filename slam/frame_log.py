@@ -45,6 +45,11 @@ class FrameLog:
             self._moved = {}
         return self._records
 
+    @property
+    def last_index(self) -> int:
+        """Of the latest frame that has a pose; -1 when none has."""
+        return self._records[-1].index if self._records else -1
+
     def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
         """Hang a frame with a pose in map units off a keyframe; `seen` are the landmarks it rests on."""
         step = max(1, -(-len(seen) // REMEMBERED))

@@ -12,8 +12,9 @@ from relocalizer.absolute_pose import PoseFit, refine_pose, rotate_pixels, searc
 from relocalizer.geometry import rotation_matrix
 from relocalizer.images import Camera, Image
 from slam.config import SlamConfig
-from slam.frames import Frame
+from slam.frames import Frame, Seen
 from slam.graph import KeyframeGraph
+from slam.keyframes import KeyframePolicy
 from slam.landmarks import LandmarkMap
 from slam.tracks import PointTracker, Tracks
 
@@ -34,26 +35,44 @@ class NotLocated:
 
 
 class FrontEnd:
-    """Owns the live picture: the last grey picture, its tracks, the last pose and motion."""
+    """Owns the live picture: in grey, its tracks, its pose and what that rests on, and the camera's motion."""
 
     def __init__(self, config: SlamConfig, tracker: PointTracker, graph: KeyframeGraph, landmarks: LandmarkMap) -> None:
         self._config = config
         self._tracker = tracker
         self._graph = graph
         self._landmarks = landmarks
-        self._gray: Image | None = None
+        self._policy = KeyframePolicy(config.keyframes)
+        self._gray: Image = np.zeros((0, 0), np.uint8)
         self._motion: RigidTransform | None = None  # last_from_next, expected to repeat
         self.pose: RigidTransform | None = None  # world_from_cam of the last frame, None while unknown
         self.tracks = Tracks.none()
         self.before = Tracks.none()  # the tracks in the picture before
+        self.agreeing = Tracks.none()  # those of `tracks` that are the landmarks the pose rests on
 
-    def advance(self, frame: Frame, gray: Image) -> None:
-        """Follow the tracks into the next picture."""
+    def advance(self, frame: Frame) -> None:
+        """Follow the tracks into the next picture, whose pose is yet to be found."""
+        gray = self._tracker.gray(frame.image)
         tracks = self.before = self._landmarks.renamed(self.tracks)
-        if self._gray is not None and len(tracks) and self._gray.shape == gray.shape:
+        self.agreeing = Tracks.none()
+        if len(tracks) and self._gray.shape == gray.shape:
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, self._guess(frame, tracks))
             self.tracks = Tracks(tracks.ids, pixels).where(found)
         self._gray = gray
+
+    def see(self, frame: Frame) -> Seen:
+        """The frame whose picture was taken last, with its features."""
+        return Seen(frame, self._tracker.detect(self._gray), self.tracks)
+
+    def look_at(self, frame: Frame) -> Seen:
+        """A frame out of turn, with its features; nothing was followed into it."""
+        return Seen(frame, self._tracker.detect(self._tracker.gray(frame.image)), Tracks.none())
+
+    @property
+    def here(self) -> Located:
+        """The pose that is known, and the landmarks it rests on."""
+        assert self.pose is not None
+        return Located(self.pose, self.agreeing)
 
     def locate(self, frame: Frame) -> Located | NotLocated:
         """The pose of the frame whose picture was taken last, from the landmarks among its tracks."""
@@ -81,6 +100,19 @@ class FrontEnd:
             )
         return Located(fit.world_from_cam, placed.where(fit.inliers))
 
+    def reason_to_keep(self, frame: Frame, k: int) -> str:
+        """Why the frame, whose pose is known, should become a keyframe after keyframe k; empty when it should not."""
+        before = self._landmarks.observed[k]
+        keyframe_from_world_rotation = self._graph.world_from_keyframe[k].rotation.T
+        return self._policy.reason_to_keep(
+            seen=self.here.landmarks,
+            in_keyframe=before.where(self._landmarks.has_place(before.ids)),
+            camera=frame.camera,
+            keyframe_from_frame_rotation=keyframe_from_world_rotation @ rotation_matrix(self.here.world_from_cam),
+            frames_since=frame.index - self._graph.keyframes[k].frame_index,
+            blurred=self._policy.is_blurred(self._tracker.sharpness(self._gray)),
+        )
+
     def place_again(self, seen: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
         """A frame's pose in the map as it stands, from the landmarks it saw; as it was when too few are left."""
         config, noise = self._config.tracking, self._config.tracks.noise_px
@@ -93,17 +125,23 @@ class FrontEnd:
         )
         return fit.world_from_cam if fit.inlier_count >= config.min_inliers else pose
 
-    def moved_to(self, pose: RigidTransform, *, landmarks: Tracks | None = None) -> None:
-        """Take a pose as the last frame's; tracks that contradict it are dropped when `landmarks` says who agrees."""
+    def accept(self, found: Located) -> None:
+        """Take a pose as the last frame's, and drop the tracks that contradict it."""
+        self.moved_to(found.world_from_cam)
+        placed = self._landmarks.has_place(self.tracks.ids)
+        self.tracks = self.tracks.where(~placed | np.isin(self.tracks.ids, found.landmarks.ids))
+        self.agreeing = found.landmarks
+
+    def moved_to(self, pose: RigidTransform) -> None:
+        """Take a pose as the last frame's, and how the camera came there as what it will go on doing."""
         self._motion = None if self.pose is None else self.pose.inv() * pose
         self.pose = pose
-        if landmarks is not None:
-            placed = self._landmarks.has_place(self.tracks.ids)
-            self.tracks = self.tracks.where(~placed | np.isin(self.tracks.ids, landmarks.ids))
 
-    def corrected_to(self, pose: RigidTransform) -> None:
-        """The map moved under the camera: the same frame now has another pose, its motion stays."""
+    def go_on_from(self, pose: RigidTransform, tracks: Tracks) -> None:
+        """The map tells another pose of the same frame and what is seen in it; the camera's motion stays."""
         self.pose = pose
+        self.tracks = tracks
+        self.agreeing = tracks.where(self._landmarks.has_place(tracks.ids))
 
     def forget_motion(self) -> None:
         """After a loss nothing is known of where the camera goes."""

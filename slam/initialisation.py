@@ -7,6 +7,7 @@ in between, so that they get their poses once the map exists.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,18 +15,18 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometric_predictor import relate_matches
-from relocalizer.geometry import FloatArray, rigid
-from relocalizer.images import Image
+from relocalizer.geometry import FloatArray, Similarity, rigid
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches
 from slam.config import SlamConfig
-from slam.frames import Frame, Seen
-from slam.front_end import FrontEnd
+from slam.frames import Frame, Keyframe, Seen
+from slam.front_end import FrontEnd, Located
 from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap
 from slam.localization import CONFIDENT
-from slam.tracks import PointTracker, Tracks
+from slam.mapping import Mapper
+from slam.tracks import Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
 MATCH_RATIO = 0.85
@@ -79,7 +80,6 @@ class Initialiser:
         landmarks: LandmarkMap,
         front_end: FrontEnd,
         predictor: PosePredictor,
-        tracker: PointTracker,
     ) -> None:
         self._config = config.initialisation
         self._geometric = config.predictor.geometric
@@ -87,7 +87,6 @@ class Initialiser:
         self._landmarks = landmarks
         self._front_end = front_end
         self._predictor = predictor
-        self._tracker = tracker
         self._references: deque[Reference] = deque(maxlen=self._config.references)  # the one that is followed is first
         self._next_try_px = 0.0
 
@@ -95,15 +94,15 @@ class Initialiser:
         """Forget the references; the next frame is the new one."""
         self._references.clear()
 
-    def take(self, frame: Frame, gray: Image) -> FirstPair | Waiting:
+    def take(self, frame: Frame) -> FirstPair | Waiting:
         """Try the current frame, whose tracks the front end holds, against the reference."""
         if not self._references:
-            return self._begin(frame, self._tracker.detect(gray))
+            return self._begin(frame, self._front_end.see(frame).features)
         followed = self._references[0]
         before, now = common_pixels(followed.seen.tracks, self._front_end.tracks)
         if len(before) < self._config.min_landmarks:
-            return self._take_by_looks(frame, gray)
-        outcome = self._take_by_tracks(followed, frame, gray, np.linalg.norm(now - before, axis=1))
+            return self._take_by_looks(frame)
+        outcome = self._take_by_tracks(followed, frame, np.linalg.norm(now - before, axis=1))
         if isinstance(outcome, Waiting):
             followed.remember(frame, self._front_end.tracks)
         return outcome
@@ -116,16 +115,16 @@ class Initialiser:
         self._next_try_px = self._config.min_parallax_px
         return Waiting(f"{len(features)} points to follow")
 
-    def _take_by_tracks(self, first: Reference, frame: Frame, gray: Image, moved_px: FloatArray) -> FirstPair | Waiting:
+    def _take_by_tracks(self, first: Reference, frame: Frame, moved_px: FloatArray) -> FirstPair | Waiting:
         moved = float(np.median(moved_px))
         if moved < self._next_try_px:
             return Waiting(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
         self._next_try_px = RETRY_GROWTH * moved
-        return self._try(first, Seen(frame, self._tracker.detect(gray), self._front_end.tracks))
+        return self._try(first, self._front_end.see(frame))
 
-    def _take_by_looks(self, frame: Frame, gray: Image) -> FirstPair | Waiting:
+    def _take_by_looks(self, frame: Frame) -> FirstPair | Waiting:
         """Where the step was too wide to follow, points of the references are recognised by their descriptors."""
-        features = self._tracker.detect(gray)
+        features = self._front_end.see(frame).features
         reasons = []
         for reference in self._references:
             outcome = self._try_by_looks(reference, frame, features)
@@ -202,6 +201,31 @@ class Initialiser:
     def _encode(self, seen: Seen) -> Encoded:
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
         return encoded
+
+
+def begin_segment(pair: FirstPair, mapper: Mapper) -> tuple[Keyframe, Keyframe]:
+    """The pair as the first two keyframes of a segment of their own, with their landmarks; the first is its origin."""
+    first, second = pair.first, pair.second
+    segment = 1 + max(mapper.graph.segment_of.values(), default=-1)
+    a = mapper.insert(first, first.tracks, Similarity.identity(), segment)
+    b = mapper.insert(second, second.tracks, Similarity.from_rigid(pair.first_from_second), segment)
+    mapper.remember_pair(a.id, b.id, pair.estimate)
+    mapper.refine_window(b.id)
+    return a, b
+
+
+def placed(pair: FirstPair, front_end: FrontEnd, world_from_first: RigidTransform) -> Iterator[tuple[Frame, Located]]:
+    """The first frame and those between the two, now that there is a map for their tracks.
+
+    Frames that do not fit it are left out. `world_from_first` is where the refined map has the first.
+    """
+    yield pair.first.frame, Located(Similarity.identity().rigid, pair.first.tracks)
+    pose = world_from_first
+    for frame, tracks in pair.between:
+        found = front_end.fit(frame, tracks, pose)
+        if isinstance(found, Located):
+            pose = found.world_from_cam
+            yield frame, found
 
 
 def _is_of_a_network(estimate: PairEstimate | NoEstimate) -> bool:

@@ -1,4 +1,5 @@
-"""Frames that had no pose when they came, kept to be looked for once more in the map of the whole run."""
+"""When a run ends more of the map is known than when its frames came: frames that had no pose are looked for once
+more, and maps begun apart are joined."""
 
 from __future__ import annotations
 
@@ -6,9 +7,69 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relocalizer.images import Camera, decode_image, encode_jpeg
+from slam.frame_log import FrameLog
 from slam.frames import Frame
+from slam.front_end import FrontEnd, NotLocated
+from slam.linking import Linker
+from slam.mapping import Mapper
+from slam.recognition import Place, Recognised, Recogniser
+from slam.reporter import Reporter
 
 QUALITY = 95  # of the pictures kept, JPEG
+MOSTLY_KNOWN = 0.6  # of a keyframe's landmarks; a picture that sees more of them shows little that is not in it
+MOST_JOINED = 300  # keyframes, the newest, that are looked for in other segments
+
+
+class LookingBack:
+    """Keeps the frames without a pose while the stream runs, and looks for them in the map when it has ended."""
+
+    def __init__(self, limit: int, log: FrameLog, front_end: FrontEnd, recogniser: Recogniser, tell: Reporter) -> None:
+        """Args:
+        limit: frames kept at most.
+        """
+        self._unplaced = Unplaced(limit)
+        self._log = log
+        self._front_end = front_end
+        self._recogniser = recogniser
+        self._tell = tell
+
+    def keep(self, frame: Frame) -> None:
+        """Remember a frame that has no pose."""
+        self._unplaced.keep(frame)
+
+    def place(self, take: Callable[[Recognised, str], None]) -> None:
+        """Look for the frames that still have no pose; each that is recognised is given to `take` at once.
+
+        With it goes why it should become a keyframe: it shows much that is not in one. Empty when it should not.
+        """
+        self._log.live = False
+        self._unplaced.forget({record.index for record in self._log.records})
+        self._unplaced.place(lambda frame: self._try_again(frame, take))
+
+    def _try_again(self, frame: Frame, take: Callable[[Recognised, str], None]) -> bool:
+        beside = self._log.nearest(frame.timestamp_ns).keyframe_id
+        found = self._recogniser.recognise(self._front_end.look_at(frame), beside)
+        if isinstance(found, NotLocated):
+            return False
+        self._tell.placed_later(found)
+        known = self._recogniser.share_seen(found) > MOSTLY_KNOWN
+        take(found, "" if known else f"recognised {len(found.landmarks)} landmarks, looking back")
+        return True
+
+
+def join_segments(mapper: Mapper, recogniser: Recogniser, linker: Linker, *, min_inliers: int) -> None:
+    """Maps begun apart become one where a keyframe is recognised by an older one of another.
+
+    Args:
+        min_inliers: landmarks by which it must be.
+    """
+    graph = mapper.graph
+    for k in sorted(graph.keyframes)[-MOST_JOINED:]:
+        if len(set(graph.segment_of.values())) == 1:
+            return
+        place = recogniser.recognise_elsewhere(k, min_inliers=min_inliers)
+        if isinstance(place, Place):
+            linker.join(place.keyframe_id, k, place.found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

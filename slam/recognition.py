@@ -97,6 +97,13 @@ class Recogniser:
             reason = outcome.reason
         return NotLocated(reason)
 
+    def share_seen(self, found: Recognised) -> float:
+        """How much of what the keyframe saw, by which a picture was recognised, the picture sees: 0 to 1."""
+        landmarks = self._mapper.landmarks
+        ids = landmarks.observed[found.keyframe_id].ids
+        ids = ids[landmarks.has_place(ids)]
+        return float(np.isin(ids, found.landmarks.ids).sum()) / max(len(ids), 1)
+
     def _try(self, features: LocalFeatures, camera: Camera, encoded: Encoded, c: int) -> Place | NotLocated:
         refused = too_few_points(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
         if refused is not None:

@@ -13,16 +13,24 @@ from slam.events import (
     Event,
     FrameProcessed,
     GraphOptimised,
+    Initialised,
     KeyframeAdded,
     LandmarksUpdated,
     Observer,
     PlacedLater,
-    TrackingState,
+    Relocalised,
+    RunFinished,
+    ScaleUnobservable,
+    TrackingLost,
 )
 from slam.frames import Frame, Keyframe
+from slam.front_end import FrontEnd
+from slam.initialisation import FirstPair
 from slam.mapping import Mapper
 from slam.recognition import Recognised
+from slam.slam_result import SlamResult
 from slam.tracks import Tracks
+from slam.whereabouts import Whereabouts
 
 TOLD_ALWAYS = 200  # keyframes up to which all landmarks are told after each; telling takes as long as there are many
 
@@ -41,6 +49,29 @@ class Reporter:
     def keyframe(self, keyframe: Keyframe, reason: str, image: Image) -> None:
         pose = self._mapper.graph.world_from_keyframe[keyframe.id]
         self.emit(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
+
+    def initialised(self, pair: FirstPair) -> None:
+        indices = (pair.first.frame.index, pair.second.frame.index)
+        landmarks = len(self._mapper.landmarks.placed_ids())
+        self.emit(Initialised(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
+
+    def scale_unobservable(self, frame: Frame, reason: str) -> None:
+        self.emit(ScaleUnobservable(frame_index=frame.index, reason=reason))
+
+    def lost(self, frame: Frame, reason: str) -> None:
+        self.emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=reason))
+
+    def relocalised(self, found: Recognised, frames_lost: int) -> None:
+        frame = found.seen.frame
+        self.emit(
+            Relocalised(
+                frame_index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=found.keyframe_id,
+                inliers=len(found.landmarks),
+                frames_lost=frames_lost,
+            )
+        )
 
     def placed_later(self, found: Recognised) -> None:
         frame = found.seen.frame
@@ -77,34 +108,36 @@ class Reporter:
             )
         )
 
-    def frame(
-        self,
-        frame: Frame,
-        *,
-        state: TrackingState,
-        reason: str,
-        pose: RigidTransform | None,
-        keyframe_id: int,
-        tracks: Tracks,
-        agreeing: Tracks,
-        stage_ms: Mapping[str, float],
-    ) -> None:
-        """`agreeing` are the landmarks the pose rests on, a part of `tracks`."""
-        depth = np.nan
-        if pose is not None and len(agreeing):
-            points = self._mapper.landmarks.points_world(agreeing.ids, self._mapper.graph)
-            depth = float(np.median(depths_in(points, pose)))
+    def frame(self, frame: Frame, where: Whereabouts, seen: FrontEnd, stage_ms: Mapping[str, float]) -> None:
+        """Tell of a frame that has been dealt with: where it was seen to be, and by what."""
+        pose, agreeing = seen.pose if where.is_tracking else None, seen.agreeing
         self.emit(
             FrameProcessed(
                 frame=frame,
-                state=state,
-                reason=reason,
+                state=where.state,
+                reason=where.reason,
                 world_from_cam=pose,
-                keyframe_id=keyframe_id,
-                pixels=tracks.pixels,
-                track_ids=tracks.ids,
-                is_inlier=np.isin(tracks.ids, agreeing.ids),
-                depth=depth,
+                keyframe_id=where.keyframe_id,
+                pixels=seen.tracks.pixels,
+                track_ids=seen.tracks.ids,
+                is_inlier=np.isin(seen.tracks.ids, agreeing.ids),
+                depth=self._median_depth(agreeing, pose),
                 stage_ms=dict(stage_ms),
+            )
+        )
+
+    def _median_depth(self, seen: Tracks, pose: RigidTransform | None) -> float:
+        if pose is None or not len(seen):
+            return np.nan
+        points = self._mapper.landmarks.points_world(seen.ids, self._mapper.graph)
+        return float(np.median(depths_in(points, pose)))
+
+    def finished(self, result: SlamResult, *, interrupted: bool) -> None:
+        self.emit(
+            RunFinished(
+                timestamps_ns=result.trajectory.timestamps_ns,
+                frame_indices=result.frame_indices,
+                world_from_cam=result.trajectory.world_from_cam,
+                interrupted=interrupted,
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from slam.frames import FrameRecord, Keyframe
 from slam.graph import Edge, EdgeKind, KeyframeGraph
 from slam.landmarks import LandmarkMap
 from slam.mapping import Mapper
-from slam.slam_result import SlamResult
+from slam.slam_result import SlamResult, Units
 from slam.tracks import Tracks
 
 Ids = NDArray[np.int64]
@@ -40,20 +40,51 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Earlier:
-    """What a loaded map brings that the mapper does not hold.
+    """What a loaded map brings that the mapper does not hold; nothing, for a run that begins in none.
 
     Attributes:
         keyframe_ids: names its keyframes have now, in the order of the map's rows.
         frames: its frames, hanging off those.
         jpeg: picture of each keyframe, as the bytes of a JPEG file.
+        units: 'map units' or 'metres'.
     """
 
-    keyframe_ids: tuple[int, ...]
-    frames: list[FrameRecord]
-    jpeg: Mapping[int, Callable[[], bytes]]
+    keyframe_ids: tuple[int, ...] = ()
+    frames: Sequence[FrameRecord] = ()
+    jpeg: Mapping[int, Callable[[], bytes]] = field(default_factory=dict)
+    units: str = "map units"
+
+    @property
+    def last_id(self) -> int:
+        """Of its keyframes; what comes after belongs to the run. -1 without any."""
+        return max(self.keyframe_ids, default=-1)
+
+    def picture(self, k: int, of_the_run: Callable[[int], bytes]) -> bytes:
+        """A keyframe's picture, whether it is of this map or of the run that goes on in it."""
+        return self.jpeg[k]() if k in self.jpeg else of_the_run(k)
 
 
 # --- from the live map --------------------------------------------------------------------------------
+
+
+def map_of_run(
+    mapper: Mapper,
+    earlier: Earlier,
+    frames: Sequence[FrameRecord],
+    provenance: Provenance,
+    jpeg: Callable[[int], bytes],
+) -> ReferenceMap:
+    """The map at rest of a run that may have gone on in an earlier one, which is part of it and whose units it has.
+
+    Args:
+        frames, jpeg: of the run alone.
+    """
+    return map_of(
+        mapper,
+        [*earlier.frames, *frames],
+        replace(provenance, units=earlier.units),
+        lambda k: earlier.picture(k, jpeg),
+    )
 
 
 def map_of(
@@ -235,6 +266,7 @@ def restore(
         keyframe_ids=ids,
         frames=_frames(reference_map.frames, first_id),
         jpeg={k: _picture(reference_map, row) for row, k in enumerate(ids)},
+        units=reference_map.provenance.units,
     )
 
 
@@ -316,6 +348,14 @@ def _frames(table: FrameTable, first_id: int) -> list[FrameRecord]:
 
 
 # --- units --------------------------------------------------------------------------------------------
+
+
+def in_units_of_earlier(result: SlamResult, earlier: Earlier) -> SlamResult:
+    """The result, saying that its path is in metres when it lies in the metric map that the run began in."""
+    there = {result.graph.segment_of[k] for k in earlier.keyframe_ids}
+    if earlier.units != "metres" or result.segment not in there or not len(result.trajectory):
+        return result
+    return replace(result, units=Units("metres", "that of the map the run began in"))
 
 
 def in_units_of(result: SlamResult, reference_map: ReferenceMap) -> ReferenceMap:

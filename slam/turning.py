@@ -10,14 +10,13 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import rigid, rotation_matrix, translation_of
-from relocalizer.images import Image
 from relocalizer.two_view import Matches, find_turn
 from slam.config import SlamConfig
 from slam.frames import Frame
-from slam.front_end import NotLocated
+from slam.front_end import FrontEnd
 from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap
-from slam.tracks import PointTracker, Tracks, choose_new
+from slam.tracks import Tracks, choose_new
 
 MIN_TRACKS = 40
 MIN_SHARE = 0.8  # of the tracks that one rotation must explain
@@ -25,15 +24,16 @@ TURN_PX = 1.5
 RENEW = 0.6  # when fewer of the tracks are left, new ones are begun
 LOOK_EVERY = 5  # frames between two attempts to recognise a place meanwhile
 QUIET = 30  # frames after a stretch in which the next one is not announced
+HELD = "the camera turns where no landmark is known: its position is held"
 
 
 class Turning:
     """A stretch of turning: where it began, what is followed since, and for how many frames."""
 
-    def __init__(self, config: SlamConfig, landmarks: LandmarkMap, tracker: PointTracker) -> None:
+    def __init__(self, config: SlamConfig, landmarks: LandmarkMap, front_end: FrontEnd) -> None:
         self._config = config.tracks
         self._landmarks = landmarks
-        self._tracker = tracker
+        self._front_end = front_end
         self._tracks = Tracks.none()  # in the picture that all is measured from
         self._pose = RigidTransform.identity()  # of that picture
         self._last = -QUIET
@@ -54,32 +54,42 @@ class Turning:
         self._last = index
         return news
 
-    def follow(
-        self, frame: Frame, before: Tracks, now: Tracks, last_pose: RigidTransform
-    ) -> RigidTransform | NotLocated:
-        """world_from_cam of a frame whose tracks are `now`, at the position held; or why a turn does not explain them.
+    def follow(self, frame: Frame) -> bool:
+        """Turn the front end's pose as its tracks turned, the position held; False when a turn does not explain them.
 
-        `before` are the tracks in the last frame and `last_pose` is its pose: a stretch begins from there.
+        A stretch begins from the last frame's tracks and pose.
         """
+        front_end = self._front_end
+        if front_end.pose is None:
+            return False
         if self.frames == 0:
-            self._tracks, self._pose = before, last_pose
-        start, seen = common_pixels(self._tracks, now)
+            self._tracks, self._pose = front_end.before, front_end.pose
+        pose = self._turned(frame, front_end.pose)
+        if pose is None:
+            return False
+        self.frames += 1
+        front_end.moved_to(pose)
+        self._renew(frame, pose)
+        return True
+
+    def _turned(self, frame: Frame, last_pose: RigidTransform) -> RigidTransform | None:
+        """world_from_cam of a frame whose tracks one rotation explains, since the picture all is measured from."""
+        start, seen = common_pixels(self._tracks, self._front_end.tracks)
         if len(start) < MIN_TRACKS:
-            return NotLocated(f"{len(start)} points followed, {MIN_TRACKS} needed to tell a turn")
+            return None
         matches = Matches(start.astype(np.float64), seen.astype(np.float64), frame.camera, frame.camera)
         turn = find_turn(matches, rotation_matrix(self._pose).T @ rotation_matrix(last_pose), TURN_PX)
-        share = float(turn.agrees.mean())
-        if share < MIN_SHARE:
-            return NotLocated(f"a turn explains {share:.0%} of {len(start)} points, {MIN_SHARE:.0%} needed")
-        self.frames += 1
+        if float(turn.agrees.mean()) < MIN_SHARE:
+            return None
         return rigid(rotation_matrix(self._pose) @ turn.rotation, translation_of(self._pose))
 
-    def renew(self, frame: Frame, gray: Image, tracks: Tracks, pose: RigidTransform) -> Tracks:
-        """The frame's tracks to go on with; new ones among them when many have left the picture."""
+    def _renew(self, frame: Frame, pose: RigidTransform) -> None:
+        """Begin new tracks when many have left the picture; all is measured from here then."""
+        tracks = self._front_end.tracks
         left, _ = common_pixels(self._tracks, tracks)
         if len(left) > RENEW * len(self._tracks):
-            return tracks
-        features, config = self._tracker.detect(gray), self._config
+            return
+        features, config = self._front_end.see(frame).features, self._config
         chosen = choose_new(
             features,
             tracks.pixels,
@@ -89,4 +99,4 @@ class Turning:
         )
         started = self._landmarks.start(features.pixels[chosen], features.descriptors[chosen], frame.image)
         self._tracks, self._pose = tracks.joined(started), pose
-        return self._tracks
+        self._front_end.tracks = self._tracks

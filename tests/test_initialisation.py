@@ -36,15 +36,13 @@ class Start:
     """An initialiser fed from a world, frame by frame."""
 
     world: OracleWorld
-    tracker: OracleTracker
     front_end: FrontEnd
     initialiser: Initialiser
 
     def take(self, index):
         frame = self.world.frame(index)
-        gray = self.tracker.gray(frame.image)
-        self.front_end.advance(frame, gray)
-        return self.initialiser.take(frame, gray)
+        self.front_end.advance(frame)
+        return self.initialiser.take(frame)
 
     def take_all(self):
         """Outcomes up to and with the first pair."""
@@ -61,7 +59,7 @@ def start(world, config=None, predictor=None, **noise):
     tracker, landmarks = OracleTracker(world), LandmarkMap()
     front_end = FrontEnd(config, tracker, KeyframeGraph(), landmarks)
     predictor = predictor or OraclePredictor(world, **noise)
-    return Start(world, tracker, front_end, Initialiser(config, landmarks, front_end, predictor, tracker))
+    return Start(world, front_end, Initialiser(config, landmarks, front_end, predictor))
 
 
 # A pair is found
@@ -260,7 +258,7 @@ def wide(step=10):
     landmarks = LandmarkMap()
     begun.front_end = FrontEnd(CONFIG, tracker, KeyframeGraph(), landmarks)
     predictor = OraclePredictor(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
-    begun.initialiser = Initialiser(CONFIG, landmarks, begun.front_end, predictor, tracker)
+    begun.initialiser = Initialiser(CONFIG, landmarks, begun.front_end, predictor)
     return begun
 
 
