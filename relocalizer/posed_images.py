@@ -92,14 +92,15 @@ def map_from_poses(
     links = _match_all(kept, seen, pairs, config, report)
     tracks = _tracks(seen, links)
     landmarks = _triangulate_tracks(kept, seen, tracks, config)
+    features_on_landmarks = _feature_table(seen, landmarks)
     provenance = replace(provenance_of(predictor, features.model_dump()), units=units)
     cameras = tuple(dict.fromkeys(p.camera for p in kept))
     return ReferenceMap(
         provenance=provenance,
         cameras=cameras,
         keyframes=_keyframe_table(pictures, kept, cameras, seen),
-        features=_feature_table(seen, landmarks),
-        observations=_observation_table(seen, landmarks),
+        features=features_on_landmarks,
+        observations=_observation_table(features_on_landmarks),
         landmarks=_landmark_table(kept, seen, landmarks),
         edges=EdgeTable.none(),
         frames=FrameTable.none(),
@@ -433,9 +434,9 @@ def _feature_table(seen: _Seen, landmarks: _Landmarks) -> FeatureTable:
     )
 
 
-def _observation_table(seen: _Seen, landmarks: _Landmarks) -> ObservationTable:
-    table = _feature_table(seen, landmarks)
-    return ObservationTable(offsets=table.offsets, landmark=table.landmark, pixels=table.pixels)
+def _observation_table(features: FeatureTable) -> ObservationTable:
+    """Every feature that was kept sees its landmark."""
+    return ObservationTable(offsets=features.offsets, landmark=features.landmark, pixels=features.pixels)
 
 
 def _landmark_table(pictures: Sequence[PosedPicture], seen: _Seen, landmarks: _Landmarks) -> LandmarkTable:

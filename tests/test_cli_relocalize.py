@@ -100,11 +100,12 @@ def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_m
     assert bad["reason"].endswith("needed")
 
 
-def test_when_nothing_is_found_the_exit_code_is_one(slam_command, room_map, blank):
-    ended = slam_command("relocalize", room_map, blank)
+def test_when_nothing_is_found_the_exit_code_is_one_and_no_file_is_made(slam_command, room_map, blank, tmp_path):
+    ended = slam_command("relocalize", room_map, blank, "--out", tmp_path / "poses.txt")
     assert ended.code == 1
     assert "blank.png: not found: 0 landmarks recognised, 12 needed" in ended.out
     assert ended.complaint == "slam: no picture was found in the map"
+    assert not (tmp_path / "poses.txt").exists()
 
 
 def test_a_picture_that_cannot_be_read_is_an_answer_too(slam_command, room, room_map, tmp_path):

@@ -83,12 +83,13 @@ def relocalize(
     if not quiet:
         say(f"{map}: {len(reference_map.keyframes)} keyframes, {len(reference_map.landmarks)} landmarks")
     answers = _locate_all(relocalizer, reader, pictures, quiet=quiet)
-    if out is not None:
+    found = any(_pose_of(answer) for answer in answers)
+    if out is not None and found:
         _write_poses(out, answers)
     _show(answers, relocalizer, map, as_json=as_json)
     if len(answers) < len(pictures):
         raise typer.Exit(INTERRUPTED)
-    if not any(_pose_of(answer) for answer in answers):
+    if not found:
         complain("no picture was found in the map")
         raise typer.Exit(UNUSABLE)
 
