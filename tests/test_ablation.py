@@ -132,7 +132,7 @@ def test_the_command_prints_a_row_for_each_part_and_names_its_settings(pictures,
     assert rows[0].split()[:2] == ["ATE", "Sim(3)"]
     assert next(row for row in rows if row.startswith("without loops")).split()[2:6] == ["-", "-", "100.0", "%"]
     count = 1 + len(PARTS)
-    assert f"run {count} of {count}: {PARTS[-1].name} --set {PARTS[-1].settings[0]}" in ended.err
+    assert f"run {count} of {count}: {PARTS[-1].name} (--set {PARTS[-1].settings[0]}" in ended.err
 
 
 @pytest.mark.usefixtures("built")

@@ -143,7 +143,8 @@ def _bench_parts(config: SlamConfig, opened: Callable[[], FrameSource], as_json:
     from slam.ablation import PARTS, measure_parts
 
     def tell(part: Part, number: int, of: int) -> None:
-        say(f"run {number} of {of}: {part.name}" + "".join(f" --set {setting}" for setting in part.settings))
+        changed = " ".join(f"--set {setting}" for setting in part.settings)
+        say(f"run {number} of {of}: {part.name}" + (f" ({changed})" if changed else ""))
 
     rows = measure_parts(config, opened, on_run=tell)
     if as_json:
