@@ -179,8 +179,7 @@ class Slam:
     def _keep(self, seen: Seen, reason: str) -> None:
         """The frame becomes a keyframe: landmarks, the relation to the one before, refinement."""
         graph, active = self._mapper.graph, self._where.keyframe_id
-        scale = graph.world_from_keyframe[active].scale
-        pose = Similarity.from_rigid(self._front_end.here.world_from_cam, scale)
+        pose = Similarity.from_rigid(self._front_end.here.world_from_cam, graph.world_from_keyframe[active].scale)
         with self._watch("map"):
             keyframe = self._mapper.insert(seen, self._front_end.tracks, pose, graph.segment_of[active])
         with self._watch("predictor"):

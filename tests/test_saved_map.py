@@ -215,8 +215,17 @@ def test_a_run_that_never_sees_the_map_leaves_two_segments(world):
 
 def test_lengths_stay_metres_in_a_metric_map(first_map, world):
     metric = replace(first_map, provenance=replace(first_map.provenance, units="metres"))
-    slam, _, _ = walk(world, range(100, 110), start_map=metric)
+    slam, result, _ = walk(world, range(100, 110), start_map=metric)
     assert slam.saved_map(lambda k: b"").provenance.units == "metres"
+    assert result.units.note == "lengths in metres: that of the map the run began in"
+
+
+def test_a_path_that_nothing_ties_to_the_metric_map_is_not_in_metres(world):
+    early = at_rest(walk(world, range(0, 40))[0], world)
+    metric = replace(early, provenance=replace(early.provenance, units="metres"))
+    _, result, _ = walk(world, range(90, 120), start_map=metric)
+    assert len(result.trajectory)
+    assert result.units.name == "map units"
 
 
 # --- only being found ---------------------------------------------------------------------------------
