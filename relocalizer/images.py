@@ -73,6 +73,17 @@ class Camera:
         """Pixels a radian spans near the centre."""
         return 0.5 * (self.fx + self.fy)
 
+    def refocused(self, ratio: tuple[float, float]) -> Camera:
+        """The same camera with its focal lengths (x, y) found to be so much longer; it is no guess any more."""
+        return replace(self, fx=self.fx * ratio[0], fy=self.fy * ratio[1], assumed=False)
+
+    def to_yaml(self) -> str:
+        """The text of a camera.yaml that `load_camera` reads."""
+        size = {"width": int(self.width), "height": int(self.height)}
+        numbers = {key: float(getattr(self, key)) for key in ("fx", "fy", "cx", "cy")}
+        distortion = [float(number) for number in self.distortion]
+        return yaml.safe_dump({"model": self.model, **size, **numbers, "distortion": distortion}, sort_keys=False)
+
     def resized(self, width: int, height: int) -> Camera:
         """The camera of the picture resized to width x height (pixel centres at integers)."""
         sx, sy = width / self.width, height / self.height

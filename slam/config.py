@@ -139,6 +139,10 @@ class RefinementConfig(Section):
         "auto",
         description="Refine the whole map once more when the run ends; auto: while that costs less than the run did.",
     )
+    calibrate: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Find the focal length in the last refinement; auto: when it was only assumed.",
+    )
     final_rounds: int = Field(3, ge=1, le=20, description="Rounds of recognising and refining the whole map.")
     final_related: int = Field(
         40, ge=0, le=1000, description="Keyframes whose landmarks are looked for in each keyframe in a final round."

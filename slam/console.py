@@ -45,6 +45,8 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         frames = _count(sum(report["other_segments"]), "frame")
         rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
     rows.append(("path", _path_words(report["path_length"], report["units"])))
+    if report["focal_px"]:
+        rows.append(("camera", _focal_words(report["focal_px"])))
     rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
@@ -59,6 +61,10 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _path_words(length: float, units: Mapping[str, Any]) -> str:
     return f"{length:.3f} {units['name']}" + (f" (scale: {units['source']})" if units["source"] else "")
+
+
+def _focal_words(focal_px: Mapping[str, float]) -> str:
+    return f"focal length {focal_px['found']:.0f} px found ({focal_px['start']:.0f} at the start), see camera.yaml"
 
 
 def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ def refine_everything(
     *,
     frames: int,
     keyframes: int,
+    may_calibrate: bool,
     tell: Callable[[float, float, str], None],
 ) -> int:
     """Rounds over every segment of the map; `tell` hears the errors before and after each (pixels), and its name.
@@ -29,20 +30,32 @@ def refine_everything(
 
     Args:
         frames, keyframes: of this run. A large map that a short run went on in is not refined for its sake.
+        may_calibrate: whether all keyframes are of one camera, whose focal length may then be found.
 
     Returns:
         How many rounds there were.
     """
-    segments = sorted(set(mapper.graph.segment_of.values()))
+    segments = sorted(set(mapper.graph.segment_of.values()), key=lambda s: (-len(mapper.graph.segment(s)), s))
+    calibrates = may_calibrate and wants_calibration(config, mapper)
     budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
     done = 0
-    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s):
+    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, calibrates):
         budget_s -= round_cost_s(config, mapper)
-        errors = [mapper.refine_all(segment) for segment in segments]
+        errors = [mapper.refine_all(s, free_focal=calibrates and s == segments[0]) for s in segments]
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
         tell(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
     return done
+
+
+def wants_calibration(config: RefinementConfig, mapper: Mapper) -> bool:
+    """Whether the focal length is to be found: asked for, or only assumed so far."""
+    keyframes = mapper.graph.keyframes.values()
+    match config.calibrate:
+        case "auto":
+            return all(keyframe.camera.assumed for keyframe in keyframes)
+        case asked:
+            return asked == "always"
 
 
 def round_cost_s(config: RefinementConfig, mapper: Mapper) -> float:
@@ -52,11 +65,12 @@ def round_cost_s(config: RefinementConfig, mapper: Mapper) -> float:
     return OBSERVATION_S * config.final_iterations * observations
 
 
-def _is_worth_it(config: RefinementConfig, mapper: Mapper, budget_s: float) -> bool:
+def _is_worth_it(config: RefinementConfig, mapper: Mapper, budget_s: float, calibrates: bool) -> bool:
+    """A guessed focal length bends everything, so finding it is worth any time unless no refinement is wanted."""
     match config.final:
         case "always":
             return True
         case "never":
             return False
         case "auto":
-            return round_cost_s(config, mapper) <= budget_s
+            return calibrates or round_cost_s(config, mapper) <= budget_s

@@ -89,6 +89,10 @@ class FrameLog:
         """world_from_cam of a record under the graph's current poses, map units."""
         return graph.world_from_keyframe[record.keyframe_id].compose_rigid(record.keyframe_from_frame)
 
+    def refocus(self, camera: Camera) -> None:
+        """All frames were taken by this camera: its focal length is known better now."""
+        self._cameras = [camera] * len(self._cameras)
+
     def place_again(
         self, graph: KeyframeGraph, place: Callable[[Tracks, Camera, RigidTransform], RigidTransform]
     ) -> None:

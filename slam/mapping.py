@@ -4,6 +4,7 @@ recent part of the map is refined."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -38,6 +39,7 @@ class Mapper:
         self._predictor = predictor
         self._refiner = refiner
         self.graph = KeyframeGraph()
+        self.focal_was_found = False
         self.landmarks = LandmarkMap()
         self.pairs: dict[tuple[int, int], PairEstimate] = {}
         self._paired_with: dict[int, list[int]] = {}  # by the later of a pair, the earlier ones
@@ -316,8 +318,10 @@ class Mapper:
         errors = reprojection_errors(bundle, bundle.world_from_cam, points)
         self._drop_outliers(ids, bundle, errors)
 
-    def refine_all(self, segment: int) -> tuple[float, float]:
+    def refine_all(self, segment: int, *, free_focal: bool = False) -> tuple[float, float]:
         """One round over everything of a segment: known landmarks are looked for everywhere, then all is refined.
+
+        With `free_focal` the focal lengths are refined too, and all keyframes get those that were found.
 
         Each round brings the map closer to itself, so the next one recognises more of it.
 
@@ -329,7 +333,7 @@ class Mapper:
             return 0.0, 0.0
         for k in members:
             self.refind(k, related=config.final_related)
-        return self._refine(members, [], max_landmarks=None, iterations=config.final_iterations)
+        return self._refine(members, [], max_landmarks=None, iterations=config.final_iterations, free_focal=free_focal)
 
     def _refine(
         self,
@@ -339,11 +343,13 @@ class Mapper:
         max_landmarks: int | None,
         iterations: int,
         relative_tolerance: float = 1e-5,
+        free_focal: bool = False,
     ) -> tuple[float, float]:
         """Refine, move the map, drop what contradicts it; root mean squared errors before and after, pixels."""
         ids, bundle = self._bundle(free, fixed, max_landmarks)
         if len(ids) == 0:
             return 0.0, 0.0
+        bundle = replace(bundle, free_focal=free_focal)
         before = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
         refined = self._refiner.refine(
             bundle,
@@ -356,8 +362,16 @@ class Mapper:
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
+        if refined.focal_ratio != (1.0, 1.0):
+            self._refocus(refined.focal_ratio)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
+
+    def _refocus(self, ratio: tuple[float, float]) -> None:
+        self.focal_was_found = True
+        keyframes = self.graph.keyframes
+        for k, keyframe in keyframes.items():
+            keyframes[k] = replace(keyframe, camera=keyframe.camera.refocused(ratio))
 
     def _bundle(self, free: list[int], fixed: list[int], max_landmarks: int | None) -> tuple[NDArray[np.int64], Bundle]:
         """The landmarks (ids) and observations of some keyframes, the most seen landmarks first."""

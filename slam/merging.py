@@ -77,7 +77,14 @@ def merge_maps(
     always = config.refinement.model_copy(update={"final": "always"})
     frames = [*a.frames, *b.frames]
     count = len(mapper.graph.keyframes)
-    refine_everything(mapper, always, frames=len(frames), keyframes=count, tell=lambda before, after, cause: None)
+    refine_everything(
+        mapper,
+        always,
+        frames=len(frames),
+        keyframes=count,
+        may_calibrate=False,
+        tell=lambda before, after, cause: None,
+    )
     jpeg = {**a.jpeg, **b.jpeg}
     merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k]())
     return Merged(map=merged, loops=_loops_of(events, b), apart=apart)

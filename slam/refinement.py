@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import gtsam
+import gtsam_unstable
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
@@ -21,6 +22,14 @@ FIXED_SIGMA = 1e-6
 # is not along the sphere of that distance, and the solver gives up at the start.
 SIZE_SIGMA = 1e-2
 POINT = 1 << 40  # landmark keys lie above all keyframe keys
+CALIBRATION, CENTRED = 1 << 50, (1 << 50) + 1  # keys of the shared camera, and of the identity between it and a pose
+CALIBRATION_HELD = 1e-4  # of the ratio of the focal lengths and of the centre, as a share of the focal length
+FOCAL_SIGMA = 0.3  # of a focal length that was guessed, as a share of itself
+# As the observations say it, who take themselves for independent; a longer lens seen by a camera that hardly turns
+# is not told from a nearer scene.
+MAX_FOCAL_SIGMA = 0.01
+CALIBRATION_ITERATIONS = 50
+FAR = 100.0  # times the map's size
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -36,6 +45,7 @@ class Bundle:
         keyframe_of, point_of: (M,) keyframe id and row of `points_world` of each observation.
         pixels: (M, 2).
         pairs: the predictor's estimates (i, j, i_from_j) between keyframes of the bundle.
+        free_focal: refine the focal lengths too; all cameras of the bundle are the same one.
     """
 
     world_from_cam: Mapping[int, RigidTransform]
@@ -46,15 +56,20 @@ class Bundle:
     point_of: NDArray[np.int64]
     pixels: FloatArray
     pairs: Sequence[tuple[int, int, PairEstimate]] = ()
+    free_focal: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Refined:
-    """New poses and points, and the reprojection error (M,) in pixels of each observation under them."""
+    """New poses and points, and the reprojection error (M,) in pixels of each observation under them.
+
+    `focal_ratio` is by how much the focal lengths (x, y) have grown; 1 where they were not free, or not observable.
+    """
 
     world_from_cam: dict[int, RigidTransform]
     points_world: FloatArray
     error_px: FloatArray
+    focal_ratio: tuple[float, float] = (1.0, 1.0)
 
 
 class Refiner(Protocol):
@@ -139,7 +154,11 @@ class GtsamRefiner:
             start.insert(k, gtsam.Pose3(pose.as_matrix()))
         for n, point in enumerate(bundle.points_world):
             start.insert(POINT + n, point)
-        self._add_projections(graph, bundle, noise_px)
+        if bundle.free_focal:
+            self._add_projections_of_free_camera(graph, start, bundle, noise_px)
+            iterations = max(iterations, CALIBRATION_ITERATIONS)
+        else:
+            self._add_projections(graph, bundle, noise_px)
         self._add_pairs(graph, bundle)
         self._pin(graph, start, bundle)
         parameters = gtsam.LevenbergMarquardtParams()
@@ -148,20 +167,44 @@ class GtsamRefiner:
         solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
         if not np.isfinite(graph.error(solution)):
             solution = start  # a singular system: better the old map than a broken one
+        if bundle.free_focal:
+            if focal_sigma(graph, solution) > MAX_FOCAL_SIGMA:
+                held = replace(bundle, free_focal=False)
+                return self.refine(
+                    held, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
+                )
+            bundle, ratio = _with_found_focal(bundle, solution)
+        else:
+            ratio = (1.0, 1.0)
         poses = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
         points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
-        return Refined(world_from_cam=poses, points_world=points, error_px=reprojection_errors(bundle, poses, points))
+        errors = reprojection_errors(bundle, poses, points)
+        return Refined(world_from_cam=poses, points_world=points, error_px=errors, focal_ratio=ratio)
 
     @staticmethod
     def _add_projections(graph: gtsam.NonlinearFactorGraph, bundle: Bundle, noise_px: float) -> None:
-        noise = gtsam.noiseModel.Robust.Create(
-            gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), gtsam.noiseModel.Isotropic.Sigma(2, noise_px)
-        )
-        K = {k: gtsam.Cal3_S2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy) for k, camera in bundle.cameras.items()}
+        noise = _robust(gtsam.noiseModel.Isotropic.Sigma(2, noise_px))
+        K = {k: _calibration(camera) for k, camera in bundle.cameras.items()}
         factor = gtsam.GenericProjectionFactorCal3_S2
         rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
         for k, n, pixel in rows:
             graph.add(factor(pixel, noise, k, POINT + n, K[k]))
+
+    @staticmethod
+    def _add_projections_of_free_camera(
+        graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle, noise_px: float
+    ) -> None:
+        """Projection factors on one camera: those with a sensor's offset, for the others print points behind them."""
+        camera = next(iter(bundle.cameras.values()))
+        start.insert(CALIBRATION, _calibration(camera))
+        start.insert(CENTRED, gtsam.Pose3())
+        graph.add(gtsam.PriorFactorCal3_S2(CALIBRATION, _calibration(camera), _guessed_focal(camera)))
+        graph.add(gtsam.PriorFactorPose3(CENTRED, gtsam.Pose3(), gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)))
+        noise = _robust(gtsam.noiseModel.Isotropic.Sigma(2, noise_px))
+        factor = gtsam_unstable.ProjectionFactorPPPCCal3_S2
+        rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
+        for k, n, pixel in rows:
+            graph.add(factor(pixel, noise, k, CENTRED, POINT + n, CALIBRATION))
 
     @staticmethod
     def _add_pairs(graph: gtsam.NonlinearFactorGraph, bundle: Bundle) -> None:
@@ -190,6 +233,38 @@ class GtsamRefiner:
             if distances[far] > 0:
                 noise = gtsam.noiseModel.Isotropic.Sigma(1, SIZE_SIGMA * distances[far])
                 graph.add(gtsam.RangeFactorPose3(held[0], far, distances[far], noise))
+
+
+def _guessed_focal(camera: Camera) -> gtsam.noiseModel.Gaussian:
+    """The two focal lengths are uncertain together: what their ratio is, and where the centre, is known."""
+    focal = FOCAL_SIGMA * np.array([camera.fx, camera.fy, 0.0, 0.0, 0.0])
+    held = (CALIBRATION_HELD * camera.mean_focal) ** 2 * np.eye(5)
+    return gtsam.noiseModel.Gaussian.Covariance(np.outer(focal, focal) + held)
+
+
+def focal_sigma(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values) -> float:
+    """Standard deviation of the free camera's focal length, as a share of it."""
+    focal = solution.atCal3_S2(CALIBRATION).fx()
+    held = gtsam.NonlinearFactorGraph(graph)
+    keys: list[int] = list(solution.keys())  # gtsam.Values cannot be iterated itself
+    points = [key for key in keys if POINT <= key < CALIBRATION]
+    size = float(np.median([np.linalg.norm(solution.atPoint3(key)) for key in points])) + 1e-9
+    for key in points:  # one that has gone behind its cameras is held by nothing else
+        held.add(gtsam.PriorFactorPoint3(key, solution.atPoint3(key), gtsam.noiseModel.Isotropic.Sigma(3, FAR * size)))
+    covariance = gtsam.Marginals(held, solution).marginalCovariance(CALIBRATION)
+    return float(np.sqrt(max(covariance[0, 0], covariance[1, 1])) / abs(focal))
+
+
+def _with_found_focal(bundle: Bundle, solution: gtsam.Values) -> tuple[Bundle, tuple[float, float]]:
+    """The bundle under the camera that was found, and by how much its focal lengths have grown."""
+    found, camera = solution.atCal3_S2(CALIBRATION), next(iter(bundle.cameras.values()))
+    ratio = found.fx() / camera.fx, found.fy() / camera.fy
+    refocused = camera.refocused(ratio)
+    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, refocused)), ratio
+
+
+def _calibration(camera: Camera) -> gtsam.Cal3_S2:
+    return gtsam.Cal3_S2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy)
 
 
 def _robust(noise: gtsam.noiseModel.Base) -> gtsam.noiseModel.Robust:

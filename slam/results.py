@@ -21,7 +21,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
-from relocalizer.images import encode_jpeg
+from relocalizer.images import Camera, encode_jpeg
 from relocalizer.map_folder import JPEG_QUALITY, save_map
 from slam.events import Event, FrameProcessed, KeyframeAdded
 from slam.frames import Frame, Keyframe
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 REPORT_FORMAT = 1
 CONFIG, EVENTS, REPORT = "config.yaml", "events.jsonl", "report.json"
+CAMERA = "camera.yaml"
 TRAJECTORY, KEYFRAMES, ONLINE = "trajectory.txt", "keyframes.txt", "trajectory_online.txt"
 MAP, _KEYFRAMES_ON_THE_WAY = "map", ".keyframes"
 
@@ -115,6 +116,9 @@ class RunFolder:
         self.write_trajectory(TRAJECTORY, result.trajectory, note=note)
         self.write_trajectory(KEYFRAMES, result.keyframe_trajectory, note=note)
         self.write_trajectory(ONLINE, result.online, note=note)
+        if result.focal_was_found:
+            assert result.camera is not None
+            write_atomically(self.path / CAMERA, result.camera.to_yaml())
         for number, segment in enumerate(result.segments, start=2):
             self.write_trajectory(f"trajectory_segment{number}.txt", segment)
 
@@ -332,6 +336,8 @@ def closing_report(
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
         "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
         "path_length": trajectory.length,
+        "camera": outcome.result.camera if outcome.result.focal_was_found else opening["camera"],
+        "focal_px": _focal_px(opening["camera"], outcome.result),
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
@@ -347,6 +353,13 @@ def closing_report(
         "peak_memory_mb": outcome.peak_memory_mb,
         "evaluation": evaluation,
     }
+
+
+def _focal_px(given: Camera, result: SlamResult) -> dict[str, float] | None:
+    """The focal length that the run began with and the one it found, pixels; None when it looked for none."""
+    if not result.focal_was_found or result.camera is None:
+        return None
+    return {"start": given.mean_focal, "found": result.camera.mean_focal}
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, stack_matrices
+from relocalizer.images import Camera
 from slam.frame_log import FrameLog
 from slam.graph import KeyframeGraph
 from slam.mapping import Mapper
@@ -43,6 +44,8 @@ class SlamResult:
         segment: number of that segment in `graph`.
         segments: the other segments, largest first; nothing ties their frames and scales to the first, so their
             lengths are map units of their own. `segment_frame_indices` name their rows.
+        camera: of the frames, as the last refinement left it; None without a keyframe.
+        focal_was_found: whether its focal lengths are other than those the run began with.
         online: every tracked frame as it was placed live.
     """
 
@@ -58,6 +61,8 @@ class SlamResult:
     segment: int = 0
     segment_frame_indices: list[NDArray[np.int64]] = field(default_factory=list)
     units: Units = Units()
+    camera: Camera | None = None
+    focal_was_found: bool = False
 
 
 def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
@@ -84,6 +89,8 @@ def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
             stack_matrices([graph.world_from_keyframe[k.id].rigid for k in keyframes]),
         ),
         online=log.live_trajectory(),
+        camera=keyframes[-1].camera if keyframes else None,
+        focal_was_found=mapper.focal_was_found,
         graph=graph,
         landmark_ids=ids,
         landmark_points=landmarks.points_world(ids, graph),

@@ -268,7 +268,10 @@ class Slam:
             self._config.refinement,
             frames=len(log),
             keyframes=len(mapper.graph.keyframes) - len(earlier.keyframe_ids),
+            may_calibrate=not earlier.keyframe_ids,
             tell=partial(self._tell.graph, log.last_index),
         )
         if rounds:
+            if not earlier.keyframe_ids:
+                log.refocus(mapper.graph.keyframes[mapper.graph.last_id].camera)
             log.place_again(mapper.graph, self._front_end.place_again)

@@ -107,6 +107,7 @@ class StraightSlam:
             frame_indices=indices,
             online=trajectory,
             units=Units(),
+            focal_was_found=False,
         )
 
     def saved_map(self, jpeg: Callable[[int], bytes]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from relocalizer.images import load_camera
 from slam.config import InputConfig, SlamConfig
 from slam.evaluate import evaluate
 from slam.events import EdgeAccepted, Event, Initialised
@@ -65,6 +66,21 @@ def test_the_loop_of_the_bundled_room_is_found_and_true(bundled):
         true = np.linalg.inv(a) @ b
         angle = np.arccos(np.clip((np.trace(true[:3, :3].T @ edge.i_from_j.rotation) - 1) / 2, -1, 1))
         assert np.degrees(angle) < 2.0
+
+
+def test_a_video_without_a_camera_tells_its_focal_length():
+    outcome, _ = play(BUNDLED / "video.mp4", max_frames=150)
+    given, truth = load_camera(BUNDLED / "camera.yaml"), read_tum(BUNDLED / "groundtruth.txt")
+    assert outcome.result.focal_was_found
+    assert outcome.result.camera.fx == pytest.approx(given.fx, rel=0.01)  # 554 is assumed, a fifth too long
+    length = Trajectory(truth.timestamps_ns[:150], truth.world_from_cam[:150]).length
+    assert ate(outcome.result.trajectory, BUNDLED) < 0.005 * length
+
+
+def test_the_focal_length_of_a_camera_file_stays(bundled):
+    outcome, _ = bundled
+    assert not outcome.result.focal_was_found
+    assert outcome.result.camera.fx == load_camera(BUNDLED / "camera.yaml").fx
 
 
 def test_the_same_frames_give_the_same_bytes():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from relocalizer.images import Camera
 from slam.config import RefinementConfig
 from slam.final_refinement import refine_everything
 from slam.tracks import Tracks
@@ -16,21 +18,29 @@ from slam.tracks import Tracks
 class CountingMapper:
     """Two segments of ten keyframes that see `seen` landmarks each; rounds are noted and change nothing."""
 
-    def __init__(self, seen: int) -> None:
+    def __init__(self, seen: int, *, assumed: bool = False) -> None:
         tracks = Tracks(np.arange(seen), np.zeros((seen, 2), np.float32))
-        self.graph = SimpleNamespace(keyframes=dict.fromkeys(range(10)), segment_of={k: k // 5 for k in range(10)})
+        camera = replace(Camera.assume(64, 48, fov_deg=60.0), assumed=assumed)
+        self.graph = SimpleNamespace(
+            keyframes=dict.fromkeys(range(10), SimpleNamespace(camera=camera)),
+            segment_of={k: k // 5 for k in range(10)},
+            segment=lambda s: [k for k in range(10) if k // 5 == s],
+        )
         self.landmarks = SimpleNamespace(
             observed=dict.fromkeys(range(10), tracks), has_place=lambda ids: np.ones(len(ids), bool)
         )
         self.refined: list[int] = []
+        self.calibrated: list[int] = []
 
-    def refine_all(self, segment: int) -> tuple[float, float]:
+    def refine_all(self, segment: int, *, free_focal: bool = False) -> tuple[float, float]:
         self.refined.append(segment)
+        if free_focal:
+            self.calibrated.append(segment)
         return 2.0 + segment, 1.0 + segment
 
 
 def rounds(
-    mapper: CountingMapper, *, frames: int = 100, keyframes: int = 10, **config: Any
+    mapper: CountingMapper, *, frames: int = 100, keyframes: int = 10, may_calibrate: bool = True, **config: Any
 ) -> tuple[int, list[tuple[float, float, str]]]:
     told: list[tuple[float, float, str]] = []
     done = refine_everything(
@@ -38,6 +48,7 @@ def rounds(
         RefinementConfig(**config),
         frames=frames,
         keyframes=keyframes,
+        may_calibrate=may_calibrate,
         tell=lambda before, after, name: told.append((before, after, name)),
     )
     return done, told
@@ -48,6 +59,29 @@ def test_every_round_refines_every_segment_and_tells_the_largest_errors():
     done, told = rounds(mapper, final_rounds=2)
     assert (done, mapper.refined) == (2, [0, 1, 0, 1])
     assert told[0] == (3.0, 2.0, "final refinement, round 1 of 2 (errors: pixels)")
+
+
+def test_an_assumed_focal_length_is_looked_for_in_the_largest_segment_whatever_it_costs():
+    mapper = CountingMapper(seen=10**6, assumed=True)
+    rounds(mapper, final_rounds=2)
+    assert mapper.calibrated == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("assumed", "may_calibrate", "calibrate", "expected"),
+    [
+        (False, True, "auto", []),
+        (False, True, "always", [0]),
+        (True, True, "never", []),
+        (True, False, "auto", []),
+    ],
+)
+def test_a_focal_length_is_looked_for_when_asked_and_when_there_is_one_camera(
+    assumed, may_calibrate, calibrate, expected
+):
+    mapper = CountingMapper(seen=10, assumed=assumed)
+    rounds(mapper, final_rounds=1, may_calibrate=may_calibrate, calibrate=calibrate)
+    assert mapper.calibrated == expected
 
 
 def test_never_refines_nothing_and_tells_nothing():

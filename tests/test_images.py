@@ -422,3 +422,11 @@ def test_green_is_the_brightest_colour_in_grey() -> None:
     pure[0, 0, 0] = pure[0, 1, 1] = pure[0, 2, 2] = 255
     red, green, blue = to_gray(pure)[0].tolist()
     assert (red, green, blue) == (76, 150, 29)  # ITU-R BT.601
+
+
+def test_a_camera_written_as_yaml_is_read_back(tmp_path):
+    camera = Camera.assume(640, 480, fov_deg=70.0).refocused((1.25, 1.5))
+    (tmp_path / "camera.yaml").write_text(camera.to_yaml())
+    assert load_camera(tmp_path / "camera.yaml") == camera
+    assert not camera.assumed
+    assert camera.fx / Camera.assume(640, 480, fov_deg=70.0).fx == pytest.approx(1.25)

@@ -230,6 +230,44 @@ def same_as_start(refined, start, atol=1e-12):
     return all(np.allclose(refined.world_from_cam[k].as_matrix(), pose.as_matrix(), atol=atol) for k, pose in poses)
 
 
+# A focal length that is not known
+
+
+@pytest.fixture
+def many(rng):
+    return rng.uniform([-2.0, -1.5, 3.0], [2.0, 1.5, 6.0], (200, 3))
+
+
+def with_focal(bundle, factor, *, free_focal=True):
+    camera = replace(CAMERA, fx=factor * CAMERA.fx, fy=factor * CAMERA.fy, assumed=True)
+    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, camera), free_focal=free_focal)
+
+
+def bent(refined, truth):
+    """How far points lie from the truth after a similarity, root mean square."""
+    away = align_points(truth, refined.points_world).apply(refined.points_world) - truth
+    return np.sqrt((away**2).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.2])
+def test_a_wrong_focal_length_is_found_where_the_camera_turns(many, factor):
+    bundle = bundle_of(arc(8), many, noise=0.3)
+    refined = refine(with_focal(bundle, factor))
+    assert np.multiply(refined.focal_ratio, factor) == pytest.approx([1.0, 1.0], abs=5e-3)
+    held = refine(with_focal(bundle, factor, free_focal=False))
+    assert bent(refined, many) < 0.2 * bent(held, many)
+
+
+def test_a_focal_length_that_nothing_tells_stays(many):
+    """Cameras side by side that do not turn: a longer lens and a deeper scene look the same."""
+    poses = {k: rigid(np.eye(3), [0.3 * k, 0.0, 0.0]) for k in range(6)}
+    assert refine(with_focal(bundle_of(poses, many, noise=0.3), 1.1)).focal_ratio == (1.0, 1.0)
+
+
+def test_a_focal_length_that_is_given_stays(many):
+    assert refine(bundle_of(arc(8), many, noise=0.3)).focal_ratio == (1.0, 1.0)
+
+
 def test_a_bundle_that_holds_nan_gives_the_start_back(points):
     start = bundle_of(arc(3), points)
     pixels = start.pixels.copy()

@@ -159,7 +159,9 @@ def test_checkpoints_leave_a_readable_trajectory_and_a_running_report(tmp_path):
 def test_an_empty_trajectory_can_be_written(tmp_path):
     empty = Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
     RunFolder.create(tmp_path).write_result(
-        SimpleNamespace(trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units())
+        SimpleNamespace(
+            trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units(), focal_was_found=False
+        )
     )
     text = (tmp_path / "trajectory.txt").read_text()
     assert [line for line in text.splitlines() if not line.startswith("#")] == []
