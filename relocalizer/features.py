@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.config import FeaturesConfig
-from relocalizer.images import Image
+from relocalizer.images import Camera, Image
 
 DESCRIPTOR_SIZE = 128
+CELLS = (8, 6)  # of a picture, across and down, in which points are counted
 # OpenCV's default keeps only strong corners; walls and floors need weak ones, and the grid drops the surplus.
 _CONTRAST = 0.01
 # In a picture with little to see, even fainter points are looked for, at full size: blank walls have some.
@@ -80,6 +81,12 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
         descriptors=root_sift(np.asarray(raw, dtype=np.float32)),
         scales=np.array([k.size * zoom.mean() for k in described], dtype=np.float32),
     )
+
+
+def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
+    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
+    cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
+    return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))
 
 
 def ordinary(features: LocalFeatures, config: FeaturesConfig) -> LocalFeatures:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
-from relocalizer.features import LocalFeatures, detect_features, match_features, ordinary
-from relocalizer.geometry import FloatArray, exp_so3, log_so3
+from relocalizer.features import LocalFeatures, detect_features, match_features, occupied_cells, ordinary
+from relocalizer.geometry import exp_so3, log_so3
 from relocalizer.images import Camera, Image, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.retrieval import Vlad, shipped_vlad
@@ -231,15 +231,10 @@ def _confidence(matches: Matches, agrees: NDArray[np.bool_]) -> float:
     by_chance = _CHANCE * float((~agrees).sum())
     enough = _step(float(agrees.sum()) - by_chance, *_ENOUGH_INLIERS)
     spread = min(
-        _cells_seen(matches.pixels_i[agrees], matches.camera_i), _cells_seen(matches.pixels_j[agrees], matches.camera_j)
+        occupied_cells(matches.pixels_i[agrees], matches.camera_i),
+        occupied_cells(matches.pixels_j[agrees], matches.camera_j),
     )
     return enough * _step(spread, *_ENOUGH_CELLS)
-
-
-def _cells_seen(pixels: FloatArray, camera: Camera) -> float:
-    """How many of the picture's 8 x 6 cells hold one of the pixels (N, 2)."""
-    cells = np.floor(pixels * [8.0 / camera.width, 6.0 / camera.height]).astype(np.int64)
-    return float(len(np.unique(cells[:, 0] + 8 * cells[:, 1])))
 
 
 def _step(value: float, middle: float, width: float) -> float:

@@ -14,15 +14,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, pose_information, refine_pose, search_pose
 from relocalizer.averaging import AveragedPose, Sighting, average_pose
 from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
 from relocalizer.config import FeaturesConfig, RelocalizerConfig
-from relocalizer.features import LocalFeatures, detect_features, match_features
+from relocalizer.features import CELLS, LocalFeatures, detect_features, match_features, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
+from relocalizer.guided_matching import expected_in, one_to_one, similar_nearby
 from relocalizer.images import Camera, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
 from relocalizer.map_index import CACHED_KEYFRAMES, MapIndex
@@ -31,7 +31,6 @@ from relocalizer.retrieval import FaissRetriever
 
 BOUND_M, BOUND_DEPTHS, BOUND_DEG = 0.25, 0.1, 5.0
 SEPARATION_RAD = float(np.radians(5.0))
-CELLS = (8, 6)
 
 How = Literal["landmarks", "averaged"]
 
@@ -350,7 +349,7 @@ class Relocalizer:
         return LandmarkEvidence(
             inliers=_unique(matches, best),
             matches=len(np.unique(matches.feature)),
-            cells=_cells(features.pixels[agreeing.feature], camera),
+            cells=occupied_cells(features.pixels[agreeing.feature], camera),
             rival=self._rival(best, matches, features, camera),
             views=views,
             disagreement_deg=turned,
@@ -414,21 +413,18 @@ class Relocalizer:
     ) -> _Matches:
         """Each landmark of the keyframes and the most similar feature near where the pose puts it, one to one."""
         landmarks = self._index.landmarks_of(rows)
-        in_cam = np.asarray(pose.inv().apply(self._map.points_world[landmarks])).reshape(-1, 3)
-        landmarks, in_cam = landmarks[in_cam[:, 2] > 1e-6], in_cam[in_cam[:, 2] > 1e-6]
-        places = camera.project(in_cam)
-        inside = camera.contains(places)
-        landmarks, places = landmarks[inside], places[inside]
-        if not len(landmarks) or not len(features):
-            return _Matches.none()
-        near = cKDTree(features.pixels).query_ball_point(places, self._config.search_radius_px, return_sorted=True)
-        row = np.repeat(np.arange(len(landmarks)), [len(n) for n in near])
-        feature = np.array([f for n in near for f in n], dtype=np.int64)
-        similarity = np.einsum("nd,nd->n", self._index.descriptors(landmarks[row]), features.descriptors[feature])
-        enough = np.flatnonzero(similarity > self._config.min_similarity)
-        order = enough[np.argsort(-similarity[enough], kind="stable")]
-        order = order[_first_of_each(row[order])]
-        order = np.sort(order[_first_of_each(feature[order])])
+        seen, places = expected_in(self._map.points_world[landmarks], pose, camera)
+        landmarks = landmarks[seen]
+        row, feature = one_to_one(
+            *similar_nearby(
+                places,
+                self._index.descriptors(landmarks),
+                features,
+                radius_px=self._config.search_radius_px,
+                min_similarity=self._config.min_similarity,
+            )
+        )
+        order = np.argsort(row)
         return _Matches(feature[order], landmarks[row[order]], np.full(len(order), -1, np.int64))
 
     def _position_sigma(self, covariance: FloatArray) -> float:
@@ -450,15 +446,3 @@ class Relocalizer:
 def _unique(matches: _Matches, fit: PoseFit) -> int:
     """Features that agree with a pose, each once."""
     return len(np.unique(matches.feature[fit.inliers]))
-
-
-def _first_of_each(values: Ids) -> Ids:
-    """Positions, rising, of the first of each value."""
-    _, first = np.unique(values, return_index=True)
-    return np.sort(first)
-
-
-def _cells(pixels: NDArray[np.float32], camera: Camera) -> int:
-    """How many of the picture's cells hold one of the pixels (N, 2)."""
-    cells = np.floor(pixels * [CELLS[0] / camera.width, CELLS[1] / camera.height]).astype(np.int64)
-    return len(np.unique(cells[:, 0] + CELLS[0] * cells[:, 1]))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.absolute_pose import pose_information
+from relocalizer.features import CELLS, occupied_cells
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriever
 from relocalizer.scale import fit_relative_scale
@@ -22,7 +23,7 @@ from slam.config import LinkingConfig
 from slam.consistency import Held, LoopEvidence
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
-from slam.localization import CELLS, FEATURE_NOISE_PX, Localised, NotLocalised, occupied_cells
+from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised
 from slam.mapping import Mapper
 from slam.optimizer import LOOP_LIMIT, GraphOptimizer, Solution
 from slam.recognition import recognise_place, too_few_points

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, PosePrior, pair_prior, refine_pose, search_pose
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometry import Similarity, rigid, rotation_angle, rotation_matrix
+from relocalizer.guided_matching import expected_in, first_of_each, one_to_one, similar_nearby
 from relocalizer.images import Camera
 from relocalizer.interfaces import NoEstimate, PairEstimate
 from relocalizer.scale import LengthFit, fit_length
@@ -28,7 +28,6 @@ MATCH_RATIO = 0.85
 CONFIDENT = 0.9  # of a pair estimate; above it the geometric predictor was right on all pairs measured
 AGREEMENT_RAD = float(np.radians(3.0))
 MOST = 0.5
-CELLS = (8, 6)  # of a picture, across and down, in which landmarks are counted
 FEATURE_NOISE_PX = 1.2  # detected features are placed less precisely than followed ones
 
 
@@ -84,10 +83,9 @@ def match_keyframes(
         ids.append(track_ids[known])
         index.append(pairs[known, 1])
     all_ids, all_index = np.concatenate([*ids, np.zeros(0, np.int64)]), np.concatenate([*index, np.zeros(0, np.int64)])
-    _, first = np.unique(all_ids, return_index=True)
-    all_ids, all_index = all_ids[np.sort(first)], all_index[np.sort(first)]
-    _, first = np.unique(all_index, return_index=True)
-    keep = np.sort(first)
+    kept = first_of_each(all_ids)
+    all_ids, all_index = all_ids[kept], all_index[kept]
+    keep = first_of_each(all_index)
     return FeatureMatches(Tracks(all_ids[keep], features.pixels[all_index[keep]]), all_index[keep])
 
 
@@ -159,8 +157,7 @@ def look_closer(
 ) -> Localised:
     """A pose checked and sharpened: landmarks `ids` are looked for around where it says that they should be.
 
-    Matching against whole pictures misses what looks alike elsewhere in them; near the right place there is one
-    candidate. At a wrong pose only chance agrees, and `share` stays small.
+    At a wrong pose only chance agrees, and `share` stays small.
     """
     fit, unplaced = first.fit, first.unplaced
     found = first.matches
@@ -184,27 +181,12 @@ def search_around(
     min_similarity: float,
 ) -> FeatureMatches:
     """Landmarks (by id) and the most similar feature within a radius of where each should be seen, one to one."""
-    in_cam = np.asarray(world_from_cam.inv().apply(landmarks.points_world(ids, graph))).reshape(-1, 3)
-    front = in_cam[:, 2] > 1e-6
-    pixels = camera.project(in_cam[front])
-    inside = camera.contains(pixels)
-    ids, pixels = ids[front][inside], pixels[inside]
-    if len(ids) == 0 or len(features) == 0:
-        return FeatureMatches(Tracks.none(), np.zeros(0, np.int64))
-    near = cKDTree(features.pixels).query_ball_point(pixels, radius_px, return_sorted=True)
-    rows = np.repeat(np.arange(len(ids)), [len(n) for n in near])
-    columns = np.array([c for n in near for c in n], dtype=np.int64)
-    similarity = np.einsum("nd,nd->n", landmarks.descriptor[ids[rows]], features.descriptors[columns])
-    best = np.flatnonzero(similarity > min_similarity)
-    best = best[np.argsort(-similarity[best], kind="stable")]
-    best = best[_first_of_each(rows[best])]
-    best = best[_first_of_each(columns[best])]
-    return FeatureMatches(Tracks(ids[rows[best]], features.pixels[columns[best]]), columns[best])
-
-
-def _first_of_each(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices, in order, at which a value stands for the first time."""
-    return np.sort(np.unique(values, return_index=True)[1])
+    rows, pixels = expected_in(landmarks.points_world(ids, graph), world_from_cam, camera)
+    ids = ids[rows]
+    rows, columns = one_to_one(
+        *similar_nearby(pixels, landmarks.descriptor[ids], features, radius_px=radius_px, min_similarity=min_similarity)
+    )
+    return FeatureMatches(Tracks(ids[rows], features.pixels[columns]), columns)
 
 
 def confirms(estimate: PairEstimate | NoEstimate, world_from_i: Similarity, world_from_cam: RigidTransform) -> bool:
@@ -250,9 +232,3 @@ def _start(
         return None, None
     step = rigid(estimate.i_from_j_rotation, fit.length * estimate.i_from_j_direction)
     return world_from_i.rigid * step, pair_prior(world_from_i.rigid, estimate, fit.length)
-
-
-def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
-    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
-    cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
-    return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))

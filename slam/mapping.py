@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.guided_matching import expected_in, similar_nearby
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import depths_in, triangulate
@@ -178,13 +179,9 @@ class Mapper:
 
     def _expected_in(self, k: int, related: int) -> tuple[NDArray[np.int64], FloatArray]:
         """Landmarks that keyframe k should see and does not, in order of id, and the pixels (N, 2) where."""
-        keyframe, ids = self.graph.keyframes[k], self._unseen_landmarks(k, related)
-        cam_from_world = self.graph.world_from_keyframe[k].rigid.inv()
-        points = np.asarray(cam_from_world.apply(self.landmarks.points_world(ids, self.graph))).reshape(-1, 3)
-        front = points[:, 2] > 1e-6
-        pixels = keyframe.camera.project(points[front])
-        inside = keyframe.camera.contains(pixels)
-        return ids[front][inside], pixels[inside]
+        ids, pose = self._unseen_landmarks(k, related), self.graph.world_from_keyframe[k].rigid
+        rows, pixels = expected_in(self.landmarks.points_world(ids, self.graph), pose, self.graph.keyframes[k].camera)
+        return ids[rows], pixels
 
     def _unseen_landmarks(self, k: int, related: int) -> NDArray[np.int64]:
         """Landmarks of the keyframes most related to k that k does not see already, in order of id."""
@@ -204,15 +201,17 @@ class Mapper:
         radius: float,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs (landmark ids, feature indices) of the most similar features within `radius`, one to one."""
-        near = cKDTree(keyframe.features.pixels[candidates]).query_ball_point(pixels, radius, return_sorted=True)
-        rows = np.repeat(np.arange(len(ids)), [len(n) for n in near])
-        columns = candidates[np.array([c for n in near for c in n], dtype=np.int64)]
-        similarity = np.einsum("nd,nd->n", self.landmarks.descriptor[ids[rows]], keyframe.features.descriptors[columns])
-        enough = np.flatnonzero(similarity > self._config.landmarks.min_similarity)
-        order = enough[np.argsort(-similarity[enough], kind="stable")]
+        rows, columns = similar_nearby(
+            pixels,
+            self.landmarks.descriptor[ids],
+            keyframe.features,
+            radius_px=radius,
+            min_similarity=self._config.landmarks.min_similarity,
+            among=candidates,
+        )
         used: tuple[set[int], set[int]] = set(), set()
         pairs: list[tuple[int, int]] = []
-        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             if row not in used[0] and column not in used[1]:
                 used[0].add(row)
                 used[1].add(column)

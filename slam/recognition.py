@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.features import LocalFeatures
+from relocalizer.features import LocalFeatures, occupied_cells
 from relocalizer.images import Camera
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
 from slam.config import RelocalizationConfig
 from slam.frames import Seen
 from slam.front_end import NotLocated
-from slam.localization import Localised, NotLocalised, confirms, localise, look_closer, match_keyframes, occupied_cells
+from slam.localization import Localised, NotLocalised, confirms, localise, look_closer, match_keyframes
 from slam.mapping import Mapper
 from slam.tracks import Tracks
 
