@@ -13,10 +13,9 @@ from relocalizer.images import Camera, load_camera, read_image
 from relocalizer.interfaces import View
 from slam.config import InputConfig
 from slam.datasets import index_folder
-from slam.sequence import Calibration, Optics
+from slam.sequence import Calibration, MapCameras, Optics
 
 SECOND_NS = 1_000_000_000
-_SAME_SHAPE = 0.01  # of the sides' ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +76,7 @@ class QueryReader:
 
     def __init__(self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig) -> None:
         self._given = Calibration(load_camera(given), str(given)) if given is not None else None
-        self._map_cameras, self._config = map_cameras, config
+        self._map_cameras, self._config = MapCameras(tuple(map_cameras)), config
         self._optics: dict[tuple[int, int, str], Optics] = {}
         self.notes: list[str] = []
 
@@ -99,10 +98,9 @@ class QueryReader:
         return View(optics(image, str(picture.path)), optics.camera)
 
     def _of_map(self, path: Path, width: int, height: int) -> Calibration:
-        for camera in self._map_cameras:
-            if abs(width / height - camera.width / camera.height) < _SAME_SHAPE:
-                return Calibration(camera, "the map, as no other was named")
-        shapes = ", ".join(sorted({f"{c.width}x{c.height}" for c in self._map_cameras}))
+        if (found := self._map_cameras.of(width, height)) is not None:
+            return found
+        shapes = ", ".join(sorted({f"{c.width}x{c.height}" for c in self._map_cameras.cameras}))
         raise CameraError(
             f"{path}: {width}x{height}, and the map's cameras have another shape ({shapes}); "
             "add --camera camera.yaml with the intrinsics of these pictures"

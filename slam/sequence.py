@@ -41,6 +41,7 @@ STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 NOMINAL_FPS = 30.0  # of a video whose header gives no sensible rate
 CONNECT_TIMEOUT_MS = 10_000
+SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
 
 
 class FrameSource(Protocol):
@@ -74,6 +75,7 @@ def open_source(
     *,
     config: InputConfig,
     camera: Path | None = None,
+    map_cameras: Sequence[Camera] = (),
     start: int = 0,
     stride: int = 1,
     max_frames: int | None = None,
@@ -84,6 +86,8 @@ def open_source(
         spec: a folder (pictures, a video, or a data set of a known layout), a video file, `webcam:0`, or an
             rtsp://, http:// or https:// address.
         camera: a camera.yaml that counts before any that the source has itself.
+        map_cameras: those of a map the pictures belong to; of pictures that nobody names a camera of, one of the same
+            shape counts, unless it was itself assumed.
         start, stride, max_frames: every `stride`-th picture from number `start` on, at most `max_frames`.
 
     Raises:
@@ -92,7 +96,9 @@ def open_source(
         TrajectoryError: the source's ground truth cannot be read.
     """
     selection = Selection(start, stride, max_frames)
-    given = None if camera is None else Calibration(load_camera(camera), str(camera))
+    given: _Given = MapCameras(tuple(known for known in map_cameras if not known.assumed))
+    if camera is not None:
+        given = Calibration(load_camera(camera), str(camera))
     if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
@@ -140,6 +146,32 @@ class Calibration:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class MapCameras:
+    """Cameras that pictures of a map were taken with, for new pictures that nobody names a camera of."""
+
+    cameras: tuple[Camera, ...]
+
+    def of(self, width: int, height: int) -> Calibration | None:
+        """The first one of pictures of this shape; its source says when others of that shape differ from it."""
+        fitting = [camera for camera in self.cameras if is_in_proportion(camera, width, height)]
+        if not fitting:
+            return None
+        views = [camera.mean_focal / camera.width for camera in fitting]
+        several = f", the first of {len(fitting)} of this shape" if max(views) > SAME_VIEW * min(views) else ""
+        return Calibration(fitting[0], f"the map, as no other was named{several}")
+
+
+_Given = Calibration | MapCameras
+
+
+def is_in_proportion(camera: Camera, width: int, height: int) -> bool:
+    """Whether width x height pictures are those of a camera but for their size, whose sides were perhaps rounded."""
+    theirs, ours = (camera.width, camera.height), (width, height)
+    small, large = sorted((theirs, ours), key=max)
+    return size_within(*large, max(small)) == small
+
+
 class Optics:
     """What is done to each picture of a source, once: its size is checked, it is shrunk and undistorted.
 
@@ -150,7 +182,7 @@ class Optics:
         note: what the user should know about it, part of a description.
     """
 
-    def __init__(self, width: int, height: int, calibration: Calibration | None, config: InputConfig) -> None:
+    def __init__(self, width: int, height: int, calibration: _Given | None, config: InputConfig) -> None:
         self._size = (width, height)
         self._shrunk = size_within(width, height, config.max_side_px)
         raw, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
@@ -213,16 +245,16 @@ class ImageSequence:
 
 
 def open_images(
-    index: SequenceIndex, calibration: Calibration | None, config: InputConfig, selection: Selection
+    index: SequenceIndex, calibration: _Given | None, config: InputConfig, selection: Selection
 ) -> ImageSequence:
-    """A reader of a table's pictures; `calibration` counts before the table's own camera.
+    """A reader of a table's pictures; a camera that was given counts before the table's own, and that before a map's.
 
     Raises:
         SequenceError: none of the selected pictures can be read.
         CameraError: the camera is not of these pictures.
     """
     frames = selection.of(len(index.image_paths), index.name)
-    if calibration is None and index.camera is not None:
+    if not isinstance(calibration, Calibration) and index.camera is not None:
         calibration = Calibration(index.camera, index.camera_source)
     height, width = _first_readable([index.image_paths[k] for k in frames]).shape[:2]
     return ImageSequence(index, frames, Optics(width, height, calibration, config))
@@ -298,7 +330,7 @@ class VideoFile:
 
 
 def open_video(
-    target: str, name: str, calibration: Calibration | None, config: InputConfig, selection: Selection
+    target: str, name: str, calibration: _Given | None, config: InputConfig, selection: Selection
 ) -> VideoFile:
     """A reader of a video, by absolute path or address.
 
@@ -331,25 +363,25 @@ def _prefetched(source: FrameSource, frames: int) -> FrameSource:
     return Prefetched(source, frames) if frames else source
 
 
-def _open_path(path: Path, given: Calibration | None, config: InputConfig, selection: Selection) -> FrameSource:
+def _open_path(path: Path, given: _Given, config: InputConfig, selection: Selection) -> FrameSource:
     if path.is_dir():
         index = index_folder(path)
         if index.video is None:
             return open_images(index, given, config, selection)
-        if given is None and index.camera is not None:
+        if not isinstance(given, Calibration) and index.camera is not None:
             given = Calibration(index.camera, index.camera_source)
         return _open_video_folder(index, index.video, given, config, selection)
     if not path.exists():
         raise SequenceError(f"{path}: no such file or folder")
     beside = path.parent / "camera.yaml"
     video = _open_video_path(path, path.stem, given, config, selection)
-    if given is None and beside.is_file():
+    if not isinstance(given, Calibration) and beside.is_file():
         video.description += f" (there is {beside})"
     return video
 
 
 def _open_video_folder(
-    index: SequenceIndex, path: Path, given: Calibration | None, config: InputConfig, selection: Selection
+    index: SequenceIndex, path: Path, given: _Given, config: InputConfig, selection: Selection
 ) -> VideoFile:
     video = _open_video_path(path, index.name, given, config, selection)
     video.description = f"{index.description}; {video.description}"
@@ -357,9 +389,7 @@ def _open_video_folder(
     return video
 
 
-def _open_video_path(
-    path: Path, name: str, given: Calibration | None, config: InputConfig, selection: Selection
-) -> VideoFile:
+def _open_video_path(path: Path, name: str, given: _Given, config: InputConfig, selection: Selection) -> VideoFile:
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -378,7 +408,7 @@ def _open_video_path(
     return open_video(os.path.abspath(path), name, given, config, selection)
 
 
-def _open_webcam(spec: str, given: Calibration | None, config: InputConfig, selection: Selection) -> LiveStream:
+def _open_webcam(spec: str, given: _Given, config: InputConfig, selection: Selection) -> LiveStream:
     number = spec.partition(":")[2]
     if not re.fullmatch(r"[0-9]{1,3}", number):
         raise SequenceError(f"{spec}: expected webcam:0, webcam:1 and so on")
@@ -389,7 +419,7 @@ def _open_webcam(spec: str, given: Calibration | None, config: InputConfig, sele
     return _open_live(capture, spec, f"webcam-{number}", advice, given, config, selection)
 
 
-def _open_address(address: str, given: Calibration | None, config: InputConfig, selection: Selection) -> FrameSource:
+def _open_address(address: str, given: _Given, config: InputConfig, selection: Selection) -> FrameSource:
     parts = urlsplit(address)
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
@@ -406,7 +436,7 @@ def _open_live(
     shown: str,
     name: str,
     advice: str,
-    given: Calibration | None,
+    given: _Given,
     config: InputConfig,
     selection: Selection,
 ) -> LiveStream:
@@ -424,13 +454,17 @@ def _open_live(
     return LiveStream(capture, name, f"live stream {shown}: newest picture first", optics, selection)
 
 
-def _camera_of_pictures(width: int, height: int, calibration: Calibration | None, fov_deg: float) -> tuple[Camera, str]:
+def _camera_of_pictures(width: int, height: int, calibration: _Given | None, fov_deg: float) -> tuple[Camera, str]:
     """The camera of width x height pictures, perhaps distorted, and what to say about it."""
-    size = f"{width}x{height}"
+    size, but = f"{width}x{height}", ""
+    if isinstance(calibration, MapCameras):
+        shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
+        but = f", and those of the map are of another shape ({shapes})" if shapes else ""
+        calibration = calibration.of(width, height)
     if calibration is None:
         assumed = Camera.assume(width, height, fov_deg=fov_deg)
         return assumed, (
-            f"{size}, no camera given, so focal length {assumed.fx:.0f} px assumed "
+            f"{size}, no camera given{but}, so focal length {assumed.fx:.0f} px assumed "
             f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
         )
     camera, source = calibration.camera, calibration.source
@@ -438,7 +472,7 @@ def _camera_of_pictures(width: int, height: int, calibration: Calibration | None
     if (camera.width, camera.height) == (width, height):
         return camera, f"{size}, camera of {short}"
     theirs = f"{camera.width}x{camera.height}"
-    if camera.width * height == camera.height * width:
+    if is_in_proportion(camera, width, height):
         return camera.resized(width, height), f"{size}, camera of {short}, scaled from {theirs}"
     hint = "pass --camera with one made for these pictures"
     if (camera.height, camera.width) == (width, height):

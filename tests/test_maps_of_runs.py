@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,19 @@ def test_the_second_clip_is_localized_in_the_map_of_the_first(first, tmp_path):
     assert "predictor: geometric (the map's)" in ended.stderr
     assert not (tmp_path / "run" / "map").exists()
     assert bytes_of(first / "map") == before
+
+
+def test_a_clip_without_a_camera_is_localized_with_that_of_the_map(first, tmp_path):
+    clip = shutil.copy(REVISIT / "video.mp4", tmp_path / "again.mp4")
+    options = ("--localize-only", "--max-frames", 20, "--stride", 2)
+    ended = slam("run", clip, "--map", first, "-o", tmp_path / "run", *options)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    off, size = errors_in_map(tmp_path / "run", first)
+    assert np.median(off) < 0.01 * size
+    assert "640x480, camera of the map, as no other was named" in ended.stderr
+    assert "camera of the map, as no other was named" in report["source"]["description"]
+    assert report["camera"]["assumed"] is False
 
 
 def test_the_second_clip_extends_the_map_of_the_first(first, tmp_path):

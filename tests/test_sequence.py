@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,66 @@ def test_a_camera_of_another_shape_is_refused_with_both_sizes(tmp_path: Path, ki
     (folder / "camera.yaml").write_text(CAMERA_YAML)
     said = refusal(folder)
     assert f"{folder / 'camera.yaml'}: the camera is for 64x48 pictures, but these are 64x40" in said
+
+
+def test_a_camera_of_the_picture_as_it_was_shrunk_is_scaled_back_however_its_sides_were_rounded(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 2, 129, 76)
+    (folder / "camera.yaml").write_text(CAMERA_YAML.replace("height: 48", "height: 38"))  # 37.7 was rounded
+    source = opened(folder)
+    assert source.camera.fx == pytest.approx(50.0 * 129 / 64)
+    assert "129x76, camera of camera.yaml, scaled from 64x38" in source.description
+
+
+OF_MAP = Camera(width=64, height=48, fx=50.0, fy=50.0, cx=32.0, cy=24.0)
+
+
+def test_a_camera_of_the_map_counts_where_no_other_is_known_and_that_is_said(tmp_path: Path) -> None:
+    source = opened(write_pictures(tmp_path, 2), map_cameras=(OF_MAP,))
+    assert source.camera == OF_MAP
+    assert next(iter(source)).camera == OF_MAP
+    assert source.description.endswith("64x48, camera of the map, as no other was named")
+
+
+def test_a_camera_of_the_map_is_scaled_to_the_pictures(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.avi", 2, "MJPG", 256, 192)
+    source = opened(video, InputConfig(max_side_px=160), map_cameras=(OF_MAP,))
+    assert (source.camera.width, source.camera.fx) == (160, 125.0)
+    assert "256x192, camera of the map, as no other was named, scaled from 64x48, shrunk to 160" in source.description
+
+
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+def test_the_folders_own_camera_counts_before_that_of_the_map(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_pictures(folder, 2) if kind == "pictures" else write_video(folder / "a.avi", 2, "MJPG")
+    (folder / "camera.yaml").write_text(CAMERA_YAML.replace("fx: 50", "fx: 77"))
+    assert opened(folder, map_cameras=(OF_MAP,)).camera.fx == 77.0
+
+
+def test_a_camera_given_by_the_user_counts_before_that_of_the_map(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(CAMERA_YAML.replace("fx: 50", "fx: 77"))
+    assert opened(write_pictures(tmp_path / "a", 2), camera=mine, map_cameras=(OF_MAP,)).camera.fx == 77.0
+
+
+def test_a_camera_that_the_map_itself_only_assumed_is_not_taken(tmp_path: Path) -> None:
+    guessed = replace(OF_MAP, assumed=True)
+    source = opened(write_pictures(tmp_path, 2), map_cameras=(guessed,))
+    assert source.camera == Camera.assume(64, 48, fov_deg=60.0)
+    assert "no camera given, so focal length" in source.description
+
+
+def test_pictures_of_another_shape_than_the_maps_get_an_assumed_camera_and_the_reason(tmp_path: Path) -> None:
+    source = opened(write_pictures(tmp_path, 2, 64, 40), map_cameras=(OF_MAP,))
+    assert source.camera.assumed
+    assert "no camera given, and those of the map are of another shape (64x48), so focal length" in source.description
+
+
+def test_of_two_cameras_of_the_map_the_first_is_taken_and_that_there_are_two_is_said(tmp_path: Path) -> None:
+    wide = replace(OF_MAP, fx=30.0, fy=30.0)
+    source = opened(write_pictures(tmp_path, 2), map_cameras=(OF_MAP, wide))
+    assert source.camera == OF_MAP
+    assert "camera of the map, as no other was named, the first of 2 of this shape" in source.description
 
 
 def test_a_camera_of_the_picture_before_it_was_turned_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def run(
     map: Annotated[
         Path | None,
         typer.Option(
-            "--map", help="Go on in this map (a map or a run folder); poses are in its frame, it is not changed."
+            "--map",
+            help="Go on in this map (a map or a run folder); poses are in its frame, it is not changed. "
+            "Pictures that nobody names a camera of are taken to be of the map's.",
         ),
     ] = None,
     localize_only: Annotated[
@@ -163,8 +165,9 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         choice = replace(choice, reason="the map's")
     config, choice = pipeline.with_computation(with_predictor(config, choice.kind), choice)
     frames = open_source(
-        request.source, config=config.input, camera=request.camera, start=request.start,
-        stride=request.stride, max_frames=request.max_frames,
+        request.source, config=config.input, camera=request.camera,
+        map_cameras=start_map.cameras if start_map is not None else (),
+        start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
     introduce(request.say, config, frames, choice)
     if anchor is not None:
