@@ -3,24 +3,20 @@
 Mangelsbeck et al., "Pairwise consistent measurement set maximization for robust multi-robot map merging", 2018:
 two loops and the odometry between their ends make a cycle, which closes within what all their errors allow, or one
 of the loops is false. A set of loops is believed when it is the largest in which all agree.
-
-Errors are written on the right, i_from_j = measured @ Exp(d), with d = (rotation, translation, log scale) in j's axes
-and units; d in frame b is Ad(a_from_b) d in frame a.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import dijkstra
 
-from relocalizer.geometry import FloatArray, Similarity, log_so3, skew
-from slam.graph import Edge, EdgeKind, KeyframeGraph
+from relocalizer.geometry import FloatArray, Similarity
+from slam.graph import Edge, KeyframeGraph
+from slam.odometry import Odometry, adjoint, covariance_of, difference
 
 CHI2_7DOF_999 = 24.32
 # Loops between the same two stretches see the same things, so what deceives one deceives them all: however many
@@ -32,35 +28,7 @@ LOOSE_LOG_SCALE = 0.2  # standard deviation from which a scale is taken from the
 EXACT_UP_TO = 24  # loops among which the largest consistent set is searched exactly
 
 
-# --- similarities and their errors --------------------------------------------------------------------
-
-
-def difference(measured: Similarity, other: Similarity) -> FloatArray:
-    """d (7,) with other = measured @ Exp(d), to first order: rotation, translation, log scale in the right frame."""
-    step = measured.inverse() @ other
-    return np.concatenate([log_so3(step.rotation), step.translation, [np.log(step.scale)]])
-
-
-def adjoint(a_from_b: Similarity) -> FloatArray:
-    """(7, 7) that takes a small (rotation, translation, log scale) in b to the same motion in a.
-
-    The motion moves a point x of b by w x x + v + s x; the rest is a change of coordinates.
-    """
-    R, t = a_from_b.rotation, a_from_b.translation
-    A = np.zeros((7, 7))
-    A[:3, :3] = R
-    A[3:6, :3] = skew(t) @ R
-    A[3:6, 3:6] = a_from_b.scale * R
-    A[3:6, 6] = -t
-    A[6, 6] = 1.0
-    return A
-
-
-def covariance_of(edge: Edge) -> FloatArray:
-    """(7, 7) covariance of an edge's error in j's axes and units."""
-    sigmas = np.array(edge.sigmas)
-    sigmas[3:6] /= edge.i_from_j.scale
-    return np.diag(sigmas**2)
+# --- how far apart ------------------------------------------------------------------------------------
 
 
 def squared_distance(d: FloatArray, covariance: FloatArray) -> float:
@@ -68,96 +36,18 @@ def squared_distance(d: FloatArray, covariance: FloatArray) -> float:
     return float(d @ np.linalg.solve(covariance, d))
 
 
-# --- paths --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Path:
-    """Where a keyframe lies seen from another along some edges, how many, and the (7, 7) covariance at the source."""
-
-    source_from_target: Similarity
-    covariance: FloatArray
-    edges: int
-
-    def covariance_in(self, frame_from_source: Similarity) -> FloatArray:
-        """The covariance (7, 7) in a frame that the source is seen from."""
-        A = adjoint(frame_from_source)
-        return np.asarray(A @ self.covariance @ A.T)
-
-
-class Network:
-    """Edges as a net, over which paths are looked for from any keyframe."""
-
-    def __init__(self, edges: Collection[Edge]) -> None:
-        self.edges = {(edge.i, edge.j): edge for edge in edges}
-        ends = np.array([*self.edges], dtype=np.int64).reshape(-1, 2)
-        self.ids, rows = np.unique(ends, return_inverse=True)
-        # Rotation and log scale add up along a path whatever its shape, so they say which path is better.
-        squares = np.array([edge.sigmas for edge in self.edges.values()]).reshape(-1, 7) ** 2
-        doubt = squares[:, 0] + squares[:, 1] + squares[:, 2] + squares[:, 6]
-        row, column = rows.reshape(-1, 2).T
-        self._matrix = coo_array((doubt, (row, column)), shape=(len(self.ids), len(self.ids))).tocsr()
-
-    def row_of(self, keyframe: int) -> int:
-        """Where a keyframe stands in `ids`; -1 when no edge ends there."""
-        n = int(np.searchsorted(self.ids, keyframe))
-        return n if n < len(self.ids) and self.ids[n] == keyframe else -1
-
-    def paths_from(self, source: int) -> Paths:
-        """The most certain paths from a keyframe."""
-        start = self.row_of(source)
-        if start < 0:
-            return Paths(self, source, np.zeros(0, np.int64))
-        _, before = dijkstra(self._matrix, directed=False, indices=start, return_predecessors=True)
-        return Paths(self, source, before.astype(np.int64))
-
-
-class Paths:
-    """The most certain paths from one keyframe over a network."""
-
-    def __init__(self, network: Network, source: int, before: NDArray[np.int64]) -> None:
-        """`before` (N,) holds the row from which each row of the network is reached, negative for none; or is empty."""
-        self._network = network
-        self._before = before
-        self._known = {source: Path(Similarity.identity(), np.zeros((7, 7)), 0)}
-
-    def to(self, target: int, *, most: int | None = None) -> Path | None:
-        """The path to a keyframe; None when nothing ties it to the source, or more than `most` edges do."""
-        missing: list[int] = []
-        while target not in self._known:
-            n = self._network.row_of(target)
-            if n < 0 or not len(self._before) or self._before[n] < 0 or len(missing) == most:
-                return None
-            missing.append(target)
-            target = int(self._network.ids[self._before[n]])
-        path = self._known[target]
-        if most is not None and path.edges + len(missing) > most:
-            return None
-        for after in reversed(missing):
-            edge = self._network.edges[min(target, after), max(target, after)]
-            path = self._known[after] = _longer(path, edge, after)
-            target = after
-        return path
-
-
-def _longer(path: Path, edge: Edge, after: int) -> Path:
-    """A path and one more edge, to keyframe `after`."""
-    forward = edge.j == after
-    pose = path.source_from_target @ (edge.i_from_j if forward else edge.i_from_j.inverse())
-    A = adjoint(pose if forward else path.source_from_target)  # an edge's error stands in the frame of its j
-    return Path(pose, path.covariance + A @ covariance_of(edge) @ A.T, path.edges + 1)
-
-
-def departure(edge: Edge, graph: KeyframeGraph, *, odometry_only: bool = False) -> float | None:
+def departure(edge: Edge, graph: KeyframeGraph, odometry: Odometry, *, odometry_only: bool = False) -> float | None:
     """By how much a loop contradicts the map: chi-square of 7 degrees; None when no path ties its ends.
 
     The map says where j lies seen from i, as surely as the best path between them; other paths would make it surer,
     so the test errs on the side of the loop. With `odometry_only` other loops are not asked: neither where they have
     moved the map, nor how sure they have made it.
+
+    Args:
+        odometry: that of the graph as it is.
     """
-    loops = [e for e in graph.edges_of(EdgeKind.LOOP) if graph.weight(e) > 0.5 and (e.i, e.j) != (edge.i, edge.j)]
-    network = Network([*graph.edges_of(EdgeKind.ODOMETRY), *([] if odometry_only else loops)])
-    path = network.paths_from(edge.i).to(edge.j)
+    loops = [e for e in graph.loops() if graph.weight(e) > 0.5 and (e.i, e.j) != (edge.i, edge.j)]
+    path = odometry.path_with([] if odometry_only else loops, edge.i, edge.j)
     if path is None:
         return None
     poses = graph.world_from_keyframe
@@ -167,16 +57,13 @@ def departure(edge: Edge, graph: KeyframeGraph, *, odometry_only: bool = False) 
     return squared_distance(difference(measured.i_from_j, i_from_j), covariance)
 
 
-def disagreement(a: Edge, b: Edge, from_i: Paths, from_j: Paths) -> float | None:
+def disagreement(a: Edge, b: Edge, odometry: Odometry) -> float | None:
     """By how much the cycle of two loops and the odometry between their ends fails to close: chi-square of 7 degrees.
-
-    Args:
-        from_i, from_j: odometry paths from the ends of a.
 
     Returns:
         None when the ends are not tied, or by more than `REACH` edges: then nothing speaks for or against.
     """
-    there, back = from_i.to(b.i, most=REACH), from_j.to(b.j, most=REACH)
+    there, back = odometry.path(a.i, b.i, most=REACH), odometry.path(a.j, b.j, most=REACH)
     if there is None or back is None:
         return None
     i_from_k, j_from_l = there.source_from_target, back.source_from_target
@@ -239,14 +126,14 @@ def _branch(members: list[int], left: list[int], friends: Sequence[set[int]], be
     return best
 
 
-def agreeing(loops: Sequence[Edge], odometry: Collection[Edge]) -> list[Edge]:
+def agreeing(loops: Sequence[Edge], graph: KeyframeGraph) -> list[Edge]:
     """A largest set of the newest `WINDOW` loops in which no two disagree; older loops are all in it."""
     newest = sorted(loops, key=lambda edge: (edge.j, edge.i))[-WINDOW:]
-    network = Network(odometry)
-    paths = {k: network.paths_from(k) for k in sorted({end for edge in newest for end in (edge.i, edge.j)})}
+    odometry = Odometry()
+    odometry.follow(graph)
     agree = np.ones((len(newest), len(newest)), bool)
     for (row, a), (column, b) in combinations(enumerate(newest), 2):
-        distance = disagreement(a, b, paths[a.i], paths[a.j])
+        distance = disagreement(a, b, odometry)
         agree[row, column] = agree[column, row] = distance is None or distance <= CHI2_7DOF_999
     chosen = [newest[n] for n in largest_consistent_set(agree)]
     recent = {(edge.i, edge.j) for edge in newest}
@@ -286,12 +173,14 @@ class LoopEvidence:
     """
 
     alone_inliers: int
+    _odometry: Odometry = field(default_factory=Odometry)
     _loops: dict[tuple[int, int], Edge] = field(default_factory=dict)
     _agree: dict[frozenset[tuple[int, int]], bool] = field(default_factory=dict)
 
     def weigh(self, edge: Edge, graph: KeyframeGraph) -> Believed | Held:
-        """What a newly verified loop, with all that is remembered, allows."""
-        group = self._compare(edge, graph)
+        """What a newly verified loop, with all that is remembered, allows; the graph is always the same one."""
+        self._odometry.follow(graph)
+        group = self._compare(edge)
         self._remember(edge)
         friends = [key for key in group if self._agree[frozenset([key, (edge.i, edge.j)])]]
         agree = np.ones((len(friends), len(friends)), bool)
@@ -303,10 +192,10 @@ class LoopEvidence:
         if against >= len(chosen):
             return Held(f"{against} loops of its place contradict it, and {len(chosen) - 1} agree", alone=False)
         witnesses = len({e.j for e in chosen})
-        verdict = self._refuse(edge, departure(edge, graph), witnesses)
+        verdict = self._refuse(edge, departure(edge, graph, self._odometry), witnesses)
         if verdict is not None and witnesses >= MOST_WITNESSES:
             # So many may question loops that were closed before: all go into the graph, which decides.
-            verdict = self._refuse(edge, departure(edge, graph, odometry_only=True), witnesses)
+            verdict = self._refuse(edge, departure(edge, graph, self._odometry, odometry_only=True), witnesses)
         if verdict is not None:
             return verdict
         return Believed(tuple(e for e in chosen if (e.i, e.j) not in graph.edges or e is edge))
@@ -334,16 +223,12 @@ class LoopEvidence:
             return Held(said, alone=True)
         return None
 
-    def _compare(self, edge: Edge, graph: KeyframeGraph) -> list[tuple[int, int]]:
+    def _compare(self, edge: Edge) -> list[tuple[int, int]]:
         """Compare a loop with the remembered ones; those that there is something to compare with."""
         others = [e for key, e in self._loops.items() if key != (edge.i, edge.j)]
-        if not others:
-            return []
-        network = Network(graph.edges_of(EdgeKind.ODOMETRY))
-        from_i, from_j = network.paths_from(edge.i), network.paths_from(edge.j)
         group = []
         for other in others:
-            distance = disagreement(edge, other, from_i, from_j)
+            distance = disagreement(edge, other, self._odometry)
             if distance is not None:
                 group.append((other.i, other.j))
                 self._agree[frozenset([(edge.i, edge.j), (other.i, other.j)])] = distance <= CHI2_7DOF_999

@@ -61,6 +61,7 @@ class KeyframeGraph:
     weights: dict[tuple[int, int], float] = field(default_factory=dict)  # of loops that are not believed in full
     _tied: dict[int, set[int]] = field(default_factory=dict)  # keyframes that an edge ties to each
     _loops: set[tuple[int, int]] = field(default_factory=set)
+    _changed: list[int] = field(default_factory=list)
 
     def add_keyframe(self, keyframe: Keyframe, world_from_keyframe: Similarity, segment: int = 0) -> None:
         """Keyframes of one segment share a world; segments know nothing of each other until a loop ties them.
@@ -73,6 +74,7 @@ class KeyframeGraph:
         self.keyframes[keyframe.id] = keyframe
         self.world_from_keyframe[keyframe.id] = world_from_keyframe
         self.segment_of[keyframe.id] = segment
+        self._changed.append(keyframe.id)
 
     def set_edge(self, edge: Edge) -> None:
         """Add an edge, or replace the one between the same keyframes by newer evidence, which is believed in full.
@@ -88,6 +90,7 @@ class KeyframeGraph:
         self._tied.setdefault(edge.i, set()).add(edge.j)
         self._tied.setdefault(edge.j, set()).add(edge.i)
         (self._loops.add if edge.kind is EdgeKind.LOOP else self._loops.discard)((edge.i, edge.j))
+        self._changed.append(edge.j)
 
     def remove_keyframe(self, k: int) -> None:
         """Take a keyframe out, with its edges.
@@ -102,9 +105,11 @@ class KeyframeGraph:
             self.weights.pop((edge.i, edge.j), None)
             self._loops.discard((edge.i, edge.j))
             self._tied[edge.i + edge.j - k].discard(k)
+            self._changed.append(edge.j)
         for table in (self.keyframes, self.world_from_keyframe, self.segment_of):
             del table[k]
         self._tied.pop(k, None)
+        self._changed.append(k)
 
     def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
         """Replace poses of keyframes that are there; others stay. Raises ValueError on an unknown id."""
@@ -140,6 +145,10 @@ class KeyframeGraph:
     def loops(self) -> list[Edge]:
         """All loop edges, in order of their ends."""
         return [self.edges[key] for key in sorted(self._loops)]
+
+    def changed_since(self, count: int) -> list[int]:
+        """Of all changes after the first `count`, in order: a keyframe added or removed, or the later end of an edge."""
+        return self._changed[count:]
 
     def segment(self, number: int) -> list[int]:
         """Ids of a segment's keyframes, in order."""

@@ -132,7 +132,7 @@ def _truncate(problem: _Problem, graph: KeyframeGraph) -> tuple[gtsam.Values, We
     Graduated from all loops, and from a largest set of loops that agree pairwise: with many false loops the first way
     is easily lost, and the second knows nothing of what is too far apart to be compared. The better of the two.
     """
-    consistent = agreeing([*problem.loops.values()], graph.edges_of(EdgeKind.ODOMETRY))
+    consistent = agreeing([*problem.loops.values()], graph)
     ways = [
         _graduate(problem, {(edge.i, edge.j) for edge in chosen}) for chosen in (consistent, problem.loops.values())
     ]

@@ -22,8 +22,9 @@ import numpy as np
 import slam.linking
 from relocalizer.geometry import FloatArray, Similarity, align_points
 from slam.config import SlamConfig
-from slam.consistency import Network, covariance_of, difference, squared_distance
-from slam.graph import Edge, EdgeKind, KeyframeGraph
+from slam.consistency import squared_distance
+from slam.graph import EdgeKind, KeyframeGraph
+from slam.odometry import Odometry, covariance_of, difference
 from slam.pipeline import build, run
 from slam.sequence import open_source
 
@@ -38,6 +39,7 @@ class Mapped:
     """Keyframes of a run: the graph, true poses (N, 4, 4) by id, metres in a unit at each, the truth's error."""
 
     graph: KeyframeGraph
+    odometry: Odometry
     truth: FloatArray
     metres: FloatArray
     error: tuple[float, float]
@@ -63,17 +65,17 @@ def map_sequence(folder: Path, max_frames: int | None) -> Mapped:
     times = source.ground_truth.timestamps_ns
     rows = [int(np.abs(times - stamp).argmin()) for stamp in stamps]
     truth = source.ground_truth.world_from_cam[rows]
-    odometry = graph.edges_of(EdgeKind.ODOMETRY)
+    odometry = Odometry()
+    odometry.follow(graph)
     metres = np.array([unit_at(k, odometry, truth) for k in range(len(truth))])
     error = next((e for name, e in TRUTH_ERROR.items() if folder.name.startswith(name)), (0.0, 0.0))
-    return Mapped(graph, truth, metres, error)
+    return Mapped(graph, odometry, truth, metres, error)
 
 
-def unit_at(k: int, odometry: list[Edge], truth: FloatArray) -> float:
+def unit_at(k: int, odometry: Odometry, truth: FloatArray) -> float:
     """Metres in keyframe k's unit, from the path around it; NaN where it is torn."""
     near = range(max(k - AROUND, 0), min(k + AROUND + 1, len(truth)))
-    paths = Network([e for e in odometry if e.i in near and e.j in near]).paths_from(k)
-    found = {m: path for m in near if (path := paths.to(m)) is not None}
+    found = {m: path for m in near if (path := odometry.path(k, m)) is not None}
     if len(found) < AROUND:
         return float("nan")
     places = np.array([path.source_from_target.translation for path in found.values()])
@@ -90,9 +92,9 @@ def normalised(mapped: Mapped, i: int, j: int, measured: Similarity, covariance:
 
 
 def over_stretches(mapped: Mapped, length: int) -> list[float]:
-    network, found = Network(mapped.graph.edges_of(EdgeKind.ODOMETRY)), []
+    found = []
     for i in range(len(mapped.truth) - length):
-        path = network.paths_from(i).to(i + length)
+        path = mapped.odometry.path(i, i + length)
         if path is not None:
             covariance = path.covariance_in(path.source_from_target.inverse())
             degrees = 7 if length > 2 * AROUND else 6

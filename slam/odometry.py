@@ -1,0 +1,324 @@
+"""Where keyframes lie seen from one another, and how surely: paths along edges, and the tree of odometry they take.
+
+Errors are written on the right, i_from_j = measured @ Exp(d), with d = (rotation, translation, log scale) in j's axes
+and units; d in frame b is Ad(a_from_b) d in frame a.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import pairwise
+
+import numpy as np
+
+from relocalizer.geometry import FloatArray, Similarity, log_so3, skew
+from slam.graph import Edge, EdgeKind, KeyframeGraph
+
+# --- similarities and their errors --------------------------------------------------------------------
+
+
+def difference(measured: Similarity, other: Similarity) -> FloatArray:
+    """d (7,) with other = measured @ Exp(d), to first order: rotation, translation, log scale in the right frame."""
+    step = measured.inverse() @ other
+    return np.concatenate([log_so3(step.rotation), step.translation, [np.log(step.scale)]])
+
+
+def adjoint(a_from_b: Similarity) -> FloatArray:
+    """(7, 7) that takes a small (rotation, translation, log scale) in b to the same motion in a.
+
+    The motion moves a point x of b by w x x + v + s x; the rest is a change of coordinates.
+    """
+    R, t = a_from_b.rotation, a_from_b.translation
+    A = np.zeros((7, 7))
+    A[:3, :3] = R
+    A[3:6, :3] = skew(t) @ R
+    A[3:6, 3:6] = a_from_b.scale * R
+    A[3:6, 6] = -t
+    A[6, 6] = 1.0
+    return A
+
+
+def covariance_of(edge: Edge) -> FloatArray:
+    """(7, 7) covariance of an edge's error in j's axes and units."""
+    sigmas = np.array(edge.sigmas)
+    sigmas[3:6] /= edge.i_from_j.scale
+    return np.diag(sigmas**2)
+
+
+# --- paths --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """Where a keyframe lies seen from another along some edges, how many, and the (7, 7) covariance at the source."""
+
+    source_from_target: Similarity
+    covariance: FloatArray
+    edges: int
+
+    @staticmethod
+    def still() -> Path:
+        """From a keyframe to itself."""
+        return Path(Similarity.identity(), np.zeros((7, 7)), 0)
+
+    @staticmethod
+    def along(edge: Edge, source: int) -> Path:
+        """Along one edge, from either of its ends."""
+        if source == edge.j:
+            return Path(edge.i_from_j.inverse(), covariance_of(edge), 1)
+        A = adjoint(edge.i_from_j)  # an edge's error stands in the frame of its j
+        return Path(edge.i_from_j, A @ covariance_of(edge) @ A.T, 1)
+
+    def then(self, onward: Path) -> Path:
+        """This path and one that begins where it ends."""
+        return Path(
+            self.source_from_target @ onward.source_from_target,
+            self.covariance + onward.covariance_in(self.source_from_target),
+            self.edges + onward.edges,
+        )
+
+    def backwards(self) -> Path:
+        """From the target to the source."""
+        back = self.source_from_target.inverse()
+        return Path(back, self.covariance_in(back), self.edges)
+
+    def covariance_in(self, frame_from_source: Similarity) -> FloatArray:
+        """The covariance (7, 7) in a frame that the source is seen from."""
+        A = adjoint(frame_from_source)
+        return np.asarray(A @ self.covariance @ A.T)
+
+
+def doubt_of(edge: Edge) -> float:
+    """What an edge adds to the doubt of a path: rotation and log scale, which add up whatever the path's shape."""
+    x, y, z, *_, log_scale = edge.sigmas.tolist()
+    return float(x * x + y * y + z * z + log_scale * log_scale)
+
+
+# --- the tree -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A keyframe in the tree: `leap` is an ancestor some way up, so that a climb takes few steps, however high.
+
+    `depth` counts the edges from the root, `doubt` is theirs; `newest` is the highest id on the way from the root.
+    """
+
+    keyframe: int
+    root: int
+    newest: int
+    depth: int = 0
+    doubt: float = 0.0
+    parent: _Node | None = None
+    edge: Edge | None = None  # to the parent
+    leap: _Node = field(init=False)
+    over: Path | None = None  # to `leap`, once it was asked for
+
+    def __post_init__(self) -> None:
+        self.leap = self
+        if self.parent is not None:
+            above = self.parent.leap
+            even = self.parent.depth - above.depth == above.depth - above.leap.depth
+            self.leap = above.leap if even else self.parent
+
+
+class Odometry:
+    """The most certain paths along a graph's odometry from the first keyframe of each of its parts: a tree.
+
+    The path between two keyframes is the one over the tree, or the edge between them where that is surer. It is put
+    together of paths over ever more keyframes, after Myers, "An applicative random-access stack", 1983, so it costs
+    the logarithm of its length. Keyframes whose edges have changed are grafted anew with all later ones: changes are
+    near the newest, so that is a few.
+    """
+
+    def __init__(self) -> None:
+        self._graph = KeyframeGraph()
+        self._seen = 0  # changes of the graph
+        self._nodes: dict[int, _Node] = {}
+        self._by_newest: dict[int, list[int]] = {}
+
+    def follow(self, graph: KeyframeGraph) -> None:
+        """Take in what has changed in a graph, always the same one, since it was last followed."""
+        self._graph, changed = graph, graph.changed_since(self._seen)
+        self._seen += len(changed)
+        if changed:
+            self._grow(self._forget_from(min(changed)))
+
+    def path(self, source: int, target: int, *, most: int | None = None) -> Path | None:
+        """The path between two keyframes; None when nothing ties them, or more than `most` edges do."""
+        if source == target:
+            return Path.still()
+        a, b = self._nodes.get(source), self._nodes.get(target)
+        if a is None or b is None or a.root != b.root:
+            return None
+        meeting = _meeting(a, b)
+        direct = next((edge for other, edge in self._tied_to(source) if other == target), None)
+        if direct is not None and doubt_of(direct) < a.doubt + b.doubt - 2.0 * meeting.doubt:
+            return Path.along(direct, source)
+        if most is not None and a.depth + b.depth - 2 * meeting.depth > most:
+            return None
+        return _climb(a, meeting).then(_climb(b, meeting).backwards())
+
+    def path_with(self, loops: Collection[Edge], source: int, target: int) -> Path | None:
+        """The most certain path where loops may be gone along as well; None when nothing ties the two."""
+        if not loops:
+            return self.path(source, target)
+        ties: dict[int, list[tuple[int, float, Edge | None]]] = defaultdict(list)
+        ends = {source, target, *(end for loop in loops for end in (loop.i, loop.j))}
+        for a, b in self._skeleton(sorted(ends)):
+            ties[a.keyframe].append((b.keyframe, a.doubt - b.doubt, None))
+            ties[b.keyframe].append((a.keyframe, a.doubt - b.doubt, None))
+        for loop in loops:
+            ties[loop.i].append((loop.j, doubt_of(loop), loop))
+            ties[loop.j].append((loop.i, doubt_of(loop), loop))
+        return self._compose(_steps(ties, source, target), source, target)
+
+    # --- how it grows ---------------------------------------------------------------------------------
+
+    def _forget_from(self, first: int) -> set[int]:
+        """Forget all that hangs off keyframe `first` or a later one; keyframes that are to be grafted."""
+        last = max(self._by_newest, default=-1)
+        gone = {k for newest in range(first, last + 1) for k in self._by_newest.pop(newest, [])}
+        for k in gone:
+            del self._nodes[k]
+        known = self._graph.keyframes
+        return {k for k in (*gone, *range(first, self._graph.last_id + 1)) if k in known}
+
+    def _grow(self, missing: set[int]) -> None:
+        """Graft keyframes, the surest first (Dijkstra), or make them roots where nothing ties them to the tree."""
+        waiting: list[tuple[float, int, int]] = []  # doubt, keyframe, parent
+        for k in sorted(missing):
+            for parent, edge in self._tied_to(k):
+                if parent in self._nodes:
+                    heappush(waiting, (self._nodes[parent].doubt + doubt_of(edge), k, parent))
+        roots = iter(sorted(missing))
+        while missing:
+            if not waiting:
+                root = next(k for k in roots if k in missing)
+                waiting.append((0.0, root, root))
+            doubt, k, parent = heappop(waiting)
+            if k not in missing:
+                continue
+            missing.discard(k)
+            node = self._graft(k, parent, doubt)
+            for other, edge in self._tied_to(k):
+                if other in missing:
+                    heappush(waiting, (doubt + doubt_of(edge), other, k))
+                elif self._nodes[other].root != node.root:  # two parts of the tree have become one
+                    return self._grow(missing | self._forget_from(0))
+                elif doubt + doubt_of(edge) < self._nodes[other].doubt:  # the new makes the old surer
+                    return self._grow(missing | self._forget_from(self._nodes[other].newest))
+        return None
+
+    def _graft(self, k: int, parent: int, doubt: float) -> _Node:
+        if parent == k:
+            node = _Node(k, root=k, newest=k)
+        else:
+            above, edge = self._nodes[parent], self._graph.edges[min(k, parent), max(k, parent)]
+            newest = max(k, above.newest)
+            node = _Node(k, above.root, newest, above.depth + 1, doubt, above, edge)
+        self._nodes[k] = node
+        self._by_newest.setdefault(node.newest, []).append(k)
+        return node
+
+    def _tied_to(self, k: int) -> list[tuple[int, Edge]]:
+        """Keyframes that odometry ties to k, each with the edge."""
+        return [(e.i + e.j - k, e) for e in self._graph.edges_at(k) if e.kind is EdgeKind.ODOMETRY]
+
+    # --- paths with loops -----------------------------------------------------------------------------
+
+    def _skeleton(self, keyframes: Iterable[int]) -> list[tuple[_Node, _Node]]:
+        """Pairs (keyframe, ancestor) of the tree, without what lies between these keyframes and where they meet."""
+        pairs: list[tuple[_Node, _Node]] = []
+        chains: dict[int, list[_Node]] = defaultdict(list)  # of each part, from an ancestor down to the latest
+        for k in keyframes:
+            if k not in self._nodes:
+                continue
+            node = self._nodes[k]
+            chain = chains[node.root]
+            meeting = _meeting(node, chain[-1]) if chain else node
+            while chain and chain[-1].depth > meeting.depth:
+                below = chain.pop()
+                pairs.append((below, chain[-1] if chain and chain[-1].depth > meeting.depth else meeting))
+            chain += [each for each in dict.fromkeys((meeting, node)) if not chain or each is not chain[-1]]
+        pairs += [(b, a) for chain in chains.values() for a, b in pairwise(chain)]
+        return pairs
+
+    def _compose(self, steps: list[tuple[int, int, Edge]] | None, source: int, target: int) -> Path | None:
+        """The path along odometry from loop to loop."""
+        if steps is None:
+            return None
+        path, at = Path.still(), source
+        for start, end, loop in steps:
+            between = self.path(at, start)
+            assert between is not None
+            path, at = path.then(between).then(Path.along(loop, start)), end
+        rest = self.path(at, target)
+        assert rest is not None
+        return path.then(rest)
+
+
+def _meeting(a: _Node, b: _Node) -> _Node:
+    """The lowest node above both, or one of them."""
+    while a.depth != b.depth:
+        low, high = (a, b) if a.depth > b.depth else (b, a)
+        assert low.parent is not None
+        a, b = (low.leap if low.leap.depth >= high.depth else low.parent), high
+    while a is not b:
+        assert a.parent is not None
+        assert b.parent is not None
+        a, b = (a.parent, b.parent) if a.leap is b.leap else (a.leap, b.leap)
+    return a
+
+
+def _climb(node: _Node, ancestor: _Node) -> Path:
+    """The path from a node up to one above it."""
+    path = Path.still()
+    while node is not ancestor:
+        if node.leap.depth >= ancestor.depth:
+            path, node = path.then(_over(node)), node.leap
+        else:
+            assert node.parent is not None
+            assert node.edge is not None
+            path, node = path.then(Path.along(node.edge, node.keyframe)), node.parent
+    return path
+
+
+def _over(node: _Node) -> Path:
+    """The path from a node to its leap."""
+    if node.over is None:
+        assert node.parent is not None
+        assert node.edge is not None
+        path = Path.along(node.edge, node.keyframe)
+        if node.leap is not node.parent:
+            path = path.then(_over(node.parent)).then(_over(node.parent.leap))
+        node.over = path
+    return node.over
+
+
+def _steps(
+    ties: dict[int, list[tuple[int, float, Edge | None]]], source: int, target: int
+) -> list[tuple[int, int, Edge]] | None:
+    """The loops (from, to, edge) along the path of least doubt; None when there is no path (Dijkstra)."""
+    before: dict[int, tuple[int, Edge | None]] = {}
+    waiting: list[tuple[float, int, int, int]] = [(0.0, source, source, -1)]
+    while waiting and target not in before:
+        doubt, k, previous, tie = heappop(waiting)
+        if k in before:
+            continue
+        before[k] = previous, ties[previous][tie][2] if tie >= 0 else None
+        for number, (other, more, _) in enumerate(ties[k]):
+            if other not in before:
+                heappush(waiting, (doubt + more, other, k, number))
+    if target not in before:
+        return None
+    steps, at = list[tuple[int, int, Edge]](), target
+    while at != source:
+        previous, loop = before[at]
+        if loop is not None:
+            steps.append((previous, at, loop))
+        at = previous
+    return steps[::-1]
