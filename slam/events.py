@@ -86,13 +86,18 @@ class EdgeAccepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeRejected:
-    """`reason` is a sentence with the number and the threshold."""
+    """`reason` is a sentence with the number and the threshold.
+
+    Attributes:
+        landmarks: how many spoke for it all the same; 0 where it did not come to counting them.
+    """
 
     i: int
     j: int
     kind: EdgeKind
     reason: str
     frame_index: int
+    landmarks: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -168,7 +168,8 @@ class Linker:
         """Tie keyframe k's segment to c's, in which k was recognised; False where that does not tell its scale."""
         edge = self._loop_edge(c, k, found)
         if edge.sigmas[6] >= MAX_JOIN_LOG_SCALE:
-            self._reject(c, k, f"scale known to {edge.sigmas[6]:.0%}, {MAX_JOIN_LOG_SCALE:.0%} needed to join two maps")
+            known = f"scale known to {edge.sigmas[6]:.0%}, {MAX_JOIN_LOG_SCALE:.0%} needed to join two maps"
+            self._reject(c, k, known, edge.inliers)
             return False
         self._close_if_believed(Verified(edge, found))
         return self._mapper.graph.segment_of[c] == self._mapper.graph.segment_of[k]
@@ -177,7 +178,7 @@ class Linker:
         """Verify one candidate, and close the loop when it is believed."""
         outcome = self._verify(c, k)
         if isinstance(outcome, NotLocalised):
-            self._reject(c, k, outcome.reason)
+            self._reject(c, k, outcome.reason, outcome.landmarks)
             return False
         return self._close_if_believed(outcome)
 
@@ -189,7 +190,7 @@ class Linker:
             verdict = self._weigh(second)
         if isinstance(verdict, Held):
             for held in asked:
-                self._reject(held.edge.i, held.edge.j, f"held back: {verdict.reason}")
+                self._reject(held.edge.i, held.edge.j, f"held back: {verdict.reason}", held.edge.inliers)
             return False
         self._close(loop.edge.j, verdict)
         return True
@@ -214,7 +215,7 @@ class Linker:
             return None
         outcome = self._verify(c, before)
         if isinstance(outcome, NotLocalised):
-            self._reject(c, before, f"second look: {outcome.reason}")
+            self._reject(c, before, f"second look: {outcome.reason}", outcome.landmarks)
             return None
         return outcome
 
@@ -237,11 +238,13 @@ class Linker:
         cells = occupied_cells(found.matches.tracks.pixels, camera)
         if cells < config.loop_min_cells:
             landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the picture"
-            return NotLocalised(f"{landmarks}, {config.loop_min_cells} needed")
+            return NotLocalised(f"{landmarks}, {config.loop_min_cells} needed", found.fit.inlier_count)
         return Verified(self._loop_edge(c, k, found), found)
 
-    def _reject(self, c: int, k: int, reason: str) -> None:
-        self._emit(EdgeRejected(i=c, j=k, kind=EdgeKind.LOOP, reason=reason, frame_index=self._frame_of(k)))
+    def _reject(self, c: int, k: int, reason: str, landmarks: int) -> None:
+        """Tell why there is no loop between c and k, and how many landmarks spoke for it."""
+        frame = self._frame_of(k)
+        self._emit(EdgeRejected(i=c, j=k, kind=EdgeKind.LOOP, reason=reason, landmarks=landmarks, frame_index=frame))
 
     def _candidates(self, k: int) -> list[Candidate]:
         """Keyframes that look like k, far from it in the run and not already tied to it by landmarks.
@@ -376,7 +379,8 @@ class Linker:
                 self._emit(EdgeAccepted(edge=edge, frame_index=self._frame_of(k)))
             elif not followed and (before or key in fresh):
                 error = solution.loop_errors[key]
-                self._reject(*key, f"left out: chi-square {error:.1f} from where all others lead, limit {LOOP_LIMIT:g}")
+                why = f"left out: chi-square {error:.1f} from where all others lead, limit {LOOP_LIMIT:g}"
+                self._reject(*key, why, edge.inliers)
 
     def _unite_landmarks(self, k: int, found: Localised) -> None:
         """What k saw under its own names are the old landmarks: one name each, so that old and new hold each other."""

@@ -64,9 +64,10 @@ class Localised:
 
 @dataclass(frozen=True, slots=True)
 class NotLocalised:
-    """No pose; `reason` is a sentence with the number and the threshold."""
+    """No pose; `reason` is a sentence with the number and the threshold, `landmarks` how many spoke for one."""
 
     reason: str
+    landmarks: int = 0
 
 
 def match_keyframes(
@@ -114,7 +115,7 @@ def localise(
     confirming = min_inliers if min_confirming is None or not _is_confident(estimate) else min_confirming
     placed = matches.where(landmarks.has_place(matches.tracks.ids))
     if len(placed.tracks) < confirming:
-        return NotLocalised(f"{len(placed.tracks)} landmarks recognised, {confirming} needed")
+        return NotLocalised(f"{len(placed.tracks)} landmarks recognised, {confirming} needed", len(placed.tracks))
     points = landmarks.points_world(placed.tracks.ids, graph)
     start, prior = _start(points, placed.tracks.pixels, camera, graph.world_from_keyframe[reference], estimate)
     if start is None:
@@ -128,7 +129,8 @@ def localise(
     confirmed = prior is not None and _agrees(fit.world_from_cam, prior.world_from_cam)
     needed = confirming if confirmed else min_inliers
     if fit.inlier_count < needed:
-        return NotLocalised(f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree, {needed} needed")
+        agree = f"{fit.inlier_count} of {len(placed.tracks)} recognised landmarks agree"
+        return NotLocalised(f"{agree}, {needed} needed", fit.inlier_count)
     unplaced = matches.tracks.where(~landmarks.has_place(matches.tracks.ids))
     return Localised(fit, placed.where(fit.inliers), unplaced)
 

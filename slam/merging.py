@@ -73,7 +73,8 @@ def merge_maps(
             on_progress(count)
     apart = _segments_apart(mapper, a, b)
     if apart == len({int(s) for s in second.keyframes.segment}):
-        raise MapError(f"maps: no overlap found: {_why_not(events, len(b.keyframe_ids))}; map the ground between them")
+        why = why_no_overlap(events, len(b.keyframe_ids))
+        raise MapError(f"maps: no overlap found: {why}; map the ground between them")
     always = config.refinement.model_copy(update={"final": "always"})
     frames = [*a.frames, *b.frames]
     count = len(mapper.graph.keyframes)
@@ -103,18 +104,11 @@ def _segments_apart(mapper: Mapper, a: Earlier, b: Earlier) -> int:
     return len({of[k] for k in b.keyframe_ids} - {of[k] for k in a.keyframe_ids})
 
 
-def _why_not(events: Sequence[Event], keyframes: int) -> str:
-    """What came of the candidates, and of the last of them why it was none."""
+def why_no_overlap(events: Sequence[Event], keyframes: int) -> str:
+    """What came of the candidates for `keyframes` keyframes, and why the one that came nearest was none."""
     rejected = [event for event in events if isinstance(event, EdgeRejected)]
     if not rejected:
         return f"none of {keyframes} keyframes looks like a place of the other map"
-    last = max(rejected, key=_closeness)
-    return (
-        f"{len(rejected)} places looked alike, none held (the nearest: keyframes {last.i} and {last.j}, {last.reason})"
-    )
-
-
-def _closeness(event: EdgeRejected) -> tuple[bool, int]:
-    """Rejections that came late in the verification say more: those held back, then those with most landmarks."""
-    number = "".join(ch if ch.isdigit() else " " for ch in event.reason).split()
-    return event.reason.startswith("held back"), int(number[0]) if number else 0
+    nearest = max(rejected, key=lambda event: event.landmarks)
+    pair = f"keyframes {nearest.i} and {nearest.j}"
+    return f"{len(rejected)} places looked alike, none held (the nearest: {pair}, {nearest.reason})"

@@ -174,7 +174,8 @@ def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inlie
     matches = match_keyframes(features, [c], mapper.graph, mapper.landmarks)
     enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
     if len(matches.tracks) < enough:
-        return NotLocalised(f"{len(matches.tracks)} points of keyframe {c} recognised, {enough} needed")
+        recognised = len(matches.tracks)
+        return NotLocalised(f"{recognised} points of keyframe {c} recognised, {enough} needed", recognised)
     return None
 
 

@@ -353,6 +353,7 @@ def test_a_place_that_only_looks_the_same_is_refused_with_the_number_and_the_thr
     assert (event.i, event.j, event.kind) == (2, 19, EdgeKind.LOOP)
     assert event.frame_index == 19 * STEP
     assert re.fullmatch(r"\d points of keyframe 2 recognised, 15 needed", event.reason)
+    assert event.reason.startswith(f"{event.landmarks} ")
 
 
 def test_each_candidate_that_fails_is_told(half):
@@ -381,16 +382,19 @@ def test_a_pair_estimate_without_confidence_is_refused_with_the_number_and_the_t
 
     [event] = refused(seen_again, Told(0), Unsure(seen_again.builder.world)).of(EdgeRejected)
     assert event.reason == "confidence 0.05 of the pair estimate, 0.1 needed"
+    assert event.landmarks == 0
 
 
 def test_landmarks_in_one_corner_of_the_picture_are_no_place(seen_again):
     [event] = refused(seen_again, Told(0), loop_min_cells=48).of(EdgeRejected)
     assert re.fullmatch(r"\d+ landmarks in \d\d of 48 cells of the picture, 48 needed", event.reason)
+    assert event.reason.startswith(f"{event.landmarks} ")
 
 
 def test_a_loop_that_nothing_seconds_is_held_back_with_the_number_and_the_threshold(seen_again):
     [event] = refused(seen_again, Told(0), loop_alone_inliers=900, loop_min_gap=35).of(EdgeRejected)
     assert re.fullmatch(r"held back: \d+ landmarks and no second loop that agrees, 900 needed alone", event.reason)
+    assert event.reason.startswith(f"held back: {event.landmarks} ")
 
 
 def test_a_candidate_that_looks_much_less_alike_than_the_neighbours_is_not_even_tried(half):
@@ -417,6 +421,7 @@ def test_when_no_candidates_are_wanted_none_are_tried(half):
 def test_true_points_in_too_small_a_number_are_refused_with_the_threshold(seen_again):
     [event] = refused(seen_again, Told(0), loop_min_inliers=900).of(EdgeRejected)
     assert re.search(r"\d+ .*, (450|900) needed$", event.reason)
+    assert event.reason.startswith(f"{event.landmarks} ")
 
 
 # Segments

@@ -14,7 +14,9 @@ from relocalizer.map_export import trajectories_of
 from relocalizer.reference_map import ReferenceMap, validate
 from relocalizer.retrieval import FaissRetriever
 from slam.config import SlamConfig
-from slam.merging import merge_maps
+from slam.events import EdgeRejected
+from slam.graph import EdgeKind
+from slam.merging import merge_maps, why_no_overlap
 from slam.optimizer import GtsamOptimizer
 from slam.refinement import GtsamRefiner
 from slam.system import Slam
@@ -120,6 +122,22 @@ def test_pictures_of_both_go_along(halves, whole):
 def test_maps_without_overlap_are_refused_with_a_reason(world):
     with pytest.raises(MapError, match=r"maps: no overlap found: .*; map the ground between them"):
         merged(world, mapped(world, range(0, 30)), mapped(world, range(100, 130)))
+
+
+def test_of_the_places_that_were_none_the_one_that_most_landmarks_spoke_for_is_named():
+    def rejected(i: int, landmarks: int, reason: str) -> EdgeRejected:
+        return EdgeRejected(i=i, j=90, kind=EdgeKind.LOOP, reason=reason, landmarks=landmarks, frame_index=0)
+
+    events = [
+        rejected(1, 12, "12 points of keyframe 1 recognised, 15 needed"),
+        rejected(2, 40, "held back: 40 landmarks and no second loop that agrees, 60 needed alone"),
+        rejected(3, 0, "confidence 0.05 of the pair estimate, 0.1 needed"),
+    ]
+    assert why_no_overlap(events, keyframes=9) == (
+        "3 places looked alike, none held (the nearest: keyframes 2 and 90, "
+        "held back: 40 landmarks and no second loop that agrees, 60 needed alone)"
+    )
+    assert why_no_overlap([], keyframes=9) == "none of 9 keyframes looks like a place of the other map"
 
 
 def test_a_metric_map_comes_first_so_that_metres_are_not_lost(world, halves):
