@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from relocalizer.errors import MapError
 from relocalizer.interfaces import PosePredictor, Retriever
 from relocalizer.reference_map import ReferenceMap
-from slam.config import SlamConfig
+from slam.config import RefinementConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event
 from slam.final_refinement import refine_everything
 from slam.graph import EdgeKind
@@ -45,7 +46,7 @@ def merge_maps(
     retriever: Retriever,
     optimizer: GraphOptimizer,
     refiner: Refiner,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Merged:
     """The second map joined to the first, in the first one's frame and units.
 
@@ -55,40 +56,45 @@ def merge_maps(
 
     Args:
         retriever: empty; it learns the keyframes of the first map.
-        on_progress: called with the number of the second map's keyframes looked at.
+        on_progress: called with (what, how many are done, of how many).
 
     Raises:
         MapError: the maps have no overlap, only the second is metric, or another predictor made them.
     """
     if first.provenance.units == "map units" and second.provenance.units == "metres":
         raise MapError("maps: the second is in metres, the first is not; name the metric one first, its units stay")
+    report = on_progress or (lambda what, done, total: None)
     mapper = Mapper(config, predictor, refiner)
     events: list[Event] = []
     linker = Linker(config.linking, mapper, predictor, retriever, optimizer, events.append)
     a = restore(first, mapper, predictor, retriever)
     b = restore(second, mapper, predictor, None, gap=config.linking.loop_min_gap)
-    for count, k in enumerate(b.keyframe_ids, start=1):
+    for number, k in enumerate(b.keyframe_ids, start=1):
         linker.close_loops(k)
-        if on_progress is not None:
-            on_progress(count)
+        report("keyframes compared", number, len(b.keyframe_ids))
     apart = _segments_apart(mapper, a, b)
     if apart == len({int(s) for s in second.keyframes.segment}):
         why = why_no_overlap(events, len(b.keyframe_ids))
         raise MapError(f"maps: no overlap found: {why}; map the ground between them")
-    always = config.refinement.model_copy(update={"final": "always"})
     frames = [*a.frames, *b.frames]
-    count = len(mapper.graph.keyframes)
-    refine_everything(
-        mapper,
-        always,
-        frames=len(frames),
-        keyframes=count,
-        may_calibrate=False,
-        tell=lambda before, after, cause: None,
-    )
+    _refine(mapper, config.refinement, len(frames), report)
     jpeg = {**a.jpeg, **b.jpeg}
     merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k]())
     return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
+
+
+def _refine(mapper: Mapper, config: RefinementConfig, frames: int, report: Callable[[str, int, int], None]) -> None:
+    """All rounds, whatever they cost: nothing else spreads over both maps what their overlap says."""
+    done = count()
+    report("rounds of refinement", next(done), config.final_rounds)
+    refine_everything(
+        mapper,
+        config.model_copy(update={"final": "always"}),
+        frames=frames,
+        keyframes=len(mapper.graph.keyframes),
+        may_calibrate=False,
+        tell=lambda before, after, cause: report("rounds of refinement", next(done), config.final_rounds),
+    )
 
 
 def _loops_of(events: Sequence[Event], second: Earlier) -> list[tuple[int, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -26,15 +27,14 @@ class TaskProgress:
 
     def __call__(self, what: str, done: int, total: int | None, state: str = "") -> None:
         now = self._clock()
-        if what != self._what:
-            self._what, self._started, self._last = what, now, now
+        if what != self._what:  # a terminal shows it at once, for its first step may take long
+            self._what, self._started, self._last = what, now, -math.inf if self._terminal else now
         if now - self._last < (_REDRAW_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         self._last = now
         parts = [f"{done} {what}" if total is None else f"{done}/{total} {what}"]
-        if total is not None:
-            left = (now - self._started) / done * (total - done) if done else 0.0
-            parts.append(f"{left:.0f} s left")
+        if total is not None and done and now > self._started:
+            parts.append(f"{(now - self._started) / done * (total - done):.0f} s left")
         line = ", ".join([*parts, state] if state else parts)
         if self._terminal:
             shown = line if total is None else f"{_bar(done, total)} {line}"

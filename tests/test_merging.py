@@ -45,7 +45,7 @@ def mapped(world: OracleWorld, indices) -> ReferenceMap:
     return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
 
-def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap):
+def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap, **options):
     return merge_maps(
         a,
         b,
@@ -54,6 +54,7 @@ def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap):
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
         refiner=GtsamRefiner(),
+        **options,
     )
 
 
@@ -117,6 +118,15 @@ def test_points_seen_by_both_halves_have_one_name(halves, whole):
 def test_pictures_of_both_go_along(halves, whole):
     rows = [0, len(halves[0].keyframes)]
     assert all(whole.map.picture.jpeg(row)[:2] == b"\xff\xd8" for row in rows)
+
+
+def test_how_far_it_is_is_told_of_the_comparing_and_of_the_refining(world):
+    told = []
+    a, b = mapped(world, range(0, 60)), mapped(world, range(30, 90))
+    merged(world, a, b, on_progress=lambda *step: told.append(step))
+    compared = len(b.keyframes)
+    assert told[:compared] == [("keyframes compared", k, compared) for k in range(1, compared + 1)]
+    assert told[compared:] == [("rounds of refinement", k, 3) for k in range(4)]
 
 
 def test_maps_without_overlap_are_refused_with_a_reason(world):

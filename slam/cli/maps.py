@@ -154,7 +154,7 @@ def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, qui
     from slam.progress import TaskProgress
     from slam.refinement import GtsamRefiner
 
-    progress, total = TaskProgress(sys.stderr), len(second.keyframes)
+    progress = TaskProgress(sys.stderr)
     try:
         return merge_maps(
             first,
@@ -164,7 +164,7 @@ def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, qui
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(robust=settings.linking.robust),
             refiner=GtsamRefiner(),
-            on_progress=None if quiet else lambda done: progress("keyframes compared", done, total),
+            on_progress=None if quiet else progress,
         )
     finally:
         if not quiet:
