@@ -24,6 +24,7 @@ def facts_of(reference_map: ReferenceMap) -> dict[str, Any]:
         "weights_sha256": m.provenance.weights_sha256,
         "descriptor": m.provenance.descriptor,
         "units": m.provenance.units,
+        "scale_source": m.provenance.scale_source,
         "counts": counts_of(m),
         "loops": int(m.edges.is_loop.sum()),
         "cameras": cameras,

@@ -434,6 +434,7 @@ def _check_listing(folder: Path, listed: set[str], expected: set[str]) -> None:
 def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
     path = folder / MANIFEST
     texts = {key: manifest.get(key) for key in ("predictor", "descriptor", "weights_sha256", "units")}
+    texts["scale_source"] = manifest.get("scale_source", "")  # not noted in the first maps
     for key, value in texts.items():
         _require(isinstance(value, str) and len(value) <= 200, path, f"{key}: expected a short text")
     _require(isinstance(manifest.get("features"), dict), path, "features: expected settings")

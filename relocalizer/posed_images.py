@@ -37,6 +37,8 @@ RANK_GROWTH = 1.5
 _CACHED_PICTURES = 128
 _ROUNDS = 8
 
+SCALE_SOURCE = "the poses the pictures came with"
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -93,7 +95,8 @@ def map_from_poses(
     tracks = _tracks(seen, links)
     landmarks = _triangulate_tracks(kept, seen, tracks, config)
     features_on_landmarks = _feature_table(seen, landmarks)
-    provenance = replace(provenance_of(predictor, features.model_dump()), units=units)
+    scale_source = SCALE_SOURCE if units == "metres" else ""
+    provenance = replace(provenance_of(predictor, features.model_dump()), units=units, scale_source=scale_source)
     cameras = tuple(dict.fromkeys(p.camera for p in kept))
     return ReferenceMap(
         provenance=provenance,

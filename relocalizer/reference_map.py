@@ -38,6 +38,7 @@ class Provenance:
         descriptor: what the place descriptors are, such as 'vlad' or 'reloc3r-512-gem'; two maps are searched
             together only when this is equal.
         units: 'map units', or 'metres' when something anchored the scale.
+        scale_source: where metres come from, in words; empty for map units, and in metric maps of before it was noted.
         features: settings the local features were detected with.
     """
 
@@ -45,6 +46,7 @@ class Provenance:
     descriptor: str
     weights_sha256: str = ""
     units: str = "map units"
+    scale_source: str = ""
     features: dict[str, Any] = field(default_factory=dict)
 
 

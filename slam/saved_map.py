@@ -46,13 +46,14 @@ class Earlier:
         keyframe_ids: names its keyframes have now, in the order of the map's rows.
         frames: its frames, hanging off those.
         jpeg: picture of each keyframe, as the bytes of a JPEG file.
-        units: 'map units' or 'metres'.
+        units: 'map units' or 'metres'; scale_source: where the metres come from, in words.
     """
 
     keyframe_ids: tuple[int, ...] = ()
     frames: Sequence[FrameRecord] = ()
     jpeg: Mapping[int, Callable[[], bytes]] = field(default_factory=dict)
     units: str = "map units"
+    scale_source: str = ""
 
     @property
     def last_id(self) -> int:
@@ -82,7 +83,7 @@ def map_of_run(
     return map_of(
         mapper,
         [*earlier.frames, *frames],
-        replace(provenance, units=earlier.units),
+        replace(provenance, units=earlier.units, scale_source=earlier.scale_source),
         lambda k: earlier.picture(k, jpeg),
     )
 
@@ -267,6 +268,7 @@ def restore(
         frames=_frames(reference_map.frames, first_id),
         jpeg={k: _picture(reference_map, row) for row, k in enumerate(ids)},
         units=reference_map.provenance.units,
+        scale_source=reference_map.provenance.scale_source,
     )
 
 
@@ -359,7 +361,12 @@ def in_units_of_earlier(result: SlamResult, earlier: Earlier) -> SlamResult:
 
 
 def in_units_of(result: SlamResult, reference_map: ReferenceMap) -> ReferenceMap:
-    """The map, saying that it is in metres when the result was made so; the graph it was read from already is."""
-    if result.units.name == "map units":
+    """The map, saying that it is in metres when the result was made so; the graph it was read from already is.
+
+    A map that was in metres when the run began in it says of itself where these come from.
+    """
+    units = result.units
+    if units.metres_per_unit is None:
         return reference_map
-    return replace(reference_map, provenance=replace(reference_map.provenance, units=result.units.name))
+    provenance = replace(reference_map.provenance, units=units.name, scale_source=units.source)
+    return replace(reference_map, provenance=provenance)

@@ -10,6 +10,7 @@ from oracle_map import build, room
 
 from relocalizer.errors import ConfigError
 from relocalizer.geometry import Similarity, rigid
+from relocalizer.map_folder import load_map
 from slam.anchor import AnchorError, KnownDistance, TruthBeginning, in_metres, parse_anchor
 from slam.frame_log import FrameLog
 from slam.slam_result import gather
@@ -221,6 +222,8 @@ def test_a_run_that_was_anchored_says_everywhere_in_what_and_from_what(tmp_path,
     assert not [e for e in events if e["event"] == "GraphOptimised" and e["cause"].startswith("final")]
     judged = slam_command("eval", tmp_path / "out", root / "sequences" / "room_loop" / "groundtruth.txt")
     assert f"estimate: lengths in metres: {source}" in judged.out
+    assert f"metres (scale: {source})" in slam_command("map", "info", tmp_path / "out").out
+    assert json.loads(slam_command("map", "info", tmp_path / "out", "--json").out)["scale_source"] == source
 
 
 def test_a_run_that_could_not_be_anchored_is_kept_in_map_units_and_ends_with_1(
@@ -267,4 +270,6 @@ def test_a_run_in_a_map_in_metres_is_in_metres(tmp_path, root, slam_command):
     assert second.code == 0, second.err
     report = json.loads((tmp_path / "second" / "report.json").read_text())
     assert (report["units"]["name"], report["units"]["source"]) == ("metres", "that of the map the run began in")
+    metres_from = load_map(tmp_path / "second").provenance.scale_source
+    assert metres_from == "the first 0.4 m of the ground truth, for evaluation only"
     assert report["evaluation"]["scale"] == pytest.approx(1.0, abs=0.15)  # a short piece tells its scale only roughly

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from map_samples import CAMERA, small_map
 from relocalizer import map_folder
 from relocalizer.errors import MapError, OutputError
 from relocalizer.map_folder import MANIFEST, JpegPictures, jpeg_of, load_map, save_map
-from relocalizer.reference_map import ReferenceMap
+from relocalizer.reference_map import Provenance, ReferenceMap
 
 TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames")
 
@@ -52,7 +52,22 @@ def test_provenance_and_cameras_come_back(folder):
     before, after = small_map(), load_map(folder)
     assert after.provenance.predictor == before.provenance.predictor
     assert after.provenance.features == before.provenance.features
+    assert after.provenance.scale_source == ""
     assert after.cameras == before.cameras
+
+
+def test_where_metres_come_from_comes_back(tmp_path):
+    metric = Provenance(predictor="geometric", descriptor="vlad", units="metres", scale_source="2 m given")
+    save_map(tmp_path / "map", small_map(provenance=metric))
+    assert asdict(load_map(tmp_path / "map").provenance) == asdict(metric)
+
+
+def test_a_map_of_before_that_was_noted_does_not_say_where_its_metres_come_from(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["scale_source"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    rewritten(folder, units="metres")
+    assert load_map(folder).provenance.scale_source == ""
 
 
 def test_a_loaded_map_is_saved_with_the_same_bytes(folder, tmp_path):

@@ -69,6 +69,12 @@ def test_landmarks_lie_where_the_points_are(world):
     assert len(np.unique(nearest)) > 0.95 * len(nearest)  # a point is one landmark
 
 
+@pytest.mark.parametrize(("units", "source"), [("metres", "the poses the pictures came with"), ("map units", "")])
+def test_metres_come_from_the_poses(world, units, source):
+    found = map_from_poses(pictures_of(world, range(0, 12, 6)), OraclePredictor(world), units=units)
+    assert (found.provenance.units, found.provenance.scale_source) == (units, source)
+
+
 def test_keyframes_keep_the_poses_and_times_that_were_given(world):
     found = made(world)
     for row, k in enumerate(range(0, 120, 6)):

@@ -60,7 +60,7 @@ def _info_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("predictor", f"{facts['predictor']}{weights}"),
         ("places", f"{facts['descriptor']}, {counts['descriptor_size']} numbers"),
-        ("units", facts["units"]),
+        ("units", facts["units"] + (f" (scale: {facts['scale_source']})" if facts["scale_source"] else "")),
         ("keyframes", str(counts["keyframes"])),
         ("frames", str(counts["frames"])),
         ("landmarks", f"{counts['landmarks']} ({counts['observations']} observations)"),
