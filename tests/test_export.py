@@ -145,6 +145,16 @@ def test_files_of_another_network_are_not_left_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["encoder-64x48.xml", "decoder-64x48.xml", "openvino-64x48.json"])
+def test_files_that_are_there_are_not_replaced_and_nothing_is_computed(
+    model: Reloc3r, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=rf"export: .*{name}: is there already; choose another folder or remove it"):
+        export_network(model, tmp_path, format="openvino", size=SIZE)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
 @skip_without("openvino")
 def test_a_network_that_answers_no_numbers_is_not_exported(model: Reloc3r, tmp_path: Path) -> None:
     with torch.no_grad():

@@ -139,17 +139,19 @@ def export_network(model: Reloc3r, folder: Path, *, format: str, size: tuple[int
 
     Args:
         model: in float32, on the CPU.
-        folder: made if need be; files of the same names are replaced.
+        folder: made if need be; it may hold exports of other formats and sizes.
         format: "onnx" (.onnx and .onnx.data) or "openvino" (.xml and .bin), weights in float32.
         size: (width, height) of the pictures, multiples of the patch size.
 
     Raises:
         ConfigError: no such format, its extra is not installed, or a size that does not split into patches.
-        OutputError: the folder cannot be written, or the written files answer otherwise than PyTorch does.
+        OutputError: the folder holds such files already, cannot be written, or the written files answer otherwise
+            than PyTorch does.
     """
     chosen = _require_format(format)
     grid = grid_of_size(model, size)
     stem = f"{size[0]}x{size[1]}"
+    _expect_none_of(folder, chosen, stem)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder) as name:
@@ -164,6 +166,14 @@ def export_network(model: Reloc3r, folder: Path, *, format: str, size: tuple[int
     except OSError as error:
         raise OutputError(f"export: {folder}: cannot be written ({error.strerror or error}); name another") from None
     return ExportReport(files=tuple(folder / path.name for path in drafts), checks=checks)
+
+
+def _expect_none_of(folder: Path, format: Format, stem: str) -> None:
+    """Refuse to write over an earlier export, before minutes are spent on a new one."""
+    names = (f"encoder-{stem}.{_SUFFIX[format]}", f"decoder-{stem}.{_SUFFIX[format]}", f"{format}-{stem}.json")
+    for path in (folder / name for name in names):
+        if os.path.lexists(path):
+            raise OutputError(f"export: {path}: is there already; choose another folder or remove it")
 
 
 def grid_of_size(model: Reloc3r, size: tuple[int, int]) -> Grid:
