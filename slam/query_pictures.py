@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, load_camera, read_image
+from relocalizer.images import Camera, load_camera, read_image, shrink, size_within
 from relocalizer.interfaces import View
 from slam.config import InputConfig
 from slam.datasets import index_folder
 from slam.sequence import Calibration, MapCameras, Optics
 
 SECOND_NS = 1_000_000_000
+NO_CAMERA = "no camera known, so compared with keyframes alone; with --camera landmarks count too"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,13 +72,20 @@ class QueryReader:
     """Reads pictures as the pinhole camera that is known of them sees them.
 
     That is the camera that was given, else the one of the picture's folder, else a map's camera whose pictures
-    have the same shape.
+    have the same shape; else none, for a predictor that needs none.
+
+    Attributes:
+        notes: what the user should know of the cameras, a line for each kind of picture.
     """
 
-    def __init__(self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig) -> None:
+    def __init__(
+        self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig, *, camera_needed: bool = True
+    ) -> None:
+        """`given` is a camera.yaml; `camera_needed` says that the predictor can do nothing without a camera."""
         self._given = Calibration(load_camera(given), str(given)) if given is not None else None
         self._map_cameras, self._config = MapCameras(tuple(map_cameras)), config
-        self._optics: dict[tuple[int, int, str], Optics] = {}
+        self._camera_needed = camera_needed
+        self._optics: dict[tuple[int, int, str], Optics | None] = {}
         self.notes: list[str] = []
 
     def read(self, picture: QueryPicture) -> View:
@@ -85,20 +93,25 @@ class QueryReader:
 
         Raises:
             SequenceError: it cannot be read.
-            CameraError: no camera is known of it, or one of other pictures.
+            CameraError: the camera is of other pictures, or none is known and one is needed.
         """
         image = read_image(picture.path)
         height, width = image.shape[:2]
         calibration = self._given or picture.calibration or self._of_map(picture.path, width, height)
         key = (width, height, repr(calibration))
         if key not in self._optics:
-            self._optics[key] = Optics(width, height, calibration, self._config)
-            self.notes.append(f"{picture.path.name}: {self._optics[key].note}")
+            self._optics[key] = None if calibration is None else Optics(width, height, calibration, self._config)
+            optics = self._optics[key]
+            note = f"{width}x{height}, {NO_CAMERA}" if optics is None else optics.note
+            self.notes.append(f"{picture.path.name}: {note}")
         optics = self._optics[key]
+        if optics is None:
+            return View(shrink(image, *size_within(width, height, self._config.max_side_px)))
         return View(optics(image, str(picture.path)), optics.camera)
 
-    def _of_map(self, path: Path, width: int, height: int) -> Calibration:
-        if (found := self._map_cameras.of(width, height)) is not None:
+    def _of_map(self, path: Path, width: int, height: int) -> Calibration | None:
+        found = self._map_cameras.of(width, height)
+        if found is not None or not self._camera_needed:
             return found
         shapes = ", ".join(sorted({f"{c.width}x{c.height}" for c in self._map_cameras.cameras}))
         raise CameraError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import pytest
 from conftest import write_pictures
 
@@ -71,6 +73,19 @@ def test_then_that_of_the_map_at_the_pictures_size_and_it_is_said(pictures):
     view = asked.read(query_pictures([str(pictures / "00000.png")])[0])
     assert (view.camera.width, view.camera.fx) == (160, 125.0)
     assert "camera of the map, as no other was named, scaled from 320x240" in asked.notes[0]
+
+
+def test_a_picture_of_another_shape_goes_without_a_camera_to_a_predictor_that_needs_none(pictures):
+    square = (Camera(width=300, height=300, fx=250, fy=250, cx=150, cy=150),)
+    asked = QueryReader(None, square, InputConfig(max_side_px=160), camera_needed=False)
+    cv2.imwrite(str(pictures / "00000.png"), np.zeros((150, 320, 3), np.uint8))
+    view = asked.read(query_pictures([str(pictures / "00000.png")])[0])
+    assert (view.image.shape, view.camera) == ((75, 160, 3), None)
+    assert asked.notes == [
+        "00000.png: 320x150, no camera known, so compared with keyframes alone; with --camera landmarks count too"
+    ]
+    asked.read(query_pictures([str(pictures / "00000.png")])[0])
+    assert len(asked.notes) == 1
 
 
 def test_a_picture_of_another_shape_than_the_maps_asks_for_a_camera(pictures):

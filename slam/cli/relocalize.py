@@ -78,8 +78,10 @@ def relocalize(
     )
     pictures = query_pictures(images)
     reference_map = load_map(map)
-    relocalizer = Relocalizer(reference_map, _predictor_of(reference_map, settings))
-    reader = QueryReader(camera, reference_map.cameras, settings.input)
+    predictor = _predictor_of(reference_map, settings)
+    relocalizer = Relocalizer(reference_map, predictor)
+    needed = predictor.name == "geometric"
+    reader = QueryReader(camera, reference_map.cameras, settings.input, camera_needed=needed)
     if not quiet:
         say(f"{map}: {len(reference_map.keyframes)} keyframes, {len(reference_map.landmarks)} landmarks")
     answers = _locate_all(relocalizer, reader, pictures, quiet=quiet)
