@@ -29,6 +29,7 @@ SAME_POINT_SIMILARITY = 0.7
 SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
+HOLDING = 0.25  # of a window's length: so far apart keyframes must stand to hold it
 WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
 
@@ -295,8 +296,7 @@ class Mapper:
         if not config.iterations:
             return
         window = self.newest(k, config.window)
-        related = self.related(k, config.covisible + len(window))
-        older = [i for i in related if i not in window][: config.covisible]
+        older = self._holding(window, [i for i in self.related(k, len(self.graph.keyframes)) if i not in window])
         self._refine(
             window,
             older,
@@ -305,6 +305,23 @@ class Mapper:
             relative_tolerance=WINDOW_TOLERANCE,
         )
         self._settle_points(window, older)
+
+    def _holding(self, window: list[int], related: list[int]) -> list[int]:
+        """The most related keyframes, to hold a window where it is and as long as it is.
+
+        Where a camera has come by often the first few may all stand at one place, from which no length is seen: then
+        the last of them gives way to the next that stands elsewhere.
+        """
+        held, poses = related[: self._config.refinement.covisible], self.graph.world_from_keyframe
+
+        def distance(i: int, j: int) -> float:
+            return float(np.linalg.norm(poses[i].translation - poses[j].translation))
+
+        needed = HOLDING * max(distance(i, window[-1]) for i in window)
+        other = next((i for i in related if distance(i, related[0]) > needed), None)
+        if len(held) < 2 or other is None or other in held:
+            return held
+        return [*held[:-1], other]
 
     def _settle_points(self, free: list[int], fixed: list[int]) -> None:
         """Every landmark of a window placed anew under the window's poses: those that were not refined with them had

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_angle, translation_of
 from relocalizer.interfaces import NoEstimate, PairEstimate
 from slam.config import LandmarksConfig, RefinementConfig, SlamConfig, TracksConfig
+from slam.refinement import GtsamRefiner
 from slam.tracks import Tracks
 
 STEP = 6  # frames between keyframes of the walk around the room
@@ -338,6 +339,32 @@ def test_refining_the_window_puts_disturbed_keyframes_right_and_leaves_older_one
     assert after[0] < 0.5 * before[0]
     assert after[1] < 0.5 * before[1]
     assert all(builder.mapper.graph.world_from_keyframe[k] is pose for k, pose in older.items())
+
+
+@pytest.mark.parametrize(("times", "same_place"), [(1, False), (3, True)])
+def test_keyframes_that_hold_a_window_are_not_all_at_one_place_however_often_the_camera_was_there(
+    monkeypatch, times, same_place
+):
+    config = SlamConfig(refinement=RefinementConfig(window=3, covisible=3))
+    builder = build(room(), [STEP * n for n in (0, 1, 2, *[3] * times, 4, 5, 6)], config=config)
+    mapper, bundles, refine = builder.mapper, [], GtsamRefiner.refine
+    k = mapper.graph.last_id
+    most = [i for i in mapper.related(k, 20) if i not in mapper.newest(k, 3)][:3]
+    assert (spread(builder, most) < 1e-9) is same_place
+    monkeypatch.setattr(GtsamRefiner, "refine", lambda *args, **kw: bundles.append(args[1]) or refine(*args, **kw))
+    mapper.refine_window(k)
+    [bundle] = bundles
+    assert len(bundle.fixed) == len(most)
+    assert spread(builder, bundle.fixed) > 0.1
+    assert len(bundle.fixed - {*most}) == same_place  # as few others as it takes
+
+
+def spread(builder, ids):
+    """The greatest distance between the true places of keyframes."""
+    centres = np.array(
+        [translation_of(builder.world.poses[builder.mapper.graph.keyframes[k].frame_index]) for k in ids]
+    )
+    return max(float(np.linalg.norm(a - b)) for a in centres for b in centres)
 
 
 def test_refining_keeps_the_scales_of_the_keyframes(fresh):
