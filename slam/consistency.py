@@ -22,7 +22,6 @@ CHI2_7DOF_999 = 24.32
 # Loops between the same two stretches see the same things, so what deceives one deceives them all: however many
 # agree, they speak against the path as three do.
 MOST_WITNESSES = 3
-REACH = 30  # edges between the ends of two loops that are compared; farther apart, drift leaves nothing to compare
 WINDOW = 60  # loops remembered for comparison, the newest
 LOOSE_LOG_SCALE = 0.2  # standard deviation from which a scale is taken from the other evidence instead
 EXACT_UP_TO = 24  # loops among which the largest consistent set is searched exactly
@@ -61,9 +60,9 @@ def disagreement(a: Edge, b: Edge, odometry: Odometry) -> float | None:
     """By how much the cycle of two loops and the odometry between their ends fails to close: chi-square of 7 degrees.
 
     Returns:
-        None when the ends are not tied, or by more than `REACH` edges: then nothing speaks for or against.
+        None when the ends are not near each other: drift leaves nothing to compare, for or against.
     """
-    there, back = odometry.path(a.i, b.i, most=REACH), odometry.path(a.j, b.j, most=REACH)
+    there, back = odometry.near(a.i, b.i), odometry.near(a.j, b.j)
     if there is None or back is None:
         return None
     i_from_k, j_from_l = there.source_from_target, back.source_from_target

@@ -7,7 +7,7 @@ and units; d in frame b is Ad(a_from_b) d in frame a.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import pairwise
@@ -16,6 +16,8 @@ import numpy as np
 
 from relocalizer.geometry import FloatArray, Similarity, log_so3, skew
 from slam.graph import Edge, EdgeKind, KeyframeGraph
+
+REACH = 30  # edges between keyframes that are near each other
 
 # --- similarities and their errors --------------------------------------------------------------------
 
@@ -124,14 +126,26 @@ class _Node:
             even = self.parent.depth - above.depth == above.depth - above.leap.depth
             self.leap = above.leap if even else self.parent
 
+    def ancestor_with(self, doubt: float) -> _Node:
+        """The lowest ancestor, or this node itself, that has no more doubt; the root when all have more."""
+        node = self
+        while node.doubt > doubt and node.parent is not None:
+            node = node.leap if node.leap.doubt > doubt else node.parent
+        return node
+
+    def is_above(self, other: _Node) -> bool:
+        """Whether this is an ancestor of another node, or it itself."""
+        return _meeting(self, other) is self
+
 
 class Odometry:
-    """The most certain paths along a graph's odometry from the first keyframe of each of its parts: a tree.
+    """A graph's odometry, and the most certain paths along it.
 
-    The path between two keyframes is the one over the tree, or the edge between them where that is surer. It is put
-    together of paths over ever more keyframes, after Myers, "An applicative random-access stack", 1983, so it costs
-    the logarithm of its length. Keyframes whose edges have changed are grafted anew with all later ones: changes are
-    near the newest, so that is a few.
+    Nearby, over `REACH` edges, they are looked for. Farther, they go along the tree of the most certain paths from the
+    first keyframe of each part: between the source and an ancestor of the target that is near it, or the other way
+    round. Paths over the tree are put together of paths over ever more keyframes, after Myers, "An applicative
+    random-access stack", 1983, so they cost the logarithm of their length. Keyframes whose edges have changed are
+    grafted anew with all later ones: changes are near the newest, so that is a few.
     """
 
     def __init__(self) -> None:
@@ -139,38 +153,49 @@ class Odometry:
         self._seen = 0  # changes of the graph
         self._nodes: dict[int, _Node] = {}
         self._by_newest: dict[int, list[int]] = {}
+        self._around: dict[int, _Surroundings] = {}  # since the last change
+        self._doubts: dict[tuple[int, int], float] = {}  # of paths between the ends of loops
 
     def follow(self, graph: KeyframeGraph) -> None:
         """Take in what has changed in a graph, always the same one, since it was last followed."""
         self._graph, changed = graph, graph.changed_since(self._seen)
         self._seen += len(changed)
-        if changed:
-            self._grow(self._forget_from(min(changed)))
+        if not changed:
+            return
+        first = min(changed)
+        self._grow(self._forget_from(first))
+        self._around = {}
+        self._doubts = {ends: doubt for ends, doubt in self._doubts.items() if max(ends) < first}
 
-    def path(self, source: int, target: int, *, most: int | None = None) -> Path | None:
-        """The path between two keyframes; None when nothing ties them, or more than `most` edges do."""
-        if source == target:
-            return Path.still()
-        a, b = self._nodes.get(source), self._nodes.get(target)
-        if a is None or b is None or a.root != b.root:
-            return None
-        meeting = _meeting(a, b)
-        direct = next((edge for other, edge in self._tied_to(source) if other == target), None)
-        if direct is not None and doubt_of(direct) < a.doubt + b.doubt - 2.0 * meeting.doubt:
-            return Path.along(direct, source)
-        if most is not None and a.depth + b.depth - 2 * meeting.depth > most:
-            return None
-        return _climb(a, meeting).then(_climb(b, meeting).backwards())
+    def near(self, source: int, target: int) -> Path | None:
+        """The path between two keyframes; None when nothing ties them, or more than `REACH` edges do."""
+        return self._surroundings(source).to(target)
+
+    def path(self, source: int, target: int) -> Path | None:
+        """The path between two keyframes; None when nothing ties them."""
+        near = self.near(source, target)
+        if near is not None or not self._are_tied(source, target):
+            return near
+        a, b = self._nodes[source], self._nodes[target]
+        turn = self._turn(a, b)[1]
+        there = _climb(a, turn) if turn.is_above(a) else self.near(source, turn.keyframe)
+        back = _climb(b, turn) if turn.is_above(b) else self.near(target, turn.keyframe)
+        assert there is not None
+        assert back is not None
+        return there.then(back.backwards())
 
     def path_with(self, loops: Collection[Edge], source: int, target: int) -> Path | None:
-        """The most certain path where loops may be gone along as well; None when nothing ties the two."""
-        if not loops:
-            return self.path(source, target)
+        """The path where loops may be gone along as well; None when nothing ties the two.
+
+        Between loops it leads through the ends of all others that it passes, which makes it little longer.
+        """
         ties: dict[int, list[tuple[int, float, Edge | None]]] = defaultdict(list)
-        ends = {source, target, *(end for loop in loops for end in (loop.i, loop.j))}
-        for a, b in self._skeleton(sorted(ends)):
-            ties[a.keyframe].append((b.keyframe, a.doubt - b.doubt, None))
-            ties[b.keyframe].append((a.keyframe, a.doubt - b.doubt, None))
+        chains: dict[int, list[int]] = defaultdict(list)  # of each part
+        for k in sorted({source, target, *(end for loop in loops for end in (loop.i, loop.j))} & self._nodes.keys()):
+            chains[self._nodes[k].root].append(k)
+        for a, b in (pair for chain in chains.values() for pair in pairwise(chain)):
+            ties[a].append((b, self._doubt(a, b), None))
+            ties[b].append((a, self._doubt(a, b), None))
         for loop in loops:
             ties[loop.i].append((loop.j, doubt_of(loop), loop))
             ties[loop.j].append((loop.i, doubt_of(loop), loop))
@@ -228,24 +253,41 @@ class Odometry:
         """Keyframes that odometry ties to k, each with the edge."""
         return [(e.i + e.j - k, e) for e in self._graph.edges_at(k) if e.kind is EdgeKind.ODOMETRY]
 
-    # --- paths with loops -----------------------------------------------------------------------------
+    # --- paths ----------------------------------------------------------------------------------------
 
-    def _skeleton(self, keyframes: Iterable[int]) -> list[tuple[_Node, _Node]]:
-        """Pairs (keyframe, ancestor) of the tree, without what lies between these keyframes and where they meet."""
-        pairs: list[tuple[_Node, _Node]] = []
-        chains: dict[int, list[_Node]] = defaultdict(list)  # of each part, from an ancestor down to the latest
-        for k in keyframes:
-            if k not in self._nodes:
-                continue
-            node = self._nodes[k]
-            chain = chains[node.root]
-            meeting = _meeting(node, chain[-1]) if chain else node
-            while chain and chain[-1].depth > meeting.depth:
-                below = chain.pop()
-                pairs.append((below, chain[-1] if chain and chain[-1].depth > meeting.depth else meeting))
-            chain += [each for each in dict.fromkeys((meeting, node)) if not chain or each is not chain[-1]]
-        pairs += [(b, a) for chain in chains.values() for a, b in pairwise(chain)]
-        return pairs
+    def _surroundings(self, k: int) -> _Surroundings:
+        if k not in self._around:
+            self._around[k] = _Surroundings(k, self._tied_to)
+        return self._around[k]
+
+    def _are_tied(self, a: int, b: int) -> bool:
+        return a in self._nodes and b in self._nodes and self._nodes[a].root == self._nodes[b].root
+
+    def _doubt(self, a: int, b: int) -> float:
+        """That of the path between two keyframes that are tied."""
+        if (a, b) not in self._doubts:
+            near = self._surroundings(a).doubt.get(b)
+            self._doubts[a, b] = self._turn(self._nodes[a], self._nodes[b])[0] if near is None else near
+        return self._doubts[a, b]
+
+    def _turn(self, a: _Node, b: _Node) -> tuple[float, _Node]:
+        """The doubt of the way over the tree between two keyframes, and the node where it leaves the one's ancestors.
+
+        That is where both branches meet, or an ancestor of one that the other has near.
+        """
+        meeting = _meeting(a, b)
+        turns = [(a.doubt + b.doubt - 2.0 * meeting.doubt, meeting.keyframe)]
+        for here, there in ((a, b), (b, a)):
+            near = self._surroundings(here.keyframe).doubt
+            reach = max(near.values())  # what is near differs by no more in its doubt from the root
+            node = there.ancestor_with(here.doubt + reach)
+            while node is not meeting and node.doubt >= here.doubt - reach:
+                if node.keyframe in near:
+                    turns.append((near[node.keyframe] + there.doubt - node.doubt, node.keyframe))
+                assert node.parent is not None
+                node = node.parent
+        doubt, keyframe = min(turns)
+        return doubt, self._nodes[keyframe]
 
     def _compose(self, steps: list[tuple[int, int, Edge]] | None, source: int, target: int) -> Path | None:
         """The path along odometry from loop to loop."""
@@ -259,6 +301,42 @@ class Odometry:
         rest = self.path(at, target)
         assert rest is not None
         return path.then(rest)
+
+
+class _Surroundings:
+    """The most certain paths from a keyframe over at most `REACH` edges (Dijkstra)."""
+
+    def __init__(self, source: int, tied_to: Callable[[int], list[tuple[int, Edge]]]) -> None:
+        self.doubt: dict[int, float] = {}  # of the paths, by target
+        self._before: dict[int, tuple[int, Edge | None]] = {source: (source, None)}
+        self._paths = {source: Path.still()}
+        best = {source: 0.0}
+        waiting = [(0.0, source, 0)]
+        while waiting:
+            doubt, k, edges = heappop(waiting)
+            if k in self.doubt:
+                continue
+            self.doubt[k] = doubt
+            for other, edge in tied_to(k) if edges < REACH else ():
+                more = doubt + doubt_of(edge)
+                if more < best.get(other, np.inf):
+                    best[other], self._before[other] = more, (k, edge)
+                    heappush(waiting, (more, other, edges + 1))
+
+    def to(self, target: int) -> Path | None:
+        """The path to a keyframe; None when it is not near."""
+        if target not in self._before:
+            return None
+        missing: list[int] = []
+        while target not in self._paths:
+            missing.append(target)
+            target = self._before[target][0]
+        path = self._paths[target]
+        for after in reversed(missing):
+            before, edge = self._before[after]
+            assert edge is not None
+            path = self._paths[after] = path.then(Path.along(edge, before))
+        return path
 
 
 def _meeting(a: _Node, b: _Node) -> _Node:

@@ -10,7 +10,6 @@ from relocalizer.geometry import Similarity, exp_so3
 from relocalizer.images import Camera
 from slam.consistency import (
     CHI2_7DOF_999,
-    REACH,
     WINDOW,
     Believed,
     Held,
@@ -22,7 +21,7 @@ from slam.consistency import (
 )
 from slam.frames import Keyframe
 from slam.graph import Edge, EdgeKind, KeyframeGraph
-from slam.odometry import Odometry
+from slam.odometry import REACH, Odometry
 
 CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
 ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
