@@ -39,8 +39,8 @@ def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, se
 
     `colmap` makes a folder with cameras.txt, images.txt, points3D.txt and images/; `nerfstudio` one with
     transforms.json, points3D.ply and images/; `ply` a file of coloured points. `tum` and `kitti` make a file with the
-    poses of all frames, or of the keyframes when the map holds no frames; where time goes back, as from one session
-    to the next, another file begins (OUT, OUT_2, ...).
+    poses of all frames, or of the keyframes when the map holds no frames, in order of time; each session, which may
+    have a clock of its own, has its own file (OUT, OUT_2, ...).
 
     Raises:
         MapError: the map holds no keyframes, or not this segment, or a picture cannot be read.
@@ -210,27 +210,17 @@ def _write_ply(m: ReferenceMap, part: _Part, out: Path) -> list[Path]:
 # --- trajectories -------------------------------------------------------------------------------------
 
 
-def trajectories_of(m: ReferenceMap, segment: int | None = None) -> list[tuple[NDArray[np.int64], FloatArray]]:
-    """Timestamps (T,) and world_from_cam (T, 4, 4) of a segment's frames, one pair for each session.
-
-    A session ends where a later keyframe has an earlier time. Of frames with one time the first counts.
-
-    Raises:
-        MapError: as `export_map`.
-    """
-    return _sessions(m, _part_of(m, segment))
-
-
 def _sessions(m: ReferenceMap, part: _Part) -> list[tuple[NDArray[np.int64], FloatArray]]:
-    session_of_row = np.cumsum(np.diff(m.keyframes.timestamps_ns, prepend=m.keyframes.timestamps_ns[:1]) < 0)
-    times, rows, poses = _all_frames(m) if len(m.frames.indices) else _all_keyframes(m)
+    """Timestamps (T,) and world_from_cam (T, 4, 4) of each session, by time; of equal times the first counts."""
+    has_frames = len(m.frames.indices) > 0
+    times, rows, poses = _all_frames(m) if has_frames else _all_keyframes(m)
+    session_of = m.session_of_frame if has_frames else m.session_of_keyframe
     inside = np.isin(rows, part.rows)
     found = []
-    for session in np.unique(session_of_row[part.rows]):
-        chosen = np.flatnonzero(inside & (session_of_row[rows] == session))
+    for session in np.unique(session_of[inside]):
+        chosen = np.flatnonzero(inside & (session_of == session))
         _, first = np.unique(times[chosen], return_index=True)
-        if len(chosen):
-            found.append((times[chosen[first]], poses[chosen[first]]))
+        found.append((times[chosen[first]], poses[chosen[first]]))
     return found
 
 

@@ -35,17 +35,18 @@ def facts_of(reference_map: ReferenceMap) -> dict[str, Any]:
 def _segment(m: ReferenceMap, number: int) -> dict[str, Any]:
     rows = np.flatnonzero(m.keyframes.segment == number)
     ids = m.keyframes.ids[rows]
-    centres = m.keyframes.translations[rows]
-    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    times = m.keyframes.timestamps_ns[rows]
+    sessions = m.session_of_keyframe[rows]
+    in_time = rows[np.lexsort((m.keyframes.timestamps_ns[rows], sessions))]
+    steps = np.linalg.norm(np.diff(m.keyframes.translations[in_time], axis=0), axis=1)
+    within = np.diff(m.session_of_keyframe[in_time]) == 0
     return {
         "segment": number,
         "keyframes": len(rows),
         "frames": int(np.isin(m.frames.keyframe, ids).sum()),
         "landmarks": int(np.isin(m.landmarks.anchor, ids).sum()),
-        "path_length": float(steps.sum()),
-        "extent": _extent(centres),
-        "sessions": 1 + int((np.diff(times) < 0).sum()),
+        "path_length": float(steps[within].sum()),
+        "extent": _extent(m.keyframes.translations[rows]),
+        "sessions": len(np.unique(sessions)),
     }
 
 

@@ -39,6 +39,7 @@ from relocalizer.reference_map import (
     ObservationTable,
     Provenance,
     ReferenceMap,
+    Session,
     validate,
 )
 
@@ -48,7 +49,7 @@ JPEG_QUALITY = 80
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_COUNT = 1 << 40
-_MAX_CAMERAS = 100_000
+_MAX_CAMERAS = _MAX_SESSIONS = 100_000
 _MAX_SIDE, _MAX_PIXELS = 16_384, 1 << 26
 # What tables may grow to when they are unpacked; those of real maps grow to a little more than twice their size.
 _MAX_GROWTH, _SMALL_BYTES = 64, 1 << 20
@@ -257,6 +258,7 @@ def _manifest(reference_map: ReferenceMap, files: Mapping[str, Any]) -> dict[str
         "written_by": f"reloc3r-slam {__version__}",
         **asdict(m.provenance),
         "counts": counts_of(m),
+        "sessions": [[session.first_keyframe, session.first_frame] for session in m.sessions],
         "cameras": [asdict(camera) for camera in m.cameras],
         "files": dict(files),
     }
@@ -341,6 +343,7 @@ def _load(folder: Path) -> ReferenceMap:
     _require(_is_within(keyframes.camera, len(cameras)), folder, "keyframes.camera names a camera that is not there")
     sizes = [(cameras[c].width, cameras[c].height) for c in keyframes.camera.tolist()]
     files = [(folder / name, listed[name].sha256) for name in expected]
+    frames = FrameTable(**tables["frames"])
     loaded = ReferenceMap(
         provenance=provenance,
         cameras=cameras,
@@ -349,8 +352,9 @@ def _load(folder: Path) -> ReferenceMap:
         observations=ObservationTable(**tables["observations"]),
         landmarks=LandmarkTable(**tables["landmarks"]),
         edges=EdgeTable(**tables["edges"]),
-        frames=FrameTable(**tables["frames"]),
+        frames=frames,
         picture=JpegPictures(lambda row: _read_listed(*files[row]), sizes),
+        sessions=_read_sessions(folder, manifest) if "sessions" in manifest else _sessions_by_time(keyframes, frames),
     )
     try:
         validate(loaded)
@@ -439,6 +443,24 @@ def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
         _require(isinstance(value, str) and len(value) <= 200, path, f"{key}: expected a short text")
     _require(isinstance(manifest.get("features"), dict), path, "features: expected settings")
     return Provenance(**{key: str(value) for key, value in texts.items()}, features=manifest["features"])
+
+
+def _read_sessions(folder: Path, manifest: Mapping[str, Any]) -> tuple[Session, ...]:
+    path, entries = folder / MANIFEST, manifest["sessions"]
+    if not isinstance(entries, list) or not 1 <= len(entries) <= _MAX_SESSIONS:
+        raise _damaged(path, "sessions: expected a list")
+    for entry in entries:
+        good = isinstance(entry, list) and len(entry) == 2 and all(_is_count(number) for number in entry)
+        _require(good, path, "sessions: expected the first keyframe and the first frame of each")
+    return tuple(Session(keyframe, frame) for keyframe, frame in entries)
+
+
+def _sessions_by_time(keyframes: KeyframeTable, frames: FrameTable) -> tuple[Session, ...]:
+    """Of the first maps, which did not note them: one begins where time goes back from a keyframe to the next."""
+    starts = keyframes.ids[1:][np.diff(keyframes.timestamps_ns) < 0].tolist()
+    firsts = [np.flatnonzero(frames.keyframe >= start) for start in starts]
+    rows = [int(first[0]) if len(first) else len(frames.keyframe) for first in firsts]
+    return (Session(0, 0), *(Session(start, row) for start, row in zip(starts, rows, strict=True)))
 
 
 def _read_cameras(folder: Path, manifest: Mapping[str, Any]) -> tuple[Camera, ...]:

@@ -194,11 +194,23 @@ class FrameTable:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run whose frames share a clock: its keyframes have ids from `first_keyframe` on, its frames rows from
+    `first_frame` on, both up to those of the session after it.
+
+    Time need not grow with the ids: a frame can become a keyframe when the run ends, long after it came.
+    """
+
+    first_keyframe: int
+    first_frame: int
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReferenceMap:
     """Everything a map remembers. Poses are world_from_keyframe; `picture(row)` reads a keyframe's picture (RGB).
 
-    A map from posed pictures has one segment, no edges and no frames.
+    A map from posed pictures has one session, one segment, no edges and no frames.
     """
 
     provenance: Provenance
@@ -210,6 +222,20 @@ class ReferenceMap:
     edges: EdgeTable
     frames: FrameTable
     picture: Callable[[int], Image]
+    sessions: tuple[Session, ...] = (Session(0, 0),)
+
+    @cached_property
+    def session_of_keyframe(self) -> Ids:
+        """Number (N,) of each keyframe's session."""
+        starts = np.array([session.first_keyframe for session in self.sessions], dtype=np.int64)
+        return np.searchsorted(starts, self.keyframes.ids, side="right").astype(np.int64) - 1
+
+    @cached_property
+    def session_of_frame(self) -> Ids:
+        """Number (T,) of each frame's session."""
+        starts = np.array([session.first_frame for session in self.sessions], dtype=np.int64)
+        rows = np.arange(len(self.frames.indices))
+        return np.searchsorted(starts, rows, side="right").astype(np.int64) - 1
 
     @cached_property
     def row_of(self) -> dict[int, int]:
@@ -311,6 +337,7 @@ def validate(reference_map: ReferenceMap) -> None:
     for check in (_check_keyframes, _check_features, _check_observations, _check_landmarks, _check_edges):
         check(reference_map)
     _check_frames(reference_map)
+    _check_sessions(reference_map)
 
 
 def _require(holds: Any, what: str) -> None:
@@ -392,6 +419,14 @@ def _check_frames(m: ReferenceMap) -> None:
     _require(_within(table.indices, 0, MAX_ID), "frames.indices: out of range")
     _require(np.isin(table.keyframe, m.keyframes.ids).all(), "frames.keyframe: names a keyframe that is not there")
     _check_poses("frames", table.rotations, table.translations)
+
+
+def _check_sessions(m: ReferenceMap) -> None:
+    first_keyframes = np.array([session.first_keyframe for session in m.sessions], dtype=np.int64)
+    first_frames = np.array([session.first_frame for session in m.sessions], dtype=np.int64)
+    _require(len(m.sessions) and m.sessions[0] == Session(0, 0), "sessions: expected the first to begin with 0 and 0")
+    ordered = (np.diff(first_keyframes) >= 0).all() and (np.diff(first_frames) >= 0).all()
+    _require(ordered and first_frames[-1] <= len(m.frames.indices), "sessions: out of range or order")
 
 
 def _check_poses(name: str, rotations: FloatArray, translations: FloatArray) -> None:

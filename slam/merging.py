@@ -6,7 +6,7 @@ This is how several sessions, or several cameras, come to share a map.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from relocalizer.errors import MapError
@@ -79,7 +79,8 @@ def merge_maps(
     frames = [*a.frames, *b.frames]
     _refine(mapper, config.refinement, len(frames), report)
     jpeg = {**a.jpeg, **b.jpeg}
-    merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k]())
+    sessions = (*a.sessions, *(replace(s, first_frame=s.first_frame + len(a.frames)) for s in b.sessions))
+    merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k](), sessions)
     return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
 
 

@@ -23,6 +23,7 @@ from relocalizer.reference_map import (
     ObservationTable,
     Provenance,
     ReferenceMap,
+    Session,
     check_predictor,
     quantised,
     recall,
@@ -46,12 +47,14 @@ class Earlier:
         keyframe_ids: names its keyframes have now, in the order of the map's rows.
         frames: its frames, hanging off those.
         jpeg: picture of each keyframe, as the bytes of a JPEG file.
+        sessions: its sessions, under the names its keyframes have now and the rows of `frames`.
         units: 'map units' or 'metres'; scale_source: where the metres come from, in words.
     """
 
     keyframe_ids: tuple[int, ...] = ()
     frames: Sequence[FrameRecord] = ()
     jpeg: Mapping[int, Callable[[], bytes]] = field(default_factory=dict)
+    sessions: tuple[Session, ...] = ()
     units: str = "map units"
     scale_source: str = ""
 
@@ -85,11 +88,16 @@ def map_of_run(
         [*earlier.frames, *frames],
         replace(provenance, units=earlier.units, scale_source=earlier.scale_source),
         lambda k: earlier.picture(k, jpeg),
+        (*earlier.sessions, Session(earlier.last_id + 1, len(earlier.frames))),
     )
 
 
 def map_of(
-    mapper: Mapper, frames: Sequence[FrameRecord], provenance: Provenance, jpeg: Callable[[int], bytes]
+    mapper: Mapper,
+    frames: Sequence[FrameRecord],
+    provenance: Provenance,
+    jpeg: Callable[[int], bytes],
+    sessions: tuple[Session, ...] = (Session(0, 0),),
 ) -> ReferenceMap:
     """The map at rest. Of the local features those on a track are kept, and tracks are numbered anew without gaps.
 
@@ -112,6 +120,7 @@ def map_of(
         edges=_edge_table(graph),
         frames=_frame_table(frames),
         picture=JpegPictures(lambda row: jpeg(ids[row]), sizes),
+        sessions=sessions,
     )
 
 
@@ -267,6 +276,7 @@ def restore(
         keyframe_ids=ids,
         frames=_frames(reference_map.frames, first_id),
         jpeg={k: _picture(reference_map, row) for row, k in enumerate(ids)},
+        sessions=tuple(replace(s, first_keyframe=s.first_keyframe + first_id) for s in reference_map.sessions),
         units=reference_map.provenance.units,
         scale_source=reference_map.provenance.scale_source,
     )

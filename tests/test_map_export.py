@@ -13,8 +13,8 @@ from map_samples import CAMERA, small_map
 from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import MapError, OutputError
-from relocalizer.map_export import export_map, mean_errors_px, trajectories_of
-from relocalizer.reference_map import FrameTable
+from relocalizer.map_export import export_map, mean_errors_px
+from relocalizer.reference_map import FrameTable, Session
 from slam.trajectory import read_trajectory
 
 
@@ -135,13 +135,13 @@ def test_trajectories_hold_every_frame(tmp_path, form):
         assert np.array_equal(read.timestamps_ns, m.frames.timestamps_ns)
 
 
-def test_frames_move_with_the_unit_of_their_keyframe():
+def test_frames_move_with_the_unit_of_their_keyframe(tmp_path):
     m = small_map()
     frames = replace(m.frames, translations=np.tile([0.0, 0.0, 1.0], (8, 1)))
     stretched = replace(m, keyframes=replace(m.keyframes, scales=np.full(4, 2.5)), frames=frames)
-    [(_, poses)] = trajectories_of(stretched)
+    [path] = export_map(stretched, "tum", tmp_path / "poses.txt")
     rotations, translations = true_poses(m)
-    assert np.allclose(poses[:, :3, 3], translations + 2.5 * rotations[:, :, 2])
+    assert np.allclose(read_trajectory(path).positions, translations + 2.5 * rotations[:, :, 2], atol=1e-8)
 
 
 def test_a_second_session_whose_clock_begins_again_gets_a_file_of_its_own(tmp_path):
@@ -152,17 +152,40 @@ def test_a_second_session_whose_clock_begins_again_gets_a_file_of_its_own(tmp_pa
         m,
         keyframes=replace(m.keyframes, timestamps_ns=times),
         frames=replace(m.frames, timestamps_ns=frame_times),
+        sessions=(Session(0, 0), Session(6, 4)),
     )
     files = export_map(m, "tum", tmp_path / "poses.txt")
     assert [path.name for path in files] == ["poses.txt", "poses_2.txt"]
     assert [len(read_trajectory(path)) for path in files] == [4, 4]
 
 
-def test_a_map_without_frames_gives_its_keyframes():
+def test_a_frame_belongs_to_its_own_session_where_it_hangs_off_a_keyframe_of_an_earlier_one(tmp_path):
     m = small_map()
-    [(times, poses)] = trajectories_of(replace(m, frames=FrameTable.none()))
-    assert np.array_equal(times, m.keyframes.timestamps_ns)
-    assert np.allclose(poses[:, :3, 3], m.keyframes.translations)
+    files = export_map(replace(m, sessions=(Session(0, 0), Session(6, 2))), "tum", tmp_path / "poses.txt")
+    assert [len(read_trajectory(path)) for path in files] == [2, 6]
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_a_keyframe_that_was_recognised_late_begins_no_session_and_stands_in_its_time(tmp_path, frames):
+    """Looking back when a run ends, a frame becomes a keyframe after those that came later."""
+    m = small_map()
+    late = np.array([10, 20, 0, 30]) * 10**9
+    frame_times = np.array([10, 11, 20, 21, 0, 1, 30, 31]) * 10**9
+    in_time = np.argsort(frame_times)  # the order that frames are kept in
+    table = replace(m.frames, timestamps_ns=frame_times[in_time], keyframe=m.frames.keyframe[in_time])
+    m = replace(m, keyframes=replace(m.keyframes, timestamps_ns=late), frames=table if frames else FrameTable.none())
+    [path] = export_map(m, "tum", tmp_path / "poses.txt")
+    read = read_trajectory(path)
+    assert read.timestamps_ns.tolist() == sorted((frame_times if frames else late).tolist())
+    assert np.allclose(read.positions[0], m.keyframes.translations[2])
+
+
+def test_a_map_without_frames_gives_its_keyframes(tmp_path):
+    m = small_map()
+    [path] = export_map(replace(m, frames=FrameTable.none()), "tum", tmp_path / "poses.txt")
+    read = read_trajectory(path)
+    assert np.array_equal(read.timestamps_ns, m.keyframes.timestamps_ns)
+    assert np.allclose(read.positions, m.keyframes.translations, atol=1e-8)
 
 
 # --- segments and refusals ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from map_samples import CAMERA, small_map
 from relocalizer import map_folder
 from relocalizer.errors import MapError, OutputError
 from relocalizer.map_folder import MANIFEST, JpegPictures, jpeg_of, load_map, save_map
-from relocalizer.reference_map import Provenance, ReferenceMap
+from relocalizer.reference_map import Provenance, ReferenceMap, Session
 
 TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames")
 
@@ -68,6 +68,46 @@ def test_a_map_of_before_that_was_noted_does_not_say_where_its_metres_come_from(
     (folder / MANIFEST).write_text(json.dumps(manifest))
     rewritten(folder, units="metres")
     assert load_map(folder).provenance.scale_source == ""
+
+
+def test_sessions_come_back(tmp_path):
+    m = small_map(sessions=(Session(0, 0), Session(6, 4)))
+    save_map(tmp_path / "map", m)
+    loaded = load_map(tmp_path / "map")
+    assert loaded.sessions == m.sessions
+    assert loaded.session_of_keyframe.tolist() == [0, 0, 1, 1]
+    assert loaded.session_of_frame.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_in_a_map_of_before_they_were_noted_a_session_begins_where_time_goes_back(tmp_path):
+    m = small_map()
+    times = np.array([0, 10, 5, 15]) * 10**9
+    save_map(tmp_path / "map", replace(m, keyframes=replace(m.keyframes, timestamps_ns=times)))
+    manifest = json.loads((tmp_path / "map" / MANIFEST).read_text())
+    del manifest["sessions"]
+    (tmp_path / "map" / MANIFEST).write_text(json.dumps(manifest))
+    rewritten(tmp_path / "map")
+    assert load_map(tmp_path / "map").sessions == (Session(0, 0), Session(6, 4))
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        [],
+        [[3, 0]],
+        [[0, 0], [6, 9]],
+        [[0, 0], [6, 4], [3, 5]],
+        [[0, 0], [6]],
+        [[0, 0.5]],
+        [[0, True]],
+        {},
+        "0",
+        [[0, -1]],
+    ],
+)
+def test_sessions_that_cannot_be_are_refused(folder, sessions):
+    rewritten(folder, sessions=sessions)
+    assert "sessions" in refusal(folder)
 
 
 def test_a_loaded_map_is_saved_with_the_same_bytes(folder, tmp_path):

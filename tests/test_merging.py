@@ -10,7 +10,6 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
-from relocalizer.map_export import trajectories_of
 from relocalizer.reference_map import ReferenceMap, validate
 from relocalizer.retrieval import FaissRetriever
 from slam.config import SlamConfig
@@ -58,13 +57,9 @@ def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap, **options):
     )
 
 
-def error(world: OracleWorld, m: ReferenceMap, segment: int | None = None) -> float:
-    """RMSE of the frames' positions against the truth, as a share of the room's size."""
-    positions, truth = [], []
-    for times, poses in trajectories_of(m, segment):
-        positions.append(poses[:, :3, 3])
-        truth.append(world.ground_truth.positions[np.searchsorted(world.ground_truth.timestamps_ns, times)])
-    a, b = np.concatenate(truth), np.concatenate(positions)
+def error(world: OracleWorld, m: ReferenceMap) -> float:
+    """RMSE of the keyframes' positions against the truth, as a share of the room's size."""
+    a, b = world.ground_truth.positions[m.keyframes.frame_indices], m.keyframes.translations
     off = align_points(a, b).apply(b) - a
     return float(np.sqrt((off**2).sum(axis=1).mean()) / np.linalg.norm(np.ptp(world.ground_truth.positions, axis=0)))
 
@@ -94,6 +89,12 @@ def test_two_halves_that_overlap_become_one_map_as_good_as_they_were(world, halv
 def test_nothing_of_either_half_is_lost(halves, whole):
     assert len(whole.map.keyframes) == sum(len(half.keyframes) for half in halves)
     assert len(whole.map.frames.indices) == sum(len(half.frames.indices) for half in halves)
+
+
+def test_each_half_is_a_session_of_the_whole(halves, whole):
+    counts = [len(half.keyframes) for half in halves]
+    assert np.bincount(whole.map.session_of_keyframe).tolist() == counts
+    assert np.bincount(whole.map.session_of_frame).tolist() == [len(half.frames.indices) for half in halves]
 
 
 def test_the_first_maps_keyframes_keep_their_ids(halves, whole):

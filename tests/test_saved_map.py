@@ -10,6 +10,8 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
+from relocalizer.map_export import export_map
+from relocalizer.map_facts import facts_of
 from relocalizer.reference_map import ReferenceMap, validate
 from relocalizer.retrieval import FaissRetriever
 from slam.config import SlamConfig
@@ -19,14 +21,15 @@ from slam.optimizer import GtsamOptimizer
 from slam.refinement import GtsamRefiner
 from slam.saved_map import map_of, restore
 from slam.system import Slam
+from slam.trajectory import read_tum
 
 FIRST = range(0, 120)  # about half of the way around the room
 TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames")
 
 
-def room(blind=()) -> OracleWorld:
+def room(blind=(), path=None) -> OracleWorld:
     points = room_points(np.random.default_rng(3), 2500)
-    world = OracleWorld(room_path(), points, pixel_noise=0.3, blind=frozenset(blind))
+    world = OracleWorld(path or room_path(), points, pixel_noise=0.3, blind=frozenset(blind))
     world.descriptors **= 2  # a map keeps descriptors in bytes, as those of real features are: nowhere negative
     world.descriptors /= np.linalg.norm(world.descriptors, axis=1, keepdims=True)
     return world
@@ -186,6 +189,28 @@ def test_the_pictures_of_both_runs_go_into_the_extended_map(first_map, second_ru
     jpegs = [extended.picture.jpeg(row) for row in range(len(extended.keyframes))]
     for k, jpeg in zip(extended.keyframes.ids.tolist(), jpegs, strict=True):
         assert jpeg == f"new {k}".encode() if k in added else jpeg[:2] == b"\xff\xd8"
+
+
+def test_both_runs_are_sessions_of_the_extended_map(second_run, first_map, world):
+    extended = at_rest(second_run[0], world)
+    old = len(first_map.keyframes)
+    assert extended.session_of_keyframe.tolist() == [0] * old + [1] * (len(extended.keyframes) - old)
+    assert np.bincount(extended.session_of_frame)[0] == len(first_map.frames.indices)
+
+
+def test_a_keyframe_found_looking_back_belongs_to_its_run(tmp_path, monkeypatch):
+    """What is written of it is in order of time, though its id is not."""
+    monkeypatch.setattr("slam.looking_back.MOSTLY_KNOWN", 1.0)  # each frame recognised then becomes a keyframe
+    path = room_path()
+    early = room(path=[*path[:60], *path[115:120], *path[55:135]])
+    slam, result, _ = walk(early, range(145))
+    saved = at_rest(slam, early)
+    assert (np.diff(saved.keyframes.timestamps_ns) < 0).any()
+    [file] = export_map(saved, "tum", tmp_path / "poses.txt")
+    written = read_tum(file)
+    assert np.array_equal(written.timestamps_ns, result.trajectory.timestamps_ns)
+    assert np.allclose(written.positions, result.trajectory.positions, atol=1e-8)
+    assert [part["sessions"] for part in facts_of(saved)["segments"]] == [1]
 
 
 def test_the_map_begun_in_stays_as_it_was(first_map, world):
