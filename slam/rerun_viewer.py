@@ -296,6 +296,7 @@ class RerunViewer:
             case ScaleUnobservable():
                 self._say(f"scale unobservable: {event.reason}", "WARN")
             case PlacedLater():
+                self._segment = self._segment_of.get(event.keyframe_id, self._segment)
                 self._say(
                     f"frame {event.frame_index}, which had no pose, recognised at keyframe {event.keyframe_id} "
                     f"with {event.inliers} inliers",
@@ -456,7 +457,7 @@ class RerunViewer:
         if not (always or self._map_changed()):
             return
         self._sent_poses, self._landmarks_due = dict(self._poses), True
-        ids = sorted(self._poses.keys() & self._marks.keys())
+        ids = sorted(self._poses.keys() & self._marks.keys(), key=lambda k: self._marks[k].timestamp_ns)
         log = self._recording.log
         log("world/trajectory/optimised", rr.LineStrips3D(self._lines(ids), colors=OPTIMISED, radii=_thin(1.2)))
         if self._size:

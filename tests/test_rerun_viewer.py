@@ -328,6 +328,32 @@ def test_the_line_through_the_keyframes_breaks_there_too(record: Path) -> None:
     assert "relocalised at keyframe 0 with 55 inliers after 4 lost frames" in sentences(record)
 
 
+def test_a_keyframe_found_looking_back_stands_in_its_place_in_time(record: Path) -> None:
+    """Its id is the highest, for it became one when the run ended."""
+    lost = TrackingLost(frame_index=2, timestamp_ns=START_NS + 2 * FRAME_NS, reason="no tracks")
+    again = Initialised(frame_indices=(20, 21), landmarks=9, parallax_deg=2.5)
+    found = PlacedLater(frame_index=1, timestamp_ns=START_NS + FRAME_NS, keyframe_id=0, inliers=31)
+    early = [keyframe_event(n, k) for n, k in enumerate((0, 2, 3, 4))]
+    truth = Trajectory(START_NS + np.arange(30) * FRAME_NS, np.array([pose_at(k).as_matrix() for k in range(30)]))
+    events = [
+        frame_event(0),
+        *early,
+        lost,
+        again,
+        keyframe_event(4, 20),
+        keyframe_event(5, 21),
+        found,
+        keyframe_event(6, 1),
+    ]
+    recorded(record, [*events, finished_event(range(0))], truth)
+    line = np.concatenate(strips(record, "/world/trajectory/optimised"))
+    np.testing.assert_allclose(line, [pose_at(k).translation for k in (0, 1, 2, 3, 4, 20, 21)], atol=1e-6)
+    drawn = strips(record, "/world/ground_truth")
+    assert len(np.concatenate(drawn)) == 22
+    colours = column(record, "/world/keyframes", "LineStrips3D:colors")[-1][1]
+    assert [colours.index(c) for c in colours] == [0, 0, 0, 0, 0, 5, 5]
+
+
 def test_optimised_keyframes_are_sent_again_where_they_moved_to(record: Path) -> None:
     events = [keyframe_event(n, n) for n in range(4)]
     moved = {n: Similarity.from_rigid(pose_at(n + 10)) for n in range(4)}
