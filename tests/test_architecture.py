@@ -21,7 +21,7 @@ ALLOWED = {
     "torch": ("relocalizer/network/", "relocalizer/reloc3r_predictor.py"),
     "faiss": ("relocalizer/retrieval.py",),
     "gtsam_unstable": ("slam/refinement.py",),
-    "gtsam": ("slam/optimizer.py", "slam/refinement.py", "relocalizer/averaging.py"),
+    "gtsam": ("slam/optimizer.py", "slam/refinement.py"),
     "rerun": ("slam/rerun_viewer.py",),
     "typer": ("slam/cli/",),
     "rich": ("slam/console.py",),
