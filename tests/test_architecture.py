@@ -22,7 +22,7 @@ ALLOWED = {
     "faiss": ("relocalizer/retrieval.py",),
     "gtsam_unstable": ("slam/refinement.py",),
     "gtsam": ("slam/optimizer.py", "slam/refinement.py"),
-    "rerun": ("slam/rerun_viewer.py",),
+    "rerun": ("slam/rerun_drawing.py", "slam/rerun_viewer.py"),
     "typer": ("slam/cli/",),
     "rich": ("slam/console.py",),
     "poselib": ("relocalizer/two_view.py",),

@@ -266,7 +266,7 @@ def test_view_says_how_far_it_is(finished, tmp_path, slam_command, monkeypatch):
 
 
 def test_a_viewer_that_fails_on_the_way_ends_with_1(finished, tmp_path, slam_command, monkeypatch):
-    monkeypatch.setattr("slam.rerun_viewer.RerunViewer._show", lambda self, event: _fail())
+    monkeypatch.setattr("slam.rerun_drawing.Drawing.show", lambda self, event: _fail())
     ended = slam_command("view", finished, "--record", tmp_path / "again.rrd")
     assert (ended.code, ended.complaint) == (1, "slam: not all of the run could be shown: no room")
 

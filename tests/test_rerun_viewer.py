@@ -18,7 +18,7 @@ from relocalizer.errors import OutputError, UserError
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import Similarity, exp_so3
 from relocalizer.images import Camera
-from slam import rerun_viewer, viewer_process
+from slam import rerun_drawing, rerun_viewer, viewer_process
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
@@ -276,8 +276,8 @@ def test_a_point_has_the_colour_of_what_it_is(record: Path) -> None:
     def packed(colour: tuple[int, int, int]) -> int:
         return int.from_bytes([*colour, 255], "big")
 
-    assert before == [packed(rerun_viewer.WAITING)] * 3
-    inlier, outlier = packed(rerun_viewer.INLIER), packed(rerun_viewer.OUTLIER)
+    assert before == [packed(rerun_drawing.WAITING)] * 3
+    inlier, outlier = packed(rerun_drawing.INLIER), packed(rerun_drawing.OUTLIER)
     assert tracked == [inlier, outlier, inlier]
 
 
@@ -405,14 +405,14 @@ def test_the_last_landmarks_are_there_at_the_end(record: Path) -> None:
 def test_a_huge_map_is_thinned(record: Path) -> None:
     recorded(record, [keyframe_event(0, 0), landmarks_event(0, 120_001)])
     shown = len(column(record, "/world/landmarks", "Points3D:positions")[-1][1])
-    assert 25_000 < shown <= rerun_viewer.MAX_LANDMARKS
+    assert 25_000 < shown <= rerun_drawing.MAX_LANDMARKS
 
 
 def test_a_keyframes_frustum_follows_its_size(record: Path) -> None:
     twice = Similarity(np.eye(3), np.array([0.0, 0.0, 7.0]), 2.0)
     recorded(record, [frame_event(0), keyframe_event(0, 0, Similarity.identity()), keyframe_event(1, 1, twice)])
     one, two = strips(record, "/world/keyframes")
-    depth = rerun_viewer.FRUSTUM * 4.0  # of the median depth in the first frame
+    depth = rerun_drawing.FRUSTUM * 4.0  # of the median depth in the first frame
     assert one[:, 2].max() == pytest.approx(depth)
     assert two[:, 2].max() - 7.0 == pytest.approx(2 * depth)
     assert one[:, 0].max() == pytest.approx(depth * CAMERA.width / 2 / CAMERA.fx)
