@@ -20,13 +20,14 @@ from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriev
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
 from slam.config import LinkingConfig
-from slam.consistency import Held, LoopEvidence
+from slam.consistency import Held, LoopEvidence, squared_distance
 from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
-from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised
+from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised, look_closer
 from slam.mapping import Mapper
+from slam.odometry import covariance_of, difference
 from slam.optimizer import LOOP_LIMIT, GraphOptimizer, Solution
-from slam.recognition import recognise_place, too_few_points
+from slam.recognition import RELATIVES, recognise_place, too_few_points
 from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them
@@ -38,6 +39,10 @@ MIN_SIGMA = 1e-5
 # Errors of landmarks in one picture have much in common: the lens, motion blur, the poses they were placed from.
 # Correlated by this much, n of them say as much as n / (1 + 0.1 (n - 1)) independent ones (docs/results.md, "Loops").
 CORRELATION = 0.1
+# Looked at closer, landmarks are searched this far from where the loop puts them, in pixels, by descriptors this alike.
+CLOSER_PX, CLOSER_SIMILARITY = 10.0, 0.8
+FOUND_AGAIN = 2 / 3  # of as many landmarks as the loop rests on
+CHI2_6DOF_999 = 22.46
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,7 +244,39 @@ class Linker:
         if cells < config.loop_min_cells:
             landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the picture"
             return NotLocalised(f"{landmarks}, {config.loop_min_cells} needed", found.fit.inlier_count)
-        return Verified(self._loop_edge(c, k, found), found)
+        loop = Verified(self._loop_edge(c, k, found), found)
+        return self._look_closer(loop) or loop
+
+    def _look_closer(self, loop: Verified) -> NotLocalised | None:
+        """Why the picture does not bear out a loop's pose; None where it does.
+
+        Every landmark of the place is looked for where the pose puts it, those that were not matched included. At the
+        right pose about as many agree again, or more, and they leave it where it is. As in Mur-Artal, Montiel and
+        Tardos, "ORB-SLAM: a versatile and accurate monocular SLAM system", 2015, section VII-B.
+        """
+        c, k, graph, landmarks = loop.edge.i, loop.edge.j, self._mapper.graph, self._mapper.landmarks
+        ids = np.unique(np.concatenate([landmarks.observed[i].ids for i in [c, *self._mapper.related(c, RELATIVES)]]))
+        closer = look_closer(
+            loop.found,
+            graph.keyframes[k].features,
+            graph.keyframes[k].camera,
+            ids[landmarks.has_place(ids)],
+            landmarks,
+            graph,
+            radius_px=CLOSER_PX,
+            min_similarity=CLOSER_SIMILARITY,
+        )
+        count, needed = closer.fit.inlier_count, int(np.ceil(FOUND_AGAIN * loop.edge.inliers))
+        if count < needed:
+            return NotLocalised(f"looked at closer, {count} landmarks agree, {needed} needed", count)
+        pose_c, scale = graph.world_from_keyframe[c], loop.edge.i_from_j.scale
+        there = pose_c.inverse() @ Similarity.from_rigid(closer.fit.world_from_cam, pose_c.scale * scale)
+        moved = difference(loop.edge.i_from_j, there)[:6]
+        away = squared_distance(moved, covariance_of(loop.edge)[:6, :6])
+        if away > CHI2_6DOF_999:
+            said = f"chi-square {away:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
+            return NotLocalised(f"looked at closer, {said}", count)
+        return None
 
     def _reject(self, c: int, k: int, reason: str, landmarks: int) -> None:
         """Tell why there is no loop between c and k, and how many landmarks spoke for it."""

@@ -2,24 +2,70 @@
 
 Two kinds: strangers, each wrong in its own way, and clusters, in which a whole stretch of the path is taken for another
 place and every loop agrees with the next, as in a corridor that looks like another.
+
+How wrong: without a `Slip` the camera believes to be somewhere else altogether. With one the place is right and the
+pose is off by it from the truth, as on a floor of tiles or before shelves of equal parts; that looks plausible.
+
+What is told is consistent to the end: at least 30 features that are taken for old landmarks lie where those would be
+seen from the false pose, all over the picture, and it is as sure as a true loop that rests on them would be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from relocalizer.absolute_pose import PoseFit
-from relocalizer.geometry import Similarity, exp_so3, rotation_angle
+from relocalizer.features import occupied_cells
+from relocalizer.geometry import FloatArray, Similarity, align_points, exp_so3, rotation_angle
 from slam.graph import Edge, EdgeKind
 from slam.linking import Linker, Verified
 from slam.localization import FeatureMatches, Localised
 from slam.tracks import Tracks
+from slam.trajectory import Trajectory
 
 CLUSTER = 4  # loops of one mistaken place
-SIGMAS = np.array([0.005, 0.005, 0.005, 0.01, 0.01, 0.01, 0.03])  # of a true loop; lengths as a share of the depth
-FALSE_DEG, FALSE_SHARE = 25.0, 0.5  # a loop is false when off by this angle, or by this share of the depth
+TRIES = 5
+LOG_SCALE_SIGMA = 0.045  # of a true loop
+LANDMARKS = (30, 120)  # that it rests on, as many as lie near enough to a feature
+NEAR_PX, PIXEL_NOISE = 60.0, 1.0
+FALSE_DEG, FALSE_SHARE = 25.0, 0.5  # another place is off by this angle, or by this share of the depth
+MIN_GAP = 12  # keyframes between the ends of a lie
+AROUND = 8  # keyframes on each side that tell the unit of length
+PLAUSIBLE = 3  # a lie about the right place is told of one of so many old keyframes that see most of the same
+
+
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """By how much a loop is off from the truth, in the truth's unit and in degrees, each in a random direction."""
+
+    length: float = 0.0
+    degrees: float = 0.0
+
+    def draw(self, rng: np.random.Generator) -> FloatArray:
+        """(4, 4) pose of the camera where it believes to be, seen from where it is."""
+        slip = np.eye(4)
+        slip[:3, :3] = exp_so3(np.radians(self.degrees) * direction(rng))
+        slip[:3, 3] = self.length * direction(rng)
+        return slip
+
+
+def direction(rng: np.random.Generator) -> FloatArray:
+    along = rng.normal(size=3)
+    return np.asarray(along / np.linalg.norm(along))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mistake:
+    """What is taken for what: keyframe `k` for the place of `c`, and where any keyframe is seen from c by it."""
+
+    c: int
+    k: int
+    seen_from: Callable[[int, int], Similarity]  # (c, k) to the false c_from_k
 
 
 @dataclass(eq=False)
@@ -29,46 +75,106 @@ class FalseLoops:
     Args:
         at: at which newest keyframes to lie; for clusters, the keyframe where each begins.
         clustered: how; see above.
+        slip: by how much; None for another place altogether.
+        truth: of the run, needed with a slip.
+        cluster: loops of one mistaken place.
+        deceived: the picture speaks for the mistake wherever it is asked; else only as far as the loop itself tells.
     """
 
     linker: Linker
     at: frozenset[int]
     clustered: bool
     rng: np.random.Generator
-    told: set[tuple[int, int]] = field(default_factory=set)
-    _mistake: tuple[int, int, Similarity] | None = None  # first old keyframe, newest keyframe so far, false from true
+    slip: Slip | None = None
+    truth: Trajectory | None = None
+    cluster: int = CLUSTER
+    deceived: bool = False
+    lies: list[Edge] = field(default_factory=list)
+    refused: dict[tuple[int, int], str] = field(default_factory=dict)  # by the picture, and why
+    _mistake: Mistake | None = None
+    _due: int = 0
+
+    @property
+    def told(self) -> set[tuple[int, int]]:
+        return {(edge.i, edge.j) for edge in self.lies}
+
+    def is_lie(self, edge: Edge) -> bool:
+        """Whether this is an edge that was told; a true loop may lie between the same keyframes."""
+        return any(edge is lie for lie in self.lies)
 
     def install(self) -> None:
         true_loops, true_look = self.linker.close_loops, self.linker._second_look
 
         def close_loops(k: int) -> bool:
-            lied = any(self.linker._close_if_believed(loop) for loop in self._lies(k))
+            lied = any(self.linker._close_if_believed(loop) for loop in self._lies(k) if self._stands(loop))
             return true_loops(k) or lied
 
         def second_look(c: int, k: int) -> Verified | None:
-            if self.clustered and (c, k) in self.told and self._mistake is not None:
-                return self._seen(c, k - 1, self._mistake[2])
+            if self.clustered and (c, k) in self.told:
+                lie = self._told(c, k - 1)
+                return lie if lie is not None and self._stands(lie) else None
             return true_look(c, k)
 
         setattr(self.linker, "close_loops", close_loops)  # noqa: B010
         setattr(self.linker, "_second_look", second_look)  # noqa: B010
 
+    def _stands(self, lie: Verified) -> bool:
+        """Whether the picture, as far as it is not deceived, lets a lie pass."""
+        refused = None if self.deceived else self.linker._look_closer(lie)
+        if refused is not None:
+            self.refused[lie.edge.i, lie.edge.j] = refused.reason
+            self.linker._reject(lie.edge.i, lie.edge.j, refused.reason, refused.landmarks)
+        return refused is None
+
     def _lies(self, k: int) -> list[Verified]:
-        graph = self.linker._mapper.graph
-        if k in self.at and (c := self._another_place(k)) is not None:
-            wobble = Similarity(exp_so3(self.rng.normal(0, 0.15, 3)), self._depth(c) * self.rng.normal(0, 0.1, 3))
-            seen_from = graph.world_from_keyframe[c] @ wobble
-            self._mistake = (c, k, seen_from @ graph.world_from_keyframe[k].inverse())
-            return [self._seen(c, k, self._mistake[2])]
-        if self.clustered and self._mistake and 0 < k - self._mistake[1] < CLUSTER:
-            return [self._seen(self._mistake[0] + (k - self._mistake[1]) % 2, k, self._mistake[2])]
+        """Those that are due; what cannot be told of this keyframe is told of the next that allows it."""
+        if self.clustered and self._mistake and 0 < k - self._mistake.k < self.cluster:
+            told = self._told(self._mistake.c + (k - self._mistake.k) % 2, k)
+            return [told] if told is not None else []
+        self._due += k in self.at
+        for _ in range(TRIES if self._due else 0):
+            self._mistake = self._begin(k)
+            if self._mistake is not None and (told := self._told(self._mistake.c, k)) is not None:
+                self._due -= 1
+                return [told]
+        self._mistake = None
         return []
+
+    def _begin(self, k: int) -> Mistake | None:
+        return self._elsewhere(k) if self.slip is None else self._slipped(k, self.slip)
+
+    def _elsewhere(self, k: int) -> Mistake | None:
+        graph = self.linker._mapper.graph
+        c = self._another_place(k)
+        if c is None:
+            return None
+        wobble = Similarity(exp_so3(self.rng.normal(0, 0.15, 3)), self._depth(c) * self.rng.normal(0, 0.1, 3))
+        false_from_true = graph.world_from_keyframe[c] @ wobble @ graph.world_from_keyframe[k].inverse()
+
+        def seen_from(c: int, k: int) -> Similarity:
+            return graph.world_from_keyframe[c].inverse() @ false_from_true @ graph.world_from_keyframe[k]
+
+        return Mistake(c, k, seen_from)
+
+    def _slipped(self, k: int, slip: Slip) -> Mistake | None:
+        c = self._same_place(k)
+        if c is None:
+            return None
+        world_from_k = self._true_pose(k)
+        false_from_true = world_from_k @ slip.draw(self.rng) @ np.linalg.inv(world_from_k)
+
+        def seen_from(c: int, k: int) -> Similarity:
+            step = np.linalg.inv(self._true_pose(c)) @ false_from_true @ self._true_pose(k)
+            unit_c, unit_k = self._unit(c), self._unit(k)
+            return Similarity(step[:3, :3], step[:3, 3] / unit_c, unit_k / unit_c)
+
+        return Mistake(c, k, seen_from)
 
     def _another_place(self, k: int) -> int | None:
         """An old keyframe that k is surely not at."""
         graph = self.linker._mapper.graph
         here = graph.world_from_keyframe[k]
-        for c in self.rng.permutation(max(k - 12, 0)).tolist():
+        for c in self.rng.permutation(max(k - MIN_GAP, 0)).tolist():
             there = graph.world_from_keyframe[c]
             away = np.linalg.norm(there.translation - here.translation)
             turned = np.degrees(rotation_angle(there.rotation.T @ here.rotation))
@@ -76,35 +182,93 @@ class FalseLoops:
                 return int(c)
         return None
 
+    def _same_place(self, k: int) -> int | None:
+        """An old keyframe that sees much of what k sees, one of the few best that no landmarks tie to it."""
+        old = [*range(max(k - MIN_GAP, 0))]
+        tied = self.linker._tied(k, old)
+        free = [c for c in old if c not in tied and (c, k) not in self.linker._mapper.graph.edges]
+        if not free:
+            return None
+        here = self._true_pose(k)
+
+        def apart(c: int) -> float:
+            there = self._true_pose(c)
+            away = float(np.linalg.norm(there[:3, 3] - here[:3, 3])) / (self._depth(c) * self._unit(c))
+            return away + 2.0 * float(rotation_angle(there[:3, :3].T @ here[:3, :3]))
+
+        return int(self.rng.choice(sorted(free, key=apart)[:PLAUSIBLE]))
+
+    def _true_pose(self, k: int) -> FloatArray:
+        assert self.truth is not None
+        stamp = self.linker._mapper.graph.keyframes[k].timestamp_ns
+        return self.truth.world_from_cam[int(np.abs(self.truth.timestamps_ns - stamp).argmin())]
+
+    def _unit(self, c: int) -> float:
+        """The truth's unit in keyframe c's own, by the path around it."""
+        poses = self.linker._mapper.graph.world_from_keyframe
+        near = [k for k in range(c - AROUND, c + AROUND + 1) if k in poses]
+        truth = np.array([self._true_pose(k)[:3, 3] for k in near])
+        return align_points(truth, np.array([poses[k].translation for k in near])).scale * poses[c].scale
+
     def _depth(self, c: int) -> float:
         """Median depth of what a keyframe sees, in its own units."""
         mapper = self.linker._mapper
-        ids = mapper.landmarks.observed[c].ids
-        points = mapper.landmarks.points_world(ids[mapper.landmarks.has_place(ids)], mapper.graph)
+        points = mapper.landmarks.points_world(self._placed(c), mapper.graph)
         return float(np.median(mapper.graph.world_from_keyframe[c].inverse().apply(points)[:, 2]))
 
-    def _seen(self, c: int, k: int, false_from_true: Similarity) -> Verified:
-        """The loop c-k of a map in which k is where the mistake puts it, with a true loop's noise."""
+    def _placed(self, c: int) -> NDArray[np.int64]:
+        landmarks = self.linker._mapper.landmarks
+        ids = landmarks.observed[c].ids
+        return ids[landmarks.has_place(ids)]
+
+    def _told(self, c: int, k: int) -> Verified | None:
+        """The loop c-k as the mistake has it, with a true loop's noise; None where too little of it could be seen."""
+        assert self._mistake is not None
+        graph, believed = self.linker._mapper.graph, self._mistake.seen_from(c, k)
+        landmarks = self._near_features(c, k, graph.world_from_keyframe[c] @ believed)
+        if len(landmarks) < LANDMARKS[0]:
+            return None
+        found = self._found(k, landmarks, graph.world_from_keyframe[c] @ believed)
+        cells = occupied_cells(found.matches.tracks.pixels, graph.keyframes[k].camera)
+        if cells < self.linker._config.loop_min_cells:
+            return None
+        sigmas = np.array(self.linker._loop_edge(c, k, found).sigmas)
+        sigmas[6] = LOG_SCALE_SIGMA
+        noise = self.rng.normal(0, sigmas)
+        i_from_j = believed @ Similarity(exp_so3(noise[:3]), noise[3:6] / believed.scale, float(np.exp(noise[6])))
+        found = self._found(k, landmarks, graph.world_from_keyframe[c] @ i_from_j)
+        edge = Edge(i=c, j=k, i_from_j=i_from_j, sigmas=sigmas, kind=EdgeKind.LOOP, inliers=len(landmarks))
+        self.lies.append(edge)
+        return Verified(edge, found)
+
+    def _seen_from(self, k: int, ids: NDArray[np.int64], world_from_k: Similarity) -> FloatArray:
+        """Pixels (N, 2) of landmarks in keyframe k at a pose; far outside where they lie behind it."""
         mapper = self.linker._mapper
-        graph, landmarks = mapper.graph, mapper.landmarks
-        self.told.add((c, k))
-        noise = self.rng.normal(0, SIGMAS)
-        sigmas = SIGMAS * np.repeat([1.0, self._depth(c), 1.0], [3, 3, 1])
-        believed = graph.world_from_keyframe[c].inverse() @ false_from_true @ graph.world_from_keyframe[k]
-        error = Similarity(exp_so3(noise[:3]), self._depth(c) * noise[3:6], float(np.exp(noise[6])))
-        i_from_j = believed @ error
-        old = landmarks.observed[c].ids[landmarks.has_place(landmarks.observed[c].ids)]
-        count = min(int(self.rng.integers(30, 120)), len(old), len(graph.keyframes[k].features))
-        feature = self.rng.choice(len(graph.keyframes[k].features), count, replace=False)
-        matches = FeatureMatches(
-            Tracks(self.rng.choice(old, count, replace=False), graph.keyframes[k].features.pixels[feature]), feature
-        )
-        fit = PoseFit((graph.world_from_keyframe[c] @ i_from_j).rigid, np.ones(count, bool), np.eye(6))
-        edge = Edge(i=c, j=k, i_from_j=i_from_j, sigmas=sigmas, kind=EdgeKind.LOOP, inliers=count)
-        return Verified(edge, Localised(fit, matches, Tracks.none()))
+        in_cam = np.asarray(world_from_k.rigid.inv().apply(mapper.landmarks.points_world(ids, mapper.graph)))
+        pixels = mapper.graph.keyframes[k].camera.project(np.where(in_cam[:, 2:] > 0, in_cam, [1e6, 1e6, 1.0]))
+        return np.where(in_cam[:, 2:] > 0, pixels, 1e6)
+
+    def _near_features(self, c: int, k: int, world_from_k: Similarity) -> dict[int, int]:
+        """Landmarks of c and the feature of k that each lies next to, seen from the false pose; the nearest first."""
+        keyframe, ids = self.linker._mapper.graph.keyframes[k], self._placed(c)
+        away, feature = cKDTree(keyframe.features.pixels).query(self._seen_from(k, ids, world_from_k))
+        nearest = [n for n in np.argsort(away, kind="stable") if away[n] < NEAR_PX]
+        most, pairs = int(self.rng.integers(*LANDMARKS)), {}
+        for n in nearest:
+            pairs.setdefault(int(feature[n]), int(ids[n]))
+        return {landmark: f for f, landmark in [*pairs.items()][:most]}
+
+    def _found(self, k: int, landmarks: dict[int, int], world_from_k: Similarity) -> Localised:
+        """What k is taken to show: landmarks where they would be, but for noise."""
+        ids, feature = np.array([*landmarks]), np.array([*landmarks.values()])
+        pixels = self._seen_from(k, ids, world_from_k) + self.rng.normal(0, PIXEL_NOISE, (len(ids), 2))
+        fit = PoseFit(world_from_k.rigid, np.ones(len(ids), bool), np.eye(6))
+        return Localised(fit, FeatureMatches(Tracks(ids, pixels.astype(np.float32)), feature), Tracks.none())
 
 
-def where_to_lie(keyframes: int, count: int, *, clustered: bool, rng: np.random.Generator) -> frozenset[int]:
-    """Keyframes, not the first twenty, at which `count` false loops begin: one each, or a cluster each."""
-    starts = -(-count // CLUSTER) if clustered else count
-    return frozenset(int(k) for k in rng.choice(np.arange(20, keyframes - 4), starts, replace=False))
+def where_to_lie(
+    keyframes: int, count: int, *, clustered: bool, rng: np.random.Generator, cluster: int = CLUSTER, first: int = 20
+) -> frozenset[int]:
+    """Keyframes, from `first` on, at which `count` false loops begin: one each, or a cluster each."""
+    starts = -(-count // cluster) if clustered else count
+    return frozenset(int(k) for k in rng.choice(np.arange(first, keyframes - cluster), starts, replace=False))

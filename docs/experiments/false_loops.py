@@ -1,10 +1,14 @@
 """How much harm false loops do: a run is told ever more of them, strangers or clusters that agree with each other.
 
     python docs/experiments/false_loops.py SEQUENCE [SEQUENCE ...] [--shares 0.1 0.3 0.5] [--oracle]
+    python docs/experiments/false_loops.py SEQUENCE [SEQUENCE ...] --slips 0.05 0.1 0.3 --turns 3 10
 
 For every share the false loops are that part of all loops told; the true ones are those that a clean run verifies. Each
-is told as if geometry had spoken for it: 30 to 120 landmarks all over the picture, a true loop's noise. False ones that
-are accepted take their landmarks with them, as in life. `--oracle` runs the walk of tests/oracle.py with noisy tracks.
+is told as if matching had spoken for it: 30 to 120 landmarks where the false pose would see them, a true loop's noise.
+The picture is still looked at closer, unless it is `--deceived` altogether. False ones that are accepted take their
+landmarks with them, as in life. They speak of another place altogether, or with `--slips` (the truth's unit) and
+`--turns` (degrees) of the right place and a pose that is off by so much.
+`--oracle` runs the walk of tests/oracle.py with noisy tracks.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from false_loops import FalseLoops, where_to_lie
+from false_loops import CLUSTER, FalseLoops, Slip, where_to_lie
 from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 
 from relocalizer.geometry import rotation_angle
@@ -40,15 +44,41 @@ from slam.trajectory import Trajectory
 TRUE_DEG = 5.0  # an accepted loop's rotation may be off by this from the truth
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lies:
+    """How many false loops among the first `keyframes` keyframes, and of what kind."""
+
+    count: int = 0
+    keyframes: int = 0
+    clustered: bool = False
+    cluster: int = CLUSTER
+    slip: Slip | None = None
+    deceived: bool = False
+    seed: int = 0
+
+    def __str__(self) -> str:
+        kind = "clusters" if self.clustered else "strangers"
+        if self.slip is None:
+            return kind
+        return f"{kind} off by {f'{self.slip.length:g}' if self.slip.length else f'{self.slip.degrees:g} deg'}"
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One run: accuracy, loops accepted (i, j), those told falsely, true ones verified, keyframes."""
+    """One run: accuracy, how many loops were told falsely, and which were accepted and so on, by their ends.
+
+    Attributes:
+        right, wrong: accepted; wrong are those told falsely, and those the truth speaks against.
+        kept: of the wrong ones, those that are followed at the end.
+        verified: true loops, accepted or held back.
+    """
 
     ate: float
     coverage: float
-    accepted: set[tuple[int, int]]
-    told: set[tuple[int, int]]
+    told: int
+    right: set[tuple[int, int]]
     wrong: set[tuple[int, int]]
+    kept: set[tuple[int, int]]
     verified: set[tuple[int, int]]
     keyframes: int
 
@@ -74,8 +104,7 @@ def start(name: str, *, robust: bool, observer: Observer) -> tuple[Slam, Iterabl
     return slam, world.frames(), world.ground_truth
 
 
-def run(name: str, count: int, keyframes: int, *, clustered: bool, robust: bool = True, seed: int = 0) -> Outcome:
-    """Run with `count` false loops among the first `keyframes` keyframes."""
+def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Outcome:
     events: list[Event] = []
 
     def remember(event: Event) -> None:
@@ -83,9 +112,11 @@ def run(name: str, count: int, keyframes: int, *, clustered: bool, robust: bool 
             events.append(event)
 
     slam, frames, truth = start(name, robust=robust, observer=remember)
-    rng = np.random.default_rng(seed)
-    at = where_to_lie(keyframes, count, clustered=clustered, rng=rng) if count else frozenset()
-    liar = FalseLoops(slam._linker, at, clustered, rng)
+    rng = np.random.default_rng(lies.seed)
+    at: frozenset[int] = frozenset()
+    if lies.count:
+        at = where_to_lie(lies.keyframes, lies.count, clustered=lies.clustered, rng=rng, cluster=lies.cluster)
+    liar = FalseLoops(slam._linker, at, lies.clustered, rng, lies.slip, truth, lies.cluster, lies.deceived)
     liar.install()
     total = 0
     for frame in frames:
@@ -93,18 +124,37 @@ def run(name: str, count: int, keyframes: int, *, clustered: bool, robust: bool 
         total += 1
     result = slam.finish()
     edges = [e.edge for e in events if isinstance(e, EdgeAccepted) and e.edge.kind is EdgeKind.LOOP]
-    accepted = {(e.i, e.j) for e in edges}
     held = {(e.i, e.j) for e in events if isinstance(e, EdgeRejected) and e.reason.startswith(("held", "left"))}
     when = {k: keyframe.timestamp_ns for k, keyframe in result.graph.keyframes.items()}
+    wrong = [edge for edge in edges if liar.is_lie(edge) or is_wrong(edge, when, truth)]
+    right = {(e.i, e.j) for e in edges if not any(e is edge for edge in wrong)}
+    if say:
+        tell(events, liar)
     return Outcome(
         ate=evaluate(result.trajectory, truth).ate_sim3.rmse,
         coverage=len(result.trajectory) / total,
-        accepted=accepted,
-        told=liar.told,
-        wrong={(e.i, e.j) for e in edges if is_wrong(e, when, truth)},
-        verified=(accepted | held) - liar.told,
+        told=len(liar.told),
+        right=right,
+        wrong={(e.i, e.j) for e in wrong},
+        kept={(e.i, e.j) for e in result.graph.loops() if result.graph.weight(e) > 0 and any(e is w for w in wrong)},
+        verified=right | (held - liar.told),
         keyframes=len(when),
     )
+
+
+def tell(events: list[Event], liar: FalseLoops) -> None:
+    """What became of each loop, in order."""
+    for event in events:
+        if isinstance(event, EdgeAccepted) and event.edge.kind is EdgeKind.LOOP:
+            edge = event.edge
+            kind = "false" if liar.is_lie(edge) else "true"
+            print(f"  {kind} {edge.i}-{edge.j}: accepted, {edge.inliers} landmarks", flush=True)
+        elif isinstance(event, EdgeRejected) and ("held" in event.reason or "left out" in event.reason):
+            kind = "false or true" if (event.i, event.j) in liar.told else "true"
+            print(f"  {kind} {event.i}-{event.j}: {event.reason}", flush=True)
+        elif isinstance(event, EdgeRejected) and "looked at closer" in event.reason:
+            kind = "false" if liar.refused.get((event.i, event.j)) == event.reason else "true"
+            print(f"  {kind} {event.i}-{event.j}: {event.reason}", flush=True)
 
 
 def is_wrong(edge: Edge, when: dict[int, int], truth: Trajectory) -> bool:
@@ -116,12 +166,11 @@ def is_wrong(edge: Edge, when: dict[int, int], truth: Trajectory) -> bool:
 
 
 def row(label: str, outcome: Outcome, clean: Outcome) -> str:
-    right = len(outcome.accepted - outcome.told - outcome.wrong)
-    precision = right / max(len(outcome.accepted), 1)
-    recall = right / max(len(outcome.verified), 1)
+    accepted = len(outcome.right) + len(outcome.wrong)
+    precision, recall = len(outcome.right) / max(accepted, 1), len(outcome.right) / max(len(outcome.verified), 1)
     return (
-        f"| {label} | {len(outcome.told)} | {outcome.ate:.4f} | {outcome.ate / clean.ate:.2f} | {outcome.coverage:.0%} "
-        f"| {len(outcome.accepted)} | {precision:.0%} | {recall:.0%} |"
+        f"| {label} | {outcome.told} | {outcome.ate:.4f} | {outcome.ate / clean.ate:.2f} | {outcome.coverage:.0%} "
+        f"| {accepted} | {len(outcome.wrong)} | {len(outcome.kept)} | {precision:.0%} | {recall:.0%} |"
     )
 
 
@@ -130,23 +179,40 @@ def main() -> None:
     parser.add_argument("sequences", nargs="*")
     parser.add_argument("--oracle", action="store_true")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.01, 0.1, 0.3, 0.5])
+    parser.add_argument("--slips", nargs="*", type=float, default=[], help="off by so much, in the truth's unit")
+    parser.add_argument("--turns", nargs="*", type=float, default=[], help="off by so many degrees")
+    parser.add_argument("--kinds", nargs="*", choices=["strangers", "clusters"], default=["strangers", "clusters"])
+    parser.add_argument("--cluster", type=int, default=CLUSTER, help="loops of one mistaken place")
+    parser.add_argument(
+        "--deceived", action="store_true", help="pictures speak for false loops wherever they are asked"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--say", action="store_true", help="what became of each loop")
     arguments = parser.parse_args()
+    slips = [*(Slip(length=s) for s in arguments.slips), *(Slip(degrees=t) for t in arguments.turns)] or [None]
     for name in [*arguments.sequences, *(["oracle"] if arguments.oracle else [])]:
-        clean = run(name, 0, 0, clustered=False)
+        clean = run(name, Lies(), say=arguments.say)
         print(f"\n{Path(name).name}: {len(clean.verified)} loops verified, {clean.keyframes} keyframes\n")
-        print("| false loops | told | ATE | of the clean run | coverage | accepted | precision | recall |")
-        print("|---|--:|--:|--:|--:|--:|--:|--:|")
+        print(
+            "| false loops | told | ATE | of the clean run | coverage | accepted | false | kept | precision | recall |"
+        )
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
         print(row("none", clean, clean), flush=True)
-        for clustered in (False, True):
-            for share in arguments.shares:
-                count = math.ceil(share / (1 - share) * len(clean.verified))
-                found = run(name, count, clean.keyframes, clustered=clustered, seed=arguments.seed)
-                print(row(f"{share:.0%} {'clusters' if clustered else 'strangers'}", found, clean), flush=True)
-        share = max(arguments.shares)
-        count = math.ceil(share / (1 - share) * len(clean.verified))
-        found = run(name, count, clean.keyframes, clustered=False, robust=False, seed=arguments.seed)
-        print(row(f"{share:.0%} strangers, linking.robust=false", found, clean), flush=True)
+        for share in arguments.shares:
+            for slip in slips:
+                for kind in arguments.kinds:
+                    lies = Lies(
+                        count=math.ceil(share / (1 - share) * len(clean.verified)),
+                        keyframes=clean.keyframes,
+                        clustered=kind == "clusters",
+                        cluster=arguments.cluster,
+                        slip=slip,
+                        deceived=arguments.deceived,
+                        seed=arguments.seed,
+                    )
+                    print(row(f"{share:.0%} {lies}", run(name, lies, say=arguments.say), clean), flush=True)
+        if slips == [None]:
+            print(row(f"{share:.0%} {lies}, linking.robust=false", run(name, lies, robust=False), clean), flush=True)
 
 
 if __name__ == "__main__":
