@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,33 @@ def test_every_example_of_a_help_stands_on_one_line(slam_command, words, command
     assert examples
     shown = [line.strip() for line in slam_command(*words, "--help").out.splitlines()]
     assert set(examples) <= set(shown)
+
+
+@pytest.mark.parametrize(("words", "command"), commands_of(get_command(app)))
+def test_help_names_what_an_option_takes_and_not_its_type_in_the_program(slam_command, words, command):
+    shown = slam_command(*words, "--help").out
+    assert re.findall(r"^  -.*<(?:str|path|list|int|float)[^|>]*>", shown, re.MULTILINE) == []
+    assert re.search(r"^Usage:.*[{\[][a-z]", shown) is None
+
+
+@pytest.mark.parametrize("words", [(), ("map",), ("weights",)])
+def test_what_a_verb_does_is_listed_to_the_end(slam_command, words):
+    assert "..." not in slam_command(*words, "--help").out.split("Commands:")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run"], "Missing argument 'SOURCE'. (slam run --help shows what there is)"),
+        (["map", "export", "m", "--format", "pl"], "Invalid value for '--format': 'pl' is not one of 'colmap',"),
+        (["map", "export", "m", "--format", "pl"], "(slam map export --help shows what there is)"),
+        (["mapp"], "No such command 'mapp'. Did you mean 'map'? (slam --help shows what there is)"),
+    ],
+)
+def test_a_mistake_in_the_words_is_named_with_the_help_that_tells_more(slam_command, words, sentence):
+    ended = slam_command(*words)
+    assert ended.code == 2
+    assert sentence in ended.complaint
 
 
 def test_no_arguments_show_the_help(slam_command):

@@ -29,17 +29,17 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run.run)
-app.command()(relocalize.relocalize)
-app.command()(view.view)
-app.command()(bench.bench)
-app.command("eval")(evaluation.evaluate_command)
-app.command("config")(settings.config_command)
-app.command()(convert.convert)
-maps.map_app.command("from-poses")(maps_from_poses.from_poses)
-app.add_typer(maps.map_app, name="map")
-app.add_typer(weights.weights_app, name="weights")
-app.command()(doctor.doctor)
+app.command(short_help="SLAM on a video or a folder of pictures")(run.run)
+app.command(short_help="Locate single pictures in a map")(relocalize.relocalize)
+app.command(short_help="Show a finished run in Rerun")(view.view)
+app.command(short_help="Measure what a run costs, or the network")(bench.bench)
+app.command("eval", short_help="Compare a trajectory with the truth")(evaluation.evaluate_command)
+app.command("config", short_help="Print the effective settings")(settings.config_command)
+app.command(short_help="Convert trajectories: TUM, KITTI, EuRoC")(convert.convert)
+maps.map_app.command("from-poses", short_help="Make one from pictures with known poses")(maps_from_poses.from_poses)
+app.add_typer(maps.map_app, name="map", short_help="Saved maps: look into, export, merge, make")
+app.add_typer(weights.weights_app, name="weights", short_help="Reloc3r's weights: find, fetch, verify, export")
+app.command(short_help="Check what is installed and usable")(doctor.doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -64,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _usage_error(error: typer.TyperException) -> int:
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")  # what checked the value says that of itself
     if "\n" in message:  # the help text, shown because there were no arguments
         print(message)
     else:
-        complain(f"{message} (slam --help shows what there is)")
+        context = getattr(error, "ctx", None)
+        complain(f"{message} ({context.command_path if context else 'slam'} --help shows what there is)")
     return USER_ERROR
 
 

@@ -43,7 +43,9 @@ FRAMES = 200  # measured unless more are asked for
 def bench(
     source: Annotated[
         str | None,
-        typer.Argument(help="What `slam run` takes. Left out: the Reloc3r network is measured alone."),
+        typer.Argument(
+            metavar="SOURCE", help="What `slam run` takes. Left out: the Reloc3r network is measured alone."
+        ),
     ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
@@ -54,6 +56,7 @@ def bench(
     max_frames: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=2,
             help="Measure this many frames at most. Default: 200; with --ablation all of them.",
             show_default=False,
@@ -63,7 +66,7 @@ def bench(
     start: Start = 0,
     seed: Seed = None,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Of the network alone: every figure is the median of so many.")
+        int, typer.Option(metavar="N", min=1, help="Of the network alone: every figure is the median of so many.")
     ] = 3,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Run it again without each part; say what that does to the accuracy.")

@@ -12,15 +12,20 @@ from slam.cli.options import UNUSABLE, AsJson, complain, expect_new, say
 
 
 def evaluate_command(
-    estimate: Annotated[Path, typer.Argument(help="Run folder, or a trajectory file (TUM, KITTI, EuRoC).")],
-    ground_truth: Annotated[Path, typer.Argument(help="Trajectory file with the truth.")],
+    estimate: Annotated[
+        Path, typer.Argument(metavar="ESTIMATE", help="Run folder, or a trajectory file (TUM, KITTI, EuRoC).")
+    ],
+    ground_truth: Annotated[Path, typer.Argument(metavar="GROUNDTRUTH", help="Trajectory file with the truth.")],
     as_json: AsJson = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw paths and errors into a .png, .pdf or .svg.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw paths and errors into a .png, .pdf or .svg.")
+    ] = None,
     max_ate: Annotated[
-        float | None, typer.Option(min=0, help="Exit with 1 when the ATE (Sim(3), RMSE) is larger.")
+        float | None, typer.Option(metavar="ATE", min=0, help="Exit with 1 when the ATE (Sim(3), RMSE) is larger.")
     ] = None,
     max_difference: Annotated[
-        float, typer.Option(min=0, help="Stamps further apart than this do not belong together, seconds.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Stamps further apart than this do not belong together, seconds."),
     ] = 0.02,
 ) -> None:
     """Compare a trajectory with the truth: ATE under Sim(3) and SE(3), RPE, coverage.

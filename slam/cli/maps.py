@@ -31,7 +31,7 @@ MapFolder = Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a
 map_app = typer.Typer(help="Saved maps: what they hold, two in one, and for other programs.", no_args_is_help=True)
 
 
-@map_app.command()
+@map_app.command(short_help="Say what a map holds")
 def info(folder: MapFolder, as_json: AsJson = False) -> None:
     """Say what a map holds. Everything in it is checked on the way.
 
@@ -80,14 +80,18 @@ def _segment_words(part: dict[str, Any]) -> str:
     return f"{part['keyframes']} keyframes, {part['landmarks']} landmarks, cameras within {extent}{sessions}"
 
 
-@map_app.command()
+@map_app.command(short_help="Write it for COLMAP, nerfstudio, PLY, TUM, KITTI")
 def export(
     folder: MapFolder,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to make, or folder for colmap and nerfstudio.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", help="File to make, or folder for colmap and nerfstudio.")
+    ],
     form: Annotated[ExportForm, typer.Option("--format", help="What to make.")] = "colmap",
     segment: Annotated[
         int | None,
-        typer.Option(min=0, help="Which segment. Default: the one with the most keyframes.", show_default=False),
+        typer.Option(
+            metavar="N", min=0, help="Which segment. Default: the one with the most keyframes.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write a map for other programs: a COLMAP model (text), nerfstudio's transforms.json, points (PLY), trajectories.
@@ -111,7 +115,7 @@ def export(
         say(f"segment {chosen} of {len(sizes)}; nothing ties the others to it: --segment {others[0]} exports the next")
 
 
-@map_app.command()
+@map_app.command(short_help="Make one map of two that overlap")
 def merge(
     first: Annotated[Path, typer.Argument(metavar="A", help="Map or run folder; its frame and units stay.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Map or run folder that is joined to it.")],

@@ -46,12 +46,18 @@ def from_poses(
     camera: CameraFile = None,
     start: Start = 0,
     stride: Stride = 1,
-    max_frames: Annotated[int | None, typer.Option(min=2, help="Use at most this many pictures.")] = None,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Use at most this many pictures.")] = None,
     min_distance: Annotated[
-        float, typer.Option(min=0, help="Leave out pictures nearer than this to a kept one. Default: keep all.")
+        float,
+        typer.Option(
+            metavar="LENGTH", min=0, help="Leave out pictures nearer than this to a kept one. Default: keep all."
+        ),
     ] = 0.0,
     min_angle: Annotated[
-        float, typer.Option(min=0, max=180, help="But keep those turned by more than this from it, degrees.")
+        float,
+        typer.Option(
+            metavar="DEGREES", min=0, max=180, help="But keep those turned by more than this from it, degrees."
+        ),
     ] = 10.0,
     units: Annotated[
         Literal["metres", "map units"] | None,

@@ -26,7 +26,7 @@ Format = Literal["tum", "kitti", "euroc"]
 
 ConfigFiles = Annotated[
     list[Path],
-    typer.Option("-c", "--config", help="YAML file with settings; may be repeated, later files win."),
+    typer.Option("-c", "--config", metavar="FILE", help="YAML file with settings; may be repeated, later files win."),
 ]
 Overrides = Annotated[
     list[str],
@@ -37,16 +37,20 @@ PredictorName = Annotated[
     typer.Option("--predictor", help="Who estimates the pose of a pair. Default: auto.", show_default=False),
 ]
 Weights = Annotated[
-    str | None, typer.Option("--weights", help="Reloc3r checkpoint: a folder, a file or a Hugging Face id.")
+    str | None,
+    typer.Option("--weights", metavar="WEIGHTS", help="Reloc3r checkpoint: a folder, a file or a Hugging Face id."),
 ]
 RandomWeights = Annotated[
     bool,
     typer.Option("--random-weights", help="Reloc3r without trained weights: real cost, poses that mean nothing."),
 ]
-CameraFile = Annotated[Path | None, typer.Option("--camera", help="camera.yaml with the intrinsics of these pictures.")]
-Stride = Annotated[int, typer.Option("--stride", min=1, help="Use every N-th frame.")]
-Start = Annotated[int, typer.Option("--start", min=0, help="Skip this many frames at the beginning.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+CameraFile = Annotated[
+    Path | None,
+    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of these pictures."),
+]
+Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Use every N-th frame.")]
+Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Skip this many frames at the beginning.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice.")]
 ScaleFrom = Annotated[
     str | None,
     typer.Option(

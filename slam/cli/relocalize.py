@@ -46,7 +46,9 @@ class _Answer:
 def relocalize(
     map: Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder with one.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Pictures, folders, or 'patterns*.jpg'.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the poses to this file, TUM format.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the poses to this file, TUM format.")
+    ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     weights: Weights = None,

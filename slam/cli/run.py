@@ -73,11 +73,13 @@ class _RunRequest:
 def run(
     source: Annotated[
         str,
-        typer.Argument(help="Folder of pictures, data set, video file, webcam:0, rtsp://... or http://..."),
+        typer.Argument(
+            metavar="SOURCE", help="Folder of pictures, data set, video file, webcam:0, rtsp://... or http://..."
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Run folder to make. Default: runs/NAME-N, the first free N."),
+        typer.Option("-o", "--out", metavar="DIR", help="Run folder to make. Default: runs/NAME-N, the first free N."),
     ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
@@ -92,8 +94,10 @@ def run(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="With --view web: end with the run, and the page with it.")
     ] = False,
-    record: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd) to look at later.")] = None,
-    max_frames: Annotated[int | None, typer.Option(min=2, help="Stop after this many frames.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd) to look at later.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Stop after this many frames.")] = None,
     stride: Stride = 1,
     start: Start = 0,
     seed: Seed = None,
@@ -103,6 +107,7 @@ def run(
         Path | None,
         typer.Option(
             "--map",
+            metavar="DIR",
             help="Go on in this map (a map or a run folder); poses are in its frame, it is not changed. "
             "Pictures that nobody names a camera of are taken to be of the map's.",
         ),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def view(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     view: Annotated[
         Literal["spawn", "web"] | None,
         typer.Option(
@@ -28,9 +28,11 @@ def view(
         ),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: end when all is told.")] = False,
-    record: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd) to look at later.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd) to look at later.")
+    ] = None,
     ground_truth: Annotated[
-        Path | None, typer.Option("--ground-truth", help="Trajectory file to draw beside the run's.")
+        Path | None, typer.Option("--ground-truth", metavar="FILE", help="Trajectory file to draw beside the run's.")
     ] = None,
 ) -> None:
     """Show a finished run in Rerun, from the files of its folder.

@@ -22,7 +22,7 @@ WeightsSource = Annotated[
 ]
 
 
-@weights_app.command("where")
+@weights_app.command("where", short_help="Say where they are on this machine")
 def weights_where(
     source: Annotated[
         str | None, typer.Argument(metavar="SOURCE", help="As for verify. Default: both published ones.")
@@ -56,7 +56,7 @@ def _terms(source: str) -> str:
     return next((r.terms for r in RELEASED.values() if source in (r.name, r.hub_id)), "")
 
 
-@weights_app.command("verify")
+@weights_app.command("verify", short_help="Read them through and check them")
 def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
     """Read weights that are here through: hash, every tensor's name and size, no infinities. Takes seconds.
 
@@ -82,7 +82,7 @@ def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
         print(f"good: {report}")
 
 
-@weights_app.command("fetch")
+@weights_app.command("fetch", short_help="Bring published ones into the cache")
 def weights_fetch(source: WeightsSource) -> None:
     """Bring published weights into the Hugging Face cache; size and licence are said first.
 
@@ -98,7 +98,7 @@ def weights_fetch(source: WeightsSource) -> None:
     print(checkpoint.weights)
 
 
-@weights_app.command("export")
+@weights_app.command("export", short_help="Write the network as ONNX or OpenVINO")
 def weights_export(
     source: WeightsSource,
     format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Format of the files.")],
