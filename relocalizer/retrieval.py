@@ -19,36 +19,23 @@ from relocalizer.interfaces import Candidate
 # on, 0.3 and 0.75 ms at 2^23, but may miss one; so they take over where exact search would become slow, not where they
 # first win (docs/results.md, "Cost of long runs and retrieval").
 EXACT_NUMBERS = 1 << 23
-MOST_CODED = 3072  # coordinates that get a bit each, those that vary the most: the others decide little
-QUERY_BITS = 3  # a coordinate of the query in the comparison with codes
-SHORTLIST_NUMBERS = 150 * 4096  # compared in full after the codes: short descriptors have fewer bits to be chosen by
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RetrieverState:
-    """What a retriever knows beside the descriptors, as arrays; with them it is made again and answers the same.
-
-    Attributes:
-        keys: (N,) in order of coming.
-        coded: (K,) coordinates that have a bit in the codes; empty while all are compared in full.
-        centre: (K,) what these are in the middle.
-    """
-
-    keys: NDArray[np.int64]
-    coded: NDArray[np.int64]
-    centre: NDArray[np.float32]
+MOST_CODED = 2560  # coordinates that get a bit each, those that vary the most: the others decide little
+QUERY_BITS = 2  # a coordinate of the query in the comparison with these
+SHORTLIST = 25_600  # over the root of the dimension, as the codes' error is: 400 VLADs are compared in bytes after that
+COMPARED_IN_FULL = 2  # times the number wanted, the best by bytes
 
 
 class FaissRetriever:
-    """Search by inner product: exact while that is quick, then a shortlist by codes of a bit a coordinate, in full.
+    """Search by inner product: exact while that is quick, then codes choose and full descriptors decide.
 
-    The codes are those of Gao and Long, "RaBitQ: quantizing high-dimensional vectors with a theoretical error bound
+    Of all, a bit a coordinate gives a shortlist; of that, a byte a coordinate the few that are compared in full. The
+    bits are those of Gao and Long, "RaBitQ: quantizing high-dimensional vectors with a theoretical error bound
     for approximate nearest neighbor search", 2024. All of them are looked at: VLADs of a video have no clusters that
-    would let an inverted file leave most out, nor a few directions that would do for all
-    (docs/experiments/retrieval_at_scale.py). With a FAISS for graphics cards and a card, search stays exact there.
+    would let an inverted file leave most out, nor a few directions that would do for all (docs/results.md). With a
+    FAISS for graphics cards and a card, search stays exact there.
 
-    Descriptors are kept by reference, so whoever adds one must not change it; beyond the exact stage they are in
-    memory once, however many use them. Removable, and the same answers every time.
+    Descriptors are kept by reference, so whoever adds one must not change it. Nothing of this is saved: the same
+    descriptors added in the same order, from a map too, give the same answers.
     """
 
     def __init__(self, dimension: int | None = None, *, exact_numbers: int = EXACT_NUMBERS) -> None:
@@ -133,34 +120,6 @@ class FaissRetriever:
         found = [candidate for candidate in found if candidate.key not in exclude]
         return sorted(found, key=lambda candidate: (-candidate.similarity, candidate.key))[:k]
 
-    def state(self) -> RetrieverState:
-        """What `restored` needs beside the descriptors."""
-        keys = np.array(list(self._rows), dtype=np.int64)
-        if self._codes is None:
-            return RetrieverState(keys, np.zeros(0, np.int64), np.zeros(0, np.float32))
-        return RetrieverState(keys, self._codes.coded, self._codes.centre)
-
-    @classmethod
-    def restored(
-        cls, state: RetrieverState, descriptors: NDArray[np.float32], *, exact_numbers: int = EXACT_NUMBERS
-    ) -> FaissRetriever:
-        """The retriever whose state was taken, from its descriptors (N, D) in the order of the state's keys.
-
-        Raises:
-            ValueError: the descriptors are not the state's.
-        """
-        if descriptors.ndim != 2 or len(descriptors) != len(state.keys):
-            raise ValueError(f"FaissRetriever: {len(state.keys)} keys, descriptors of shape {descriptors.shape}")
-        if len(state.coded) != len(state.centre) or state.coded.max(initial=-1) >= descriptors.shape[1]:
-            raise ValueError("FaissRetriever: the state is not of descriptors like these")
-        made = cls(int(descriptors.shape[1]), exact_numbers=exact_numbers)
-        for key, row in zip(state.keys.tolist(), descriptors, strict=True):
-            made._rows[key] = made._checked(row)
-        if len(state.coded):
-            made._codes = _Codes(state.coded, state.centre)
-            made._codes.add(state.keys.tolist(), descriptors)
-        return made
-
     def _exact(self, row: NDArray[np.float32], wanted: int) -> list[Candidate]:
         if self._index is None:
             self._index = self._full_index()
@@ -168,13 +127,12 @@ class FaissRetriever:
         return [Candidate(int(key), float(s)) for key, s in zip(keys[0], similarities[0], strict=True)]
 
     def _by_codes(self, row: NDArray[np.float32], k: int, excluded: int, exclude: frozenset[int]) -> list[Candidate]:
-        """The shortlist of the codes, compared in full."""
+        """The best of what the codes choose, compared in full."""
         assert self._codes is not None
-        shortlist = min(max(SHORTLIST_NUMBERS // row.size, 15 * k) + excluded, len(self._rows))
-        keys = [key for key in self._codes.nearest(row, shortlist) if key not in exclude]
-        similarities = np.array([self._rows[key] for key in keys]).reshape(-1, row.size) @ row
-        best = np.lexsort((np.array(keys), -similarities))[:k].tolist()
-        return [Candidate(keys[n], float(similarities[n])) for n in best]
+        shortlist = max(round(SHORTLIST / np.sqrt(row.size)), 15 * k) + excluded
+        chosen = self._codes.nearest(row, COMPARED_IN_FULL * k + excluded, shortlist)
+        left = [key for key in chosen if key not in exclude][: COMPARED_IN_FULL * k]
+        return [Candidate(key, float(self._rows[key] @ row)) for key in left]
 
     def _full_index(self) -> faiss.Index:
         assert self._dimension is not None
@@ -184,9 +142,9 @@ class FaissRetriever:
 
     def _go_on_with_codes(self) -> None:
         self._index = None
-        keys, descriptors = list(self._rows), np.array(list(self._rows.values()))
-        self._codes = _Codes.of(descriptors)
-        self._codes.add(keys, descriptors)
+        descriptors = np.array(list(self._rows.values()))
+        self._codes = _Codes(descriptors)
+        self._codes.add(list(self._rows), descriptors)
 
     def _checked(self, descriptor: NDArray[np.float32]) -> NDArray[np.float32]:
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
@@ -199,37 +157,71 @@ class FaissRetriever:
 
 
 class _Codes:
-    """A bit for each of the coordinates that vary the most, seen from the middle, by key."""
+    """Two short forms of descriptors, by key.
 
-    def __init__(self, coded: NDArray[np.int64], centre: NDArray[np.float32]) -> None:
-        self.coded = coded
-        self.centre = centre
-        coder = faiss.IndexRaBitQ(len(coded), faiss.METRIC_INNER_PRODUCT)
-        coder.train(np.ascontiguousarray(centre[None], dtype=np.float32))  # all it learns is the mean
-        self._index = faiss.IndexIDMap(coder)
-        self._how = faiss.RaBitQSearchParameters()
-        self._how.qb = QUERY_BITS
-        self._how.centered = True
+    Bits, one for each of the coordinates that vary the most, seen from the middle; and bytes, one for every coordinate.
+    Both have numbers of their own for the descriptors, counted as they come. Bytes of a removed one stay for a while,
+    as closing a gap among them moves them all.
+    """
 
-    @classmethod
-    def of(cls, descriptors: NDArray[np.float32]) -> _Codes:
-        """Learn from descriptors (N, D) which coordinates vary the most."""
-        coded = np.sort(np.argsort(-descriptors.var(axis=0), kind="stable")[:MOST_CODED])
-        return cls(coded, descriptors[:, coded].mean(axis=0))
+    def __init__(self, like: NDArray[np.float32]) -> None:
+        """Learns from descriptors (N, D) which coordinates vary, around what, and how large they get."""
+        dimension = like.shape[1]
+        coded = np.sort(np.argsort(-like.var(axis=0), kind="stable")[:MOST_CODED])
+        self._scale = np.float32(127.0 / np.abs(like).max())
+        bits = faiss.IndexRaBitQ(len(coded), faiss.METRIC_INNER_PRODUCT)
+        bits.train(self._scale * like[:, coded].mean(axis=0, keepdims=True))  # all it learns is the mean
+        chosen = faiss.RemapDimensionsTransform(dimension, len(coded))
+        faiss.copy_array_to_vector(coded.astype(np.int32), chosen.map)
+        self._bits = faiss.IndexIDMap(faiss.IndexPreTransform(chosen, bits))
+        self._bytes = faiss.IndexScalarQuantizer(
+            dimension, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
+        )
+        self._index = faiss.IndexRefine(self._bits, self._bytes)
+        self._bits_how = faiss.RaBitQSearchParameters()  # FAISS keeps no hold of one inside another
+        self._bits_how.qb = QUERY_BITS
+        self._bits_how.centered = True
+        self._how_chosen = faiss.SearchParametersPreTransform()
+        self._how_chosen.index_params = self._bits_how
+        self._keys: list[int] = []
+        self._number_of: dict[int, int] = {}
 
     def add(self, keys: Sequence[int], descriptors: NDArray[np.float32]) -> None:
-        self._index.add_with_ids(self._part(descriptors), np.array(keys, dtype=np.int64))
+        numbers = range(len(self._keys), len(self._keys) + len(keys))
+        whole = self._in_bytes(descriptors)
+        self._bits.add_with_ids(whole, np.array(numbers, dtype=np.int64))
+        self._bytes.add(whole)
+        self._index.ntotal = self._bytes.ntotal
+        self._keys.extend(keys)
+        self._number_of.update(zip(keys, numbers, strict=True))
 
     def remove(self, key: int) -> None:
-        self._index.remove_ids(faiss.IDSelectorBatch(np.array([key], dtype=np.int64)))
+        number = self._number_of.pop(key)
+        self._bits.remove_ids(faiss.IDSelectorBatch(np.array([number], dtype=np.int64)))
+        if len(self._keys) > 2 * max(len(self._number_of), 1000):
+            self._close_gaps()
 
-    def nearest(self, row: NDArray[np.float32], count: int) -> list[int]:
-        """Keys of the `count` most similar, as far as the codes tell."""
-        _, keys = self._index.search(self._part(row[None]), count, params=self._how)
-        return [int(key) for key in keys[0] if key >= 0]
+    def nearest(self, row: NDArray[np.float32], count: int, shortlist: int) -> list[int]:
+        """Keys of the `count` most similar by bytes, of the `shortlist` most similar by bits."""
+        count, shortlist = (min(wanted, len(self._number_of)) for wanted in (count, shortlist))
+        how = faiss.IndexRefineSearchParameters()
+        how.base_index_params = self._how_chosen
+        how.k_factor = (shortlist + 0.5) / count  # the half keeps rounding from making the shortlist one shorter
+        _, numbers = self._index.search(self._in_bytes(row[None]), count, params=how)
+        return [self._keys[number] for number in numbers[0].tolist() if number >= 0]
 
-    def _part(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.ascontiguousarray(descriptors[:, self.coded], dtype=np.float32)
+    def _close_gaps(self) -> None:
+        """Number anew, as bits of the removed ones are gone already and the order is the same."""
+        numbers = np.array(list(self._number_of.values()), dtype=np.int64)
+        self._bytes.remove_ids(faiss.IDSelectorNot(faiss.IDSelectorBatch(numbers)))
+        self._index.ntotal = self._bytes.ntotal
+        self._keys = list(self._number_of)
+        self._number_of = {key: number for number, key in enumerate(self._keys)}
+        faiss.copy_array_to_vector(np.arange(len(numbers), dtype=np.int64), self._bits.id_map)
+
+    def _in_bytes(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Whole numbers of -127 to 127."""
+        return np.asarray(np.rint(descriptors * self._scale).clip(-127, 127), dtype=np.float32)
 
 
 def _has_gpu() -> bool:
