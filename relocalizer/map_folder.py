@@ -305,6 +305,8 @@ def load_map(folder: Path) -> ReferenceMap:
 def _why_no_map(folder: Path) -> str:
     if not _is_there(folder):
         return "no such map or run folder"
+    if not folder.is_dir():
+        return "a file; expected the map folder or the run folder that slam run wrote"
     if _is_there(folder / "report.json"):
         return "a run that left no map, as one does that only localised or ended before it had two keyframes"
     return f"not a map ({MANIFEST} is missing); give the map folder that slam run wrote"

@@ -70,9 +70,21 @@ def _focal_words(focal_px: Mapping[str, float]) -> str:
 def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if not report or not report["from"]:
         return []
-    found = report["found_at_frame"]
-    place = f"found in {report['from']} at frame {found}" if found >= 0 else f"not found in {report['from']}"
-    return [("map", place + (", which stays as it is" if report["localize_only"] else ""))]
+    return [("map", map_words(report))]
+
+
+def map_words(report: Mapping[str, Any]) -> str:
+    """Whether a run has to do with the map that it began in."""
+    name, found = report["from"], report["found_at_frame"]
+    if found >= 0:
+        words = f"found in {name} at frame {found}"
+    elif report["poses_in_map"]:
+        words = f"found in {name} on the way"
+    elif report["localize_only"]:
+        return f"NOT FOUND in {name}"
+    else:
+        return f"NOT FOUND in {name}: poses are in a frame and units of their own"
+    return words + (", which stays as it is" if report["localize_only"] else "")
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,7 @@ from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import Camera, load_camera, read_image, shrink, size_within
 from relocalizer.interfaces import View
 from slam.config import InputConfig
-from slam.datasets import index_folder
+from slam.datasets import index_folder, is_video
 from slam.sequence import Calibration, MapCameras, Optics
 
 SECOND_NS = 1_000_000_000
@@ -54,6 +54,8 @@ def _of(text: str) -> list[QueryPicture]:
         times = index.timestamps_ns.tolist()
         return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
     if path.exists():
+        if is_video(path):
+            raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
         return [QueryPicture(path, 0, _beside(path.parent))]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not found:

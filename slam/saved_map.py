@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -364,10 +364,15 @@ def _frames(table: FrameTable, first_id: int) -> list[FrameRecord]:
 
 def in_units_of_earlier(result: SlamResult, earlier: Earlier) -> SlamResult:
     """The result, saying that its path is in metres when it lies in the metric map that the run began in."""
-    there = {result.graph.segment_of[k] for k in earlier.keyframe_ids}
-    if earlier.units != "metres" or result.segment not in there or not len(result.trajectory):
+    if earlier.units != "metres" or not lies_in(result, earlier.keyframe_ids):
         return result
     return replace(result, units=Units("metres", "that of the map the run began in"))
+
+
+def lies_in(result: SlamResult, keyframe_ids: Iterable[int]) -> bool:
+    """Whether the path shares the world of these keyframes, as those of the map that the run began in."""
+    there = {result.graph.segment_of[k] for k in keyframe_ids}
+    return result.segment in there and len(result.trajectory) > 0
 
 
 def in_units_of(result: SlamResult, reference_map: ReferenceMap) -> ReferenceMap:

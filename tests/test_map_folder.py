@@ -276,6 +276,11 @@ def test_a_map_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
     assert refusal(tmp_path / "maps" / "desk") == f"{tmp_path}/maps/desk: no such map or run folder"
 
 
+def test_a_file_in_the_place_of_a_map_is_said_to_be_one(folder):
+    said = refusal(folder / MANIFEST)
+    assert said.endswith("manifest.json: a file; expected the map folder or the run folder that slam run wrote")
+
+
 def test_a_run_folder_without_a_map_is_told_apart_from_any_other(tmp_path):
     (tmp_path / "report.json").touch()
     assert "a run that left no map, as one does that only localised or ended before" in refusal(tmp_path)

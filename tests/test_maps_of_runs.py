@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_pictures
 
 from relocalizer.geometry import align_points
 from relocalizer.map_folder import load_map
+from slam.console import map_words
 from slam.trajectory import read_tum
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +100,7 @@ def test_the_second_clip_extends_the_map_of_the_first(first, tmp_path):
     ended = slam("run", REVISIT, "--map", first, "-o", tmp_path / "run", "--max-frames", 25, *QUICK)
     assert ended.returncode == 0, ended.stderr
     assert "found in" in ended.stdout
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["map"]["poses_in_map"] is True
     off, size = errors_in_map(tmp_path / "run", first)
     assert np.median(off) < 0.01 * size
     old, new = load_map(first), load_map(tmp_path / "run")
@@ -105,6 +108,29 @@ def test_the_second_clip_extends_the_map_of_the_first(first, tmp_path):
     assert len(new.keyframes) > len(old.keyframes)
     assert new.picture.jpeg(0) == old.picture.jpeg(0)
     assert bytes_of(first / "map") == before
+
+
+def test_a_run_that_is_not_found_in_the_map_ends_with_how_to_see_why_in_the_same_map(first, tmp_path):
+    elsewhere = write_pictures(tmp_path / "wall", 6, width=640, height=480)
+    ended = slam("run", elsewhere, "--map", first, "--localize-only", "-o", tmp_path / "run")
+    assert ended.returncode == 1
+    assert f"NOT FOUND in {first}" in ended.stdout
+    last = ended.stdout.splitlines()[-1]
+    assert last == f"next: slam run {elsewhere} --map {first} --localize-only --record run.rrd"
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["map"]["poses_in_map"] is False
+
+
+@pytest.mark.parametrize(
+    ("found_at_frame", "poses_in_map", "words"),
+    [
+        (3, True, "found in runs/a at frame 3"),
+        (-1, True, "found in runs/a on the way"),
+        (-1, False, "NOT FOUND in runs/a: poses are in a frame and units of their own"),
+    ],
+)
+def test_the_summary_says_whether_poses_are_in_the_map(found_at_frame, poses_in_map, words):
+    report = {"from": "runs/a", "localize_only": False}
+    assert map_words({**report, "found_at_frame": found_at_frame, "poses_in_map": poses_in_map}) == words
 
 
 def test_ctrl_c_leaves_a_readable_map(tmp_path):

@@ -50,8 +50,9 @@ def test_a_pattern_that_finds_folders_alone_finds_no_picture(pictures):
 
 def test_a_video_is_told_the_verb_that_follows_it(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 64)
-    with pytest.raises(SequenceError, match="--map MAP --localize-only"):
-        query_pictures([str(tmp_path)])
+    for place in (tmp_path, tmp_path / "film.mp4"):
+        with pytest.raises(SequenceError, match="--map MAP --localize-only"):
+            query_pictures([str(place)])
 
 
 def test_the_camera_that_was_given_counts_first(pictures, tmp_path):

@@ -19,7 +19,7 @@ from slam.events import FrameProcessed, KeyframeAdded, Relocalised, TrackingStat
 from slam.mapping import Mapper
 from slam.optimizer import GtsamOptimizer
 from slam.refinement import GtsamRefiner
-from slam.saved_map import map_of, restore
+from slam.saved_map import lies_in, map_of, restore
 from slam.system import Slam
 from slam.trajectory import read_tum
 
@@ -227,15 +227,18 @@ def test_a_run_begun_outside_the_map_maps_on_its_own_and_joins_when_it_gets_ther
     new = extended.keyframes.ids > first_map.keyframes.ids[-1]
     joined = extended.keyframes.segment[new] == 0
     assert joined.all()
+    assert lies_in(result, first_map.keyframes.ids.tolist())
     assert error_in_map(result, first_map, world) < 0.02
 
 
 def test_a_run_that_never_sees_the_map_leaves_two_segments(world):
     early, _, _ = walk(world, range(0, 40))
-    slam, result, _ = walk(world, range(90, 150), start_map=at_rest(early, world))
+    first_map = at_rest(early, world)
+    slam, result, _ = walk(world, range(90, 150), start_map=first_map)
     extended = at_rest(slam, world)
     assert set(extended.keyframes.segment.tolist()) == {0, 1}
     assert result.segment == 1
+    assert not lies_in(result, first_map.keyframes.ids.tolist())
 
 
 def test_lengths_stay_metres_in_a_metric_map(first_map, world):

@@ -182,7 +182,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         on_the_way_out.callback(frames.close)
         folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
         folder.write_config(dump_config(config))
-        report = {**opening_report(config, frames, choice), "map": _map_report(request, -1)}
+        report = {**opening_report(config, frames, choice), "map": _map_report(request)}
         folder.write_report(report)
         request.say(f"writing {folder.path}")
         return _run_into(folder, report, request, config, frames, start_map)
@@ -200,12 +200,13 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
     return start_map
 
 
-def _map_report(request: _RunRequest, found_at_frame: int) -> dict[str, Any]:
+def _map_report(request: _RunRequest, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
     """What report.json says of the map the run began in."""
     return {
         "from": str(request.map or ""),
         "localize_only": request.localize_only,
         "found_at_frame": found_at_frame,
+        "poses_in_map": poses_in_map,
     }
 
 
@@ -226,6 +227,7 @@ def _run_into(
     start_map: ReferenceMap | None,
 ) -> int:
     from slam import pipeline, results
+    from slam.saved_map import lies_in
 
     statistics = pipeline.RunStatistics(start_map=str(request.map or ""))
     with ExitStack() as viewing:
@@ -250,7 +252,8 @@ def _run_into(
                 _mark_failed(folder, report, error)
                 raise
         closed = results.closing_report(report, outcome, statistics, evaluation=_evaluate_run(frames, outcome))
-        closed["map"] = _map_report(request, statistics.found_in_map)
+        joined = start_map is not None and lies_in(outcome.result, start_map.keyframes.ids.tolist())
+        closed["map"] = _map_report(request, found_at_frame=statistics.found_in_map, poses_in_map=joined)
         folder.write_report(closed)
         page = viewer.url if viewer and request.wait and not (outcome.interrupted or viewer.problem) else ""
         if not page:
@@ -359,4 +362,6 @@ def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) 
     elif report["usable"]:
         print(f"\nnext: slam view {folder.path}")
     else:  # a recording shows every picture, and where the map could not begin or went wrong
-        print(f"\nnext: slam run {request.source} --record {folder.path.name}.rrd")
+        in_map = f" --map {request.map}" if request.map else ""
+        only = " --localize-only" if request.localize_only else ""
+        print(f"\nnext: slam run {request.source}{in_map}{only} --record {folder.path.name}.rrd")
