@@ -22,6 +22,7 @@ def refine_everything(
     keyframes: int,
     may_calibrate: bool,
     tell: Callable[[float, float, str], None],
+    on_round: Callable[[int, int], None] = lambda done, of: None,
 ) -> int:
     """Rounds over every segment of the map; `tell` hears the errors before and after each (pixels), and its name.
 
@@ -30,6 +31,7 @@ def refine_everything(
 
     Args:
         frames, keyframes: of this run. A large map that a short run went on in is not refined for its sake.
+        on_round: called before each round with how many are done, of how many at most.
         may_calibrate: whether all keyframes are of one camera, whose focal length may then be found.
 
     Returns:
@@ -41,6 +43,7 @@ def refine_everything(
     done = 0
     while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, calibrates):
         budget_s -= round_cost_s(config, mapper)
+        on_round(done, config.final_rounds)
         errors = [mapper.refine_all(s, free_focal=calibrates and s == segments[0]) for s in segments]
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)

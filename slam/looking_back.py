@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 from relocalizer.images import Camera, decode_image, encode_jpeg
 from slam.frame_log import FrameLog
@@ -12,6 +13,7 @@ from slam.frames import Frame
 from slam.front_end import FrontEnd, NotLocated
 from slam.linking import Linker
 from slam.mapping import Mapper
+from slam.progress import Progress, untold
 from slam.recognition import Place, Recognised, Recogniser
 from slam.reporter import Reporter
 
@@ -37,14 +39,20 @@ class LookingBack:
         """Remember a frame that has no pose."""
         self._unplaced.keep(frame)
 
-    def place(self, take: Callable[[Recognised, str], None]) -> None:
+    def place(self, take: Callable[[Recognised, str], None], on_progress: Progress = untold) -> None:
         """Look for the frames that still have no pose; each that is recognised is given to `take` at once.
 
         With it goes why it should become a keyframe: it shows much that is not in one. Empty when it should not.
         """
         self._log.live = False
         self._unplaced.forget({record.index for record in self._log.records})
-        self._unplaced.place(lambda frame: self._try_again(frame, take))
+        most, looks = 2 * len(self._unplaced), count()
+
+        def look(frame: Frame) -> bool:
+            on_progress("looks for frames without a pose", next(looks), most)
+            return self._try_again(frame, take)
+
+        self._unplaced.place(look)
 
     def _try_again(self, frame: Frame, take: Callable[[Recognised, str], None]) -> bool:
         beside = self._log.nearest(frame.timestamp_ns).keyframe_id

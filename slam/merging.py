@@ -5,9 +5,9 @@ This is how several sessions, or several cameras, come to share a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import partial
 
 from relocalizer.errors import MapError
 from relocalizer.interfaces import PosePredictor, Retriever
@@ -19,6 +19,7 @@ from slam.graph import EdgeKind
 from slam.linking import Linker
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
+from slam.progress import Progress, untold
 from slam.refinement import Refiner
 from slam.saved_map import Earlier, map_of, restore
 
@@ -46,7 +47,7 @@ def merge_maps(
     retriever: Retriever,
     optimizer: GraphOptimizer,
     refiner: Refiner,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress = untold,
 ) -> Merged:
     """The second map joined to the first, in the first one's frame and units.
 
@@ -63,7 +64,6 @@ def merge_maps(
     """
     if first.provenance.units == "map units" and second.provenance.units == "metres":
         raise MapError("maps: the second is in metres, the first is not; name the metric one first, its units stay")
-    report = on_progress or (lambda what, done, total: None)
     mapper = Mapper(config, predictor, refiner)
     events: list[Event] = []
     linker = Linker(config.linking, mapper, predictor, retriever, optimizer, events.append)
@@ -71,30 +71,29 @@ def merge_maps(
     b = restore(second, mapper, predictor, None, gap=config.linking.loop_min_gap)
     for number, k in enumerate(b.keyframe_ids, start=1):
         linker.close_loops(k)
-        report("keyframes compared", number, len(b.keyframe_ids))
+        on_progress("keyframes compared", number, len(b.keyframe_ids))
     apart = _segments_apart(mapper, a, b)
     if apart == len({int(s) for s in second.keyframes.segment}):
         why = why_no_overlap(events, len(b.keyframe_ids))
         raise MapError(f"maps: no overlap found: {why}; map the ground between them")
     frames = [*a.frames, *b.frames]
-    _refine(mapper, config.refinement, len(frames), report)
+    _refine(mapper, config.refinement, len(frames), on_progress)
     jpeg = {**a.jpeg, **b.jpeg}
     sessions = (*a.sessions, *(replace(s, first_frame=s.first_frame + len(a.frames)) for s in b.sessions))
     merged = map_of(mapper, frames, first.provenance, lambda k: jpeg[k](), sessions)
     return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
 
 
-def _refine(mapper: Mapper, config: RefinementConfig, frames: int, report: Callable[[str, int, int], None]) -> None:
+def _refine(mapper: Mapper, config: RefinementConfig, frames: int, on_progress: Progress) -> None:
     """All rounds, whatever they cost: nothing else spreads over both maps what their overlap says."""
-    done = count()
-    report("rounds of refinement", next(done), config.final_rounds)
     refine_everything(
         mapper,
         config.model_copy(update={"final": "always"}),
         frames=frames,
         keyframes=len(mapper.graph.keyframes),
         may_calibrate=False,
-        tell=lambda before, after, cause: report("rounds of refinement", next(done), config.final_rounds),
+        tell=lambda before, after, cause: None,
+        on_round=partial(on_progress, "rounds of refinement"),
     )
 
 

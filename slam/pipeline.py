@@ -35,6 +35,7 @@ from slam.events import (
     TrackingState,
 )
 from slam.graph import EdgeKind
+from slam.progress import Progress, untold
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
@@ -377,6 +378,7 @@ def run(
     *,
     observers: Sequence[Observer] = (),
     on_progress: Callable[[int], None] | None = None,
+    on_finishing: Progress = untold,
 ) -> RunOutcome:
     """Every frame of the source through the system, then the last optimisation.
 
@@ -385,6 +387,7 @@ def run(
     Args:
         observers: are told of pictures that the source skipped or dropped; the system has its own observers.
         on_progress: called after each frame with the number of frames so far.
+        on_finishing: called with (what, how many are done, of how many at most) while the map is finished.
 
     Raises:
         SequenceError: the source gave fewer than two frames.
@@ -414,7 +417,7 @@ def run(
             raise SequenceError(_too_few(source, len(stamps)))
         stop.busy = True  # one more Ctrl-C while finishing is a wish to stop at once
         before = time.perf_counter()
-        result = slam.finish(interrupted=stop.asked)
+        result = slam.finish(interrupted=stop.asked, on_progress=on_finishing)
         finish_s = time.perf_counter() - before
     return RunOutcome(
         result=result,

@@ -8,10 +8,16 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much (at most)
+
 BAR_WIDTH = 24
 LINE_EVERY_S = 2.0
 _REDRAW_EVERY_S = 0.1
 _CLEAR = "\r\x1b[K"
+
+
+def untold(what: str, done: int, total: int) -> None:
+    """Where nobody asks how far it is."""
 
 
 class TaskProgress:

@@ -20,6 +20,7 @@ from slam.linking import Linker
 from slam.looking_back import LookingBack, join_segments
 from slam.mapping import Mapper
 from slam.optimizer import GraphOptimizer
+from slam.progress import Progress, untold
 from slam.recognition import Recognised, Recogniser
 from slam.refinement import Refiner
 from slam.reporter import Reporter
@@ -96,12 +97,16 @@ class Slam:
             self._looking_back.keep(frame)
         self._tell.frame(frame, self._where, self._front_end, self._watch.stage_ms)
 
-    def finish(self, *, interrupted: bool = False) -> SlamResult:
-        """Refine the whole map once more, place every frame in it, and say what came out."""
+    def finish(self, *, interrupted: bool = False, on_progress: Progress = untold) -> SlamResult:
+        """Refine the whole map once more, place every frame in it, and say what came out.
+
+        Args:
+            on_progress: called with (what, how many are done, of how many at most) while that takes time.
+        """
         if self._log.records:
-            self._looking_back.place(self._take_in)
+            self._looking_back.place(self._take_in, on_progress)
             if self._following is None:
-                self._complete_map()
+                self._complete_map(on_progress)
         result = gather(self._mapper, self._log, since=self._earlier.last_id + 1)
         result = in_units_of_earlier(result, self._earlier)
         self._tell.landmarks(self._log.last_index)
@@ -259,7 +264,7 @@ class Slam:
 
     # --- the end --------------------------------------------------------------------------------------
 
-    def _complete_map(self) -> None:
+    def _complete_map(self, on_progress: Progress) -> None:
         """Join maps begun apart, refine all in rounds, and place every frame in what came out."""
         mapper, log, earlier = self._mapper, self._log, self._earlier
         join_segments(mapper, self._recogniser, self._linker, min_inliers=self._config.linking.loop_min_inliers)
@@ -270,6 +275,7 @@ class Slam:
             keyframes=len(mapper.graph.keyframes) - len(earlier.keyframe_ids),
             may_calibrate=not earlier.keyframe_ids,
             tell=partial(self._tell.graph, log.last_index),
+            on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
             if not earlier.keyframe_ids:

@@ -61,6 +61,21 @@ def test_every_round_refines_every_segment_and_tells_the_largest_errors():
     assert told[0] == (3.0, 2.0, "final refinement, round 1 of 2 (errors: pixels)")
 
 
+def test_each_round_is_announced_before_it_begins_and_no_other_is():
+    """A run of ten frames pays for one of three."""
+    mapper, told = CountingMapper(seen=5000), []
+    refine_everything(
+        mapper,  # type: ignore[arg-type]
+        RefinementConfig(),
+        frames=10,
+        keyframes=10,
+        may_calibrate=True,
+        tell=lambda before, after, name: None,
+        on_round=lambda done, of: told.append((done, of, len(mapper.refined))),
+    )
+    assert told == [(0, 3, 0)]
+
+
 def test_an_assumed_focal_length_is_looked_for_in_the_largest_segment_whatever_it_costs():
     mapper = CountingMapper(seen=10**6, assumed=True)
     rounds(mapper, final_rounds=2)

@@ -26,6 +26,7 @@ from slam.events import (
 )
 from slam.graph import EdgeKind
 from slam.optimizer import GtsamOptimizer
+from slam.progress import Progress, untold
 from slam.refinement import GtsamRefiner
 from slam.system import Slam, SlamResult
 
@@ -36,7 +37,9 @@ def world_of(poses, *, blind=frozenset(), pixel_noise=0.3, count=4000):
     )
 
 
-def run(world: OracleWorld, config: SlamConfig | None = None, **noise) -> tuple[SlamResult, list[Event]]:
+def run(
+    world: OracleWorld, config: SlamConfig | None = None, *, on_progress: Progress = untold, **noise
+) -> tuple[SlamResult, list[Event]]:
     events: list[Event] = []
     config = config or SlamConfig()
     slam = Slam(
@@ -50,7 +53,7 @@ def run(world: OracleWorld, config: SlamConfig | None = None, **noise) -> tuple[
     )
     for frame in world.frames():
         slam.step(frame)
-    return slam.finish(), events
+    return slam.finish(on_progress=on_progress), events
 
 
 def of(events, kind):
@@ -199,6 +202,18 @@ def test_frames_that_came_before_their_place_was_mapped_get_a_pose_when_the_run_
     assert not set(early) & set(np.searchsorted(world.ground_truth.timestamps_ns, result.online.timestamps_ns))
     assert (np.diff(result.keyframe_trajectory.timestamps_ns) > 0).all()
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
+
+
+def test_while_a_run_is_finished_it_says_how_far_that_is():
+    path = room_path()
+    world = world_of([*path[:60], *path[115:120], *path[55:135]])
+    told: list[tuple[str, int, int]] = []
+    run(world, on_progress=lambda *step: told.append(step))
+    looks = [step for step in told if step[0] == "looks for frames without a pose"]
+    assert [done for _, done, _ in looks] == list(range(len(looks)))
+    assert 5 <= len(looks) <= looks[0][2]
+    assert told[len(looks) :] == [("rounds of the last refinement", done, 3) for done in range(len(told) - len(looks))]
+    assert len(told) > len(looks)
 
 
 def test_two_maps_begun_apart_become_one_when_the_way_between_is_seen():

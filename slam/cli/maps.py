@@ -155,7 +155,7 @@ def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, qui
     from slam.merging import merge_maps
     from slam.optimizer import GtsamOptimizer
     from slam.pipeline import build_predictor
-    from slam.progress import TaskProgress
+    from slam.progress import TaskProgress, untold
     from slam.refinement import GtsamRefiner
 
     progress = TaskProgress(sys.stderr)
@@ -168,7 +168,7 @@ def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, qui
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(robust=settings.linking.robust),
             refiner=GtsamRefiner(),
-            on_progress=None if quiet else progress,
+            on_progress=untold if quiet else progress,
         )
     finally:
         if not quiet:

@@ -320,7 +320,7 @@ def _run_with_progress(
         progress("frames", count, frames.length, state_line(statistics, count, time.monotonic() - started))
 
     try:
-        return pipeline.run(frames, slam, observers=observers, on_progress=tell)
+        return pipeline.run(frames, slam, observers=observers, on_progress=tell, on_finishing=progress)
     finally:
         progress.close()
 
