@@ -147,7 +147,7 @@ class KeyframeGraph:
         return [self.edges[key] for key in sorted(self._loops)]
 
     def changed_since(self, count: int) -> list[int]:
-        """Of all changes after the first `count`, in order: a keyframe added or removed, or the later end of an edge."""
+        """After the first `count` changes, in order: a keyframe added or removed, or the later end of an edge."""
         return self._changed[count:]
 
     def segment(self, number: int) -> list[int]:
