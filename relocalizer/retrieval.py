@@ -15,14 +15,14 @@ from relocalizer.features import LocalFeatures
 from relocalizer.interfaces import Candidate
 
 # Numbers (keyframes times descriptor length) up to which all are compared in full: 2,048 VLADs, 8,192 vectors of 1,024.
-# A question takes 1.1 ms of one core there and 2.6 at twice as many. Codes are quicker from 2^22 (VLAD) or 2^23 (1,024)
-# on, 0.3 and 0.75 ms at 2^23, but may miss one; so they take over where exact search would become slow, not where they
+# A question takes 1.1 ms of one core there and 2.6 at twice as many. Codes take half of that at 2^23 already, but may
+# miss one; so they take over where exact search would become slow, not where they
 # first win (docs/results.md, "Cost of long runs and retrieval").
 EXACT_NUMBERS = 1 << 23
 MOST_CODED = 2560  # coordinates that get a bit each, those that vary the most: the others decide little
-QUERY_BITS = 2  # a coordinate of the query in the comparison with these
+QUERY_BITS = 2  # a coordinate of the query in the comparison with these; one more where every coordinate has its bit
 SHORTLIST = 25_600  # over the root of the dimension, as the codes' error is: 400 VLADs are compared in bytes after that
-COMPARED_IN_FULL = 2  # times the number wanted, the best by bytes
+SPARE = 5  # compared in full beyond those wanted, as bytes may swap two that are nearly as similar
 
 
 class FaissRetriever:
@@ -130,8 +130,8 @@ class FaissRetriever:
         """The best of what the codes choose, compared in full."""
         assert self._codes is not None
         shortlist = max(round(SHORTLIST / np.sqrt(row.size)), 15 * k) + excluded
-        chosen = self._codes.nearest(row, COMPARED_IN_FULL * k + excluded, shortlist)
-        left = [key for key in chosen if key not in exclude][: COMPARED_IN_FULL * k]
+        chosen = self._codes.nearest(row, k + SPARE + excluded, shortlist)
+        left = [key for key in chosen if key not in exclude][: k + SPARE]
         return [Candidate(key, float(self._rows[key] @ row)) for key in left]
 
     def _full_index(self) -> faiss.Index:
@@ -179,7 +179,7 @@ class _Codes:
         )
         self._index = faiss.IndexRefine(self._bits, self._bytes)
         self._bits_how = faiss.RaBitQSearchParameters()  # FAISS keeps no hold of one inside another
-        self._bits_how.qb = QUERY_BITS
+        self._bits_how.qb = QUERY_BITS + (len(coded) == dimension)
         self._bits_how.centered = True
         self._how_chosen = faiss.SearchParametersPreTransform()
         self._how_chosen.index_params = self._bits_how
