@@ -168,7 +168,7 @@ def test_too_few_recognised_landmarks_are_counted(walk):
     matches = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
     placed = matches.where(walk.mapper.landmarks.has_place(matches.tracks.ids))
     few = placed.where(np.arange(len(placed.tracks)) < 7)
-    assert localised(walk, NEAR, matches=few) == NotLocalised("7 landmarks recognised, 20 needed")
+    assert localised(walk, NEAR, matches=few) == NotLocalised("7 landmarks recognised, 20 needed", landmarks=7)
 
 
 def test_landmarks_that_agree_on_no_pose_are_refused_with_both_numbers(walk):
