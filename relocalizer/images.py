@@ -111,6 +111,16 @@ class Camera:
         centred = np.asarray(pixels, dtype=np.float64) - np.array([self.cx, self.cy])
         return np.asarray(centred / np.array([self.fx, self.fy]), dtype=np.float64)
 
+    def distorted(self, directions: NDArray[Any]) -> FloatArray:
+        """Pixels (N, 2) of points on the plane z = 1 (N, 2), through the lens that `model` describes."""
+        ahead = np.column_stack([directions, np.ones(len(directions))]).reshape(-1, 1, 3).astype(np.float64)
+        still, distortion = np.zeros(3), np.array(self.distortion, dtype=np.float64)
+        if self.model == "fisheye":
+            pixels, _ = cv2.fisheye.projectPoints(ahead, still, still, self.matrix, distortion)
+        else:
+            pixels, _ = cv2.projectPoints(ahead, still, still, self.matrix, distortion)
+        return np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
+
     def contains(self, pixels: FloatArray, *, margin: float = 0.0) -> NDArray[np.bool_]:
         """Which pixels (N, 2) lie inside the picture, at least `margin` pixels from its border."""
         x, y = pixels[:, 0], pixels[:, 1]

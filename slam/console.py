@@ -45,8 +45,8 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         frames = _count(sum(report["other_segments"]), "frame")
         rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
     rows.append(("path", _path_words(report["path_length"], report["units"])))
-    if report["focal_px"]:
-        rows.append(("camera", _focal_words(report["focal_px"])))
+    if report["lens"]:
+        rows.append(("camera", _lens_words(report["lens"])))
     rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
@@ -63,8 +63,13 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
     return f"{length:.3f} {units['name']}" + (f" (scale: {units['source']})" if units["source"] else "")
 
 
-def _focal_words(focal_px: Mapping[str, float]) -> str:
-    return f"focal length {focal_px['found']:.0f} px found ({focal_px['start']:.0f} at the start), see camera.yaml"
+def _lens_words(lens: Mapping[str, Any]) -> str:
+    """How far what was found is from what the run began with; `calibrate` also looks at the focal length if asked."""
+    bent = f"pictures bent by {lens['corner_px']:.1f} px at the corners"
+    if lens["focal_px"] is None:
+        return f"{bent} beyond the calibration, now corrected (camera.yaml)"
+    found, start = lens["focal_px"]["found"], lens["focal_px"]["start"]
+    return f"focal length {found:.0f} px found ({start:.0f} at the start), {bent} (camera.yaml)"
 
 
 def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from slam.config import RefinementConfig
 from slam.mapping import Mapper
+from slam.refinement import GIVEN, GUESSED, LensPrior
 
 # CPU seconds on one core of a server, rounded; only their ratios matter. They are counted and not timed, because the
 # same input has to give the same bytes on any machine and under any load.
 FRAME_S = 0.012
 KEYFRAME_S = 0.15
+LENS_COST = 1.5  # times that of a round in which the camera is held
 OBSERVATION_S = 4e-6  # in each iteration of a round, the recognising before it included
 
 
@@ -38,37 +40,35 @@ def refine_everything(
         How many rounds there were.
     """
     segments = sorted(set(mapper.graph.segment_of.values()), key=lambda s: (-len(mapper.graph.segment(s)), s))
-    calibrates = may_calibrate and wants_calibration(config, mapper)
+    prior = lens_prior(config, mapper) if may_calibrate else None
     budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
     done = 0
-    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, calibrates):
-        budget_s -= round_cost_s(config, mapper)
+    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, prior):
+        budget_s -= round_cost_s(config, mapper, prior)
         on_round(done, config.final_rounds)
-        errors = [mapper.refine_all(s, free_focal=calibrates and s == segments[0]) for s in segments]
+        errors = [mapper.refine_all(s, lens=prior if s == segments[0] else None) for s in segments]
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
         tell(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
     return done
 
 
-def wants_calibration(config: RefinementConfig, mapper: Mapper) -> bool:
-    """Whether the focal length is to be found: asked for, or only assumed so far."""
-    keyframes = mapper.graph.keyframes.values()
-    match config.calibrate:
-        case "auto":
-            return all(keyframe.camera.assumed for keyframe in keyframes)
-        case asked:
-            return asked == "always"
+def lens_prior(config: RefinementConfig, mapper: Mapper) -> LensPrior | None:
+    """How far the camera is believed: a calibration leaves some distortion, a guess says little."""
+    if config.calibrate == "never":
+        return None
+    guessed = all(keyframe.camera.assumed for keyframe in mapper.graph.keyframes.values())
+    return GUESSED if guessed or config.calibrate == "always" else GIVEN
 
 
-def round_cost_s(config: RefinementConfig, mapper: Mapper) -> float:
+def round_cost_s(config: RefinementConfig, mapper: Mapper, prior: LensPrior | None) -> float:
     """What one round over the map as it stands is counted at, seconds."""
     landmarks = mapper.landmarks
     observations = sum(int(landmarks.has_place(tracks.ids).sum()) for tracks in landmarks.observed.values())
-    return OBSERVATION_S * config.final_iterations * observations
+    return (LENS_COST if prior else 1.0) * OBSERVATION_S * config.final_iterations * observations
 
 
-def _is_worth_it(config: RefinementConfig, mapper: Mapper, budget_s: float, calibrates: bool) -> bool:
+def _is_worth_it(config: RefinementConfig, mapper: Mapper, budget_s: float, prior: LensPrior | None) -> bool:
     """A guessed focal length bends everything, so finding it is worth any time unless no refinement is wanted."""
     match config.final:
         case "always":
@@ -76,4 +76,4 @@ def _is_worth_it(config: RefinementConfig, mapper: Mapper, budget_s: float, cali
         case "never":
             return False
         case "auto":
-            return calibrates or round_cost_s(config, mapper) <= budget_s
+            return prior == GUESSED or round_cost_s(config, mapper, prior) <= budget_s

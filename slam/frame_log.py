@@ -11,6 +11,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import Similarity, rigid, rotation_matrix, stack_matrices, translation_of
 from relocalizer.images import Camera
+from relocalizer.lens import Lens
 from slam.frames import Frame, FrameRecord
 from slam.graph import KeyframeGraph
 from slam.tracks import Tracks
@@ -89,9 +90,10 @@ class FrameLog:
         """world_from_cam of a record under the graph's current poses, map units."""
         return graph.world_from_keyframe[record.keyframe_id].compose_rigid(record.keyframe_from_frame)
 
-    def refocus(self, camera: Camera) -> None:
-        """All frames were taken by this camera: its focal length is known better now."""
-        self._cameras = [camera] * len(self._cameras)
+    def straighten(self, lens: Lens) -> None:
+        """All frames were taken by one camera, and more is known of it now."""
+        self._seen = [Tracks(seen.ids, lens.straightened(seen.pixels).astype(np.float32)) for seen in self._seen]
+        self._cameras = [lens.camera] * len(self._cameras)
 
     def place_again(
         self, graph: KeyframeGraph, place: Callable[[Tracks, Camera, RigidTransform], RigidTransform]

@@ -16,12 +16,13 @@ from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.guided_matching import expected_in, similar_nearby
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
+from relocalizer.lens import Lens, LensStep
 from relocalizer.triangulation import depths_in, triangulate
 from slam.config import SlamConfig
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
-from slam.refinement import Bundle, Refiner, refine_points, reprojection_errors
+from slam.refinement import Bundle, LensPrior, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
@@ -29,6 +30,7 @@ SAME_POINT_SIMILARITY = 0.7
 SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
+LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
 HOLDING = 0.25  # of a window's length: so far apart keyframes must stand to hold it
 WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
@@ -41,7 +43,7 @@ class Mapper:
         self._predictor = predictor
         self._refiner = refiner
         self.graph = KeyframeGraph()
-        self.focal_was_found = False
+        self.lens = Lens()  # what was found of the run's camera
         self.landmarks = LandmarkMap()
         self.pairs: dict[tuple[int, int], PairEstimate] = {}
         self._paired_with: dict[int, list[int]] = {}  # by the later of a pair, the earlier ones
@@ -326,7 +328,7 @@ class Mapper:
     def _settle_points(self, free: list[int], fixed: list[int]) -> None:
         """Every landmark of a window placed anew under the window's poses: those that were not refined with them had
         been placed under the old ones."""
-        ids, bundle = self._bundle(free, fixed, None)
+        ids, bundle = self._bundle(free, fixed)
         if len(ids) == 0:
             return
         points = refine_points(bundle, noise_px=self.noise_px)
@@ -334,10 +336,10 @@ class Mapper:
         errors = reprojection_errors(bundle, bundle.world_from_cam, points)
         self._drop_outliers(ids, bundle, errors)
 
-    def refine_all(self, segment: int, *, free_focal: bool = False) -> tuple[float, float]:
+    def refine_all(self, segment: int, *, lens: LensPrior | None = None) -> tuple[float, float]:
         """One round over everything of a segment: known landmarks are looked for everywhere, then all is refined.
 
-        With `free_focal` the focal lengths are refined too, and all keyframes get those that were found.
+        With `lens` the camera of all keyframes is refined too, and they become pictures of the one that was found.
 
         Each round brings the map closer to itself, so the next one recognises more of it.
 
@@ -349,23 +351,35 @@ class Mapper:
             return 0.0, 0.0
         for k in members:
             self.refind(k, related=config.final_related)
-        return self._refine(members, [], max_landmarks=None, iterations=config.final_iterations, free_focal=free_focal)
+        if lens is not None:
+            self._refine_lens(members, lens)
+        return self._refine(members, [], iterations=config.final_iterations)
+
+    def _refine_lens(self, members: list[int], prior: LensPrior) -> None:
+        """Find the lens from some landmarks, and place them all under it."""
+        if prior.focal_sigma and not self.lens.is_settled:  # under a wrong focal length all looks like distortion
+            prior = replace(prior, radial_sigma=0.0)
+        if self.lens.bends:  # only how much is left to say
+            prior = replace(prior, significant=0.0)
+        self._refine(members, [], each=LENS_LANDMARKS, iterations=self._config.refinement.final_iterations, lens=prior)
+        self._settle_points(members, [])
 
     def _refine(
         self,
         free: list[int],
         fixed: list[int],
         *,
-        max_landmarks: int | None,
         iterations: int,
+        max_landmarks: int | None = None,
+        each: int | None = None,
         relative_tolerance: float = 1e-5,
-        free_focal: bool = False,
+        lens: LensPrior | None = None,
     ) -> tuple[float, float]:
         """Refine, move the map, drop what contradicts it; root mean squared errors before and after, pixels."""
-        ids, bundle = self._bundle(free, fixed, max_landmarks)
+        ids, bundle = self._bundle(free, fixed, max_landmarks=max_landmarks, each=each)
         if len(ids) == 0:
             return 0.0, 0.0
-        bundle = replace(bundle, free_focal=free_focal)
+        bundle = replace(bundle, lens=lens)
         before = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
         refined = self._refiner.refine(
             bundle,
@@ -378,29 +392,38 @@ class Mapper:
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
-        if refined.focal_ratio != (1.0, 1.0):
-            self._refocus(refined.focal_ratio)
+        self._straighten(refined.lens)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
-    def _refocus(self, ratio: tuple[float, float]) -> None:
-        self.focal_was_found = True
-        keyframes = self.graph.keyframes
-        for k, keyframe in keyframes.items():
-            keyframes[k] = replace(keyframe, camera=keyframe.camera.refocused(ratio))
+    def _straighten(self, step: LensStep) -> None:
+        """Every keyframe becomes a picture of the corrected camera."""
+        if step.is_nothing:
+            return
+        self.lens = self.lens.then(step, next(iter(self.graph.keyframes.values())).camera)
+        for k, keyframe in self.graph.keyframes.items():
+            camera, features, tracks = keyframe.camera, keyframe.features, self.landmarks.observed[k]
+            pixels = step.straightened(features.pixels, camera).astype(np.float32)
+            features = replace(features, pixels=pixels)
+            self.graph.keyframes[k] = replace(keyframe, camera=step.camera(camera), features=features)
+            pixels = step.straightened(tracks.pixels, camera).astype(np.float32)
+            self.landmarks.observed[k] = Tracks(tracks.ids, pixels)
 
-    def _bundle(self, free: list[int], fixed: list[int], max_landmarks: int | None) -> tuple[NDArray[np.int64], Bundle]:
-        """The landmarks (ids) and observations of some keyframes, the most seen landmarks first."""
+    def _bundle(
+        self, free: list[int], fixed: list[int], *, max_landmarks: int | None = None, each: int | None = None
+    ) -> tuple[NDArray[np.int64], Bundle]:
+        """The landmarks (ids) and observations of some keyframes: all, the most seen, or the most seen in each."""
         members = [*free, *fixed]
         own = np.unique(np.concatenate([self.landmarks.observed[k].ids for k in free]))
         own = own[self.landmarks.has_place(own)]
-        counts = np.zeros(len(own), np.int64)
-        for k in members:
-            rows = rows_of(self.landmarks.observed[k].ids, own)
-            counts[rows[rows >= 0]] += 1
+        seen_in = [rows_of(self.landmarks.observed[k].ids, own) for k in members]
+        counts = np.bincount(np.concatenate([rows[rows >= 0] for rows in seen_in]), minlength=len(own))
         chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
-        if max_landmarks is not None and len(chosen) > max_landmarks:
+        if max_landmarks is not None:
             chosen = np.sort(chosen[np.argsort(-counts[chosen], kind="stable")[:max_landmarks]])
+        if each is not None:
+            often = [rows[np.argsort(-counts[rows], kind="stable")[:each]] for rows in (r[r >= 0] for r in seen_in)]
+            chosen = np.intersect1d(chosen, np.concatenate(often))
         own = own[chosen]
         keyframe_of, point_of, pixels = [], [], []
         for k in members:

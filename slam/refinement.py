@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import gtsam
@@ -15,6 +15,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.geometry import FloatArray, rigid, rotation_matrix, translation_of
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
+from relocalizer.lens import LensStep
 
 HUBER_K = 1.345  # 95 % efficiency on a normal distribution
 FIXED_SIGMA = 1e-6
@@ -23,13 +24,32 @@ FIXED_SIGMA = 1e-6
 SIZE_SIGMA = 1e-2
 POINT = 1 << 40  # landmark keys lie above all keyframe keys
 CALIBRATION, CENTRED = 1 << 50, (1 << 50) + 1  # keys of the shared camera, and of the identity between it and a pose
-CALIBRATION_HELD = 1e-4  # of the ratio of the focal lengths and of the centre, as a share of the focal length
-FOCAL_SIGMA = 0.3  # of a focal length that was guessed, as a share of itself
+CALIBRATION_HELD = 1e-5  # of what is believed of the camera: pixels as a share of the focal length, or a coefficient
 # As the observations say it, who take themselves for independent; a longer lens seen by a camera that hardly turns
 # is not told from a nearer scene.
 MAX_FOCAL_SIGMA = 0.01
 CALIBRATION_ITERATIONS = 50
 FAR = 100.0  # times the map's size
+
+
+@dataclass(frozen=True, slots=True)
+class LensPrior:
+    """How uncertain a camera is before the refinement.
+
+    Attributes:
+        focal_sigma: of its focal lengths together, as a share of them; 0 believes them.
+        radial_sigma: of the radial distortion (k1 and k2) of its pictures about none; 0 believes there is none.
+        significant: standard deviations that a distortion must be away from none to be believed.
+    """
+
+    focal_sigma: float
+    radial_sigma: float
+    significant: float = 5.0  # observations of one track err together, so 3 would be too few
+
+
+GUESSED = LensPrior(focal_sigma=0.3, radial_sigma=0.1)
+# Calibrations leave some: 0.01 to 0.02 in KITTI's rectified pictures and in 7-Scenes', which are sold as pinholes.
+GIVEN = LensPrior(focal_sigma=0.0, radial_sigma=0.02)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -45,7 +65,7 @@ class Bundle:
         keyframe_of, point_of: (M,) keyframe id and row of `points_world` of each observation.
         pixels: (M, 2).
         pairs: the predictor's estimates (i, j, i_from_j) between keyframes of the bundle.
-        free_focal: refine the focal lengths too; all cameras of the bundle are the same one.
+        lens: refine the camera too, which is the same one for all keyframes; None holds it.
     """
 
     world_from_cam: Mapping[int, RigidTransform]
@@ -56,20 +76,20 @@ class Bundle:
     point_of: NDArray[np.int64]
     pixels: FloatArray
     pairs: Sequence[tuple[int, int, PairEstimate]] = ()
-    free_focal: bool = False
+    lens: LensPrior | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Refined:
     """New poses and points, and the reprojection error (M,) in pixels of each observation under them.
 
-    `focal_ratio` is by how much the focal lengths (x, y) have grown; 1 where they were not free, or not observable.
+    `lens` is what was found of the camera; nothing where it was held, or is not observable.
     """
 
     world_from_cam: dict[int, RigidTransform]
     points_world: FloatArray
     error_px: FloatArray
-    focal_ratio: tuple[float, float] = (1.0, 1.0)
+    lens: LensStep = field(default_factory=LensStep)
 
 
 class Refiner(Protocol):
@@ -154,9 +174,10 @@ class GtsamRefiner:
             start.insert(k, gtsam.Pose3(pose.as_matrix()))
         for n, point in enumerate(bundle.points_world):
             start.insert(POINT + n, point)
-        if bundle.free_focal:
-            self._add_projections_of_free_camera(graph, start, bundle, noise_px)
-            iterations = max(iterations, CALIBRATION_ITERATIONS)
+        if bundle.lens is not None:
+            self._add_projections_of_free_camera(graph, start, bundle, bundle.lens, noise_px)
+            if bundle.lens.focal_sigma:
+                iterations = max(iterations, CALIBRATION_ITERATIONS)
         else:
             self._add_projections(graph, bundle, noise_px)
         self._add_pairs(graph, bundle)
@@ -167,19 +188,20 @@ class GtsamRefiner:
         solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
         if not np.isfinite(graph.error(solution)):
             solution = start  # a singular system: better the old map than a broken one
-        if bundle.free_focal:
-            if focal_sigma(graph, solution) > MAX_FOCAL_SIGMA:
-                held = replace(bundle, free_focal=False)
+        found = LensStep()
+        if bundle.lens is not None:
+            told = told_of(bundle.lens, solution, camera_covariance(graph, solution))
+            if told != bundle.lens:
+                simpler = replace(bundle, lens=told)
                 return self.refine(
-                    held, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
+                    simpler, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
                 )
-            bundle, ratio = _with_found_focal(bundle, solution)
-        else:
-            ratio = (1.0, 1.0)
+            found = _found(solution, next(iter(bundle.cameras.values())), bundle.lens)
+            bundle = straightened(bundle, found)
         poses = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
         points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
         errors = reprojection_errors(bundle, poses, points)
-        return Refined(world_from_cam=poses, points_world=points, error_px=errors, focal_ratio=ratio)
+        return Refined(world_from_cam=poses, points_world=points, error_px=errors, lens=found)
 
     @staticmethod
     def _add_projections(graph: gtsam.NonlinearFactorGraph, bundle: Bundle, noise_px: float) -> None:
@@ -192,16 +214,17 @@ class GtsamRefiner:
 
     @staticmethod
     def _add_projections_of_free_camera(
-        graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle, noise_px: float
+        graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle, prior: LensPrior, noise_px: float
     ) -> None:
         """Projection factors on one camera: those with a sensor's offset, for the others print points behind them."""
         camera = next(iter(bundle.cameras.values()))
-        start.insert(CALIBRATION, _calibration(camera))
+        given = gtsam.Cal3DS2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy, 0.0, 0.0)
+        start.insert(CALIBRATION, given)
         start.insert(CENTRED, gtsam.Pose3())
-        graph.add(gtsam.PriorFactorCal3_S2(CALIBRATION, _calibration(camera), _guessed_focal(camera)))
+        graph.add(gtsam.PriorFactorCal3DS2(CALIBRATION, given, _uncertain(camera, prior)))
         graph.add(gtsam.PriorFactorPose3(CENTRED, gtsam.Pose3(), gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)))
         noise = _robust(gtsam.noiseModel.Isotropic.Sigma(2, noise_px))
-        factor = gtsam_unstable.ProjectionFactorPPPCCal3_S2
+        factor = gtsam_unstable.ProjectionFactorPPPCCal3DS2
         rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
         for k, n, pixel in rows:
             graph.add(factor(pixel, noise, k, CENTRED, POINT + n, CALIBRATION))
@@ -235,32 +258,57 @@ class GtsamRefiner:
                 graph.add(gtsam.RangeFactorPose3(held[0], far, distances[far], noise))
 
 
-def _guessed_focal(camera: Camera) -> gtsam.noiseModel.Gaussian:
-    """The two focal lengths are uncertain together: what their ratio is, and where the centre, is known."""
-    focal = FOCAL_SIGMA * np.array([camera.fx, camera.fy, 0.0, 0.0, 0.0])
-    held = (CALIBRATION_HELD * camera.mean_focal) ** 2 * np.eye(5)
-    return gtsam.noiseModel.Gaussian.Covariance(np.outer(focal, focal) + held)
+def _uncertain(camera: Camera, prior: LensPrior) -> gtsam.noiseModel.Gaussian:
+    """Of fx, fy, skew, cx, cy, k1, k2, p1, p2: the two focal lengths are uncertain together, their ratio is known."""
+    focal = prior.focal_sigma * np.array([camera.fx, camera.fy, *[0.0] * 7])
+    held = CALIBRATION_HELD * np.array([camera.mean_focal] * 5 + [1.0] * 4)
+    held[5:7] = prior.radial_sigma or CALIBRATION_HELD
+    return gtsam.noiseModel.Gaussian.Covariance(np.outer(focal, focal) + np.diag(held**2))
 
 
-def focal_sigma(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values) -> float:
-    """Standard deviation of the free camera's focal length, as a share of it."""
-    focal = solution.atCal3_S2(CALIBRATION).fx()
+def camera_covariance(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values) -> FloatArray | None:
+    """Of the free camera's fx, fy, skew, cx, cy, k1, k2, p1, p2, (9, 9); None where nothing tells them."""
     held = gtsam.NonlinearFactorGraph(graph)
     keys: list[int] = list(solution.keys())  # gtsam.Values cannot be iterated itself
     points = [key for key in keys if POINT <= key < CALIBRATION]
     size = float(np.median([np.linalg.norm(solution.atPoint3(key)) for key in points])) + 1e-9
     for key in points:  # one that has gone behind its cameras is held by nothing else
         held.add(gtsam.PriorFactorPoint3(key, solution.atPoint3(key), gtsam.noiseModel.Isotropic.Sigma(3, FAR * size)))
-    covariance = gtsam.Marginals(held, solution).marginalCovariance(CALIBRATION)
-    return float(np.sqrt(max(covariance[0, 0], covariance[1, 1])) / abs(focal))
+    try:
+        return np.asarray(gtsam.Marginals(held, solution).marginalCovariance(CALIBRATION), dtype=np.float64)
+    except RuntimeError:  # how GTSAM says that a linear system is singular
+        return None
 
 
-def _with_found_focal(bundle: Bundle, solution: gtsam.Values) -> tuple[Bundle, tuple[float, float]]:
-    """The bundle under the camera that was found, and by how much its focal lengths have grown."""
-    found, camera = solution.atCal3_S2(CALIBRATION), next(iter(bundle.cameras.values()))
-    ratio = found.fx() / camera.fx, found.fy() / camera.fy
-    refocused = camera.refocused(ratio)
-    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, refocused)), ratio
+def told_of(prior: LensPrior, solution: gtsam.Values, covariance: FloatArray | None) -> LensPrior | None:
+    """What of the camera may stay free: a focal length that is not told is held with all the rest of it, and a
+    distortion that may be the noise's is none."""
+    if covariance is None:
+        return None
+    found = solution.atCal3DS2(CALIBRATION)
+    focal_sigma = float(np.sqrt(max(covariance[0, 0] / found.fx() ** 2, covariance[1, 1] / found.fy() ** 2)))
+    if prior.focal_sigma and focal_sigma > MAX_FOCAL_SIGMA:
+        return None
+    radial = np.array([found.k1(), found.k2()])
+    deviations = float(np.sqrt(radial @ np.linalg.solve(covariance[5:7, 5:7], radial)))
+    if not prior.radial_sigma or deviations >= prior.significant:
+        return prior
+    return replace(prior, radial_sigma=0.0) if prior.focal_sigma else None
+
+
+def _found(solution: gtsam.Values, camera: Camera, prior: LensPrior) -> LensStep:
+    found = solution.atCal3DS2(CALIBRATION)
+    return LensStep(
+        focal_ratio=(found.fx() / camera.fx, found.fy() / camera.fy) if prior.focal_sigma else (1.0, 1.0),
+        radial=(found.k1(), found.k2()) if prior.radial_sigma else (0.0, 0.0),
+    )
+
+
+def straightened(bundle: Bundle, lens: LensStep) -> Bundle:
+    """The bundle as the corrected camera would have seen it."""
+    camera = next(iter(bundle.cameras.values()))
+    pixels = lens.straightened(bundle.pixels, camera)
+    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, lens.camera(camera)), pixels=pixels)
 
 
 def _calibration(camera: Camera) -> gtsam.Cal3_S2:

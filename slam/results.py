@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -21,7 +21,8 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
-from relocalizer.images import Camera, encode_jpeg
+from relocalizer.images import Camera, decode_image, encode_jpeg
+from relocalizer.lens import Lens
 from relocalizer.map_folder import JPEG_QUALITY, save_map
 from slam.events import Event, FrameProcessed, KeyframeAdded
 from slam.frames import Frame, Keyframe
@@ -110,15 +111,17 @@ class RunFolder:
         with _replacing(self.path / name) as temporary:
             write_tum(temporary, trajectory, note=note)
 
-    def write_result(self, result: SlamResult) -> None:
-        """The final trajectories: every frame, keyframes, poses as they were live, and parts nothing ties."""
+    def write_result(self, result: SlamResult, calibration: Camera) -> None:
+        """The final trajectories: every frame, keyframes, poses as they were live, and parts nothing ties.
+
+        With them goes a camera.yaml when more was found of the lens than `calibration`, of the source's own pictures.
+        """
         note = result.units.note
         self.write_trajectory(TRAJECTORY, result.trajectory, note=note)
         self.write_trajectory(KEYFRAMES, result.keyframe_trajectory, note=note)
         self.write_trajectory(ONLINE, result.online, note=note)
-        if result.focal_was_found:
-            assert result.camera is not None
-            write_atomically(self.path / CAMERA, result.camera.to_yaml())
+        if result.lens.is_known_better:
+            write_atomically(self.path / CAMERA, result.lens.calibration(calibration).to_yaml())
         for number, segment in enumerate(result.segments, start=2):
             self.write_trajectory(f"trajectory_segment{number}.txt", segment)
 
@@ -144,6 +147,17 @@ class KeyframePictures:
         """A keyframe's picture. Raises OutputError when it cannot be read back."""
         with _writing(self._folder):
             return self._path(keyframe_id).read_bytes()
+
+    def straightened(self, lens: Lens) -> Callable[[int], bytes]:
+        """`jpeg`, of pictures as the corrected camera of the map would have taken them."""
+        if not lens.bends:
+            return self.jpeg
+
+        def straight(keyframe_id: int) -> bytes:
+            picture = decode_image(self.jpeg(keyframe_id), f"keyframe {keyframe_id}")
+            return encode_jpeg(lens.picture(picture), JPEG_QUALITY)
+
+        return straight
 
     def close(self) -> None:
         """Remove them; the map has its own."""
@@ -300,6 +314,7 @@ def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorCho
         "reason": "",
         "source": {"name": source.name, "description": source.description, "length": source.length},
         "camera": source.camera,
+        "calibration": source.calibration,
         "predictor": {
             "kind": choice.kind,
             "reason": choice.reason,
@@ -336,8 +351,9 @@ def closing_report(
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
         "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
         "path_length": trajectory.length,
-        "camera": outcome.result.camera if outcome.result.focal_was_found else opening["camera"],
-        "focal_px": _focal_px(opening["camera"], outcome.result),
+        "camera": outcome.result.camera if outcome.result.lens.is_known_better else opening["camera"],
+        "calibration": outcome.result.lens.calibration(opening["calibration"]),
+        "lens": _lens_report(opening["calibration"], outcome.result.lens),
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
@@ -355,11 +371,12 @@ def closing_report(
     }
 
 
-def _focal_px(given: Camera, result: SlamResult) -> dict[str, float] | None:
-    """The focal length that the run began with and the one it found, pixels; None when it looked for none."""
-    if not result.focal_was_found or result.camera is None:
+def _lens_report(given: Camera, lens: Lens) -> dict[str, Any] | None:
+    """What the run found of the lens, pixels of the pictures it worked on; None when it looked for nothing."""
+    if lens.start is None:
         return None
-    return {"start": given.mean_focal, "found": result.camera.mean_focal}
+    focal_px = {"start": lens.start.mean_focal, "found": lens.camera.mean_focal} if given.assumed else None
+    return {"focal_px": focal_px, "corner_px": lens.corner_px}
 
 
 def versions() -> dict[str, str]:

@@ -51,6 +51,7 @@ class FrameSource(Protocol):
         name: short, for titles and folder names.
         description: one line that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
         camera: the pinhole camera of every frame it will give (after undistortion).
+        calibration: the camera of its own pictures, before they are shrunk and undistorted; given or assumed.
         length: frames to come, None for a live stream. A damaged file may give fewer.
         ground_truth: when the source has it.
         skipped: pictures that could not be read so far, as (name, reason).
@@ -60,6 +61,7 @@ class FrameSource(Protocol):
     name: str
     description: str
     camera: Camera
+    calibration: Camera
     length: int | None
     ground_truth: Trajectory | None
     skipped: list[tuple[str, str]]
@@ -179,19 +181,20 @@ class Optics:
 
     Attributes:
         camera: the pinhole camera of the pictures that come out.
+        calibration: the camera of those that go in.
         note: what the user should know about it, part of a description.
     """
 
     def __init__(self, width: int, height: int, calibration: _Given | None, config: InputConfig) -> None:
         self._size = (width, height)
         self._shrunk = size_within(width, height, config.max_side_px)
-        raw, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
-        self._undistort = Undistorter(raw.resized(*self._shrunk))
+        self.calibration, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
+        self._undistort = Undistorter(self.calibration.resized(*self._shrunk))
         self.camera = self._undistort.camera
         if self._shrunk != self._size:
             self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
-        if raw.model != "pinhole":
-            self.note += f", {raw.model} distortion removed"
+        if self.calibration.model != "pinhole":
+            self.note += f", {self.calibration.model} distortion removed"
 
     def __call__(self, image: Image, name: str) -> Image:
         """The picture as `camera` sees it.
@@ -218,7 +221,7 @@ class ImageSequence:
         self._optics = optics
         self.name = index.name
         self.description = f"{index.description}; {optics.note}"
-        self.camera = optics.camera
+        self.camera, self.calibration = optics.camera, optics.calibration
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
         self.skipped: list[tuple[str, str]] = []
@@ -283,7 +286,7 @@ class VideoFile:
         self._selection = selection
         self.name = name
         self.description = f"{description}; {optics.note}"
-        self.camera = optics.camera
+        self.camera, self.calibration = optics.camera, optics.calibration
         self.length = None if count is None else len(selection.of(count, name))
         self.ground_truth: Trajectory | None = None
         self.skipped: list[tuple[str, str]] = []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, stack_matrices
 from relocalizer.images import Camera
+from relocalizer.lens import Lens
 from slam.frame_log import FrameLog
 from slam.graph import KeyframeGraph
 from slam.mapping import Mapper
@@ -45,7 +46,7 @@ class SlamResult:
         segments: the other segments, largest first; nothing ties their frames and scales to the first, so their
             lengths are map units of their own. `segment_frame_indices` name their rows.
         camera: of the frames, as the last refinement left it; None without a keyframe.
-        focal_was_found: whether its focal lengths are other than those the run began with.
+        lens: what the run found of it beyond the calibration it began with.
         online: every tracked frame as it was placed live.
     """
 
@@ -62,7 +63,7 @@ class SlamResult:
     segment_frame_indices: list[NDArray[np.int64]] = field(default_factory=list)
     units: Units = Units()
     camera: Camera | None = None
-    focal_was_found: bool = False
+    lens: Lens = field(default_factory=Lens)
 
 
 def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
@@ -90,7 +91,7 @@ def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
         ),
         online=log.live_trajectory(),
         camera=keyframes[-1].camera if keyframes else None,
-        focal_was_found=mapper.focal_was_found,
+        lens=mapper.lens,
         graph=graph,
         landmark_ids=ids,
         landmark_points=landmarks.points_world(ids, graph),

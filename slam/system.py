@@ -117,7 +117,8 @@ class Slam:
         """The map as it stands, at rest, the map the run began in included.
 
         Args:
-            jpeg: picture of a keyframe of this run, by its id, as the bytes of a JPEG file.
+            jpeg: picture of a keyframe of this run, by its id, as the bytes of a JPEG file, straightened by the lens
+                that was found.
         """
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
         return map_of_run(self._mapper, self._earlier, self._log.records, provenance, jpeg)
@@ -278,6 +279,6 @@ class Slam:
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
-            if not earlier.keyframe_ids:
-                log.refocus(mapper.graph.keyframes[mapper.graph.last_id].camera)
+            if mapper.lens.is_known_better:
+                log.straighten(mapper.lens)
             log.place_again(mapper.graph, self._front_end.place_again)

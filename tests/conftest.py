@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from relocalizer.geometry import rigid
+from relocalizer.lens import Lens
 from slam.cli import main
 from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
 from slam.frames import Frame
@@ -108,7 +109,7 @@ class StraightSlam:
             frame_indices=indices,
             online=trajectory,
             units=Units(),
-            focal_was_found=False,
+            lens=Lens(),
         )
 
     def saved_map(self, jpeg: Callable[[int], bytes]) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,9 +15,10 @@ from relocalizer.images import load_camera
 from slam.config import InputConfig, SlamConfig
 from slam.evaluate import evaluate
 from slam.events import EdgeAccepted, Event, Initialised
+from slam.frames import Frame
 from slam.graph import EdgeKind
 from slam.pipeline import RunOutcome, build, run
-from slam.sequence import open_source
+from slam.sequence import FrameSource, open_source
 from slam.trajectory import Trajectory, read_tum
 
 ROOT = Path(__file__).parents[1]
@@ -71,16 +75,48 @@ def test_the_loop_of_the_bundled_room_is_found_and_true(bundled):
 def test_a_video_without_a_camera_tells_its_focal_length():
     outcome, _ = play(BUNDLED / "video.mp4", max_frames=150)
     given, truth = load_camera(BUNDLED / "camera.yaml"), read_tum(BUNDLED / "groundtruth.txt")
-    assert outcome.result.focal_was_found
+    assert outcome.result.lens.is_known_better
     assert outcome.result.camera.fx == pytest.approx(given.fx, rel=0.01)  # 554 is assumed, a fifth too long
     length = Trajectory(truth.timestamps_ns[:150], truth.world_from_cam[:150]).length
     assert ate(outcome.result.trajectory, BUNDLED) < 0.005 * length
 
 
-def test_the_focal_length_of_a_camera_file_stays(bundled):
+def test_a_camera_file_that_is_right_stays(bundled):
     outcome, _ = bundled
-    assert not outcome.result.focal_was_found
-    assert outcome.result.camera.fx == load_camera(BUNDLED / "camera.yaml").fx
+    assert not outcome.result.lens.is_known_better
+    assert outcome.result.camera == load_camera(BUNDLED / "camera.yaml")
+
+
+class Bent:
+    """A source whose pictures a lens bends that its camera does not know."""
+
+    def __init__(self, source: FrameSource, radial: tuple[float, float]) -> None:
+        self._source, self._radial = source, radial
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._source, name)
+
+    def __iter__(self) -> Iterator[Frame]:
+        camera, none = self._source.camera, np.eye(3)
+        size, lens = (camera.width, camera.height), np.array([*self._radial, 0.0, 0.0])
+        x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+        seen = np.stack([x, y], axis=-1).reshape(-1, 1, 2).astype(np.float32)
+        at = cv2.undistortPoints(seen, camera.matrix, lens, R=none, P=camera.matrix).reshape(size[1], size[0], 2)
+        for frame in self._source:
+            yield replace(frame, image=cv2.remap(frame.image, at[..., 0], at[..., 1], cv2.INTER_LINEAR))
+
+
+def test_a_lens_that_the_camera_file_does_not_know_is_found():
+    source = Bent(open_source(str(BUNDLED), config=InputConfig(), max_frames=150), (-0.03, 0.0))
+    result = run(source, build(SlamConfig())).result
+    truth = read_tum(BUNDLED / "groundtruth.txt")
+    length = Trajectory(truth.timestamps_ns[:150], truth.world_from_cam[:150]).length
+    assert ate(result.trajectory, BUNDLED) < 0.003 * length
+    found = result.lens.calibration(source.calibration)
+    assert found.model == "radtan"
+    at_the_side = np.array([[0.55, 0.0]])  # of the corner the pictures say little
+    true = replace(source.camera, model="radtan", distortion=(-0.03, 0.0, 0.0, 0.0))
+    assert found.distorted(at_the_side) == pytest.approx(true.distorted(at_the_side), abs=0.5)
 
 
 def test_the_same_frames_give_the_same_bytes():

@@ -12,6 +12,7 @@ import pytest
 from relocalizer.images import Camera
 from slam.config import RefinementConfig
 from slam.final_refinement import refine_everything
+from slam.refinement import GIVEN, GUESSED, LensPrior
 from slam.tracks import Tracks
 
 
@@ -30,12 +31,12 @@ class CountingMapper:
             observed=dict.fromkeys(range(10), tracks), has_place=lambda ids: np.ones(len(ids), bool)
         )
         self.refined: list[int] = []
-        self.calibrated: list[int] = []
+        self.calibrated: list[tuple[int, LensPrior]] = []
 
-    def refine_all(self, segment: int, *, free_focal: bool = False) -> tuple[float, float]:
+    def refine_all(self, segment: int, *, lens: LensPrior | None = None) -> tuple[float, float]:
         self.refined.append(segment)
-        if free_focal:
-            self.calibrated.append(segment)
+        if lens is not None:
+            self.calibrated.append((segment, lens))
         return 2.0 + segment, 1.0 + segment
 
 
@@ -45,7 +46,7 @@ def rounds(
     told: list[tuple[float, float, str]] = []
     done = refine_everything(
         mapper,  # type: ignore[arg-type]
-        RefinementConfig(**config),
+        RefinementConfig(**{"calibrate": "never", **config}),
         frames=frames,
         keyframes=keyframes,
         may_calibrate=may_calibrate,
@@ -66,7 +67,7 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
     mapper, told = CountingMapper(seen=5000), []
     refine_everything(
         mapper,  # type: ignore[arg-type]
-        RefinementConfig(),
+        RefinementConfig(calibrate="never"),
         frames=10,
         keyframes=10,
         may_calibrate=True,
@@ -78,20 +79,21 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
 
 def test_an_assumed_focal_length_is_looked_for_in_the_largest_segment_whatever_it_costs():
     mapper = CountingMapper(seen=10**6, assumed=True)
-    rounds(mapper, final_rounds=2)
-    assert mapper.calibrated == [0, 0]
+    rounds(mapper, final_rounds=2, calibrate="auto")
+    assert mapper.calibrated == [(0, GUESSED), (0, GUESSED)]
 
 
 @pytest.mark.parametrize(
     ("assumed", "may_calibrate", "calibrate", "expected"),
     [
-        (False, True, "auto", []),
-        (False, True, "always", [0]),
+        (False, True, "auto", [(0, GIVEN)]),
+        (False, True, "always", [(0, GUESSED)]),
+        (True, True, "auto", [(0, GUESSED)]),
         (True, True, "never", []),
         (True, False, "auto", []),
     ],
 )
-def test_a_focal_length_is_looked_for_when_asked_and_when_there_is_one_camera(
+def test_a_camera_is_refined_as_far_as_it_is_not_believed_when_there_is_but_one(
     assumed, may_calibrate, calibrate, expected
 ):
     mapper = CountingMapper(seen=10, assumed=assumed)
@@ -129,3 +131,8 @@ def test_fewer_iterations_make_a_round_cheaper():
 def test_a_short_run_in_a_large_map_does_not_refine_all_of_it():
     assert rounds(CountingMapper(seen=5000), frames=30, keyframes=2)[0] == 0
     assert rounds(CountingMapper(seen=5000), frames=30, keyframes=10)[0] == 1
+
+
+def test_a_camera_that_is_refined_too_makes_a_round_dearer():
+    held, free = (rounds(CountingMapper(seen=5000), frames=30, calibrate=c)[0] for c in ("never", "auto"))
+    assert (held, free) == (1, 0)

@@ -18,7 +18,16 @@ from relocalizer.geometry import (
 )
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
-from slam.refinement import Bundle, GtsamRefiner, refine_points, reprojection_errors
+from relocalizer.lens import LensStep
+from slam.refinement import (
+    GIVEN,
+    GUESSED,
+    Bundle,
+    GtsamRefiner,
+    refine_points,
+    reprojection_errors,
+    straightened,
+)
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=320.0, cy=240.0)
 
@@ -238,9 +247,9 @@ def many(rng):
     return rng.uniform([-2.0, -1.5, 3.0], [2.0, 1.5, 6.0], (200, 3))
 
 
-def with_focal(bundle, factor, *, free_focal=True):
+def with_focal(bundle, factor, *, lens=GUESSED):
     camera = replace(CAMERA, fx=factor * CAMERA.fx, fy=factor * CAMERA.fy, assumed=True)
-    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, camera), free_focal=free_focal)
+    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, camera), lens=lens)
 
 
 def bent(refined, truth):
@@ -253,19 +262,56 @@ def bent(refined, truth):
 def test_a_wrong_focal_length_is_found_where_the_camera_turns(many, factor):
     bundle = bundle_of(arc(8), many, noise=0.3)
     refined = refine(with_focal(bundle, factor))
-    assert np.multiply(refined.focal_ratio, factor) == pytest.approx([1.0, 1.0], abs=5e-3)
-    held = refine(with_focal(bundle, factor, free_focal=False))
+    assert np.multiply(refined.lens.focal_ratio, factor) == pytest.approx([1.0, 1.0], abs=5e-3)
+    held = refine(with_focal(bundle, factor, lens=None))
     assert bent(refined, many) < 0.2 * bent(held, many)
 
 
 def test_a_focal_length_that_nothing_tells_stays(many):
     """Cameras side by side that do not turn: a longer lens and a deeper scene look the same."""
     poses = {k: rigid(np.eye(3), [0.3 * k, 0.0, 0.0]) for k in range(6)}
-    assert refine(with_focal(bundle_of(poses, many, noise=0.3), 1.1)).focal_ratio == (1.0, 1.0)
+    assert refine(with_focal(bundle_of(poses, many, noise=0.3), 1.1)).lens.is_nothing
 
 
 def test_a_focal_length_that_is_given_stays(many):
-    assert refine(bundle_of(arc(8), many, noise=0.3)).focal_ratio == (1.0, 1.0)
+    assert refine(replace(bundle_of(arc(8), many, noise=0.3), lens=GIVEN)).lens.focal_ratio == (1.0, 1.0)
+
+
+def bent_by(bundle, *radial):
+    """The bundle as a lens with that distortion shows it; its camera knows nothing of it."""
+    lens = replace(CAMERA, model="radtan", distortion=(*radial, 0.0, 0.0))
+    return replace(bundle, pixels=lens.distorted(CAMERA.normalised(bundle.pixels)))
+
+
+@pytest.mark.parametrize("radial", [(0.04, 0.0), (-0.03, 0.01)])
+def test_a_distortion_that_the_calibration_leaves_is_found(many, radial):
+    bundle = bent_by(bundle_of(arc(8), many, noise=0.3), *radial)
+    refined, held = refine(replace(bundle, lens=GIVEN)), refine(bundle)
+    at_the_side = np.array([[CAMERA.cx + 0.5 * CAMERA.fx, CAMERA.cy]])  # the two are told together, not apart
+    true = LensStep(radial=radial).bent(at_the_side, CAMERA)
+    assert refined.lens.bent(at_the_side, CAMERA) == pytest.approx(true, abs=0.5)
+    assert bent(refined, many) < 0.5 * bent(held, many)
+    assert np.median(refined.error_px) == pytest.approx(0.3 * np.sqrt(2 * np.log(2)), rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_alone_is_no_distortion(many, seed):
+    assert refine(replace(bundle_of(arc(8), many, noise=0.5, seed=seed), lens=GIVEN)).lens.is_nothing
+
+
+def test_with_the_distortion_known_the_rest_of_it_needs_no_proof(many):
+    rest = bent_by(bundle_of(arc(8), many, noise=0.5), 5e-4, 0.0)
+    assert refine(replace(rest, lens=GIVEN)).lens.is_nothing
+    assert any(refine(replace(rest, lens=replace(GIVEN, significant=0.0))).lens.radial)
+
+
+def test_a_bundle_and_its_straightened_one_have_the_same_errors(many):
+    step = LensStep((1.02, 1.01), (0.01, -0.005))
+    true = bundle_of(arc(4), many)
+    camera = replace(CAMERA, fx=CAMERA.fx / 1.02, fy=CAMERA.fy / 1.01)
+    seen = replace(true, cameras=dict.fromkeys(true.cameras, camera), pixels=step.bent(true.pixels, camera))
+    straight = straightened(seen, step)
+    assert reprojection_errors(straight, straight.world_from_cam, many).max() < 1e-6
 
 
 def test_a_bundle_that_holds_nan_gives_the_start_back(points):

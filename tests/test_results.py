@@ -9,6 +9,7 @@ import pytest
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
 from relocalizer.images import Camera
+from relocalizer.lens import Lens
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
@@ -160,8 +161,9 @@ def test_an_empty_trajectory_can_be_written(tmp_path):
     empty = Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
     RunFolder.create(tmp_path).write_result(
         SimpleNamespace(
-            trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units(), focal_was_found=False
-        )
+            trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units(), lens=Lens()
+        ),
+        Camera.assume(64, 48, fov_deg=60.0),
     )
     text = (tmp_path / "trajectory.txt").read_text()
     assert [line for line in text.splitlines() if not line.startswith("#")] == []

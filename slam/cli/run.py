@@ -245,7 +245,7 @@ def _run_into(
                 )
                 outcome = _run_with_progress(request, frames, slam, statistics, observers)
                 outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth, observers=observers)
-                folder.write_result(outcome.result)
+                folder.write_result(outcome.result, frames.calibration)
                 if not request.localize_only:
                     _write_map(folder, slam, outcome, pictures)
             except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
@@ -269,7 +269,7 @@ def _run_into(
 def _write_map(folder: RunFolder, slam: Any, outcome: RunOutcome, pictures: KeyframePictures) -> None:
     from slam.saved_map import in_units_of
 
-    saved = slam.saved_map(pictures.jpeg)
+    saved = slam.saved_map(pictures.straightened(outcome.result.lens))
     if len(saved.keyframes):
         folder.write_map(in_units_of(outcome.result, saved))
 

@@ -1,0 +1,185 @@
+"""What a joint refinement found of the lens that the calibration does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from relocalizer.geometry import FloatArray
+from relocalizer.images import Camera, CameraModel, Image
+
+NEWTON_STEPS = 10  # quadratic from the start for any lens that is nearly a pinhole
+SETTLED = 0.01  # of the focal length
+GRID_PX = 20  # between the points a calibration is fitted to
+MIN_SLOPE = 0.1  # beyond the radius where a polynomial folds back it says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class LensStep:
+    """One correction of a camera taken for a pinhole.
+
+    Attributes:
+        focal_ratio: by how much its focal lengths (x, y) have grown.
+        radial: distortion (k1, k2) of its pictures, in OpenCV's convention.
+    """
+
+    focal_ratio: tuple[float, float] = (1.0, 1.0)
+    radial: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_nothing(self) -> bool:
+        return self == LensStep()
+
+    def camera(self, camera: Camera) -> Camera:
+        """The pinhole camera of the straightened pictures; it is no guess any more."""
+        return camera if self.is_nothing else camera.refocused(self.focal_ratio)
+
+    def straightened(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
+        """Where the corrected pinhole camera sees what `camera`'s pictures show at `pixels` (N, 2)."""
+        corrected, (k1, k2) = self.camera(camera), self.radial
+        centre, focal = (corrected.cx, corrected.cy), (corrected.fx, corrected.fy)
+        seen = (np.asarray(pixels, dtype=np.float64) - centre) / focal
+        bent = np.linalg.norm(seen, axis=1)
+        straight = bent.copy()
+        for _ in range(NEWTON_STEPS):
+            squared = straight**2
+            slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
+            straight += (bent - straight * (1 + squared * (k1 + squared * k2))) / slope
+        return np.asarray(seen * (straight / np.maximum(bent, 1e-12))[:, None] * focal + centre)
+
+    def bent(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
+        """The way back of `straightened`: where `camera`'s pictures show what the corrected camera sees at `pixels`."""
+        corrected = self.camera(camera)
+        directions = corrected.normalised(pixels)
+        squared = (directions**2).sum(axis=1, keepdims=True)
+        k1, k2 = self.radial
+        return np.asarray(
+            directions * (1 + squared * (k1 + squared * k2)) * (corrected.fx, corrected.fy)
+            + (corrected.cx, corrected.cy)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """All corrections of one camera, the first one first; none at the start.
+
+    Attributes:
+        start: the camera before any; None without corrections.
+    """
+
+    start: Camera | None = None
+    steps: tuple[LensStep, ...] = ()
+
+    @property
+    def is_known_better(self) -> bool:
+        """Whether there is anything the calibration did not say."""
+        return bool(self.steps)
+
+    @property
+    def bends(self) -> bool:
+        """Whether a distortion was found."""
+        return any(any(step.radial) for step in self.steps)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last correction hardly changed the focal length any more."""
+        return self.is_known_better and max(abs(ratio - 1.0) for ratio in self.steps[-1].focal_ratio) < SETTLED
+
+    def then(self, step: LensStep, camera: Camera) -> Lens:
+        """With one more correction, of `camera` as it is now."""
+        return Lens(self.start or camera, (*self.steps, step))
+
+    @property
+    def camera(self) -> Camera:
+        """The pinhole camera of the straightened pictures. Raises ValueError without corrections."""
+        return self._cameras()[-1]
+
+    def straightened(self, pixels: NDArray[Any]) -> FloatArray:
+        """Where the corrected pinhole camera sees what the pictures show at `pixels` (N, 2)."""
+        straight = np.asarray(pixels, dtype=np.float64)
+        for step, camera in zip(self.steps, self._cameras(), strict=False):
+            straight = step.straightened(straight, camera)
+        return straight
+
+    def bent(self, pixels: NDArray[Any]) -> FloatArray:
+        """The way back of `straightened`."""
+        bent = np.asarray(pixels, dtype=np.float64)
+        for step, camera in reversed(list(zip(self.steps, self._cameras(), strict=False))):
+            bent = step.bent(bent, camera)
+        return bent
+
+    def picture(self, image: Image) -> Image:
+        """A picture (H, W, 3) straightened; what it does not show at its border is its edge repeated."""
+        height, width = image.shape[:2]
+        at = self.bent(_grid(width, height, 1)).astype(np.float32).reshape(height, width, 2)
+        straight = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(straight, dtype=np.uint8)
+
+    @property
+    def corner_px(self) -> float:
+        """How far the pictures are bent where they are bent most, pixels."""
+        if self.start is None:
+            return 0.0
+        w, h = self.start.width - 1.0, self.start.height - 1.0
+        corners = np.array([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]])
+        unbent = self.camera.normalised(self.straightened(corners)) - self.camera.normalised(corners)
+        return float(np.linalg.norm(unbent * (self.camera.fx, self.camera.fy), axis=1).max())
+
+    def calibration(self, given: Camera) -> Camera:
+        """One camera that says what `given` says and what was found, for the source's own pictures.
+
+        Args:
+            given: of those pictures, of any size; they were undistorted by it before anything was found.
+        """
+        if self.start is None:
+            return given
+        before = given.resized(self.start.width, self.start.height)
+        pixels = _grid(before.width, before.height, GRID_PX)
+        seen = before.distorted(self.start.normalised(pixels))
+        found = fitted(before, self.camera.normalised(self.straightened(pixels)), seen)
+        return found.resized(given.width, given.height)
+
+    def _cameras(self) -> list[Camera]:
+        """The camera before each correction, and after the last one."""
+        if self.start is None:
+            raise ValueError("Lens: there is no correction")
+        cameras = [self.start]
+        for step in self.steps:
+            cameras.append(step.camera(cameras[-1]))
+        return cameras
+
+
+def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera:
+    """The camera that sees `directions` (N, 2; on the plane z = 1) at `pixels` (N, 2), of the model of `start`.
+
+    Least squares. A pinhole becomes radtan, as a lens bends more than that.
+    """
+    model: CameraModel = "fisheye" if start.model == "fisheye" else "radtan"
+    count = max(len(start.distortion), 4 if model == "fisheye" else 5)
+
+    def camera_of(numbers: NDArray[Any]) -> Camera:
+        fx, fy, cx, cy, *distortion = (round(float(number), 9) for number in numbers)
+        return replace(
+            start, fx=fx, fy=fy, cx=cx, cy=cy, model=model, distortion=tuple(distortion), assumed=False
+        )  # fmt: skip
+
+    first = np.zeros(4 + count)
+    first[:4] = start.fx, start.fy, start.cx, start.cy
+    first[4 : 4 + len(start.distortion)] = start.distortion
+    scale = np.array([start.mean_focal] * 4 + [1.0] * count)
+
+    def residuals(shares: FloatArray) -> FloatArray:
+        return (camera_of(shares * scale).distorted(directions) - pixels).ravel()
+
+    return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
+
+
+def _grid(width: int, height: int, step: int) -> FloatArray:
+    """Pixels (N, 2) all over a picture."""
+    x, y = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
+    return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float64)

@@ -1,0 +1,117 @@
+"""What a refinement finds of a lens, taken out of pixels and pictures and written as a calibration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relocalizer.images import Camera, Undistorter
+from relocalizer.lens import Lens, LensStep
+
+CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=322.0, cy=238.0)
+GRID = np.stack(np.meshgrid(np.arange(0, 640, 53), np.arange(0, 480, 37)), axis=-1).reshape(-1, 2).astype(float)
+coefficients = st.floats(-0.03, 0.03)
+ratios = st.floats(0.9, 1.1)
+
+
+def through_opencv(pixels, camera, radial):
+    """Where a lens shows what the pinhole camera sees at `pixels`."""
+    ahead = np.column_stack([camera.normalised(pixels), np.ones(len(pixels))]).reshape(-1, 1, 3)
+    lens, none = np.array([*radial, 0.0, 0.0]), np.zeros(3)
+    return cv2.projectPoints(ahead, none, none, camera.matrix, lens)[0].reshape(-1, 2)
+
+
+@given(ratios, ratios, coefficients, coefficients)
+def test_bending_undoes_straightening(rx, ry, k1, k2):
+    step = LensStep((rx, ry), (k1, k2))
+    assert np.allclose(step.bent(step.straightened(GRID, CAMERA), CAMERA), GRID, atol=1e-6)
+
+
+def test_the_distortion_is_opencvs():
+    step = LensStep(radial=(-0.03, 0.01))
+    assert np.allclose(step.bent(GRID, CAMERA), through_opencv(GRID, CAMERA, (-0.03, 0.01)), atol=1e-9)
+
+
+def test_barrel_distortion_is_pushed_outwards():
+    """k1 = -0.1 shows x/z = 0.5 at 0.5 * (1 - 0.1 * 0.25) = 0.4875."""
+    step = LensStep(radial=(-0.1, 0.0))
+    [straight] = step.straightened(np.array([[322.0 + 500 * 0.4875, 238.0]]), CAMERA)
+    assert straight == pytest.approx([322.0 + 500 * 0.5, 238.0], abs=1e-6)
+
+
+def test_a_longer_lens_alone_moves_no_pixel():
+    step = LensStep((1.1, 1.2))
+    assert np.array_equal(step.straightened(GRID, CAMERA), GRID)
+    assert (step.camera(CAMERA).fx, step.camera(CAMERA).fy) == pytest.approx((550.0, 588.0))
+
+
+def test_no_pixels_stay_none():
+    assert LensStep(radial=(0.1, 0.0)).straightened(np.zeros((0, 2)), CAMERA).shape == (0, 2)
+
+
+def test_a_step_that_says_nothing_leaves_the_camera_as_it_was():
+    assert LensStep().camera(CAMERA) is CAMERA
+
+
+@given(ratios, coefficients, coefficients)
+def test_two_steps_follow_each_other_and_back(ratio, k1, k2):
+    first, second = LensStep((ratio, ratio), (k1, 0.0)), LensStep(radial=(k2, 0.01))
+    lens = Lens().then(first, CAMERA).then(second, first.camera(CAMERA))
+    one_by_one = second.straightened(first.straightened(GRID, CAMERA), first.camera(CAMERA))
+    assert np.allclose(lens.straightened(GRID), one_by_one)
+    assert np.allclose(lens.bent(one_by_one), GRID, atol=1e-6)
+    assert lens.camera == second.camera(first.camera(CAMERA))
+
+
+def test_without_corrections_nothing_is_known_better():
+    assert (Lens().is_known_better, Lens().bends, Lens().corner_px) == (False, False, 0.0)
+    assert Lens().calibration(CAMERA) is CAMERA
+
+
+def test_a_picture_is_straightened_as_its_pixels_are():
+    lens = Lens().then(LensStep(radial=(-0.1, 0.02)), CAMERA)
+    image = np.zeros((480, 640, 3), np.uint8)
+    cv2.circle(image, (80, 400), 4, (255, 255, 255), -1)
+    rows, columns = np.nonzero(lens.picture(image)[..., 0] > 127)
+    assert [columns.mean(), rows.mean()] == pytest.approx(lens.straightened(np.array([[80.0, 400.0]]))[0], abs=0.5)
+
+
+def test_the_corner_says_how_far_pictures_are_bent():
+    lens = Lens().then(LensStep(radial=(0.01, 0.0)), CAMERA)
+    corner = np.array([[0.0, 479.0]])  # the farthest from the centre
+    assert lens.corner_px == pytest.approx(np.linalg.norm(lens.straightened(corner) - corner), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        CAMERA,
+        replace(CAMERA, assumed=True),
+        replace(CAMERA, model="radtan", distortion=(-0.2, 0.05, 1e-3, -5e-4)),
+        replace(CAMERA, model="radtan", distortion=(-0.2, 0.05, 1e-3, -5e-4, 0.01, 0.1, 0.02, 0.01)),
+        replace(CAMERA, model="fisheye", distortion=(0.02, -0.01, 0.002, 0.0)),
+    ],
+)
+def test_the_calibration_says_what_was_given_and_what_was_found(raw):
+    """Undistorting by it is undistorting by the given one and straightening then."""
+    undistorted = Undistorter(raw).camera
+    lens = Lens().then(LensStep((1.02, 1.02), (0.02, -0.01)), undistorted)
+    found = lens.calibration(raw)
+    directions = lens.camera.normalised(lens.straightened(GRID))
+    assert np.abs(found.distorted(directions) - raw.distorted(undistorted.normalised(GRID))).max() < 0.1
+    assert not found.assumed
+
+
+def test_a_calibration_is_for_pictures_of_the_size_that_was_given():
+    """The run worked on pictures of half the size."""
+    large = CAMERA.resized(1280, 960)
+    lens = Lens().then(LensStep(radial=(0.02, 0.0)), CAMERA)
+    found = lens.calibration(large)
+    assert (found.width, found.height) == (1280, 960)
+    assert (found.fx, found.cx, found.cy) == pytest.approx((large.fx, large.cx, large.cy), abs=1e-3)
+    assert found.distortion[:2] == pytest.approx((0.02, 0.0), abs=1e-4)
