@@ -141,8 +141,8 @@ class RefinementConfig(Section):
     )
     calibrate: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Find in the last refinement what the camera file does not say of the lens; auto: distortion that is "
-        "left, and the focal length when it was only assumed; always: the focal length too.",
+        description="Find what the camera file does not say of the lens in the last refinement; auto: distortion that "
+        "is left, and the focal length when it was only assumed; always: the focal length too.",
     )
     final_rounds: int = Field(3, ge=1, le=20, description="Rounds of recognising and refining the whole map.")
     final_related: int = Field(
