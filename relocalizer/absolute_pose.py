@@ -70,6 +70,7 @@ def refine_pose(
     start: RigidTransform,
     *,
     noise_px: float,
+    along_world: FloatArray | None = None,
     prior: PosePrior | None = None,
     iterations: int = 12,
 ) -> PoseFit:
@@ -81,6 +82,9 @@ def refine_pose(
     Args:
         start: world_from_cam to begin from.
         noise_px: standard deviation of a pixel.
+        along_world: (N, 3) one standard deviation of each landmark along the ray it was found by. The image of it is
+            added to the pixel's covariance, so that what is uncertain pulls less and may lie farther off. None takes
+            the points for exact.
     """
     R = rotation_matrix(start).T
     t = -R @ translation_of(start)
@@ -93,7 +97,9 @@ def refine_pose(
         p = points_world @ R.T + t
         z = np.maximum(p[:, 2], 1e-6)
         normalised = p[:, :2] / z[:, None]
-        residual = normalised * focal + centre - pixels
+        residual, J = normalised * focal + centre - pixels, _jacobians(normalised, z, focal)
+        if along_world is not None:
+            residual, J = _whitened(residual, J, along_world @ R.T, noise_px)
         squared = (residual**2).sum(axis=1) / noise_px**2
         valid = p[:, 2] > 1e-6
         settled = settled or step == iterations
@@ -102,7 +108,7 @@ def refine_pose(
         else:
             weight = (valid & (squared < CHI2_2DOF_95)).astype(np.float64)
             inlier_rounds += 1
-        H, gradient = _normal_equations(z, normalised, residual, weight / noise_px**2, focal)
+        H, gradient = _normal_equations(J, residual, weight / noise_px**2)
         if prior is not None:
             error = _left_difference(R, t, prior.world_from_cam)
             H += prior.information
@@ -115,7 +121,11 @@ def refine_pose(
         settled = settled or bool(np.abs(delta).max() < 1e-7)
     p = points_world @ R.T + t
     z = np.maximum(p[:, 2], 1e-6)
-    squared = (((p[:, :2] / z[:, None]) * focal + centre - pixels) ** 2).sum(axis=1) / noise_px**2
+    normalised = p[:, :2] / z[:, None]
+    residual = normalised * focal + centre - pixels
+    if along_world is not None:
+        residual, _ = _whitened(residual, _jacobians(normalised, z, focal), along_world @ R.T, noise_px)
+    squared = (residual**2).sum(axis=1) / noise_px**2
     inliers = (p[:, 2] > 1e-6) & (squared < CHI2_2DOF_95)
     return PoseFit(rigid(R.T, -R.T @ t), inliers, H)
 
@@ -144,14 +154,26 @@ def pose_information(
     return np.asarray(np.einsum("nji,njk,nkl->il", J, np.linalg.inv(covariance), J))
 
 
-def _normal_equations(
-    z: FloatArray, normalised: FloatArray, residual: FloatArray, weight: FloatArray, focal: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _normal_equations(J: FloatArray, residual: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
     """H (6, 6) and gradient (6,) of the weighted squared reprojection error, for a left perturbation."""
-    J = _jacobians(normalised, z, focal)
     flat = J.reshape(-1, 6)
     weighted = flat * np.repeat(weight, 2)[:, None]
     return weighted.T @ flat, weighted.T @ residual.ravel()
+
+
+def _whitened(
+    residual: FloatArray, J: FloatArray, along_cam: FloatArray, noise_px: float
+) -> tuple[FloatArray, FloatArray]:
+    """Residuals (N, 2) and Jacobians (N, 2, 6), shrunk along the image of each point's uncertainty (N, 3).
+
+    By so much that their covariance, noise^2 I + s s^T for the image s, becomes noise^2 I.
+    """
+    smear = np.einsum("nij,nj->ni", J[:, :, 3:], along_cam)
+    squared = (smear**2).sum(axis=1)
+    shrink = 1.0 - 1.0 / np.sqrt(1.0 + squared / noise_px**2)
+    towards = smear * np.sqrt(shrink / np.maximum(squared, 1e-12))[:, None]
+    residual = residual - towards * (towards * residual).sum(axis=1)[:, None]
+    return residual, J - towards[:, :, None] * np.einsum("ni,nij->nj", towards, J)[:, None, :]
 
 
 def _jacobians(normalised: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:

@@ -62,20 +62,33 @@ def disagreement(a: Edge, b: Edge, odometry: Odometry) -> float | None:
     Returns:
         None when the ends are not near each other: drift leaves nothing to compare, for or against.
     """
-    there, back = odometry.near(a.i, b.i), odometry.near(a.j, b.j)
+    # Where two maps begun apart overlap, one loop may lead from the first to the second and the other back.
+    crossed = odometry.near(a.i, b.i) is None and odometry.near(a.i, b.j) is not None
+    there, back = odometry.near(a.i, b.j if crossed else b.i), odometry.near(a.j, b.i if crossed else b.j)
     if there is None or back is None:
         return None
     i_from_k, j_from_l = there.source_from_target, back.source_from_target
+    k_from_l, spread = _measured(b, crossed)
     if a.sigmas[6] >= b.sigmas[6]:
-        a = _with_scale(a, i_from_k.scale * b.i_from_j.scale / j_from_l.scale)
+        a = _with_scale(a, i_from_k.scale * k_from_l.scale / j_from_l.scale)
     else:
-        b = _with_scale(b, a.i_from_j.scale * j_from_l.scale / i_from_k.scale)
-    around = i_from_k @ b.i_from_j @ j_from_l.inverse()
+        scale = a.i_from_j.scale * j_from_l.scale / i_from_k.scale
+        k_from_l, spread = _measured(_with_scale(b, 1.0 / scale if crossed else scale), crossed)
+    around = i_from_k @ k_from_l @ j_from_l.inverse()
     A = adjoint(j_from_l)
     # The far side is seen through loop a, for where the map has the two sides may be wrong.
     covariance = covariance_of(a) + there.covariance_in(a.i_from_j.inverse()) + back.covariance
-    covariance += A @ covariance_of(b) @ A.T
+    covariance += A @ spread @ A.T
     return squared_distance(difference(a.i_from_j, around), covariance)
+
+
+def _measured(edge: Edge, backwards: bool) -> tuple[Similarity, FloatArray]:
+    """What an edge measured, read from i to j or backwards, and the (7, 7) covariance of its error on the right."""
+    covariance = covariance_of(edge)
+    if not backwards:
+        return edge.i_from_j, covariance
+    A = adjoint(edge.i_from_j)
+    return edge.i_from_j.inverse(), A @ covariance @ A.T
 
 
 def _with_scale(edge: Edge, scale: float) -> Edge:

@@ -146,6 +146,15 @@ class PlacedLater:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NeverPlaced:
+    """A frame has no pose, and was not recognised in the whole map either; `reason` is a sentence with the numbers."""
+
+    frame_index: int
+    timestamp_ns: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FramesSkipped:
     """Pictures that could not be read, or that came faster than they could be used."""
 
@@ -188,6 +197,7 @@ Event = (
     | TrackingLost
     | Relocalised
     | PlacedLater
+    | NeverPlaced
     | FramesSkipped
     | RunFinished
     | ScaleAnchored

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
@@ -16,6 +16,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometric_predictor import relate_matches
 from relocalizer.geometry import FloatArray, Similarity, rigid
+from relocalizer.guided_matching import match_along_lines
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches
@@ -30,6 +31,7 @@ from slam.tracks import Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
 MATCH_RATIO = 0.85
+LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # of descriptors matched along epipolar lines
 MAX_BETWEEN = 1000  # frames remembered between the two of the pair; of more, every second one
 
 
@@ -140,21 +142,21 @@ class Initialiser:
         needed = min(self._config.min_confirming, self._config.min_landmarks)
         if len(tracks) < needed:
             return Waiting(f"{len(tracks)} points recognised, {needed} needed")
-        return self._try(first, Seen(frame, features, tracks))
+        return self._try(first, Seen(frame, features, tracks), by_looks=True)
 
-    def _try(self, first: Reference, second: Seen) -> FirstPair | Waiting:
+    def _try(self, first: Reference, second: Seen, *, by_looks: bool = False) -> FirstPair | Waiting:
         """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
         if first.tracks_decide:
-            return self._consider(first, second, self._relate_tracks(first.seen, second))
+            return self._consider(first, second, self._relate_tracks(first.seen, second), by_looks)
         if first.encoded is None:
             first.encoded = self._encode(first.seen)
         [estimate] = self._predictor.relate([(first.encoded, self._encode(second))])
-        outcome = self._consider(first, second, estimate)
+        outcome = self._consider(first, second, estimate, by_looks)
         if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
             # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,
             # and a network that takes long to answer need not be asked again.
             first.tracks_decide = True
-            outcome = self._consider(first, second, self._relate_tracks(first.seen, second))
+            outcome = self._consider(first, second, self._relate_tracks(first.seen, second), by_looks)
         return outcome
 
     def _relate_tracks(self, first: Seen, second: Seen) -> PairEstimate | NoEstimate:
@@ -163,11 +165,15 @@ class Initialiser:
         pixels = before.astype(np.float64), now.astype(np.float64)
         return relate_matches(Matches(*pixels, first.frame.camera, second.frame.camera), self._geometric)
 
-    def _consider(self, first: Reference, second: Seen, estimate: PairEstimate | NoEstimate) -> FirstPair | Waiting:
+    def _consider(
+        self, first: Reference, second: Seen, estimate: PairEstimate | NoEstimate, by_looks: bool
+    ) -> FirstPair | Waiting:
         if isinstance(estimate, NoEstimate):
             return Waiting(estimate.reason)
         if estimate.i_from_j_direction is None:
             return Waiting(estimate.direction_unknown)
+        if by_looks and estimate.confidence >= CONFIDENT:
+            second = _seen_along_lines(first.seen, second, estimate.i_from_j_rotation, estimate.i_from_j_direction)
         return self._check(first, second, estimate, estimate.i_from_j_direction)
 
     def _check(
@@ -226,6 +232,22 @@ def placed(pair: FirstPair, front_end: FrontEnd, world_from_first: RigidTransfor
         if isinstance(found, Located):
             pose = found.world_from_cam
             yield frame, found
+
+
+def _seen_along_lines(first: Seen, second: Seen, rotation: FloatArray, direction: FloatArray) -> Seen:
+    """The second frame with more of the first's points: those that were not to be told apart without a pose."""
+    pairs = match_along_lines(
+        first.features,
+        second.features,
+        first.frame.camera,
+        second.frame.camera,
+        rotation,
+        direction,
+        ratio=LINE_RATIO,
+        min_similarity=LINE_SIMILARITY,
+    )
+    more = Tracks(first.tracks.ids[pairs[:, 0]], second.features.pixels[pairs[:, 1]])
+    return replace(second, tracks=second.tracks.with_new(more))
 
 
 def _is_of_a_network(estimate: PairEstimate | NoEstimate) -> bool:

@@ -41,6 +41,11 @@ class FeatureMatches:
     def where(self, keep: NDArray[np.bool_]) -> FeatureMatches:
         return FeatureMatches(self.tracks.where(keep), self.feature[keep])
 
+    def with_new(self, other: FeatureMatches) -> FeatureMatches:
+        """These, and of the others those whose track and whose feature none of these has."""
+        new = other.where(~np.isin(other.tracks.ids, self.tracks.ids) & ~np.isin(other.feature, self.feature))
+        return FeatureMatches(self.tracks.joined(new.tracks), np.concatenate([self.feature, new.feature]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Localised:
@@ -101,6 +106,7 @@ def localise(
     min_inliers: int,
     min_confirming: int | None = None,
     search_too: bool = False,
+    unsure_depths: bool = False,
 ) -> Localised | NotLocalised:
     """The pose of a picture whose features match landmarks.
 
@@ -111,8 +117,10 @@ def localise(
             they only have to give the length.
         search_too: search by consensus as well where most landmarks contradict the estimate, and take what more agree
             with.
+        unsure_depths: let landmarks lie off along their rays by as much as their depths are unsure. More agree at the
+            right pose, and at wrong ones too: only where an estimate that leaves little doubt agrees is it evidence.
     """
-    confirming = min_inliers if min_confirming is None or not _is_confident(estimate) else min_confirming
+    confirming = min_inliers if min_confirming is None or not is_confident(estimate) else min_confirming
     placed = matches.where(landmarks.has_place(matches.tracks.ids))
     if len(placed.tracks) < confirming:
         return NotLocalised(f"{len(placed.tracks)} landmarks recognised, {confirming} needed", len(placed.tracks))
@@ -123,9 +131,12 @@ def localise(
         prior = None
     if start is None:
         return NotLocalised(f"no pose agrees with the {len(placed.tracks)} landmarks recognised")
-    fit = refine_pose(points, placed.tracks.pixels, camera, start, noise_px=FEATURE_NOISE_PX, prior=prior)
+    along = landmarks.depth_deviation_world(placed.tracks.ids, graph) if unsure_depths else None
+    fit = refine_pose(
+        points, placed.tracks.pixels, camera, start, noise_px=FEATURE_NOISE_PX, along_world=along, prior=prior
+    )
     if search_too and prior is not None and fit.inlier_count < MOST * len(points):
-        fit, prior = _better(fit, points, placed.tracks.pixels, camera, prior)
+        fit, prior = _better(fit, points, along, placed.tracks.pixels, camera, prior)
     confirmed = prior is not None and _agrees(fit.world_from_cam, prior.world_from_cam)
     needed = confirming if confirmed else min_inliers
     if fit.inlier_count < needed:
@@ -136,13 +147,18 @@ def localise(
 
 
 def _better(
-    fit: PoseFit, points: NDArray[np.float64], pixels: NDArray[np.float32], camera: Camera, prior: PosePrior
+    fit: PoseFit,
+    points: NDArray[np.float64],
+    along: NDArray[np.float64] | None,
+    pixels: NDArray[np.float32],
+    camera: Camera,
+    prior: PosePrior,
 ) -> tuple[PoseFit, PosePrior | None]:
     """The fit that began at a prior, or one found without it, whichever more landmarks agree with."""
     start = search_pose(points, pixels, camera, noise_px=FEATURE_NOISE_PX)
     if start is None:
         return fit, prior
-    other = refine_pose(points, pixels, camera, start, noise_px=FEATURE_NOISE_PX)
+    other = refine_pose(points, pixels, camera, start, noise_px=FEATURE_NOISE_PX, along_world=along)
     return (other, None) if other.inlier_count > fit.inlier_count else (fit, prior)
 
 
@@ -156,17 +172,21 @@ def look_closer(
     *,
     radius_px: float,
     min_similarity: float,
+    unsure_depths: bool = False,
 ) -> Localised:
     """A pose checked and sharpened: landmarks `ids` are looked for around where it says that they should be.
 
-    At a wrong pose only chance agrees, and `share` stays small.
+    At a wrong pose only chance agrees, and `share` stays small. `unsure_depths` as in `localise`.
     """
     fit, unplaced = first.fit, first.unplaced
     found = first.matches
     for radius in (2 * radius_px, radius_px):
         found = search_around(fit.world_from_cam, features, camera, ids, landmarks, graph, radius, min_similarity)
         points = landmarks.points_world(found.tracks.ids, graph)
-        fit = refine_pose(points, found.tracks.pixels, camera, fit.world_from_cam, noise_px=FEATURE_NOISE_PX)
+        along = landmarks.depth_deviation_world(found.tracks.ids, graph) if unsure_depths else None
+        fit = refine_pose(
+            points, found.tracks.pixels, camera, fit.world_from_cam, noise_px=FEATURE_NOISE_PX, along_world=along
+        )
     agreeing = found.where(fit.inliers)
     taken = agreeing.tracks.pixels @ (1, 1j)  # a complex number is a pixel that can be compared
     return Localised(fit, agreeing, unplaced.where(~np.isin(unplaced.pixels @ (1, 1j), taken)))
@@ -191,14 +211,21 @@ def search_around(
     return FeatureMatches(Tracks(ids[rows], features.pixels[columns]), columns)
 
 
-def confirms(estimate: PairEstimate | NoEstimate, world_from_i: Similarity, world_from_cam: RigidTransform) -> bool:
-    """Whether a confident pair estimate says that a pose, found from landmarks, looks the right way."""
-    if not isinstance(estimate, PairEstimate) or not _is_confident(estimate):
-        return False
-    return _agrees(world_from_cam, world_from_i.rigid * rigid(estimate.i_from_j_rotation, np.zeros(3)))
+def confidence_in(
+    world_from_cam: RigidTransform, estimate: PairEstimate | NoEstimate, world_from_i: Similarity
+) -> float:
+    """How much an estimate speaks for a pose that was found from landmarks: its confidence when they look the same way.
+
+    0 when they do not, or when the estimate has no direction.
+    """
+    if not isinstance(estimate, PairEstimate) or estimate.i_from_j_direction is None:
+        return 0.0
+    predicted = world_from_i.rigid * rigid(estimate.i_from_j_rotation, np.zeros(3))
+    return estimate.confidence if _agrees(world_from_cam, predicted) else 0.0
 
 
-def _is_confident(estimate: PairEstimate | NoEstimate) -> bool:
+def is_confident(estimate: PairEstimate | NoEstimate) -> bool:
+    """Whether an estimate leaves little doubt, its direction included."""
     return (
         isinstance(estimate, PairEstimate)
         and estimate.i_from_j_direction is not None

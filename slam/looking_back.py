@@ -3,7 +3,7 @@ more, and maps begun apart are joined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -14,7 +14,7 @@ from slam.front_end import FrontEnd, NotLocated
 from slam.linking import Linker
 from slam.mapping import Mapper
 from slam.progress import Progress, untold
-from slam.recognition import Place, Recognised, Recogniser
+from slam.recognition import Recognised, Recogniser
 from slam.reporter import Reporter
 
 QUALITY = 95  # of the pictures kept, JPEG
@@ -34,6 +34,7 @@ class LookingBack:
         self._front_end = front_end
         self._recogniser = recogniser
         self._tell = tell
+        self._refused: dict[int, str] = {}  # by frame, why it was not recognised when it was tried last
 
     def keep(self, frame: Frame) -> None:
         """Remember a frame that has no pose."""
@@ -54,10 +55,16 @@ class LookingBack:
 
         self._unplaced.place(look)
 
+    def tell_left(self) -> None:
+        """Say of every frame that was looked for in vain why it was not found."""
+        for kept in self._unplaced:
+            self._tell.never_placed(kept.index, kept.timestamp_ns, self._refused.get(kept.index, "it was not tried"))
+
     def _try_again(self, frame: Frame, take: Callable[[Recognised, str], None]) -> bool:
         beside = self._log.nearest(frame.timestamp_ns).keyframe_id
         found = self._recogniser.recognise(self._front_end.look_at(frame), beside)
         if isinstance(found, NotLocated):
+            self._refused[frame.index] = found.reason
             return False
         self._tell.placed_later(found)
         known = self._recogniser.share_seen(found) > MOSTLY_KNOWN
@@ -65,19 +72,20 @@ class LookingBack:
         return True
 
 
-def join_segments(mapper: Mapper, recogniser: Recogniser, linker: Linker, *, min_inliers: int) -> None:
-    """Maps begun apart become one where a keyframe is recognised by an older one of another.
+def join_segments(mapper: Mapper, recogniser: Recogniser, linker: Linker, *, min_inliers: int) -> bool:
+    """Maps begun apart become one where keyframes are recognised by older ones of another; whether any did.
 
     Args:
-        min_inliers: landmarks by which it must be.
+        min_inliers: landmarks by which they must be.
     """
     graph = mapper.graph
+    before = len(set(graph.segment_of.values()))
     for k in sorted(graph.keyframes)[-MOST_JOINED:]:
         if len(set(graph.segment_of.values())) == 1:
-            return
-        place = recogniser.recognise_elsewhere(k, min_inliers=min_inliers)
-        if isinstance(place, Place):
+            break
+        for place in recogniser.recognise_elsewhere(k, min_inliers=min_inliers):
             linker.join(place.keyframe_id, k, place.found)
+    return len(set(graph.segment_of.values())) < before
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +114,9 @@ class Unplaced:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(self._kept)
 
     def keep(self, frame: Frame) -> None:
         """Remember a frame; when there are too many, every second one is let go."""

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, occupied_cells
+from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
+from relocalizer.guided_matching import first_of_each, match_along_lines
 from relocalizer.images import Camera
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
+from relocalizer.triangulation import depths_in
 from slam.config import RelocalizationConfig
 from slam.frames import Seen
 from slam.front_end import NotLocated
-from slam.localization import Localised, NotLocalised, confirms, localise, look_closer, match_keyframes
+from slam.localization import (
+    CONFIDENT,
+    FeatureMatches,
+    Localised,
+    NotLocalised,
+    confidence_in,
+    is_confident,
+    localise,
+    look_closer,
+    match_keyframes,
+)
 from slam.mapping import Mapper
 from slam.tracks import Tracks
 
@@ -23,6 +37,10 @@ CHANCE = 1 / 3  # of the landmarks found near where a wrong pose puts them agree
 MIN_POINTS = 12  # of a keyframe, recognised before more is tried
 MIN_HYPOTHESIS = 8  # landmarks that agree with a pose worth a closer look
 MIN_FIRST_MATCHES = 8
+BESIDE = 2  # keyframes of other segments, the nearest in time, that are looked at whatever they look like
+NEIGHBOURS = 3  # keyframes, besides the one recognised, that new points are looked for in
+LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # of descriptors matched along epipolar lines
+LEAST_STEP = 0.02  # of the scene's depth: cameras nearer to each other have no epipolar lines to speak of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +61,15 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """What a picture shows of the place of keyframe `keyframe_id`, and whether a confident pair estimate agrees."""
+    """What a picture shows of the place of keyframe `keyframe_id`.
+
+    Attributes:
+        confidence: of a pair estimate that agrees with it; 0 where none does.
+    """
 
     keyframe_id: int
     found: Localised
-    confirmed: bool
+    confidence: float
 
     def is_enough(self, landmarks: int) -> bool:
         return len(self.found.matches.tracks) >= landmarks
@@ -74,28 +96,34 @@ class Recogniser:
             return NotLocated(f"{len(seen.features)} points in the picture, {MIN_POINTS} needed")
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
         found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
-        reason = "no keyframe to compare with"
+        best = NotLocalised("no keyframe to compare with", -1)
         for c in [active, *(candidate.key for candidate in found)]:
             outcome = self._try(seen.features, seen.frame.camera, encoded, c)
             if isinstance(outcome, Place):
                 landmarks = outcome.found.matches.tracks
-                pose, tracks = outcome.found.fit.world_from_cam, landmarks.joined(outcome.found.unplaced)
+                more = self._more_points(seen.features, seen.frame.camera, outcome)
+                pose, tracks = outcome.found.fit.world_from_cam, landmarks.joined(more)
                 return Recognised(seen, pose, c, landmarks, tracks)
-            reason = outcome.reason
-        return NotLocated(reason)
+            best = max(best, outcome, key=lambda refused: refused.landmarks)
+        return NotLocated(best.reason)
 
-    def recognise_elsewhere(self, k: int, *, min_inliers: int) -> Place | NotLocated:
-        """Keyframe k, recognised by an older one of another segment, by at least so many landmarks."""
+    def recognise_elsewhere(self, k: int, *, min_inliers: int) -> Iterator[Place]:
+        """Places of other segments that keyframe k shows, by older keyframes and at least so many landmarks.
+
+        Those that look most alike are tried, and those nearest in time: where one map ends another may begin.
+        """
         graph = self._mapper.graph
         keyframe = graph.keyframes[k]
-        excluded = frozenset(self._mapper.segment_keyframes(k)) | {i for i in graph.keyframes if i >= k}
-        reason = "no keyframe to compare with"
-        for candidate in self._retriever.query(keyframe.descriptor, self._config.candidates, excluded):
-            outcome = self._try(keyframe.features, keyframe.camera, keyframe.encoded, candidate.key)
+        others = [i for i in graph.keyframes if i < k and graph.segment_of[i] != graph.segment_of[k]]
+        excluded = frozenset(graph.keyframes) - frozenset(others)
+        alike = self._retriever.query(keyframe.descriptor, self._config.candidates, excluded)
+        beside = sorted(others, key=lambda i: abs(graph.keyframes[i].frame_index - keyframe.frame_index))[:BESIDE]
+        for c in dict.fromkeys([*(candidate.key for candidate in alike), *beside]):
+            if graph.segment_of[c] == graph.segment_of[k]:  # joined meanwhile
+                continue
+            outcome = self._try(keyframe.features, keyframe.camera, keyframe.encoded, c)
             if isinstance(outcome, Place) and outcome.is_enough(min_inliers):
-                return outcome
-            reason = outcome.reason
-        return NotLocated(reason)
+                yield outcome
 
     def share_seen(self, found: Recognised) -> float:
         """How much of what the keyframe saw, by which a picture was recognised, the picture sees: 0 to 1."""
@@ -104,10 +132,10 @@ class Recogniser:
         ids = ids[landmarks.has_place(ids)]
         return float(np.isin(ids, found.landmarks.ids).sum()) / max(len(ids), 1)
 
-    def _try(self, features: LocalFeatures, camera: Camera, encoded: Encoded, c: int) -> Place | NotLocated:
+    def _try(self, features: LocalFeatures, camera: Camera, encoded: Encoded, c: int) -> Place | NotLocalised:
         refused = too_few_points(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
         if refused is not None:
-            return NotLocated(refused.reason)
+            return NotLocalised(refused.reason)
         [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
         first = recognise_place(
             features,
@@ -118,14 +146,44 @@ class Recogniser:
             min_inliers=min(MIN_HYPOTHESIS, self._config.min_confirming),
             relatives=self._config.relatives,
             search_too=True,
+            along_lines=True,
         )
         if not isinstance(first, Localised):
-            return NotLocated(first.reason)
-        found = self._look_closer(features, camera, c, first)
+            return first
         pose_c = self._mapper.graph.world_from_keyframe[c]
-        return self._judge(Place(c, found, confirms(estimate, pose_c, found.fit.world_from_cam)), camera)
+        sure = confidence_in(first.fit.world_from_cam, estimate, pose_c) >= CONFIDENT
+        found = self._look_closer(features, camera, c, first, unsure_depths=sure)
+        return self._judge(Place(c, found, confidence_in(found.fit.world_from_cam, estimate, pose_c)), camera)
 
-    def _look_closer(self, features: LocalFeatures, camera: Camera, c: int, first: Localised) -> Localised:
+    def _more_points(self, features: LocalFeatures, camera: Camera, place: Place) -> Tracks:
+        """Points without a place that the picture has in common with the keyframes it shows most of.
+
+        Now that its pose is known they are looked for along their epipolar lines; each is a landmark to be.
+        """
+        graph, landmarks, found = self._mapper.graph, self._mapper.landmarks, place.found
+        more = found.matches.tracks.joined(found.unplaced)
+        for k in [place.keyframe_id, *self._mapper.related(place.keyframe_id, NEIGHBOURS)]:
+            k_from_cam = graph.world_from_keyframe[k].rigid.inv() * found.fit.world_from_cam
+            if not self._is_apart(k, k_from_cam):
+                continue
+            lines = rotation_matrix(k_from_cam), translation_of(k_from_cam)
+            tracks = match_lines_of(features, camera, k, *lines, self._mapper).tracks
+            more = more.with_new(tracks.where(~landmarks.has_place(tracks.ids)))
+        return more.where(np.arange(len(more)) >= len(found.matches.tracks))
+
+    def _is_apart(self, k: int, k_from_cam: RigidTransform) -> bool:
+        """Whether a camera stands so far from keyframe k, for the depth of what k sees, that lines are to be told."""
+        graph, landmarks = self._mapper.graph, self._mapper.landmarks
+        ids = landmarks.observed[k].ids
+        ids = ids[landmarks.has_place(ids)]
+        if len(ids) == 0:
+            return False
+        depths = depths_in(landmarks.points_world(ids, graph), graph.world_from_keyframe[k].rigid)
+        return float(np.linalg.norm(translation_of(k_from_cam))) > LEAST_STEP * float(np.median(depths))
+
+    def _look_closer(
+        self, features: LocalFeatures, camera: Camera, c: int, first: Localised, *, unsure_depths: bool
+    ) -> Localised:
         graph, landmarks = self._mapper.graph, self._mapper.landmarks
         around = [c, *self._mapper.related(c, AROUND)]
         ids = np.unique(np.concatenate([landmarks.observed[k].ids for k in around]))
@@ -138,32 +196,38 @@ class Recogniser:
             graph,
             radius_px=self._config.search_radius_px,
             min_similarity=self._config.min_similarity,
+            unsure_depths=unsure_depths,
         )
 
-    def _judge(self, place: Place, camera: Camera) -> Place | NotLocated:
+    def _judge(self, place: Place, camera: Camera) -> Place | NotLocalised:
         """A false pose is worse than none: enough landmarks, most of those recognised, and an estimate where few."""
         config, found = self._config, place.found
-        needed = config.min_confirming if place.confirmed else config.min_inliers
-        share = needed_share(len(found.fit.inliers), config.min_share)
-        if not place.is_enough(needed) or found.share < share:
-            count = f"{len(found.matches.tracks)} of {len(found.fit.inliers)} landmarks"
-            return NotLocated(f"{count} around keyframe {place.keyframe_id} agree, {needed} and {share:.0%} needed")
+        count, among = len(found.matches.tracks), f"landmarks around keyframe {place.keyframe_id} agree"
+        needed = needed_landmarks(place.confidence, config)
+        share = needed_share(len(found.fit.inliers), config.min_share, place.confidence)
+        if count < needed or found.share < share:
+            return NotLocalised(f"{count} of {len(found.fit.inliers)} {among}, {needed} and {share:.0%} needed", count)
         cells = occupied_cells(found.matches.tracks.pixels, camera)
-        if cells < config.min_cells and not place.confirmed:
-            return NotLocated(
-                f"{len(found.matches.tracks)} landmarks around keyframe {place.keyframe_id} agree, but in {cells} "
-                f"cells of the picture, {config.min_cells} needed"
-            )
+        if cells < config.min_cells and place.confidence < CONFIDENT:
+            cells_needed = f"in {cells} cells of the picture, {config.min_cells} needed"
+            return NotLocalised(f"{count} {among}, but {cells_needed}", count)
         return place
 
 
-def needed_share(recognised: int, most: float) -> float:
+def needed_landmarks(confidence: float, config: RelocalizationConfig) -> int:
+    """How many must agree where a pair estimate of this confidence does: the surer it is, the fewer."""
+    doubt = max(0.0, 1.0 - confidence / CONFIDENT)
+    return round(config.min_confirming + doubt * max(0, config.min_inliers - config.min_confirming))
+
+
+def needed_share(recognised: int, most: float, confidence: float = 0.0) -> float:
     """Share of the landmarks recognised that must agree: two deviations over chance, and never more than `most`.
 
-    In a map that is still crooked fewer agree at the right place than in a refined one, but those are many.
+    One deviation where a pair estimate agrees that leaves little doubt. In a map that is still crooked fewer agree at
+    the right place than in a refined one, but those are many.
     """
     deviation = float(np.sqrt(CHANCE * (1 - CHANCE) / max(recognised, 1)))
-    return min(most, CHANCE + 2 * deviation)
+    return min(most, CHANCE + (2 if confidence < CONFIDENT else 1) * deviation)
 
 
 def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int) -> NotLocalised | None:
@@ -190,16 +254,25 @@ def recognise_place(
     min_confirming: int | None = None,
     relatives: int = RELATIVES,
     search_too: bool = False,
+    along_lines: bool = False,
 ) -> Localised | NotLocalised:
     """The pose of a picture that may show the place of keyframe c, from c's landmarks and its relatives'.
 
-    The relatives are matched only when c itself shows that the place may be right: most candidates are wrong.
+    The relatives are matched only when c itself shows that the place may be right: most candidates are wrong. With
+    `along_lines` more of c's points are looked for on the epipolar lines of an estimate that leaves little doubt, and
+    depths may be as unsure as they are.
     """
     refused = too_few_points(features, c, mapper, min_inliers=min_inliers)
     if refused is not None:
         return refused
     graph, landmarks = mapper.graph, mapper.landmarks
     matches = match_keyframes(features, [c, *mapper.related(c, relatives)], graph, landmarks)
+    sure = along_lines and is_confident(estimate)
+    if sure:
+        assert isinstance(estimate, PairEstimate)
+        assert estimate.i_from_j_direction is not None
+        lines = estimate.i_from_j_rotation, estimate.i_from_j_direction
+        matches = matches.with_new(match_lines_of(features, camera, c, *lines, mapper))
     return localise(
         matches,
         camera,
@@ -210,4 +283,31 @@ def recognise_place(
         min_inliers=min_inliers,
         min_confirming=min_confirming,
         search_too=search_too,
+        unsure_depths=sure,
     )
+
+
+def match_lines_of(
+    features: LocalFeatures,
+    camera: Camera,
+    k: int,
+    k_from_cam_rotation: FloatArray,
+    k_from_cam_direction: FloatArray,
+    mapper: Mapper,
+) -> FeatureMatches:
+    """Tracks of keyframe k found among the features of a picture along their epipolar lines."""
+    keyframe = mapper.graph.keyframes[k]
+    pairs = match_along_lines(
+        keyframe.features,
+        features,
+        keyframe.camera,
+        camera,
+        k_from_cam_rotation,
+        k_from_cam_direction,
+        ratio=LINE_RATIO,
+        min_similarity=LINE_SIMILARITY,
+    )
+    ids = mapper.landmarks.feature_tracks[k][pairs[:, 0]]
+    kept = np.flatnonzero(ids >= 0)
+    kept = kept[first_of_each(ids[kept])]
+    return FeatureMatches(Tracks(ids[kept], features.pixels[pairs[kept, 1]]), pairs[kept, 1])

@@ -32,6 +32,7 @@ from slam.events import (
     Initialised,
     KeyframeAdded,
     LandmarksUpdated,
+    NeverPlaced,
     PlacedLater,
     Relocalised,
     RunFinished,
@@ -203,6 +204,8 @@ class _Teller:
                 return Relocalised(**value)
             case "PlacedLater":
                 return PlacedLater(**value)
+            case "NeverPlaced":
+                return NeverPlaced(**value)
             case "FramesSkipped":
                 return FramesSkipped(**value)
             case "ScaleAnchored":

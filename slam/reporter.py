@@ -16,6 +16,7 @@ from slam.events import (
     Initialised,
     KeyframeAdded,
     LandmarksUpdated,
+    NeverPlaced,
     Observer,
     PlacedLater,
     Relocalised,
@@ -83,6 +84,9 @@ class Reporter:
                 inliers=len(found.landmarks),
             )
         )
+
+    def never_placed(self, frame_index: int, timestamp_ns: int, reason: str) -> None:
+        self.emit(NeverPlaced(frame_index=frame_index, timestamp_ns=timestamp_ns, reason=reason))
 
     def landmarks_after(self, k: int, frame_index: int) -> None:
         """Tell of the landmarks when keyframe k has come: always in a small map, ever more seldom as it grows."""

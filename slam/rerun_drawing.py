@@ -46,6 +46,7 @@ from slam.events import (
     Initialised,
     KeyframeAdded,
     LandmarksUpdated,
+    NeverPlaced,
     PlacedLater,
     Relocalised,
     RunFinished,
@@ -199,6 +200,8 @@ class Drawing:
                     f"with {event.inliers} inliers",
                     "INFO",
                 )
+            case NeverPlaced():
+                self._say(f"frame {event.frame_index} has no pose: {event.reason}", "WARN")
             case ScaleAnchored():
                 self._say(f"one map unit is {event.metres_per_unit:.6g} m: {event.source}", "INFO")
             case FramesSkipped():

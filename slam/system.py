@@ -107,6 +107,7 @@ class Slam:
             self._looking_back.place(self._take_in, on_progress)
             if self._following is None:
                 self._complete_map(on_progress)
+            self._looking_back.tell_left()
         result = gather(self._mapper, self._log, since=self._earlier.last_id + 1)
         result = in_units_of_earlier(result, self._earlier)
         self._tell.landmarks(self._log.last_index)
@@ -268,7 +269,9 @@ class Slam:
     def _complete_map(self, on_progress: Progress) -> None:
         """Join maps begun apart, refine all in rounds, and place every frame in what came out."""
         mapper, log, earlier = self._mapper, self._log, self._earlier
-        join_segments(mapper, self._recogniser, self._linker, min_inliers=self._config.linking.loop_min_inliers)
+        least = self._config.linking.loop_min_inliers
+        if join_segments(mapper, self._recogniser, self._linker, min_inliers=least):
+            self._looking_back.place(self._take_in, on_progress)
         rounds = refine_everything(
             mapper,
             self._config.refinement,

@@ -40,6 +40,11 @@ class Tracks:
     def joined(self, other: Tracks) -> Tracks:
         return Tracks(np.concatenate([self.ids, other.ids]), np.concatenate([self.pixels, other.pixels]))
 
+    def with_new(self, other: Tracks) -> Tracks:
+        """These, and of the others those whose name and whose very pixel none of these has."""
+        taken = np.isin(other.ids, self.ids) | np.isin(other.pixels @ (1, 1j), self.pixels @ (1, 1j))
+        return self.joined(other.where(~taken))
+
 
 class PointTracker(Protocol):
     """Finds points worth following, and follows them. Works on grey pictures (H, W) uint8."""

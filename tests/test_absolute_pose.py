@@ -213,6 +213,42 @@ def test_points_of_unsure_depth_tell_less_and_never_more():
     assert np.trace(unsure) < 0.9 * np.trace(sure)
 
 
+def moved_along_the_first_ray(seed, share):
+    """A sight, and a deviation of that share of every depth by which one point in four lies too near or too far."""
+    sight = Sight(seed)
+    along = share * (sight.points - translation_of(sight.pose) - [0.4, 0.0, 0.0])  # found from somewhere beside
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], len(sight.points)) * (np.arange(len(sight.points)) % 4 == 0)
+    return sight, along, sight.points + 1.5 * signs[:, None] * along
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_point_of_unsure_depth_may_lie_off_along_its_ray_and_hardly_pulls(seed):
+    sight, along, points = moved_along_the_first_ray(seed, 0.2)
+    unsure = refine_pose(points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, along_world=along)
+    exact = refine_pose(points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX)
+    assert unsure.inlier_count == len(points)
+    assert exact.inlier_count < 0.95 * len(points)
+
+
+def test_a_point_of_unsure_depth_may_not_lie_off_across_its_ray():
+    sight, along, _ = moved_along_the_first_ray(0, 0.2)
+    ray = np.asarray(sight.pose.inv().apply(sight.points + along)).reshape(-1, 3)
+    smear = CAMERA.project(ray) - sight.pixels
+    across = np.stack([-smear[:, 1], smear[:, 0]], axis=1) / np.linalg.norm(smear, axis=1, keepdims=True)
+    wrong = np.arange(len(along)) % 4 == 0
+    pixels = sight.pixels + np.where(wrong[:, None], 6.0 * NOISE_PX * across, 0.0)
+    fit = refine_pose(sight.points, pixels, CAMERA, sight.pose, noise_px=NOISE_PX, along_world=along)
+    assert not fit.inliers[wrong].any()
+    assert fit.inliers[~wrong].all()
+
+
+def test_the_information_of_a_fit_to_unsure_points_is_what_such_points_tell():
+    sight, along, _ = moved_along_the_first_ray(1, 0.1)
+    fit = refine_pose(sight.points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, along_world=along)
+    told = pose_information(sight.points, along, CAMERA, sight.pose, NOISE_PX)
+    assert fit.information == pytest.approx(told, rel=1e-6, abs=1e-6 * np.abs(told).max())
+
+
 def test_points_behind_the_camera_tell_nothing():
     sight = Sight(9)
     behind = np.asarray(sight.pose.apply([[0.0, 0.0, -2.0]]))

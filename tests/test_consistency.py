@@ -134,6 +134,26 @@ def test_a_false_loop_disagrees_with_a_true_one():
     assert compare(loop(poses, 0, 20), loop(poses, 1, 21, off=off_by(1.0)), graph_of(poses)) > 10 * CHI2_7DOF_999
 
 
+def apart():
+    """Keyframes 10 to 19, a part of their own, amid those of another part that have older and newer names."""
+    poses = circle(30)
+    return poses, graph_of(poses, [edge(9, 20, poses[9].inverse() @ poses[20])], broken={9, 19})
+
+
+def test_two_true_loops_that_lead_opposite_ways_between_two_parts_agree():
+    poses, graph = apart()
+    there, back = loop(poses, 3, 14), loop(poses, 12, 25)
+    assert compare(there, back, graph) == pytest.approx(0.0, abs=1e-9)
+    assert compare(back, there, graph) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_false_loop_disagrees_with_a_true_one_that_leads_the_other_way():
+    poses, graph = apart()
+    there, back = loop(poses, 3, 14, off=off_by(3.0)), loop(poses, 12, 25)
+    assert compare(there, back, graph) > CHI2_7DOF_999
+    assert compare(there, back, graph) == pytest.approx(compare(back, there, graph), rel=0.2)
+
+
 def test_two_loops_that_make_the_same_mistake_agree():
     poses = circle()
     wrong = at(2.0, 1.0, 0.8)  # the second lap seen at another place

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from relocalizer.features import LocalFeatures, occupied_cells
+from relocalizer.features import LocalFeatures, match_features, occupied_cells
 from relocalizer.geometry import rigid
-from relocalizer.guided_matching import expected_in, first_of_each, one_to_one, similar_nearby
+from relocalizer.guided_matching import expected_in, first_of_each, match_along_lines, one_to_one, similar_nearby
 from relocalizer.images import Camera
 
 CAMERA = Camera(width=100, height=80, fx=50.0, fy=50.0, cx=50.0, cy=40.0)
@@ -63,3 +63,49 @@ def test_the_first_of_each_value_stays_in_order():
 def test_cells_are_counted_once_and_the_border_belongs_to_the_picture():
     pixels = np.array([[0.0, 0.0], [1.0, 1.0], [99.9, 79.9], [100.0, 80.0], [50.0, 40.0]])
     assert occupied_cells(pixels, CAMERA) == 3
+
+
+# Along epipolar lines
+
+
+def along_rows(a, b, **changes):
+    """Matches of two pictures of which the second was taken beside the first, so that lines are rows."""
+    settings = {"ratio": 0.85, "min_similarity": 0.8, **changes}
+    return match_along_lines(a, b, CAMERA, CAMERA, np.eye(3), np.array([1.0, 0.0, 0.0]), **settings).tolist()
+
+
+def test_what_looks_alike_is_told_apart_by_the_lines_it_lies_on():
+    left, right = features_at([[50, 20], [50, 60]], [0, 0]), features_at([[40, 60], [30, 20]], [0, 0])
+    assert len(match_features(left, right, ratio=0.85)) == 0
+    assert along_rows(left, right) == [[0, 1], [1, 0]]
+
+
+def test_what_looks_alike_on_one_line_stays_unmatched():
+    left, right = features_at([[50, 20], [70, 20]], [0, 0]), features_at([[40, 20], [30, 20]], [0, 0])
+    assert along_rows(left, right) == []
+
+
+@pytest.mark.parametrize(("apart", "matched"), [(2.0, True), (2.2, False)])
+def test_a_partner_lies_within_the_band_shared_by_both_pictures(apart, matched):
+    # To first order both pictures share what a match is off, so one and a half pixels are 2.1 of a difference in rows.
+    left, right = features_at([[50, 20]], [0]), features_at([[40, 20 + apart]], [0])
+    assert bool(along_rows(left, right)) is matched
+
+
+def test_points_that_do_not_look_alike_are_not_matched_however_well_they_lie():
+    assert along_rows(features_at([[50, 20]], [0]), features_at([[40, 20]], [1])) == []
+
+
+def test_swapping_the_pictures_swaps_the_columns():
+    left = features_at([[50, 20], [50, 40], [20, 60]], [0, 1, 0])
+    right = features_at([[40, 60], [30, 20], [10, 40]], [0, 0, 1])
+    there = along_rows(left, right)
+    back = match_along_lines(
+        right, left, CAMERA, CAMERA, np.eye(3), np.array([-1.0, 0.0, 0.0]), ratio=0.85, min_similarity=0.8
+    )
+    assert sorted(back[:, ::-1].tolist()) == there
+    assert len(there) == 3
+
+
+def test_a_picture_without_points_has_no_matches():
+    assert along_rows(features_at(np.zeros((0, 2)), []), features_at([[40, 20]], [0])) == []

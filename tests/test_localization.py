@@ -17,7 +17,7 @@ from relocalizer.triangulation import depths_in
 from slam.config import RelocalizationConfig
 from slam.front_end import NotLocated
 from slam.localization import Localised, NotLocalised, localise, look_closer, match_keyframes
-from slam.recognition import Recognised, Recogniser, needed_share, recognise_place
+from slam.recognition import Recognised, Recogniser, needed_landmarks, needed_share, recognise_place
 
 STEP = 6
 NEAR = 4 * STEP + 3  # a frame between keyframes 4 and 5
@@ -273,10 +273,10 @@ def test_what_is_recognised_goes_on_as_tracks_with_and_without_a_place(walk):
     assert len(np.unique(found.tracks.ids)) == len(found.tracks)
 
 
-def test_a_frame_of_nowhere_is_not_located_and_the_last_reason_is_told(walk):
+def test_a_frame_of_nowhere_is_not_located_and_a_reason_is_told(walk):
     found = recogniser(walk, Fixed(7, 5)).recognise(walk.seen(FAR), active=4)
     assert isinstance(found, NotLocated)
-    assert re.fullmatch(r"\d+ points of keyframe 5 recognised, 12 needed", found.reason)
+    assert re.fullmatch(r"\d+ points of keyframe 4 recognised, 12 needed", found.reason)
 
 
 def test_a_dark_frame_is_not_located():
@@ -284,6 +284,15 @@ def test_a_dark_frame_is_not_located():
     dark = build(OracleWorld(world.poses, world.points, pixel_noise=0.3, blind=frozenset([STEP + 1])), [0, STEP])
     found = recogniser(dark, Fixed(0)).recognise(dark.seen(STEP + 1), active=1)
     assert found == NotLocated("0 points in the picture, 12 needed")
+
+
+def test_a_frame_that_is_nowhere_is_told_of_by_the_keyframe_that_came_nearest(walk):
+    strict = Recogniser(
+        CONFIG.model_copy(update={"min_inliers": 1000, "min_confirming": 1000}), walk.mapper, walk.predictor, Fixed(0)
+    )
+    found = strict.recognise(walk.seen(NEAR), active=4)
+    assert isinstance(found, NotLocated)
+    assert re.search(r"landmarks around keyframe 4 agree, 1000 and \d+% needed", found.reason)
 
 
 def test_recognising_changes_nothing_in_the_map(walk):
@@ -350,6 +359,16 @@ def test_the_share_that_must_agree_falls_from_a_half_towards_chance_as_landmarks
     assert 0.33 < needed_share(100_000, 0.5) < 0.34
 
 
+def test_beside_an_estimate_that_leaves_little_doubt_a_smaller_share_suffices():
+    assert needed_share(94, 0.5, 0.95) == pytest.approx(1 / 3 + np.sqrt(2 / 9 / 94))
+    assert needed_share(94, 0.5, 0.85) == needed_share(94, 0.5)
+
+
+def test_the_surer_an_estimate_that_agrees_the_fewer_landmarks_are_needed():
+    config = RelocalizationConfig(min_inliers=40, min_confirming=10)
+    assert [needed_landmarks(c, config) for c in (0.0, 0.45, 0.9, 1.0)] == [40, 25, 10, 10]
+
+
 @pytest.mark.parametrize("config", [{"min_cells": 48}, {"min_inliers": 1000}])
 def test_landmarks_that_speak_alone_must_be_many_and_all_over_the_picture(walk, config):
     class Mute(OraclePredictor):
@@ -369,7 +388,17 @@ def test_a_keyframe_is_recognised_in_another_map_by_an_older_one_alone():
     builder.add(2 * STEP + 1, segment=1, follow=False)
     builder.add(3 * STEP + 1, segment=1)
     searching = recogniser(builder, Fixed(2, 3))
-    place = searching.recognise_elsewhere(5, min_inliers=30)
+    place = next(searching.recognise_elsewhere(5, min_inliers=30))
     assert place.keyframe_id == 2
-    assert place.confirmed
+    assert place.confidence >= 0.9
     assert error_of(place.found.fit.world_from_cam, builder, 2 * STEP + 1)[1] < 0.01
+
+
+def test_a_keyframe_of_another_map_is_looked_for_beside_it_in_time_though_nothing_looks_alike():
+    world = room()
+    builder = build(world, range(0, 5 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
+    builder.mapper.refine_window(4)
+    builder.add(4 * STEP + 2, segment=1, follow=False)
+    builder.add(4 * STEP + 4, segment=1)
+    places = list(recogniser(builder, Fixed()).recognise_elsewhere(5, min_inliers=30))
+    assert [place.keyframe_id for place in places] == [4, 3]

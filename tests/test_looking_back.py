@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from relocalizer.images import Camera
+from slam.frame_log import FrameLog
 from slam.frames import Frame
-from slam.looking_back import Unplaced
+from slam.front_end import NotLocated
+from slam.looking_back import LookingBack, Unplaced
 
 CAMERA = Camera(width=64, height=48, fx=50.0, fy=50.0, cx=31.5, cy=23.5)
 
@@ -84,3 +86,29 @@ def test_frames_that_are_placed_one_a_pass_do_not_cost_a_pass_each():
     tries: list[int] = []
     kept(20, 12).place(lambda f: not tries.append(f.index) and f.index == len(tries) % 12)
     assert len(tries) <= 24
+
+
+def test_a_frame_that_is_not_found_at_the_end_is_told_of_with_the_reason():
+    class Nowhere:
+        """A front end that sees what it is shown, a recogniser that finds nothing, and who is told."""
+
+        def __init__(self):
+            self.told = []
+
+        def look_at(self, frame):
+            return frame
+
+        def recognise(self, seen, active):
+            return NotLocated(f"nothing in {seen.index} is known")
+
+        def never_placed(self, *what):
+            self.told.append(what)
+
+    nowhere, log = Nowhere(), FrameLog()
+    log.nearest = lambda timestamp_ns: type("Record", (), {"keyframe_id": 0})
+    looking_back = LookingBack(10, log, nowhere, nowhere, nowhere)
+    for index in (3, 4):
+        looking_back.keep(frame(index))
+    looking_back.place(lambda found, reason: None)
+    looking_back.tell_left()
+    assert nowhere.told == [(3, 3000, "nothing in 3 is known"), (4, 4000, "nothing in 4 is known")]

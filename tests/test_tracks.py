@@ -228,3 +228,10 @@ def test_no_tracks_join_to_anything():
     assert len(Tracks.none()) == 0
     assert Tracks.none().joined(a).ids.tolist() == [3]
     assert Tracks.none().joined(a).ids.dtype == np.int64
+
+
+def test_new_tracks_are_those_whose_name_and_pixel_are_free():
+    tracks = Tracks(np.array([1, 2]), np.array([[5, 5], [8, 3]], np.float32))
+    others = Tracks(np.array([2, 3, 4]), np.array([[1, 1], [8, 3], [3, 8]], np.float32))
+    assert tracks.with_new(others).ids.tolist() == [1, 2, 4]
+    assert tracks.with_new(others).pixels[2].tolist() == [3, 8]
