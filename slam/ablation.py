@@ -44,6 +44,7 @@ PARTS = (
     Part("without the last refinement", ("refinement.final=never",)),
     Part("without window refinement", ("refinement.iterations=0",)),
     Part("without any refinement", ("refinement.iterations=0", "refinement.final=never")),
+    Part("without finding what is left of the lens", ("refinement.calibrate=never",)),
     Part("without loops", ("linking.loop_candidates=0",)),
     Part("with every loop that looks like one closed", ("linking.robust=false",)),
     Part("without pair priors in refinements", ("refinement.pair_priors=false",)),
