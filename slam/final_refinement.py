@@ -12,6 +12,7 @@ from slam.refinement import GIVEN, GUESSED, LensPrior
 # same input has to give the same bytes on any machine and under any load.
 FRAME_S = 0.012
 KEYFRAME_S = 0.15
+GUESS_ROUNDS = 2  # times as many at most until a guessed focal length has settled
 LENS_COST = 1.5  # times that of a round in which the camera is held
 OBSERVATION_S = 4e-6  # in each iteration of a round, the recognising before it included
 
@@ -29,7 +30,7 @@ def refine_everything(
     """Rounds over every segment of the map; `tell` hears the errors before and after each (pixels), and its name.
 
     With `final: auto` the rounds stop before they would have taken longer than the run itself, by the costs above;
-    `always` does `final_rounds` of them and `never` none.
+    `always` does `final_rounds` of them and `never` none. A guessed camera may take twice as many, whatever they cost.
 
     Args:
         frames, keyframes: of this run. A large map that a short run went on in is not refined for its sake.
@@ -42,14 +43,16 @@ def refine_everything(
     segments = sorted(set(mapper.graph.segment_of.values()), key=lambda s: (-len(mapper.graph.segment(s)), s))
     prior = lens_prior(config, mapper) if may_calibrate else None
     budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
-    done = 0
-    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, prior):
+    done, most = 0, config.final_rounds * (GUESS_ROUNDS if prior == GUESSED else 1)
+    while done < most and _is_worth_it(config, mapper, budget_s, prior):
+        if done >= config.final_rounds and mapper.lens.is_settled:
+            break
         budget_s -= round_cost_s(config, mapper, prior)
-        on_round(done, config.final_rounds)
+        on_round(done, most)
         errors = [mapper.refine_all(s, lens=prior if s == segments[0] else None) for s in segments]
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
-        tell(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
+        tell(before, after, f"final refinement, round {done} of {most} (errors: pixels)")
     return done
 
 

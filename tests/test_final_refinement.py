@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from relocalizer.images import Camera
+from relocalizer.lens import Lens, LensStep
 from slam.config import RefinementConfig
 from slam.final_refinement import refine_everything
 from slam.refinement import GIVEN, GUESSED, LensPrior
@@ -30,6 +31,7 @@ class CountingMapper:
         self.landmarks = SimpleNamespace(
             observed=dict.fromkeys(range(10), tracks), has_place=lambda ids: np.ones(len(ids), bool)
         )
+        self.lens = Lens()
         self.refined: list[int] = []
         self.calibrated: list[tuple[int, LensPrior]] = []
 
@@ -79,16 +81,23 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
 
 def test_an_assumed_focal_length_is_looked_for_in_the_largest_segment_whatever_it_costs():
     mapper = CountingMapper(seen=10**6, assumed=True)
-    rounds(mapper, final_rounds=2, calibrate="auto")
+    rounds(mapper, final_rounds=1, calibrate="auto")
     assert mapper.calibrated == [(0, GUESSED), (0, GUESSED)]
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1.02, 4), (0.98, 4), (1.005, 2)])
+def test_twice_the_rounds_are_for_a_focal_length_that_has_not_settled(ratio, expected):
+    mapper = CountingMapper(seen=10, assumed=True)
+    mapper.lens = Lens().then(LensStep((ratio, ratio)), Camera.assume(64, 48, fov_deg=60.0))
+    assert rounds(mapper, final_rounds=2, calibrate="auto")[0] == expected
 
 
 @pytest.mark.parametrize(
     ("assumed", "may_calibrate", "calibrate", "expected"),
     [
         (False, True, "auto", [(0, GIVEN)]),
-        (False, True, "always", [(0, GUESSED)]),
-        (True, True, "auto", [(0, GUESSED)]),
+        (False, True, "always", [(0, GUESSED), (0, GUESSED)]),
+        (True, True, "auto", [(0, GUESSED), (0, GUESSED)]),
         (True, True, "never", []),
         (True, False, "auto", []),
     ],
