@@ -90,12 +90,6 @@ class KeyframesConfig(Section):
     )
     rotation_deg: float = Field(12.0, gt=0, le=90, description="A keyframe is due after turning by this, degrees.")
     min_gap: int = Field(2, ge=1, le=100, description="Frames between keyframes, at least.")
-    thin_beyond: int = Field(
-        0,
-        ge=0,
-        description="In maps of more keyframes, old ones whose landmarks others see are merged into their neighbours; "
-        "0 merges none.",
-    )
     blur_ratio: float = Field(
         0.5, ge=0, lt=1, description="Frames less sharp than this share of the recent median are not kept."
     )

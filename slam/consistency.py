@@ -212,10 +212,6 @@ class LoopEvidence:
             return verdict
         return Believed(tuple(e for e in chosen if (e.i, e.j) not in graph.edges or e is edge))
 
-    def ends(self) -> set[int]:
-        """Keyframes at the ends of the loops that are remembered."""
-        return {end for pair in self._loops for end in pair}
-
     def remembers(self, i: int, j: int) -> bool:
         """Whether a loop is still there to be compared with."""
         return (i, j) in self._loops

@@ -28,28 +28,18 @@ class FrameLog:
 
     def __init__(self) -> None:
         self.live = True
-        self._records: list[FrameRecord] = []
+        self.records: list[FrameRecord] = []
         self._seen: list[Tracks] = []
         self._cameras: list[Camera] = []
         self._live: list[RigidTransform | None] = []
-        # By a keyframe that is gone, the one that its frames hang off now, and where the gone one lies in that.
-        self._moved: dict[int, tuple[int, Similarity]] = {}
 
     def __len__(self) -> int:
-        return len(self._records)
-
-    @property
-    def records(self) -> list[FrameRecord]:
-        """Every frame under the keyframe it hangs off now."""
-        if self._moved:
-            self._records = [self._resolved(record) for record in self._records]
-            self._moved = {}
-        return self._records
+        return len(self.records)
 
     @property
     def last_index(self) -> int:
         """Of the latest frame that has a pose; -1 when none has."""
-        return self._records[-1].index if self._records else -1
+        return self.records[-1].index if self.records else -1
 
     def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
         """Hang a frame with a pose in map units off a keyframe; `seen` are the landmarks it rests on."""
@@ -60,26 +50,11 @@ class FrameLog:
             keyframe_id=keyframe_id,
             keyframe_from_frame=hang(graph.world_from_keyframe[keyframe_id], pose),
         )
-        n = bisect(self._records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
-        self._records.insert(n, record)
+        n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
+        self.records.insert(n, record)
         self._seen.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
         self._cameras.insert(n, frame.camera)
         self._live.insert(n, pose if self.live else None)
-
-    def hang_elsewhere(self, k: int, heir: int, graph: KeyframeGraph) -> None:
-        """Frames that hang off keyframe k hang off another; none of them moves."""
-        self._moved[k] = heir, graph.world_from_keyframe[heir].inverse() @ graph.world_from_keyframe[k]
-
-    def _resolved(self, record: FrameRecord) -> FrameRecord:
-        """The record under a keyframe that is there."""
-        at, at_from_keyframe = record.keyframe_id, Similarity.identity()
-        while at in self._moved:
-            at, step = self._moved[at]
-            at_from_keyframe = step @ at_from_keyframe
-        if at == record.keyframe_id:
-            return record
-        pose = at_from_keyframe.compose_rigid(record.keyframe_from_frame)
-        return replace(record, keyframe_id=at, keyframe_from_frame=pose)
 
     def nearest(self, timestamp_ns: int) -> FrameRecord:
         """The record next to a time; the earlier of two that are as near."""

@@ -92,25 +92,6 @@ class KeyframeGraph:
         (self._loops.add if edge.kind is EdgeKind.LOOP else self._loops.discard)((edge.i, edge.j))
         self._changed.append(edge.j)
 
-    def remove_keyframe(self, k: int) -> None:
-        """Take a keyframe out, with its edges.
-
-        Raises:
-            ValueError: it is not there.
-        """
-        if k not in self.keyframes:
-            raise ValueError(f"KeyframeGraph: keyframe {k} is not there")
-        for edge in self.edges_at(k):
-            del self.edges[edge.i, edge.j]
-            self.weights.pop((edge.i, edge.j), None)
-            self._loops.discard((edge.i, edge.j))
-            self._tied[edge.i + edge.j - k].discard(k)
-            self._changed.append(edge.j)
-        for table in (self.keyframes, self.world_from_keyframe, self.segment_of):
-            del table[k]
-        self._tied.pop(k, None)
-        self._changed.append(k)
-
     def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
         """Replace poses of keyframes that are there; others stay. Raises ValueError on an unknown id."""
         unknown = world_from_keyframe.keys() - self.keyframes.keys()
@@ -147,7 +128,7 @@ class KeyframeGraph:
         return [self.edges[key] for key in sorted(self._loops)]
 
     def changed_since(self, count: int) -> list[int]:
-        """After the first `count` changes, in order: a keyframe added or removed, or the later end of an edge."""
+        """After the first `count` changes, in order: a keyframe added, or the later end of an edge."""
         return self._changed[count:]
 
     def segment(self, number: int) -> list[int]:

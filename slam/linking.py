@@ -161,10 +161,6 @@ class Linker:
         """Let later keyframes find this one."""
         self._retriever.add(k, self._mapper.graph.keyframes[k].descriptor)
 
-    def ends_of_loops(self) -> set[int]:
-        """Keyframes at the ends of loops, closed or not, that later ones may be compared with."""
-        return self._evidence.ends()
-
     def close_loops(self, k: int) -> bool:
         """Look for loops from keyframe k and close the first that is believed; whether one was closed."""
         return any(self._consider(candidate.key, k) for candidate in self._candidates(k))

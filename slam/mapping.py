@@ -243,17 +243,6 @@ class Mapper:
             self.graph.world_from_keyframe[i] = a_from_b @ self.graph.world_from_keyframe[i]
             self.graph.segment_of[i] = kept
 
-    def forget_keyframe(self, k: int) -> None:
-        """Take a keyframe out of the map; what hangs off it has been handed on before."""
-        for i in self._paired_with.pop(k, []):
-            del self.pairs[i, k]
-        for edge in self.graph.edges_at(k):
-            if (k, edge.j) in self.pairs:
-                del self.pairs[k, edge.j]
-                self._paired_with[edge.j].remove(k)
-        self.graph.remove_keyframe(k)
-        self.landmarks.forget_keyframe(k)
-
     # --- relations ------------------------------------------------------------------------------------
 
     def segment_keyframes(self, k: int) -> list[int]:
@@ -416,7 +405,7 @@ class Mapper:
         members = [*free, *fixed]
         own = np.unique(np.concatenate([self.landmarks.observed[k].ids for k in free]))
         own = own[self.landmarks.has_place(own)]
-        seen_in = [rows_of(self.landmarks.observed[k].ids, own) for k in members]
+        seen_in = [_rows_of(self.landmarks.observed[k].ids, own) for k in members]
         counts = np.bincount(np.concatenate([rows[rows >= 0] for rows in seen_in]), minlength=len(own))
         chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
         if max_landmarks is not None:
@@ -428,7 +417,7 @@ class Mapper:
         keyframe_of, point_of, pixels = [], [], []
         for k in members:
             tracks = self.landmarks.observed[k]
-            rows = rows_of(tracks.ids, own)
+            rows = _rows_of(tracks.ids, own)
             keep = rows >= 0
             keyframe_of.append(np.full(int(keep.sum()), k, np.int64))
             point_of.append(rows[keep])
@@ -460,7 +449,7 @@ class Mapper:
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
 
 
-def rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each id stands in `own`, which is in order; -1 for those that do not."""
     if len(own) == 0:
         return np.full(len(ids), -1, np.int64)

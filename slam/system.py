@@ -26,7 +26,6 @@ from slam.refinement import Refiner
 from slam.reporter import Reporter
 from slam.saved_map import Earlier, in_units_of_earlier, map_of_run, restore
 from slam.slam_result import SlamResult, gather
-from slam.sparsification import Sparsifier
 from slam.stopwatch import Stopwatch
 from slam.tracks import PointTracker
 from slam.turning import HELD, Turning
@@ -68,14 +67,6 @@ class Slam:
         self._turning = Turning(config, mapper.landmarks, front_end)
         self._recogniser = Recogniser(config.relocalization, mapper, predictor, retriever)
         self._linker = Linker(config.linking, mapper, predictor, retriever, optimizer, self._tell.emit)
-        self._sparsifier = Sparsifier(
-            mapper,
-            log,
-            retriever,
-            beyond=config.keyframes.thin_beyond,
-            kept=self._linker.ends_of_loops,
-            since=self._earlier.last_id + 1,
-        )
         self._looking_back = LookingBack(config.relocalization.look_back, log, front_end, self._recogniser, self._tell)
         self._where = Whereabouts(restart_after=None if localize_only else config.relocalization.restart_after)
         if self._earlier.keyframe_ids:
@@ -207,7 +198,6 @@ class Slam:
         if closed:
             with self._watch("refine"):
                 mapper.refine_window(k)
-        self._sparsifier.thin()
         self._where.at(k)
         self._front_end.go_on_from(mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k])
         self._hang(frame)

@@ -172,21 +172,3 @@ def test_the_nearest_frame_in_time_is_found(rng, graph, time, index):
     for n in (3, 9):
         log.add(frame(n), some_rigid(rng), seen(5), 0, graph)
     assert log.nearest(time).index == index
-
-
-def test_frames_of_keyframes_that_are_gone_one_after_another_stay_where_they_are():
-    log, graph = FrameLog(), KeyframeGraph()
-    for k in range(4):
-        turned = exp_so3([0.1 * k, 0.2, -0.1 * k])
-        graph.world_from_keyframe[k] = Similarity(turned, [1.0 * k, 0.5, -0.3 * k], 1.0 + 0.3 * k)
-    for k in range(4):
-        log.add(frame(k), rigid(exp_so3([0.0, 0.1 * k, 0.3]), [0.2, 1.0 * k, 0.1]), Tracks.none(), k, graph)
-    before = [log.pose(record, graph) for record in log.records]
-    log.hang_elsewhere(2, 1, graph)
-    log.hang_elsewhere(1, 3, graph)
-    del graph.world_from_keyframe[1], graph.world_from_keyframe[2]
-    assert [record.keyframe_id for record in log.records] == [0, 3, 3, 3]
-    assert all(same(log.pose(record, graph), pose) for record, pose in zip(log.records, before, strict=True))
-    log.hang_elsewhere(3, 0, graph)
-    assert {record.keyframe_id for record in log.records} == {0}
-    assert all(same(log.pose(record, graph), pose) for record, pose in zip(log.records, before, strict=True))

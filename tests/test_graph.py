@@ -229,24 +229,6 @@ def test_two_graphs_share_nothing():
     assert not b.keyframes
 
 
-def test_removing_a_keyframe_takes_its_edges_and_their_weights_along(graph):
-    for one in (edge(0, 1), edge(1, 3), edge(0, 3, EdgeKind.LOOP), edge(1, 2, EdgeKind.LOOP)):
-        graph.set_edge(one)
-    graph.set_weights({(1, 2): 0.0})
-    graph.remove_keyframe(1)
-    assert list(graph.edges) == [(0, 3)]
-    assert list(graph.keyframes) == list(graph.world_from_keyframe) == list(graph.segment_of) == [0, 2, 3]
-    assert graph.weights == {}
-    assert [(e.i, e.j) for e in graph.loops()] == [(0, 3)]
-    assert [(e.i, e.j) for e in graph.edges_at(3)] == [(0, 3)]
-    assert graph.edges_at(2) == []
-
-
-def test_removing_a_keyframe_that_is_not_there_is_refused(graph):
-    with pytest.raises(ValueError, match="keyframe 7 is not there"):
-        graph.remove_keyframe(7)
-
-
 def test_edges_at_a_keyframe_come_in_order_of_the_other_end(graph):
     for pair in [(1, 3), (0, 1), (1, 2)]:
         graph.set_edge(edge(*pair))

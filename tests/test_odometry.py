@@ -255,16 +255,6 @@ def test_newer_evidence_changes_the_paths_over_it():
     assert odometry.path(0, 5).source_from_target.is_close(at(6.0))
 
 
-def test_a_keyframe_that_is_gone_is_no_longer_on_any_path():
-    graph = graph_of([edge(k, k + 1, at(1.0)) for k in range(4)])
-    graph.set_edge(edge(1, 3, at(2.5), sigma=0.5))
-    odometry = odometry_of(graph)
-    graph.remove_keyframe(2)
-    odometry.follow(graph)
-    assert odometry.path(0, 4).source_from_target.is_close(at(4.5))
-    assert odometry.path(0, 2) is None
-
-
 def test_a_keyframe_tied_only_to_a_later_one_hangs_off_it_and_moves_with_it():
     graph = graph_of([edge(0, 2, at(2.0)), edge(1, 2, at(1.0)), edge(2, 3, at(1.0))])
     odometry = odometry_of(graph)

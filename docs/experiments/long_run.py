@@ -23,14 +23,11 @@ from relocalizer.geometry import Similarity, align_points, translation_of
 from relocalizer.retrieval import FaissRetriever
 from slam.config import SlamConfig
 from slam.events import EdgeAccepted, Event, GraphOptimised
-from slam.frame_log import FrameLog
 from slam.graph import EdgeKind
 from slam.linking import Linker
 from slam.mapping import Mapper
 from slam.optimizer import GtsamOptimizer
 from slam.refinement import GtsamRefiner
-from slam.sparsification import Sparsifier
-from slam.tracks import Tracks
 
 STEP = 0.25  # of the camera, a keyframe
 WALL = (4.0, 7.0)  # distances of points from the path
@@ -106,7 +103,6 @@ def main() -> None:
     parser.add_argument("--lap", type=int, default=4000)
     parser.add_argument("--features", type=int, default=150)
     parser.add_argument("--noise", type=float, default=0.3, help="pixels")
-    parser.add_argument("--thin", type=int, default=0, help="keyframes from which old ones are merged; 0: never")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of the configuration")
     arguments = parser.parse_args()
     drive(arguments)
@@ -137,9 +133,6 @@ def drive(arguments: argparse.Namespace) -> None:
     retriever = FaissRetriever()
     linker = Linker(config.linking, mapper, predictor, retriever, optimizer, note)
     builder = MapBuilder(world, mapper, tracker, predictor)
-    log = FrameLog()
-    beyond = arguments.thin or arguments.keyframes
-    sparsifier = Sparsifier(mapper, log, retriever, beyond=beyond, kept=linker.ends_of_loops)
     for index in range(arguments.keyframes):
         seen, tracks = builder.seen(index), builder.followed(index)
         pose = guess(world, mapper, index)
@@ -156,9 +149,6 @@ def drive(arguments: argparse.Namespace) -> None:
             mapper.refine_window(k)
         linker.remember(k)
         clock.lap("loops")
-        log.add(seen.frame, mapper.graph.world_from_keyframe[k].rigid, Tracks.none(), k, mapper.graph)
-        sparsifier.thin()
-        clock.lap("thin")
         if (index + 1) % 1000 == 0:
             tell_progress(world, mapper, events, index + 1)
             recent = np.sum([values[-1000:] for values in clock.stages.values()], axis=0)
@@ -191,7 +181,7 @@ def tell_progress(world: Ring, mapper: Mapper, events: list[Event], done: int) -
     solved = sum(isinstance(event, GraphOptimised) for event in events)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{done} keyframes ({len(ids)} kept), {loops} loops, solved {solved} times, ATE {error:.3f}, {memory:.0f} MB",
+        f"{done} keyframes, {loops} loops, solved {solved} times, ATE {error:.3f}, {memory:.0f} MB",
         flush=True,
     )
 
