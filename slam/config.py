@@ -183,7 +183,10 @@ class RelocalizationConfig(Section):
         40, ge=6, le=1000, description="Landmarks that must agree, found near where they should be."
     )
     min_confirming: int = Field(
-        10, ge=6, le=1000, description="Landmarks that suffice where a confident pair estimate agrees with the pose."
+        10,
+        ge=6,
+        le=1000,
+        description="Landmarks that suffice where a confident pair estimate agrees with the pose; less sure ones need more.",
     )
     min_cells: int = Field(
         8, ge=1, le=48, description="Cells of the picture, of 8 by 6, in which landmarks that agree alone must lie."
