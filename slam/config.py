@@ -186,7 +186,7 @@ class RelocalizationConfig(Section):
         10,
         ge=6,
         le=1000,
-        description="Landmarks that suffice where a confident pair estimate agrees with the pose; less sure ones need more.",
+        description="Landmarks that suffice where a confident pair estimate agrees with the pose; others need more.",
     )
     min_cells: int = Field(
         8, ge=1, le=48, description="Cells of the picture, of 8 by 6, in which landmarks that agree alone must lie."
