@@ -83,7 +83,6 @@ class LandmarkMap:
         self.feature_tracks: dict[int, NDArray[np.int64]] = {}
         self._alias = np.arange(1024, dtype=np.int64)
         self._united: dict[int, list[int]] = {}  # by a name that others have given way to, it and these
-        self._placed_from: dict[int, list[NDArray[np.int64]]] = {}  # by keyframe, what was ever anchored there
         self._marked = np.zeros(1024, bool)  # to count with; nothing is marked between calls
 
     @property
@@ -132,20 +131,8 @@ class LandmarkMap:
     ) -> None:
         """Give tracks a place: points (N, 3) in keyframe `anchor`, in its units."""
         self.anchor[ids] = anchor
-        self._placed_from.setdefault(anchor, []).append(ids)
         self.point_in_anchor[ids] = points_in_anchor
         self.inverse_depth_sigma[ids] = inverse_depth_sigma
-
-    def anchored_at(self, k: int) -> NDArray[np.int64]:
-        """Landmarks that `place` has hung off keyframe k and that still are there, in order of id."""
-        ids = np.unique(np.concatenate([np.zeros(0, np.int64), *self._placed_from.get(k, [])]))
-        return np.asarray(ids[self.anchor[ids] == k], dtype=np.int64)
-
-    def forget_keyframe(self, k: int) -> None:
-        """Forget what a keyframe saw; nothing may be anchored there any more."""
-        self._observed.pop(k, None)
-        self.feature_tracks.pop(k, None)
-        self._placed_from.pop(k, None)
 
     def forget_place(self, ids: NDArray[np.int64]) -> None:
         self.anchor[ids] = NO_ANCHOR
