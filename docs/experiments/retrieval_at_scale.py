@@ -159,7 +159,12 @@ def search(video: Rows, queries: int) -> None:
 
 
 def compare(video: Rows, left: NDArray[np.bool_], asked: Sequence[int], retriever: FaissRetriever) -> None:
-    recall, ours, all_of_them = [], [], []
+    recall, in_a_row, ours, all_of_them = [], [], [], []
+    for q in asked:
+        near = range(max(0, q - GAP + 1), min(len(video), q + GAP))
+        started = time.process_time(), time.perf_counter()
+        retriever.query(video[q], WANTED, frozenset(near))
+        in_a_row.append((time.process_time() - started[0], time.perf_counter() - started[1]))
     for q in asked:
         near = range(max(0, q - GAP + 1), min(len(video), q + GAP))
         started = time.process_time(), time.perf_counter()
@@ -172,11 +177,15 @@ def compare(video: Rows, left: NDArray[np.bool_], asked: Sequence[int], retrieve
         best = np.argpartition(-similarity, WANTED)[:WANTED]
         all_of_them.append((time.process_time() - started[0], time.perf_counter() - started[1]))
         recall.append(len({c.key for c in found} & set(best.tolist())) / WANTED)
-    for name, times in (("retriever", ours), ("numpy, all compared", all_of_them)):
+    cold = "retriever, caches full of what numpy read"
+    for name, times in (("retriever", in_a_row), (cold, ours), ("numpy, all compared", all_of_them)):
         cpu, wall = 1e3 * np.median(times, axis=0)
         print(f"{name}: median {cpu:.2f} ms of CPU, {wall:.2f} ms of wall time")
-    ratio = np.median(all_of_them, axis=0)[0] / np.median(ours, axis=0)[0]
-    print(f"recall@{WANTED} {np.mean(recall):.4f}, worst query {min(recall):.1f}; {ratio:.0f} times as fast")
+    ratios = [np.median(all_of_them, axis=0)[0] / np.median(times, axis=0)[0] for times in (in_a_row, ours)]
+    print(
+        f"recall@{WANTED} {np.mean(recall):.4f}, worst query {min(recall):.1f}; "
+        f"{ratios[0]:.0f} times as fast, with such caches {ratios[1]:.0f}"
+    )
 
 
 if __name__ == "__main__":
