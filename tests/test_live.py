@@ -186,7 +186,7 @@ class Counted:
     def __init__(self, count: int, error: BaseException | None = None, delay_s: float = 0.0) -> None:
         self._count, self._error, self._delay_s = count, error, delay_s
         self.name, self.description, self.length = "counted", "", count
-        self.camera = Camera.assume(64, 48, fov_deg=60)
+        self.camera = self.calibration = Camera.assume(64, 48, fov_deg=60)
         self.ground_truth: Trajectory | None = None
         self.skipped: list[tuple[str, str]] = []
         self.dropped = 0
