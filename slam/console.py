@@ -64,7 +64,7 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
 
 
 def _lens_words(lens: Mapping[str, Any]) -> str:
-    """How far what was found is from what the run began with; `calibrate` also looks at the focal length if asked."""
+    """What the run found of the lens; the focal length where it was only assumed."""
     bent = f"pictures bent by {lens['corner_px']:.1f} px at the corners"
     if lens["focal_px"] is None:
         return f"{bent} beyond the calibration, now corrected (camera.yaml)"
