@@ -126,7 +126,7 @@ class RefinementConfig(Section):
     covisible: int = Field(
         6, ge=0, le=50, description="Further keyframes that see the same landmarks, held fixed in the window."
     )
-    max_landmarks: int = Field(500, ge=50, le=20000, description="Landmarks in the window, the most seen first.")
+    max_landmarks: int = Field(400, ge=50, le=20000, description="Landmarks in the window, the most seen first.")
     iterations: int = Field(6, ge=0, le=100, description="Levenberg-Marquardt iterations for a window; 0 refines none.")
     pair_priors: bool = Field(True, description="Hold refinements to the pair estimates between keyframes.")
     final: Literal["auto", "always", "never"] = Field(
