@@ -8,7 +8,7 @@ drifted (slam.consistency). Every rejection says the number and the threshold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,15 +240,15 @@ class Linker:
         if cells < config.loop_min_cells:
             landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the picture"
             return NotLocalised(f"{landmarks}, {config.loop_min_cells} needed", found.fit.inlier_count)
-        loop = Verified(self._loop_edge(c, k, found), found)
-        return self._look_closer(loop) or loop
+        return self._look_closer(Verified(self._loop_edge(c, k, found), found))
 
-    def _look_closer(self, loop: Verified) -> NotLocalised | None:
-        """Why the picture does not bear out a loop's pose; None where it does.
+    def _look_closer(self, loop: Verified) -> Verified | NotLocalised:
+        """The loop with the pose that the whole picture gives it; why not, where the picture does not bear it out.
 
         Every landmark of the place is looked for where the pose puts it, those that were not matched included. At the
-        right pose about as many agree again, or more, and they leave it where it is. As in Mur-Artal, Montiel and
-        Tardos, "ORB-SLAM: a versatile and accurate monocular SLAM system", 2015, section VII-B.
+        right pose about as many agree again, or more, and they hardly move it. As in Mur-Artal, Montiel and
+        Tardos, "ORB-SLAM: a versatile and accurate monocular SLAM system", 2015, section VII-B. How sure the loop is
+        stays what the landmarks say that were recognised without being looked for.
         """
         c, k, graph, landmarks = loop.edge.i, loop.edge.j, self._mapper.graph, self._mapper.landmarks
         ids = np.unique(np.concatenate([landmarks.observed[i].ids for i in [c, *self._mapper.related(c, RELATIVES)]]))
@@ -272,7 +272,7 @@ class Linker:
         if away > CHI2_6DOF_999:
             said = f"chi-square {away:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
             return NotLocalised(f"looked at closer, {said}", count)
-        return None
+        return Verified(replace(loop.edge, i_from_j=there), closer)
 
     def _reject(self, c: int, k: int, reason: str, landmarks: int) -> None:
         """Tell why there is no loop between c and k, and how many landmarks spoke for it."""

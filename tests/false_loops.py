@@ -24,7 +24,7 @@ from relocalizer.features import occupied_cells
 from relocalizer.geometry import FloatArray, Similarity, align_points, exp_so3, rotation_angle
 from slam.graph import Edge, EdgeKind
 from slam.linking import Linker, Verified
-from slam.localization import FeatureMatches, Localised
+from slam.localization import FeatureMatches, Localised, NotLocalised
 from slam.tracks import Tracks
 from slam.trajectory import Trajectory
 
@@ -36,6 +36,7 @@ NEAR_PX, PIXEL_NOISE = 60.0, 1.0
 FALSE_DEG, FALSE_SHARE = 25.0, 0.5  # another place is off by this angle, or by this share of the depth
 MIN_GAP = 12  # keyframes between the ends of a lie
 AROUND = 8  # keyframes on each side that tell the unit of length
+MENDED = 0.5  # of what a lie is off by, at most, is left when it is called put right
 PLAUSIBLE = 3  # a lie about the right place is told of one of so many old keyframes that see most of the same
 
 
@@ -91,6 +92,7 @@ class FalseLoops:
     deceived: bool = False
     lies: list[Edge] = field(default_factory=list)
     refused: dict[tuple[int, int], str] = field(default_factory=dict)  # by the picture, and why
+    mended: list[Edge] = field(default_factory=list)  # slips that the picture has put right
     _mistake: Mistake | None = None
     _due: int = 0
 
@@ -106,25 +108,40 @@ class FalseLoops:
         true_loops, true_look = self.linker.close_loops, self.linker._second_look
 
         def close_loops(k: int) -> bool:
-            lied = any(self.linker._close_if_believed(loop) for loop in self._lies(k) if self._stands(loop))
+            standing = [loop for lie in self._lies(k) if (loop := self._standing(lie)) is not None]
+            lied = any(self.linker._close_if_believed(loop) for loop in standing)
             return true_loops(k) or lied
 
         def second_look(c: int, k: int) -> Verified | None:
             if self.clustered and (c, k) in self.told:
                 lie = self._told(c, k - 1)
-                return lie if lie is not None and self._stands(lie) else None
+                return None if lie is None else self._standing(lie)
             return true_look(c, k)
 
         setattr(self.linker, "close_loops", close_loops)  # noqa: B010
         setattr(self.linker, "_second_look", second_look)  # noqa: B010
 
-    def _stands(self, lie: Verified) -> bool:
-        """Whether the picture, as far as it is not deceived, lets a lie pass."""
-        refused = None if self.deceived else self.linker._look_closer(lie)
-        if refused is not None:
-            self.refused[lie.edge.i, lie.edge.j] = refused.reason
-            self.linker._reject(lie.edge.i, lie.edge.j, refused.reason, refused.landmarks)
-        return refused is None
+    def _standing(self, lie: Verified) -> Verified | None:
+        """What is left of a lie after the picture, as far as it is not deceived, was looked at; None for nothing."""
+        if self.deceived:
+            return lie
+        borne_out = self.linker._look_closer(lie)
+        if isinstance(borne_out, NotLocalised):
+            self.refused[lie.edge.i, lie.edge.j] = borne_out.reason
+            self.linker._reject(lie.edge.i, lie.edge.j, borne_out.reason, borne_out.landmarks)
+            return None
+        if self.slip and self._off(borne_out.edge, self.slip) <= MENDED * self._off(lie.edge, self.slip):
+            self.mended.append(borne_out.edge)
+        else:
+            self.lies.append(borne_out.edge)
+        return borne_out
+
+    def _off(self, edge: Edge, slip: Slip) -> float:
+        """How far a loop is from the truth: in the truth's unit, or in degrees where it slipped by an angle."""
+        true = np.linalg.inv(self._true_pose(edge.i)) @ self._true_pose(edge.j)
+        if slip.length:
+            return float(np.linalg.norm(edge.i_from_j.translation * self._unit(edge.i) - true[:3, 3]))
+        return float(np.degrees(rotation_angle(true[:3, :3].T @ edge.i_from_j.rotation)))
 
     def _lies(self, k: int) -> list[Verified]:
         """Those that are due; what cannot be told of this keyframe is told of the next that allows it."""

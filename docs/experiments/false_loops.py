@@ -147,7 +147,7 @@ def tell(events: list[Event], liar: FalseLoops) -> None:
     for event in events:
         if isinstance(event, EdgeAccepted) and event.edge.kind is EdgeKind.LOOP:
             edge = event.edge
-            kind = "false" if liar.is_lie(edge) else "true"
+            kind = "false" if liar.is_lie(edge) else "mended" if any(edge is m for m in liar.mended) else "true"
             print(f"  {kind} {edge.i}-{edge.j}: accepted, {edge.inliers} landmarks", flush=True)
         elif isinstance(event, EdgeRejected) and ("held" in event.reason or "left out" in event.reason):
             kind = "false or true" if (event.i, event.j) in liar.told else "true"
