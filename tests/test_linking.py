@@ -24,7 +24,7 @@ from relocalizer.retrieval import FaissRetriever
 from slam.config import LandmarksConfig, LinkingConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, GraphOptimised, ScaleUnobservable
 from slam.graph import EdgeKind
-from slam.linking import UNKNOWN_LOG_SCALE, Linker
+from slam.linking import UNKNOWN_LOG_SCALE, Linker, Verified
 from slam.optimizer import GtsamOptimizer, Solution, first_of_each_part
 
 STEP = 6
@@ -395,6 +395,30 @@ def test_a_loop_that_nothing_seconds_is_held_back_with_the_number_and_the_thresh
     [event] = refused(seen_again, Told(0), loop_alone_inliers=900, loop_min_gap=35).of(EdgeRejected)
     assert re.fullmatch(r"held back: \d+ landmarks and no second loop that agrees, 900 needed alone", event.reason)
     assert event.reason.startswith(f"held back: {event.landmarks} ")
+
+
+def moved(loop, metres):
+    """The loop as it would be told with the new camera so far to the side."""
+    there = loop.found.fit.world_from_cam
+    fit = replace(loop.found.fit, world_from_cam=there * rigid(np.eye(3), np.array([metres, 0, 0])))
+    aside = loop.edge.i_from_j @ Similarity.from_rigid(rigid(np.eye(3), np.array([metres, 0, 0])))
+    return Verified(replace(loop.edge, i_from_j=aside), replace(loop.found, fit=fit))
+
+
+def test_a_loop_that_is_a_little_off_is_put_right_by_the_picture(seen_again):
+    linker = seen_again.linker
+    loop = linker._verify(0, seen_again.graph.last_id)
+    aside = moved(loop, 2 * loop.edge.sigmas[3])
+    off, left = (error_of(edge, seen_again)[2] for edge in (aside.edge, linker._look_closer(aside).edge))
+    assert off > 1.5 * loop.edge.sigmas[3]
+    assert left < 0.1 * off
+
+
+def test_a_loop_that_is_further_off_than_it_can_be_is_refused_with_the_number_and_the_threshold(seen_again):
+    linker = seen_again.linker
+    loop = linker._verify(0, seen_again.graph.last_id)
+    outcome = linker._look_closer(moved(loop, 8 * loop.edge.sigmas[3]))
+    assert re.fullmatch(r"looked at closer, chi-square \d+\.\d from where they put it, limit 22\.5", outcome.reason)
 
 
 def test_a_candidate_that_looks_much_less_alike_than_the_neighbours_is_not_even_tried(half):
