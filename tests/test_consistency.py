@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, odometry_of, small, true_edge
 
-from relocalizer.features import LocalFeatures
-from relocalizer.geometry import Similarity, exp_so3
-from relocalizer.images import Camera
 from slam.consistency import (
     CHI2_7DOF_999,
     WINDOW,
@@ -19,63 +17,17 @@ from slam.consistency import (
     largest_consistent_set,
     squared_distance,
 )
-from slam.frames import Keyframe
-from slam.graph import Edge, EdgeKind, KeyframeGraph
-from slam.odometry import REACH, Odometry
+from slam.graph import Edge
+from slam.odometry import REACH
 
-CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
-ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
 STRONG, WEAK = 100, 40  # landmarks; alone suffice 90
 LOOP_SIGMA, STEP_SIGMA = 0.01, 0.02
 
 
-def keyframe(k):
-    features = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
-    return Keyframe(
-        id=k,
-        frame_index=k,
-        timestamp_ns=k,
-        camera=CAMERA,
-        encoded=None,
-        descriptor=np.ones(1, np.float32),
-        features=features,
-    )
-
-
-def at(x, y=0.0, angle=0.0, scale=1.0):
-    return Similarity(exp_so3([0.0, 0.0, angle]), [x, y, 0.0], scale)
-
-
-def small(d):
-    """The similarity of a small (rotation, translation, log scale)."""
-    return Similarity(exp_so3(d[:3]), d[3:6], float(np.exp(d[6])))
-
-
-def some_similarity(rng):
-    return Similarity(exp_so3(rng.normal(size=3)), rng.normal(size=3), float(np.exp(0.3 * rng.normal())))
-
-
-def edge(i, j, i_from_j, kind=ODOMETRY, sigma=STEP_SIGMA, inliers=STRONG):
-    return Edge(i=i, j=j, i_from_j=i_from_j, sigmas=np.broadcast_to(sigma, 7), kind=kind, inliers=inliers)
-
-
-def circle(count=40, laps=2.0):
-    """Keyframes around a circle of radius 3, `laps` times, looking along it."""
-    angles = np.linspace(0, 2 * np.pi * laps, count, endpoint=False)
-    return [at(3 * np.cos(a), 3 * np.sin(a), a + np.pi / 2) for a in angles]
-
-
-def graph_of(poses, edges=(), *, broken=()):
-    """A chain of true steps, broken after the named keyframes, and further edges."""
-    graph = KeyframeGraph()
-    for k, pose in enumerate(poses):
-        graph.add_keyframe(keyframe(k), pose)
-    for k in range(len(poses) - 1):
-        if k not in broken:
-            graph.set_edge(edge(k, k + 1, poses[k].inverse() @ poses[k + 1]))
-    for one in edges:
-        graph.set_edge(one)
-    return graph
+def chain_of(poses, edges=(), *, broken=()):
+    """True steps from each keyframe to the next, but none after the `broken` ones, and further edges."""
+    steps = [true_edge(poses, k, k + 1, sigma=STEP_SIGMA) for k in range(len(poses) - 1) if k not in broken]
+    return graph_of(poses, [*steps, *edges])
 
 
 def loop(poses, i, j, off=(0.0,) * 7, inliers=WEAK, sigma=LOOP_SIGMA):
@@ -85,12 +37,6 @@ def loop(poses, i, j, off=(0.0,) * 7, inliers=WEAK, sigma=LOOP_SIGMA):
 
 def off_by(metres):
     return (0, 0, 0, metres, 0, 0, 0)
-
-
-def odometry_of(graph):
-    odometry = Odometry()
-    odometry.follow(graph)
-    return odometry
 
 
 def compare(a, b, graph):
@@ -106,7 +52,7 @@ def test_a_squared_distance_counts_in_standard_deviations():
 
 def test_two_true_loops_agree_to_the_last_bit():
     poses = circle()
-    graph = graph_of(poses)
+    graph = chain_of(poses)
     assert compare(loop(poses, 0, 20), loop(poses, 2, 23), graph) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -115,7 +61,7 @@ def test_a_cycle_that_fails_to_close_counts_its_error_in_the_deviations_of_all_f
     def along(i, j, x, sigma, kind=ODOMETRY):
         return Edge(i=i, j=j, i_from_j=at(x), sigmas=[*[1e-9] * 3, *[sigma] * 3, 1e-9], kind=kind)
 
-    graph = graph_of([at(0.1 * k) for k in range(30)])
+    graph = chain_of([at(0.1 * k) for k in range(30)])
     for k in range(29):
         graph.set_edge(along(k, k + 1, 0.1, 0.02))
     one, other = along(0, 20, 2.0, 0.01, LOOP), along(1, 21, 2.1, 0.01, LOOP)  # the second is off by 0.1
@@ -124,20 +70,20 @@ def test_a_cycle_that_fails_to_close_counts_its_error_in_the_deviations_of_all_f
 
 def test_whichever_loop_is_asked_first_the_answer_is_the_same():
     poses = circle()
-    graph = graph_of(poses)
+    graph = chain_of(poses)
     a, b = loop(poses, 0, 20, off=(0.01, 0, 0, 0.02, 0, 0, 0.01)), loop(poses, 3, 22)
     assert compare(a, b, graph) == pytest.approx(compare(b, a, graph), rel=0.05)
 
 
 def test_a_false_loop_disagrees_with_a_true_one():
     poses = circle()
-    assert compare(loop(poses, 0, 20), loop(poses, 1, 21, off=off_by(1.0)), graph_of(poses)) > 10 * CHI2_7DOF_999
+    assert compare(loop(poses, 0, 20), loop(poses, 1, 21, off=off_by(1.0)), chain_of(poses)) > 10 * CHI2_7DOF_999
 
 
 def apart():
     """Keyframes 10 to 19, a part of their own, amid those of another part that have older and newer names."""
     poses = circle(30)
-    return poses, graph_of(poses, [edge(9, 20, poses[9].inverse() @ poses[20])], broken={9, 19})
+    return poses, chain_of(poses, [true_edge(poses, 9, 20, sigma=STEP_SIGMA)], broken={9, 19})
 
 
 def test_two_true_loops_that_lead_opposite_ways_between_two_parts_agree():
@@ -158,18 +104,18 @@ def test_two_loops_that_make_the_same_mistake_agree():
     poses = circle()
     wrong = at(2.0, 1.0, 0.8)  # the second lap seen at another place
     a, b = (edge(i, j, poses[i].inverse() @ wrong @ poses[j], LOOP, LOOP_SIGMA) for i, j in ((0, 20), (1, 21)))
-    assert compare(a, b, graph_of(poses)) < 1e-6
+    assert compare(a, b, chain_of(poses)) < 1e-6
 
 
 def test_loops_between_other_parts_of_the_path_are_not_compared():
     poses = [at(0.1 * k) for k in range(2 * REACH + 40)]
-    graph = graph_of(poses)
+    graph = chain_of(poses)
     assert compare(loop(poses, 0, 30), loop(poses, REACH + 5, REACH + 35), graph) is None
 
 
 def test_a_scale_that_is_not_known_is_no_disagreement_however_far_off():
     poses = circle()
-    graph = graph_of(poses)
+    graph = chain_of(poses)
     doubtful = Edge(
         i=0,
         j=20,
@@ -234,14 +180,14 @@ def evidence():
 def test_a_strong_loop_within_the_drift_is_believed_alone():
     poses = circle()
     one = loop(poses, 0, 20, inliers=STRONG)
-    verdict = evidence().weigh(one, graph_of(poses))
+    verdict = evidence().weigh(one, chain_of(poses))
     assert isinstance(verdict, Believed)
     assert verdict.edges == (one,)
 
 
 def test_a_weak_loop_waits_for_a_second_and_comes_with_it():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     first, second = loop(poses, 0, 20), loop(poses, 1, 21)
     assert jury.weigh(first, graph) == Held("40 landmarks and no second loop that agrees, 90 needed alone", alone=True)
     verdict = jury.weigh(second, graph)
@@ -251,14 +197,14 @@ def test_a_weak_loop_waits_for_a_second_and_comes_with_it():
 
 def test_a_second_loop_from_the_same_keyframe_is_no_second_witness():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     jury.weigh(loop(poses, 0, 20), graph)
     assert isinstance(jury.weigh(loop(poses, 1, 20), graph), Held)
 
 
 def test_a_strong_loop_far_from_where_the_path_leads_is_held_back_with_number_and_limit():
     poses = circle()
-    verdict = evidence().weigh(loop(poses, 0, 20, off=off_by(8.0), inliers=STRONG), graph_of(poses))
+    verdict = evidence().weigh(loop(poses, 0, 20, off=off_by(8.0), inliers=STRONG), chain_of(poses))
     assert isinstance(verdict, Held)
     assert verdict.reason.startswith("chi-square ")
     assert verdict.reason.endswith("from where the path leads, limit 24.3 with 1 loops that agree")
@@ -272,34 +218,35 @@ def departing(chi_square, poses, graph, i, j):
 
 def test_drift_beyond_what_one_loop_may_claim_is_believed_of_two():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     first = departing(1.5 * CHI2_7DOF_999, poses, graph, 0, 20)
-    second = edge(1, 21, poses[1].inverse() @ poses[0] @ first.i_from_j @ poses[20].inverse() @ poses[21], LOOP)
+    same = poses[1].inverse() @ poses[0] @ first.i_from_j @ poses[20].inverse() @ poses[21]
+    second = edge(1, 21, same, LOOP, STEP_SIGMA, STRONG)
     assert isinstance(jury.weigh(first, graph), Held)
     assert isinstance(jury.weigh(second, graph), Believed)
 
 
 def test_any_number_of_loops_with_one_mistake_speaks_only_as_three_do():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     wrong = at(4.0, -2.0, 1.5)
     for n in range(12):
-        false = edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA)
+        false = edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG)
         assert isinstance(jury.weigh(false, graph), Held)
 
 
 def test_false_loops_that_wait_do_not_keep_a_true_one_out():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     wrong = at(4.0, -2.0, 1.5)
     for n in range(5):
-        jury.weigh(edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA), graph)
+        jury.weigh(edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG), graph)
     assert isinstance(jury.weigh(loop(poses, 5, 25, inliers=STRONG), graph), Believed)
 
 
 def test_believed_loops_of_a_place_speak_against_one_that_contradicts_them():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     for n in range(2):
         true = loop(poses, n, 20 + n, inliers=STRONG)
         jury.weigh(true, graph)
@@ -310,7 +257,7 @@ def test_believed_loops_of_a_place_speak_against_one_that_contradicts_them():
 
 def test_a_loop_that_was_left_out_speaks_against_nobody():
     poses = circle()
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     false = loop(poses, 0, 20, off=off_by(0.6))
     jury.weigh(false, graph)
     graph.set_edge(false)
@@ -320,7 +267,7 @@ def test_a_loop_that_was_left_out_speaks_against_nobody():
 
 def test_two_parts_are_tied_by_two_loops_and_by_no_single_one():
     poses = circle()
-    graph, jury = graph_of(poses, broken={19}), evidence()
+    graph, jury = chain_of(poses, broken={19}), evidence()
     first, second = loop(poses, 0, 20, inliers=10_000), loop(poses, 1, 22)
     assert jury.weigh(first, graph) == Held("1 loop ties the two parts, 2 needed", alone=True)
     assert isinstance(jury.weigh(second, graph), Believed)
@@ -328,7 +275,7 @@ def test_two_parts_are_tied_by_two_loops_and_by_no_single_one():
 
 def test_only_the_newest_loops_are_remembered():
     poses = circle(2 * WINDOW + 40, laps=2.0)
-    graph, jury = graph_of(poses), evidence()
+    graph, jury = chain_of(poses), evidence()
     for n in range(WINDOW + 2):
         jury.weigh(loop(poses, n, n + WINDOW + 20), graph)
     assert not jury.remembers(0, WINDOW + 20)

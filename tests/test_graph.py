@@ -7,32 +7,14 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+from small_graphs import CAMERA, at, keyframe
 
-from relocalizer.features import LocalFeatures
 from relocalizer.geometry import Similarity
 from relocalizer.images import Camera
-from slam.frames import Frame, Keyframe
+from slam.frames import Frame
 from slam.graph import Edge, EdgeKind, KeyframeGraph
 
-CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
 IMAGE = np.zeros((6, 8, 3), np.uint8)
-
-
-def keyframe(k):
-    features = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
-    return Keyframe(
-        id=k,
-        frame_index=10 * k,
-        timestamp_ns=10 * k,
-        camera=CAMERA,
-        encoded=None,
-        descriptor=np.ones(1, np.float32),
-        features=features,
-    )
-
-
-def at(x, scale=1.0):
-    return Similarity(np.eye(3), [x, 0.0, 0.0], scale)
 
 
 def edge(i, j, kind=EdgeKind.ODOMETRY, sigmas=None, inliers=0):

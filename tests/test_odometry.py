@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_graphs import LOOP, ODOMETRY, at, edge, graph_of, keyframe, odometry_of, small, some_similarity, true_edge
 
-from relocalizer.features import LocalFeatures
-from relocalizer.geometry import Similarity, exp_so3
-from relocalizer.images import Camera
-from slam.frames import Keyframe
-from slam.graph import Edge, EdgeKind, KeyframeGraph
+from relocalizer.geometry import Similarity
+from slam.graph import Edge, KeyframeGraph
 from slam.odometry import REACH, Odometry, Path, adjoint, covariance_of, difference
 
-CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
-ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
 
-
-def keyframe(k):
-    features = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
-    return Keyframe(
-        id=k,
-        frame_index=k,
-        timestamp_ns=k,
-        camera=CAMERA,
-        encoded=None,
-        descriptor=np.ones(1, np.float32),
-        features=features,
-    )
-
-
-def at(x, y=0.0, angle=0.0, scale=1.0):
-    return Similarity(exp_so3([0.0, 0.0, angle]), [x, y, 0.0], scale)
-
-
-def small(d):
-    """The similarity of a small (rotation, translation, log scale)."""
-    return Similarity(exp_so3(d[:3]), d[3:6], float(np.exp(d[6])))
-
-
-def some_similarity(rng):
-    return Similarity(exp_so3(rng.normal(size=3)), rng.normal(size=3), float(np.exp(0.3 * rng.normal())))
-
-
-def edge(i, j, i_from_j, kind=ODOMETRY, sigma=0.02):
-    return Edge(i=i, j=j, i_from_j=i_from_j, sigmas=np.broadcast_to(sigma, 7), kind=kind)
-
-
-def graph_of(edges, count=None):
-    graph = KeyframeGraph()
-    for k in range(max((e.j for e in edges), default=-1) + 1 if count is None else count):
-        graph.add_keyframe(keyframe(k), Similarity.identity())
-    for one in edges:
-        graph.set_edge(one)
-    return graph
-
-
-def odometry_of(graph):
-    odometry = Odometry()
-    odometry.follow(graph)
-    return odometry
+def tied(edges, count=None):
+    """Keyframes of which only the edges matter; `count` of them, or as many as the edges name."""
+    return graph_of([at(0.0)] * (max((e.j for e in edges), default=-1) + 1 if count is None else count), edges)
 
 
 def wandering(rng, count, *, sigma=0.02):
@@ -125,7 +80,7 @@ def test_the_covariance_of_an_edge_is_in_the_units_of_its_second_keyframe():
 def test_errors_of_a_path_spread_as_drawn_ones_do(rng, backwards):
     steps = [edge(k, k + 1, at(1.0, 0.2, 0.45), sigma=0.003) for k in range(7)]
     source, target = (7, 0) if backwards else (0, 7)
-    path = odometry_of(graph_of(steps)).path(source, target)
+    path = odometry_of(tied(steps)).path(source, target)
     drawn = []
     for _ in range(1500):
         end = Similarity.identity()
@@ -142,36 +97,36 @@ def test_errors_of_a_path_spread_as_drawn_ones_do(rng, backwards):
 
 def test_a_path_prefers_what_is_surer():
     edges = [edge(0, 1, at(1.0)), edge(1, 2, at(1.0)), edge(0, 2, at(2.2), sigma=0.5), edge(2, 3, at(1.0))]
-    path = odometry_of(graph_of(edges)).path(0, 3)
+    path = odometry_of(tied(edges)).path(0, 3)
     assert path.edges == 3
     assert path.source_from_target.is_close(at(3.0))
 
 
 def test_a_path_can_be_followed_backwards(rng):
     poses = [some_similarity(rng) for _ in range(5)]
-    edges = [edge(k, k + 1, poses[k].inverse() @ poses[k + 1]) for k in range(4)]
-    path = odometry_of(graph_of(edges)).path(4, 1)
+    edges = [true_edge(poses, k, k + 1) for k in range(4)]
+    path = odometry_of(tied(edges)).path(4, 1)
     assert path.source_from_target.is_close(poses[4].inverse() @ poses[1], atol=1e-9)
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 299), (3, 256), (17, 18), (40, 167)])
 def test_a_long_path_is_that_of_all_its_steps(rng, source, target):
     steps = wandering(rng, 300)
-    path = odometry_of(graph_of(steps)).path(source, target)
+    path = odometry_of(tied(steps)).path(source, target)
     assert is_same(path, step_by_step(steps[source:target]))
-    assert is_same(odometry_of(graph_of(steps)).path(target, source), step_by_step(steps[source:target]).backwards())
+    assert is_same(odometry_of(tied(steps)).path(target, source), step_by_step(steps[source:target]).backwards())
 
 
 def test_a_path_from_one_branch_to_another_turns_where_they_meet():
     trunk = [edge(0, 1, at(1.0)), edge(1, 2, at(1.0))]
     branches = [edge(1, 3, at(0.0, 1.0)), edge(3, 4, at(0.0, 1.0))]
-    path = odometry_of(graph_of([*trunk, *branches])).path(2, 4)
+    path = odometry_of(tied([*trunk, *branches])).path(2, 4)
     assert path.edges == 3
     assert path.source_from_target.is_close(at(-1.0, 2.0))
 
 
 def test_a_long_way_takes_few_steps(rng, monkeypatch):
-    odometry = odometry_of(graph_of(wandering(rng, 1000)))
+    odometry = odometry_of(tied(wandering(rng, 1000)))
     odometry.path(0, 1000)
     joined, then = [], Path.then
     monkeypatch.setattr(Path, "then", lambda path, onward: joined.append(1) or then(path, onward))
@@ -180,7 +135,7 @@ def test_a_long_way_takes_few_steps(rng, monkeypatch):
 
 
 def test_what_more_edges_lead_to_than_reach_says_is_not_near():
-    odometry = odometry_of(graph_of([edge(k, k + 1, at(1.0)) for k in range(REACH + 2)]))
+    odometry = odometry_of(tied([edge(k, k + 1, at(1.0)) for k in range(REACH + 2)]))
     assert odometry.near(1, REACH + 1).edges == REACH
     assert odometry.near(0, REACH + 1) is None
     assert odometry.path(0, REACH + 1).edges == REACH + 1
@@ -197,7 +152,7 @@ def test_a_path_between_chains_that_run_side_by_side_doubts_one_change_of_chain_
     rng, source, target
 ):
     edges = parallel(rng, 400)
-    path = odometry_of(graph_of(edges)).path(source, target)
+    path = odometry_of(tied(edges)).path(source, target)
     best = most_certain(edges, 400, source)[target]
     one_change = 4 * 2 * 0.03**2  # over two steps, as far as chains lie apart
     assert best - 1e-12 <= doubt_in(path) <= best + one_change
@@ -205,18 +160,18 @@ def test_a_path_between_chains_that_run_side_by_side_doubts_one_change_of_chain_
 
 @pytest.mark.parametrize("target", [3, 9])
 def test_between_parts_that_nothing_ties_there_is_no_path(target):
-    assert odometry_of(graph_of([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))])).path(0, target) is None
+    assert odometry_of(tied([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))])).path(0, target) is None
 
 
 def test_a_keyframe_without_edges_has_no_path_but_to_itself():
-    odometry = odometry_of(graph_of([edge(0, 1, at(1.0))], count=8))
+    odometry = odometry_of(tied([edge(0, 1, at(1.0))], count=8))
     assert odometry.path(7, 7).edges == 0
     assert odometry.path(7, 0) is None
     assert Odometry().path(7, 0) is None
 
 
 def test_loops_are_no_odometry():
-    assert odometry_of(graph_of([edge(0, 1, at(1.0), LOOP)])).path(0, 1) is None
+    assert odometry_of(tied([edge(0, 1, at(1.0), LOOP)])).path(0, 1) is None
 
 
 # Growing
@@ -228,7 +183,7 @@ def banded(rng, count):
     for _ in range(count - 1):
         poses.append(poses[-1] @ at(1.0, 0.0, 0.2 * rng.normal()))
     return [
-        edge(i, j, poses[i].inverse() @ poses[j], sigma=0.02 * rng.uniform(0.5, 2))
+        true_edge(poses, i, j, sigma=0.02 * rng.uniform(0.5, 2))
         for j in range(1, count)
         for i in range(max(0, j - 3), j)
     ]
@@ -248,7 +203,7 @@ def test_a_tree_that_follows_is_the_tree_grown_at_once(rng):
 
 
 def test_newer_evidence_changes_the_paths_over_it():
-    graph = graph_of([edge(k, k + 1, at(1.0)) for k in range(5)])
+    graph = tied([edge(k, k + 1, at(1.0)) for k in range(5)])
     odometry = odometry_of(graph)
     graph.set_edge(edge(2, 3, at(2.0), sigma=0.01))
     odometry.follow(graph)
@@ -256,7 +211,7 @@ def test_newer_evidence_changes_the_paths_over_it():
 
 
 def test_a_keyframe_tied_only_to_a_later_one_hangs_off_it_and_moves_with_it():
-    graph = graph_of([edge(0, 2, at(2.0)), edge(1, 2, at(1.0)), edge(2, 3, at(1.0))])
+    graph = tied([edge(0, 2, at(2.0)), edge(1, 2, at(1.0)), edge(2, 3, at(1.0))])
     odometry = odometry_of(graph)
     assert odometry.path(1, 0).source_from_target.is_close(at(-1.0))
     graph.set_edge(edge(0, 2, at(2.5)))
@@ -265,7 +220,7 @@ def test_a_keyframe_tied_only_to_a_later_one_hangs_off_it_and_moves_with_it():
 
 
 def test_parts_that_an_edge_ties_become_one():
-    graph = graph_of([edge(0, 1, at(1.0)), edge(2, 3, at(1.0)), edge(3, 4, at(1.0))])
+    graph = tied([edge(0, 1, at(1.0)), edge(2, 3, at(1.0)), edge(3, 4, at(1.0))])
     odometry = odometry_of(graph)
     graph.add_keyframe(keyframe(5), Similarity.identity())
     graph.set_edge(edge(1, 5, at(4.0)))
@@ -280,7 +235,7 @@ def test_parts_that_an_edge_ties_become_one():
 def test_paths_with_loops_are_as_sure_as_any_along_these_edges(rng):
     steps = wandering(rng, 40)
     loops = [edge(i, j, at(float(j - i)), LOOP, 0.03) for i, j in [(2, 20), (5, 31), (24, 38)]]
-    odometry = odometry_of(graph_of(steps))
+    odometry = odometry_of(tied(steps))
     for source in (0, 11, 22, 40):
         doubt = most_certain([*steps, *loops], 41, source)
         for target in range(41):
@@ -291,13 +246,13 @@ def test_paths_with_loops_are_as_sure_as_any_along_these_edges(rng):
 def test_a_path_goes_along_a_loop_from_either_end():
     steps = [edge(k, k + 1, at(1.0)) for k in range(30)]
     loop = edge(0, 30, at(0.5), LOOP)
-    odometry = odometry_of(graph_of(steps))
+    odometry = odometry_of(tied(steps))
     assert odometry.path_with([loop], 1, 29).source_from_target.is_close(at(-1.5))
     assert odometry.path_with([loop], 29, 1).source_from_target.is_close(at(1.5))
 
 
 def test_loops_tie_parts_that_odometry_does_not():
-    odometry = odometry_of(graph_of([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))]))
+    odometry = odometry_of(tied([edge(0, 1, at(1.0)), edge(2, 3, at(1.0))]))
     loop = edge(1, 3, at(0.0, 5.0), LOOP)
     assert odometry.path_with([loop], 0, 2).source_from_target.is_close(at(0.0, 5.0))
     assert odometry.path_with([edge(0, 1, at(1.0), LOOP)], 0, 2) is None
@@ -306,5 +261,5 @@ def test_loops_tie_parts_that_odometry_does_not():
 def test_loops_that_are_passed_by_cost_nothing(rng):
     steps = wandering(rng, 200)
     loops = [edge(a, a + 60, at(60.0), LOOP, 5.0) for a in range(10, 130, 7)]
-    path = odometry_of(graph_of(steps)).path_with(loops, 0, 200)
+    path = odometry_of(tied(steps)).path_with(loops, 0, 200)
     assert is_same(path, step_by_step(steps))

@@ -5,54 +5,11 @@ from __future__ import annotations
 import gtsam
 import numpy as np
 import pytest
+from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, some_similarity, true_edge
 
-from relocalizer.features import LocalFeatures
-from relocalizer.geometry import Similarity, exp_so3, rotation_angle
-from relocalizer.images import Camera
-from slam.frames import Keyframe
-from slam.graph import Edge, EdgeKind, KeyframeGraph
+from relocalizer.geometry import Similarity, rotation_angle
+from slam.graph import Edge, KeyframeGraph
 from slam.optimizer import GtsamOptimizer, first_of_each_part, from_similarity3, to_similarity3
-
-CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
-ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
-
-
-def keyframe(k):
-    features = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), np.zeros(0, np.float32))
-    return Keyframe(
-        id=k,
-        frame_index=k,
-        timestamp_ns=k,
-        camera=CAMERA,
-        encoded=None,
-        descriptor=np.ones(1, np.float32),
-        features=features,
-    )
-
-
-def graph_of(poses, edges=()):
-    graph = KeyframeGraph()
-    for k, pose in enumerate(poses):
-        graph.add_keyframe(keyframe(k), pose)
-    for edge in edges:
-        graph.set_edge(edge)
-    return graph
-
-
-def edge(i, j, i_from_j, kind=ODOMETRY, sigma=0.01):
-    return Edge(i=i, j=j, i_from_j=i_from_j, sigmas=np.broadcast_to(sigma, 7), kind=kind)
-
-
-def true_edge(poses, i, j, kind=ODOMETRY, sigma=0.01):
-    return edge(i, j, poses[i].inverse() @ poses[j], kind, sigma)
-
-
-def at(x, y=0.0, angle=0.0, scale=1.0):
-    return Similarity(exp_so3([0.0, 0.0, angle]), [x, y, 0.0], scale)
-
-
-def some_similarity(rng, size=1.0):
-    return Similarity(exp_so3(size * rng.normal(size=3)), size * rng.normal(size=3), float(np.exp(size * rng.normal())))
 
 
 def solved(graph):
@@ -60,9 +17,7 @@ def solved(graph):
 
 
 def hexagon():
-    """Six keyframes on a circle of radius 1, each looking along it."""
-    angles = np.pi / 3 * np.arange(6)
-    return [at(np.cos(a), np.sin(a), a + np.pi / 2) for a in angles]
+    return circle(6, laps=1, radius=1.0)
 
 
 # Conventions
@@ -243,12 +198,11 @@ def test_a_false_loop_does_not_undo_a_true_one():
         assert np.linalg.norm(with_false[k].translation - without[k].translation) < 0.03
 
 
-def a_drifting_round(laps=2, count=40, turn=0.02, shrink=0.997):
+def a_drifting_round(turn=0.02, shrink=0.997):
     """(true poses, drifted poses, odometry): each step turns and shrinks a little too much."""
-    angles = np.linspace(0, 2 * np.pi * laps, count, endpoint=False)
-    truth = [at(3 * np.cos(a), 3 * np.sin(a), a + np.pi / 2) for a in angles]
+    truth = circle()
     drifted, edges = [truth[0]], []
-    for k in range(count - 1):
+    for k in range(len(truth) - 1):
         step = truth[k].inverse() @ truth[k + 1] @ at(0.0, angle=turn, scale=shrink)
         drifted.append(drifted[-1] @ step)
         edges.append(edge(k, k + 1, step, sigma=0.02))
