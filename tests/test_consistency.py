@@ -229,7 +229,7 @@ def test_drift_beyond_what_one_loop_may_claim_is_believed_of_two():
 def test_any_number_of_loops_with_one_mistake_speaks_only_as_three_do():
     poses = circle()
     graph, jury = chain_of(poses), evidence()
-    wrong = at(4.0, -2.0, 1.5)
+    wrong = at(2.0, -1.0, 0.7)  # a chi-square of 90 to 150: more than three loops may claim, less than seven might
     for n in range(12):
         false = edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG)
         assert isinstance(jury.weigh(false, graph), Held)
