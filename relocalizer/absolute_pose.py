@@ -91,9 +91,9 @@ def refine_pose(
     pixels = np.asarray(pixels, dtype=np.float64)
     focal = np.array([camera.fx, camera.fy])
     centre = np.array([camera.cx, camera.cy])
-    H = np.zeros((6, 6))
-    settled, inlier_rounds = False, 0
-    for step in range(iterations + 2):
+
+    def misfits(R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Residuals (N, 2), Jacobians (N, 2, 6) and squared errors (N,) in noises, infinite behind the camera."""
         p = points_world @ R.T + t
         z = np.maximum(p[:, 2], 1e-6)
         normalised = p[:, :2] / z[:, None]
@@ -101,12 +101,17 @@ def refine_pose(
         if along_world is not None:
             residual, J = _whitened(residual, J, along_world @ R.T, noise_px)
         squared = (residual**2).sum(axis=1) / noise_px**2
-        valid = p[:, 2] > 1e-6
+        return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
+
+    H = np.zeros((6, 6))
+    settled, inlier_rounds = False, 0
+    for step in range(iterations + 2):
+        residual, J, squared = misfits(R, t)
         settled = settled or step == iterations
         if not settled:
-            weight = np.where(valid, 1.0 / (1.0 + squared / CHI2_2DOF_95), 0.0)
+            weight = 1.0 / (1.0 + squared / CHI2_2DOF_95)
         else:
-            weight = (valid & (squared < CHI2_2DOF_95)).astype(np.float64)
+            weight = (squared < CHI2_2DOF_95).astype(np.float64)
             inlier_rounds += 1
         H, gradient = _normal_equations(J, residual, weight / noise_px**2)
         if prior is not None:
@@ -119,15 +124,8 @@ def refine_pose(
         if inlier_rounds == 2:
             break
         settled = settled or bool(np.abs(delta).max() < 1e-7)
-    p = points_world @ R.T + t
-    z = np.maximum(p[:, 2], 1e-6)
-    normalised = p[:, :2] / z[:, None]
-    residual = normalised * focal + centre - pixels
-    if along_world is not None:
-        residual, _ = _whitened(residual, _jacobians(normalised, z, focal), along_world @ R.T, noise_px)
-    squared = (residual**2).sum(axis=1) / noise_px**2
-    inliers = (p[:, 2] > 1e-6) & (squared < CHI2_2DOF_95)
-    return PoseFit(rigid(R.T, -R.T @ t), inliers, H)
+    _, _, squared = misfits(R, t)
+    return PoseFit(rigid(R.T, -R.T @ t), squared < CHI2_2DOF_95, H)
 
 
 def pose_information(
