@@ -19,7 +19,7 @@ class Sightings(dict[int, Tracks]):
     """The tracks that each keyframe saw, by its id; and for every track the keyframes that saw it, by a chain of
     entries, so that what is near is found without looking at the whole map.
 
-    An entry stays when a keyframe forgets a track, so `seen_by` may name too many; counting tells.
+    An entry stays when a keyframe forgets a track, so `seen_by` may name too many; counting tells. Keyframes stay.
     """
 
     def __init__(self, sightings: Mapping[int, Tracks] | None = None) -> None:
@@ -53,7 +53,8 @@ class Sightings(dict[int, Tracks]):
         while len(entries := entries[entries >= 0]):
             found.append(self._keyframe[entries])
             entries = self._before[entries]
-        return [k for k in np.unique(np.concatenate(found)).tolist() if k in self]
+        keyframe_ids: list[int] = np.unique(np.concatenate(found)).tolist()
+        return keyframe_ids
 
 
 def _roomy(array: NDArray[np.int32], size: int, empty: int) -> NDArray[np.int32]:
@@ -170,14 +171,9 @@ class LandmarkMap:
     def shared_with(self, ids: NDArray[np.int64], keyframe_ids: Sequence[int]) -> dict[int, int]:
         """How many of the landmarks each of these keyframes saw."""
         self._marked[ids] = True
-        counts = {k: int(self._marked[self._observed[k].ids].sum()) for k in keyframe_ids if k in self._observed}
+        counts = {k: int(self._marked[self._observed[k].ids].sum()) for k in keyframe_ids}
         self._marked[ids] = False
         return counts
-
-    def sharing(self, ids: NDArray[np.int64]) -> dict[int, int]:
-        """The keyframes that saw any of the landmarks, in order, and how many of them each did."""
-        counts = self.shared_with(ids, self._observed.seen_by(ids))
-        return {k: count for k, count in counts.items() if count}
 
     def merge(self, kept: NDArray[np.int64], gone: NDArray[np.int64]) -> None:
         """Two names of one point become one: every observation of gone[k] is now one of kept[k].
