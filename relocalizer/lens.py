@@ -86,6 +86,11 @@ class Lens:
         return any(any(step.radial) for step in self.steps)
 
     @property
+    def refocuses(self) -> bool:
+        """Whether a focal length was found."""
+        return any(step.focal_ratio != (1.0, 1.0) for step in self.steps)
+
+    @property
     def is_settled(self) -> bool:
         """Whether the last correction hardly changed the focal length any more."""
         return self.is_known_better and max(abs(ratio - 1.0) for ratio in self.steps[-1].focal_ratio) < SETTLED

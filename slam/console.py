@@ -64,12 +64,13 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
 
 
 def _lens_words(lens: Mapping[str, Any]) -> str:
-    """What the run found of the lens; the focal length where it was only assumed."""
+    """What the run found of the lens; the focal length where that was looked for."""
     bent = f"pictures bent by {lens['corner_px']:.1f} px at the corners"
     if lens["focal_px"] is None:
         return f"{bent} beyond the calibration, now corrected (camera.yaml)"
     found, start = lens["focal_px"]["found"], lens["focal_px"]["start"]
-    return f"focal length {found:.0f} px found ({start:.0f} at the start), {bent} (camera.yaml)"
+    source = "assumed" if lens["assumed"] else "given"
+    return f"focal length {found:.1f} px found ({start:.1f} {source}), {bent} (camera.yaml)"
 
 
 def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:

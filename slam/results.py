@@ -341,6 +341,7 @@ def closing_report(
     since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
     meaningless = RANDOM_WEIGHTS if opening["predictor"]["random_weights"] else ""
     reason = "; ".join(filter(None, (meaningless, why_unusable(outcome, statistics))))
+    calibration = outcome.result.lens.calibration(opening["calibration"])
     return {
         **opening,
         "status": "interrupted" if outcome.interrupted else "finished",
@@ -352,8 +353,8 @@ def closing_report(
         "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
         "path_length": trajectory.length,
         "camera": outcome.result.camera if outcome.result.lens.is_known_better else opening["camera"],
-        "calibration": outcome.result.lens.calibration(opening["calibration"]),
-        "lens": _lens_report(opening["calibration"], outcome.result.lens),
+        "calibration": calibration,
+        "lens": _lens_report(opening["calibration"], calibration, outcome.result.lens),
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
@@ -371,12 +372,13 @@ def closing_report(
     }
 
 
-def _lens_report(given: Camera, lens: Lens) -> dict[str, Any] | None:
-    """What the run found of the lens, pixels of the pictures it worked on; None when it looked for nothing."""
+def _lens_report(given: Camera, found: Camera, lens: Lens) -> dict[str, Any] | None:
+    """What the run found of the lens, pixels of the source's own pictures as in `found`; None when there is nothing."""
     if lens.start is None:
         return None
-    focal_px = {"start": lens.start.mean_focal, "found": lens.camera.mean_focal} if given.assumed else None
-    return {"focal_px": focal_px, "corner_px": lens.corner_px}
+    focal_px = {"start": given.mean_focal, "found": found.mean_focal} if lens.refocuses else None
+    corner_px = lens.corner_px * given.width / lens.start.width
+    return {"assumed": given.assumed, "focal_px": focal_px, "corner_px": corner_px}
 
 
 def versions() -> dict[str, str]:

@@ -54,11 +54,14 @@ def pictures(tmp_path: Path) -> Path:
 class StraightSlam:
     """Stands in for the system: frame k is at (k / 10, 0, 0); the first `waits` frames have no pose.
 
-    `lost` frames have none either; every fifth frame becomes a keyframe of nobody's interest.
+    `lost` frames have none either; every fifth frame becomes a keyframe of nobody's interest. When all is over it has
+    found `lens`.
     """
 
-    def __init__(self, observers: Sequence[Any], *, waits: int = 2, lost: Sequence[int] = ()) -> None:
-        self._observers, self._waits, self._lost = observers, waits, lost
+    def __init__(
+        self, observers: Sequence[Any], *, waits: int = 2, lost: Sequence[int] = (), lens: Lens | None = None
+    ) -> None:
+        self._observers, self._waits, self._lost, self._lens = observers, waits, lost, lens or Lens()
         self._tracked: list[tuple[int, int]] = []
 
     def step(self, frame: Frame) -> None:
@@ -109,7 +112,8 @@ class StraightSlam:
             frame_indices=indices,
             online=trajectory,
             units=Units(),
-            lens=Lens(),
+            camera=self._lens.camera if self._lens.is_known_better else None,
+            lens=self._lens,
         )
 
     def saved_map(self, jpeg: Callable[[int], bytes]) -> Any:

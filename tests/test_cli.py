@@ -21,6 +21,8 @@ from typer.main import get_command
 
 from relocalizer.checkpoints import RELEASED
 from relocalizer.errors import MapError, OutputError
+from relocalizer.images import Camera, load_camera
+from relocalizer.lens import Lens, LensStep
 from relocalizer.map_folder import save_map
 from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model
@@ -159,6 +161,44 @@ def test_a_run_ends_with_a_summary_and_the_next_command(tmp_path, pictures, slam
     assert "8 (66.7 %; 80.0 % since the map began)" in out
     assert "1 time, 2 frames (first: dark)" in out
     assert out.splitlines()[-1].startswith("next: slam eval ")
+
+
+def camera_file(folder):
+    path = folder / "given.yaml"
+    path.write_text("width: 160\nheight: 120\nfx: 150\nfy: 150\ncx: 79.5\ncy: 59.5\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(True, "focal length 165.0 px found (150.0 given)"), (False, "focal length 152.4 px found (138.6 assumed)")],
+)
+def test_a_run_says_the_focal_length_it_found_and_the_one_it_began_with(
+    given, said, tmp_path, pictures, slam_command, straight_slam
+):
+    camera = load_camera(camera_file(tmp_path)) if given else Camera.assume(160, 120, fov_deg=60.0)
+    straight_slam(lens=Lens().then(LensStep(focal_ratio=(1.1, 1.1)), camera))
+    more = ("--camera", tmp_path / "given.yaml") if given else ()
+    assert said in slam_command("run", pictures, "-o", tmp_path / "out", *more).out
+
+
+def test_the_focal_lengths_a_run_says_are_those_of_the_pictures_that_went_in(tmp_path, slam_command, straight_slam):
+    large = write_pictures(tmp_path / "large", 12, width=320, height=240)
+    shrunk = load_camera(camera_file(tmp_path))
+    (tmp_path / "large" / "camera.yaml").write_text(shrunk.resized(320, 240).to_yaml())
+    straight_slam(lens=Lens().then(LensStep((1.1, 1.1), (-0.03, 0.0)), shrunk))
+    out = slam_command("run", large, "-o", tmp_path / "out", "--set", "input.max_side_px=160").out
+    found = load_camera(tmp_path / "out" / "camera.yaml")
+    assert f"focal length {found.mean_focal:.1f} px found (300.0 given)" in out
+    assert found.mean_focal == pytest.approx(330.0, abs=0.1)
+
+
+def test_a_run_that_found_distortion_alone_says_no_focal_length(tmp_path, pictures, slam_command, straight_slam):
+    camera = camera_file(tmp_path)
+    straight_slam(lens=Lens().then(LensStep(radial=(-0.03, 0.0)), load_camera(camera)))
+    out = slam_command("run", pictures, "-o", tmp_path / "out", "--camera", camera).out
+    assert "at the corners beyond the calibration, now corrected (camera.yaml)" in out
+    assert "focal length" not in out
 
 
 def test_the_json_of_a_run_is_its_report(tmp_path, pictures, slam_command, straight_slam):
