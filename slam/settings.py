@@ -215,7 +215,7 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _suggest(names: Sequence[str]) -> str:
-    """The nearest key beside the unknown one, else the same name elsewhere, else what there is."""
+    """What to do: the nearest key beside the unknown one, else the same name elsewhere, else it has to go."""
     *parents, name = names
     siblings = list(_section_at(parents).model_fields)
     leaves = {dotted.rpartition(".")[2]: dotted for dotted, _, _ in walk_settings(SlamConfig())}
@@ -224,7 +224,8 @@ def _suggest(names: Sequence[str]) -> str:
         near = difflib.get_close_matches(name, choices, 1, similarity)
         if near:
             return f"; did you mean '{choices[near[0]]}'?"
-    return f" (there are {', '.join(siblings)})" if siblings else " (this section has no keys)"
+    there = f"there are {', '.join(siblings)}" if siblings else "this section has no keys"
+    return f", perhaps of another version; delete it ({there})"
 
 
 def expectation(field: FieldInfo) -> str:

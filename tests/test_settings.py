@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from relocalizer.errors import ConfigError
-from slam.config import SlamConfig
+from slam.config import KeyframesConfig, SlamConfig
 from slam.settings import configuration_page, dump_config, load_config, walk_settings
 
 
@@ -77,6 +77,14 @@ def test_an_unknown_key_names_file_key_and_the_nearest_one(tmp_path):
 def test_a_key_in_the_wrong_section_is_told_its_place():
     assert "did you mean 'features.max_features'?" in problem("max_features=900")
     assert "did you mean 'input.max_side_px'?" in problem("features.max_side_px=900")
+
+
+def test_a_setting_of_an_older_version_is_to_be_deleted(tmp_path):
+    path = write(tmp_path, "keyframes:\n  thin_beyond: 0\n")
+    there = ", ".join(KeyframesConfig.model_fields)
+    assert problem(files=(path,)) == (
+        f"{path}: keyframes.thin_beyond: unknown key, perhaps of another version; delete it (there are {there})"
+    )
 
 
 def test_an_unknown_section_lists_those_there_are():
