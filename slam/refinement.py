@@ -183,6 +183,7 @@ class GtsamRefiner:
             self._add_projections(graph, bundle, poses, noise_px)
         self._add_pairs(graph, bundle)
         self._pin(graph, start, bundle)
+        self._hold_what_nothing_speaks_of(graph, start)
         parameters = gtsam.LevenbergMarquardtParams()
         parameters.setMaxIterations(iterations)
         parameters.setRelativeErrorTol(relative_tolerance)
@@ -265,6 +266,17 @@ class GtsamRefiner:
             if distances[far] > 0:
                 noise = gtsam.noiseModel.Isotropic.Sigma(1, SIZE_SIGMA * distances[far])
                 graph.add(gtsam.RangeFactorPose3(held[0], far, distances[far], noise))
+
+    @staticmethod
+    def _hold_what_nothing_speaks_of(graph: gtsam.NonlinearFactorGraph, start: gtsam.Values) -> None:
+        """A keyframe that sees none of the landmarks stays where it is; the solver fails on what no factor names."""
+        for key in sorted(set(start.keys()) - set(graph.keyVector())):
+            if key < POINT:
+                noise = gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)
+                graph.add(gtsam.PriorFactorPose3(key, start.atPose3(key), noise))
+            else:
+                noise = gtsam.noiseModel.Isotropic.Sigma(3, FIXED_SIGMA)
+                graph.add(gtsam.PriorFactorPoint3(key, start.atPoint3(key), noise))
 
 
 def _uncertain(camera: Camera, prior: LensPrior) -> gtsam.noiseModel.Gaussian:

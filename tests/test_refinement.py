@@ -419,3 +419,18 @@ def test_a_point_behind_every_camera_stays_where_it_was(rng):
     behind[2] = [0.0, 0.0, -5.0]
     moved = refine_points(replace(bundle, points_world=behind), noise_px=0.8)
     assert np.array_equal(moved[2], behind[2])
+
+
+@pytest.mark.parametrize("fixed", [(), (0, 1)])
+def test_a_keyframe_that_sees_nothing_and_a_point_that_nobody_sees_stay_where_they_are(points, fixed):
+    poses = arc(4)
+    truth = bundle_of(poses, points, fixed=fixed)
+    seen = (truth.keyframe_of != 3) & (truth.point_of != 5)
+    idle = replace(truth, keyframe_of=truth.keyframe_of[seen], point_of=truth.point_of[seen], pixels=truth.pixels[seen])
+    start = perturbed(idle, keep=(0, 1))
+    refined = refine(start)
+    np.testing.assert_allclose(
+        refined.world_from_cam[3].as_matrix(), start.world_from_cam[3].as_matrix(), atol=1e-9, rtol=0
+    )
+    np.testing.assert_allclose(refined.points_world[5], start.points_world[5], atol=1e-9, rtol=0)
+    assert refined.error_px.max() < 1e-3
