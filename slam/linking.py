@@ -39,6 +39,8 @@ MIN_SIGMA = 1e-5
 # Errors of landmarks in one picture have much in common: the lens, motion blur, the poses they were placed from.
 # Correlated by this much, n of them say as much as n / (1 + 0.1 (n - 1)) independent ones (docs/results.md, "Loops").
 CORRELATION = 0.1
+# Those of a loop were placed from one end and recognised from the other, one by one, so they have less in common.
+LOOP_CORRELATION = 0.05
 # Looked at closer, landmarks are searched this far from where the loop puts them, in pixels, by descriptors this alike.
 CLOSER_PX, CLOSER_SIMILARITY = 10.0, 0.8
 FOUND_AGAIN = 2 / 3  # of as many landmarks as the loop rests on
@@ -127,7 +129,7 @@ class Linker:
         doubt = self._depth_doubt(shared)
         log_scale_sigma = float(np.median(doubt)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
         seen = landmarks.observed[j].ids  # all of them placed j, and their common errors with it
-        inflation = design_effect(int(landmarks.has_place(seen).sum()))
+        inflation = design_effect(int(landmarks.has_place(seen).sum()), CORRELATION)
         return Edge(
             i=i,
             j=j,
@@ -316,7 +318,7 @@ class Linker:
         ratio, log_scale_sigma = self._relative_scale(k, found)
         seen_from_c = Similarity.from_rigid(found.fit.world_from_cam, graph.world_from_keyframe[k].scale * ratio)
         pose_c = graph.world_from_keyframe[c]
-        information = self._loop_information(k, found) / design_effect(found.fit.inlier_count)
+        information = self._loop_information(k, found) / design_effect(found.fit.inlier_count, LOOP_CORRELATION)
         return Edge(
             i=c,
             j=k,
@@ -374,7 +376,7 @@ class Linker:
             ratio, sigma = fit_relative_scale(old_depth[positive], own_depth[positive])
             old_doubt, own_doubt = (self._depth_doubt(ids[both]) for ids in (found.matches.tracks.ids, own))
             sigma = max(sigma, float(np.sqrt(np.median(old_doubt**2 + own_doubt**2) / count)))
-            return ratio, sigma * float(np.sqrt(design_effect(count)))
+            return ratio, sigma * float(np.sqrt(design_effect(count, LOOP_CORRELATION)))
         reason = f"loop at keyframe {k}: {count} landmarks have depth on both sides"
         reason = f"{reason}, {MIN_SCALE_LANDMARKS} needed for its scale"
         self._emit(ScaleUnobservable(frame_index=self._frame_of(k), reason=reason))
@@ -431,12 +433,12 @@ class Linker:
         return self._mapper.graph.keyframes[k].frame_index
 
 
-def design_effect(count: int) -> float:
+def design_effect(count: int, correlation: float) -> float:
     """By how much the variance from `count` equally correlated observations exceeds that from independent ones.
 
-    Kish, "Survey Sampling", 1965, section 5.4, with `CORRELATION` between any two.
+    Kish, "Survey Sampling", 1965, section 5.4.
     """
-    return 1.0 + CORRELATION * max(count - 1, 0)
+    return 1.0 + correlation * max(count - 1, 0)
 
 
 def _sigmas(information: FloatArray, unit: float, log_scale_sigma: float) -> FloatArray:

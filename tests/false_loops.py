@@ -192,6 +192,8 @@ class FalseLoops:
         graph = self.linker._mapper.graph
         here = graph.world_from_keyframe[k]
         for c in self.rng.permutation(max(k - MIN_GAP, 0)).tolist():
+            if not len(self._placed(c)):  # as happens in a map that lies have torn apart
+                continue
             there = graph.world_from_keyframe[c]
             away = np.linalg.norm(there.translation - here.translation)
             turned = np.degrees(rotation_angle(there.rotation.T @ here.rotation))

@@ -1,6 +1,6 @@
 """Whether edges err as much as they say: squared error in their sigmas, by degree of freedom, against the truth.
 
-    python docs/experiments/edge_covariances.py SEQUENCE [SEQUENCE ...] [--correlation 0.1] [--max-frames N]
+    python docs/experiments/edge_covariances.py SEQUENCE [SEQUENCE ...] [--correlation 0.1] [--of-loops 0.05]
 
 Odometry is followed over 1, 5 and 20 keyframes by the most certain path of edges, with the covariance that
 slam.consistency gives the path; loops are taken as measured. One camera has no unit of length, and its own drifts, so
@@ -118,9 +118,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sequences", nargs="+", type=Path)
     parser.add_argument("--correlation", type=float, default=slam.linking.CORRELATION)
+    parser.add_argument("--of-loops", type=float, default=slam.linking.LOOP_CORRELATION, help="the same for loops")
     parser.add_argument("--max-frames", type=int)
     arguments = parser.parse_args()
     slam.linking.CORRELATION = arguments.correlation
+    slam.linking.LOOP_CORRELATION = arguments.of_loops
     print("| sequence | keyframes | " + " | ".join(f"over {n}" for n in STRETCHES) + " | loops |")
     print("|---|--:|" + "--:|" * (len(STRETCHES) + 1))
     for folder in arguments.sequences:
