@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -85,12 +86,19 @@ class RerunViewer:
         if self._closed:
             return
         self._closed = True
+        began, stuck = time.monotonic(), False
         try:
             self._recording.flush(timeout_sec=START_S)
         except RuntimeError as error:
             self._give_up(error)
+            stuck = time.monotonic() - began >= START_S
         finally:
-            self._recording.disconnect()
+            if stuck:
+                # A disk that fills up stops Rerun's writer for good, once in some hundred times: then it would wait for
+                # it without end, here and when the process ends.
+                rr.unregister_shutdown()
+            else:
+                self._recording.disconnect()
             if self.url and self._viewer is not None:  # a window stays open, a page without its data is no use
                 end(self._viewer)
 

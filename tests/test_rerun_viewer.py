@@ -577,6 +577,29 @@ def test_a_disk_that_fills_up_ends_the_recording_and_not_the_run(
     assert record.stat().st_size <= 300_000
 
 
+def test_a_recording_whose_writer_has_stopped_for_good_is_left_behind(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = viewer_of(record)
+    real, left = viewer._recording, []
+
+    class Stuck:
+        def flush(self, *, timeout_sec: float) -> None:
+            time.sleep(timeout_sec)
+            raise RuntimeError("Flush timed out - not all log messages were sent")
+
+        def disconnect(self) -> None:
+            raise AssertionError("this would wait without end")
+
+    monkeypatch.setattr(rerun_viewer, "START_S", 0.05)
+    monkeypatch.setattr(rr, "unregister_shutdown", lambda: left.append(True))
+    monkeypatch.setattr(viewer, "_recording", Stuck())
+    viewer.close()
+    assert left == [True]
+    assert viewer.problem == "Flush timed out - not all log messages were sent"
+    real.disconnect()
+
+
 @pytest.mark.skipif(not LINUX, reason="other systems always have a screen")
 def test_a_window_without_a_screen_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
