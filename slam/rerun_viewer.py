@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import subprocess
 import time
@@ -95,7 +96,8 @@ class RerunViewer:
         finally:
             if stuck:
                 # A disk that fills up stops Rerun's writer for good, once in some hundred times: then it would wait for
-                # it without end, here and when the process ends.
+                # it without end: here, when the recording is freed (so it never is), and when the process ends.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._recording))
                 rr.unregister_shutdown()
             else:
                 self._recording.disconnect()
