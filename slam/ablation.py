@@ -106,8 +106,9 @@ def measure_parts(
         slam = pipeline.build(with_overrides(config, part.settings), observers=[statistics])
         cpu_before = time.process_time()
         outcome = pipeline.run(frames := open_frames(), slam)
+        outcome.raise_failure()
         cpu_s = time.process_time() - cpu_before
-        outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth)
+        outcome = pipeline.anchored(outcome, slam, config.anchor.scale_from, frames.ground_truth)
         if outcome.interrupted:
             break
         result, truth = outcome.result, frames.ground_truth

@@ -83,6 +83,7 @@ def measure_run(
     slam = pipeline.build(config, observers=[statistics])
     ready_s, cpu_before = time.perf_counter() - started, time.process_time()
     outcome = pipeline.run(source, slam, on_progress=on_progress)
+    outcome.raise_failure()
     cpu_s, live_s = time.process_time() - cpu_before, outcome.wall_s - outcome.finish_s
     times = {"read": outcome.read_ms, "frame": outcome.step_ms, **statistics.stage_ms}
     return RunCost(

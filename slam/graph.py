@@ -76,6 +76,19 @@ class KeyframeGraph:
         self.segment_of[keyframe.id] = segment
         self._changed.append(keyframe.id)
 
+    def remove_keyframe(self, k: int) -> None:
+        """Take a keyframe out with its edges. Raises KeyError when it is not there."""
+        del self.keyframes[k]
+        del self.world_from_keyframe[k]
+        del self.segment_of[k]
+        for ends in [ends for ends in self.edges if k in ends]:
+            del self.edges[ends]
+            self.weights.pop(ends, None)
+            self._loops.discard(ends)
+        for other in self._tied.pop(k, set()):
+            self._tied[other].discard(k)
+        self._changed.append(k)
+
     def set_edge(self, edge: Edge) -> None:
         """Add an edge, or replace the one between the same keyframes by newer evidence, which is believed in full.
 

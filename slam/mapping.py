@@ -3,7 +3,7 @@ recent part of the map is refined."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -74,6 +74,18 @@ class Mapper:
         self._start_new_tracks(keyframe, seen.frame.image)
         self._place_new_landmarks(keyframe.id)
         return keyframe
+
+    def remove_incomplete(self, has_image: Callable[[int], bool]) -> None:
+        """Take keyframes out that an exception has left half made: without observations, or without an image.
+
+        Their edges and the points that are stored relative to them go too.
+        """
+        landmarks = self.landmarks
+        whole = landmarks.observed.keys() & landmarks.feature_tracks.keys()
+        for k in [k for k in self.graph.keyframes if k not in whole or not has_image(k)]:
+            self.graph.remove_keyframe(k)
+            landmarks.remove_keyframe(k)
+            self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if k not in pair}
 
     def _tracks_of_features(self, tracks: Tracks, features: LocalFeatures) -> NDArray[np.int64]:
         """The track id (N,) of every feature that lies on a track and looks like it; -1 for the others."""

@@ -79,7 +79,7 @@ class RerunViewer:
             return
         try:
             self._drawing.show(event)
-        except RuntimeError as error:  # Rerun's word for a sink that cannot be written to
+        except Exception as error:  # whatever it is, the run goes on without a viewer
             self._give_up(error)
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class RerunViewer:
         began, stuck = time.monotonic(), False
         try:
             self._recording.flush(timeout_sec=START_S)
-        except RuntimeError as error:
+        except Exception as error:
             self._give_up(error)
             stuck = time.monotonic() - began >= START_S
         finally:
@@ -135,10 +135,11 @@ class RerunViewer:
             raise OutputError(f"{record}: cannot be written ({_one_line(error)})") from None
         return recording
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _give_up(self, error: Exception) -> None:
         gone = self._viewer is not None and self._viewer.poll() is not None
         self.problem = "the viewer was closed" if gone else _one_line(error)
-        logger.warning("Rerun shows no more of this run: %s", self.problem)
+        is_rerun = isinstance(error, RuntimeError)  # its word for a sink that cannot be written to; all else is a bug
+        logger.warning("Rerun shows no more of this run: %s", self.problem, exc_info=None if is_rerun else error)
 
 
 def blueprint() -> rrb.Blueprint:

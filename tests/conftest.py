@@ -17,6 +17,7 @@ from relocalizer.lens import Lens
 from slam.cli import main
 from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
 from slam.frames import Frame
+from slam.progress import untold
 from slam.slam_result import Units
 from slam.trajectory import Trajectory
 
@@ -116,7 +117,20 @@ class StraightSlam:
             lens=self._lens,
         )
 
-    def saved_map(self, jpeg: Callable[[int], bytes]) -> Any:
+    def abort(self) -> Any:
+        return self.finish(interrupted=True, on_progress=untold)
+
+    def remove_incomplete(self) -> None:
+        """Nothing is half made here."""
+
+    def publish(self, event: Any) -> None:
+        self._emit(event)
+
+    @property
+    def dropped_observers(self) -> list[Any]:
+        return []
+
+    def saved_map(self) -> Any:
         return SimpleNamespace(keyframes=())
 
     def _emit(self, event: Any) -> None:

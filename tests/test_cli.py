@@ -249,15 +249,20 @@ def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, pictures, slam_c
     assert "lost right after the map was begun (dark)" in ended.complaint
 
 
-def test_a_bug_shows_its_traceback_and_the_report_says_failed(tmp_path, pictures, slam_command, monkeypatch):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_command, monkeypatch, is_there):
     def broken(config, *, observers=(), **_):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("slam.pipeline.build", broken)
-    with pytest.raises(ZeroDivisionError):
-        slam_command("run", pictures, "-o", tmp_path / "out")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["status"], report["reason"]) == ("failed", "a bug")
+    if is_there:
+        (tmp_path / "out").mkdir()
+    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    assert ended.code == 70
+    assert "Traceback" in ended.err
+    assert "internal error: ZeroDivisionError: a bug" in ended.complaint
+    assert (tmp_path / "out").exists() == is_there
+    assert not is_there or not list((tmp_path / "out").iterdir())
 
 
 def test_start_stride_and_max_frames_select_frames(tmp_path, pictures, slam_command, straight_slam):
@@ -393,9 +398,47 @@ def test_doctor_survives_a_library_that_kills_its_process():
     assert (answer.ok, answer.text) == (False, "ended with code 11")
 
 
+def auto(card, *, has_weights=True, settings=()):
+    """What `auto` becomes on a machine with this card."""
+    return choose_predictor(load_config([], settings), lambda: card, lambda source: has_weights)
+
+
 def test_auto_takes_a_network_only_with_an_accelerator():
-    kinds = {card: choose_predictor(SlamConfig(), lambda card=card: card).kind for card in ("cuda", "mps", "")}
-    assert kinds == {"cuda": "reloc3r-512", "mps": "reloc3r-224", "": "geometric"}
+    kinds = {card: auto(card).kind for card in ("cuda", "small-cuda", "mps", "")}
+    assert kinds == {"cuda": "reloc3r-512", "small-cuda": "reloc3r-224", "mps": "reloc3r-224", "": "geometric"}
+    assert "--predictor geometric takes local features instead" in auto("cuda").reason
+
+
+@pytest.mark.parametrize(
+    ("card", "network"), [("cuda", "reloc3r-512"), ("small-cuda", "reloc3r-224"), ("mps", "reloc3r-224")]
+)
+def test_auto_takes_local_features_where_the_networks_weights_are_not_here_and_says_how_to_get_them(card, network):
+    choice = auto(card, has_weights=False)
+    assert choice.kind == "geometric"
+    assert f"slam weights fetch {network}" in choice.reason
+
+
+def test_auto_takes_the_network_whose_weights_were_named():
+    assert auto("cuda", settings=["predictor.weights=here.safetensors"]).kind == "reloc3r-512"
+
+
+def test_the_first_run_on_a_machine_with_a_card_works_without_weights(
+    tmp_path, pictures, slam_command, straight_slam, monkeypatch, hub_cache
+):
+    straight_slam()
+    monkeypatch.setattr("slam.pipeline.find_accelerator", lambda: "cuda")
+    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert "predictor: geometric (auto: there is a CUDA card, but the weights of reloc3r-512" in ended.err
+
+
+def test_weights_are_never_fetched_unasked(tmp_path, pictures, slam_command, monkeypatch, hub_cache):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("relocalizer.checkpoints._download", lambda hub_id: pytest.fail("fetched"))
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "reloc3r-224")
+    assert ended.code == 2
+    assert "slam weights fetch reloc3r-224" in ended.complaint
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_predictor_that_was_asked_for_is_taken():
@@ -535,15 +578,14 @@ def test_a_run_that_ctrl_c_ended_does_not_wait_for_another(
     assert page == ["opened", "closed"]
 
 
-def test_a_viewer_that_cannot_start_leaves_a_report_that_says_so(tmp_path, pictures, slam_command, monkeypatch):
+def test_a_viewer_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_command, monkeypatch):
     def broken(**options):
         raise OutputError("no viewer here")
 
     monkeypatch.setattr("slam.rerun_viewer.RerunViewer", broken)
     ended = slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web")
     assert (ended.code, ended.complaint) == (2, "slam: no viewer here")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["status"], report["reason"]) == ("failed", "no viewer here")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -40,7 +40,7 @@ def mapped(world: OracleWorld, indices) -> ReferenceMap:
     for index in indices:
         slam.step(world.frame(index))
     slam.finish()
-    saved = slam.saved_map(lambda k: b"")
+    saved = slam.saved_map()
     return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slam.sequence import FrameSource
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 Predictor = Literal["auto", "reloc3r-512", "reloc3r-224", "geometric"]
 View = Literal["none", "spawn", "web"]
