@@ -134,7 +134,7 @@ def _row(
     return Worth(
         name=part.name,
         settings=part.settings,
-        reason=pipeline.why_unusable(outcome, statistics) or unmeasured,
+        reason=pipeline.no_result(outcome, statistics) or unmeasured,
         frames=outcome.frames,
         tracked=len(trajectory),
         coverage=len(trajectory) / outcome.frames,

@@ -95,7 +95,7 @@ def measure_run(
         frames=outcome.frames,
         tracked=len(outcome.result.trajectory),
         keyframes=statistics.keyframes,
-        reason=pipeline.why_unusable(outcome, statistics),
+        reason=pipeline.no_result(outcome, statistics),
         interrupted=outcome.interrupted,
         ready_s=ready_s,
         wall_s=outcome.wall_s,

@@ -356,6 +356,13 @@ class Mapper:
             self._refine_lens(members, lens)
         return self._refine(members, [], iterations=config.final_iterations)
 
+    def reprojection_px(self, keyframe_ids: list[int]) -> float:
+        """Root of the mean squared reprojection error of what keyframes observed, pixels; 0 without any."""
+        if not keyframe_ids:
+            return 0.0
+        _, bundle = self._bundle(keyframe_ids, [])
+        return _root_mean_square(reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world))
+
     def _refine_lens(self, members: list[int], prior: LensPrior) -> None:
         """Find the lens from some landmarks, and place them all under it."""
         if prior.focal_sigma and not self.lens.is_settled:  # under a wrong focal length all looks like distortion

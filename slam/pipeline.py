@@ -37,6 +37,7 @@ from slam.events import (
 )
 from slam.graph import EdgeKind
 from slam.progress import Progress, untold
+from slam.verdict import WEAK_LANDMARKS, Evidence, Finding, Grade, Verdict, judge
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
@@ -269,6 +270,8 @@ class RunStatistics:
         tracked: those that had a pose at once.
         first_pose_frame: index of the first frame with a live pose, -1 while there is none.
         reason: why the newest frame has no pose; empty when it has one.
+        lost_frames: frames that had no pose because tracking was lost.
+        weak_frames: frames whose pose rests on few landmarks, or on none.
         start_map: name of the map the run began in, empty when it began with none.
         found_in_map: index of the first frame recognised in it, -1 while there is none.
         stage_ms: wall time by stage, one value for each frame that ran the stage.
@@ -285,6 +288,8 @@ class RunStatistics:
     loops_accepted: int = 0
     loops_rejected: int = 0
     scale_unobservable: int = 0
+    lost_frames: int = 0
+    weak_frames: int = 0
     start_map: str = ""
     found_in_map: int = -1
     lost: list[LostEpisode] = field(default_factory=list)
@@ -317,8 +322,10 @@ class RunStatistics:
     def _count_frame(self, event: FrameProcessed) -> None:
         self.frames += 1
         self.state, self.reason = event.state, event.reason
+        self.lost_frames += event.state is TrackingState.LOST
         if event.world_from_cam is not None:
             self.tracked += 1
+            self.weak_frames += int(event.is_inlier.sum()) < WEAK_LANDMARKS
             if self.first_pose_frame < 0:
                 self.first_pose_frame = event.frame.index
         elif event.state is TrackingState.LOST and self.lost and not self.lost[-1].found:
@@ -600,7 +607,26 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere
 
 
-def why_unusable(outcome: RunOutcome, statistics: RunStatistics) -> str:
+def verdict_of(outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig) -> Verdict:
+    """How far a run can be trusted."""
+    random = config.predictor.random_weights
+    notes = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
+    evidence = Evidence(
+        frames=outcome.frames,
+        tracked=len(outcome.result.trajectory),
+        other_segments=tuple(len(segment) for segment in outcome.result.segments),
+        lost_times=len(statistics.lost),
+        lost_frames=statistics.lost_frames,
+        weak_frames=statistics.weak_frames,
+        reprojection_px=outcome.result.reprojection_px,
+        noise_px=config.tracks.noise_px,
+        no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),
+        notes=tuple(notes),
+    )
+    return judge(evidence)
+
+
+def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
     """Why nobody could use this result; empty when it can be used."""
     if len(outcome.result.trajectory) >= 2:
         return ""

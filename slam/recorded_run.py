@@ -221,8 +221,9 @@ class RunRecorder:
         request = self._request
         start = request.start_map
         joined = start is not None and lies_in(outcome.result, start.keyframes.ids.tolist())
+        verdict = pipeline.verdict_of(outcome, self._statistics, request.config)
         closed = closing_report(
-            self._opening, outcome, self._statistics, broken=broken, dropped=dropped, evaluation=evaluation
+            self._opening, outcome, self._statistics, verdict, broken=broken, dropped=dropped, evaluation=evaluation
         )
         found = self._statistics.found_in_map
         return {**closed, "map": request.map_report(found_at_frame=found, poses_in_map=joined)}

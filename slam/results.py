@@ -29,15 +29,14 @@ from relocalizer.map_folder import save_map
 from slam.events import Event, FrameProcessed
 from slam.frames import Frame, Keyframe
 from slam.pipeline import (
-    RANDOM_WEIGHTS,
     Failure,
     PredictorChoice,
     RunOutcome,
     RunStatistics,
     percentiles,
-    why_unusable,
 )
 from slam.trajectory import Trajectory, write_tum
+from slam.verdict import Grade, Verdict
 
 if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
@@ -347,6 +346,7 @@ def closing_report(
     opening: Mapping[str, Any],
     outcome: RunOutcome,
     statistics: RunStatistics,
+    verdict: Verdict,
     *,
     broken: Sequence[Failure] = (),
     dropped: Sequence[Failure] = (),
@@ -360,17 +360,17 @@ def closing_report(
     """
     trajectory, stamps = outcome.result.trajectory, outcome.expected_ns
     since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
-    meaningless = RANDOM_WEIGHTS if opening["predictor"]["random_weights"] else ""
     status = "interrupted" if outcome.interrupted else "finished"
     reasons = [failure.sentence for failure in broken[:1]]
-    reason = "; ".join(filter(None, (*reasons, meaningless, why_unusable(outcome, statistics))))
+    if verdict.grade is Grade.FAILED:
+        reasons += verdict.reasons
     calibration = outcome.result.lens.calibration(opening["calibration"])
     return {
         **opening,
         "status": "failed" if broken else status,
-        "reason": reason,
+        "reason": "; ".join(reasons),
+        "verdict": {"grade": verdict.grade, "reasons": list(verdict.reasons)},
         "errors": [_error_report(failure) for failure in (*broken, *dropped)],
-        "usable": not reason,
         "frames": outcome.frames,
         "tracked": len(trajectory),
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
@@ -382,6 +382,9 @@ def closing_report(
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
+        "lost_frames": statistics.lost_frames,
+        "weak_frames": statistics.weak_frames,
+        "reprojection_px": outcome.result.reprojection_px,
         "keyframes": len(outcome.result.keyframe_trajectory),
         "edges": statistics.edges,
         "loops": {"accepted": statistics.loops_accepted, "rejected": statistics.loops_rejected},

@@ -82,9 +82,9 @@ class StraightSlam:
                 reason="too little parallax" if waiting else "dark" if lost else "",
                 world_from_cam=pose,
                 keyframe_id=0,
-                pixels=np.zeros((30, 2), np.float32),
-                track_ids=np.arange(30),
-                is_inlier=np.arange(30) < 20,
+                pixels=np.zeros((60, 2), np.float32),
+                track_ids=np.arange(60),
+                is_inlier=np.arange(60) < 40,
                 depth=float("nan") if pose is None else 2.0,
                 stage_ms={"track": 1.0 + frame.index, "pose": 2.0},
             )
@@ -115,6 +115,7 @@ class StraightSlam:
             units=Units(),
             camera=self._lens.camera if self._lens.is_known_better else None,
             lens=self._lens,
+            reprojection_px=0.5,
         )
 
     def abort(self) -> Any:

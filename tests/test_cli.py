@@ -235,11 +235,9 @@ def test_a_run_that_never_began_a_map_ends_with_1_and_the_reason(tmp_path, pictu
     straight_slam(waits=100)
     ended = slam_command("run", pictures, "-o", tmp_path / "out")
     assert ended.code == 1
-    assert ended.complaint == (
-        "slam: the result is not usable: no map could be begun in 12 frames: too little parallax"
-    )
+    assert ended.complaint == ("slam: the run is failed: no map could be begun in 12 frames: too little parallax")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["usable"] is False
+    assert report["verdict"]["grade"] == "failed"
 
 
 def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, pictures, slam_command, straight_slam):
@@ -263,6 +261,26 @@ def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_comma
     assert "internal error: ZeroDivisionError: a bug" in ended.complaint
     assert (tmp_path / "out").exists() == is_there
     assert not is_there or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lost", "options", "grade", "code"),
+    [
+        ((), (), "partial", 0),  # 10 of 12 frames, as the map begins with the third
+        ((), ("--fail-under", "good"), "partial", 1),
+        (range(5, 12), (), "poor", 1),
+        (range(5, 12), ("--fail-under", "poor"), "poor", 0),
+    ],
+)
+def test_the_verdict_decides_the_exit_code(tmp_path, pictures, slam_command, straight_slam, lost, options, grade, code):
+    straight_slam(lost=lost)
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", *options)
+    assert ended.code == code
+    verdict = json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]
+    assert verdict["grade"] == grade
+    assert ended.out.splitlines()[1].startswith(f"verdict       {grade}: ")
+    assert verdict["reasons"][0] in " ".join(ended.out.split())
+    assert (ended.complaint == f"slam: the run is {grade}: {'; '.join(verdict['reasons'])}") == bool(code)
 
 
 def test_start_stride_and_max_frames_select_frames(tmp_path, pictures, slam_command, straight_slam):
@@ -484,13 +502,13 @@ def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(t
     out = tmp_path / "out"
     ended = slam_command("run", pictures, "-o", out, "--predictor", "reloc3r-224", "--random-weights")
     assert "WARNING: random weights: the poses mean nothing" in ended.err
-    assert ended.complaint.startswith("slam: the result is not usable: random weights: the poses mean nothing")
+    assert ended.complaint.startswith("slam: the run is failed: random weights: the poses mean nothing")
     assert "RANDOM WEIGHTS: THE POSES MEAN NOTHING" in ended.out
     report = json.loads((out / "report.json").read_text())
     assert report["predictor"]["kind"] == "reloc3r-224"
     assert report["predictor"]["random_weights"]
     assert report["frames"] == 12
-    assert (report["usable"], ended.code) == (False, 1)
+    assert (report["verdict"]["grade"], ended.code) == ("failed", 1)
 
 
 def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
@@ -500,7 +518,7 @@ def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
     flags = ("--predictor", "reloc3r-512", "--random-weights")
     ended = slam_command("run", pictures, "-o", tmp_path / "out", *flags)
     assert (ended.code, ended.complaint) == (
-        1, "slam: the result is not usable: random weights: the poses mean nothing, only the cost is real"
+        1, "slam: the run is failed: random weights: the poses mean nothing, only the cost is real"
     )  # fmt: skip
     saved = load_config([tmp_path / "out" / "config.yaml"])
     assert saved.predictor.random_weights  # fed back, the run is not taken for one with trained weights

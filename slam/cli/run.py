@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,7 @@ from slam.cli.options import (
     introduce,
     say,
 )
+from slam.verdict import Grade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ class _RunRequest:
     as_json: bool
     map: Path | None
     localize_only: bool
+    fail_under: str
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -117,6 +119,10 @@ def run(
     localize_only: Annotated[
         bool, typer.Option("--localize-only", help="With --map: find the frames in the map and map nothing.")
     ] = False,
+    fail_under: Annotated[
+        Literal["good", "partial", "poor"],
+        typer.Option("--fail-under", help="Exit with 1 when the run's verdict is worse than this."),
+    ] = "partial",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -136,12 +142,13 @@ def run(
 
       slam run second_visit.mp4 --map runs/first_visit
 
-    Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130).
+    Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130). The summary begins
+    with a verdict: good, partial, poor or failed, and why; the exit code is 1 when it is worse than --fail-under.
     """
     request = _RunRequest(
         source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
-        map=map, localize_only=localize_only,
+        map=map, localize_only=localize_only, fail_under=fail_under,
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
@@ -254,8 +261,9 @@ def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
         complain(f"lengths are map units, not metres: {report['units']['problem']}")
     if report["status"] == "interrupted":
         return INTERRUPTED
-    if report["reason"]:
-        complain(f"the result is not usable: {report['reason']}")
+    verdict = report["verdict"]
+    if Grade(verdict["grade"]).is_below(Grade(request.fail_under)):
+        complain(f"the run is {verdict['grade']}: {'; '.join(verdict['reasons'])}")
         return UNUSABLE
     return UNUSABLE if report["units"]["problem"] else 0
 
@@ -338,12 +346,13 @@ def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> No
     print(render(summary_rows(report), title=str(folder)))
     if report["status"] == "failed":
         return
+    is_usable = not Grade(report["verdict"]["grade"]).is_below(Grade.PARTIAL)
     if request.record is not None:
         viewer = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
         print(f"\nnext: {viewer} {request.record}")
-    elif report["usable"] and report["evaluation"] is None:
+    elif is_usable and report["evaluation"] is None:
         print(f"\nnext: slam eval {folder} GROUNDTRUTH --plot {folder / 'errors.png'}")
-    elif report["usable"]:
+    elif is_usable:
         print(f"\nnext: slam view {folder}")
     else:  # a recording shows every picture, and where the map could not begin or went wrong
         in_map = f" --map {request.map}" if request.map else ""
