@@ -7,16 +7,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from relocalizer.images import bgr_to_rgb
+from slam.frame_source import FrameSource, Selection
 from slam.frames import Frame
+from slam.optics import Optics
 from slam.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from slam.sequence import FrameSource, Optics, Selection
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from relocalizer.images import Camera, CameraModel, Image, load_camera, read_ima
 from relocalizer.posed_images import PosedPicture
 from slam.config import InputConfig
 from slam.datasets import index_folder
-from slam.sequence import Calibration, Optics, Selection
+from slam.frame_source import Selection
+from slam.optics import Calibration, Optics
 from slam.tables import path_inside, rows_of
 from slam.trajectory import Trajectory, read_trajectory
 

@@ -13,7 +13,7 @@ from relocalizer.images import Camera, load_camera, read_image, shrink, size_wit
 from relocalizer.interfaces import View
 from slam.config import InputConfig
 from slam.datasets import index_folder, is_video
-from slam.sequence import Calibration, MapCameras, Optics
+from slam.optics import Calibration, MapCameras, Optics
 
 SECOND_NS = 1_000_000_000
 NO_CAMERA = "no camera known, so compared with keyframes alone; with --camera landmarks count too"

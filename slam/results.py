@@ -32,7 +32,7 @@ from slam.trajectory import Trajectory, write_tum
 if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
     from slam.slam_result import SlamResult
 
 REPORT_FORMAT = 1

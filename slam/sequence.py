@@ -1,4 +1,4 @@
-"""Pictures in order: what a source promises, how one is opened, and the readers of pictures and videos.
+"""Pictures in order: how a source of them is opened, and the readers of pictures and videos.
 
 What leaves here is upright, RGB, of one size, no larger than asked for, and undistorted; `Frame.camera` is
 the pinhole camera of exactly that picture.
@@ -12,64 +12,25 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import cv2
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import (
-    IMAGE_SUFFIXES,
-    Camera,
-    Image,
-    Undistorter,
-    bgr_to_rgb,
-    load_camera,
-    read_image,
-    shrink,
-    size_within,
-)
+from relocalizer.images import IMAGE_SUFFIXES, Camera, Image, bgr_to_rgb, load_camera, read_image
 from slam.config import InputConfig
 from slam.datasets import SequenceIndex, index_folder, is_video
+from slam.frame_source import FrameSource, Selection
 from slam.frames import Frame
 from slam.live import LiveStream, Prefetched
+from slam.optics import Calibration, Given, MapCameras, Optics
 from slam.trajectory import Trajectory
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 NOMINAL_FPS = 30.0  # of a video whose header gives no sensible rate
 CONNECT_TIMEOUT_MS = 10_000
-SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
-
-
-class FrameSource(Protocol):
-    """A stream of frames, read once from the front.
-
-    Attributes:
-        name: short, for titles and folder names.
-        description: one line that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
-        camera: the pinhole camera of every frame it will give (after undistortion).
-        calibration: the camera of its own pictures, before they are shrunk and undistorted; given or assumed.
-        length: frames to come, None for a live stream. A damaged file may give fewer.
-        ground_truth: when the source has it.
-        skipped: pictures that could not be read so far, as (name, reason).
-        dropped: live frames that were overtaken by newer ones so far.
-    """
-
-    name: str
-    description: str
-    camera: Camera
-    calibration: Camera
-    length: int | None
-    ground_truth: Trajectory | None
-    skipped: list[tuple[str, str]]
-    dropped: int
-
-    def __iter__(self) -> Iterator[Frame]: ...
-
-    def close(self) -> None: ...
 
 
 def open_source(
@@ -98,7 +59,7 @@ def open_source(
         TrajectoryError: the source's ground truth cannot be read.
     """
     selection = Selection(start, stride, max_frames)
-    given: _Given = MapCameras(tuple(known for known in map_cameras if not known.assumed))
+    given: Given = MapCameras(tuple(known for known in map_cameras if not known.assumed))
     if camera is not None:
         given = Calibration(load_camera(camera), str(camera))
     if spec.startswith("webcam:"):
@@ -111,104 +72,6 @@ def open_source(
             )
         return _open_address(spec, given, config, selection)
     return _prefetched(_open_path(Path(spec).expanduser(), given, config, selection), config.prefetch_frames)
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Every `stride`-th picture from number `start` on, at most `max_frames` of them."""
-
-    start: int = 0
-    stride: int = 1
-    max_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.start < 0:
-            raise SequenceError(f"start: expected 0 or more, got {self.start}")
-        if self.stride < 1:
-            raise SequenceError(f"stride: expected 1 or more, got {self.stride}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise SequenceError(f"max_frames: expected 1 or more, got {self.max_frames}")
-
-    def of(self, count: int, name: str) -> range:
-        """The numbers it takes out of `count` pictures. Raises SequenceError when there are none."""
-        if self.start >= count:
-            raise SequenceError(f"{name}: start {self.start} is beyond its end ({count} pictures, the first is 0)")
-        return range(self.start, count, self.stride)[: self.max_frames]
-
-    def takes(self, index: int) -> bool:
-        """Whether picture `index` is one of them, not counting `max_frames`."""
-        return index >= self.start and (index - self.start) % self.stride == 0
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """A camera as somebody gave it, and who."""
-
-    camera: Camera
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class MapCameras:
-    """Cameras that pictures of a map were taken with, for new pictures that nobody names a camera of."""
-
-    cameras: tuple[Camera, ...]
-
-    def of(self, width: int, height: int) -> Calibration | None:
-        """The first one of pictures of this shape; its source says when others of that shape differ from it."""
-        fitting = [camera for camera in self.cameras if is_in_proportion(camera, width, height)]
-        if not fitting:
-            return None
-        views = [camera.mean_focal / camera.width for camera in fitting]
-        several = f", the first of {len(fitting)} of this shape" if max(views) > SAME_VIEW * min(views) else ""
-        return Calibration(fitting[0], f"the map, as no other was named{several}")
-
-
-_Given = Calibration | MapCameras
-
-
-def is_in_proportion(camera: Camera, width: int, height: int) -> bool:
-    """Whether width x height pictures are those of a camera but for their size, whose sides were perhaps rounded."""
-    theirs, ours = (camera.width, camera.height), (width, height)
-    small, large = sorted((theirs, ours), key=max)
-    return size_within(*large, max(small)) == small
-
-
-class Optics:
-    """What is done to each picture of a source, once: its size is checked, it is shrunk and undistorted.
-
-    Shrinking comes first, as distortion does not depend on the resolution and a smaller picture is cheaper.
-
-    Attributes:
-        camera: the pinhole camera of the pictures that come out.
-        calibration: the camera of those that go in.
-        note: what the user should know about it, part of a description.
-    """
-
-    def __init__(self, width: int, height: int, calibration: _Given | None, config: InputConfig) -> None:
-        self._size = (width, height)
-        self._shrunk = size_within(width, height, config.max_side_px)
-        self.calibration, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
-        self._undistort = Undistorter(self.calibration.resized(*self._shrunk))
-        self.camera = self._undistort.camera
-        if self._shrunk != self._size:
-            self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
-        if self.calibration.model != "pinhole":
-            self.note += f", {self.calibration.model} distortion removed"
-
-    def __call__(self, image: Image, name: str) -> Image:
-        """The picture as `camera` sees it.
-
-        Raises:
-            SequenceError: the picture's size is not that of the first.
-        """
-        height, width = image.shape[:2]
-        if (width, height) != self._size:
-            raise SequenceError(
-                f"{name}: this picture is {width}x{height}, those before it {self._size[0]}x{self._size[1]}; "
-                "a sequence needs pictures of one size"
-            )
-        return self._undistort(shrink(image, *self._shrunk))
 
 
 class ImageSequence:
@@ -248,7 +111,7 @@ class ImageSequence:
 
 
 def open_images(
-    index: SequenceIndex, calibration: _Given | None, config: InputConfig, selection: Selection
+    index: SequenceIndex, calibration: Given | None, config: InputConfig, selection: Selection
 ) -> ImageSequence:
     """A reader of a table's pictures; a camera that was given counts before the table's own, and that before a map's.
 
@@ -333,7 +196,7 @@ class VideoFile:
 
 
 def open_video(
-    target: str, name: str, calibration: _Given | None, config: InputConfig, selection: Selection
+    target: str, name: str, calibration: Given | None, config: InputConfig, selection: Selection
 ) -> VideoFile:
     """A reader of a video, by absolute path or address.
 
@@ -366,7 +229,7 @@ def _prefetched(source: FrameSource, frames: int) -> FrameSource:
     return Prefetched(source, frames) if frames else source
 
 
-def _open_path(path: Path, given: _Given, config: InputConfig, selection: Selection) -> FrameSource:
+def _open_path(path: Path, given: Given, config: InputConfig, selection: Selection) -> FrameSource:
     if path.is_dir():
         index = index_folder(path)
         if index.video is None:
@@ -384,7 +247,7 @@ def _open_path(path: Path, given: _Given, config: InputConfig, selection: Select
 
 
 def _open_video_folder(
-    index: SequenceIndex, path: Path, given: _Given, config: InputConfig, selection: Selection
+    index: SequenceIndex, path: Path, given: Given, config: InputConfig, selection: Selection
 ) -> VideoFile:
     video = _open_video_path(path, index.name, given, config, selection)
     video.description = f"{index.description}; {video.description}"
@@ -392,7 +255,7 @@ def _open_video_folder(
     return video
 
 
-def _open_video_path(path: Path, name: str, given: _Given, config: InputConfig, selection: Selection) -> VideoFile:
+def _open_video_path(path: Path, name: str, given: Given, config: InputConfig, selection: Selection) -> VideoFile:
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -411,7 +274,7 @@ def _open_video_path(path: Path, name: str, given: _Given, config: InputConfig, 
     return open_video(os.path.abspath(path), name, given, config, selection)
 
 
-def _open_webcam(spec: str, given: _Given, config: InputConfig, selection: Selection) -> LiveStream:
+def _open_webcam(spec: str, given: Given, config: InputConfig, selection: Selection) -> LiveStream:
     number = spec.partition(":")[2]
     if not re.fullmatch(r"[0-9]{1,3}", number):
         raise SequenceError(f"{spec}: expected webcam:0, webcam:1 and so on")
@@ -422,7 +285,7 @@ def _open_webcam(spec: str, given: _Given, config: InputConfig, selection: Selec
     return _open_live(capture, spec, f"webcam-{number}", advice, given, config, selection)
 
 
-def _open_address(address: str, given: _Given, config: InputConfig, selection: Selection) -> FrameSource:
+def _open_address(address: str, given: Given, config: InputConfig, selection: Selection) -> FrameSource:
     parts = urlsplit(address)
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
@@ -439,7 +302,7 @@ def _open_live(
     shown: str,
     name: str,
     advice: str,
-    given: _Given,
+    given: Given,
     config: InputConfig,
     selection: Selection,
 ) -> LiveStream:
@@ -455,32 +318,6 @@ def _open_live(
         capture.release()
         raise
     return LiveStream(capture, name, f"live stream {shown}: newest picture first", optics, selection)
-
-
-def _camera_of_pictures(width: int, height: int, calibration: _Given | None, fov_deg: float) -> tuple[Camera, str]:
-    """The camera of width x height pictures, perhaps distorted, and what to say about it."""
-    size, but = f"{width}x{height}", ""
-    if isinstance(calibration, MapCameras):
-        shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
-        but = f", and those of the map are of another shape ({shapes})" if shapes else ""
-        calibration = calibration.of(width, height)
-    if calibration is None:
-        assumed = Camera.assume(width, height, fov_deg=fov_deg)
-        return assumed, (
-            f"{size}, no camera given{but}, so focal length {assumed.fx:.0f} px assumed "
-            f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
-        )
-    camera, source = calibration.camera, calibration.source
-    short = Path(source).name
-    if (camera.width, camera.height) == (width, height):
-        return camera, f"{size}, camera of {short}"
-    theirs = f"{camera.width}x{camera.height}"
-    if is_in_proportion(camera, width, height):
-        return camera.resized(width, height), f"{size}, camera of {short}, scaled from {theirs}"
-    hint = "pass --camera with one made for these pictures"
-    if (camera.height, camera.width) == (width, height):
-        hint = "pictures are turned as their rotation tag says; the camera must be that of the turned ones"
-    raise CameraError(f"{source}: the camera is for {theirs} pictures, but these are {size}; {hint}")
 
 
 def _first_readable(paths: Sequence[Path]) -> Image:

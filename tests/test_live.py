@@ -12,9 +12,10 @@ import pytest
 from relocalizer.errors import SequenceError
 from relocalizer.images import Camera, Image
 from slam.config import InputConfig
+from slam.frame_source import Selection
 from slam.frames import Frame
 from slam.live import LiveStream, Prefetched
-from slam.sequence import Optics, Selection
+from slam.optics import Optics
 from slam.trajectory import Trajectory
 
 ALONE = InputConfig(prefetch_frames=0)

@@ -22,8 +22,10 @@ import pytest
 from relocalizer.errors import CameraError, SequenceError, UserError
 from relocalizer.images import Camera, Image
 from slam.config import InputConfig
+from slam.frame_source import FrameSource
 from slam.frames import Frame
-from slam.sequence import Calibration, FrameSource, Optics, open_source
+from slam.optics import Calibration, Optics
+from slam.sequence import open_source
 
 CAMERA_YAML = "width: 64\nheight: 48\nfx: 50\nfy: 50\ncx: 32\ncy: 24\n"
 AHEAD = InputConfig(prefetch_frames=3)

@@ -15,8 +15,8 @@ from relocalizer.errors import OutputError
 
 if TYPE_CHECKING:
     from slam.config import SlamConfig
+    from slam.frame_source import FrameSource
     from slam.pipeline import PredictorChoice
-    from slam.sequence import FrameSource
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.events import Observer
+    from slam.frame_source import FrameSource
     from slam.pipeline import RunOutcome, RunStatistics
     from slam.rerun_viewer import RerunViewer
     from slam.results import KeyframePictures, RunFolder
-    from slam.sequence import FrameSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
