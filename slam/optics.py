@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, Image, Undistorter, shrink, size_within
+from relocalizer.images import MOST_ACROSS_DEG, Camera, Image, Undistorter, shrink, size_within
+from relocalizer.plausible_camera import expect_plausible
 from slam.config import InputConfig
 
 SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
@@ -67,6 +68,8 @@ class Optics:
             self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
         if self.calibration.model != "pinhole":
             self.note += f", {self.calibration.model} distortion removed"
+        if self._undistort.is_cut:
+            self.note += f", cut to the middle {MOST_ACROSS_DEG:g} degrees"
 
     def __call__(self, image: Image, name: str) -> Image:
         """The picture as `camera` sees it.
@@ -84,7 +87,11 @@ class Optics:
 
 
 def _camera_of_pictures(width: int, height: int, calibration: Given | None, fov_deg: float) -> tuple[Camera, str]:
-    """The camera of width x height pictures, perhaps distorted, and what to say about it."""
+    """The camera of width x height pictures, perhaps distorted, and what to say about it.
+
+    Raises:
+        CameraError: the calibration is of pictures of another shape, or of no camera there could be.
+    """
     size, but = f"{width}x{height}", ""
     if isinstance(calibration, MapCameras):
         shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
@@ -97,6 +104,7 @@ def _camera_of_pictures(width: int, height: int, calibration: Given | None, fov_
             f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
         )
     camera, source = calibration.camera, calibration.source
+    expect_plausible(camera, source)
     short = Path(source).name
     if (camera.width, camera.height) == (width, height):
         return camera, f"{size}, camera of {short}"

@@ -315,6 +315,35 @@ def test_of_two_cameras_of_the_map_the_first_is_taken_and_that_there_are_two_is_
     assert "camera of the map, as no other was named, the first of 2 of this shape" in source.description
 
 
+EXCHANGED_YAML = CAMERA_YAML.replace("cx: 32\ncy: 24", "cx: 24\ncy: 32")
+
+
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("whose", ["mine.yaml", "camera.yaml", "the map"])
+def test_a_camera_that_cannot_be_is_refused_whoever_gives_it(tmp_path: Path, kind: str, whose: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_pictures(folder, 2) if kind == "pictures" else write_video(folder / "a.avi", 2, "MJPG")
+    mine, options = tmp_path / "mine.yaml", {}
+    if whose == "the map":
+        options = {"map_cameras": (replace(OF_MAP, cx=24.0, cy=32.0),)}
+    elif whose == "mine.yaml":
+        mine.write_text(EXCHANGED_YAML)
+        options = {"camera": mine}
+    else:
+        (folder / "camera.yaml").write_text(EXCHANGED_YAML)
+    said = refusal(folder, **options)
+    assert "cx 24.0 and cy 32.0 are exchanged" in said
+    assert whose in said
+
+
+def test_a_data_sets_calibration_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "image_0", 2)
+    (tmp_path / "calib.txt").write_text("P0: 0.8 0 31.5 0 0 0.8 23.5 0 0 0 1 0\n")
+    said = refusal(tmp_path)
+    assert said.startswith(f"{tmp_path / 'calib.txt'}: fx 0.8 and fy 0.8 in pictures of 64x48")
+
+
 def test_a_camera_of_the_picture_before_it_was_turned_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path, 2, 48, 64)
     (folder / "camera.yaml").write_text(CAMERA_YAML)
