@@ -7,6 +7,7 @@ Pixel (0, 0) is the centre of the top-left pixel.
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.geometry import FloatArray
 from relocalizer.radial_profile import RadialProfile
+from relocalizer.unfetched import pointer_words, why_unfetched
 
 Image = NDArray[np.uint8]
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
@@ -27,6 +29,7 @@ CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
 DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
+LARGEST_FILE_BYTES = 2**31 - 1  # what OpenCV can be handed
 MOST_ACROSS_DEG = 110.0  # of an undistorted picture's longer side; TUM-VI's 512 pixels are as sharp as its lens there
 UNSEEN_BORDER = 0.01  # of the width: OpenCV looks for the seen rectangle at a few points of each side
 BORDER_POINTS = 65
@@ -326,15 +329,20 @@ def read_image(path: Path) -> Image:
     A JPEG's orientation tag is applied, so a portrait photo comes out portrait.
 
     Raises:
-        SequenceError: the file is missing, empty, truncated, too large or not a picture.
+        SequenceError: the file is missing, not fetched, empty, truncated, too large or not a picture.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end, or never begin
+            raise SequenceError(f"{path}: not a file")
+        if status.st_size > LARGEST_FILE_BYTES:
+            raise SequenceError(f"{path}: too large for a picture ({status.st_size / 1e9:.1f} GB)")
+        data = path.read_bytes()
     except OSError as error:
-        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data.size:
+        raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
+    if not data:
         raise SequenceError(f"{path}: an empty file")
-    return decode_image(data.tobytes(), str(path))
+    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -350,7 +358,7 @@ def decode_image(data: bytes, name: str) -> Image:
     except cv2.error as error:
         raise SequenceError(f"{name}: cannot be decoded ({error.err})") from None
     if image is None:
-        raise SequenceError(f"{name}: not a picture that can be decoded")
+        raise SequenceError(f"{name}: {pointer_words(data) or 'not a picture that can be decoded'}")
     return bgr_to_rgb(image)
 
 

@@ -53,36 +53,40 @@ class Optics:
     Shrinking comes first, as distortion does not depend on the resolution and a smaller picture is cheaper.
 
     Attributes:
+        size: (width, height) of the pictures that go in.
         camera: the pinhole camera of the pictures that come out.
         calibration: the camera of those that go in.
         note: what the user should know about it, part of a description.
     """
 
     def __init__(self, width: int, height: int, calibration: Given | None, config: InputConfig) -> None:
-        self._size = (width, height)
+        self.size = (width, height)
         self._shrunk = size_within(width, height, config.max_side_px)
         self.calibration, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
         self._undistort = Undistorter(self.calibration.resized(*self._shrunk))
         self.camera = self._undistort.camera
-        if self._shrunk != self._size:
+        if self._shrunk != self.size:
             self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
         if self.calibration.model != "pinhole":
             self.note += f", {self.calibration.model} distortion removed"
         if self._undistort.is_cut:
             self.note += f", cut to the middle {MOST_ACROSS_DEG:g} degrees"
 
+    def expect(self, width: int, height: int, name: str) -> None:
+        """Raises SequenceError for a picture of another size than those that the camera is of."""
+        if (width, height) != self.size:
+            raise SequenceError(
+                f"{name}: this picture is {width}x{height}, not {self.size[0]}x{self.size[1]}; "
+                "a sequence needs pictures of one size"
+            )
+
     def __call__(self, image: Image, name: str) -> Image:
         """The picture as `camera` sees it.
 
         Raises:
-            SequenceError: the picture's size is not that of the first.
+            SequenceError: the picture is of another size than those that the camera is of.
         """
-        height, width = image.shape[:2]
-        if (width, height) != self._size:
-            raise SequenceError(
-                f"{name}: this picture is {width}x{height}, those before it {self._size[0]}x{self._size[1]}; "
-                "a sequence needs pictures of one size"
-            )
+        self.expect(image.shape[1], image.shape[0], name)
         return self._undistort(shrink(image, *self._shrunk))
 
 

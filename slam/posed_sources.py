@@ -26,6 +26,7 @@ from slam.config import InputConfig
 from slam.datasets import index_folder
 from slam.frame_source import Selection
 from slam.optics import Calibration, Optics
+from slam.picture_sizes import PictureSizes, first_readable
 from slam.tables import path_inside, rows_of
 from slam.trajectory import Trajectory, read_trajectory
 
@@ -82,8 +83,9 @@ def open_posed(
     entries, calibration, units, what = _recognise(images, poses)
     given = Calibration(load_camera(camera), str(camera)) if camera is not None else None
     chosen = Selection(start, stride, max_frames).of(len(entries), str(images))
-    pictures = _pictures([entries[k] for k in chosen], given, calibration, config)
-    return PosedSource(pictures=pictures, units=units, description=f"{what}: {len(pictures)} pictures with poses")
+    pictures, notes = _pictures([entries[k] for k in chosen], given, calibration, config)
+    description = "; ".join([f"{what}: {len(pictures)} pictures with poses", *notes])
+    return PosedSource(pictures=pictures, units=units, description=description)
 
 
 def _recognise(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibration | None, str, str]:
@@ -303,26 +305,36 @@ def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidT
 
 def _pictures(
     entries: Sequence[_Entry], given: Calibration | None, shared: Calibration | None, config: InputConfig
-) -> list[PosedPicture]:
-    """Readers of the pictures; those of one camera are taken to be of one size, which reading checks."""
-    optics: dict[str, Optics] = {}
-    pictures = []
+) -> tuple[list[PosedPicture], list[str]]:
+    """Readers of the pictures, and what to say of those left out, which are of another size than most of their camera.
+
+    Raises:
+        SequenceError: none can be read, or no size is that of more than half.
+    """
+    by_camera: dict[str, list[_Entry]] = {}
     for entry in entries:
-        calibration = given or entry.calibration or shared
-        key = repr(calibration)
-        if key not in optics:
-            height, width = read_image(entry.path).shape[:2]
-            optics[key] = Optics(width, height, calibration, config)
-        pictures.append(
-            PosedPicture(
-                name=entry.path.name,
-                read=_reader(entry.path, optics[key]),
-                camera=optics[key].camera,
-                world_from_cam=entry.world_from_cam,
-                timestamp_ns=entry.timestamp_ns,
-            )
-        )
-    return pictures
+        by_camera.setdefault(repr(given or entry.calibration or shared), []).append(entry)
+    optics: dict[Path, Optics] = {}
+    notes: list[str] = []
+    for group in by_camera.values():
+        sizes = PictureSizes.of([entry.path for entry in group])
+        size = sizes.of_more_than_half(str(group[0].path.parent))
+        height, width = first_readable(sizes.alike(size)).shape[:2]
+        seen_by = Optics(width, height, given or group[0].calibration or shared, config)
+        others = sizes.others(size)
+        notes += sizes.notes(size)
+        optics |= {entry.path: seen_by for entry in group if entry.path not in others}
+    return [_posed(entry, optics[entry.path]) for entry in entries if entry.path in optics], notes
+
+
+def _posed(entry: _Entry, optics: Optics) -> PosedPicture:
+    return PosedPicture(
+        name=entry.path.name,
+        read=_reader(entry.path, optics),
+        camera=optics.camera,
+        world_from_cam=entry.world_from_cam,
+        timestamp_ns=entry.timestamp_ns,
+    )
 
 
 def _reader(path: Path, optics: Optics) -> Callable[[], Image]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,18 +19,20 @@ import cv2
 
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import IMAGE_SUFFIXES, Camera, Image, bgr_to_rgb, load_camera, read_image
+from relocalizer.unfetched import why_unfetched
+from slam.captures import open_capture, quiet_opencv
 from slam.config import InputConfig
 from slam.datasets import SequenceIndex, index_folder, is_video
 from slam.frame_source import FrameSource, Selection
 from slam.frames import Frame
 from slam.live import LiveStream, Prefetched
 from slam.optics import Calibration, Given, MapCameras, Optics
+from slam.picture_sizes import PictureSizes, first_readable
 from slam.trajectory import Trajectory
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 NOMINAL_FPS = 30.0  # of a video whose header gives no sensible rate
-CONNECT_TIMEOUT_MS = 10_000
 
 
 def open_source(
@@ -71,19 +73,24 @@ def open_source(
                 "expected a folder, a video file, webcam:0, rtsp:// or http://"
             )
         return _open_address(spec, given, config, selection)
-    return _prefetched(_open_path(Path(spec).expanduser(), given, config, selection), config.prefetch_frames)
+    path = Path(os.path.expanduser(spec))  # which leaves ~ of somebody unknown alone, as shells do
+    return _prefetched(_open_path(path, given, config, selection), config.prefetch_frames)
 
 
 class ImageSequence:
-    """The pictures of a table, read one by one. Those that cannot be read are skipped and counted."""
+    """The pictures of a table, read one by one.
 
-    def __init__(self, index: SequenceIndex, frames: range, optics: Optics) -> None:
-        """Take pictures `frames` of `index`; `open_images` is the way to get one."""
+    Those that cannot be read, or are of another size than most, are skipped and counted.
+    """
+
+    def __init__(self, index: SequenceIndex, frames: range, optics: Optics, sizes: PictureSizes) -> None:
+        """Take pictures `frames` of `index`, of these `sizes`; `open_images` is the way to get one."""
         self._index = index
         self._frames = frames
         self._optics = optics
+        self._others = sizes.others(sizes.most_common)
         self.name = index.name
-        self.description = f"{index.description}; {optics.note}"
+        self.description = "; ".join([index.description, optics.note, *sizes.notes(sizes.most_common)])
         self.camera, self.calibration = optics.camera, optics.calibration
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
@@ -95,16 +102,16 @@ class ImageSequence:
         for k in self._frames:
             path = self._index.image_paths[k]
             try:
-                image = read_image(path)
+                image = self._read(path)
             except SequenceError as error:
                 self.skipped.append((path.name, str(error)))
                 continue
-            yield Frame(
-                index=k,
-                timestamp_ns=int(self._index.timestamps_ns[k]),
-                image=self._optics(image, str(path)),
-                camera=self.camera,
-            )
+            yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
+
+    def _read(self, path: Path) -> Image:
+        if path in self._others:  # perhaps huge, and not to be decoded for being thrown away
+            self._optics.expect(*self._others[path], str(path))
+        return self._optics(read_image(path), str(path))
 
     def close(self) -> None:
         """Nothing is held open between pictures."""
@@ -116,14 +123,15 @@ def open_images(
     """A reader of a table's pictures; a camera that was given counts before the table's own, and that before a map's.
 
     Raises:
-        SequenceError: none of the selected pictures can be read.
+        SequenceError: none of the selected pictures can be read, or none of their sizes is that of most.
         CameraError: the camera is not of these pictures.
     """
     frames = selection.of(len(index.image_paths), index.name)
     if not isinstance(calibration, Calibration) and index.camera is not None:
         calibration = Calibration(index.camera, index.camera_source)
-    height, width = _first_readable([index.image_paths[k] for k in frames]).shape[:2]
-    return ImageSequence(index, frames, Optics(width, height, calibration, config))
+    sizes = PictureSizes.of([index.image_paths[k] for k in frames])
+    height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
+    return ImageSequence(index, frames, Optics(width, height, calibration, config), sizes)
 
 
 class VideoFile:
@@ -157,25 +165,34 @@ class VideoFile:
 
     def __iter__(self) -> Iterator[Frame]:
         self.skipped.clear()
-        given = 0
-        capture = _open_capture(self._target)
+        given, chosen = 0, 0
+        capture = open_capture(self._target)
         try:
             for index, timestamp_ns in self._grab(capture):
                 if not self._selection.takes(index):
                     continue
-                ok, picture = capture.retrieve()
-                if not ok:
-                    self.skipped.append((f"{self.name} frame {index}", "cannot be decoded"))
+                chosen += 1
+                try:
+                    image = self._retrieve(capture, index)
+                except SequenceError as error:
+                    self.skipped.append((f"{self.name} frame {index}", str(error)))
                     continue
-                image = self._optics(bgr_to_rgb(picture), f"{self.name}, frame {index}")
                 yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
                 given += 1
                 if given == self._selection.max_frames:
                     return
         finally:
             capture.release()
-        if not given:
+        if not chosen:
             raise SequenceError(f"{self.name}: start {self._selection.start} is beyond the last picture of the video")
+        if not given:
+            raise SequenceError(f"{self.name}: none of {chosen} pictures can be used; the first: {self.skipped[0][1]}")
+
+    def _retrieve(self, capture: cv2.VideoCapture, index: int) -> Image:
+        ok, picture = capture.retrieve()
+        if not ok:
+            raise SequenceError("cannot be decoded")
+        return self._optics(bgr_to_rgb(picture), f"{self.name}, frame {index}")
 
     def _grab(self, capture: cv2.VideoCapture) -> Iterator[tuple[int, int]]:
         """(number, nanoseconds) of each frame to the end; notes an end that comes too early."""
@@ -205,7 +222,7 @@ def open_video(
         CameraError: the camera is not of these pictures.
     """
     shown = _without_password(target)
-    capture = _open_capture(target)
+    capture = open_capture(target)
     try:
         if not capture.isOpened():
             raise SequenceError(
@@ -230,18 +247,16 @@ def _prefetched(source: FrameSource, frames: int) -> FrameSource:
 
 
 def _open_path(path: Path, given: Given, config: InputConfig, selection: Selection) -> FrameSource:
-    if path.is_dir():
+    if os.path.isdir(path):
         index = index_folder(path)
         if index.video is None:
             return open_images(index, given, config, selection)
         if not isinstance(given, Calibration) and index.camera is not None:
             given = Calibration(index.camera, index.camera_source)
         return _open_video_folder(index, index.video, given, config, selection)
-    if not path.exists():
-        raise SequenceError(f"{path}: no such file or folder")
     beside = path.parent / "camera.yaml"
     video = _open_video_path(path, path.stem, given, config, selection)
-    if not isinstance(given, Calibration) and beside.is_file():
+    if not isinstance(given, Calibration) and os.path.isfile(beside):
         video.description += f" (there is {beside})"
     return video
 
@@ -257,21 +272,31 @@ def _open_video_folder(
 
 def _open_video_path(path: Path, name: str, given: Given, config: InputConfig, selection: Selection) -> VideoFile:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+    except FileNotFoundError:
+        raise SequenceError(f"{path}: {why_unfetched(path) or 'no such file or folder'}") from None
     except OSError as error:
-        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
-    if not path.is_file():
+        raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
+    if not stat.S_ISREG(status.st_mode):
         raise SequenceError(f"{path}: not a file; a camera is named webcam:0, webcam:1 and so on")
+    _expect_video(path, status.st_size)
+    # An absolute path, as FFmpeg takes "name:rest" for a protocol.
+    return open_video(os.path.abspath(path), name, given, config, selection)
+
+
+def _expect_video(path: Path, size: int) -> None:
     if size == 0:
         raise SequenceError(f"{path}: an empty file; expected a video")
+    if reason := why_unfetched(path):
+        raise SequenceError(f"{path}: {reason}")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SequenceError(f"{path}: a single picture; pass the folder that holds the sequence")
+    if not os.access(path, os.R_OK):
+        raise SequenceError(f"{path}: cannot be read (Permission denied)")
     if not is_video(path):
         raise SequenceError(
             f"{path}: not an MP4, MOV, AVI, MKV or WebM video; convert it, or pass a folder of pictures"
         )
-    # An absolute path, as FFmpeg takes "name:rest" for a protocol.
-    return open_video(os.path.abspath(path), name, given, config, selection)
 
 
 def _open_webcam(spec: str, given: Given, config: InputConfig, selection: Selection) -> LiveStream:
@@ -279,7 +304,7 @@ def _open_webcam(spec: str, given: Given, config: InputConfig, selection: Select
     if not re.fullmatch(r"[0-9]{1,3}", number):
         raise SequenceError(f"{spec}: expected webcam:0, webcam:1 and so on")
     backend = {"linux": cv2.CAP_V4L2, "darwin": cv2.CAP_AVFOUNDATION}.get(sys.platform, cv2.CAP_ANY)
-    with _quiet_opencv():
+    with quiet_opencv():
         capture = cv2.VideoCapture(int(number), backend)
     advice = "no such camera, or another program has it, or it may not be used"
     return _open_live(capture, spec, f"webcam-{number}", advice, given, config, selection)
@@ -294,7 +319,7 @@ def _open_address(address: str, given: Given, config: InputConfig, selection: Se
         return _prefetched(source, config.prefetch_frames)
     shown = _without_password(address)
     advice = "is it running, and can this machine reach it?"
-    return _open_live(_open_capture(address), shown, name, advice, given, config, selection)
+    return _open_live(open_capture(address), shown, name, advice, given, config, selection)
 
 
 def _open_live(
@@ -320,46 +345,9 @@ def _open_live(
     return LiveStream(capture, name, f"live stream {shown}: newest picture first", optics, selection)
 
 
-def _first_readable(paths: Sequence[Path]) -> Image:
-    reason = ""
-    for path in paths:
-        try:
-            return read_image(path)
-        except SequenceError as error:
-            reason = reason or str(error)
-    raise SequenceError(f"none of {len(paths)} pictures can be read; the first: {reason}")
-
-
 def _frame_rate(capture: cv2.VideoCapture) -> float:
     rate = capture.get(cv2.CAP_PROP_FPS)
     return rate if math.isfinite(rate) and 0.1 <= rate <= 1000 else NOMINAL_FPS
-
-
-def _open_capture(target: str) -> cv2.VideoCapture:
-    """A capture through FFmpeg, opened or not; what went wrong is told by us and not on stderr."""
-    # FFmpeg takes its log level from here when it is first used, and never again.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    timeouts = [
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-        CONNECT_TIMEOUT_MS,
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        CONNECT_TIMEOUT_MS,
-    ]
-    with _quiet_opencv():
-        capture = cv2.VideoCapture(target, cv2.CAP_FFMPEG, timeouts)
-    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-    return capture
-
-
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """OpenCV prints what it could not open, line by line; the error we raise says it once."""
-    levels = cv2.utils.logging
-    before = levels.setLogLevel(levels.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        levels.setLogLevel(before)
 
 
 def _without_password(address: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_pictures
@@ -63,6 +64,23 @@ def test_a_trajectory_file_gives_each_picture_the_pose_at_its_time(images, tmp_p
     same(source.pictures, POSES)
     assert source.units == "metres"
     assert source.pictures[1].timestamp_ns == 20_000_000
+
+
+def test_a_picture_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
+    cv2.imwrite(str(images / "00000.png"), np.zeros((160, 120, 3), np.uint8))
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    same(source.pictures, POSES[1:])
+    assert "3 pictures with poses; 1 of another size than 160x120, left out (00000.png: 120x160)" in source.description
+
+
+def test_a_first_picture_that_cannot_be_read_does_not_matter_before_it_is_wanted(images, tmp_path):
+    (images / "00000.png").write_bytes(b"")
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    assert source.pictures[1].read().shape == (120, 160, 3)
+    with pytest.raises(SequenceError, match=r"00000\.png: an empty file"):
+        source.pictures[0].read()
 
 
 def test_between_two_poses_a_picture_gets_the_one_in_between(images, tmp_path):

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
-from relocalizer.errors import CameraError, SequenceError, UserError
+from relocalizer.errors import CameraError, UserError
 from relocalizer.images import Camera, Image
 from slam.config import InputConfig
 from slam.frame_source import FrameSource
@@ -193,22 +193,191 @@ def test_pictures_that_the_list_names_and_that_are_not_there_are_skipped(tmp_pat
     assert [name for name, _ in source.skipped] == ["gone.png"]
 
 
+# Pictures of several sizes
+
+
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
-def test_a_picture_of_another_size_is_an_error_that_names_it(tmp_path: Path, config: InputConfig) -> None:
+@pytest.mark.parametrize("odd", [0, 3, 4])
+def test_a_picture_of_another_size_is_named_before_the_run_and_skipped(
+    tmp_path: Path, config: InputConfig, odd: int
+) -> None:
     folder = write_pictures(tmp_path, 5)
-    cv2.imwrite(str(folder / "003.png"), flat(3, 32, 24))
-    indices = []
-    with pytest.raises(SequenceError, match=r"003\.png: this picture is 32x24, those before it 64x48"):
-        indices.extend(frame.index for frame in opened(folder, config))
+    cv2.imwrite(str(folder / f"00{odd}.png"), flat(odd, 48, 64))
+    source = opened(folder, config)
+    assert f"1 of another size than 64x48, left out (00{odd}.png: 48x64)" in source.description
+    assert [frame.index for frame in source] == [k for k in range(5) if k != odd]
+    assert [name for name, _ in source.skipped] == [f"00{odd}.png"]
+    assert "48x64" in source.skipped[0][1]
+    assert "64x48" in source.skipped[0][1]
 
 
-def test_the_frames_before_a_picture_of_another_size_are_given(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 5)
-    cv2.imwrite(str(folder / "003.png"), flat(3, 32, 24))
-    frames = iter(opened(folder))
-    assert [next(frames).index for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(SequenceError, match="a sequence needs pictures of one size"):
-        next(frames)
+def test_the_size_of_most_pictures_counts_and_not_that_of_the_first(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 7)
+    for k in range(3):
+        cv2.imwrite(str(folder / f"00{k}.png"), flat(k, 32, 24))
+    source = opened(folder)
+    assert (source.camera.width, source.camera.height) == (64, 48)
+    assert "3 of another size than 64x48, left out (000.png: 32x24, 001.png: 32x24, ...)" in source.description
+    assert [frame.index for frame in source] == [3, 4, 5, 6]
+
+
+def test_only_pictures_that_were_chosen_count(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 9)
+    for k in range(4):
+        cv2.imwrite(str(folder / f"00{k}.png"), flat(k, 32, 24))
+    assert [frame.image.shape for frame in opened(folder, max_frames=4)] == [(24, 32, 3)] * 4
+    assert [frame.index for frame in opened(folder, start=4)] == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("sizes", [[(64, 48), (32, 24)] * 3, [(64, 48), (48, 64), (32, 24), (24, 32), (64, 48)]])
+def test_pictures_of_which_no_size_has_more_than_half_are_refused_with_their_sizes(
+    tmp_path: Path, sizes: list[tuple[int, int]]
+) -> None:
+    for k, size in enumerate(sizes):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), flat(k, *size))
+    said = refusal(tmp_path)
+    count = sizes.count((64, 48))
+    assert f"{count} pictures are 64x48 (first: 0.png)" in said
+    assert "a sequence needs pictures of one size" in said
+
+
+def exif_turned(jpeg: bytes, orientation: int = 6) -> bytes:
+    """A JPEG with the tag that says how it is to be turned."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation]) + b"\0\0\0\0\0\0"
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+def test_a_picture_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -> None:
+    """Photos of one phone: stored alike, but one was taken upright; and one stored turned that is like the others."""
+    for k in range(5):
+        data = cv2.imencode(".jpg", flat(k, 48, 64) if k == 4 else flat(k))[1].tobytes()
+        (tmp_path / f"{k}.jpg").write_bytes(exif_turned(data) if k in (2, 4) else data)
+    source = opened(tmp_path)
+    assert "1 of another size than 64x48, left out (2.jpg: 48x64)" in source.description
+    assert [frame.index for frame in source] == [0, 1, 3, 4]
+
+
+def test_a_data_sets_camera_is_of_the_size_that_most_pictures_have(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "image_0", 4)
+    cv2.imwrite(str(tmp_path / "image_0" / "000.png"), flat(0, 32, 24))
+    (tmp_path / "calib.txt").write_text("P0: 60 0 31.5 0 0 60 23.5 0 0 0 1 0\n")
+    source = opened(tmp_path)
+    assert (source.camera.width, source.camera.fx) == (64, 60.0)
+    assert [frame.index for frame in source] == [1, 2, 3]
+
+
+class ChangingCapture:
+    """Stands in for a video whose pictures change their size from number `at` on, for three pictures."""
+
+    def __init__(self, count: int = 10, at: int = 4) -> None:
+        self._count, self._odd, self._at = count, range(at, at + 3), -1
+
+    def isOpened(self) -> bool:
+        return True
+
+    def grab(self) -> bool:
+        self._at += 1
+        return self._at < self._count
+
+    def retrieve(self) -> tuple[bool, Image]:
+        return True, flat(self._at, 32, 24) if self._at in self._odd else flat(self._at)
+
+    def read(self) -> tuple[bool, Image]:
+        return self.grab(), flat(0)
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: float(self._count)}.get(what, 50.0 * self._at)
+
+    def release(self) -> None:
+        pass
+
+
+def test_pictures_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: ChangingCapture())
+    source = opened(write_video(tmp_path / "a.mp4", 2))
+    assert [frame.index for frame in source] == [0, 1, 2, 3, 7, 8, 9]
+    assert [name for name, _ in source.skipped] == ["a frame 4", "a frame 5", "a frame 6"]
+    assert "32x24" in source.skipped[0][1]
+
+
+# Pictures that have not been fetched
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+ANNEX = b"/annex/objects/SHA256E-s31390--f50d7ac4c6b9031379986bc362fcefb65f1e.png\n"
+
+
+def test_links_that_lead_nowhere_are_missing_pictures_and_keep_their_place_in_time(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 10)
+    for k in (0, 4):
+        (folder / f"00{k}.png").unlink()
+        (folder / f"00{k}.png").symlink_to(f".git/annex/objects/{k}")
+    source = opened(folder)
+    assert "10 pictures, 2 of them missing: links that lead nowhere" in source.description
+    assert "git annex get" in source.description
+    frames = list(source)
+    assert [frame.index for frame in frames] == [1, 2, 3, 5, 6, 7, 8, 9]
+    assert frames[-1].timestamp_ns == 300_000_000
+    assert [name for name, _ in source.skipped] == ["000.png", "004.png"]
+    assert "a link that leads nowhere (to .git/annex/objects/0)" in source.skipped[0][1]
+
+
+def test_a_folder_of_nothing_but_such_links_says_so(tmp_path: Path) -> None:
+    for k in range(20):
+        (tmp_path / f"{k}.png").symlink_to(f".git/annex/objects/{k}")
+    said = refusal(tmp_path)
+    assert "all 20 pictures are links that lead nowhere (first: 0.png)" in said
+    assert "git annex get or dvc pull" in said
+
+
+def test_a_link_that_leads_to_itself_is_one_of_them(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 3)
+    (folder / "003.png").symlink_to("003.png")
+    source = opened(folder)
+    assert len(list(source)) == 3
+    assert "a link that leads nowhere" in source.skipped[0][1]
+
+
+@pytest.mark.parametrize(("pointer", "advice"), [(LFS, "git lfs pull"), (ANNEX, "git annex get")])
+def test_pointers_in_place_of_pictures_are_told_from_damaged_ones(tmp_path: Path, pointer: bytes, advice: str) -> None:
+    folder = write_pictures(tmp_path, 6)
+    for k in (2, 3):
+        (folder / f"00{k}.png").write_bytes(pointer)
+    source = opened(folder)
+    assert "2 of them not fetched" in source.description
+    assert advice in source.description
+    frames = list(source)
+    assert [frame.index for frame in frames] == [0, 1, 4, 5]
+    assert frames[-1].timestamp_ns == 166_666_667
+    assert advice in source.skipped[0][1]
+
+
+@pytest.mark.parametrize(("pointer", "advice"), [(LFS, "git lfs pull"), (ANNEX, "git annex get")])
+def test_a_folder_of_nothing_but_pointers_says_what_they_are(tmp_path: Path, pointer: bytes, advice: str) -> None:
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(pointer)
+    assert advice in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["the file", "its folder"])
+@pytest.mark.parametrize("kind", ["lfs", "annex", "link"])
+def test_a_video_that_has_not_been_fetched_is_told_from_a_damaged_one(tmp_path: Path, given: str, kind: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    video = folder / "clip.mp4"
+    video.symlink_to(".git/annex/objects/7") if kind == "link" else video.write_bytes(LFS if kind == "lfs" else ANNEX)
+    said = refusal(video if given == "the file" else folder)
+    assert "clip.mp4" in said
+    assert {"lfs": "a Git LFS pointer", "annex": "a git-annex pointer", "link": "a link that leads nowhere"}[
+        kind
+    ] in said
+    assert {"lfs": "git lfs pull", "annex": "git annex get", "link": "git annex get or dvc pull"}[kind] in said
+
+
+def test_a_path_that_is_a_link_to_nowhere_is_no_missing_path(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("/mnt/card/a")
+    assert "a link that leads nowhere (to /mnt/card/a)" in refusal(tmp_path / "a")
 
 
 # Cameras
@@ -529,7 +698,7 @@ class ClockedCapture:
 def test_video_times_increase_whatever_the_container_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
 ) -> None:
-    monkeypatch.setattr("slam.sequence._open_capture", lambda target: ClockedCapture(times_ms, fps))
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: ClockedCapture(times_ms, fps))
     times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
     assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
 
