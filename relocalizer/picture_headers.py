@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import ExifTags
@@ -19,13 +21,23 @@ def picture_size(path: Path) -> tuple[int, int] | None:
     if not os.path.isfile(path):  # opening a pipe would wait for who writes to it
         return None
     try:
-        with warnings.catch_warnings(action="ignore"), pillow.open(path) as picture:
+        with _of_any_size(), pillow.open(path) as picture:
             return _upright_size(picture)
-    # What Pillow raises for heads that are damaged, and for sizes that it holds for an attack.
+    # What Pillow raises for heads that are damaged.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
         return None
-    except pillow.DecompressionBombError:
-        return None
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Pillow refuses to open what would not fit into memory; here nothing is decoded."""
+    limit = pillow.MAX_IMAGE_PIXELS
+    pillow.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        pillow.MAX_IMAGE_PIXELS = limit
 
 
 def _upright_size(picture: pillow.Image) -> tuple[int, int]:

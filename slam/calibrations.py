@@ -13,7 +13,7 @@ from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray, nearest_rotation
 from relocalizer.images import Camera, read_camera_yaml
 from slam.picture_sizes import PictureSizes
-from slam.tables import rows_of
+from slam.tables import rows_of, text_of
 
 # Calibrations that the authors publish beside their data, not in it.
 TUM_CAMERAS = {  # fx, fy, cx, cy, distortion by the number in "freiburgN"; the benchmark's file_formats page
@@ -90,7 +90,7 @@ def kitti_projection(path: Path, camera_number: int) -> FloatArray:
 
 def tum_camera(table: Path, folder_name: str) -> tuple[Camera | None, str]:
     """The published calibration of freiburg1, 2 or 3, which rgb.txt's header or the folder names."""
-    header = [line for line in table.read_text(encoding="utf-8-sig").splitlines() if line.startswith("#")]
+    header = [line for line in text_of(table).splitlines() if line.startswith("#")]
     named = re.search(r"freiburg([123])", " ".join([*header, folder_name]))
     if not named:
         return None, ""

@@ -7,6 +7,7 @@ not its own; `index_folder` asks each of `LAYOUTS` in turn. A new data set is on
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -415,6 +416,8 @@ def _files(folder: Path) -> list[Path]:
     """
     if not os.path.isdir(folder):
         return []
+    if not os.access(folder, os.X_OK):  # its names could be listed, but all would look as if they were not there
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return sorted(
         (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
         key=lambda path: _natural(path.name),

@@ -16,8 +16,8 @@ class FrameSource(Protocol):
     """A stream of frames, read once from the front.
 
     Attributes:
-        name: short, for titles and folder names.
-        description: one line that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
+        name: short, for titles and folder names; plain text, whatever the files are called.
+        description: one line of plain text that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
         camera: the pinhole camera of every frame it will give (after undistortion).
         calibration: the camera of its own pictures, before they are shrunk and undistorted; given or assumed.
         length: frames to come, None for a live stream. A damaged file may give fewer.

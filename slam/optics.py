@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import MOST_ACROSS_DEG, Camera, Image, Undistorter, shrink, size_within
+from relocalizer.images import MOST_ACROSS_DEG, Camera, Image, Undistorter, load_camera, shrink, size_within
 from relocalizer.plausible_camera import expect_plausible
 from slam.config import InputConfig
 
@@ -19,6 +19,13 @@ class Calibration:
 
     camera: Camera
     source: str
+
+
+def read_calibration(path: Path) -> Calibration:
+    """That of a camera.yaml. Raises CameraError when it cannot be read, or cannot be a camera's."""
+    camera = load_camera(path)
+    expect_plausible(camera, str(path))
+    return Calibration(camera, str(path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,11 +170,13 @@ class KeyframePictures:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that after a crash either the old or the new one is there, whole.
 
+    Bytes of a file's name that are no text are written as `\\udcXX`, which JSON reads back as what they were.
+
     Raises:
         OutputError: no space, no permission, or the like.
     """
     with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import cv2
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import IMAGE_SUFFIXES, Camera, Image, bgr_to_rgb, load_camera, read_image
+from relocalizer.images import IMAGE_SUFFIXES, Camera, Image, bgr_to_rgb, read_image
 from relocalizer.unfetched import why_unfetched
 from slam.captures import open_capture, quiet_opencv
 from slam.config import InputConfig
@@ -26,8 +26,9 @@ from slam.datasets import SequenceIndex, index_folder, is_video
 from slam.frame_source import FrameSource, Selection
 from slam.frames import Frame
 from slam.live import LiveStream, Prefetched
-from slam.optics import Calibration, Given, MapCameras, Optics
+from slam.optics import Calibration, Given, MapCameras, Optics, read_calibration
 from slam.picture_sizes import PictureSizes, first_readable
+from slam.plain_text import plain
 from slam.trajectory import Trajectory
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -63,7 +64,7 @@ def open_source(
     selection = Selection(start, stride, max_frames)
     given: Given = MapCameras(tuple(known for known in map_cameras if not known.assumed))
     if camera is not None:
-        given = Calibration(load_camera(camera), str(camera))
+        given = read_calibration(camera)
     if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
@@ -89,8 +90,8 @@ class ImageSequence:
         self._frames = frames
         self._optics = optics
         self._others = sizes.others(sizes.most_common)
-        self.name = index.name
-        self.description = "; ".join([index.description, optics.note, *sizes.notes(sizes.most_common)])
+        self.name = plain(index.name)
+        self.description = plain("; ".join([index.description, optics.note, *sizes.notes(sizes.most_common)]))
         self.camera, self.calibration = optics.camera, optics.calibration
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
@@ -155,8 +156,8 @@ class VideoFile:
         self._optics = optics
         self._count = count
         self._selection = selection
-        self.name = name
-        self.description = f"{description}; {optics.note}"
+        self.name = plain(name)
+        self.description = plain(f"{description}; {optics.note}")
         self.camera, self.calibration = optics.camera, optics.calibration
         self.length = None if count is None else len(selection.of(count, name))
         self.ground_truth: Trajectory | None = None
@@ -257,7 +258,7 @@ def _open_path(path: Path, given: Given, config: InputConfig, selection: Selecti
     beside = path.parent / "camera.yaml"
     video = _open_video_path(path, path.stem, given, config, selection)
     if not isinstance(given, Calibration) and os.path.isfile(beside):
-        video.description += f" (there is {beside})"
+        video.description += f" (there is {plain(str(beside))})"
     return video
 
 
@@ -265,7 +266,7 @@ def _open_video_folder(
     index: SequenceIndex, path: Path, given: Given, config: InputConfig, selection: Selection
 ) -> VideoFile:
     video = _open_video_path(path, index.name, given, config, selection)
-    video.description = f"{index.description}; {video.description}"
+    video.description = f"{plain(index.description)}; {video.description}"
     video.ground_truth = index.ground_truth
     return video
 
@@ -273,7 +274,7 @@ def _open_video_folder(
 def _open_video_path(path: Path, name: str, given: Given, config: InputConfig, selection: Selection) -> VideoFile:
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # or a name that no file can have
         raise SequenceError(f"{path}: {why_unfetched(path) or 'no such file or folder'}") from None
     except OSError as error:
         raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None

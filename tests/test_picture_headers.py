@@ -81,7 +81,7 @@ def test_a_gigantic_picture_is_no_error_and_no_warning(tmp_path: Path, recwarn: 
         head = io.BytesIO()
         pillow.new("1", (side, side)).save(head, "PNG", compress_level=1)
         (tmp_path / "a.png").write_bytes(head.getvalue()[:200])
-        assert picture_size(tmp_path / "a.png") in ((side, side), None)
+        assert picture_size(tmp_path / "a.png") == (side, side)
     assert not recwarn.list
 
 

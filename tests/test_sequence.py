@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import signal
 import struct
 import subprocess
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from relocalizer.errors import CameraError, UserError
+from relocalizer.errors import CameraError, SequenceError, UserError
 from relocalizer.images import Camera, Image
 from slam.config import InputConfig
 from slam.frame_source import FrameSource
@@ -717,6 +718,21 @@ def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
     assert source.skipped == [("a", f"the file ends after {len(frames)} of 40 pictures")]
 
 
+class SpoiltCapture(ChangingCapture):
+    """A video of which nothing decodes but the first picture when it is opened."""
+
+    def retrieve(self) -> tuple[bool, Image]:
+        return False, flat(0)
+
+
+def test_a_video_none_of_whose_pictures_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture())
+    source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
+    with pytest.raises(SequenceError, match=r"a: none of 3 pictures can be used; the first: cannot be decoded"):
+        list(source)
+    assert [name for name, _ in source.skipped] == ["a frame 2", "a frame 5", "a frame 8"]
+
+
 def test_a_chosen_end_is_no_early_end(tmp_path: Path) -> None:
     source = opened(write_video(tmp_path / "a.mp4", 40), max_frames=5)
     assert len(list(source)) == 5
@@ -762,6 +778,44 @@ def test_libraries_say_nothing_of_a_broken_video_on_standard_error(tmp_path: Pat
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
     assert "the video cannot be opened" in ended.stdout
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "pipe: not a file; a camera is named webcam:0" in refusal(tmp_path / "pipe")
+    assert "a link that leads nowhere" in refusal(tmp_path / "loop")
+    assert "no such file or folder" in refusal("~nobody-of-that-name/a")
+    assert "no such file or folder" in refusal("a\0b")
+    assert "File name too long" in refusal("a" * 300)
+
+
+def test_a_picture_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None:
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs a file whose reading fails")
+    folder = write_pictures(tmp_path, 4)
+    (folder / "002.png").unlink()
+    (folder / "002.png").symlink_to("/proc/self/mem")
+    os.mkfifo(folder / "0025.png")
+    (folder / "0026.png").mkdir()
+    source = opened(folder)
+    assert [frame.index for frame in source] == [0, 1, 3]
+    assert "002.png: cannot be read (Input/output error)" in source.skipped[0][1]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_passed_over_or_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "pictures", 2)
+    sealed = tmp_path / "private"
+    sealed.mkdir()
+    allowed = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != sealed and allowed(path, mode))
+    assert len(list(opened(tmp_path))) == 2
+    assert "private: cannot be read (Permission denied)" in refusal(sealed)
+    sealed.rename(tmp_path / "image_0")
+    sealed = tmp_path / "image_0"
+    assert "image_0: cannot be read (Permission denied)" in refusal(tmp_path)
 
 
 def test_a_single_picture_is_no_sequence(tmp_path: Path) -> None:

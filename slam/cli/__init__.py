@@ -8,6 +8,7 @@ one line; 130 interrupted by Ctrl-C, with a readable run folder. A traceback mea
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ app.command(short_help="Check what is installed and usable")(doctor.doctor)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to those of the process."""
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot spell are shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=arguments, prog_name="slam", standalone_mode=False)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -347,7 +348,9 @@ def _evaluate_run(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | 
 
 def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) -> None:
     if request.as_json:
-        print((folder.path / "report.json").read_text(encoding="utf-8"), end="", flush=True)
+        from slam.results import read_report
+
+        print(json.dumps(read_report(folder.path), indent=2), flush=True)  # in ASCII, so on any terminal
         return
     if request.quiet:
         return
