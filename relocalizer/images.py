@@ -190,9 +190,12 @@ def read_camera_yaml(path: Path) -> dict[str, Any]:
         CameraError: the file is missing, unreadable, not YAML, or not keys with values.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if reason := pointer_words(text.encode()):
+            raise CameraError(f"{path}: {reason}")
+        data = yaml.safe_load(text)
     except FileNotFoundError:
-        raise CameraError(f"{path}: no such camera file") from None
+        raise CameraError(f"{path}: {why_unfetched(path) or 'no such camera file'}") from None
     except OSError as error:
         raise CameraError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -34,6 +34,7 @@ from slam.calibrations import (
 from slam.tables import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
 from slam.trajectory import Trajectory, read_euroc, read_kitti, read_tum
 
+TABLES = ("rgb.txt", "camera.yaml", "groundtruth.txt", "calib.txt", "times.txt", "associations.txt")
 NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
 KITTI_FPS = 10
 
@@ -103,6 +104,9 @@ def index_folder(folder: Path) -> SequenceIndex:
     """
     folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
     entries = _entries(folder)
+    for path in entries:  # left out without a word, they would leave pictures without their times or their camera
+        if path.name in TABLES and leads_nowhere(path):
+            raise SequenceError(f"{path}: {why_unfetched(path)}")
     try:
         index = next((index for layout in LAYOUTS if (index := layout(folder)) is not None), None)
     except OSError as error:

@@ -15,6 +15,7 @@ from relocalizer.unfetched import why_unfetched
 from slam.config import InputConfig
 from slam.datasets import index_folder, is_video
 from slam.optics import Calibration, MapCameras, Optics, read_calibration
+from slam.plain_text import plain
 
 SECOND_NS = 1_000_000_000
 NO_CAMERA = "no camera known, so compared with keyframes alone; with --camera landmarks count too"
@@ -106,7 +107,7 @@ class QueryReader:
             self._optics[key] = None if calibration is None else Optics(width, height, calibration, self._config)
             optics = self._optics[key]
             note = f"{width}x{height}, {NO_CAMERA}" if optics is None else optics.note
-            self.notes.append(f"{picture.path.name}: {note}")
+            self.notes.append(plain(f"{picture.path.name}: {note}"))
         optics = self._optics[key]
         if optics is None:
             return View(shrink(image, *size_within(width, height, self._config.max_side_px)))

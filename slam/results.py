@@ -61,7 +61,7 @@ _DEPENDENCIES = (
 def next_run_folder(parent: Path, name: str) -> Path:
     """The first of name-1, name-2, ... below `parent` that does not exist."""
     number = 1
-    while (parent / f"{name}-{number}").exists():
+    while os.path.lexists(parent / f"{name}-{number}"):
         number += 1
     return parent / f"{name}-{number}"
 

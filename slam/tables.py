@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray
-from relocalizer.unfetched import why_unfetched
+from relocalizer.unfetched import pointer_words, why_unfetched
 from slam.trajectory import nanoseconds_from_seconds
 
 
@@ -43,6 +43,8 @@ def text_of(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
+    if reason := pointer_words(data):
+        raise SequenceError(f"{path}: {reason}")
     if b"\0" in data:
         raise SequenceError(f"{path}: not a text file")
     return data.decode("utf-8-sig", errors="surrogateescape")

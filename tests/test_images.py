@@ -212,7 +212,17 @@ def distorted_pixels(camera: Camera, points: np.ndarray) -> np.ndarray:
     return cv2.projectPoints(points, zero, zero, camera.matrix, D)[0][:, 0]
 
 
-@pytest.mark.parametrize("given", [RADTAN, FISHEYE], ids=["radtan", "fisheye"])
+T265 = Camera(
+    width=848, height=800, fx=284.5091, fy=282.941856, cx=421.896335, cy=398.100316,
+    model="fisheye", distortion=(-0.014216, 0.060412, -0.054711, 0.011151),
+)  # fmt: skip
+RATIONAL = Camera(  # a wide lens as OpenCV's rational model describes it
+    width=1280, height=960, fx=520.0, fy=520.0, cx=640.0, cy=480.0,
+    model="radtan", distortion=(0.5, 0.05, 0.0, 0.0, 0.001, 0.85, 0.2, 0.01),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [RADTAN, FISHEYE, T265, RATIONAL], ids=["radtan", "fisheye", "T265", "rational"])
 def test_an_undistorted_dot_lies_where_the_pinhole_camera_projects_it(given: Camera) -> None:
     undistort = Undistorter(given)
     for point in np.array([[0.0, 0.0, 1.0], [0.3, -0.2, 1.0], [-0.4, 0.3, 1.0]]):
@@ -224,7 +234,7 @@ def test_an_undistorted_dot_lies_where_the_pinhole_camera_projects_it(given: Cam
         assert np.allclose(centre, undistort.camera.project(point[None])[0], atol=0.3)
 
 
-@pytest.mark.parametrize("given", [RADTAN, FISHEYE], ids=["radtan", "fisheye"])
+@pytest.mark.parametrize("given", [RADTAN, FISHEYE, T265, RATIONAL], ids=["radtan", "fisheye", "T265", "rational"])
 def test_an_undistorted_white_picture_has_no_black_border(given: Camera) -> None:
     white = np.full((given.height, given.width, 3), 255, dtype=np.uint8)
     assert Undistorter(given)(white).min() == 255
@@ -240,14 +250,6 @@ def fisheye_of(across_deg: float, size: tuple[int, int], *distortion: float) -> 
     )  # fmt: skip
 
 
-T265 = Camera(
-    width=848, height=800, fx=284.5091, fy=282.941856, cx=421.896335, cy=398.100316,
-    model="fisheye", distortion=(-0.014216, 0.060412, -0.054711, 0.011151),
-)  # fmt: skip
-RATIONAL = Camera(  # a wide lens as OpenCV's rational model describes it
-    width=1280, height=960, fx=520.0, fy=520.0, cx=640.0, cy=480.0,
-    model="radtan", distortion=(0.5, 0.05, 0.0, 0.0, 0.001, 0.85, 0.2, 0.01),
-)  # fmt: skip
 # Its polynomial has its maximum between the sides of the picture and the corners.
 FOLDING = Camera(
     width=640, height=480, fx=330.0, fy=330.0, cx=330.0, cy=235.0, model="radtan", distortion=(-0.13, 0.0, 0.0, 0.0)

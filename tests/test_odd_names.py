@@ -17,6 +17,7 @@ import yaml
 from conftest import write_pictures
 
 from relocalizer.errors import SequenceError
+from slam.captures import open_capture
 from slam.config import InputConfig
 from slam.plain_text import plain
 from slam.results import write_atomically
@@ -82,6 +83,25 @@ def test_where_no_link_can_be_made_the_name_is_what_is_said_to_be_wrong(tmp_path
     with pytest.raises(SequenceError, match=r"OpenCV takes UTF-8 names alone.*; rename it") as caught:
         open_source(str(video), config=ALONE)
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_is_no_utf8_is_spelled_in_percents(monkeypatch):
+    asked = []
+    whole = cv2.VideoCapture
+    monkeypatch.setattr("cv2.VideoCapture", lambda target, *options: asked.append(target) or whole())
+    for address in (f"http://127.0.0.1:1/{LATIN}.mp4?a=1&b=%20", "http://127.0.0.1:1/ü.mp4"):
+        assert not open_capture(address).isOpened()
+    assert asked == ["http://127.0.0.1:1/vid%E9o.mp4?a=1&b=%20", "http://127.0.0.1:1/ü.mp4"]
+
+
+def test_a_source_whose_name_is_as_long_as_names_may_be_is_told_to_choose_another(
+    tmp_path, slam_command, straight_slam, monkeypatch
+):
+    straight_slam()
+    monkeypatch.chdir(tmp_path)
+    ended = slam_command("run", write_pictures(tmp_path / ("x" * 255), 3))
+    assert ended.code == 2
+    assert "cannot be written (File name too long); choose another folder with --out" in ended.complaint
 
 
 def test_a_folder_of_such_a_name_becomes_a_run_whose_files_can_be_read(

@@ -376,6 +376,18 @@ def test_a_video_that_has_not_been_fetched_is_told_from_a_damaged_one(tmp_path: 
     assert {"lfs": "git lfs pull", "annex": "git annex get", "link": "git annex get or dvc pull"}[kind] in said
 
 
+@pytest.mark.parametrize("name", ["rgb.txt", "camera.yaml"])
+@pytest.mark.parametrize("kind", ["lfs", "link"])
+def test_times_and_cameras_that_have_not_been_fetched_are_not_done_without(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = write_pictures(tmp_path / "a", 3)
+    (folder / name).write_bytes(LFS) if kind == "lfs" else (folder / name).symlink_to(".git/annex/objects/7")
+    said = refusal(folder)
+    assert said.startswith(f"{folder / name}: a ")
+    assert ("git lfs pull" if kind == "lfs" else "git annex get") in said
+
+
 def test_a_path_that_is_a_link_to_nowhere_is_no_missing_path(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("/mnt/card/a")
     assert "a link that leads nowhere (to /mnt/card/a)" in refusal(tmp_path / "a")
