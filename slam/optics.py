@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import MOST_ACROSS_DEG, Camera, Image, Undistorter, load_camera, shrink, size_within
-from relocalizer.plausible_camera import expect_plausible
+from relocalizer.images import Camera, Image, Undistorter, load_camera, shrink, size_within
+from relocalizer.plausible_camera import angles_across_deg, expect_plausible
 from slam.config import InputConfig
 
 SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
@@ -77,7 +77,7 @@ class Optics:
         if self.calibration.model != "pinhole":
             self.note += f", {self.calibration.model} distortion removed"
         if self._undistort.is_cut:
-            self.note += f", cut to the middle {MOST_ACROSS_DEG:g} degrees"
+            self.note += f", cut to the middle {max(angles_across_deg(self.camera)):.0f} degrees"
 
     def expect(self, width: int, height: int, name: str) -> None:
         """Raises SequenceError for a picture of another size than those that the camera is of."""

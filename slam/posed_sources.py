@@ -303,10 +303,12 @@ def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidT
 def _pictures(
     entries: Sequence[_Entry], given: Calibration | None, shared: Calibration | None, config: InputConfig
 ) -> tuple[list[PosedPicture], list[str]]:
-    """Readers of the pictures, and what to say of those left out, which are of another size than most of their camera.
+    """Readers of the pictures that can be used, and what to say of the others.
+
+    Those of another size than most of their camera are left out, and those of a camera that cannot be used.
 
     Raises:
-        SequenceError: none can be read, or no size is that of more than half.
+        SequenceError, CameraError: none is left.
     """
     by_camera: dict[str, list[_Entry]] = {}
     for entry in entries:
@@ -315,13 +317,25 @@ def _pictures(
     notes: list[str] = []
     for group in by_camera.values():
         sizes = PictureSizes.of([entry.path for entry in group])
-        size = sizes.of_more_than_half(str(group[0].path.parent))
-        height, width = first_readable(sizes.alike(size)).shape[:2]
-        seen_by = Optics(width, height, given or group[0].calibration or shared, config)
-        others = sizes.others(size)
-        notes += sizes.notes(size)
-        optics |= {entry.path: seen_by for entry in group if entry.path not in others}
+        try:
+            of_group = _optics_of(sizes, given or group[0].calibration or shared, config)
+        except (SequenceError, CameraError) as error:
+            if len(by_camera) == 1:
+                raise
+            notes.append(f"{len(group)} left out ({error})")
+            continue
+        others = sizes.others(sizes.most_common)
+        notes += sizes.notes(sizes.most_common)
+        optics |= {entry.path: of_group for entry in group if entry.path not in others}
+    if not optics:
+        raise SequenceError(f"none of {len(entries)} pictures can be used: {notes[0]}")
     return [_posed(entry, optics[entry.path]) for entry in entries if entry.path in optics], notes
+
+
+def _optics_of(sizes: PictureSizes, calibration: Calibration | None, config: InputConfig) -> Optics:
+    size = sizes.of_more_than_half(str(sizes.paths[0].parent))
+    height, width = first_readable(sizes.alike(size)).shape[:2]
+    return Optics(width, height, calibration, config)
 
 
 def _posed(entry: _Entry, optics: Optics) -> PosedPicture:

@@ -215,6 +215,20 @@ def test_a_binary_model_is_told_how_to_become_text(images, tmp_path):
         open_(images, tmp_path / "model")
 
 
+def test_pictures_of_one_camera_of_many_that_cannot_be_are_left_out_and_told(images, tmp_path):
+    model = colmap(tmp_path / "model", POSES)
+    cameras, pictures = model / "cameras.txt", model / "images.txt"
+    cameras.write_text(cameras.read_text() + "2 PINHOLE 160 120 0.8 0.8 80 60\n")
+    pictures.write_text(re.sub(r" [0-9]+ 00002\.png", " 2 00002.png", pictures.read_text()))
+    source = open_(images, model)
+    same(source.pictures, [POSES[0], POSES[1], POSES[3]])
+    assert "3 pictures with poses; 1 left out" in source.description
+    assert "fx 0.8 and fy 0.8 in pictures of 160x120" in source.description
+    cameras.write_text("".join(f"{k} PINHOLE 160 120 {k / 10} 0.8 80 60\n" for k in (1, 2, 7)))
+    with pytest.raises(SequenceError, match=r"none of 4 pictures can be used: 3 left out"):
+        open_(images, model)
+
+
 # Cambridge Landmarks
 
 
