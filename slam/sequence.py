@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
+import numpy as np
 
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import IMAGE_SUFFIXES, Camera, Image, bgr_to_rgb, read_image
@@ -229,8 +230,8 @@ def open_video(
             raise SequenceError(
                 f"{shown}: the video cannot be opened (cut off, damaged, or no video); does a player play it?"
             )
-        ok, picture = capture.read()
-        if not ok:
+        picture = _first_picture(capture)
+        if picture is None:
             raise SequenceError(f"{shown}: no picture in this video can be decoded")
         said = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         rate = _frame_rate(capture)
@@ -241,6 +242,15 @@ def open_video(
     optics = Optics(width, height, calibration, config)
     frames = "an unknown number of pictures" if count is None else f"{count} pictures"
     return VideoFile(target, name, f"video: {frames} at {rate:.4g} a second", optics, count, selection)
+
+
+def _first_picture(capture: cv2.VideoCapture) -> Image | None:
+    """The first picture that decodes, in OpenCV's colours."""
+    while capture.grab():
+        ok, picture = capture.retrieve()
+        if ok:
+            return np.asarray(picture)
+    return None
 
 
 def _prefetched(source: FrameSource, frames: int) -> FrameSource:
@@ -312,7 +322,10 @@ def _open_webcam(spec: str, given: Given, config: InputConfig, selection: Select
 
 
 def _open_address(address: str, given: Given, config: InputConfig, selection: Selection) -> FrameSource:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise SequenceError(f"{_without_password(address)}: not an address ({error})") from None
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
         # A file somewhere else: every picture of it counts, and nothing is gained by dropping any.

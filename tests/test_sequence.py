@@ -731,14 +731,32 @@ def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
 
 
 class SpoiltCapture(ChangingCapture):
-    """A video of which nothing decodes but the first picture when it is opened."""
+    """A video of which one picture decodes."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__(at=99)
+        self._good = good
 
     def retrieve(self) -> tuple[bool, Image]:
-        return False, flat(0)
+        return self._at == self._good, flat(self._at)
 
 
-def test_a_video_none_of_whose_pictures_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture())
+def test_a_video_whose_first_pictures_do_not_decode_is_read_from_the_first_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=3))
+    source = opened(write_video(tmp_path / "a.mp4", 2))
+    assert [frame.index for frame in source] == [3]
+    assert len(source.skipped) == 9
+
+
+def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=-1))
+    assert "no picture in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
+
+
+def test_a_video_none_of_whose_chosen_pictures_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=0))
     source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
     with pytest.raises(SequenceError, match=r"a: none of 3 pictures can be used; the first: cannot be decoded"):
         list(source)
@@ -884,6 +902,10 @@ def test_a_webcam_that_is_not_there_is_refused_at_once_and_quietly(capfd: pytest
 @pytest.mark.parametrize("spec", ["webcam:", "webcam:front", "webcam:-1"])
 def test_a_webcam_without_a_number_is_refused(spec: str) -> None:
     assert "expected webcam:0, webcam:1" in refusal(spec)
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    assert "http://[::1: not an address" in refusal("http://anna:secret@[::1")
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
