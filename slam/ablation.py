@@ -25,7 +25,7 @@ from slam.trajectory import Trajectory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
     from slam.slam_result import SlamResult
 
 LIVE, ONE_LENGTH = "as it was live", "lengths: all steps between keyframes alike"

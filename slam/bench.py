@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
 
 
 @dataclass(frozen=True, slots=True)

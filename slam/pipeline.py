@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
     from relocalizer.reference_map import Provenance, ReferenceMap
     from relocalizer.reloc3r_predictor import Kind
+    from slam.frame_source import FrameSource
     from slam.frames import Frame
     from slam.keyframe_images import KeyframeImages
-    from slam.sequence import FrameSource
     from slam.slam_result import SlamResult
     from slam.system import Slam
     from slam.trajectory import Trajectory

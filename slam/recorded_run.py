@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.events import Observer
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
     from slam.system import Slam
 
 

@@ -215,7 +215,7 @@ class Drawing:
         self._recording.set_time("time", duration=(timestamp_ns - self._first_ns) * 1e-9)
 
     def _say(self, text: str, level: str) -> None:
-        self._recording.log("log", rr.TextLog(text, level=level))
+        self._recording.log("log", rr.TextLog(text.encode(errors="backslashreplace").decode(), level=level))
 
     # --- frames ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import rerun.blueprint as rrb
 from relocalizer.errors import OutputError
 from relocalizer.images import Camera
 from slam.events import Event
+from slam.plain_text import plain
 from slam.rerun_drawing import Drawing
 from slam.trajectory import Trajectory
 from slam.viewer_process import (
@@ -70,7 +71,7 @@ class RerunViewer:
         sinks = self._sinks(record, view)
         self._recording = self._connect(sinks, record)
         self._closed = not sinks  # Rerun would keep everything in memory until somebody asks for it
-        self._recording.send_recording_name(title)
+        self._recording.send_recording_name(plain(title))
         self._drawing = Drawing(self._recording, ground_truth=ground_truth, camera=camera)
 
     def __call__(self, event: Event) -> None:
@@ -186,4 +187,8 @@ def _file_sink(record: Path) -> rr.FileSink:
         raise OutputError(f"{record}: exists already; give another name, or remove it")
     if not record.parent.is_dir():
         raise OutputError(f"{record}: there is no folder {record.parent}; make it first")
+    try:
+        str(record).encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"{record}: Rerun takes UTF-8 names alone; give another name") from None
     return rr.FileSink(record)

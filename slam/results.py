@@ -41,7 +41,7 @@ from slam.verdict import Grade, Verdict
 if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
     from slam.slam_result import SlamResult
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ _DEPENDENCIES = (
 def next_run_folder(parent: Path, name: str) -> Path:
     """The first of name-1, name-2, ... below `parent` that does not exist."""
     number = 1
-    while (parent / f"{name}-{number}").exists():
+    while os.path.lexists(parent / f"{name}-{number}"):
         number += 1
     return parent / f"{name}-{number}"
 
@@ -167,11 +167,13 @@ class RunFolder:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that after a crash either the old or the new one is there, whole.
 
+    Bytes of a file's name that are no text are written as `\\udcXX`, which JSON reads back as what they were.
+
     Raises:
         OutputError: no space, no permission, or the like.
     """
     with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

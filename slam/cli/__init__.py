@@ -8,6 +8,7 @@ one line; 70 an internal error, a bug, with its traceback; 130 interrupted by Ct
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ app.command(short_help="Check what is installed and usable")(doctor.doctor)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to those of the process."""
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot spell are shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with lasting_streams():
         code = _code_of(arguments)
     sys.exit(code)

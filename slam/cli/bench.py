@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from slam.ablation import Part
     from slam.config import SlamConfig
+    from slam.frame_source import FrameSource
     from slam.pipeline import PredictorChoice
-    from slam.sequence import FrameSource
 
 FRAMES = 200  # measured unless more are asked for
 

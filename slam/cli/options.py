@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from relocalizer.errors import OutputError
+from relocalizer.errors import ConfigError, OutputError
+from slam.plain_text import plain
 
 if TYPE_CHECKING:
     from slam.config import SlamConfig
+    from slam.frame_source import FrameSource
     from slam.pipeline import PredictorChoice
-    from slam.sequence import FrameSource
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -116,7 +117,13 @@ def flags_of(
     scale_from: str | None = None,
     refine: Literal["final", "none"] | None = None,
 ) -> list[str]:
-    """Options that are settings, as overrides; they win over --set."""
+    """Options that are settings, as overrides; they win over --set.
+
+    Raises:
+        ConfigError: `weights` is a path that is no text, which settings cannot hold.
+    """
+    if weights and plain(weights) != weights:
+        raise ConfigError(f"--weights {weights}: settings hold plain UTF-8 alone; rename it, or make a link to it")
     flags = [f"predictor.kind={predictor}"] if predictor else []
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []

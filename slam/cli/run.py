@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.events import Observer
+    from slam.frame_source import FrameSource
     from slam.recorded_run import RecordedRun, RunRecorder
     from slam.rerun_viewer import RerunViewer
-    from slam.sequence import FrameSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +338,7 @@ def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> No
     from slam.results import report_text
 
     if request.as_json:
-        print(report_text(report), end="")
+        print(json.dumps(json.loads(report_text(report)), indent=2))  # in ASCII, so on any terminal
         return
     if request.quiet:
         return

@@ -21,18 +21,24 @@ class LastingStream:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):  # ValueError: the stream itself is closed
-            self._give_up()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except (OSError, ValueError):
-            self._give_up()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
-        """Let the descriptor lead nowhere, so that Python's own flush at its end does not fail either."""
+    def _give_up(self, error: OSError | ValueError) -> None:
+        """Let the descriptor lead nowhere, so that Python's own flush at its end does not fail either.
+
+        Raises:
+            ValueError: it was not that the stream is closed.
+        """
+        if isinstance(error, ValueError) and not self._stream.closed:
+            raise error
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
