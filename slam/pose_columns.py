@@ -47,6 +47,11 @@ class Columns:
     meaning: str
     named: bool = False
 
+    @property
+    def order(self) -> str:
+        """Of the quaternion: "x y z w" or "w x y z", or any other."""
+        return " ".join(axis for _, axis in sorted(zip(self.quaternion_xyzw, "xyzw", strict=True)))
+
 
 TUM = Columns(
     time=0,

@@ -114,12 +114,13 @@ class TrajectoryFile:
     """What a trajectory file holds.
 
     Attributes:
-        order_named: a header names the columns of the quaternion, or there is no quaternion to mistake.
+        assumed_order: of the quaternion, as the format has it ("x y z w" or "w x y z"); empty where a header names
+            its columns, or there is no quaternion.
         remarks: what its reader had to decide and a person should know, a sentence each.
     """
 
     trajectory: Trajectory
-    order_named: bool
+    assumed_order: str = ""
     remarks: tuple[str, ...] = ()
 
 
@@ -200,7 +201,7 @@ def read_trajectory_file(path: Path, format: TrajectoryFormat | None = None) -> 
         case "euroc":
             return _timed_poses(table, EUROC)
         case "kitti":
-            return TrajectoryFile(_untimed_poses(table), order_named=True)
+            return TrajectoryFile(_untimed_poses(table))
 
 
 def write_trajectory(
@@ -214,7 +215,7 @@ def write_trajectory(
         TrajectoryError: no format given and a suffix that means none.
         OutputError: the file cannot be written.
     """
-    match format or _format_of_suffix(path):
+    match format or format_of_suffix(path):
         case "tum":
             write_tum(path, trajectory, note=note)
         case "kitti":
@@ -338,7 +339,12 @@ def recognise_format(path: Path) -> TrajectoryFormat:
     return _format_of(_read_table(path))
 
 
-def _format_of_suffix(path: Path) -> TrajectoryFormat:
+def format_of_suffix(path: Path) -> TrajectoryFormat:
+    """What a file of this name holds: .csv is EuRoC, .kitti KITTI, .txt and .tum TUM.
+
+    Raises:
+        TrajectoryError: the suffix names no format.
+    """
     formats: dict[str, TrajectoryFormat] = {".csv": "euroc", ".kitti": "kitti", ".txt": "tum", ".tum": "tum"}
     if path.suffix.lower() not in formats:
         raise TrajectoryError(
@@ -463,7 +469,7 @@ def _timed_poses(table: _Table, assumed: Columns) -> TrajectoryFile:
     trajectory = _trajectory(
         times, rotation_from_quaternion_xyzw(numbers[:, 3:]), numbers[:, :3], has_times=table.has_times
     )
-    return TrajectoryFile(trajectory, columns.named, (remark,) if remark else ())
+    return TrajectoryFile(trajectory, "" if columns.named else columns.order, (remark,) if remark else ())
 
 
 def _untimed_poses(table: _Table) -> Trajectory:

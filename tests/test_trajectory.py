@@ -395,7 +395,7 @@ def test_a_header_that_names_the_columns_decides_their_order_and_the_unit_of_tim
     assert trajectory.timestamps_ns[0] == 12_500_000_000
     np.testing.assert_allclose(trajectory.positions[0], [1, 2, 3])
     np.testing.assert_allclose(trajectory.world_from_cam[0, :3, :3], QUARTER_TURN_ABOUT_Z, atol=1e-12)
-    assert read_trajectory_file(path).order_named
+    assert read_trajectory_file(path).assumed_order == ""
 
 
 @pytest.mark.parametrize("format", ["tum", "euroc"])
@@ -412,7 +412,7 @@ def test_a_header_decides_for_whoever_names_the_format_too(tmp_path: Path, forma
 def test_a_header_that_does_not_name_them_all_decides_nothing(tmp_path: Path, header: str) -> None:
     path = written(tmp_path, header + TUM_GOOD)
     np.testing.assert_allclose(read_trajectory(path).world_from_cam[0, :3, :3], np.eye(3))
-    assert not read_trajectory_file(path).order_named
+    assert read_trajectory_file(path).assumed_order == "x y z w"
 
 
 def test_what_a_header_says_wrongly_of_the_time_is_said(tmp_path: Path) -> None:

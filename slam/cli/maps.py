@@ -103,12 +103,20 @@ def export(
       slam map export runs/desk-1 --format ply -o desk.ply
     """
     expect_new(out, makes_folders=True)
-    from relocalizer.map_export import export_map, segments_by_size
+    import numpy as np
+
+    from relocalizer.map_export import export_map, frame_numbers, segments_by_size
     from relocalizer.map_folder import load_map
 
     loaded = load_map(folder)
-    for path in export_map(loaded, form, out, segment=segment):
+    written = export_map(loaded, form, out, segment=segment)
+    for path in written:
         say(f"wrote {path}")
+    if form == "kitti":  # which has no times that could tell the frames
+        for path, numbers in zip(written, frame_numbers(loaded, segment), strict=True):
+            if not np.array_equal(numbers, np.arange(len(numbers))):
+                which = f"{len(numbers)} of the frames {numbers[0]} to {numbers[-1]}"
+                say(f"{path}: its {len(numbers)} lines are {which}, so a line is no longer a frame")
     sizes = segments_by_size(loaded)
     if segment is None and len(sizes) > 1:
         chosen, *others = sizes

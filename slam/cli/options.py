@@ -72,6 +72,15 @@ Refine = Annotated[
         show_default=False,
     ),
 ]
+Times = Annotated[
+    Path | None,
+    typer.Option(
+        "--times",
+        metavar="FILE",
+        help="Times of poses that have none (KITTI): a time in seconds a line.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
