@@ -164,6 +164,11 @@ def _scale_of_beginning(estimate: Trajectory, anchor: TruthBeginning, truth: Tra
     """Metres a map unit by a similarity between the beginnings of both paths."""
     anchor.expect(truth)
     assert truth is not None
+    if not truth.has_times:
+        raise AnchorError(
+            f"--scale-from {anchor.spec}: the ground truth has no times, so nothing tells which of its poses belong to "
+            "which frames"
+        )
     i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
     if len(i) < MATCHES_NEEDED:
         raise AnchorError(f"--scale-from {anchor.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")

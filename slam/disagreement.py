@@ -34,6 +34,7 @@ BAD = 0.05  # error of positions, of their extent, from which on another reading
 SUSPECTED = 0.02  # the same, from which on the clocks may differ
 FITS = 0.1  # the same, up to which two paths are one
 ALIKE = 0.25  # of the estimate's duration: offsets that fit as well lie within this, or nothing decides between them
+ALIKE_DURATION = 3.0  # ratio of two durations that may still be of one recording
 OFFSET_POSES, OFFSETS_TRIED = 200, 1000
 POSES_NEEDED = 8  # fewer may fit anything
 _REWEIGHTINGS = 8
@@ -118,6 +119,20 @@ def check_orientations(
     if np.median(raw) > UNEXPLAINED_DEG:
         return replace(check, note=_note_of_nothing(check, float(np.median(raw))))
     return check
+
+
+def note_of_line(orientation_rmse_deg: float, *, misfit: float, extents: FloatArray) -> str:
+    """That a large disagreement of orientations tells nothing, where it does not; or nothing.
+
+    Args:
+        misfit, extents: as of `check_orientations`.
+    """
+    if misfit > AGREES or extents[1] >= FLAT * extents[0] or orientation_rmse_deg < UNEXPLAINED_DEG:
+        return ""
+    return (
+        "the positions lie nearly on a line, which leaves the roll about it open: that orientations differ by "
+        f"{orientation_rmse_deg:.1f} deg rmse tells nothing"
+    )
 
 
 def _note_of_reading(check: OrientationCheck) -> str:
@@ -237,7 +252,7 @@ class ClockOffset:
     def __str__(self) -> str:
         return (
             f"with {seconds_from_nanoseconds(self.offset_ns)} s added to the estimate's times {self.matched} poses "
-            f"match and the paths agree to {100 * self.misfit:.1f} % of their extent"
+            f"match (--time-offset) and the paths agree to {100 * self.misfit:.1f} % of their extent"
         )
 
 
@@ -257,6 +272,21 @@ def note_of_clocks(
     if offset.misfit > BETTER * misfit and offset.matched < 2 * matched:
         return ""
     return f"{offset}, not {100 * misfit:.1f} %: are the clocks the same?"
+
+
+def note_of_units(estimate: Trajectory, truth: Trajectory) -> str:
+    """That the times of one may be in another unit, as it lasts a thousand times as long as the other; or nothing."""
+    if min(estimate.duration_s, truth.duration_s) <= 0:
+        return ""
+    ratio = estimate.duration_s / truth.duration_s
+    side = "estimate" if ratio > 1 else "ground truth"
+    for factor, unit, short in ((1e3, "milli", "ms"), (1e6, "micro", "us"), (1e9, "nano", "ns")):
+        if factor / ALIKE_DURATION < max(ratio, 1 / ratio) < factor * ALIKE_DURATION:
+            return (
+                f"are the times of the {side} in {unit}seconds? a header must say so: "
+                f"# timestamp[{short}] tx ty tz qx qy qz qw"
+            )
+    return ""
 
 
 def find_offset(estimate: Trajectory, truth: Trajectory, *, max_difference_s: float) -> ClockOffset | None:

@@ -19,7 +19,15 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError, UserError
 from relocalizer.geometry import FloatArray, Similarity, align_points, nearest_rotation
-from slam.disagreement import OrientationCheck, check_orientations, find_offset, note_of_clocks, note_of_positions
+from slam.disagreement import (
+    OrientationCheck,
+    check_orientations,
+    find_offset,
+    note_of_clocks,
+    note_of_line,
+    note_of_positions,
+    note_of_units,
+)
 from slam.trajectory import Trajectory, runs_without_gaps, seconds_from_nanoseconds
 
 if TYPE_CHECKING:
@@ -179,31 +187,23 @@ def evaluate(
         TrajectoryError: fewer than three poses match, one side has no times, or neither has and they differ in
             length, or all positions of one side are at one place.
     """
-    _expect_times(estimate, ground_truth)
-    index_e, index_g = associate(estimate.timestamps_ns, ground_truth.timestamps_ns, max_difference_s=max_difference_s)
-    _expect_matches(len(index_e), estimate, ground_truth, max_difference_s)
-    matched, reference = _part(estimate, index_e), _part(ground_truth, index_g)
-    _expect_motion(matched, "estimate")
-    _expect_motion(reference, "ground truth")
+    matched, reference = _matched(estimate, ground_truth, max_difference_s)
     sim3 = align_points(reference.positions, matched.positions)
     se3 = align_points(reference.positions, matched.positions, with_scale=False)
     aligned = matched.transformed(sim3)
     covered, of_expected, coverage_of = _coverage(estimate, ground_truth, expected, max_difference_s)
     rpe_frame = relative_error(aligned, reference, delta_frames=1)
     assert rpe_frame is not None  # three poses make two pairs
-    ate = Statistics.of(position_errors(aligned, reference))
+    ate, orientation = Statistics.of(position_errors(aligned, reference)), _orientation(aligned, reference)
     misfit = ate.rmse / float(_extents(reference)[0])
     check = _orientation_check(matched, reference, sim3, misfit)
-    notes = [
-        check.note if check is not None else "",
-        note_of_positions(matched.world_from_cam, reference.world_from_cam, misfit=misfit),
-    ]
+    notes = _notes(matched, reference, check, orientation, misfit)
     if matched_by == "time" and estimate.has_times:
-        notes.append(
-            note_of_clocks(
-                estimate, ground_truth, matched=len(matched), misfit=misfit, max_difference_s=max_difference_s
-            )
-        )
+        count = len(matched)
+        notes += [
+            _note_of_unmatched(estimate, ground_truth, count, max_difference_s),
+            note_of_clocks(estimate, ground_truth, matched=count, misfit=misfit, max_difference_s=max_difference_s),
+        ]
     return Evaluation(
         matched=len(matched),
         matched_by=matched_by if estimate.has_times else "line number",
@@ -217,7 +217,7 @@ def evaluate(
         scale=sim3.scale,
         ate_sim3=ate,
         ate_se3=Statistics.of(position_errors(matched.transformed(se3), reference)),
-        orientation_deg=_orientation(aligned, reference),
+        orientation_deg=orientation,
         orientation_check=check,
         notes=tuple(filter(None, notes)),
         rpe_frame=rpe_frame,
@@ -352,6 +352,42 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def _matched(estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> tuple[Trajectory, Trajectory]:
+    """The poses of both that belong together. Raises TrajectoryError as `evaluate`."""
+    _expect_times(estimate, truth)
+    index_e, index_g = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=max_difference_s)
+    _expect_matches(len(index_e), estimate, truth, max_difference_s)
+    matched, reference = _part(estimate, index_e), _part(truth, index_g)
+    _expect_motion(matched, "estimate")
+    _expect_motion(reference, "ground truth")
+    return matched, reference
+
+
+def _notes(
+    matched: Trajectory,
+    reference: Trajectory,
+    check: OrientationCheck | None,
+    orientation: Statistics | None,
+    misfit: float,
+) -> list[str]:
+    """What matched poses tell of their files; some may be empty."""
+    turned = 0.0 if orientation is None else orientation.rmse
+    return [
+        check.note if check is not None else "",
+        note_of_line(turned, misfit=misfit, extents=_extents(reference)),
+        note_of_positions(matched.world_from_cam, reference.world_from_cam, misfit=misfit),
+    ]
+
+
+def _note_of_unmatched(estimate: Trajectory, truth: Trajectory, matched: int, max_difference_s: float) -> str:
+    if matched >= len(estimate) / 2:
+        return ""
+    return (
+        f"{matched} of {len(estimate)} poses of the estimate have a ground truth pose within {max_difference_s:g} s "
+        f"(it has {len(truth)} poses); the others are not judged"
+    )
+
+
 def _expect_times(estimate: Trajectory, truth: Trajectory) -> None:
     if estimate.has_times != truth.has_times:
         without = "ground truth" if estimate.has_times else "estimate"
@@ -370,7 +406,8 @@ def _expect_matches(matches: int, estimate: Trajectory, truth: Trajectory, max_d
     if matches >= MATCHES_NEEDED:
         return
     offset = find_offset(estimate, truth, max_difference_s=max_difference_s)
-    advice = "compare the clocks of the two files, or allow a larger difference" if offset is None else str(offset)
+    advice = note_of_units(estimate, truth) if offset is None else str(offset)
+    advice = advice or "compare the clocks of the two files, or allow a larger difference"
     raise TrajectoryError(
         f"{matches} of {len(estimate)} poses have a ground truth pose within {max_difference_s:g} s, "
         f"{MATCHES_NEEDED} are needed (estimate: {_span(estimate)}; ground truth: {_span(truth)}); {advice}"

@@ -52,6 +52,8 @@ EUROC_HEADER = "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],q_RS_w []
 NO_TIMES = "times are not known: pose k stands at k / 10 s"
 _NAME_COLUMNS = "a header line may name them: # timestamp tx ty tz qx qy qz qw"
 _GZIP = b"\x1f\x8b"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows writes, with its mark at the start
+FARTHEST = 1e12  # of positions, beyond which sums of squares lose all digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -408,7 +410,7 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
         if data.startswith(_GZIP):
             raise TrajectoryError(f"{path}: compressed; unpack it first (gunzip)")
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except FileNotFoundError:
         raise TrajectoryError(f"{path}: no such trajectory file") from None
     except IsADirectoryError:
@@ -464,6 +466,7 @@ def _timed_poses(table: _Table, assumed: Columns) -> TrajectoryFile:
         times.append(_parse_time(place, fields[columns.time], parse, times))
         pose = [fields[k] for k in (*columns.position, *columns.quaternion_xyzw)]
         values.append(_parse_numbers(place, pose))
+        _expect_position(place, values[-1][:3])
         _expect_unit_quaternion(place, values[-1][3:])
     numbers = np.array(values, dtype=np.float64)
     trajectory = _trajectory(
@@ -481,6 +484,7 @@ def _untimed_poses(table: _Table) -> Trajectory:
                 f"{place}: expected {count} columns (the 3x4 pose row by row, or the 4x4), got {len(fields)}"
             )
         values.append(_parse_numbers(place, fields))
+        _expect_position(place, values[-1][3:12:4])
         _expect_rotation(place, np.reshape(values[-1][:12], (3, 4))[:, :3])
         if not np.allclose(values[-1][12:], [0.0, 0.0, 0.0, 1.0][: count - 12]):
             raise TrajectoryError(f"{place}: expected 0 0 0 1 in columns 13-16, the last row of a 4x4 pose")
@@ -557,6 +561,12 @@ def _parse_numbers(place: str, fields: Sequence[str]) -> list[float]:
     if not np.isfinite(numbers).all():
         raise TrajectoryError(f"{place}: holds NaN or infinity; remove the line if there is no pose")
     return numbers
+
+
+def _expect_position(place: str, position: Sequence[float]) -> None:
+    far = max(position, key=abs)
+    if abs(far) >= FARTHEST:
+        raise TrajectoryError(f"{place}: {far:g} is no position; expected numbers below {FARTHEST:g}")
 
 
 def _expect_unit_quaternion(place: str, quaternion: Sequence[float]) -> None:

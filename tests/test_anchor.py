@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,6 +251,12 @@ def test_without_ground_truth_its_beginning_is_refused(run):
     assert refusal(gather(*run), TruthBeginning(2.0)).startswith(
         "--scale-from groundtruth:2: this source has no ground truth"
     )
+
+
+def test_ground_truth_without_times_gives_no_scale(run):
+    mapper, log = run
+    untimed = replace(truth_of(log), has_times=False)
+    assert "the ground truth has no times" in refusal(gather(mapper, log), TruthBeginning(0.3), untimed)
 
 
 def test_a_map_that_stands_still_where_the_ground_truth_moves_is_refused(run):

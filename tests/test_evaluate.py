@@ -190,6 +190,26 @@ def test_stamps_of_another_clock_do_not_match_and_the_error_shows_both() -> None
     )
 
 
+@pytest.mark.parametrize(("factor", "unit"), [(10**9, "nano"), (10**6, "micro"), (1000, "milli")])
+def test_times_in_another_unit_are_suspected_when_none_match(factor: int, unit: str) -> None:
+    truth = wandering(np.random.default_rng(0), 40)
+    wrong = replace(truth, timestamps_ns=truth.timestamps_ns * factor + 10**12)
+    for pair, side in (((truth, wrong), "ground truth"), ((wrong, truth), "estimate")):
+        with pytest.raises(TrajectoryError, match=rf"times of the {side} in {unit}seconds.*# timestamp\["):
+            evaluate(*pair)
+
+
+def test_that_most_poses_have_no_ground_truth_is_said() -> None:
+    truth = wandering(np.random.default_rng(0))
+    slow = Trajectory(truth.timestamps_ns[::20], truth.world_from_cam[::20])
+    [note] = evaluate(truth, slow).notes
+    assert note == (
+        "6 of 120 poses of the estimate have a ground truth pose within 0.02 s (it has 6 poses); "
+        "the others are not judged"
+    )
+    assert evaluate(slow, truth).notes == ()
+
+
 def test_two_matches_are_too_few() -> None:
     with pytest.raises(TrajectoryError, match="2 of 4 poses have a ground truth pose"):
         evaluate(path_of(SQUARE), path_of(SQUARE, start_ns=2 * FRAME))

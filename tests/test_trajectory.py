@@ -468,6 +468,21 @@ def test_a_mirrored_rotation_is_called_one(tmp_path: Path) -> None:
         read_trajectory(written(tmp_path, "1 0 0 1 0 1 0 2 0 0 -1 3\n"))
 
 
+def test_a_position_beyond_all_measure_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match=r"line 1: 1e\+?308 is no position"):
+        read_trajectory(written(tmp_path, "0 1e308 2 3 0 0 0 1\n"))
+    with pytest.raises(TrajectoryError, match=r"line 1: -1e\+?13 is no position"):
+        read_trajectory(written(tmp_path, "1 0 0 0 0 1 0 -1e13 0 0 1 0\n"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_that_windows_wrote_in_sixteen_bits_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "poses.txt"
+    mark = "" if encoding == "utf-16" else "\ufeff"  # PowerShell's redirection writes one, and so does utf-16
+    path.write_bytes((mark + TUM_GOOD.replace("\n", "\r\n")).encode(encoding))
+    assert read_trajectory(path).timestamps_ns.tolist() == [1_000_000_000, 2_000_000_000]
+
+
 def test_a_compressed_file_is_to_be_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "poses.txt.gz"
     path.write_bytes(gzip.compress(TUM_GOOD.encode()))
