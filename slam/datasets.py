@@ -468,6 +468,8 @@ def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajec
     if not path.is_file():
         return None, []
     truth = read_tum(path)
+    if not truth.has_times:
+        return None, ["groundtruth.txt has no times, so it is not used"]
     if truth.timestamps_ns[-1] < times[0] or truth.timestamps_ns[0] > times[-1]:
         return None, ["groundtruth.txt shares no time with the pictures, so it is not used"]
     return truth, []

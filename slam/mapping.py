@@ -248,12 +248,20 @@ class Mapper:
                 self._paired_with.setdefault(j, []).append(i)
             self.pairs[i, j] = estimate
 
-    def join_segments(self, c: int, k: int, a_from_b: Similarity) -> None:
-        """k's segment becomes part of c's: its keyframes move by the similarity that ties them."""
-        kept, gone = self.graph.segment_of[c], self.graph.segment_of[k]
-        for i in self.graph.segment(gone):
-            self.graph.world_from_keyframe[i] = a_from_b @ self.graph.world_from_keyframe[i]
-            self.graph.segment_of[i] = kept
+    def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> None:
+        """The segments of keyframes c and k become one, tied by the similarity between their worlds.
+
+        The one begun first keeps its world and units, so that a map that was gone on in does; unless only the other
+        is metric, for metres would be lost.
+        """
+        graph = self.graph
+        kept, gone, kept_from_gone = graph.segment_of[c], graph.segment_of[k], c_world_from_k_world
+        if (gone in graph.metric, -gone) > (kept in graph.metric, -kept):
+            kept, gone, kept_from_gone = gone, kept, kept_from_gone.inverse()
+        for i in graph.segment(gone):
+            graph.world_from_keyframe[i] = kept_from_gone @ graph.world_from_keyframe[i]
+            graph.segment_of[i] = kept
+        graph.metric.pop(gone, None)
 
     # --- relations ------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform, Rotation, Slerp
 
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
@@ -29,7 +30,7 @@ from slam.frame_source import Selection
 from slam.optics import Calibration, Optics, read_calibration
 from slam.picture_sizes import PictureSizes, first_readable
 from slam.tables import path_inside, rows_of, text_of
-from slam.trajectory import Trajectory, read_trajectory
+from slam.trajectory import Trajectory, read_trajectory, with_times
 
 MAX_GAP_NS = 50_000_000  # a pose is interpolated only between two that are this near to the picture
 CAMBRIDGE_HEADER = "Visual Landmark Dataset"
@@ -124,6 +125,8 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibrati
         raise TrajectoryError(
             f"{images}: no poses in this folder; name them: a trajectory file, a COLMAP model or a Cambridge list"
         )
+    if not truth.has_times:
+        truth = _in_order(truth, index.timestamps_ns, str(poses))
     found = _poses_at(truth, index.timestamps_ns.tolist())
     entries = [
         _Entry(path, pose, time)
@@ -137,6 +140,16 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibrati
         )
     calibration = Calibration(index.camera, index.camera_source) if index.camera else None
     return entries, calibration, "metres", index.layout
+
+
+def _in_order(untimed: Trajectory, times_ns: NDArray[np.int64], name: str) -> Trajectory:
+    """Poses without times, as many as there are pictures, with the times of these."""
+    if len(untimed) != len(times_ns):
+        raise TrajectoryError(
+            f"{name}: {len(untimed)} poses without times and {len(times_ns)} pictures: nothing tells which belong "
+            "together; expected a line for each picture, or poses with times (slam convert --times makes them)"
+        )
+    return with_times(untimed, times_ns, name)
 
 
 def _seven_scenes_scene(scene: Path, split: Path) -> tuple[list[_Entry], Calibration | None, str, str]:

@@ -28,7 +28,7 @@ from slam.results import (
     failed_report,
     opening_report,
 )
-from slam.saved_map import in_units_of, lies_in
+from slam.saved_map import lies_in
 from slam.settings import dump_config
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class RunRecorder:
                 write()
         if not request.localize_only:
             with attempts("writing the map"):
-                self._write_map(folder, slam, outcome)
+                self._write_map(folder, slam)
         evaluation = None
         with attempts("comparing with the ground truth"):
             evaluation = _evaluation(frames, outcome)
@@ -206,10 +206,10 @@ class RunRecorder:
             last_frame_index=outcome.last_frame_index,
         )
 
-    def _write_map(self, folder: RunFolder, slam: Slam, outcome: RunOutcome) -> None:
+    def _write_map(self, folder: RunFolder, slam: Slam) -> None:
         saved = slam.saved_map()
         if len(saved.keyframes):
-            folder.write_map(in_units_of(outcome.result, saved))
+            folder.write_map(saved)
 
     def _closing(
         self,

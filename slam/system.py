@@ -136,7 +136,7 @@ class Slam:
 
     def _conclude(self, *, interrupted: bool) -> SlamResult:
         result = gather(self._mapper, self._log, since=self._earlier.last_id + 1)
-        self._result = result = in_units_of_earlier(result, self._earlier)
+        self._result = result = in_units_of_earlier(result)
         self._tell.landmarks(self._log.last_index)
         self._tell.finished(result, interrupted=interrupted)
         return result

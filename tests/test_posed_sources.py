@@ -294,3 +294,22 @@ def test_the_rotation_of_a_list_is_the_inverse_of_the_pose(images, tmp_path):
     [picture] = open_(images, cambridge(tmp_path / "list.txt", [turned]), camera=images / "camera.yaml").pictures
     forward = rotation_matrix(picture.world_from_cam)[:, 2]
     np.testing.assert_allclose(forward, [-0.5, 0.0, np.sqrt(0.75)], atol=1e-8)
+
+
+def kitti(path, poses):
+    rows = [" ".join(f"{value:.9f}" for value in pose.as_matrix()[:3].ravel()) for pose in poses]
+    path.write_text("\n".join(rows) + "\n")
+
+
+def test_poses_without_times_belong_to_the_pictures_in_their_order(images, tmp_path):
+    """Whatever the times of the pictures are: none that were made up for the poses are compared with them."""
+    kitti(tmp_path / "poses.kitti", POSES)
+    same(open_(images, tmp_path / "poses.kitti").pictures, POSES)
+    timed(images, [7.0, 7.1, 7.3, 7.9])
+    same(open_(images, tmp_path / "poses.kitti").pictures, POSES)
+
+
+def test_poses_without_times_of_another_number_than_the_pictures_are_refused(images, tmp_path):
+    kitti(tmp_path / "poses.kitti", POSES[:3])
+    with pytest.raises(TrajectoryError, match=r"poses\.kitti: 3 poses without times and 4 pictures: nothing tells"):
+        open_(images, tmp_path / "poses.kitti")

@@ -257,6 +257,23 @@ def test_a_path_that_nothing_ties_to_the_metric_map_is_not_in_metres(world):
     assert result.units.name == "map units"
 
 
+def two_parts(world, unanchored) -> ReferenceMap:
+    """Frames 0 to 39 and 90 to 149 as two segments of a metric map, of which one is not anchored."""
+    first = at_rest(walk(world, range(0, 40))[0], world)
+    second = at_rest(walk(world, range(90, 150), start_map=first)[0], world)
+    assert set(second.keyframes.segment.tolist()) == {0, 1}
+    return replace(second, provenance=replace(second.provenance, units="metres", unanchored=(unanchored,)))
+
+
+@pytest.mark.parametrize("unanchored", [0, 1])
+def test_a_run_is_in_metres_when_the_part_of_the_map_that_it_goes_on_in_is(world, unanchored):
+    parts = two_parts(world, unanchored)
+    slam, result, _ = walk(world, range(110, 120), start_map=parts)
+    assert result.segment == 1
+    assert result.units.name == ("metres" if unanchored == 0 else "map units")
+    assert at_rest(slam, world).provenance.unanchored == (unanchored,)
+
+
 # --- only being found ---------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ from slam.cli.options import (
     expect_new,
     flags_of,
     introduce,
+    load_settings,
     say,
 )
 from slam.verdict import Grade
@@ -156,9 +157,7 @@ def run(
         refine=refine,
     )  # fmt: skip
 
-    from slam.settings import load_config
-
-    raise typer.Exit(_run(request, load_config(config, [*overrides, *flags])))
+    raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
 
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
