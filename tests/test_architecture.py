@@ -135,7 +135,7 @@ def test_nothing_is_imported_by_wildcard():
         assert not any(name.endswith(".*") for name in imports(path)), name_of(path)
 
 
-# Where an error of any kind is caught and kept: for the consumer of a thread, for the report of a run, or shown at once.
+# Where an error of any kind is caught and kept: for the consumer of a thread, for a run's report, or shown at once.
 KEEP_ERRORS = {
     "slam/cli/__init__.py",
     "slam/live.py",
