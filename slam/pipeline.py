@@ -607,10 +607,12 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere
 
 
-def verdict_of(outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig) -> Verdict:
-    """How far a run can be trusted."""
+def verdict_of(
+    outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig, findings: Sequence[Finding] = ()
+) -> Verdict:
+    """How far a run can be trusted; `findings` are those that its caller has made."""
     random = config.predictor.random_weights
-    notes = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
+    early = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
     evidence = Evidence(
         frames=outcome.frames,
         tracked=len(outcome.result.trajectory),
@@ -621,7 +623,7 @@ def verdict_of(outcome: RunOutcome, statistics: RunStatistics, config: SlamConfi
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
         no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),
-        notes=tuple(notes),
+        notes=(*early, *findings),
     )
     return judge(evidence)
 

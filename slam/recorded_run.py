@@ -30,6 +30,7 @@ from slam.results import (
 )
 from slam.saved_map import lies_in
 from slam.settings import dump_config
+from slam.verdict import Finding, Grade
 
 if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
@@ -221,7 +222,9 @@ class RunRecorder:
         request = self._request
         start = request.start_map
         joined = start is not None and lies_in(outcome.result, start.keyframes.ids.tolist())
-        verdict = pipeline.verdict_of(outcome, self._statistics, request.config)
+        said = [] if evaluation is None else evaluation.get("notes", [])
+        findings = [Finding(Grade.PARTIAL, f"compared with the ground truth, {note}") for note in said]
+        verdict = pipeline.verdict_of(outcome, self._statistics, request.config, findings)
         closed = closing_report(
             self._opening, outcome, self._statistics, verdict, broken=broken, dropped=dropped, evaluation=evaluation
         )
