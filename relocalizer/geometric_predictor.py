@@ -122,7 +122,7 @@ class GeometricPredictor:
             )
         features = view.features
         if features is None:
-            features = detect_features(to_gray(view.image), self._features)
+            features = detect_features(to_gray(view.image), self._features, view.mask)
         return self.encode_features(features, view.camera)
 
     def _relate(self, i: GeometricEncoded, j: GeometricEncoded) -> PairEstimate | NoEstimate:

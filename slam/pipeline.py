@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from relocalizer.reference_map import Provenance, ReferenceMap
     from relocalizer.reloc3r_predictor import Kind
     from slam.frames import Frame
+    from slam.mask import Mask
     from slam.sequence import FrameSource
     from slam.slam_result import SlamResult
     from slam.system import Slam
@@ -169,8 +170,11 @@ def build(
     observers: Sequence[Observer] = (),
     start_map: ReferenceMap | None = None,
     localize_only: bool = False,
+    mask: Mask | None = None,
 ) -> Slam:
     """Everything a run needs, wired together; `start_map` is the map to go on in, or only to be found in.
+
+    `mask` is the one of the source: where it is zero no point is found or followed.
 
     Raises:
         MapError: the predictor cannot read the map.
@@ -185,7 +189,7 @@ def build(
     return Slam(
         config,
         predictor=build_predictor(config),
-        tracker=KltTracker(config.tracks, config.features),
+        tracker=KltTracker(config.tracks, config.features, mask),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(robust=config.linking.robust),
         refiner=GtsamRefiner(),

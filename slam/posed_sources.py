@@ -20,7 +20,7 @@ from scipy.spatial.transform import RigidTransform, Rotation, Slerp
 
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxyz
-from relocalizer.images import Camera, CameraModel, Image, load_camera, read_image
+from relocalizer.images import Camera, CameraModel, Image, read_image
 from relocalizer.posed_images import PosedPicture
 from slam.config import InputConfig
 from slam.datasets import index_folder
@@ -79,7 +79,7 @@ def open_posed(
     if not images.is_dir():
         raise SequenceError(f"{images}: no such folder; expected one with the pictures")
     entries, calibration, units, what = _recognise(images, poses)
-    given = Calibration(load_camera(camera), str(camera)) if camera is not None else None
+    given = Calibration.load(camera) if camera is not None else None
     chosen = Selection(start, stride, max_frames).of(len(entries), str(images))
     pictures = _pictures([entries[k] for k in chosen], given, calibration, config)
     return PosedSource(pictures=pictures, units=units, description=f"{what}: {len(pictures)} pictures with poses")
@@ -131,7 +131,7 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibrati
             f"{poses or images}: none of the poses is within {MAX_GAP_NS / 1e6:g} ms of a picture; are the "
             "pictures' times known (rgb.txt with 'timestamp filename'), and on the clock of the poses?"
         )
-    calibration = Calibration(index.camera, index.camera_source) if index.camera else None
+    calibration = Calibration(index.camera, index.camera_source, index.ignored) if index.camera else None
     return entries, calibration, "metres", index.layout
 
 
@@ -319,6 +319,7 @@ def _pictures(
                 camera=optics[key].camera,
                 world_from_cam=entry.world_from_cam,
                 timestamp_ns=entry.timestamp_ns,
+                mask=optics[key].mask,
             )
         )
     return pictures

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, load_camera, read_image, shrink, size_within
+from relocalizer.images import Camera, read_image, shrink, size_within
 from relocalizer.interfaces import View
 from slam.config import InputConfig
 from slam.datasets import index_folder, is_video
@@ -50,7 +50,7 @@ def _of(text: str) -> list[QueryPicture]:
         index = index_folder(path)
         if index.video is not None:
             raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
-        calibration = Calibration(index.camera, index.camera_source) if index.camera else _beside(path)
+        calibration = Calibration(index.camera, index.camera_source, index.ignored) if index.camera else _beside(path)
         times = index.timestamps_ns.tolist()
         return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
     if path.exists():
@@ -67,7 +67,7 @@ def _beside(folder: Path) -> Calibration | None:
     """The camera.yaml of a folder of pictures, in it or in the one above."""
     paths = (folder / "camera.yaml", folder.resolve().parent / "camera.yaml")
     found = next((path for path in paths if path.is_file()), None)
-    return Calibration(load_camera(found), str(found)) if found is not None else None
+    return Calibration.load(found) if found is not None else None
 
 
 class QueryReader:
@@ -84,7 +84,7 @@ class QueryReader:
         self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig, *, camera_needed: bool = True
     ) -> None:
         """`given` is a camera.yaml; `camera_needed` says that the predictor can do nothing without a camera."""
-        self._given = Calibration(load_camera(given), str(given)) if given is not None else None
+        self._given = Calibration.load(given) if given is not None else None
         self._map_cameras, self._config = MapCameras(tuple(map_cameras)), config
         self._camera_needed = camera_needed
         self._optics: dict[tuple[int, int, str], Optics | None] = {}
@@ -109,7 +109,7 @@ class QueryReader:
         optics = self._optics[key]
         if optics is None:
             return View(shrink(image, *size_within(width, height, self._config.max_side_px)))
-        return View(optics(image, str(picture.path)), optics.camera)
+        return View(optics(image, str(picture.path)), optics.camera, mask=optics.mask)
 
     def _of_map(self, path: Path, width: int, height: int) -> Calibration | None:
         found = self._map_cameras.of(width, height)

@@ -35,6 +35,7 @@ from slam.config import InputConfig
 from slam.datasets import SequenceIndex, index_folder, is_video
 from slam.frames import Frame
 from slam.live import LiveStream, Prefetched
+from slam.mask import Mask, Rectangle, binary, expect_some_use, ignored_in, mask_of, masked_share
 from slam.trajectory import Trajectory
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -52,6 +53,7 @@ class FrameSource(Protocol):
         description: one line that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
         camera: the pinhole camera of every frame it will give (after undistortion).
         calibration: the camera of its own pictures, before they are shrunk and undistorted; given or assumed.
+        mask: (H, W) of every frame, 0 where the image is to be ignored; None when all of it is used.
         length: frames to come, None for a live stream. A damaged file may give fewer.
         ground_truth: when the source has it.
         skipped: pictures that could not be read so far, as (name, reason).
@@ -62,6 +64,7 @@ class FrameSource(Protocol):
     description: str
     camera: Camera
     calibration: Camera
+    mask: Mask | None
     length: int | None
     ground_truth: Trajectory | None
     skipped: list[tuple[str, str]]
@@ -100,7 +103,7 @@ def open_source(
     selection = Selection(start, stride, max_frames)
     given: _Given = MapCameras(tuple(known for known in map_cameras if not known.assumed))
     if camera is not None:
-        given = Calibration(load_camera(camera), str(camera))
+        given = Calibration.load(camera)
     if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
@@ -142,10 +145,16 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A camera as somebody gave it, and who."""
+    """A camera as somebody gave it, who did, and the rectangles of its images that are to be ignored."""
 
     camera: Camera
     source: str
+    ignored: tuple[Rectangle, ...] = ()
+
+    @staticmethod
+    def load(path: Path) -> Calibration:
+        """The calibration in a camera.yaml. Raises CameraError or MaskError when it cannot be used."""
+        return Calibration(load_camera(path), str(path), ignored_in(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,7 @@ class Optics:
     Attributes:
         camera: the pinhole camera of the pictures that come out.
         calibration: the camera of those that go in.
+        mask: (H, W) of the pictures that come out, 0 where they are to be ignored; None when nowhere.
         note: what the user should know about it, part of a description.
     """
 
@@ -195,6 +205,16 @@ class Optics:
             self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
         if self.calibration.model != "pinhole":
             self.note += f", {self.calibration.model} distortion removed"
+        ignored = calibration.ignored if isinstance(calibration, Calibration) else ()
+        self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, ignored))
+        if self.mask is not None:
+            self.note += f", {masked_share(self.mask):.0%} of the image masked".replace("%", " %")
+
+    def _mask(self, mask: Mask | None) -> Mask | None:
+        """The mask of the source's own pictures as one of those that come out."""
+        if mask is None:
+            return None
+        return expect_some_use(binary(self._undistort(shrink(mask, *self._shrunk))))
 
     def __call__(self, image: Image, name: str) -> Image:
         """The picture as `camera` sees it.
@@ -221,7 +241,7 @@ class ImageSequence:
         self._optics = optics
         self.name = index.name
         self.description = f"{index.description}; {optics.note}"
-        self.camera, self.calibration = optics.camera, optics.calibration
+        self.camera, self.calibration, self.mask = optics.camera, optics.calibration, optics.mask
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
         self.skipped: list[tuple[str, str]] = []
@@ -258,7 +278,7 @@ def open_images(
     """
     frames = selection.of(len(index.image_paths), index.name)
     if not isinstance(calibration, Calibration) and index.camera is not None:
-        calibration = Calibration(index.camera, index.camera_source)
+        calibration = Calibration(index.camera, index.camera_source, index.ignored)
     height, width = _first_readable([index.image_paths[k] for k in frames]).shape[:2]
     return ImageSequence(index, frames, Optics(width, height, calibration, config))
 
@@ -286,7 +306,7 @@ class VideoFile:
         self._selection = selection
         self.name = name
         self.description = f"{description}; {optics.note}"
-        self.camera, self.calibration = optics.camera, optics.calibration
+        self.camera, self.calibration, self.mask = optics.camera, optics.calibration, optics.mask
         self.length = None if count is None else len(selection.of(count, name))
         self.ground_truth: Trajectory | None = None
         self.skipped: list[tuple[str, str]] = []
@@ -372,7 +392,7 @@ def _open_path(path: Path, given: _Given, config: InputConfig, selection: Select
         if index.video is None:
             return open_images(index, given, config, selection)
         if not isinstance(given, Calibration) and index.camera is not None:
-            given = Calibration(index.camera, index.camera_source)
+            given = Calibration(index.camera, index.camera_source, index.ignored)
         return _open_video_folder(index, index.video, given, config, selection)
     if not path.exists():
         raise SequenceError(f"{path}: no such file or folder")

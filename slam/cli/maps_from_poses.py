@@ -12,6 +12,7 @@ from slam.cli.options import (
     UNUSABLE,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     PredictorName,
     RandomWeights,
@@ -44,6 +45,7 @@ def from_poses(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     start: Start = 0,
     stride: Stride = 1,
     max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Use at most this many pictures.")] = None,
@@ -86,7 +88,7 @@ def from_poses(
     from slam.progress import TaskProgress
     from slam.settings import load_config
 
-    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None, mask=mask)
     settings = load_config(config, [*overrides, *flags])
     choice = choose_predictor(settings)
     source = open_posed(

@@ -19,6 +19,7 @@ from slam.cli.options import (
     AsJson,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     Weights,
     complain,
@@ -53,6 +54,7 @@ def relocalize(
     overrides: Overrides = [],  # noqa: B006
     weights: Weights = None,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and results.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +78,7 @@ def relocalize(
     from slam.settings import load_config
 
     settings = load_config(
-        config, [*overrides, *flags_of(predictor=None, weights=weights, random_weights=False, seed=None)]
+        config, [*overrides, *flags_of(predictor=None, weights=weights, random_weights=False, seed=None, mask=mask)]
     )
     pictures = query_pictures(images)
     reference_map = load_map(map)

@@ -20,6 +20,7 @@ from slam.cli.options import (
     AsJson,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     PredictorName,
     RandomWeights,
@@ -87,6 +88,7 @@ def run(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     view: Annotated[
         View,
         typer.Option(help="Watch live: spawn opens the Rerun viewer; web serves a page, after the run until Ctrl-C."),
@@ -143,7 +145,7 @@ def run(
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine,
+        refine=refine, mask=mask,
     )  # fmt: skip
 
     from slam.settings import load_config
@@ -155,6 +157,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
     from slam import pipeline
     from slam.anchor import parse_anchor
+    from slam.mask import masked_share
     from slam.pipeline import choose_predictor, with_predictor, with_predictor_of
     from slam.results import RunFolder, next_run_folder, opening_report
     from slam.sequence import open_source
@@ -183,6 +186,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
         folder.write_config(dump_config(config))
         report = {**opening_report(config, frames, choice), "map": _map_report(request)}
+        report["masked_share"] = masked_share(frames.mask)
         folder.write_report(report)
         request.say(f"writing {folder.path}")
         return _run_into(folder, report, request, config, frames, start_map)
@@ -241,8 +245,9 @@ def _run_into(
                 observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report), pictures]
                 observers += [viewer] if viewer else []
                 slam = pipeline.build(
-                    config, observers=observers, start_map=start_map, localize_only=request.localize_only
-                )
+                    config, observers=observers, start_map=start_map, localize_only=request.localize_only,
+                    mask=frames.mask,
+                )  # fmt: skip
                 outcome = _run_with_progress(request, frames, slam, statistics, observers)
                 outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth, observers=observers)
                 folder.write_result(outcome.result, frames.calibration)
