@@ -250,6 +250,8 @@ class RunStatistics:
         start_map: name of the map the run began in, empty when it began with none.
         found_in_map: index of the first frame recognised in it, -1 while there is none.
         stage_ms: wall time by stage, one value for each frame that ran the stage.
+        resting: frames in which the camera did not move.
+        overlay: over all frames, the sum of the shares of points that stood still while the world moved.
     """
 
     frames: int = 0
@@ -267,6 +269,13 @@ class RunStatistics:
     found_in_map: int = -1
     lost: list[LostEpisode] = field(default_factory=list)
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
+    resting: int = 0
+    overlay: float = 0.0
+
+    @property
+    def overlay_share(self) -> float:
+        """Mean share, over all frames, of the points followed that stand still while the world moves, 0 to 1."""
+        return self.overlay / self.frames if self.frames else 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -295,6 +304,8 @@ class RunStatistics:
     def _count_frame(self, event: FrameProcessed) -> None:
         self.frames += 1
         self.state, self.reason = event.state, event.reason
+        self.resting += event.camera_rests
+        self.overlay += event.overlay_share
         if event.world_from_cam is not None:
             self.tracked += 1
             if self.first_pose_frame < 0:
