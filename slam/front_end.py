@@ -54,7 +54,7 @@ class FrontEnd:
         self._landmarks = landmarks
         self._policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
-        self._overlay = Overlay(tracker, 0.5 * config.tracks.window_px)
+        self._overlay = Overlay(0.5 * config.tracks.window_px)
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
         self.is_resting = False
         self._motion: RigidTransform | None = None  # last_from_next, expected to repeat

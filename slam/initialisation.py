@@ -18,7 +18,7 @@ from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometric_predictor import relate_matches
 from relocalizer.geometry import FloatArray, Similarity, rigid
 from relocalizer.guided_matching import match_along_lines
-from relocalizer.image_static import MOST, resting, share_of_image, standing_still
+from relocalizer.image_static import share_of_image, standing_still
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches, find_turn
@@ -30,10 +30,10 @@ from slam.landmarks import LandmarkMap
 from slam.localization import CONFIDENT
 from slam.mapping import Mapper
 from slam.overlay import LEAST
+from slam.resting import Rest
 from slam.tracks import Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
-RENEW = 0.5  # of the tracks of a camera that rests; with fewer left it begins again
 MATCH_RATIO = 0.85
 LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # of descriptors matched along epipolar lines
 # Of the image, that a turn of the camera alone may explain: so much has no depth yet, and what is left may be a thing
@@ -98,11 +98,12 @@ class Initialiser:
         self._predictor = predictor
         self._references: deque[Reference] = deque(maxlen=self._config.references)  # the one that is followed is first
         self._next_try_px = 0.0
-        self._crossed = 0  # points dropped since the reference as they moved while the camera did not
+        self._rest = Rest(self._config.min_parallax_px)
 
     def restart(self) -> None:
         """Forget the references; the next frame is the new one."""
         self._references.clear()
+        self._rest = Rest(self._config.min_parallax_px)
 
     def take(self, frame: Frame) -> FirstPair | Waiting:
         """Try the current frame, whose tracks the front end holds, against the reference."""
@@ -120,18 +121,11 @@ class Initialiser:
     def _begin(self, frame: Frame, features: LocalFeatures) -> Waiting:
         """Take this frame as the reference that is followed."""
         tracks = self._landmarks.start(features.pixels, features.descriptors, frame.image)
-        self._front_end.tracks = tracks
+        witnesses = self._front_end.tracks.where(self._rest.is_witness(self._front_end.tracks.ids))
+        self._front_end.tracks = tracks = tracks.joined(witnesses)
         self._references.appendleft(Reference(Seen(frame, features, tracks)))
         self._next_try_px = self._config.min_parallax_px
-        self._crossed = 0
         return Waiting(f"{len(features)} points to follow")
-
-    def _begin_again(self, frame: Frame) -> None:
-        """New points to follow in place of those that were covered; a camera that rests has gained nothing to lose."""
-        crossed = self._crossed
-        self._references.popleft()
-        self._begin(frame, self._front_end.see(frame).features)
-        self._crossed = crossed
 
     def _take_by_tracks(self, first: Reference, frame: Frame) -> FirstPair | Waiting:
         resting = self._leave_out_what_is_no_world(first.seen.tracks, frame)
@@ -149,26 +143,15 @@ class Initialiser:
         front_end = self._front_end
         ids = np.intersect1d(first.ids, front_end.tracks.ids, assume_unique=True)
         before, now = common_pixels(first, front_end.tracks)
-        share, moved = resting(before, now, frame.camera)
-        if share < MOST:
-            still = standing_still(
-                Matches(before.astype(np.float64), now.astype(np.float64), frame.camera, frame.camera)
-            )
-            if still.sum() >= LEAST:
-                front_end.leave_out_overlay(now[still])
-                front_end.leave_out(ids[still])
-            return None
-        crossing = moved >= self._config.min_parallax_px
-        front_end.leave_out(ids[crossing])
-        self._crossed += int(crossing.sum())
-        if self._crossed == 0:
-            return None
-        if len(ids) < RENEW * len(first):
-            self._begin_again(frame)
-        return Waiting(
-            f"the camera does not move ({share:.0%} of the image stands still, less than {MOST:.0%} needed); "
-            f"something crosses the image ({self._crossed} points of it)"
-        )
+        crossing = self._rest.crossing(ids, before, now, frame.camera)
+        if crossing is not None:
+            front_end.leave_out(ids[crossing])
+            return Waiting(self._rest.reason) if self._rest.reason else None
+        still = standing_still(Matches(before.astype(np.float64), now.astype(np.float64), frame.camera, frame.camera))
+        if still.sum() >= LEAST:
+            front_end.leave_out_overlay(now[still])
+            front_end.leave_out(ids[still])
+        return None
 
     def _take_by_looks(self, frame: Frame) -> FirstPair | Waiting:
         """Where the step was too wide to follow, points of the references are recognised by their descriptors."""
@@ -252,18 +235,28 @@ class Initialiser:
         parallax = float(np.degrees(np.median(result.parallax_rad[result.good])))
         if parallax < config.min_parallax_deg:
             return Waiting(f"parallax {parallax:.2f} deg, {config.min_parallax_deg:g} needed")
-        pair = Matches(before.astype(np.float64), now.astype(np.float64), camera, second.frame.camera)
-        turn = find_turn(pair, estimate.i_from_j_rotation, self._geometric.epipolar_px)
-        turned = share_of_image(now, turn.agrees, second.frame.camera)
-        if turned > MOST_TURNED:
-            return Waiting(
-                f"the camera stands still or only turns: that explains {turned:.0%} of the image, at most "
-                f"{MOST_TURNED:.0%} allowed, and what else moves may be something that crosses it"
-            )
+        turning = self._waits_while_turning(first.seen, second, estimate.i_from_j_rotation)
+        if turning is not None:
+            return turning
         length = 1.0 / float(np.median(result.points_i[result.good, 2]))
         pose = rigid(estimate.i_from_j_rotation, length * direction)
         seen = self._front_end.without_overlay(first.seen)
         return FirstPair(seen, self._front_end.without_overlay(second), estimate, pose, parallax, first.between)
+
+    def _waits_while_turning(self, first: Seen, second: Seen, rotation: FloatArray) -> Waiting | None:
+        """Why to wait when a turn of the camera explains most of the image; what moves far against it is dropped."""
+        ids = np.intersect1d(first.tracks.ids, second.tracks.ids, assume_unique=True)
+        before, now = common_pixels(first.tracks, second.tracks)
+        pair = Matches(before.astype(np.float64), now.astype(np.float64), first.frame.camera, second.frame.camera)
+        turn = find_turn(pair, rotation, self._geometric.epipolar_px)
+        turned = share_of_image(now, turn.agrees, second.frame.camera)
+        if turned <= MOST_TURNED:
+            return None
+        self._front_end.leave_out(ids[turn.slide_px >= self._config.min_parallax_px])
+        return Waiting(
+            f"the camera stands still or only turns: that explains {turned:.0%} of the image, at most "
+            f"{MOST_TURNED:.0%} allowed, and what else moves may be something that crosses it"
+        )
 
     def _needed(self, estimate: PairEstimate) -> int:
         """Landmarks that the pair must give: fewer where its pose rests on matches that leave little doubt."""

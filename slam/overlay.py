@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -19,7 +20,7 @@ from relocalizer.image_static import STILL_PX, standing_still
 from relocalizer.images import Camera, Image
 from relocalizer.two_view import Matches
 from slam.keyframes import common_pixels
-from slam.tracks import Pixels, PointTracker, Tracks
+from slam.tracks import Pixels, Tracks
 
 STEP_PX = 8.0  # median motion of the moving tracks between two looks; each compares with the last but one
 MIN_MOVING = 15  # tracks that must move for a look
@@ -27,6 +28,7 @@ NEEDED = 2  # looks in which a track must have stood still
 LEAST = 4  # such tracks: fewer are where the flow of the image happened to have a zero
 LEFT = 0.3  # of the tracks of a look, below which they are no comparison any more
 MOVED_PX = 3.0  # a point of the overlay that goes so far has been taken along by something else
+WINDOW_PX = 11  # in which a point of the overlay is recognized: thin lines have the world on both sides
 FADING = 12  # looks for which a place of the overlay is remembered whose point was lost: text that changes
 AGREEING = 20  # tracks that agree with the pose, from which on these alone say whether the camera moves
 MOVING = 0.3  # of them that must move
@@ -51,9 +53,8 @@ class Points:
 class Overlay:
     """Owns the points of the overlay, and what it takes to find more of them."""
 
-    def __init__(self, tracker: PointTracker, radius_px: float) -> None:
-        """`radius_px`: so near to a point of the overlay the tracker may see it."""
-        self._tracker = tracker
+    def __init__(self, radius_px: float) -> None:
+        """`radius_px`: so near to a point of the overlay a tracker may see it."""
         self._radius_px = radius_px
         self._looks: deque[Tracks] = deque(maxlen=2)
         self._suspects: dict[int, int] = {}  # by track, the looks in which it stood still
@@ -70,7 +71,7 @@ class Overlay:
         alive = np.flatnonzero(points.left == FADING)
         if len(alive) == 0:
             return
-        now, ok = self._tracker.follow(before, after, points.now[alive], points.now[alive])
+        now, ok = _held(before, after, points.now[alive])
         ok &= np.linalg.norm(now - points.found[alive], axis=1) < MOVED_PX
         points.now[alive[ok]] = now[ok]
         points.left[alive[~ok]] -= 1
@@ -134,6 +135,23 @@ class Overlay:
         """The image has moved on: places whose points were lost are forgotten after a while."""
         self._points.left[self._points.left < FADING] -= 1
         self._points = self._points.where(self._points.left > 0)
+
+
+def _held(before: Image, after: Image, pixels: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Where points (N, 2) that hardly move lie in the next image, and which were found.
+
+    Without a pyramid, on whose upper levels the moving world around a thin line or a narrow strip takes it along.
+    """
+    now, status, _ = cv2.calcOpticalFlowPyrLK(
+        before,
+        after,
+        pixels.reshape(-1, 1, 2),
+        pixels.reshape(-1, 1, 2).copy(),
+        winSize=(WINDOW_PX, WINDOW_PX),
+        maxLevel=0,
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+    )
+    return np.asarray(now, np.float32).reshape(-1, 2), np.asarray(status).ravel() == 1
 
 
 def _camera_rests(earlier: Tracks, tracks: Tracks, agreeing: Tracks) -> bool:

@@ -46,7 +46,7 @@ def test_what_is_drawn_over_the_image_is_found_while_the_camera_turns(rng, turn_
 
 
 def test_a_bonnet_that_fills_a_region_is_found_as_a_whole(rng):
-    matches, kind = view(rng, turn_deg=(0, 5, 0), step=(0, 0, 0.3))
+    matches, _ = view(rng, turn_deg=(0, 5, 0), step=(0, 0, 0.3))
     world = matches.subset(matches.pixels_i[:, 1] < 320)
     bonnet = rng.uniform([0, 330], [639, 479], (180, 2))
     both = Matches(
@@ -62,7 +62,7 @@ def test_a_bonnet_that_fills_a_region_is_found_as_a_whole(rng):
 
 @pytest.mark.parametrize("step", [(0, 0, 0.4), (0.2, 0, 0), (0.1, 0.05, 0.3)])
 def test_far_points_of_a_camera_that_does_not_turn_are_world(rng, step):
-    matches, kind = view(rng, far=150, step=step)
+    matches, _ = view(rng, far=150, step=step)
     assert not standing_still(matches).any()
 
 
@@ -77,7 +77,7 @@ def test_points_that_the_camera_circles_are_world(rng):
 def test_a_camera_that_rests_while_something_crosses_has_no_overlay(rng):
     matches, _ = view(rng, count=500)
     crossing = (matches.pixels_i[:, 0] < 250) & (matches.pixels_i[:, 1] > 200)
-    now = np.where(crossing[:, None], matches.pixels_j + [40, 3], matches.pixels_j)
+    now = np.where(crossing[:, None], matches.pixels_j + np.array([40, 3]), matches.pixels_j)
     assert not standing_still(Matches(matches.pixels_i, now, CAMERA, CAMERA)).any()
 
 
@@ -117,7 +117,7 @@ def test_points_carried_along_do_not_count_for_more_than_the_cells_they_are_in(r
 
 def test_a_camera_that_trembles_on_its_tripod_rests(rng):
     before = anywhere(rng, 500)
-    assert resting(before, before + [2.1, -1.7] + rng.normal(0, 0.3, before.shape), CAMERA)[0] > 0.9
+    assert resting(before, before + np.array([2.1, -1.7]) + rng.normal(0, 0.3, before.shape), CAMERA)[0] > 0.9
 
 
 @pytest.mark.parametrize("motion", [{"turn_deg": (0, 2, 0)}, {"step": (0, 0, 0.5)}, {"step": (0.2, 0, 0)}])

@@ -18,6 +18,7 @@ from relocalizer.geometric_predictor import GeometricPredictor
 from relocalizer.images import Camera, load_camera
 from relocalizer.interfaces import View
 from slam.config import InputConfig, TracksConfig
+from slam.console import summary_rows
 from slam.mask import ignored_in, mask_of
 from slam.posed_sources import open_posed
 from slam.query_pictures import QueryReader, query_pictures
@@ -245,3 +246,18 @@ def test_the_option_is_explained_by_every_verb_that_finds_points(slam_command: C
     for verb in (["run"], ["bench"], ["relocalize"], ["map", "from-poses"]):
         said = " ".join(slam_command(*verb, "--help").out.split())
         assert "--mask" in said, verb
+
+
+def test_the_summary_says_what_of_the_image_was_no_world(
+    tmp_path: Path, slam_command: Callable[..., Ended], straight_slam: Callable[..., None]
+) -> None:
+    straight_slam()
+    folder, mask = write_pictures(tmp_path / "walk", 12), written(tmp_path / "m.png", lower_half())
+    assert "50.0 % of the image" in slam_command("run", folder, "-o", tmp_path / "run", "--mask", mask).out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["overlay_share"], report["frames_resting"]) == (0.0, 0)
+    assert not {"overlay", "at rest"} & dict(summary_rows(report)).keys()
+    rows = dict(summary_rows({**report, "overlay_share": 0.12, "frames_resting": 6}))
+    assert rows["overlay"].startswith("12.0 % of the points never move in the image (an overlay?); they were left out")
+    assert "--mask" in rows["overlay"]
+    assert rows["at rest"] == "the camera did not move in 50.0 % of the frames"
