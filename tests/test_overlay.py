@@ -138,7 +138,7 @@ def draw_crossing(image: Image, k: int, *, speed: float = 4.0, noise: float = 2.
 
 @pytest.mark.parametrize("draw", [draw_bonnet, draw_display, draw_half, draw_picture])
 def test_what_stands_still_in_the_image_is_left_out(draw: Draw) -> None:
-    numbers = range(110)
+    numbers = range(90)
     outcome, statistics, _ = play(numbers, draw)
     position, angle = errors(outcome, numbers)
     assert len(outcome.result.trajectory) == len(numbers)
@@ -159,7 +159,7 @@ def test_an_overlay_that_appears_on_the_way_is_left_out_as_well() -> None:
 
 
 def test_a_mask_that_names_the_region_does_the_same() -> None:
-    numbers = range(110)
+    numbers = range(90)
     outcome, _, events = play(numbers, draw_bonnet, bonnet_mask())
     position, angle = errors(outcome, numbers)
     assert position < 0.008
@@ -171,7 +171,7 @@ def test_a_mask_that_names_the_region_does_the_same() -> None:
 
 
 def test_where_nothing_stands_still_nothing_is_left_out() -> None:
-    _, statistics, _ = play(range(110), lambda image, k: None)
+    _, statistics, _ = play(range(90), lambda image, k: None)
     assert statistics.overlay_share == 0.0
     assert statistics.resting == 0
 
