@@ -35,6 +35,9 @@ class FrameProcessed:
             that agree with the pose (all False without one).
         depth: median depth of the landmarks in view, map units; NaN without a pose.
         stage_ms: wall time by stage of this step.
+        overlay_share: of the points that are followed, the share that stands still in the image while the world moves:
+            they are drawn over it or fixed to the camera, and are used for nothing.
+        camera_rests: whether most of the image stood still over the last frames.
     """
 
     frame: Frame
@@ -47,6 +50,8 @@ class FrameProcessed:
     is_inlier: NDArray[np.bool_]
     depth: float
     stage_ms: Mapping[str, float]
+    overlay_share: float = 0.0
+    camera_rests: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
