@@ -18,7 +18,7 @@ from slam.evaluate import evaluate
 from slam.events import Event, FrameProcessed
 from slam.frames import Frame
 from slam.overlay import FADING, Overlay
-from slam.pipeline import RunOutcome, RunStatistics, build, run, why_unusable
+from slam.pipeline import RunOutcome, RunStatistics, build, no_result, run
 from slam.sequence import open_source
 from slam.tracks import Tracks
 from slam.trajectory import Trajectory, read_tum
@@ -183,7 +183,7 @@ def test_a_thing_that_crosses_the_image_of_a_camera_that_rests_begins_no_map() -
     numbers = [0] * 130
     outcome, statistics, _ = play(numbers, draw_crossing)
     assert len(outcome.result.trajectory) == 0
-    why = why_unusable(outcome, statistics)
+    why = no_result(outcome, statistics)
     assert "the camera does not move" in why
     assert "something crosses the image" in why
     assert statistics.resting > 0.8 * len(numbers)
