@@ -225,7 +225,7 @@ def placed(pair: FirstPair, front_end: FrontEnd, world_from_first: RigidTransfor
 
     Frames that do not fit it are left out. `world_from_first` is where the refined map has the first.
     """
-    yield pair.first.frame, Located(Similarity.identity().rigid, pair.first.tracks)
+    yield pair.first.frame, Located(world_from_first, pair.first.tracks)
     pose = world_from_first
     for frame, tracks in pair.between:
         found = front_end.fit(frame, tracks, pose)

@@ -79,14 +79,15 @@ class Linker:
 
     # --- neighbours -----------------------------------------------------------------------------------
 
-    def relate_to_previous(self, k: int) -> None:
-        """Ask the predictor how keyframe k lies to the one before it; the refinement takes the answer as a prior."""
-        newest = self._mapper.newest(k, 2)
-        if len(newest) < 2:
-            return
-        i, graph = newest[0], self._mapper.graph
-        [estimate] = self._predictor.relate([(graph.keyframes[i].encoded, graph.keyframes[k].encoded)])
-        self._mapper.remember_pair(i, k, estimate)
+    def relate_to_covisible(self, k: int) -> None:
+        """Ask the predictor how the newest keyframe k lies to the most covisible one, for a prior of the refinement.
+
+        After a relocalization that is not the one before, which may show another place.
+        """
+        graph = self._mapper.graph
+        for i in self._mapper.related(k, 1):
+            [estimate] = self._predictor.relate([(graph.keyframes[i].encoded, graph.keyframes[k].encoded)])
+            self._mapper.remember_pair(i, k, estimate)
 
     def tie_to_neighbours(self, k: int, window: int) -> None:
         """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
@@ -145,11 +146,10 @@ class Linker:
 
         Said once for each such stretch: again only after the parallax has been twice what is needed.
         """
-        newest = self._mapper.newest(k, 2)
-        if len(newest) < 2:
+        i = self._mapper.before(k)
+        parallax = None if i is None else self._mapper.parallax_deg(i, k)
+        if parallax is None:
             return
-        i = newest[0]
-        parallax = self._mapper.parallax_deg(i, k)
         if parallax < needed_deg and self._scale_is_observable:
             self._scale_is_observable = False
             reason = f"parallax {parallax:.2f} deg between keyframes {i} and {k}, {needed_deg:g} needed"
@@ -211,10 +211,8 @@ class Linker:
 
     def _second_look(self, c: int, k: int) -> Verified | None:
         """The same place from the keyframe before k: a second picture that should see it too."""
-        before = self._mapper.newest(k, 2)[0]
-        if before == k:  # the first of its segment
-            before = c
-        if before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
+        before = self._mapper.before(k)
+        if before is None or before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
             return None
         outcome = self._verify(c, before)
         if isinstance(outcome, NotLocalised):

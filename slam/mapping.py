@@ -28,6 +28,7 @@ from slam.tracks import Tracks, choose_new
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
 SAME_POINT_SIMILARITY = 0.7
 SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
+PRIOR_CONFIDENCE = 0.5  # of a pair estimate, the chance that it is right
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
@@ -36,7 +37,11 @@ WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so 
 
 
 class Mapper:
-    """Owns the graph's keyframes and the landmarks; the only writer to both besides the loop closer."""
+    """Owns the graph's keyframes and the landmarks, and writes to both.
+
+    So do the `Linker`, who ties keyframes and makes one of landmarks that a loop shows to be one, and
+    `slam.saved_map.restore`, who puts a saved map in.
+    """
 
     def __init__(self, config: SlamConfig, predictor: PosePredictor, refiner: Refiner) -> None:
         self._config = config
@@ -230,8 +235,10 @@ class Mapper:
         return self._config.tracks.noise_px
 
     def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
-        """Keep a pair estimate, for refinements to use as a prior."""
-        if self._config.refinement.pair_priors and isinstance(estimate, PairEstimate):
+        """Keep a pair estimate that is more likely right than wrong, for refinements to use as a prior."""
+        if isinstance(estimate, NoEstimate) or estimate.confidence < PRIOR_CONFIDENCE:
+            return
+        if self._config.refinement.pair_priors:
             if (i, j) not in self.pairs:
                 self._paired_with.setdefault(j, []).append(i)
             self.pairs[i, j] = estimate
@@ -255,6 +262,11 @@ class Mapper:
         of_segment = (i for i in reversed(self.graph.keyframes) if self.graph.segment_of[i] == segment)
         return list(islice(of_segment, count))[::-1]
 
+    def before(self, k: int) -> int | None:
+        """Id of the last keyframe of k's segment that is older than k; None for the first."""
+        segment = self.graph.segment_of[k]
+        return next((i for i in reversed(self.graph.keyframes) if i < k and self.graph.segment_of[i] == segment), None)
+
     def related(self, k: int, count: int, *, among: Sequence[int] | None = None) -> list[int]:
         """Keyframes that see the most landmarks of k, at most `count`, the strongest first.
 
@@ -268,12 +280,12 @@ class Mapper:
         shared = self.landmarks.shared_with(ids, [i for i in among if i != k])
         return sorted((i for i in shared if shared[i]), key=lambda i: (-shared[i], -i))[:count]
 
-    def parallax_deg(self, i: int, k: int) -> float:
-        """Median angle, at the landmarks both keyframes see, between their rays; 0 when they share none."""
+    def parallax_deg(self, i: int, k: int) -> float | None:
+        """Median angle, at the landmarks both keyframes see, between their rays; None when they share none."""
         shared = np.intersect1d(self.landmarks.observed[i].ids, self.landmarks.observed[k].ids, assume_unique=True)
         shared = shared[self.landmarks.has_place(shared)]
         if len(shared) == 0:
-            return 0.0
+            return None
         points = self.landmarks.points_world(shared, self.graph)
         a, b = (points - self.graph.world_from_keyframe[n].translation for n in (i, k))
         angles = np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1))

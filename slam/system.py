@@ -181,7 +181,7 @@ class Slam:
         with self._watch("map"):
             keyframe = self._mapper.insert(seen, self._front_end.tracks, pose, graph.segment_of[active])
         with self._watch("predictor"):
-            self._linker.relate_to_previous(keyframe.id)
+            self._linker.relate_to_covisible(keyframe.id)
         with self._watch("refine"):
             self._mapper.refine_window(keyframe.id)
         self._take_up(seen.frame, keyframe, reason)
