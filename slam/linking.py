@@ -27,7 +27,7 @@ from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised, look_cl
 from slam.mapping import Mapper
 from slam.odometry import covariance_of, difference
 from slam.optimizer import LOOP_LIMIT, GraphOptimizer, Solution
-from slam.recognition import RELATIVES, recognise_place, too_few_points
+from slam.recognition import RELATIVES, match_place, recognise_place
 from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them
@@ -224,16 +224,18 @@ class Linker:
         """Whether keyframe k really sees the place of keyframe c: cheapest test first."""
         graph, config = self._mapper.graph, self._config
         features, camera = graph.keyframes[k].features, graph.keyframes[k].camera
-        refused = too_few_points(features, c, self._mapper, min_inliers=config.loop_min_inliers)
-        if refused is not None:
-            return refused
+        matches = match_place(features, c, self._mapper, min_inliers=config.loop_min_inliers)
+        if isinstance(matches, NotLocalised):
+            return matches
         [estimate] = self._predictor.relate([(graph.keyframes[c].encoded, graph.keyframes[k].encoded)])
         if isinstance(estimate, NoEstimate):
             return NotLocalised(estimate.reason)
         if estimate.confidence < config.loop_min_confidence:
             needed = f"{config.loop_min_confidence:g} needed"
             return NotLocalised(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
-        found = recognise_place(features, camera, c, estimate, self._mapper, min_inliers=config.loop_min_inliers)
+        found = recognise_place(
+            features, camera, c, matches, estimate, self._mapper, min_inliers=config.loop_min_inliers
+        )
         if isinstance(found, NotLocalised):
             return found
         cells = occupied_cells(found.matches.tracks.pixels, camera)

@@ -10,6 +10,7 @@ import pytest
 from oracle import OraclePredictor
 from oracle_map import MapBuilder, build, room
 
+from relocalizer.features import match_features
 from relocalizer.geometry import (
     Similarity,
     direction_angle,
@@ -451,6 +452,19 @@ def moved(loop, metres):
     fit = replace(loop.found.fit, world_from_cam=there * rigid(np.eye(3), np.array([metres, 0, 0])))
     aside = loop.edge.i_from_j @ Similarity.from_rigid(rigid(np.eye(3), np.array([metres, 0, 0])))
     return Verified(replace(loop.edge, i_from_j=aside), replace(loop.found, fit=fit))
+
+
+def test_a_loop_candidate_is_matched_once(seen_again, monkeypatch):
+    matched, keyframes = [], seen_again.graph.keyframes
+
+    def match(a, b, *, ratio):
+        matched.extend(k for k in keyframes if keyframes[k].features is a)
+        return match_features(a, b, ratio=ratio)
+
+    monkeypatch.setattr("slam.localization.match_features", match)
+    assert isinstance(seen_again.linker._verify(0, seen_again.graph.last_id), Verified)
+    assert matched.count(0) == 1
+    assert len(matched) == len(set(matched)) > 1
 
 
 def test_a_loop_that_is_a_little_off_is_put_right_by_the_picture(seen_again):
