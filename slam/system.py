@@ -134,6 +134,7 @@ class Slam:
         self._where.begin(a.id, pair.second.frame.index)
         self._tell.initialised(pair)
         self._tell.keyframe(a, "first of the first pair", pair.first.frame.image)
+        self._linker.remember(a.id)
         for frame, found in placed(pair, self._front_end, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
         self._take_up(pair.second.frame, b, "second of the first pair")
