@@ -20,6 +20,7 @@ from relocalizer.guided_matching import match_along_lines
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches
+from slam.answers import relate
 from slam.config import SlamConfig
 from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located
@@ -150,7 +151,7 @@ class Initialiser:
             return self._consider(first, second, self._relate_tracks(first.seen, second), by_looks)
         if first.encoded is None:
             first.encoded = self._encode(first.seen)
-        [estimate] = self._predictor.relate([(first.encoded, self._encode(second))])
+        estimate = relate(self._predictor, first.encoded, self._encode(second))
         outcome = self._consider(first, second, estimate, by_looks)
         if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
             # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,

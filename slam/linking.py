@@ -19,9 +19,10 @@ from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriever
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
+from slam.answers import relate
 from slam.config import LinkingConfig
 from slam.consistency import Held, LoopEvidence, squared_distance
-from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
+from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
 from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised, look_closer
 from slam.mapping import Mapper
@@ -80,13 +81,14 @@ class Linker:
     # --- neighbours -----------------------------------------------------------------------------------
 
     def relate_to_covisible(self, k: int) -> None:
-        """Ask the predictor how the newest keyframe k lies to the most covisible one, for a prior of the refinement.
+        """Ask the predictor how keyframe k lies to the one before it, for a prior of the refinement.
 
-        After a relocalization that is not the one before, which may show another place.
+        After a relocalization the one before may show another place; then it is asked about the most covisible one.
         """
-        graph = self._mapper.graph
-        for i in self._mapper.related(k, 1):
-            [estimate] = self._predictor.relate([(graph.keyframes[i].encoded, graph.keyframes[k].encoded)])
+        graph, before = self._mapper.graph, self._mapper.before(k)
+        overlaps = before is not None and before in self._tied(k, [before])
+        for i in [before] if before is not None and overlaps else self._mapper.related(k, 1):
+            estimate = relate(self._predictor, graph.keyframes[i].encoded, graph.keyframes[k].encoded)
             self._mapper.remember_pair(i, k, estimate)
 
     def tie_to_neighbours(self, k: int, window: int) -> None:
@@ -227,7 +229,7 @@ class Linker:
         matches = match_place(features, c, self._mapper, min_inliers=config.loop_min_inliers)
         if isinstance(matches, NotLocalised):
             return matches
-        [estimate] = self._predictor.relate([(graph.keyframes[c].encoded, graph.keyframes[k].encoded)])
+        estimate = relate(self._predictor, graph.keyframes[c].encoded, graph.keyframes[k].encoded)
         if isinstance(estimate, NoEstimate):
             return NotLocalised(estimate.reason)
         if estimate.confidence < config.loop_min_confidence:
@@ -340,9 +342,9 @@ class Linker:
         named = " and ".join(f"{loop.edge.i}-{loop.edge.j}" for loop in loops)
         landmarks = sum(loop.edge.inliers for loop in loops)
         cause = f"loop{'s' * (len(loops) > 1)} {named} with {landmarks} landmarks"
-        self._optimise(k, cause, fresh={(loop.edge.i, loop.edge.j) for loop in loops})
+        solved = self._optimise(k, cause, fresh={(loop.edge.i, loop.edge.j) for loop in loops})
         for loop in loops:
-            if graph.weight(loop.edge) > 0:
+            if solved and graph.weight(loop.edge) > 0:
                 self._unite_landmarks(loop.edge.j, loop.found)
                 mapper.refind(loop.edge.j)
 
@@ -387,10 +389,19 @@ class Linker:
         landmarks = self._mapper.landmarks
         return np.asarray(landmarks.inverse_depth_sigma[ids] * landmarks.point_in_anchor[ids, 2])
 
-    def _optimise(self, k: int, cause: str, fresh: set[tuple[int, int]]) -> None:
-        """Solve the graph with the `fresh` loops in it, and tell what became of them and of the others."""
+    def _optimise(self, k: int, cause: str, fresh: set[tuple[int, int]]) -> bool:
+        """Solve the graph with the `fresh` loops in it, and tell what became of them and of the others.
+
+        Returns:
+            False when the solver failed: all poses stay, and the loops are in the graph for when it is solved again.
+        """
         graph = self._mapper.graph
         solution = self._optimizer.optimise(graph)
+        if problem := solution.why_unusable:
+            self._emit(EstimateRefused(frame_index=self._frame_of(k), reason=f"graph optimization: {problem}"))
+            for key in sorted(fresh):
+                self._emit(EdgeAccepted(edge=graph.edges[key], frame_index=self._frame_of(k)))
+            return False
         graph.set_poses(solution.world_from_keyframe)
         self._tell_changes(k, solution, fresh)
         graph.set_weights(solution.loop_weights)
@@ -403,6 +414,7 @@ class Linker:
                 cause=cause,
             )
         )
+        return True
 
     def _tell_changes(self, k: int, solution: Solution, fresh: set[tuple[int, int]]) -> None:
         """Say which loops the solution has left out, and which it has taken in or taken back."""

@@ -81,15 +81,15 @@ def match_keyframes(
     graph: KeyframeGraph,
     landmarks: LandmarkMap,
     *,
-    known: FeatureMatches | None = None,
+    earlier: FeatureMatches | None = None,
 ) -> FeatureMatches:
     """Tracks of several keyframes found among `features`; where keyframes disagree, the earlier named wins.
 
     Args:
-        known: matches of keyframes that were matched before, which are named before these.
+        earlier: matches of keyframes that were matched before, which are named before these.
     """
-    ids: list[NDArray[np.int64]] = [] if known is None else [known.tracks.ids]
-    index: list[NDArray[np.int64]] = [] if known is None else [known.feature]
+    ids: list[NDArray[np.int64]] = [] if earlier is None else [earlier.tracks.ids]
+    index: list[NDArray[np.int64]] = [] if earlier is None else [earlier.feature]
     for k in keyframe_ids:
         keyframe = graph.keyframes[k]
         pairs = match_features(keyframe.features, features, ratio=MATCH_RATIO)

@@ -3,7 +3,7 @@ recent part of the map is refined."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -14,15 +14,18 @@ from scipy.spatial import cKDTree
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.guided_matching import expected_in, similar_nearby
-from relocalizer.images import Image
+from relocalizer.images import Camera, Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.lens import Lens, LensStep
+from relocalizer.reference_map import MAX_COORDINATE
 from relocalizer.triangulation import depths_in, triangulate
+from slam.answers import describe
 from slam.config import SlamConfig
+from slam.events import EstimateRefused, Event
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
-from slam.refinement import Bundle, LensPrior, Refiner, refine_points, reprojection_errors
+from slam.refinement import Bundle, LensPrior, Refined, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
@@ -32,6 +35,7 @@ PRIOR_CONFIDENCE = 0.5  # of a pair estimate, the chance that it is right
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
+RADII = 1000  # at which a lens is tried, from the middle of the picture to its corner
 HOLDING = 0.25  # of a window's length: so far apart keyframes must stand to hold it
 WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
@@ -43,10 +47,17 @@ class Mapper:
     `slam.saved_map.restore`, who puts a saved map in.
     """
 
-    def __init__(self, config: SlamConfig, predictor: PosePredictor, refiner: Refiner) -> None:
+    def __init__(
+        self,
+        config: SlamConfig,
+        predictor: PosePredictor,
+        refiner: Refiner,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         self._config = config
         self._predictor = predictor
         self._refiner = refiner
+        self._emit = emit
         self.graph = KeyframeGraph()
         self.lens = Lens()  # what was found of the run's camera
         self.landmarks = LandmarkMap()
@@ -59,13 +70,16 @@ class Mapper:
         """Make a keyframe of a frame; it is not in the graph yet."""
         frame = seen.frame
         [encoded] = self._predictor.encode([View(frame.image, frame.camera, seen.features)])
+        descriptor, usable = describe(self._predictor, encoded)
+        if not usable:
+            self._refuse(frame.index, "the place descriptor is no unit vector: its place will hardly be recognized")
         return Keyframe(
             id=self.graph.last_id + 1,
             frame_index=frame.index,
             timestamp_ns=frame.timestamp_ns,
             camera=frame.camera,
             encoded=encoded,
-            descriptor=self._predictor.describe(encoded),
+            descriptor=descriptor,
             features=seen.features,
         )
 
@@ -388,6 +402,9 @@ class Mapper:
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
+        if problem := refined.problem or why_unusable(refined, bundle.cameras[free[0]]):
+            self._refuse(self.graph.keyframes[max(free)].frame_index, f"bundle adjustment: {problem}")
+            return _root_mean_square(before), _root_mean_square(before)
         poses = {
             k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
         }
@@ -396,6 +413,9 @@ class Mapper:
         self._straighten(refined.lens)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
+
+    def _refuse(self, frame_index: int, reason: str) -> None:
+        self._emit(EstimateRefused(frame_index=frame_index, reason=reason))
 
     def _straighten(self, step: LensStep) -> None:
         """Every keyframe becomes a picture of the corrected camera."""
@@ -459,6 +479,30 @@ class Mapper:
             named[np.isin(named, gone)] = -1
         left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
+
+
+def why_unusable(refined: Refined, camera: Camera) -> str:
+    """Why a refinement, of pictures of `camera`, cannot be put into a map; empty when it can."""
+    poses = np.array([pose.as_matrix() for pose in refined.world_from_cam.values()])
+    for name, numbers in (("poses", poses), ("landmarks", refined.points_world)):
+        if not np.isfinite(numbers).all():
+            return f"{name} are not finite"
+    if not (np.abs(poses[:, :3, 3]) < MAX_COORDINATE).all():
+        return f"poses are beyond {MAX_COORDINATE:g} map units"
+    if np.isnan(refined.error_px).any():
+        return "reprojection errors are not finite"
+    return "" if refined.lens.is_nothing or _straightens(refined.lens, camera) else "the lens straightens no picture"
+
+
+def _straightens(lens: LensStep, camera: Camera) -> bool:
+    """Whether all of a picture has a place in the straightened one: distortion is radial, so a radius tells."""
+    if not 0.0 < min(lens.focal_ratio) <= max(lens.focal_ratio) < MAX_COORDINATE:
+        return False
+    centre, far = np.array([camera.cx, camera.cy]), np.array([camera.width, camera.height]) - 1.0
+    corner = np.where(centre < far / 2, far, 0.0)
+    radius = centre + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - centre)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((np.abs(lens.straightened(radius, camera)) < MAX_COORDINATE).all())
 
 
 def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from relocalizer.guided_matching import first_of_each, match_along_lines
 from relocalizer.images import Camera
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
 from relocalizer.triangulation import depths_in
+from slam.answers import describe, relate
 from slam.config import RelocalizationConfig
 from slam.frames import Seen
 from slam.front_end import NotLocated
@@ -95,7 +96,8 @@ class Recogniser:
         if len(seen.features) < MIN_POINTS:
             return NotLocated(f"{len(seen.features)} points in the picture, {MIN_POINTS} needed")
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
-        found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
+        descriptor, _ = describe(self._predictor, encoded)
+        found = self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
         best = NotLocalised("no keyframe to compare with", -1)
         for c in [active, *(candidate.key for candidate in found)]:
             outcome = self._try(seen.features, seen.frame.camera, encoded, c)
@@ -136,7 +138,7 @@ class Recogniser:
         matches = match_place(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
         if isinstance(matches, NotLocalised):
             return NotLocalised(matches.reason)
-        [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
+        estimate = relate(self._predictor, self._mapper.graph.keyframes[c].encoded, encoded)
         first = recognise_place(
             features,
             camera,
@@ -267,7 +269,7 @@ def recognise_place(
         matches: of c alone, as `match_place` gives them; the relatives are matched now that the place may be right.
     """
     graph, landmarks = mapper.graph, mapper.landmarks
-    matches = match_keyframes(features, mapper.related(c, relatives), graph, landmarks, known=matches)
+    matches = match_keyframes(features, mapper.related(c, relatives), graph, landmarks, earlier=matches)
     sure = along_lines and is_confident(estimate)
     if sure:
         assert isinstance(estimate, PairEstimate)

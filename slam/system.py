@@ -57,7 +57,7 @@ class Slam:
         """
         self._config = config
         self._predictor = predictor
-        self._mapper = mapper = Mapper(config, predictor, refiner)
+        self._mapper = mapper = Mapper(config, predictor, refiner, lambda event: self._tell.emit(event))
         self._earlier = Earlier() if start_map is None else restore(start_map, mapper, predictor, retriever)
         self._log = log = FrameLog()
         self._watch = Stopwatch()

@@ -23,7 +23,7 @@ from relocalizer.geometry import (
 from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
 from slam.config import LandmarksConfig, LinkingConfig, SlamConfig
-from slam.events import EdgeAccepted, EdgeRejected, GraphOptimised, ScaleUnobservable
+from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, GraphOptimised, ScaleUnobservable
 from slam.graph import EdgeKind
 from slam.linking import UNKNOWN_LOG_SCALE, Linker, Verified
 from slam.localization import NotLocalised
@@ -203,10 +203,12 @@ def test_the_predictors_answer_about_the_last_two_keyframes_is_remembered(few):
     assert sorted(few.builder.mapper.pairs) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
-def test_the_predictor_is_asked_about_the_keyframe_that_shares_most_landmarks_and_not_about_the_newest():
+def test_a_keyframe_that_does_not_overlap_with_the_one_before_is_related_to_the_most_covisible_one():
     tied = linked(build(room()))
-    for index in range(0, 5 * STEP, STEP):
+    for index in (0, STEP, 2 * STEP):
         add(tied, index)
+    for index in (100, 100 + STEP):
+        add(tied, index, follow=index > 100)
     tied.builder.mapper.pairs.clear()
     new = recognised_at(tied, 0, index=2)
     tied.linker.relate_to_covisible(new)
@@ -364,6 +366,48 @@ def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
     assert edges
     assert not {edge.i for edge in edges} & {e.i for e in again.of(EdgeRejected)}
     assert not again.of(EdgeAccepted)
+
+
+class Failing:
+    """An optimizer that fails as often as told, and then does not."""
+
+    def __init__(self, times, **wrong):
+        self.left, self.wrong = times, wrong
+
+    def optimise(self, graph):
+        solution = GtsamOptimizer().optimise(graph)
+        self.left -= 1
+        return replace(solution, **self.wrong) if self.left >= 0 else solution
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"problem": "singular"}, "singular"),
+        ({"error_after": np.nan}, "errors or weights are not finite"),
+        ({"loop_weights": {(0, 35): np.nan}}, "errors or weights are not finite"),
+    ],
+)
+def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
+    tied, poses = walk_round(shrink=0.997)
+    tied.linker._optimizer = Failing(1, **wrong)
+    k = ROUND // STEP
+    while not tied.loops():
+        j = add(tied, k * STEP, pose=poses[k * STEP])
+        before, names = dict(tied.graph.world_from_keyframe), tied.builder.mapper.landmarks._alias.copy()
+        tied.linker.close_loops(j)
+        tied.linker.remember(j)
+        k += 1
+    [loop] = tied.loops()
+    assert tied.graph.world_from_keyframe == before
+    assert np.array_equal(tied.builder.mapper.landmarks._alias, names)
+    assert tied.graph.weight(loop) == 1.0
+    assert [e.reason for e in tied.of(EstimateRefused)] == [f"graph optimization: {said}"]
+    assert not tied.of(GraphOptimised)
+    assert tied.of(EdgeAccepted)[-1].edge is loop
+    tied.linker._optimise(j, "again", set())
+    assert tied.graph.world_from_keyframe != before
+    assert tied.of(GraphOptimised)
 
 
 # Loops that do not stand

@@ -106,7 +106,7 @@ def test_matches_that_are_known_already_are_not_made_again_and_change_nothing(wa
     known = match_keyframes(features, keyframes[:1], graph, landmarks)
     made = []
     monkeypatch.setattr("slam.localization.match_features", lambda a, b, ratio: made.append(a) or match(a, b, ratio))
-    in_two = match_keyframes(features, keyframes[1:], graph, landmarks, known=known)
+    in_two = match_keyframes(features, keyframes[1:], graph, landmarks, earlier=known)
     assert made == [graph.keyframes[k].features for k in keyframes[1:]]
     assert in_two.tracks.ids.tobytes() == at_once.tracks.ids.tobytes()
     assert in_two.tracks.pixels.tobytes() == at_once.tracks.pixels.tobytes()
