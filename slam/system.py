@@ -82,8 +82,10 @@ class Slam:
             self._front_end.advance(frame)
         if self._where.has_map:
             self._track(frame)
-        else:
+        elif self._following is None:
             self._initialise(frame)
+        else:
+            self._where.wait("the map has no keyframe to be found by")
         if not self._where.is_tracking:
             self._looking_back.keep(frame)
         self._tell.frame(frame, self._where, self._front_end, self._watch.stage_ms)

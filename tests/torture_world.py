@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import count, cycle
+from itertools import count
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 from failing_solvers import NoNumbers, SingularSystem, solver_that
@@ -42,6 +43,7 @@ from slam.refinement import Bundle, GtsamRefiner, Refined
 from slam.trajectory import Trajectory
 
 ROOMS, APART = 3, 100.0  # places that see nothing of one another
+CALIBRATION_ITERATIONS = 5  # they need not find the lens, and cost as much as all the rest
 
 
 class Trouble(StrEnum):
@@ -95,7 +97,8 @@ class Trouble(StrEnum):
     LOCALIZE_ONLY = "a run is only located in a map"
     SAVED = "a map is saved and loaded"
     MERGED = "two maps are merged"
-    BEGUN_ANEW = "maps are begun apart, and joined"
+    BEGUN_ANEW = "a map is begun apart from the first"
+    JOINED = "maps that were begun apart become one"
 
 
 CAMERA_TROUBLE = tuple(Trouble)[:11]
@@ -213,21 +216,31 @@ class Walk:
         self._rng = rng
         self._troubles = troubles
         self._numbers = count()
-        self._room, self._along, self._turned = 0, rng.uniform(0, 2 * np.pi), 0.0
+        self._room, self._along, self._turned = 0, rng.uniform(-1.2, -0.6), 0.0  # before the wall that all rooms have
         self._step = 0.03
 
     def shots(self, frames: int) -> list[Shot]:
-        """So many, beginning with an ordinary stretch."""
-        kinds = cycle([kind for kind in CAMERA_TROUBLE if self._troubles.has(kind)])
-        shots = self.ordinary(25)
-        while len(shots) < frames:
-            if (kind := next(kinds, None)) is not None and self._rng.random() < 0.8:
-                shots += self._trouble(kind)
+        """So many, or as many as it takes for all kinds of trouble to come; an ordinary stretch is first."""
+        kinds = [kind for kind in CAMERA_TROUBLE if self._troubles.has(kind)]
+        shots, left = self.ordinary(25), [*kinds]
+        while len(shots) < frames or left:
+            left = left or [*kinds]
+            if left:
+                shots += self._trouble(left.pop())
             shots += self._ordinary()
-        return shots[:frames]
+        return shots
 
     def ordinary(self, frames: int) -> list[Shot]:
         return [self._shot() for _ in range(frames)]
+
+    def apart_and_back(self, frames: int) -> list[Shot]:
+        """A stretch, another one out of its sight after a blackout, and the way back to the first."""
+        self._step = 0.03
+        first = [*self.ordinary(frames // 2), *self.of(Trouble.BLACKOUT, 8)]
+        self._along += 2.0
+        other = self.ordinary(frames // 2)
+        self._step = -0.05
+        return [*first, *other, *self.ordinary(80)]
 
     def of(self, kind: Trouble, frames: int) -> list[Shot]:
         shots: list[Shot] = []
@@ -460,7 +473,7 @@ class TroubledRefiner:
             how = solver_that(SingularSystem)
         elif not own and troubles.strikes(Trouble.BUNDLE_NOT_FINITE):
             how = solver_that(NoNumbers)
-        with how:
+        with how, patch("slam.refinement.CALIBRATION_ITERATIONS", CALIBRATION_ITERATIONS):
             refined = self._refiner.refine(
                 bundle, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
             )
