@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.guided_matching import expected_in, similar_nearby
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.lens import Lens, LensStep
 from relocalizer.reference_map import MAX_COORDINATE
@@ -402,7 +402,8 @@ class Mapper:
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
-        if problem := refined.problem or why_unusable(refined, bundle.cameras[free[0]]):
+        lens_found = self.lens if refined.lens.is_nothing else self.lens.then(refined.lens, bundle.cameras[free[0]])
+        if problem := refined.problem or why_unusable(refined, lens_found):
             self._refuse(self.graph.keyframes[max(free)].frame_index, f"bundle adjustment: {problem}")
             return _root_mean_square(before), _root_mean_square(before)
         poses = {
@@ -410,18 +411,18 @@ class Mapper:
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
-        self._straighten(refined.lens)
+        self._straighten(refined.lens, lens_found)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
     def _refuse(self, frame_index: int, reason: str) -> None:
         self._emit(EstimateRefused(frame_index=frame_index, reason=reason))
 
-    def _straighten(self, step: LensStep) -> None:
+    def _straighten(self, step: LensStep, lens: Lens) -> None:
         """Every keyframe becomes a picture of the corrected camera."""
         if step.is_nothing:
             return
-        self.lens = self.lens.then(step, next(iter(self.graph.keyframes.values())).camera)
+        self.lens = lens
         for k, keyframe in self.graph.keyframes.items():
             camera, features, tracks = keyframe.camera, keyframe.features, self.landmarks.observed[k]
             pixels = step.straightened(features.pixels, camera).astype(np.float32)
@@ -481,8 +482,8 @@ class Mapper:
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
 
 
-def why_unusable(refined: Refined, camera: Camera) -> str:
-    """Why a refinement, of pictures of `camera`, cannot be put into a map; empty when it can."""
+def why_unusable(refined: Refined, lens: Lens) -> str:
+    """Why a refinement that leaves the run's camera with `lens` cannot be put into a map; empty when it can."""
     poses = np.array([pose.as_matrix() for pose in refined.world_from_cam.values()])
     for name, numbers in (("poses", poses), ("landmarks", refined.points_world)):
         if not np.isfinite(numbers).all():
@@ -491,18 +492,20 @@ def why_unusable(refined: Refined, camera: Camera) -> str:
         return f"poses are beyond {MAX_COORDINATE:g} map units"
     if np.isnan(refined.error_px).any():
         return "reprojection errors are not finite"
-    return "" if refined.lens.is_nothing or _straightens(refined.lens, camera) else "the lens straightens no picture"
+    return "" if refined.lens.is_nothing or _straightens(lens) else "the lens straightens no picture"
 
 
-def _straightens(lens: LensStep, camera: Camera) -> bool:
+def _straightens(lens: Lens) -> bool:
     """Whether all of a picture has a place in the straightened one: distortion is radial, so a radius tells."""
-    if not 0.0 < min(lens.focal_ratio) <= max(lens.focal_ratio) < MAX_COORDINATE:
+    ratios = [ratio for step in lens.steps for ratio in step.focal_ratio]
+    if lens.start is None or not all(0.0 < ratio < MAX_COORDINATE for ratio in ratios):
         return False
+    camera = lens.start
     centre, far = np.array([camera.cx, camera.cy]), np.array([camera.width, camera.height]) - 1.0
     corner = np.where(centre < far / 2, far, 0.0)
     radius = centre + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - centre)
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool((np.abs(lens.straightened(radius, camera)) < MAX_COORDINATE).all())
+        return bool((np.abs(lens.straightened(radius)) < MAX_COORDINATE).all())
 
 
 def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -513,3 +513,19 @@ def test_a_place_that_the_predictor_cannot_describe_is_told():
     assert np.linalg.norm(builder.mapper.graph.keyframes[0].descriptor) == 1.0
     [event] = told
     assert event.reason == "the place descriptor is no unit vector: its place will hardly be recognized"
+
+
+def test_a_lens_that_straightens_no_picture_after_the_corrections_before_it_is_refused():
+    told = []
+    bends = Answers(lens=lambda refined: LensStep(radial=(-0.2, 0.0)))
+    builder = build(room(), refiner=bends, emit=told.append)
+    for index in range(0, 5 * STEP, STEP):
+        builder.add(index)
+    mapper = builder.mapper
+    mapper.refine_all(0)
+    assert len(mapper.lens.steps) == 1
+    assert not told
+    mapper.refine_all(0)
+    assert len(mapper.lens.steps) == 1
+    assert [event.reason for event in told] == ["bundle adjustment: the lens straightens no picture"]
+    assert all(np.isfinite(tracks.pixels).all() for tracks in mapper.landmarks.observed.values())
