@@ -52,11 +52,11 @@ from slam.system import Slam
 HAND = 6  # kinds of trouble dealt to a scenario
 ALONE = tuple(Trouble)[: tuple(Trouble).index(Trouble.SHORT_RUNS)]  # kinds that may come to any scenario besides
 HANDS = -(-len(Trouble) // HAND)
-STRONG, WEAK = 0.25, 0.02  # how often a kind strikes when it can: one that was dealt, and others
+STRONG, WEAK = 0.4, 0.02  # how often a kind strikes when it can: one that was dealt, and others
 OFTEN = {Trouble.TRACKS_LOST, Trouble.TRACKS_WRONG, Trouble.TRACKS_NOT_FINITE}  # these can with every frame
 SELDOM = {Trouble.GRAPH_SOLVER_FAILS, Trouble.GRAPH_NOT_FINITE, Trouble.LENS_BENDS, Trouble.LENS_NOT_FINITE}
 FRAMES = (45, 80)  # of an ordinary run, at least
-QUIET = 30  # frames at the beginning of most runs in which nothing fails, so that there is a map to spoil
+QUIET = 20  # frames at the beginning of most runs in which nothing fails, so that there is a map to spoil
 LIES = {Trouble.STRANGERS, Trouble.CLUSTERS, Trouble.SLIPS, Trouble.WAITING_LOOPS}
 LONG, LONG_FRAMES = 50, 4000  # one scenario in so many is one long run
 CHECK_EVERY = 10  # keyframes between two looks at the whole of a large map
@@ -102,8 +102,6 @@ def dealt(seed: int) -> list[Trouble]:
 def rates_of(hand: Sequence[Trouble], rng: np.random.Generator) -> dict[Trouble, float]:
     others = rng.choice(len(ALONE), 4, replace=False)
     rates = {ALONE[n]: WEAK for n in others} | dict.fromkeys(hand, STRONG)
-    if {Trouble.GRAPH_SOLVER_FAILS, Trouble.GRAPH_NOT_FINITE} & {*hand}:
-        rates[Trouble.STRANGERS] = STRONG  # there has to be a graph that is solved
     return {kind: rate / 5 if kind in OFTEN else 2 * rate if kind in SELDOM else rate for kind, rate in rates.items()}
 
 
@@ -182,27 +180,28 @@ class Scenario:
 
     def _let_it_happen(self) -> None:
         """Settings under which kinds that were dealt can strike at all."""
-        has, linking, refinement, relocalization = (
-            self.troubles.has,
-            dict[str, Any](),
-            dict[str, Any](),
-            dict[str, Any](),
-        )
+        has = self.troubles.has
+        linking, landmarks, refinement, relocalization = (dict[str, Any]() for _ in range(4))
         if any(map(has, LIES)):
             linking |= {"loop_min_inliers": 8, "loop_min_cells": 1}
         if has(Trouble.BEGUN_ANEW) or has(Trouble.JOINED):
             linking |= {"loop_min_inliers": 8, "loop_min_cells": 1, "loop_candidates": 4, "loop_min_gap": 3}
             linking["robust"] = bool(self.rng.random() < 0.5)
             relocalization["restart_after"] = 3
-        if has(Trouble.GRAPH_SOLVER_FAILS) or has(Trouble.GRAPH_NOT_FINITE):
-            linking["robust"] = False
+        if has(Trouble.SLIPS):
+            landmarks["refind_keyframes"] = 0  # a place that is tied already is not slipped to
         if has(Trouble.WAITING_LOOPS):
             linking |= {"loop_alone_inliers": 10000, "robust": True}
         if any(map(has, (Trouble.BUNDLE_SOLVER_FAILS, Trouble.BUNDLE_NOT_FINITE, Trouble.BUNDLE_COLLAPSES))):
             refinement["iterations"] = 2
         if has(Trouble.LENS_BENDS) or has(Trouble.LENS_NOT_FINITE):
             refinement |= {"final": "always", "final_rounds": 2, "calibrate": "always"}
-        changes = {"linking": linking, "refinement": refinement, "relocalization": relocalization}
+        changes = {
+            "linking": linking,
+            "landmarks": landmarks,
+            "refinement": refinement,
+            "relocalization": relocalization,
+        }
         update = {name: getattr(self.config, name).model_copy(update=values) for name, values in changes.items()}
         self.config = self.config.model_copy(update=update)
 
@@ -242,9 +241,12 @@ class Scenario:
     def _shots(self) -> list[Shot]:
         """Those of an ordinary run, with an end of the kind that was dealt."""
         frames = int(self.rng.integers(*FRAMES))
-        shots = self.walk.shots(frames)
         if {Trouble.BEGUN_ANEW, Trouble.JOINED} & self.troubles.rates.keys():
-            shots = [*self.walk.apart_and_back(frames), *shots]
+            shots = [*self.walk.apart_and_back(frames), *self.walk.shots(0)]
+        else:
+            shots = self.walk.shots(frames)
+        if self.troubles.has(Trouble.SLIPS):
+            shots = [*self.walk.there_and_back(), *shots]
         if self.troubles.has(Trouble.ENDS_LOST):
             shots += self.walk.of(Trouble.BLACKOUT, 5)
         return shots
@@ -373,6 +375,19 @@ class Scenario:
         for kind in sorted(LIES):
             if self.troubles.has(kind):
                 Liar(self, slam, kind, shots).install()
+        if self.troubles.has(Trouble.GRAPH_SOLVER_FAILS) or self.troubles.has(Trouble.GRAPH_NOT_FINITE):
+            self._solve_often(slam)
+
+    def _solve_often(self, slam: Slam) -> None:
+        """The graph is solved after every keyframe, loop or not."""
+        linker, close = slam._linker, slam._linker.close_loops
+
+        def solved(k: int) -> bool:
+            closed = close(k)
+            linker._optimise(k, "a keyframe", set())
+            return closed
+
+        setattr(linker, "close_loops", solved)  # noqa: B010
 
 
 class Lies(FalseLoops):
@@ -393,7 +408,8 @@ class Liar:
 
     def __init__(self, scenario: Scenario, slam: Slam, kind: Trouble, shots: Sequence[Shot]) -> None:
         rng = scenario.rng
-        at = np.flatnonzero(rng.random(LONG_FRAMES) < (0.1 if kind is Trouble.CLUSTERS else 0.3)).tolist()
+        often = kind is not Trouble.CLUSTERS and scenario.config.linking.robust  # else the graph is solved all the time
+        at = np.flatnonzero(rng.random(LONG_FRAMES) < (0.3 if often else 0.05)).tolist()
         slips = [Slip(), Slip(length=0.05), Slip(length=1.0), Slip(degrees=1.0), Slip(degrees=10.0)]
         slip = slips[rng.integers(len(slips))] if kind is Trouble.SLIPS else None
         self._scenario, self._slam, self._kind = scenario, slam, kind

@@ -240,7 +240,13 @@ class Walk:
         self._along += 2.0
         other = self.ordinary(frames // 2)
         self._step = -0.05
-        return [*first, *other, *self.ordinary(80)]
+        return [*first, *other, *self.ordinary(65)]
+
+    def there_and_back(self) -> list[Shot]:
+        self._step = 0.04
+        there = self.ordinary(30)
+        self._step = -0.04
+        return [*there, *self.ordinary(30)]
 
     def of(self, kind: Trouble, frames: int) -> list[Shot]:
         shots: list[Shot] = []
