@@ -125,6 +125,14 @@ class ScaleUnobservable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateRefused:
+    """A solver failed, or what came out of it or of the predictor is not finite: it was not used."""
+
+    frame_index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingLost:
     frame_index: int
     timestamp_ns: int
@@ -199,6 +207,7 @@ Event = (
     | EdgeRejected
     | GraphOptimised
     | ScaleUnobservable
+    | EstimateRefused
     | TrackingLost
     | Relocalised
     | PlacedLater

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, refine_pose, rotate_pixels, search_pose
+from relocalizer.features import LocalFeatures
 from relocalizer.geometry import rotation_matrix
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Camera, Image
@@ -65,12 +66,14 @@ class FrontEnd:
 
     def advance(self, frame: Frame) -> None:
         """Follow the tracks into the next picture, whose pose is yet to be found."""
-        gray = self._tracker.gray(frame.image)
+        gray = self._gray_of(frame)
         tracks = self.before = self._landmarks.renamed(self.tracks)
         agreeing, self.agreeing = self.agreeing, Tracks.none()
+        self.tracks = Tracks.none()
         if len(tracks) and self._gray.shape == gray.shape:
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, self._guess(frame, tracks))
-            self.tracks = Tracks(tracks.ids, pixels).where(found)
+            inside = frame.camera.contains(pixels.astype(np.float64))  # NaN is nowhere
+            self.tracks = Tracks(tracks.ids, pixels).where(found & inside)
             self._overlay.follow(self._gray, gray)
             self.leave_out(self._overlay.look(self.tracks, agreeing, frame.camera))
         self._gray = gray
@@ -98,16 +101,28 @@ class FrontEnd:
 
     def see(self, frame: Frame) -> Seen:
         """The frame whose picture was taken last, with its features."""
-        return self.without_overlay(Seen(frame, self._tracker.detect(self._gray), self.tracks))
+        return self.without_overlay(Seen(frame, self._detect(self._gray, frame.camera), self.tracks))
 
     def look_at(self, frame: Frame) -> Seen:
         """A frame out of turn, with its features; nothing was followed into it."""
-        features = self._tracker.detect(self._tracker.gray(frame.image))
+        features = self._detect(self._gray_of(frame), frame.camera)
         return self.without_overlay(Seen(frame, features, Tracks.none()))
 
     def without_overlay(self, seen: Seen) -> Seen:
         """A frame without the features that lie on what stands still in the image, as far as that is known by now."""
         return replace(seen, features=self._overlay.cleared(seen.features))
+
+    def _gray_of(self, frame: Frame) -> Image:
+        return self._tracker.gray(frame.image) if frame.image.size else np.zeros((0, 0), np.uint8)
+
+    def _detect(self, gray: Image, camera: Camera) -> LocalFeatures:
+        """Features of a picture that are finite and lie in it; none where it has no pixels."""
+        if gray.size == 0:
+            return LocalFeatures.none()
+        found = self._tracker.detect(gray)
+        inside = camera.contains(found.pixels.astype(np.float64))
+        usable = inside & np.isfinite(found.scales) & np.isfinite(found.descriptors).all(axis=1)
+        return found if usable.all() else found.where(usable)
 
     @property
     def here(self) -> Located:

@@ -22,6 +22,7 @@ from relocalizer.image_static import share_of_image, standing_still
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches, find_turn
+from slam.answers import relate
 from slam.config import SlamConfig
 from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located
@@ -191,7 +192,7 @@ class Initialiser:
             return self._consider(first, second, self._relate_tracks(first.seen, second), by_looks)
         if first.encoded is None:
             first.encoded = self._encode(first.seen)
-        [estimate] = self._predictor.relate([(first.encoded, self._encode(second))])
+        estimate = relate(self._predictor, first.encoded, self._encode(second))
         outcome = self._consider(first, second, estimate, by_looks)
         if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
             # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,
@@ -285,7 +286,7 @@ def placed(pair: FirstPair, front_end: FrontEnd, world_from_first: RigidTransfor
 
     Frames that do not fit it are left out. `world_from_first` is where the refined map has the first.
     """
-    yield pair.first.frame, Located(Similarity.identity().rigid, pair.first.tracks)
+    yield pair.first.frame, Located(world_from_first, pair.first.tracks)
     pose = world_from_first
     for frame, tracks in pair.between:
         found = front_end.fit(frame, tracks, pose)

@@ -17,31 +17,47 @@ from relocalizer.guided_matching import expected_in, similar_nearby
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.lens import Lens, LensStep
+from relocalizer.reference_map import MAX_COORDINATE
 from relocalizer.triangulation import depths_in, triangulate
+from slam.answers import describe
 from slam.config import SlamConfig
+from slam.events import EstimateRefused, Event
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
-from slam.refinement import Bundle, LensPrior, Refiner, refine_points, reprojection_errors
+from slam.refinement import Bundle, LensPrior, Refined, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
 SAME_POINT_SIMILARITY = 0.7
 SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
+PRIOR_CONFIDENCE = 0.5  # of a pair estimate, the chance that it is right
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
+RADII = 1000  # at which a lens is tried, from the middle of the picture to its corner
 HOLDING = 0.25  # of a window's length: so far apart keyframes must stand to hold it
 WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
 
 class Mapper:
-    """Owns the graph's keyframes and the landmarks; the only writer to both besides the loop closer."""
+    """Owns the graph's keyframes and the landmarks, and writes to both.
 
-    def __init__(self, config: SlamConfig, predictor: PosePredictor, refiner: Refiner) -> None:
+    So do the `Linker`, who ties keyframes and makes one of landmarks that a loop shows to be one, and
+    `slam.saved_map.restore`, who puts a saved map in.
+    """
+
+    def __init__(
+        self,
+        config: SlamConfig,
+        predictor: PosePredictor,
+        refiner: Refiner,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         self._config = config
         self._predictor = predictor
         self._refiner = refiner
+        self._emit = emit
         self.graph = KeyframeGraph()
         self.lens = Lens()  # what was found of the run's camera
         self.landmarks = LandmarkMap()
@@ -54,13 +70,16 @@ class Mapper:
         """Make a keyframe of a frame; it is not in the graph yet."""
         frame = seen.frame
         [encoded] = self._predictor.encode([View(frame.image, frame.camera, seen.features)])
+        descriptor, usable = describe(self._predictor, encoded)
+        if not usable:
+            self._refuse(frame.index, "the place descriptor is no unit vector: its place will hardly be recognized")
         return Keyframe(
             id=self.graph.last_id + 1,
             frame_index=frame.index,
             timestamp_ns=frame.timestamp_ns,
             camera=frame.camera,
             encoded=encoded,
-            descriptor=self._predictor.describe(encoded),
+            descriptor=descriptor,
             features=seen.features,
         )
 
@@ -242,8 +261,10 @@ class Mapper:
         return self._config.tracks.noise_px
 
     def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
-        """Keep a pair estimate, for refinements to use as a prior."""
-        if self._config.refinement.pair_priors and isinstance(estimate, PairEstimate):
+        """Keep a pair estimate that is more likely right than wrong, for refinements to use as a prior."""
+        if isinstance(estimate, NoEstimate) or estimate.confidence < PRIOR_CONFIDENCE:
+            return
+        if self._config.refinement.pair_priors:
             if (i, j) not in self.pairs:
                 self._paired_with.setdefault(j, []).append(i)
             self.pairs[i, j] = estimate
@@ -275,6 +296,11 @@ class Mapper:
         of_segment = (i for i in reversed(self.graph.keyframes) if self.graph.segment_of[i] == segment)
         return list(islice(of_segment, count))[::-1]
 
+    def before(self, k: int) -> int | None:
+        """Id of the last keyframe of k's segment that is older than k; None for the first."""
+        segment = self.graph.segment_of[k]
+        return next((i for i in reversed(self.graph.keyframes) if i < k and self.graph.segment_of[i] == segment), None)
+
     def related(self, k: int, count: int, *, among: Sequence[int] | None = None) -> list[int]:
         """Keyframes that see the most landmarks of k, at most `count`, the strongest first.
 
@@ -288,12 +314,12 @@ class Mapper:
         shared = self.landmarks.shared_with(ids, [i for i in among if i != k])
         return sorted((i for i in shared if shared[i]), key=lambda i: (-shared[i], -i))[:count]
 
-    def parallax_deg(self, i: int, k: int) -> float:
-        """Median angle, at the landmarks both keyframes see, between their rays; 0 when they share none."""
+    def parallax_deg(self, i: int, k: int) -> float | None:
+        """Median angle, at the landmarks both keyframes see, between their rays; None when they share none."""
         shared = np.intersect1d(self.landmarks.observed[i].ids, self.landmarks.observed[k].ids, assume_unique=True)
         shared = shared[self.landmarks.has_place(shared)]
         if len(shared) == 0:
-            return 0.0
+            return None
         points = self.landmarks.points_world(shared, self.graph)
         a, b = (points - self.graph.world_from_keyframe[n].translation for n in (i, k))
         angles = np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1))
@@ -403,20 +429,27 @@ class Mapper:
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
+        lens_found = self.lens if refined.lens.is_nothing else self.lens.then(refined.lens, bundle.cameras[free[0]])
+        if problem := refined.problem or why_unusable(refined, lens_found):
+            self._refuse(self.graph.keyframes[max(free)].frame_index, f"bundle adjustment: {problem}")
+            return _root_mean_square(before), _root_mean_square(before)
         poses = {
             k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
-        self._straighten(refined.lens)
+        self._straighten(refined.lens, lens_found)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
-    def _straighten(self, step: LensStep) -> None:
+    def _refuse(self, frame_index: int, reason: str) -> None:
+        self._emit(EstimateRefused(frame_index=frame_index, reason=reason))
+
+    def _straighten(self, step: LensStep, lens: Lens) -> None:
         """Every keyframe becomes a picture of the corrected camera."""
         if step.is_nothing:
             return
-        self.lens = self.lens.then(step, next(iter(self.graph.keyframes.values())).camera)
+        self.lens = lens
         for k, keyframe in self.graph.keyframes.items():
             camera, features, tracks = keyframe.camera, keyframe.features, self.landmarks.observed[k]
             pixels = step.straightened(features.pixels, camera).astype(np.float32)
@@ -474,6 +507,32 @@ class Mapper:
             named[np.isin(named, gone)] = -1
         left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
+
+
+def why_unusable(refined: Refined, lens: Lens) -> str:
+    """Why a refinement that leaves the run's camera with `lens` cannot be put into a map; empty when it can."""
+    poses = np.array([pose.as_matrix() for pose in refined.world_from_cam.values()])
+    for name, numbers in (("poses", poses), ("landmarks", refined.points_world)):
+        if not np.isfinite(numbers).all():
+            return f"{name} are not finite"
+    if not (np.abs(poses[:, :3, 3]) < MAX_COORDINATE).all():
+        return f"poses are beyond {MAX_COORDINATE:g} map units"
+    if np.isnan(refined.error_px).any():
+        return "reprojection errors are not finite"
+    return "" if refined.lens.is_nothing or _straightens(lens) else "the lens straightens no picture"
+
+
+def _straightens(lens: Lens) -> bool:
+    """Whether all of a picture has a place in the straightened one: distortion is radial, so a radius tells."""
+    ratios = [ratio for step in lens.steps for ratio in step.focal_ratio]
+    if lens.start is None or not all(0.0 < ratio < MAX_COORDINATE for ratio in ratios):
+        return False
+    camera = lens.start
+    centre, far = np.array([camera.cx, camera.cy]), np.array([camera.width, camera.height]) - 1.0
+    corner = np.where(centre < far / 2, far, 0.0)
+    radius = centre + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - centre)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((np.abs(lens.straightened(radius)) < MAX_COORDINATE).all())
 
 
 def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

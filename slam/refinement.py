@@ -83,13 +83,15 @@ class Bundle:
 class Refined:
     """New poses and points, and the reprojection error (M,) in pixels of each observation under them.
 
-    `lens` is what was found of the camera; nothing where it was held, or is not observable.
+    `lens` is what was found of the camera; nothing where it was held, or is not observable. `problem` is why the solver
+    failed, and then nothing has moved; empty where it did not.
     """
 
     world_from_cam: dict[int, RigidTransform]
     points_world: FloatArray
     error_px: FloatArray
     lens: LensStep = field(default_factory=LensStep)
+    problem: str = ""
 
 
 class Refiner(Protocol):
@@ -188,9 +190,11 @@ class GtsamRefiner:
         parameters.setMaxIterations(iterations)
         parameters.setRelativeErrorTol(relative_tolerance)
         parameters.setLinearSolverType("SEQUENTIAL_CHOLESKY")  # a tenth quicker than multifrontal, small map or large
-        solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
-        if not np.isfinite(graph.error(solution)):
-            solution = start  # a singular system: better the old map than a broken one
+        solution, problem = _solved(graph, start, parameters)
+        if problem:  # better the old map than a broken one
+            poses_before, points_before = dict(bundle.world_from_cam), bundle.points_world
+            errors = reprojection_errors(bundle, poses_before, points_before)
+            return Refined(world_from_cam=poses_before, points_world=points_before, error_px=errors, problem=problem)
         found = LensStep()
         if bundle.lens is not None:
             told = told_of(bundle.lens, solution, camera_covariance(graph, solution))
@@ -277,6 +281,17 @@ class GtsamRefiner:
             else:
                 noise = gtsam.noiseModel.Isotropic.Sigma(3, FIXED_SIGMA)
                 graph.add(gtsam.PriorFactorPoint3(key, start.atPoint3(key), noise))
+
+
+def _solved(
+    graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, parameters: gtsam.LevenbergMarquardtParams
+) -> tuple[gtsam.Values, str]:
+    """The solution, and why it is none; empty when it is one."""
+    try:
+        solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
+    except RuntimeError as error:  # how GTSAM says that a linear system is singular
+        return start, " ".join(str(error).split())
+    return solution, "" if np.isfinite(graph.error(solution)) else "the solution is not finite"
 
 
 def _uncertain(camera: Camera, prior: LensPrior) -> gtsam.noiseModel.Gaussian:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from failing_solvers import SINGULAR, NoNumbers, SingularSystem, solver_that
 
 from relocalizer.geometry import (
     align_points,
@@ -434,3 +435,20 @@ def test_a_keyframe_that_sees_nothing_and_a_point_that_nobody_sees_stay_where_th
     )
     np.testing.assert_allclose(refined.points_world[5], start.points_world[5], atol=1e-9, rtol=0)
     assert refined.error_px.max() < 1e-3
+
+
+# A solver that fails
+
+
+@pytest.mark.parametrize(("kind", "said"), [(SingularSystem, SINGULAR), (NoNumbers, "the solution is not finite")])
+@pytest.mark.parametrize("lens", [None, GIVEN, GUESSED])
+def test_a_solver_that_fails_moves_nothing_and_says_why(kind, said, lens, rng):
+    bundle = replace(perturbed(bundle_of(arc(4), rng.uniform([-1, -1, 4], [1, 1, 6], (30, 3)))), lens=lens)
+    with solver_that(kind):
+        refined = refine(bundle)
+    assert refined.problem == said
+    assert refined.world_from_cam == bundle.world_from_cam
+    assert np.array_equal(refined.points_world, bundle.points_world)
+    errors = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
+    assert np.array_equal(refined.error_px, errors)
+    assert refined.lens == LensStep()
