@@ -1,0 +1,442 @@
+"""What matched points of image pairs say of the camera that took them, and how far that is to be believed.
+
+The epipolar geometry of two views of one camera fits no essential matrix but under the right focal length and radial
+distortion (Hartley and Zisserman, "Multiple View Geometry", chapter 19; over many pairs: Sweeney et al., "Optimizing
+the viewing graph for structure-from-motion", ICCV 2015). Nothing but matched pixels is used, no map and no pose, so
+that what comes out is evidence of its own.
+
+Errors of matches are correlated: within a pair, and between pairs of the same images. So the standard deviation is that
+of a jackknife over blocks of time (Kuensch, "The jackknife and the bootstrap for general stationary observations",
+1989), never less than the formal one. To it is added what the models of the camera disagree by: with and without an
+offset of the principal point, with and without distortion.
+
+A camera that hardly turns, or sees one plane, says little. Then the standard deviation is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
+
+from relocalizer.epipolar_fit import (
+    DIVISION,
+    LOG_FOCAL,
+    OFFSET_X,
+    OFFSET_Y,
+    EpipolarFit,
+    Influence,
+    LensPull,
+    PairBatch,
+    best_of,
+    fit_poses,
+    fundamental_distances,
+    influence,
+    poses_of_fundamental,
+    refine_lens,
+    refine_poses,
+)
+from relocalizer.geometry import FloatArray
+from relocalizer.images import Camera
+
+FIELD_DEG = (20.0, 170.0)  # of view across the longer side: what lenses have
+KNOWN_SIGMA = 0.03  # of a focal length: a larger one bends a map visibly
+PRIOR_SIGMA = 0.3  # of the logarithm of an assumed focal length: 45 to 78 degrees for 60
+_MODEL_SIGMA = 0.005  # what even a good fit does not see: rolling shutter, a centre of distortion of its own
+_SIGNIFICANT = 3.0  # standard deviations from none, for a distortion to be taken for one
+# From both on a model without distortion has no say: a rolling shutter looks like a little of it.
+_CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
+_PULL = np.array([1.0, 0.15, 0.03, 0.03])  # standard deviations of the lens numbers, the unit half the diagonal
+_GRID = 15  # focal lengths tried, over `FIELD_DEG`
+_EPIPOLAR_PX = 2.0
+_LEAST_NOISE_PX = 0.2
+_LEAST_MATCHES, _MOST_MATCHES = 30, 120  # of a pair
+_LEAST_SHARE = 0.4  # of a pair's matches that must agree with its epipolar geometry
+_FLAT = 0.8  # one homography explains this share of a pair's matches: a plane, or no parallax
+_LEAST_PAIRS = 5
+_BLOCKS = 8
+_MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, pictures 0.5 to 0.7
+_RIVAL = 8.0  # by this much a second minimum must be worse, where pairs tell as much as their scatter says
+_MINIMA = 3
+_WINDOWS, _WINDOW_PAIRS = 6, 6  # stretches of time that a focal length is fitted to alone
+_WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
+_CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
+_ALL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewPair:
+    """Two images of one camera: where they stand in the footage, and pixels (N, 2) of points matched between them."""
+
+    first: int
+    second: int
+    pixels_first: FloatArray
+    pixels_second: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class FocalChange:
+    """The focal length of the later images is (1 + share) times that of those up to `from_frame`."""
+
+    share: float
+    sigma: float
+    from_frame: int
+    to_frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distortion:
+    """Radial distortion of the division model about the principal point, the unit half the image's diagonal.
+
+    undistorted = distorted / (1 + division * |distorted|^2), so -0.1 moves the corners out by a tenth.
+    """
+
+    division: float = 0.0
+    sigma: float = float("inf")
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether there is some."""
+        return abs(self.division) > _SIGNIFICANT * self.sigma
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it can be nothing else."""
+        return abs(self.division) > max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class FocalEstimate:
+    """A focal length, mean of x and y, pixels; `sigma` is that of its logarithm, a share.
+
+    Attributes:
+        distortion: estimated with it.
+        pairs: how many it rests on.
+        doubt: why it is not known, whatever sigma; empty when it is.
+        change: it is not one focal length.
+    """
+
+    focal_px: float
+    sigma: float
+    distortion: Distortion
+    pairs: int
+    doubt: str = ""
+    change: FocalChange | None = None
+
+    @property
+    def is_known(self) -> bool:
+        return not self.doubt
+
+
+@dataclass(frozen=True, slots=True)
+class NotDetermined:
+    """Nothing could be estimated."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """Pairs whose matches agree with an epipolar geometry, in order of time.
+
+    Attributes:
+        F: (P, 3, 3) of the undistorted points.
+        frames: (P, 2) the images' positions in the footage.
+    """
+
+    batch: PairBatch
+    F: FloatArray
+    frames: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Matches:
+    """Matches of a pair that agree with a fundamental matrix, in pixels from the principal point.
+
+    Attributes:
+        x, y: (N, 2) as they were seen, the unit half the image's diagonal.
+        F: (3, 3) of the undistorted pixels `straight_x`, `straight_y` (N, 2).
+    """
+
+    x: FloatArray
+    y: FloatArray
+    F: FloatArray
+    straight_x: FloatArray
+    straight_y: FloatArray
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether one homography explains most of them: one plane, or no parallax."""
+        _, mask = cv2.findHomography(
+            self.straight_x, self.straight_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, maxIters=1000, confidence=0.999
+        )
+        return mask is not None and bool(mask.sum() > _FLAT * len(self.x))
+
+    def thinned(self, most: int) -> _Matches:
+        """At most so many of them, evenly over all."""
+        every = slice(None, None, -(-len(self.x) // most))
+        return _Matches(self.x[every], self.y[every], self.F, self.straight_x[every], self.straight_y[every])
+
+
+class SelfCalibration:
+    """Estimates from the pairs of one camera; they are looked through once."""
+
+    def __init__(self, pairs: Sequence[ViewPair], camera: Camera) -> None:
+        """Args:
+        camera: a pinhole camera whose principal point and ratio of focal lengths are believed; its focal length is
+            where `check` and `distortion` begin.
+        """
+        self._pairs = sorted(pairs, key=lambda pair: pair.first + pair.second)
+        self._camera = camera
+        self._unit = 0.5 * float(np.hypot(camera.width, camera.height))
+        self._pull = LensPull(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0]), _PULL)
+
+    def estimate(self) -> FocalEstimate | NotDetermined:
+        """The focal length, looked for among all that lenses have."""
+        chosen = self._choose(0.0)
+        if isinstance(chosen, NotDetermined):
+            return chosen
+        fits = self._minima(chosen)
+        best = fits[0]
+        again = self._choose(float(best.lens[DIVISION]))
+        if isinstance(again, NotDetermined):
+            return again
+        fit = self._refined(again, fit_poses(again.batch, again.F, best.lens))
+        return self._judged(again, fit, rivals=[(f, float(f.loss.sum() - best.loss.sum())) for f in fits[1:]])
+
+    def check(self) -> FocalEstimate | NotDetermined:
+        """The focal length, looked for near that of the camera."""
+        chosen = self._choose(0.0)
+        if isinstance(chosen, NotDetermined):
+            return chosen
+        start = fit_poses(chosen.batch, chosen.F, self._pull.mean)
+        return self._judged(chosen, self._refined(chosen, start), rivals=[])
+
+    def distortion(self) -> Distortion:
+        """What the camera leaves, if its focal length and principal point are right."""
+        chosen = self._choose(0.0)
+        if isinstance(chosen, NotDetermined):
+            return Distortion()
+        free = [DIVISION]
+        fit = fit_poses(chosen.batch, chosen.F, self._pull.mean)
+        fit = refine_lens(chosen.batch, fit, free, self._pull, iterations=20)
+        [sigma] = _sigmas(influence(chosen.batch, fit, free, self._pull))
+        return Distortion(float(fit.lens[DIVISION]), float(sigma))
+
+    # --- the pairs -------------------------------------------------------------------------------------
+
+    def _choose(self, division: float) -> _Chosen | NotDetermined:
+        """The pairs that say something, their matches chosen under a distortion."""
+        found, flat = [], 0
+        for pair in self._pairs:
+            matches = self._agreeing(pair, division)
+            if matches is not None and matches.is_flat:
+                flat += 1
+            elif matches is not None:
+                found.append((pair, matches.thinned(_MOST_MATCHES)))
+        if len(found) < _LEAST_PAIRS:
+            return NotDetermined(_too_few(len(self._pairs), len(found), flat))
+        batch = _padded([matches for _, matches in found])
+        unit = np.diag([self._unit, self._unit, 1.0])
+        F = np.array([unit @ matches.F @ unit for _, matches in found])
+        distances = fundamental_distances(batch, F, np.array([0.0, division, 0.0, 0.0]))
+        noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _LEAST_NOISE_PX / self._unit)
+        frames = np.array([[pair.first, pair.second] for pair, _ in found], dtype=np.int64)
+        return _Chosen(replace(batch, noise=noise), F, frames)
+
+    def _agreeing(self, pair: ViewPair, division: float) -> _Matches | None:
+        """The matches of a pair that agree with one epipolar geometry; None when they are too few."""
+        x, y = (
+            self._camera.normalised(pixels) * (self._camera.mean_focal / self._unit)
+            for pixels in (pair.pixels_first, pair.pixels_second)
+        )
+        if len(x) < _LEAST_MATCHES:
+            return None
+        straight_x, straight_y = (p * self._unit / (1.0 + division * (p**2).sum(axis=1, keepdims=True)) for p in (x, y))
+        F, mask = cv2.findFundamentalMat(straight_x, straight_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, 0.999, 2000)
+        if F is None or F.shape != (3, 3):
+            return None
+        rows = np.flatnonzero(mask.ravel())
+        if len(rows) < max(_LEAST_MATCHES, _LEAST_SHARE * len(x)):
+            return None
+        return _Matches(x[rows], y[rows], F, straight_x[rows], straight_y[rows])
+
+    # --- the search ------------------------------------------------------------------------------------
+
+    def _log_focal(self, focal_px: float) -> float:
+        return float(np.log(focal_px / self._unit))
+
+    def _minima(self, chosen: _Chosen) -> list[EpipolarFit]:
+        """The lens at each minimum of the loss over the focal lengths, the best first."""
+        fits = self._profile(chosen)
+        loss = np.array([self._loss(fit) for fit in fits])
+        before, after = np.append(np.inf, loss[:-1]), np.append(loss[1:], np.inf)
+        minima = sorted(np.flatnonzero((loss <= before) & (loss <= after)).tolist(), key=lambda n: float(loss[n]))
+        refined = [refine_lens(chosen.batch, fits[n], _ALL, self._pull, iterations=10) for n in minima[:_MINIMA]]
+        refined.sort(key=self._loss)
+        return sorted([*(self._refined(chosen, fit) for fit in refined[:2]), *refined[2:]], key=self._loss)
+
+    def _refined(self, chosen: _Chosen, fit: EpipolarFit) -> EpipolarFit:
+        """All lens numbers fitted; poses caught in a minimum of their own are looked for anew on the way."""
+        for _ in range(2):
+            fit = best_of(fit, fit_poses(chosen.batch, chosen.F, fit.lens))
+            fit = refine_lens(chosen.batch, fit, _ALL, self._pull, iterations=15)
+        return fit
+
+    def _loss(self, fit: EpipolarFit) -> float:
+        return float(fit.loss.sum()) + self._pull.loss(fit.lens, _ALL)
+
+    def _profile(self, chosen: _Chosen) -> list[EpipolarFit]:
+        """Poses and distortion fitted at each focal length of a grid, each begun from its neighbour's."""
+        side = max(self._camera.width, self._camera.height)
+        longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
+        grid = np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
+        middle = int(np.argmin(np.abs(grid - self._pull.mean[LOG_FOCAL])))
+        fits: dict[int, EpipolarFit] = {}
+        start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0]))
+        fits[middle] = refine_lens(chosen.batch, start, [DIVISION], self._pull, iterations=3)
+        for way in (range(middle, _GRID), range(middle, -1, -1)):
+            for n, following in pairwise(way):
+                fits[following] = self._carried(chosen, fits[n], float(grid[following]))
+        return [fits[n] for n in range(_GRID)]
+
+    def _carried(self, chosen: _Chosen, fit: EpipolarFit, log_focal: float) -> EpipolarFit:
+        """A fit taken over to another focal length."""
+        lens = fit.lens.copy()
+        lens[LOG_FOCAL] = log_focal
+        near = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
+        other = refine_poses(chosen.batch, poses_of_fundamental(chosen.F, lens), iterations=3)
+        return refine_lens(chosen.batch, best_of(near, other), [DIVISION], self._pull, iterations=2)
+
+    # --- how far it is to be believed ------------------------------------------------------------------
+
+    def _judged(
+        self, chosen: _Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
+    ) -> FocalEstimate:
+        """The estimate at a fit of all lens numbers."""
+        seen = influence(chosen.batch, fit, _ALL, self._pull)
+        sigmas = _sigmas(seen)
+        distortion = Distortion(float(fit.lens[DIVISION]), float(sigmas[DIVISION]))
+        logs = [float(fit.lens[LOG_FOCAL])]
+        for free, division in self._simpler_models(distortion):
+            lens = fit.lens.copy()
+            lens[[k for k in _ALL if k not in free]] = 0.0
+            lens[DIVISION] = division
+            start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
+            simpler = refine_lens(chosen.batch, start, free, self._pull, iterations=20)
+            logs.append(float(simpler.lens[LOG_FOCAL]))
+        spread = 0.5 * (max(logs) - min(logs))
+        sigma = float(np.sqrt(sigmas[LOG_FOCAL] ** 2 + spread**2 + _MODEL_SIGMA**2))
+        focal = float(np.exp(0.5 * (max(logs) + min(logs)))) * self._unit
+        formal = float(np.sqrt(np.linalg.inv(seen.total)[LOG_FOCAL, LOG_FOCAL]))
+        scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
+        return FocalEstimate(
+            focal_px=focal,
+            sigma=sigma,
+            distortion=distortion,
+            pairs=len(chosen.batch),
+            doubt=self._doubt(chosen, fit, focal, sigma, [f for f, worse in rivals if worse < _RIVAL * scatter]),
+            change=_change(chosen, fit, self._pull),
+        )
+
+    @staticmethod
+    def _simpler_models(distortion: Distortion) -> list[tuple[list[int], float]]:
+        """Which lens numbers are free, and the distortion they begin with."""
+        models = [([LOG_FOCAL, DIVISION], distortion.division)]
+        if not distortion.is_clear:
+            models.append(([LOG_FOCAL, OFFSET_X, OFFSET_Y], 0.0))
+        return models
+
+    def _doubt(
+        self, chosen: _Chosen, fit: EpipolarFit, focal: float, sigma: float, rivals: Sequence[EpipolarFit]
+    ) -> str:
+        """Why the focal length is not known; empty when it is."""
+        side = max(self._camera.width, self._camera.height)
+        field = float(np.degrees(2.0 * np.arctan(0.5 * side / focal)))
+        misfit = float(np.median(fit.loss / chosen.batch.weight.sum(axis=1)))
+        others = [
+            float(np.exp(f.lens[LOG_FOCAL])) * self._unit
+            for f in rivals
+            if abs(f.lens[LOG_FOCAL] - fit.lens[LOG_FOCAL]) > KNOWN_SIGMA
+        ]
+        if not FIELD_DEG[0] < field < FIELD_DEG[1]:
+            return f"the best one means a field of view of {field:.0f} degrees"
+        if misfit > _MISFIT:
+            return "no focal length explains how the matched points move"
+        if others:
+            return f"{others[0] / focal:.2f} times as long a focal length explains the images as well"
+        if sigma > KNOWN_SIGMA:
+            return f"its standard deviation is {100 * sigma:.1f} %, {100 * KNOWN_SIGMA:.0f} % needed"
+        return ""
+
+
+def _padded(matches: Sequence[_Matches]) -> PairBatch:
+    """Points of pairs as a batch; its noise is set by the caller."""
+    counts = np.array([len(m.x) for m in matches])
+    most = int(counts.max())
+    x, y = (
+        np.array([np.pad(p, ((0, most - len(p)), (0, 0))) for p in points])
+        for points in ([m.x for m in matches], [m.y for m in matches])
+    )
+    return PairBatch(x, y, (np.arange(most) < counts[:, None]).astype(np.float64), 1.0)
+
+
+def _too_few(given: int, usable: int, flat: int) -> str:
+    if flat > given // 2:
+        return f"{flat} of {given} pairs of images show no parallax, or one plane"
+    return f"{usable} of {given} pairs of images share enough points (needs {_LEAST_PAIRS})"
+
+
+def _sigmas(seen: Influence) -> FloatArray:
+    """Standard deviations (N,): of the one-step jackknife over blocks of time, widened as Student's t is for so few
+    blocks, and never less than the formal ones."""
+    count = len(seen.gradient)
+    blocks = min(_BLOCKS, count)
+    of = np.arange(count) * blocks // count
+    left_out = np.array(
+        [
+            np.linalg.solve(seen.total - seen.information[of == n].sum(axis=0), seen.gradient[of == n].sum(axis=0))
+            for n in range(blocks)
+        ]
+    )
+    widened = float(stdtrit(blocks - 1, ndtr(2.0))) / 2.0
+    jackknife = widened * np.sqrt((blocks - 1) / blocks * (left_out**2).sum(axis=0))
+    return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(seen.total)))))
+
+
+def _change(chosen: _Chosen, fit: EpipolarFit, pull: LensPull) -> FocalChange | None:
+    """Whether early and late pairs want different focal lengths, the rest of the lens held."""
+    count = len(chosen.batch)
+    windows = min(_WINDOWS, count // _WINDOW_PAIRS)
+    if windows < 2:
+        return None
+    of, free = np.arange(count) * windows // count, [LOG_FOCAL]
+    logs, variances = np.empty(windows), np.empty(windows)
+    for n in range(windows):
+        batch = chosen.batch.take(np.flatnonzero(of == n))
+        part = refine_lens(batch, fit.take(np.flatnonzero(of == n)), free, pull, iterations=15)
+        [sigma] = _sigmas(influence(batch, part, free, pull))
+        logs[n], variances[n] = part.lens[LOG_FOCAL], sigma**2 + _WINDOW_SIGMA**2
+    best: FocalChange | None = None
+    for split in range(1, windows):
+        (early, early_variance), (late, late_variance) = (
+            _weighted_mean(logs[part], variances[part]) for part in (slice(0, split), slice(split, None))
+        )
+        share, sigma = float(np.exp(late - early)) - 1.0, float(np.sqrt(early_variance + late_variance))
+        if best is None or abs(share) / sigma > abs(best.share) / best.sigma:
+            from_frame, to_frame = chosen.frames[of < split].max(), chosen.frames[of >= split].min()
+            best = FocalChange(share, sigma, int(from_frame), int(to_frame))
+    return best if best and abs(best.share) > max(_CHANGE, _CHANGE_SIGMAS * best.sigma) else None
+
+
+def _weighted_mean(values: FloatArray, variances: FloatArray) -> tuple[float, float]:
+    """The mean of several estimates and its variance, which their scatter widens."""
+    weights = 1.0 / variances
+    mean = float((weights * values).sum() / weights.sum())
+    scatter = float((weights * (values - mean) ** 2).sum()) / max(len(values) - 1, 1)
+    return mean, max(1.0, scatter) / float(weights.sum())
