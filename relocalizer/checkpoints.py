@@ -1,6 +1,6 @@
 """Where the released weights are: a path, the Hugging Face cache, or the hub they are fetched from.
 
-Nothing is fetched without saying first how much it is and under which licence. Looking into the cache needs
+Only `fetch` fetches anything, and says first how much it is and under which licence. Looking into the cache needs
 neither the network nor the `hub` extra. No weights come with this project.
 """
 
@@ -77,13 +77,18 @@ def locate(source: str | Path) -> Checkpoint | None:
     return _in_folder(str(source), snapshot)
 
 
-def resolve(source: str | Path, *, announce: Callable[[str], None] | None = None) -> Checkpoint:
-    """The checkpoint `source` stands for, fetched if it is not here yet.
+def resolve(source: str | Path) -> Checkpoint:
+    """The checkpoint `source` stands for, which must be on this machine: weights are never fetched unasked.
 
     Raises:
-        WeightsError: as `locate` and `fetch`.
+        WeightsError: as `locate`, or it is not here; says how to get it, its size and its licence.
     """
-    return locate(source) or fetch(source, announce=announce)
+    found = locate(source)
+    if found is None:
+        hub_id = hub_id_of(source)
+        name = next((released.name for released in RELEASED.values() if released.hub_id == hub_id), hub_id)
+        raise WeightsError(_absent(hub_id, f"weights are fetched only when asked for: slam weights fetch {name}"))
+    return found
 
 
 def fetch(source: str | Path, *, announce: Callable[[str], None] | None = None) -> Checkpoint:

@@ -84,7 +84,7 @@ class PosedImagesConfig(Section):
 
 
 class RelocalizerConfig(Section):
-    """One picture located in a map."""
+    """One picture located in a map (slam relocalize)."""
 
     candidates: int = Field(8, ge=1, le=100, description="Keyframes a picture is related to.")
     pool: int = Field(100, ge=1, le=1000, description="Retrieved keyframes that the candidates are chosen from.")
@@ -115,3 +115,4 @@ class RelocalizerConfig(Section):
     )
     min_views: int = Field(3, ge=2, le=100, description="Keyframes that must agree with a pose without landmarks.")
     min_confidence: float = Field(0.5, ge=0, le=1, description="A pose less likely to be right is not given.")
+    averaging: AveragingConfig = AveragingConfig()

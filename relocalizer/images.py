@@ -7,6 +7,7 @@ Pixel (0, 0) is the centre of the top-left pixel.
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.geometry import FloatArray
+from relocalizer.radial_profile import RadialProfile
+from relocalizer.unfetched import pointer_words, why_unfetched
 
 Image = NDArray[np.uint8]
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
@@ -25,6 +28,12 @@ CameraModel = Literal["pinhole", "radtan", "fisheye"]
 CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
 DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+LARGEST_FILE_BYTES = 2**31 - 1  # what OpenCV can be handed
+MOST_ACROSS_DEG = 110.0  # of an undistorted picture's longer side; TUM-VI's 512 pixels are as sharp as its lens there
+UNSEEN_BORDER = 0.01  # of the width: OpenCV looks for the seen rectangle at a few points of each side
+BORDER_POINTS = 65
+LONGER, LONGER_STEPS = 1.02, 200
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -181,9 +190,12 @@ def read_camera_yaml(path: Path) -> dict[str, Any]:
         CameraError: the file is missing, unreadable, not YAML, or not keys with values.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if reason := pointer_words(text.encode()):
+            raise CameraError(f"{path}: {reason}")
+        data = yaml.safe_load(text)
     except FileNotFoundError:
-        raise CameraError(f"{path}: no such camera file") from None
+        raise CameraError(f"{path}: {why_unfetched(path) or 'no such camera file'}") from None
     except OSError as error:
         raise CameraError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -218,37 +230,34 @@ def _whole(key: str, value: object) -> int:
 class Undistorter:
     """Removes lens distortion once, at the edge: pictures of `given` become pictures of a pinhole camera.
 
+    A pinhole camera needs ever more pixels for a degree the further it is from the centre: one of 150 degrees has a
+    quarter of the pixels in its middle that its lens had, and little else than stretched border. So what lies beyond
+    MOST_ACROSS_DEG is cut.
+
     Attributes:
         given: the camera as calibrated.
         camera: the pinhole camera of the pictures that come out, of the same size. Its field of view is the
             largest in which every pixel was really seen by the lens, so that no black border can be tracked.
+        is_cut: whether the lens saw more than a pinhole camera is good for.
     """
 
     def __init__(self, given: Camera) -> None:
         self.given = given
         self.camera = given
+        self.is_cut = False
         self._maps: tuple[NDArray[Any], NDArray[Any]] | None = None
         if given.model == "pinhole":
             return
         if given.model == "radtan" and not any(given.distortion):
             self.camera = replace(given, model="pinhole", distortion=())
             return
-        K, distortion, size = given.matrix, np.array(given.distortion), (given.width, given.height)
-        if given.model == "fisheye":
-            new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
-            self._maps = cv2.fisheye.initUndistortRectifyMap(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
-        else:
-            new_K, _ = cv2.getOptimalNewCameraMatrix(K, distortion, size, 0.0)
-            self._maps = cv2.initUndistortRectifyMap(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
-        self.camera = replace(
-            given,
-            model="pinhole",
-            distortion=(),
-            fx=float(new_K[0, 0]),
-            fy=float(new_K[1, 1]),
-            cx=float(new_K[0, 2]),
-            cy=float(new_K[1, 2]),
-        )
+        whole = _whole_view(given)
+        self.is_cut = whole is None
+        self.camera = whole or _middle_view(given)
+        K, new_K, size = given.matrix, self.camera.matrix, (given.width, given.height)
+        distortion = np.array(given.distortion, dtype=np.float64)
+        rectify = cv2.fisheye.initUndistortRectifyMap if given.model == "fisheye" else cv2.initUndistortRectifyMap
+        self._maps = rectify(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
 
     def __call__(self, image: Image) -> Image:
         """The picture (H, W, 3) as the pinhole camera `self.camera` would have taken it.
@@ -267,21 +276,76 @@ class Undistorter:
         return np.asarray(undistorted, dtype=np.uint8)
 
 
+def _whole_view(given: Camera) -> Camera | None:
+    """The pinhole camera of all that a lens sees, as OpenCV finds it; None where that is too wide, or nonsense."""
+    K, distortion, size = given.matrix, np.array(given.distortion, dtype=np.float64), (given.width, given.height)
+    if given.model == "fisheye":
+        new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
+    else:
+        new_K, _ = cv2.getOptimalNewCameraMatrix(K, distortion, size, 0.0)
+    if not np.isfinite(new_K).all() or min(new_K[0, 0], new_K[1, 1]) <= 0:
+        return None
+    view = _pinhole(given, *(float(new_K[row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2))))
+    across_deg = np.degrees(2 * np.arctan(0.5 * max(view.width / view.fx, view.height / view.fy)))
+    fits = across_deg <= MOST_ACROSS_DEG and _shows_all(given, view, margin=UNSEEN_BORDER * given.width)
+    return view if fits else None
+
+
+def _middle_view(given: Camera) -> Camera:
+    """The pinhole camera that looks along the lens' axis, MOST_ACROSS_DEG across or as far as all of it was seen.
+
+    Raises:
+        CameraError: the lens model folds back right at its centre.
+    """
+    half = float(np.tan(np.radians(0.5 * MOST_ACROSS_DEG)))
+    longer = max(0.5 * given.width / (half * given.fx), 0.5 * given.height / (half * given.fy))
+    for step in range(LONGER_STEPS):
+        ratio = longer * LONGER**step
+        view = _pinhole(given, ratio * given.fx, ratio * given.fy, given.cx, given.cy)
+        if _shows_all(given, view):
+            return view
+    raise CameraError("camera: its distortion folds the picture over near its centre; is it that of this model?")
+
+
+def _pinhole(given: Camera, fx: float, fy: float, cx: float, cy: float) -> Camera:
+    return replace(given, model="pinhole", distortion=(), fx=fx, fy=fy, cx=cx, cy=cy)
+
+
+def _shows_all(given: Camera, view: Camera, *, margin: float = 0.0) -> bool:
+    """Whether the lens saw all of a view: no border pixel of it lies beyond the picture, or beyond the model's fold.
+
+    Up to `margin` pixels beyond the picture do not count.
+    """
+    x, y = np.linspace(0, view.width - 1, BORDER_POINTS), np.linspace(0, view.height - 1, BORDER_POINTS)
+    across = [np.column_stack([x, np.full_like(x, row)]) for row in (0, view.height - 1)]
+    down = [np.column_stack([np.full_like(y, column), y]) for column in (0, view.width - 1)]
+    directions = view.normalised(np.concatenate([*across, *down]))
+    widest = RadialProfile.of(given.model, given.distortion).widest
+    if np.arctan(np.linalg.norm(directions, axis=1)).max() >= widest:
+        return False
+    return bool(given.contains(given.distorted(directions), margin=-margin).all())
+
+
 def read_image(path: Path) -> Image:
     """A picture file as RGB (H, W, 3) uint8, upright; grey, RGBA and 16-bit files become that too.
 
     A JPEG's orientation tag is applied, so a portrait photo comes out portrait.
 
     Raises:
-        SequenceError: the file is missing, empty, truncated, too large or not a picture.
+        SequenceError: the file is missing, not fetched, empty, truncated, too large or not a picture.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end, or never begin
+            raise SequenceError(f"{path}: not a file")
+        if status.st_size > LARGEST_FILE_BYTES:
+            raise SequenceError(f"{path}: too large for a picture ({status.st_size / 1e9:.1f} GB)")
+        data = path.read_bytes()
     except OSError as error:
-        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data.size:
+        raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
+    if not data:
         raise SequenceError(f"{path}: an empty file")
-    return decode_image(data.tobytes(), str(path))
+    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -297,7 +361,7 @@ def decode_image(data: bytes, name: str) -> Image:
     except cv2.error as error:
         raise SequenceError(f"{name}: cannot be decoded ({error.err})") from None
     if image is None:
-        raise SequenceError(f"{name}: not a picture that can be decoded")
+        raise SequenceError(f"{name}: {pointer_words(data) or 'not a picture that can be decoded'}")
     return bgr_to_rgb(image)
 
 

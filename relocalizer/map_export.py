@@ -210,32 +210,53 @@ def _write_ply(m: ReferenceMap, part: _Part, out: Path) -> list[Path]:
 # --- trajectories -------------------------------------------------------------------------------------
 
 
-def _sessions(m: ReferenceMap, part: _Part) -> list[tuple[NDArray[np.int64], FloatArray]]:
-    """Timestamps (T,) and world_from_cam (T, 4, 4) of each session, by time; of equal times the first counts."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Poses:
+    """Poses (T, 4, 4) with their times, their frames' numbers in the source, and the rows of their keyframes."""
+
+    times: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    world_from_cam: FloatArray
+
+
+def frame_numbers(reference_map: ReferenceMap, segment: int | None = None) -> list[NDArray[np.int64]]:
+    """The number (T,) in its source of each frame that a trajectory export writes, by line, for each of its files.
+
+    Raises:
+        MapError: as `export_map`.
+    """
+    return [session.numbers for session in _sessions(reference_map, _part_of(reference_map, segment))]
+
+
+def _sessions(m: ReferenceMap, part: _Part) -> list[_Poses]:
+    """The poses of each session, by time; of equal times the first counts."""
     has_frames = len(m.frames.indices) > 0
-    times, rows, poses = _all_frames(m) if has_frames else _all_keyframes(m)
+    every = _all_frames(m) if has_frames else _all_keyframes(m)
     session_of = m.session_of_frame if has_frames else m.session_of_keyframe
-    inside = np.isin(rows, part.rows)
+    inside = np.isin(every.rows, part.rows)
     found = []
     for session in np.unique(session_of[inside]):
         chosen = np.flatnonzero(inside & (session_of == session))
-        _, first = np.unique(times[chosen], return_index=True)
-        found.append((times[chosen[first]], poses[chosen[first]]))
+        _, first = np.unique(every.times[chosen], return_index=True)
+        kept = chosen[first]
+        found.append(_Poses(every.times[kept], every.numbers[kept], every.rows[kept], every.world_from_cam[kept]))
     return found
 
 
-def _all_keyframes(m: ReferenceMap) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+def _all_keyframes(m: ReferenceMap) -> _Poses:
     rows = np.arange(len(m.keyframes))
-    return m.keyframes.timestamps_ns, rows, np.array([_pose_matrix(m, row) for row in rows.tolist()])
+    poses = np.array([_pose_matrix(m, row) for row in rows.tolist()])
+    return _Poses(m.keyframes.timestamps_ns, m.keyframes.frame_indices, rows, poses)
 
 
-def _all_frames(m: ReferenceMap) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+def _all_frames(m: ReferenceMap) -> _Poses:
     rows = np.array([m.row_of[int(k)] for k in m.frames.keyframe], dtype=np.int64)
     R, t, s = m.keyframes.rotations[rows], m.keyframes.translations[rows], m.keyframes.scales[rows]
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3, :3] = R @ m.frames.rotations
     poses[:, :3, 3] = s[:, None] * np.einsum("nij,nj->ni", R, m.frames.translations) + t
-    return m.frames.timestamps_ns, rows, poses
+    return _Poses(m.frames.timestamps_ns, m.frames.indices, rows, poses)
 
 
 def _write_trajectories(
@@ -244,8 +265,8 @@ def _write_trajectories(
     sessions = _sessions(m, part)
     names = [out] + [out.with_name(f"{out.stem}_{n}{out.suffix}") for n in range(2, len(sessions) + 1)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    for path, (times, poses) in zip(names, sessions, strict=True):
-        _write_lines(path, lines_of(times, poses))
+    for path, session in zip(names, sessions, strict=True):
+        _write_lines(path, lines_of(session.times, session.world_from_cam))
     return names
 
 

@@ -13,7 +13,7 @@ from relocalizer.reference_map import ReferenceMap
 
 
 def facts_of(reference_map: ReferenceMap) -> dict[str, Any]:
-    """Counts, segments, extent and provenance; lengths in the map's units. All values are plain ones."""
+    """Counts, segments, extent and provenance; lengths in the units of their segment. All values are plain ones."""
     m = reference_map
     cameras = [
         {"width": c.width, "height": c.height, "fx": c.fx, "fy": c.fy, "cx": c.cx, "cy": c.cy, "assumed": c.assumed}
@@ -41,6 +41,7 @@ def _segment(m: ReferenceMap, number: int) -> dict[str, Any]:
     within = np.diff(m.session_of_keyframe[in_time]) == 0
     return {
         "segment": number,
+        "units": m.units_of(number),
         "keyframes": len(rows),
         "frames": int(np.isin(m.frames.keyframe, ids).sum()),
         "landmarks": int(np.isin(m.landmarks.anchor, ids).sum()),

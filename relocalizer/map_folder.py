@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -163,6 +163,8 @@ def save_map(folder: Path, reference_map: ReferenceMap) -> None:
     renaming: NAME to .NAME.replaced, .NAME.saving to NAME. Between the two `load_map` finds .NAME.replaced, so after
     a crash at any moment there is the old map or the new one.
 
+    What breaks it off, Ctrl-C too, leaves the old map and nothing beside it; a kill leaves what the next save removes.
+
     Raises:
         OutputError: the disk refuses, or something stands there that is not a map.
         MapError: a picture of the map, which may come from another folder, cannot be read any more.
@@ -172,9 +174,18 @@ def save_map(folder: Path, reference_map: ReferenceMap) -> None:
     folder = Path(os.path.abspath(folder))
     if _is_there(folder) and not (folder.is_dir() and (_is_there(folder / MANIFEST) or not any(folder.iterdir()))):
         raise OutputError(f"{folder}: is there already and is not a map; choose another name or remove it")
-    saving, replaced = _saving(folder), _replaced(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _replace(folder, reference_map)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{folder}: cannot be written ({reason}); make room or choose another place") from None
+
+
+def _replace(folder: Path, reference_map: ReferenceMap) -> None:
+    """The new map in the place of the old one; whatever breaks it off leaves the old one, and nothing beside it."""
+    saving, replaced = _saving(folder), _replaced(folder)
+    try:
         _remove(saving)
         _write(saving, reference_map)
         if _is_there(folder):
@@ -183,13 +194,12 @@ def save_map(folder: Path, reference_map: ReferenceMap) -> None:
         saving.rename(folder)
         _sync(folder.parent)
         _remove(replaced)
-    except OSError as error:
+    except BaseException:
         with suppress(OSError):
             _remove(saving)
             if not _is_there(folder) and _is_there(replaced):
                 replaced.rename(folder)
-        reason = error.strerror or str(error)
-        raise OutputError(f"{folder}: cannot be written ({reason}); make room or choose another place") from None
+        raise
 
 
 def _saving(folder: Path) -> Path:
@@ -333,7 +343,7 @@ class _Listed:
 def _load(folder: Path) -> ReferenceMap:
     manifest = _read_manifest(folder)
     counts, listed = _read_counts(folder, manifest), _read_listing(folder, manifest)
-    provenance, cameras = _read_provenance(folder, manifest), _read_cameras(folder, manifest)
+    cameras = _read_cameras(folder, manifest)
     tables = {name: _read_table(folder, name, listed, counts) for name in _SCHEMA}
     keyframes = KeyframeTable(**tables["keyframes"])
     expected = [picture_name(k) for k in keyframes.ids.tolist()]
@@ -346,6 +356,12 @@ def _load(folder: Path) -> ReferenceMap:
     sizes = [(cameras[c].width, cameras[c].height) for c in keyframes.camera.tolist()]
     files = [(folder / name, listed[name].sha256) for name in expected]
     frames = FrameTable(**tables["frames"])
+    sessions = _read_sessions(folder, manifest) if "sessions" in manifest else _sessions_by_time(keyframes, frames)
+    provenance = _read_provenance(folder, manifest)
+    if "unanchored" in manifest:
+        provenance = replace(provenance, unanchored=_read_unanchored(folder, manifest))
+    elif provenance.units == "metres":
+        provenance = replace(provenance, unanchored=_likely_unanchored(keyframes, frames, sessions))
     loaded = ReferenceMap(
         provenance=provenance,
         cameras=cameras,
@@ -356,7 +372,7 @@ def _load(folder: Path) -> ReferenceMap:
         edges=EdgeTable(**tables["edges"]),
         frames=frames,
         picture=JpegPictures(lambda row: _read_listed(*files[row]), sizes),
-        sessions=_read_sessions(folder, manifest) if "sessions" in manifest else _sessions_by_time(keyframes, frames),
+        sessions=sessions,
     )
     try:
         validate(loaded)
@@ -439,12 +455,12 @@ def _check_listing(folder: Path, listed: set[str], expected: set[str]) -> None:
 
 def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
     path = folder / MANIFEST
-    texts = {key: manifest.get(key) for key in ("predictor", "descriptor", "weights_sha256", "units")}
+    texts: dict[str, Any] = {key: manifest.get(key) for key in ("predictor", "descriptor", "weights_sha256", "units")}
     texts["scale_source"] = manifest.get("scale_source", "")  # not noted in the first maps
     for key, value in texts.items():
         _require(isinstance(value, str) and len(value) <= 200, path, f"{key}: expected a short text")
     _require(isinstance(manifest.get("features"), dict), path, "features: expected settings")
-    return Provenance(**{key: str(value) for key, value in texts.items()}, features=manifest["features"])
+    return Provenance(**texts, features=manifest["features"])
 
 
 def _read_sessions(folder: Path, manifest: Mapping[str, Any]) -> tuple[Session, ...]:
@@ -455,6 +471,26 @@ def _read_sessions(folder: Path, manifest: Mapping[str, Any]) -> tuple[Session, 
         good = isinstance(entry, list) and len(entry) == 2 and all(_is_count(number) for number in entry)
         _require(good, path, "sessions: expected the first keyframe and the first frame of each")
     return tuple(Session(keyframe, frame) for keyframe, frame in entries)
+
+
+def _read_unanchored(folder: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    listed = manifest["unanchored"]
+    good = isinstance(listed, list) and len(listed) <= _MAX_SESSIONS and all(_is_count(number) for number in listed)
+    _require(good, folder / MANIFEST, "unanchored: expected a list of segments")
+    return tuple(listed)
+
+
+def _likely_unanchored(keyframes: KeyframeTable, frames: FrameTable, sessions: Sequence[Session]) -> tuple[int, ...]:
+    """Of metric maps of before it was noted: all segments but the largest of the first session, which was anchored."""
+    segments = np.unique(keyframes.segment)
+    if len(segments) < 2:
+        return ()
+    segment_of = dict(zip(keyframes.ids.tolist(), keyframes.segment.tolist(), strict=True))
+    rows = frames.keyframe[: sessions[1].first_frame if len(sessions) > 1 else None]
+    members = [segment_of[k] for k in rows.tolist() if k in segment_of]
+    numbers, counts = np.unique(members if members else keyframes.segment, return_counts=True)
+    anchored = int(numbers[np.lexsort((numbers, -counts))[0]])
+    return tuple(int(number) for number in segments if number != anchored)
 
 
 def _sessions_by_time(keyframes: KeyframeTable, frames: FrameTable) -> tuple[Session, ...]:

@@ -76,7 +76,7 @@ class MapIndex:
 
     @cached_property
     def depths(self) -> FloatArray:
-        """(N,) median distance of each keyframe's landmarks, map units; that of the scene where it has none."""
+        """(N,) median distance of each keyframe's landmarks, or of all of its segment's, in the segment's units."""
         table, centres = self._sees, self.map.keyframes.translations
         points = self.map.points_world
         own = np.full(len(centres), np.nan)
@@ -84,12 +84,14 @@ class MapIndex:
             seen = table.indices[table.indptr[row] : table.indptr[row + 1]]
             if len(seen):
                 own[row] = np.median(np.linalg.norm(points[seen] - centres[row], axis=1))
-        return np.where(np.isfinite(own), own, _overall(own, centres))
+        for segment in np.unique(self.map.keyframes.segment):  # segments share no units
+            rows = self.map.keyframes.segment == segment
+            own[rows] = np.where(np.isfinite(own[rows]), own[rows], _overall(own[rows], centres[rows]))
+        return own
 
-    @cached_property
-    def depth(self) -> float:
-        """Median distance of the scene from its keyframes, map units."""
-        return float(np.median(self.depths))
+    def depth_of(self, segment: int) -> float:
+        """Median distance of the scene from the keyframes of a segment, in its units."""
+        return float(np.median(self.depths[self.map.keyframes.segment == segment]))
 
     @cached_property
     def ray_deviation(self) -> FloatArray:

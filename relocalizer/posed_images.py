@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.config import FeaturesConfig, PosedImagesConfig
-from relocalizer.errors import MapError
+from relocalizer.errors import MapError, SequenceError
 from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures, detect_features, match_features
 from relocalizer.geometry import FloatArray, rotation_matrix, skew, translation_of
 from relocalizer.images import Camera, Image, to_gray
@@ -40,6 +41,8 @@ _ROUNDS = 8
 SCALE_SOURCE = "the poses the pictures came with"
 
 Progress = Callable[[str, int, int], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -81,15 +84,13 @@ def map_from_poses(
         on_progress: called with (what, how many are done, of how many).
 
     Raises:
-        MapError: fewer than two pictures.
-        SequenceError, CameraError: a picture that cannot be read, or does not fit its camera.
+        MapError: fewer than two pictures that can be read. The others are left out, and a warning is logged.
     """
     config, features = config or PosedImagesConfig(), features or FeaturesConfig()
     kept = thinned(pictures, config)
-    if len(kept) < 2:
-        raise MapError(f"a map needs at least two pictures from different poses, got {len(kept)}")
+    _expect_two(kept, [])
     report = on_progress or (lambda what, done, total: None)
-    seen = _look(kept, predictor, features, report)
+    kept, seen = _look(kept, predictor, features, report)
     pairs = choose_pairs(seen.places, [p.world_from_cam for p in kept], config)
     links = _match_all(kept, seen, pairs, config, report)
     tracks = _tracks(seen, links)
@@ -109,6 +110,12 @@ def map_from_poses(
         frames=FrameTable.none(),
         picture=lambda row: kept[row].read(),
     )
+
+
+def _expect_two(pictures: Sequence[PosedPicture], unreadable: Sequence[str]) -> None:
+    if len(pictures) < 2:
+        why = f" ({len(unreadable)} cannot be read; the first: {unreadable[0]})" if unreadable else ""
+        raise MapError(f"a map needs at least two pictures from different poses, got {len(pictures)}{why}")
 
 
 def thinned(pictures: Sequence[PosedPicture], config: PosedImagesConfig) -> list[PosedPicture]:
@@ -154,14 +161,24 @@ class _Seen:
 
 def _look(
     pictures: Sequence[PosedPicture], predictor: PosePredictor, config: FeaturesConfig, report: Progress
-) -> _Seen:
-    """Read every picture once; its features and its place descriptor are all that stays in memory."""
+) -> tuple[list[PosedPicture], _Seen]:
+    """Read every picture once; its features and its place descriptor are all that stays in memory.
+
+    With them go the pictures that can be read.
+    """
+    readable: list[PosedPicture] = []
+    unreadable: list[str] = []
     found: list[LocalFeatures] = []
     coarse: list[NDArray[np.uint8]] = []
     colours: list[NDArray[np.uint8]] = []
     places: list[NDArray[np.float32]] = []
     for k, picture in enumerate(pictures):
-        image = picture.read()
+        try:
+            image = picture.read()
+        except SequenceError as error:
+            unreadable.append(str(error))
+            continue
+        readable.append(picture)
         features = detect_features(to_gray(image), config)
         [encoded] = predictor.encode([View(image, picture.camera, features)])
         places.append(predictor.describe(encoded))
@@ -169,7 +186,10 @@ def _look(
         colours.append(_colours(image, features.pixels))
         found.append(replace(features, descriptors=np.zeros((0, DESCRIPTOR_SIZE), np.float32)))
         report("pictures", k + 1, len(pictures))
-    return _Seen(
+    _expect_two(readable, unreadable)
+    if unreadable:
+        _log.warning("%d pictures cannot be read and are left out; the first: %s", len(unreadable), unreadable[0])
+    return readable, _Seen(
         offsets=np.concatenate([[0], np.cumsum([len(f) for f in found])]).astype(np.int64),
         pixels=np.concatenate([f.pixels for f in found]),
         scales=np.concatenate([f.scales for f in found]),

@@ -13,7 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from relocalizer.config import FeaturesConfig
 from relocalizer.errors import MapError
 from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
@@ -22,6 +24,7 @@ from relocalizer.interfaces import Encoded, PosePredictor, View
 
 Ids = NDArray[np.int64]
 
+UNITS = ("map units", "metres")
 MAX_KEYFRAME_ID = 10**9  # far beyond use, and twice of it still fits into 32 bits
 MAX_ID = 10**12  # of frames and segments
 MAX_COORDINATE = 1e12
@@ -37,7 +40,9 @@ class Provenance:
         weights_sha256: of the network's weights; empty for a predictor without weights.
         descriptor: what the place descriptors are, such as 'vlad' or 'reloc3r-512-gem'; two maps are searched
             together only when this is equal.
-        units: 'map units', or 'metres' when something anchored the scale.
+        units: 'map units', or 'metres' when something anchored the scale of a segment.
+        unanchored: segments of a map in metres whose lengths are map units of their own, as nothing ties them to one
+            that was anchored; rising. `ReferenceMap.units_of` says it of each segment.
         scale_source: where metres come from, in words; empty for map units, and in metric maps of before it was noted.
         features: settings the local features were detected with.
     """
@@ -47,6 +52,7 @@ class Provenance:
     weights_sha256: str = ""
     units: str = "map units"
     scale_source: str = ""
+    unanchored: tuple[int, ...] = ()
     features: dict[str, Any] = field(default_factory=dict)
 
 
@@ -242,6 +248,10 @@ class ReferenceMap:
         """Row of each keyframe id."""
         return {int(k): row for row, k in enumerate(self.keyframes.ids)}
 
+    def units_of(self, segment: int) -> str:
+        """'metres' or 'map units': what a length of 1 is in the world of a segment."""
+        return "map units" if segment in self.provenance.unanchored else self.provenance.units
+
     def camera_of(self, row: int) -> Camera:
         return self.cameras[int(self.keyframes.camera[row])]
 
@@ -306,6 +316,22 @@ def provenance_of(predictor: PosePredictor, features: dict[str, Any]) -> Provena
     )
 
 
+def features_of(provenance: Provenance) -> FeaturesConfig:
+    """Settings the map's local features were detected with; a picture's must be comparable with them.
+
+    Raises:
+        MapError: they are none that this version knows.
+    """
+    known = {key: value for key, value in provenance.features.items() if key in FeaturesConfig.model_fields}
+    try:
+        return FeaturesConfig(**known)
+    except ValidationError as error:
+        names = ", ".join(str(problem["loc"][0]) for problem in error.errors())
+        raise MapError(
+            f"map: made with settings of features that cannot be ({names}); make the map anew with this version"
+        ) from None
+
+
 def check_predictor(provenance: Provenance, predictor: PosePredictor) -> None:
     """Refuse a predictor that cannot read a map: another one, other weights, or other place descriptors.
 
@@ -338,6 +364,7 @@ def validate(reference_map: ReferenceMap) -> None:
         check(reference_map)
     _check_frames(reference_map)
     _check_sessions(reference_map)
+    _check_units(reference_map)
 
 
 def _require(holds: Any, what: str) -> None:
@@ -427,6 +454,15 @@ def _check_sessions(m: ReferenceMap) -> None:
     _require(len(m.sessions) and m.sessions[0] == Session(0, 0), "sessions: expected the first to begin with 0 and 0")
     ordered = (np.diff(first_keyframes) >= 0).all() and (np.diff(first_frames) >= 0).all()
     _require(ordered and first_frames[-1] <= len(m.frames.indices), "sessions: out of range or order")
+
+
+def _check_units(m: ReferenceMap) -> None:
+    units, unanchored, segments = m.provenance.units, m.provenance.unanchored, set(m.keyframes.segment.tolist())
+    _require(units in UNITS, f"units: expected {' or '.join(UNITS)}")
+    _require(list(unanchored) == sorted(set(unanchored)), "unanchored: expected segments once each, rising")
+    _require(set(unanchored) <= segments, "unanchored: names a segment that is not there")
+    _require(not unanchored or units == "metres", "unanchored: expected none in a map in map units")
+    _require(not unanchored or set(unanchored) < segments, "unanchored: every segment, so nothing is in metres")
 
 
 def _check_poses(name: str, rotations: FloatArray, translations: FloatArray) -> None:

@@ -136,13 +136,13 @@ class Reloc3rPredictor:
 
         Args:
             kind: which of the two networks; the checkpoint must be one of it.
-            weights: a path or hub id; empty takes the released checkpoint from the cache or the hub.
+            weights: a path or hub id; empty takes the released checkpoint. Hub ids are looked for in the hub's cache.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             precision: "auto" computes in float32, or in float16 on CUDA; "fastest" measures which of float32, bfloat16
                 and float16 is quickest here; "int8-dynamic" moves poses by degrees.
             backend: "openvino" has OpenVINO compute on the CPU, from graphs made when a size of picture is first met;
                 "auto" measures which is quicker. For reloc3r-224 they are made here, as its pictures have one size.
-            announce: told size and licence before weights are fetched, and what 8 bits cost.
+            announce: told what was measured, and what 8 bits cost.
 
         Raises:
             ConfigError: no such network, backend or precision, or OpenVINO is not installed or cannot do what is asked.
@@ -152,7 +152,7 @@ class Reloc3rPredictor:
         if kind not in get_args(Kind):
             raise ConfigError(f"predictor.kind: expected {' or '.join(get_args(Kind))}, got {kind!r}")
         computation = _computation(cast(Kind, kind), device, backend, precision, announce)
-        model = load_model(weights or kind, device=computation.device, dtype=computation.dtype, announce=announce)
+        model = load_model(weights or kind, device=computation.device, dtype=computation.dtype)
         size = model.architecture.img_size
         if size is not None and f"reloc3r-{size}" != kind:
             raise WeightsError(

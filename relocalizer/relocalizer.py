@@ -19,14 +19,14 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.absolute_pose import PoseFit, pose_information, refine_pose, search_pose
 from relocalizer.averaging import AveragedPose, Sighting, average_pose
 from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
-from relocalizer.config import FeaturesConfig, RelocalizerConfig
+from relocalizer.config import RelocalizerConfig
 from relocalizer.features import CELLS, LocalFeatures, detect_features, match_features, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
 from relocalizer.guided_matching import expected_in, one_to_one, similar_nearby
 from relocalizer.images import Camera, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
 from relocalizer.map_index import CACHED_KEYFRAMES, MapIndex
-from relocalizer.reference_map import Ids, ReferenceMap, check_predictor, recall
+from relocalizer.reference_map import Ids, ReferenceMap, check_predictor, features_of, recall
 from relocalizer.retrieval import FaissRetriever
 
 BOUND_M, BOUND_DEPTHS, BOUND_DEG = 0.25, 0.1, 5.0
@@ -37,10 +37,15 @@ How = Literal["landmarks", "averaged"]
 
 @dataclass(frozen=True, slots=True)
 class ErrorBound:
-    """What a confidence is about: a pose is right when it is off by less than both of these."""
+    """What a confidence is about: a pose is right when it is off by less than both of these.
+
+    Attributes:
+        distance: in `units`, 'metres' or 'map units', those of the segment that the pose is in.
+    """
 
     distance: float
     angle_rad: float
+    units: str
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -48,7 +53,7 @@ class Relocalization:
     """A picture located in a map.
 
     Attributes:
-        world_from_cam: its pose, map units.
+        world_from_cam: its pose, in the world and the units of its segment.
         segment: of the map, in whose world the pose is.
         covariance: (6, 6) of a left perturbation (rotation, translation) of cam_from_world.
         confidence: probability that the pose is within `bound`.
@@ -122,7 +127,11 @@ class _Matches:
 
 
 class Relocalizer:
-    """Locates pictures in one map."""
+    """Locates pictures in one map.
+
+    Attributes:
+        bounds: by segment of the map, what the confidence of a pose in it is about.
+    """
 
     def __init__(
         self,
@@ -137,7 +146,7 @@ class Relocalizer:
             retriever: empty; it is given the keyframes. None is an exact FAISS index.
 
         Raises:
-            MapError: the map was made with another predictor, or other weights.
+            MapError: the map was made with another predictor, other weights, or settings that cannot be.
         """
         check_predictor(reference_map.provenance, predictor)
         self._map, self._predictor = reference_map, predictor
@@ -146,11 +155,20 @@ class Relocalizer:
         self._retriever = retriever if retriever is not None else FaissRetriever()
         for row, descriptor in enumerate(reference_map.keyframes.descriptors):
             self._retriever.add(row, descriptor)
-        known = {k: v for k, v in reference_map.provenance.features.items() if k in FeaturesConfig.model_fields}
-        self._features = FeaturesConfig(**known)
+        self._features = features_of(reference_map.provenance)
         self._recall = lru_cache(maxsize=CACHED_KEYFRAMES)(lambda row: recall(predictor, reference_map, row))
-        metric = reference_map.provenance.units == "metres"
-        self.bound = ErrorBound(BOUND_M if metric else BOUND_DEPTHS * self._index.depth, float(np.radians(BOUND_DEG)))
+        self.bounds = {
+            int(segment): self._bound(int(segment)) for segment in np.unique(reference_map.keyframes.segment)
+        }
+
+    def _bound(self, segment: int) -> ErrorBound:
+        units = self._map.units_of(segment)
+        distance = BOUND_M if units == "metres" else BOUND_DEPTHS * self._index.depth_of(segment)
+        return ErrorBound(distance, float(np.radians(BOUND_DEG)), units)
+
+    def _bound_of(self, row: int) -> ErrorBound:
+        """In the segment of a keyframe."""
+        return self.bounds[int(self._map.keyframes.segment[row])]
 
     def locate(self, view: View) -> Relocalization | NotFound:
         """Where a picture was taken.
@@ -234,7 +252,7 @@ class Relocalizer:
             for row, estimate in estimates.items()
             if isinstance(estimate, PairEstimate)
         }
-        averaged = average_pose(list(sightings.values())) if sightings else None
+        averaged = average_pose(list(sightings.values()), self._config.averaging) if sightings else None
         if query.features is None or query.camera is None or not len(self._map.landmarks):
             if averaged is not None:
                 return self._from_average(list(sightings), averaged)
@@ -260,7 +278,7 @@ class Relocalizer:
         evidence = AveragedEvidence(
             views=int(agree.sum()),
             related=len(rows),
-            position_sigma=self._position_sigma(covariance),
+            position_sigma=_position_sigma(covariance, self._bound_of(rows[0])),
         )
         if evidence.confidence < self._config.min_confidence:
             return NotFound(
@@ -272,7 +290,7 @@ class Relocalizer:
             segment=int(self._map.keyframes.segment[rows[0]]),
             covariance=covariance,
             confidence=evidence.confidence,
-            bound=self.bound,
+            bound=self._bound_of(rows[0]),
             inliers=0,
             views=views,
             how="averaged",
@@ -305,7 +323,7 @@ class Relocalizer:
             segment=int(self._map.keyframes.segment[rows[0]]),
             covariance=self._covariance(fit, used, camera),
             confidence=evidence.confidence,
-            bound=self.bound,
+            bound=self._bound_of(rows[0]),
             inliers=len(np.unique(used.feature)),
             views=tuple(int(self._map.keyframes.ids[row]) for row in np.unique(agreeing.view)),
             how="landmarks",
@@ -353,7 +371,9 @@ class Relocalizer:
             rival=self._rival(best, matches, features, camera),
             views=views,
             disagreement_deg=turned,
-            position_sigma=self._position_sigma(self._covariance(best, agreeing, camera)),
+            position_sigma=_position_sigma(
+                self._covariance(best, agreeing, camera), self._bound_of(int(agreeing.view[0]))
+            ),
         )
 
     def _rival(self, best: PoseFit, matches: _Matches, features: LocalFeatures, camera: Camera) -> int:
@@ -364,9 +384,9 @@ class Relocalizer:
         second = self._fit(left, features, camera, None)
         if second is None:
             return 0
-        between = best.world_from_cam.inv() * second.world_from_cam
-        near = float(np.linalg.norm(translation_of(between))) < self.bound.distance
-        if near and rotation_angle(rotation_matrix(between)) < self.bound.angle_rad:
+        between, bound = best.world_from_cam.inv() * second.world_from_cam, self._bound_of(int(matches.view[0]))
+        near = float(np.linalg.norm(translation_of(between))) < bound.distance
+        if near and rotation_angle(rotation_matrix(between)) < bound.angle_rad:
             return 0
         return _unique(left, second)
 
@@ -427,10 +447,6 @@ class Relocalizer:
         order = np.argsort(row)
         return _Matches(feature[order], landmarks[row[order]], np.full(len(order), -1, np.int64))
 
-    def _position_sigma(self, covariance: FloatArray) -> float:
-        """Along the direction in which it is largest, in units of the error bound."""
-        return float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / self.bound.distance
-
     def _covariance(self, fit: PoseFit, used: _Matches, camera: Camera) -> FloatArray:
         """Of the pose, from the pixels and from how well the landmarks themselves are known."""
         information = pose_information(
@@ -441,6 +457,11 @@ class Relocalizer:
             self._config.noise_px,
         )
         return np.asarray(np.linalg.inv(information + 1e-12 * np.trace(information) * np.eye(6)))
+
+
+def _position_sigma(covariance: FloatArray, bound: ErrorBound) -> float:
+    """Along the direction in which it is largest, in units of the error bound."""
+    return float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / bound.distance
 
 
 def _unique(matches: _Matches, fit: PoseFit) -> int:

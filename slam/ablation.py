@@ -25,7 +25,7 @@ from slam.trajectory import Trajectory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
     from slam.slam_result import SlamResult
 
 LIVE, ONE_LENGTH = "as it was live", "lengths: all steps between keyframes alike"
@@ -106,8 +106,9 @@ def measure_parts(
         slam = pipeline.build(with_overrides(config, part.settings), observers=[statistics])
         cpu_before = time.process_time()
         outcome = pipeline.run(frames := open_frames(), slam)
+        outcome.raise_failure()
         cpu_s = time.process_time() - cpu_before
-        outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth)
+        outcome = pipeline.anchored(outcome, slam, config.anchor.scale_from, frames.ground_truth)
         if outcome.interrupted:
             break
         result, truth = outcome.result, frames.ground_truth
@@ -133,7 +134,7 @@ def _row(
     return Worth(
         name=part.name,
         settings=part.settings,
-        reason=pipeline.why_unusable(outcome, statistics) or unmeasured,
+        reason=pipeline.no_result(outcome, statistics) or unmeasured,
         frames=outcome.frames,
         tracked=len(trajectory),
         coverage=len(trajectory) / outcome.frames,

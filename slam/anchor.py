@@ -106,15 +106,18 @@ def in_metres(result: SlamResult, anchor: Anchor, ground_truth: Trajectory | Non
     Raises:
         AnchorError: the frames have no pose, lie in different segments or at one place, or the ground truth is
             missing or too short.
+        ValueError: the graph is not in the units of the result any more, as it was stretched for it before.
     """
     match anchor:
         case KnownDistance():
             metres_per_unit = anchor.metres / _distance(result, anchor)
         case TruthBeginning():
             metres_per_unit = _scale_of_beginning(result.trajectory, anchor, ground_truth)
+    name = "metres" if result.segment in result.graph.metric else "map units"
+    if name != result.units.name:
+        raise ValueError(f"in_metres: the result is in {result.units.name}, but its graph is in {name}")
     stretch = Similarity(np.eye(3), np.zeros(3), metres_per_unit)
-    poses = result.graph.world_from_keyframe
-    result.graph.set_poses({k: stretch @ poses[k] for k in result.graph.segment(result.segment)})
+    result.graph.stretch(result.segment, metres_per_unit, anchor.source)
     return replace(
         result,
         trajectory=result.trajectory.transformed(stretch),
@@ -161,6 +164,11 @@ def _scale_of_beginning(estimate: Trajectory, anchor: TruthBeginning, truth: Tra
     """Metres a map unit by a similarity between the beginnings of both paths."""
     anchor.expect(truth)
     assert truth is not None
+    if not truth.has_times:
+        raise AnchorError(
+            f"--scale-from {anchor.spec}: the ground truth has no times, so nothing tells which of its poses belong to "
+            "which frames"
+        )
     i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
     if len(i) < MATCHES_NEEDED:
         raise AnchorError(f"--scale-from {anchor.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ def measure_run(
     slam = pipeline.build(config, observers=[statistics])
     ready_s, cpu_before = time.perf_counter() - started, time.process_time()
     outcome = pipeline.run(source, slam, on_progress=on_progress)
+    outcome.raise_failure()
     cpu_s, live_s = time.process_time() - cpu_before, outcome.wall_s - outcome.finish_s
     times = {"read": outcome.read_ms, "frame": outcome.step_ms, **statistics.stage_ms}
     return RunCost(
@@ -94,7 +95,7 @@ def measure_run(
         frames=outcome.frames,
         tracked=len(outcome.result.trajectory),
         keyframes=statistics.keyframes,
-        reason=pipeline.why_unusable(outcome, statistics),
+        reason=pipeline.no_result(outcome, statistics),
         interrupted=outcome.interrupted,
         ready_s=ready_s,
         wall_s=outcome.wall_s,

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from relocalizer.errors import CameraError, SequenceError
+from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray, nearest_rotation
-from relocalizer.images import Camera, read_camera_yaml, read_image
-from slam.tables import rows_of
+from relocalizer.images import Camera, read_camera_yaml
+from slam.picture_sizes import PictureSizes
+from slam.tables import rows_of, text_of
 
 # Calibrations that the authors publish beside their data, not in it.
 TUM_CAMERAS = {  # fx, fy, cx, cy, distortion by the number in "freiburgN"; the benchmark's file_formats page
@@ -25,25 +26,23 @@ ICL_NUIM_CAMERA = Camera(width=640, height=480, fx=481.2, fy=480.0, cx=319.5, cy
 
 
 def camera_of(paths: Sequence[Path], K: ArrayLike, source: str) -> Camera | None:
-    """The camera of a calibration that states no picture size: that of the first picture that can be read.
+    """The camera of a calibration that states no picture size: that of the most pictures.
 
-    None when none can, which the reader of the pictures reports.
+    None when the size of none is known, which the reader of the pictures reports.
     """
     K = np.asarray(K, dtype=np.float64)
     if K.shape[0] < 3 or K.shape[1] < 3:
         raise CameraError(f"{source}: expected at least 3x3 numbers, got {K.shape[0]}x{K.shape[1]}")
-    for path in paths:
-        try:
-            height, width = read_image(path).shape[:2]
-        except SequenceError:
-            continue
-        if not (0.25 * width < K[0, 2] < 0.75 * width and 0.25 * height < K[1, 2] < 0.75 * height):
-            raise CameraError(
-                f"{source}: its centre ({K[0, 2]:.1f}, {K[1, 2]:.1f}) is not that of {path.name}, "
-                f"{width}x{height}; were the pictures resized? Pass --camera with one made for them"
-            )
-        return Camera(width=width, height=height, fx=K[0, 0], fy=K[1, 1], cx=K[0, 2], cy=K[1, 2])
-    return None
+    sizes = PictureSizes.of(paths)
+    if sizes.most_common is None:
+        return None
+    (width, height), name = sizes.most_common, sizes.first(sizes.most_common).name
+    if not (0.25 * width < K[0, 2] < 0.75 * width and 0.25 * height < K[1, 2] < 0.75 * height):
+        raise CameraError(
+            f"{source}: its centre ({K[0, 2]:.1f}, {K[1, 2]:.1f}) is not that of {name}, "
+            f"{width}x{height}; were the pictures resized? Pass --camera with one made for them"
+        )
+    return Camera(width=width, height=height, fx=K[0, 0], fy=K[1, 1], cx=K[0, 2], cy=K[1, 2])
 
 
 def euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
@@ -91,7 +90,7 @@ def kitti_projection(path: Path, camera_number: int) -> FloatArray:
 
 def tum_camera(table: Path, folder_name: str) -> tuple[Camera | None, str]:
     """The published calibration of freiburg1, 2 or 3, which rgb.txt's header or the folder names."""
-    header = [line for line in table.read_text(encoding="utf-8-sig").splitlines() if line.startswith("#")]
+    header = [line for line in text_of(table).splitlines() if line.startswith("#")]
     named = re.search(r"freiburg([123])", " ".join([*header, folder_name]))
     if not named:
         return None, ""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from relocalizer.config import FeaturesConfig, GeometricConfig, Section
+from relocalizer.config import FeaturesConfig, GeometricConfig, RelocalizerConfig, Section
 
 
 class InputConfig(Section):
@@ -176,7 +176,7 @@ class LinkingConfig(Section):
 
 
 class RelocalizationConfig(Section):
-    """After the camera was lost."""
+    """After the camera was lost, in a run (slam run)."""
 
     candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
     min_inliers: int = Field(
@@ -231,7 +231,7 @@ class AnchorConfig(Section):
 
 
 class SlamConfig(Section):
-    """The whole configuration of a run."""
+    """The whole configuration. A verb uses some of the sections, and refuses settings of the others."""
 
     seed: int = Field(0, ge=0, description="Seed of every random choice; the same seed gives the same bytes.")
     input: InputConfig = InputConfig()
@@ -245,4 +245,5 @@ class SlamConfig(Section):
     refinement: RefinementConfig = RefinementConfig()
     linking: LinkingConfig = LinkingConfig()
     relocalization: RelocalizationConfig = RelocalizationConfig()
+    relocalizer: RelocalizerConfig = RelocalizerConfig()
     anchor: AnchorConfig = AnchorConfig()

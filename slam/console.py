@@ -33,6 +33,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The summary of a run, from its report."""
     loops, lost, stages = report["loops"], report["lost_episodes"], report["stage_ms"]
     rows = [("WARNING", RANDOM_WEIGHTS.upper())] if report["predictor"]["random_weights"] else []
+    rows.append(("verdict", verdict_words(report["verdict"])))
     rows += [
         ("frames", f"{report['frames']}" + (" (interrupted)" if report["status"] == "interrupted" else "")),
         ("tracked", f"{report['tracked']} ({_percent(report['coverage'])}; "
@@ -57,6 +58,11 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("peak memory", f"{report['peak_memory_mb']:.0f} MB"))
     rows += _accuracy_rows(report["evaluation"], report["units"])
     return rows
+
+
+def verdict_words(verdict: Mapping[str, Any]) -> str:
+    """The verdict of a run, with its reasons: 'partial: 64 of 100 frames (64 %) have a pose in the map'."""
+    return ": ".join(filter(None, (str(verdict["grade"]), "; ".join(verdict["reasons"]))))
 
 
 def _path_words(length: float, units: Mapping[str, Any]) -> str:

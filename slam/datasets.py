@@ -7,6 +7,7 @@ not its own; `index_folder` asks each of `LAYOUTS` in turn. A new data set is on
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray, nearest_rotation
 from relocalizer.images import IMAGE_SUFFIXES, Camera, load_camera
+from relocalizer.unfetched import FETCH_LINKED, leads_nowhere, why_unfetched
 from slam.calibrations import (
     ICL_NUIM_CAMERA,
     SEVEN_SCENES_CAMERA,
@@ -32,6 +34,7 @@ from slam.calibrations import (
 from slam.tables import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
 from slam.trajectory import Trajectory, read_euroc, read_kitti, read_tum
 
+TABLES = ("rgb.txt", "camera.yaml", "groundtruth.txt", "calib.txt", "times.txt", "associations.txt")
 NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
 KITTI_FPS = 10
 
@@ -101,21 +104,45 @@ def index_folder(folder: Path) -> SequenceIndex:
     """
     folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
     entries = _entries(folder)
-    index = next((index for layout in LAYOUTS if (index := layout(folder)) is not None), None)
+    for path in entries:  # left out without a word, they would leave pictures without their times or their camera
+        if path.name in TABLES and leads_nowhere(path):
+            raise SequenceError(f"{path}: {why_unfetched(path)}")
+    try:
+        index = next((index for layout in LAYOUTS if (index := layout(folder)) is not None), None)
+    except OSError as error:
+        raise SequenceError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
     if index is None:
         raise SequenceError(_what_was_seen(folder, entries))
-    missing = sum(not path.is_file() for path in index.image_paths)
-    if missing and missing == len(index.image_paths):
-        raise SequenceError(
-            f"{folder}: none of the {missing} pictures it lists is there (first: {index.image_paths[0]}); "
-            "is the download complete?"
-        )
-    if missing:
-        index = replace(index, notes=(f"{missing} of them missing", *index.notes))
+    index = replace(index, notes=(*_missing_pictures(folder, index.image_paths), *index.notes))
     own_camera = folder / "camera.yaml"
-    if own_camera.is_file():
+    if os.path.isfile(own_camera):
         index = replace(index, camera=load_camera(own_camera), camera_source=str(own_camera))
     return index
+
+
+def _missing_pictures(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """What to say of pictures that are listed, or linked to, and are not there.
+
+    Raises:
+        SequenceError: none of them is there.
+    """
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if not missing:
+        return []
+    links = [path for path in missing if leads_nowhere(path)]
+    if len(links) == len(paths):
+        raise SequenceError(
+            f"{folder}: all {len(links)} pictures are links that lead nowhere (first: {links[0].name}); {FETCH_LINKED}"
+        )
+    if len(missing) == len(paths):
+        raise SequenceError(
+            f"{folder}: none of the {len(missing)} pictures it lists is there (first: {paths[0]}); "
+            "is the download complete?"
+        )
+    if not links:
+        return [f"{len(missing)} of them missing"]
+    which = "links" if len(links) == len(missing) else f"{len(links)} are links"
+    return [f"{len(missing)} of them missing: {which} that lead nowhere ({FETCH_LINKED})"]
 
 
 def is_video(path: Path) -> bool:
@@ -123,6 +150,8 @@ def is_video(path: Path) -> bool:
 
     FFmpeg would also open text, playlists and pictures, and make a video of them.
     """
+    if not os.path.isfile(path):  # opening a pipe would wait for who writes to it
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(12)
@@ -316,7 +345,7 @@ def image_folder(folder: Path) -> SequenceIndex | None:
     """Pictures in natural order (2 before 10), in the folder itself or in its one subfolder that has any."""
     holder = folder
     if not _pictures(folder):
-        holders = [path for path in sorted(folder.iterdir()) if path.is_dir() and _pictures(path)]
+        holders = [path for path in sorted(folder.iterdir()) if _readable_pictures(path)]
         if len(holders) != 1:
             return None
         holder = holders[0]
@@ -348,10 +377,12 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def _entries(folder: Path) -> list[Path]:
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise SequenceError(f"{folder}: no such file or folder")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SequenceError(f"{folder}: not a folder")
+    if not os.access(folder, os.X_OK):
+        raise SequenceError(f"{folder}: cannot be read (Permission denied)")
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -361,32 +392,52 @@ def _entries(folder: Path) -> list[Path]:
 def _what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
     if not entries:
         return f"{folder}: the folder is empty; expected pictures, a video or a data set"
-    folders = [path for path in entries if path.is_dir()]
-    with_pictures = [path.name for path in folders if _pictures(path)]
+    folders = [path for path in entries if os.path.isdir(path)]
+    with_pictures = [path.name for path in folders if _readable_pictures(path)]
     if with_pictures:
         count, named = len(with_pictures), ", ".join(with_pictures[:4]) + ", ..." * (len(with_pictures) > 4)
         return f"{folder}: pictures are not here but in {count} folders in it ({named}); pass one of them"
-    kinds = Counter(path.suffix.lower() or "without suffix" for path in entries if path.is_file())
+    unfetched = [(path, why) for path in entries if (why := why_unfetched(path))]
+    if unfetched:
+        return f"{unfetched[0][0]}: {unfetched[0][1]}"
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in entries if os.path.isfile(path))
     seen = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
     seen += [f"{len(folders)} folders"] * bool(folders)
+    sealed = [path.name for path in entries if not os.access(path, os.R_OK)]
+    if sealed:
+        seen.append(f"{len(sealed)} that cannot be read ({sealed[0]})")
+    advice = "; dvc pull fetches what a .dvc file stands for" if ".dvc" in kinds else ""
     return (
         f"{folder}: no pictures or video found (looked for {' '.join(IMAGE_SUFFIXES)}, mp4, mov, avi, mkv; "
-        f"saw {', '.join(seen)})"
+        f"saw {', '.join(seen) or 'nothing that is a file'}){advice}"
     )
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files in natural order, hidden ones left out; none where there is no such folder."""
-    if not folder.is_dir():
+    """Files in natural order, and links to files that are not there; hidden ones left out.
+
+    None where there is no such folder. Raises OSError when it cannot be looked into.
+    """
+    if not os.path.isdir(folder):
         return []
+    if not os.access(folder, os.X_OK):  # its names could be listed, but all would look as if they were not there
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return sorted(
-        (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()),
+        (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
         key=lambda path: _natural(path.name),
     )
 
 
 def _pictures(folder: Path) -> list[Path]:
     return [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _readable_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder that may be anybody's: none where it cannot be looked into."""
+    try:
+        return _pictures(folder)
+    except OSError:
+        return []
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -417,6 +468,8 @@ def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajec
     if not path.is_file():
         return None, []
     truth = read_tum(path)
+    if not truth.has_times:
+        return None, ["groundtruth.txt has no times, so it is not used"]
     if truth.timestamps_ns[-1] < times[0] or truth.timestamps_ns[0] > times[-1]:
         return None, ["groundtruth.txt shares no time with the pictures, so it is not used"]
     return truth, []

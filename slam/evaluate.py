@@ -9,9 +9,9 @@ pose error (RPE); alignment by Umeyama 1991.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,10 +19,21 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError, UserError
 from relocalizer.geometry import FloatArray, Similarity, align_points, nearest_rotation
+from slam.disagreement import (
+    OrientationCheck,
+    check_orientations,
+    find_offset,
+    note_of_clocks,
+    note_of_line,
+    note_of_positions,
+    note_of_units,
+)
 from slam.trajectory import Trajectory, runs_without_gaps, seconds_from_nanoseconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+MatchedBy = Literal["time", "frame number", "line number"]
 
 MATCHES_NEEDED = 3  # fewer do not fix a similarity
 DELTA_TOLERANCE = 0.1  # a pair "1 s apart" is less than this share longer or shorter
@@ -68,7 +79,8 @@ class Evaluation:
     """An estimate compared with the truth. Lengths are in the ground truth's unit.
 
     Attributes:
-        matched: poses of the estimate that have a ground truth pose within `max_difference_s`.
+        matched: poses of the estimate that have a ground truth pose within `max_difference_s`, or of the same number.
+        matched_by: what told which poses belong together.
         expected, covered: frames that should have a pose, and those of them that have one.
         coverage_of: what the expected frames are.
         path_length: of the ground truth, from the first matched pose to the last.
@@ -76,13 +88,17 @@ class Evaluation:
         ate_sim3, ate_se3: distance between matched positions after each alignment.
         orientation_deg: angle between matched orientations after the alignment (the rotation of both is the
             same); None when all positions lie on one line, which leaves the roll about it open.
-        rpe_frame: RPE from each matched pose to the next; rpe_second: over one second, None in a shorter run.
-            Both after scaling by `scale`.
+        orientation_check: whether the orientations disagree because the files do (the order of a quaternion, another
+            body's axes); None when the positions cannot tell.
+        notes: what in the files may be wrong, a sentence each, that of `orientation_check` included.
+        rpe_frame: RPE from each matched pose to the next; rpe_second: over one second, None in a shorter run, and
+            where nothing tells the times. Both after scaling by `scale`.
         drift_percent: error of the motion from first to last matched pose, per path length, after scaling.
         aligned, reference: the matched poses, (matched,) each, the estimate's after Sim(3).
     """
 
     matched: int
+    matched_by: MatchedBy
     estimate_poses: int
     ground_truth_poses: int
     max_difference_s: float
@@ -94,6 +110,8 @@ class Evaluation:
     ate_sim3: Statistics
     ate_se3: Statistics
     orientation_deg: Statistics | None
+    orientation_check: OrientationCheck | None
+    notes: tuple[str, ...]
     rpe_frame: RelativeError
     rpe_second: RelativeError | None
     drift_percent: float
@@ -113,8 +131,9 @@ class Evaluation:
     @property
     def title(self) -> str:
         """What was aligned, and how."""
+        how = f"within {self.max_difference_s:g} s" if self.matched_by == "time" else f"by {self.matched_by}"
         return (
-            f"{self.matched} poses matched within {self.max_difference_s:g} s, "
+            f"{self.matched} poses matched {how}, "
             f"Umeyama alignment by Sim(3) (scale {self.scale:.6g}) and by SE(3) (scale 1)"
         )
 
@@ -124,6 +143,7 @@ class Evaluation:
         return {
             "title": self.title,
             "matched": self.matched,
+            "matched_by": self.matched_by,
             "estimate_poses": self.estimate_poses,
             "ground_truth_poses": self.ground_truth_poses,
             "max_difference_s": self.max_difference_s,
@@ -137,6 +157,8 @@ class Evaluation:
             "ate_se3": asdict(self.ate_se3),
             "ate_percent": self.ate_percent,
             "orientation_deg": None if orientation is None else asdict(orientation),
+            "orientation_check": None if self.orientation_check is None else asdict(self.orientation_check),
+            "notes": list(self.notes),
             "rpe_frame": asdict(self.rpe_frame),
             "rpe_second": None if second is None else asdict(second),
             "drift_percent": self.drift_percent,
@@ -149,30 +171,42 @@ def evaluate(
     *,
     max_difference_s: float = 0.02,
     expected: NDArray[np.int64] | None = None,
+    matched_by: MatchedBy = "time",
 ) -> Evaluation:
     """Compare an estimate with the truth.
+
+    Two trajectories without times belong together line by line, and nothing is measured in seconds.
 
     Args:
         max_difference_s: stamps further apart than this do not belong together.
         expected: (N,) nanoseconds, increasing: the frames that should have a pose. Without them coverage is
             that of the ground truth's stamps between the first and the last pose of the estimate.
+        matched_by: what gave both the same stamps, to be said.
 
     Raises:
-        TrajectoryError: fewer than three poses match, or all positions of one side are at one place.
+        TrajectoryError: fewer than three poses match, one side has no times, or neither has and they differ in
+            length, or all positions of one side are at one place.
     """
-    index_e, index_g = associate(estimate.timestamps_ns, ground_truth.timestamps_ns, max_difference_s=max_difference_s)
-    _expect_matches(len(index_e), estimate, ground_truth, max_difference_s)
-    matched, reference = _part(estimate, index_e), _part(ground_truth, index_g)
-    _expect_motion(matched, "estimate")
-    _expect_motion(reference, "ground truth")
+    matched, reference = _matched(estimate, ground_truth, max_difference_s)
     sim3 = align_points(reference.positions, matched.positions)
     se3 = align_points(reference.positions, matched.positions, with_scale=False)
     aligned = matched.transformed(sim3)
     covered, of_expected, coverage_of = _coverage(estimate, ground_truth, expected, max_difference_s)
     rpe_frame = relative_error(aligned, reference, delta_frames=1)
     assert rpe_frame is not None  # three poses make two pairs
+    ate, orientation = Statistics.of(position_errors(aligned, reference)), _orientation(aligned, reference)
+    misfit = ate.rmse / float(_extents(reference)[0])
+    check = _orientation_check(matched, reference, sim3, misfit)
+    notes = _notes(matched, reference, check, orientation, misfit)
+    if matched_by == "time" and estimate.has_times:
+        count = len(matched)
+        notes += [
+            _note_of_unmatched(estimate, ground_truth, count, max_difference_s),
+            note_of_clocks(estimate, ground_truth, matched=count, misfit=misfit, max_difference_s=max_difference_s),
+        ]
     return Evaluation(
         matched=len(matched),
+        matched_by=matched_by if estimate.has_times else "line number",
         estimate_poses=len(estimate),
         ground_truth_poses=len(ground_truth),
         max_difference_s=max_difference_s,
@@ -181,11 +215,13 @@ def evaluate(
         coverage_of=coverage_of,
         path_length=reference.length,
         scale=sim3.scale,
-        ate_sim3=Statistics.of(position_errors(aligned, reference)),
+        ate_sim3=ate,
         ate_se3=Statistics.of(position_errors(matched.transformed(se3), reference)),
-        orientation_deg=_orientation(aligned, reference),
+        orientation_deg=orientation,
+        orientation_check=check,
+        notes=tuple(filter(None, notes)),
         rpe_frame=rpe_frame,
-        rpe_second=relative_error(aligned, reference, delta_s=1.0),
+        rpe_second=relative_error(aligned, reference, delta_s=1.0) if reference.has_times else None,
         drift_percent=_drift_percent(aligned, reference),
         aligned=aligned,
         reference=reference,
@@ -249,7 +285,8 @@ def relative_error(
     Raises:
         ValueError: neither or both of the deltas are given, or one is not positive.
     """
-    if (delta_frames is None) == (delta_s is None) or min(delta_frames or 1, delta_s or 1) <= 0:
+    [*given] = (delta for delta in (delta_frames, delta_s) if delta is not None)
+    if len(given) != 1 or not 0 < given[0] < np.inf:
         raise ValueError("relative_error: give one of delta_frames and delta_s, and a positive one")
     if delta_frames is not None:
         i = np.arange(max(len(reference) - delta_frames, 0))
@@ -315,13 +352,65 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def _matched(estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> tuple[Trajectory, Trajectory]:
+    """The poses of both that belong together. Raises TrajectoryError as `evaluate`."""
+    _expect_times(estimate, truth)
+    index_e, index_g = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=max_difference_s)
+    _expect_matches(len(index_e), estimate, truth, max_difference_s)
+    matched, reference = _part(estimate, index_e), _part(truth, index_g)
+    _expect_motion(matched, "estimate")
+    _expect_motion(reference, "ground truth")
+    return matched, reference
+
+
+def _notes(
+    matched: Trajectory,
+    reference: Trajectory,
+    check: OrientationCheck | None,
+    orientation: Statistics | None,
+    misfit: float,
+) -> list[str]:
+    """What matched poses tell of their files; some may be empty."""
+    turned = 0.0 if orientation is None else orientation.rmse
+    return [
+        check.note if check is not None else "",
+        note_of_line(turned, misfit=misfit, extents=_extents(reference)),
+        note_of_positions(matched.world_from_cam, reference.world_from_cam, misfit=misfit),
+    ]
+
+
+def _note_of_unmatched(estimate: Trajectory, truth: Trajectory, matched: int, max_difference_s: float) -> str:
+    if matched >= len(estimate) / 2:
+        return ""
+    return (
+        f"{matched} of {len(estimate)} poses of the estimate have a ground truth pose within {max_difference_s:g} s "
+        f"(it has {len(truth)} poses); the others are not judged"
+    )
+
+
+def _expect_times(estimate: Trajectory, truth: Trajectory) -> None:
+    if estimate.has_times != truth.has_times:
+        without = "ground truth" if estimate.has_times else "estimate"
+        raise TrajectoryError(
+            f"the {without} has no times, so its {len(truth if estimate.has_times else estimate)} poses belong to none "
+            f"of the other's {len(estimate if estimate.has_times else truth)}; give them their times"
+        )
+    if not estimate.has_times and len(estimate) != len(truth):
+        raise TrajectoryError(
+            f"neither side has times, so they belong together line by line, but the estimate has {len(estimate)} poses "
+            f"and the ground truth {len(truth)}; give them their times"
+        )
+
+
 def _expect_matches(matches: int, estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> None:
     if matches >= MATCHES_NEEDED:
         return
+    offset = find_offset(estimate, truth, max_difference_s=max_difference_s)
+    advice = note_of_units(estimate, truth) if offset is None else str(offset)
+    advice = advice or "compare the clocks of the two files, or allow a larger difference"
     raise TrajectoryError(
         f"{matches} of {len(estimate)} poses have a ground truth pose within {max_difference_s:g} s, "
-        f"{MATCHES_NEEDED} are needed (estimate: {_span(estimate)}; ground truth: {_span(truth)}); "
-        "compare the clocks of the two files, or allow a larger difference"
+        f"{MATCHES_NEEDED} are needed (estimate: {_span(estimate)}; ground truth: {_span(truth)}); {advice}"
     )
 
 
@@ -369,7 +458,9 @@ def _coverage(
 
 
 def _part(trajectory: Trajectory, indices: NDArray[np.intp]) -> Trajectory:
-    return Trajectory(trajectory.timestamps_ns[indices], trajectory.world_from_cam[indices])
+    return replace(
+        trajectory, timestamps_ns=trajectory.timestamps_ns[indices], world_from_cam=trajectory.world_from_cam[indices]
+    )
 
 
 def _orientation(aligned: Trajectory, reference: Trajectory) -> Statistics | None:
@@ -378,6 +469,18 @@ def _orientation(aligned: Trajectory, reference: Trajectory) -> Statistics | Non
         if extents[1] <= ONE_LINE * extents[0]:
             return None
     return Statistics.of(orientation_errors_deg(aligned, reference))
+
+
+def _orientation_check(
+    matched: Trajectory, reference: Trajectory, sim3: Similarity, misfit: float
+) -> OrientationCheck | None:
+    return check_orientations(
+        matched.world_from_cam[:, :3, :3],
+        reference.world_from_cam[:, :3, :3],
+        sim3.rotation,
+        misfit=misfit,
+        extents=_extents(reference),
+    )
 
 
 def _drift_percent(aligned: Trajectory, reference: Trajectory) -> float:

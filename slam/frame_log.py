@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +31,7 @@ class FrameLog:
         self.records: list[FrameRecord] = []
         self._seen: list[Tracks] = []
         self._cameras: list[Camera] = []
-        self._live: list[RigidTransform | None] = []
+        self._live: list[tuple[int, RigidTransform] | None] = []  # with the segment whose world the pose was in
 
     def __len__(self) -> int:
         return len(self.records)
@@ -54,7 +54,15 @@ class FrameLog:
         self.records.insert(n, record)
         self._seen.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
         self._cameras.insert(n, frame.camera)
-        self._live.insert(n, pose if self.live else None)
+        self._live.insert(n, (graph.segment_of[keyframe_id], pose) if self.live else None)
+
+    def keep_frames_of(self, keyframe_ids: Collection[int]) -> None:
+        """Drop the records that are stored relative to any other keyframe."""
+        kept = [n for n, record in enumerate(self.records) if record.keyframe_id in keyframe_ids]
+        self.records = [self.records[n] for n in kept]
+        self._seen = [self._seen[n] for n in kept]
+        self._cameras = [self._cameras[n] for n in kept]
+        self._live = [self._live[n] for n in kept]
 
     def nearest(self, timestamp_ns: int) -> FrameRecord:
         """The record next to a time; the earlier of two that are as near."""
@@ -85,9 +93,17 @@ class FrameLog:
         times = np.array([r.timestamp_ns for r in records], dtype=np.int64)
         return Trajectory(times, stack_matrices([self.pose(r, graph) for r in records]))
 
-    def live_trajectory(self) -> Trajectory:
-        """The poses as they were when each frame came (frames before the first pair: when the map began)."""
-        live = [(r.timestamp_ns, pose) for r, pose in zip(self.records, self._live, strict=True) if pose is not None]
+    def live_trajectory(self, segment: int) -> Trajectory:
+        """The poses as they were when each frame came (frames before the first pair: when the map began).
+
+        Only frames that were tracked in the world of `segment`: until a loop joins two segments, theirs have nothing
+        in common, and poses tracked before the join stay in the world they were tracked in.
+        """
+        live = [
+            (record.timestamp_ns, known[1])
+            for record, known in zip(self.records, self._live, strict=True)
+            if known is not None and known[0] == segment
+        ]
         return Trajectory(np.array([t for t, _ in live], dtype=np.int64), stack_matrices([pose for _, pose in live]))
 
     def of_segment(self, graph: KeyframeGraph, segment: int) -> list[FrameRecord]:

@@ -59,6 +59,7 @@ class KeyframeGraph:
     world_from_keyframe: dict[int, Similarity] = field(default_factory=dict)
     segment_of: dict[int, int] = field(default_factory=dict)
     weights: dict[tuple[int, int], float] = field(default_factory=dict)  # of loops that are not believed in full
+    metric: dict[int, str] = field(default_factory=dict)  # segments in metres, and where these come from, in words
     _tied: dict[int, set[int]] = field(default_factory=dict)  # keyframes that an edge ties to each
     _loops: set[tuple[int, int]] = field(default_factory=set)
     _changed: list[int] = field(default_factory=list)
@@ -75,6 +76,19 @@ class KeyframeGraph:
         self.world_from_keyframe[keyframe.id] = world_from_keyframe
         self.segment_of[keyframe.id] = segment
         self._changed.append(keyframe.id)
+
+    def remove_keyframe(self, k: int) -> None:
+        """Take a keyframe out with its edges. Raises KeyError when it is not there."""
+        del self.keyframes[k]
+        del self.world_from_keyframe[k]
+        del self.segment_of[k]
+        for ends in [ends for ends in self.edges if k in ends]:
+            del self.edges[ends]
+            self.weights.pop(ends, None)
+            self._loops.discard(ends)
+        for other in self._tied.pop(k, set()):
+            self._tied[other].discard(k)
+        self._changed.append(k)
 
     def set_edge(self, edge: Edge) -> None:
         """Add an edge, or replace the one between the same keyframes by newer evidence, which is believed in full.
@@ -98,6 +112,15 @@ class KeyframeGraph:
         if unknown:
             raise ValueError(f"KeyframeGraph: poses for unknown keyframes {sorted(unknown)[:5]}")
         self.world_from_keyframe.update(world_from_keyframe)
+
+    def stretch(self, segment: int, metres_per_unit: float, source: str) -> None:
+        """Make the lengths of a segment metres; `source` says where these come from.
+
+        Landmarks, frames and edges are in the units of their keyframes, and so go with them.
+        """
+        metres_from_units = Similarity(np.eye(3), np.zeros(3), metres_per_unit)
+        self.set_poses({k: metres_from_units @ self.world_from_keyframe[k] for k in self.segment(segment)})
+        self.metric[segment] = source
 
     def weight(self, edge: Edge) -> float:
         """How far an edge is believed, 0 to 1. One of weight 0 stays recorded and may come back."""

@@ -138,6 +138,12 @@ class LandmarkMap:
     def forget_place(self, ids: NDArray[np.int64]) -> None:
         self.anchor[ids] = NO_ANCHOR
 
+    def remove_keyframe(self, k: int) -> None:
+        """Forget what a keyframe observed, and the places of points that are stored relative to it."""
+        self._observed = Sightings({other: tracks for other, tracks in self._observed.items() if other != k})
+        self.feature_tracks.pop(k, None)
+        self.anchor[self.anchor == k] = NO_ANCHOR
+
     def points_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
         """Places (N, 3) in map units of landmarks that have one."""
         points = np.empty((len(ids), 3))

@@ -7,16 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from relocalizer.errors import SequenceError
 from relocalizer.images import bgr_to_rgb
+from slam.frame_source import FrameSource, Selection
 from slam.frames import Frame
+from slam.optics import Optics
 from slam.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from slam.sequence import FrameSource, Optics, Selection
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,20 @@ class LiveStream:
         try:
             while given != self._selection.max_frames and (newest := self._take()) is not None:
                 index, timestamp_ns, picture = newest
-                image = self._optics(bgr_to_rgb(picture), f"{self.name}, picture {index}")
+                try:
+                    image = self._optics(bgr_to_rgb(picture), f"{self.name}, picture {index}")
+                except SequenceError as error:  # a camera that has changed its mode may change it back
+                    self._skip(f"{self.name} picture {index}", error)
+                    continue
                 yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
                 given += 1
         finally:
             self.close()
+
+    def _skip(self, name: str, error: SequenceError) -> None:
+        if not self.skipped:
+            log.warning("%s", error)
+        self.skipped.append((name, str(error)))
 
     def close(self) -> None:
         """Stop reading and release the camera. Does nothing the second time."""

@@ -3,7 +3,7 @@ recent part of the map is refined."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -74,6 +74,18 @@ class Mapper:
         self._start_new_tracks(keyframe, seen.frame.image)
         self._place_new_landmarks(keyframe.id)
         return keyframe
+
+    def remove_incomplete(self, has_image: Callable[[int], bool]) -> None:
+        """Take keyframes out that an exception has left half made: without observations, or without an image.
+
+        Their edges and the points that are stored relative to them go too.
+        """
+        landmarks = self.landmarks
+        whole = landmarks.observed.keys() & landmarks.feature_tracks.keys()
+        for k in [k for k in self.graph.keyframes if k not in whole or not has_image(k)]:
+            self.graph.remove_keyframe(k)
+            landmarks.remove_keyframe(k)
+            self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if k not in pair}
 
     def _tracks_of_features(self, tracks: Tracks, features: LocalFeatures) -> NDArray[np.int64]:
         """The track id (N,) of every feature that lies on a track and looks like it; -1 for the others."""
@@ -236,12 +248,20 @@ class Mapper:
                 self._paired_with.setdefault(j, []).append(i)
             self.pairs[i, j] = estimate
 
-    def join_segments(self, c: int, k: int, a_from_b: Similarity) -> None:
-        """k's segment becomes part of c's: its keyframes move by the similarity that ties them."""
-        kept, gone = self.graph.segment_of[c], self.graph.segment_of[k]
-        for i in self.graph.segment(gone):
-            self.graph.world_from_keyframe[i] = a_from_b @ self.graph.world_from_keyframe[i]
-            self.graph.segment_of[i] = kept
+    def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> None:
+        """The segments of keyframes c and k become one, tied by the similarity between their worlds.
+
+        The one begun first keeps its world and units, so that a map that was gone on in does; unless only the other
+        is metric, for metres would be lost.
+        """
+        graph = self.graph
+        kept, gone, kept_from_gone = graph.segment_of[c], graph.segment_of[k], c_world_from_k_world
+        if (gone in graph.metric, -gone) > (kept in graph.metric, -kept):
+            kept, gone, kept_from_gone = gone, kept, kept_from_gone.inverse()
+        for i in graph.segment(gone):
+            graph.world_from_keyframe[i] = kept_from_gone @ graph.world_from_keyframe[i]
+            graph.segment_of[i] = kept
+        graph.metric.pop(gone, None)
 
     # --- relations ------------------------------------------------------------------------------------
 
@@ -343,6 +363,13 @@ class Mapper:
         if lens is not None:
             self._refine_lens(members, lens)
         return self._refine(members, [], iterations=config.final_iterations)
+
+    def reprojection_px(self, keyframe_ids: list[int]) -> float:
+        """Root of the mean squared reprojection error of what keyframes observed, pixels; 0 without any."""
+        if not keyframe_ids:
+            return 0.0
+        _, bundle = self._bundle(keyframe_ids, [])
+        return _root_mean_square(reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world))
 
     def _refine_lens(self, members: list[int], prior: LensPrior) -> None:
         """Find the lens from some landmarks, and place them all under it."""

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from relocalizer.errors import ConfigError, MapError, SequenceError
+from relocalizer.errors import ConfigError, MapError, SequenceError, UserError
 from slam.config import SlamConfig
 from slam.events import (
     EdgeAccepted,
@@ -36,19 +37,23 @@ from slam.events import (
 )
 from slam.graph import EdgeKind
 from slam.progress import Progress, untold
+from slam.verdict import WEAK_LANDMARKS, Evidence, Finding, Grade, Verdict, judge
 
 if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
     from relocalizer.reference_map import Provenance, ReferenceMap
     from relocalizer.reloc3r_predictor import Kind
+    from slam.frame_source import FrameSource
     from slam.frames import Frame
-    from slam.sequence import FrameSource
+    from slam.keyframe_images import KeyframeImages
     from slam.slam_result import SlamResult
     from slam.system import Slam
     from slam.trajectory import Trajectory
 
 # Below this much memory a card runs the smaller network more comfortably than the larger one.
 _SMALL_CARD_BYTES = 6 * 2**30
+# A closed terminal sends SIGHUP; Windows, where nothing of this runs, has none.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PREDICTORS = ("geometric", "reloc3r-512", "reloc3r-224")
 RANDOM_WEIGHTS = "random weights: the poses mean nothing, only the cost is real"
 
@@ -61,18 +66,31 @@ class PredictorChoice:
     reason: str
 
 
-def choose_predictor(config: SlamConfig, accelerator: Callable[[], str] | None = None) -> PredictorChoice:
-    """Turn `auto` into a predictor: a network where a graphics card makes it cheap, local features otherwise.
+def choose_predictor(
+    config: SlamConfig,
+    accelerator: Callable[[], str] | None = None,
+    has_weights: Callable[[str], bool] | None = None,
+) -> PredictorChoice:
+    """Turn `auto` into a predictor: a network whose weights are here where a graphics card makes it cheap, else local
+    features. The reason says how to get the other one.
 
     Args:
         accelerator: says which accelerator there is: 'cuda', 'small-cuda', 'mps' or ''. For tests.
+        has_weights: says whether weights (a released name, a hub id or a path) are on this machine. For tests.
 
     Raises:
         ConfigError: weights were asked for, of a predictor that takes none, or both of a file and random.
     """
-    choice = _choose(config, accelerator or find_accelerator)
+    choice = _choose(config, accelerator or find_accelerator, has_weights or _has_weights)
     _check_weights(config, choice)
     return choice
+
+
+def _has_weights(source: str) -> bool:
+    """Whether a checkpoint is on this machine. Raises WeightsError when a path holds none."""
+    from relocalizer.checkpoints import locate
+
+    return locate(source) is not None
 
 
 def _check_weights(config: SlamConfig, choice: PredictorChoice) -> None:
@@ -88,18 +106,25 @@ def _check_weights(config: SlamConfig, choice: PredictorChoice) -> None:
         )
 
 
-def _choose(config: SlamConfig, accelerator: Callable[[], str]) -> PredictorChoice:
-    if config.predictor.kind != "auto":
-        return PredictorChoice(config.predictor.kind, "as asked")
-    match accelerator():
-        case "cuda":
-            return PredictorChoice("reloc3r-512", "auto: there is a CUDA card")
-        case "small-cuda":
-            return PredictorChoice("reloc3r-224", "auto: there is a CUDA card with little memory")
-        case "mps":
-            return PredictorChoice("reloc3r-224", "auto: this is an Apple chip")
-        case _:
-            return PredictorChoice("geometric", "auto: without a graphics card one Reloc3r pair costs seconds")
+_CARDS = {
+    "cuda": ("reloc3r-512", "there is a CUDA card"),
+    "small-cuda": ("reloc3r-224", "there is a CUDA card with little memory"),
+    "mps": ("reloc3r-224", "this is an Apple chip"),
+}
+
+
+def _choose(config: SlamConfig, accelerator: Callable[[], str], has_weights: Callable[[str], bool]) -> PredictorChoice:
+    asked = config.predictor
+    if asked.kind != "auto":
+        return PredictorChoice(asked.kind, "as asked")
+    card = accelerator()
+    if card not in _CARDS:
+        return PredictorChoice("geometric", "auto: without a graphics card one Reloc3r pair costs seconds")
+    kind, why = _CARDS[card]
+    if asked.random_weights or has_weights(asked.weights or kind):
+        return PredictorChoice(kind, f"auto: {why}; --predictor geometric takes local features instead")
+    absent = f"{why}, but the weights of {kind} are not on this machine: slam weights fetch {kind} brings them"
+    return PredictorChoice("geometric", f"auto: {absent}")
 
 
 def with_predictor(config: SlamConfig, kind: str) -> SlamConfig:
@@ -167,6 +192,7 @@ def build(
     config: SlamConfig,
     *,
     observers: Sequence[Observer] = (),
+    images: KeyframeImages | None = None,
     start_map: ReferenceMap | None = None,
     localize_only: bool = False,
 ) -> Slam:
@@ -190,6 +216,7 @@ def build(
         optimizer=GtsamOptimizer(robust=config.linking.robust),
         refiner=GtsamRefiner(),
         observers=observers,
+        images=images,
         start_map=start_map,
         localize_only=localize_only,
     )
@@ -243,6 +270,8 @@ class RunStatistics:
         tracked: those that had a pose at once.
         first_pose_frame: index of the first frame with a live pose, -1 while there is none.
         reason: why the newest frame has no pose; empty when it has one.
+        lost_frames: frames that had no pose because tracking was lost.
+        weak_frames: frames whose pose rests on few landmarks, or on none.
         start_map: name of the map the run began in, empty when it began with none.
         found_in_map: index of the first frame recognised in it, -1 while there is none.
         stage_ms: wall time by stage, one value for each frame that ran the stage.
@@ -259,6 +288,8 @@ class RunStatistics:
     loops_accepted: int = 0
     loops_rejected: int = 0
     scale_unobservable: int = 0
+    lost_frames: int = 0
+    weak_frames: int = 0
     start_map: str = ""
     found_in_map: int = -1
     lost: list[LostEpisode] = field(default_factory=list)
@@ -291,8 +322,10 @@ class RunStatistics:
     def _count_frame(self, event: FrameProcessed) -> None:
         self.frames += 1
         self.state, self.reason = event.state, event.reason
+        self.lost_frames += event.state is TrackingState.LOST
         if event.world_from_cam is not None:
             self.tracked += 1
+            self.weak_frames += int(event.is_inlier.sum()) < WEAK_LANDMARKS
             if self.first_pose_frame < 0:
                 self.first_pose_frame = event.frame.index
         elif event.state is TrackingState.LOST and self.lost and not self.lost[-1].found:
@@ -310,6 +343,31 @@ def percentiles(stage_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]
     }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """Something that went wrong in a run and took only itself along: what was being done, and the exception."""
+
+    doing: str
+    error: Exception
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether this is a bug, not something a person can fix."""
+        return not isinstance(self.error, UserError)
+
+    @property
+    def sentence(self) -> str:
+        text = " ".join(str(self.error).split())
+        if not self.is_internal:
+            return text
+        kind = type(self.error).__name__
+        return f"{self.doing}: {kind}: {text}" if text else f"{self.doing}: {kind}"
+
+    @property
+    def traceback(self) -> str:
+        return "".join(traceback.format_exception(self.error))
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RunOutcome:
     """What a run gave.
@@ -321,6 +379,8 @@ class RunOutcome:
         step_ms: time the system took for each frame.
         finish_s: the last refinement of the whole map.
         peak_memory_mb: of this process.
+        failures: what went wrong on the way and only took itself along, the first one first.
+        last_frame_index: of the last frame that went in, -1 when none did.
         skipped: pictures that could not be read, as (name, reason).
         dropped: live pictures that came faster than they could be used.
         anchor_problem: why lengths that were to be metres are map units all the same; empty when nothing is wrong.
@@ -338,10 +398,22 @@ class RunOutcome:
     skipped: list[tuple[str, str]]
     dropped: int
     anchor_problem: str = ""
+    failures: tuple[Failure, ...] = ()
+    last_frame_index: int = -1
+
+    def raise_failure(self) -> None:
+        """Raise what ended the run before its time, for who has no use for half a run."""
+        if self.failures:
+            raise self.failures[0].error
 
 
-class _StopRequest:
-    """Ctrl-C (or SIGTERM) as a wish: granted between frames, so that the map is never caught half-written."""
+class StopRequest:
+    """Ctrl-C (or SIGTERM, SIGHUP) as a wish: granted between frames, so that the map is never caught half-written.
+
+    Attributes:
+        asked: whether it was asked for.
+        busy: whether it has to wait; when it has not, or when it is asked for again, KeyboardInterrupt is raised.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -354,11 +426,13 @@ class _StopRequest:
 
 
 @contextmanager
-def _listening(stop: _StopRequest) -> Iterator[None]:
+def listening(stop: StopRequest) -> Iterator[None]:
+    """Signals that ask a process to end go to `stop`. Only in the main thread; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup wants it
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:
@@ -367,8 +441,8 @@ def _listening(stop: _StopRequest) -> Iterator[None]:
 
 
 def wait_until_told() -> None:
-    """Until Ctrl-C or SIGTERM."""
-    with suppress(KeyboardInterrupt), _listening(_StopRequest()):
+    """Until Ctrl-C, SIGTERM or SIGHUP."""
+    with suppress(KeyboardInterrupt), listening(StopRequest()):
         threading.Event().wait()
 
 
@@ -376,70 +450,113 @@ def run(
     source: FrameSource,
     slam: Slam,
     *,
-    observers: Sequence[Observer] = (),
     on_progress: Callable[[int], None] | None = None,
     on_finishing: Progress = untold,
 ) -> RunOutcome:
     """Every frame of the source through the system, then the last optimisation.
 
-    Ctrl-C (and SIGTERM) ends the run after the frame at hand; what was made until then is finished and given.
+    Ctrl-C (SIGTERM, SIGHUP) ends the run after the frame at hand; what was made until then is finished and given. So it
+    is after an exception, in a frame, in the source or in the last refinement: `RunOutcome.failures` holds it.
 
     Args:
-        observers: are told of pictures that the source skipped or dropped; the system has its own observers.
         on_progress: called after each frame with the number of frames so far.
         on_finishing: called with (what, how many are done, of how many at most) while the map is finished.
 
     Raises:
         SequenceError: the source gave fewer than two frames.
     """
-    started = time.perf_counter()
-    stop, read_ms, step_ms, stamps = _StopRequest(), [], [], []
-    with _listening(stop):
+    return _Run(source, slam, on_progress).outcome(on_finishing)
+
+
+class _Run:
+    """One pass over a source: its frames through the system, what they took, and what broke it off."""
+
+    def __init__(self, source: FrameSource, slam: Slam, on_progress: Callable[[int], None] | None) -> None:
+        self._source, self._slam, self._on_progress = source, slam, on_progress
+        self._stop = StopRequest()
+        self._stamps: list[int] = []
+        self._read_ms: list[float] = []
+        self._step_ms: list[float] = []
+        self._last_index = -1
+        self._failures: list[Failure] = []
+        self._is_cut_off = False  # in the middle of a frame, which has left the map half made
+
+    def outcome(self, on_finishing: Progress) -> RunOutcome:
+        started = time.perf_counter()
+        with listening(self._stop):
+            self._feed()
+            _tell_losses(self._source, self._slam)
+            if len(self._stamps) < 2 and not self._stop.asked and not self._failures:
+                raise SequenceError(_too_few(self._source, len(self._stamps)))
+            before = time.perf_counter()
+            result = self._finish(on_finishing)
+            finish_s = time.perf_counter() - before
+        return RunOutcome(
+            result=result,
+            interrupted=self._stop.asked,
+            failures=tuple(self._failures),
+            frames=len(self._stamps),
+            last_frame_index=self._last_index,
+            expected_ns=np.array(self._stamps, dtype=np.int64),
+            wall_s=time.perf_counter() - started,
+            read_ms=self._read_ms,
+            step_ms=self._step_ms,
+            finish_s=finish_s,
+            peak_memory_mb=peak_memory_mb(),
+            skipped=list(self._source.skipped),
+            dropped=self._source.dropped,
+        )
+
+    def _feed(self) -> None:
+        """Every frame through the system, until the end, a wish to stop or an exception."""
+        doing = "opening the source"
         try:
-            for frame, waited_ms in _timed(source):
-                stop.busy = True
-                before = time.perf_counter()
-                slam.step(frame)
-                step_ms.append((time.perf_counter() - before) * 1e3)
-                stop.busy = False
-                read_ms.append(waited_ms)
-                stamps.append(frame.timestamp_ns)
-                if on_progress:
-                    on_progress(len(stamps))
-                if stop.asked:
+            for frame, waited_ms in _timed(self._source):
+                doing = f"frame {frame.index}"
+                self._step(frame, waited_ms)
+                if self._stop.asked:
                     break
+                doing = f"reading the frame after {frame.index}"
         except KeyboardInterrupt:
-            stop.asked = True
+            self._stop.asked, self._is_cut_off = True, self._stop.busy
+        except Exception as error:
+            self._failures.append(Failure(doing, error))
+            self._is_cut_off = self._stop.busy
         finally:
-            source.close()
-        _tell_losses(source, observers)
-        if len(stamps) < 2 and not stop.asked:
-            raise SequenceError(_too_few(source, len(stamps)))
-        stop.busy = True  # one more Ctrl-C while finishing is a wish to stop at once
+            self._source.close()
+
+    def _step(self, frame: Frame, waited_ms: float) -> None:
+        self._stop.busy = True
         before = time.perf_counter()
-        result = slam.finish(interrupted=stop.asked, on_progress=on_finishing)
-        finish_s = time.perf_counter() - before
-    return RunOutcome(
-        result=result,
-        interrupted=stop.asked,
-        frames=len(stamps),
-        expected_ns=np.array(stamps, dtype=np.int64),
-        wall_s=time.perf_counter() - started,
-        read_ms=read_ms,
-        step_ms=step_ms,
-        finish_s=finish_s,
-        peak_memory_mb=peak_memory_mb(),
-        skipped=list(source.skipped),
-        dropped=source.dropped,
-    )
+        self._slam.step(frame)
+        self._step_ms.append((time.perf_counter() - before) * 1e3)
+        self._stop.busy = False
+        self._read_ms.append(waited_ms)
+        self._stamps.append(frame.timestamp_ns)
+        self._last_index = frame.index
+        if self._on_progress:
+            self._on_progress(len(self._stamps))
+
+    def _finish(self, on_finishing: Progress) -> SlamResult:
+        """The finished map; as it stands when an exception or a second wish to stop leaves no other."""
+        self._stop.busy = True  # one more Ctrl-C while finishing is a wish to stop at once
+        try:
+            if self._is_cut_off:
+                self._slam.remove_incomplete()
+            if not (self._is_cut_off and self._stop.asked):  # asked twice: nobody wants to wait
+                interrupted = self._stop.asked or bool(self._failures)
+                return self._slam.finish(interrupted=interrupted, on_progress=on_finishing)
+        except KeyboardInterrupt:
+            self._stop.asked = True
+        except Exception as error:
+            self._failures.append(Failure("the last refinement", error))
+        return self._slam.abort()
 
 
-def anchored(
-    outcome: RunOutcome, scale_from: str, ground_truth: Trajectory | None, *, observers: Sequence[Observer] = ()
-) -> RunOutcome:
+def anchored(outcome: RunOutcome, slam: Slam, scale_from: str, ground_truth: Trajectory | None) -> RunOutcome:
     """The outcome in metres, when `scale_from` says how; in map units and with the reason when that cannot be done.
 
-    The map that belongs to the outcome's result is stretched with it.
+    The map of `slam`, whose outcome it is, is stretched with it.
 
     Raises:
         ConfigError: `scale_from` is none of the forms that `slam.anchor` knows.
@@ -454,8 +571,7 @@ def anchored(
     except AnchorError as error:  # an hour of video is not thrown away for it
         return replace(outcome, anchor_problem=str(error))
     assert result.units.metres_per_unit is not None
-    for observer in observers:
-        observer(ScaleAnchored(metres_per_unit=result.units.metres_per_unit, source=anchor.source))
+    slam.publish(ScaleAnchored(metres_per_unit=result.units.metres_per_unit, source=anchor.source))
     return replace(outcome, result=result)
 
 
@@ -469,16 +585,12 @@ def _timed(source: FrameSource) -> Iterator[tuple[Frame, float]]:
         yield frame, (time.perf_counter() - before) * 1e3
 
 
-def _tell_losses(source: FrameSource, observers: Sequence[Observer]) -> None:
-    losses = []
+def _tell_losses(source: FrameSource, slam: Slam) -> None:
     if source.skipped:
         name, reason = source.skipped[0]
-        losses.append(FramesSkipped(count=len(source.skipped), reason=f"{name}: {reason}"))
+        slam.publish(FramesSkipped(count=len(source.skipped), reason=f"{name}: {reason}"))
     if source.dropped:
-        losses.append(FramesSkipped(count=source.dropped, reason="came faster than they could be used"))
-    for event in losses:
-        for observer in observers:
-            observer(event)
+        slam.publish(FramesSkipped(count=source.dropped, reason="came faster than they could be used"))
 
 
 def _too_few(source: FrameSource, count: int) -> str:
@@ -495,7 +607,28 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere
 
 
-def why_unusable(outcome: RunOutcome, statistics: RunStatistics) -> str:
+def verdict_of(
+    outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig, findings: Sequence[Finding] = ()
+) -> Verdict:
+    """How far a run can be trusted; `findings` are those that its caller has made."""
+    random = config.predictor.random_weights
+    early = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
+    evidence = Evidence(
+        frames=outcome.frames,
+        tracked=len(outcome.result.trajectory),
+        other_segments=tuple(len(segment) for segment in outcome.result.segments),
+        lost_times=len(statistics.lost),
+        lost_frames=statistics.lost_frames,
+        weak_frames=statistics.weak_frames,
+        reprojection_px=outcome.result.reprojection_px,
+        noise_px=config.tracks.noise_px,
+        no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),
+        notes=(*early, *findings),
+    )
+    return judge(evidence)
+
+
+def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
     """Why nobody could use this result; empty when it can be used."""
     if len(outcome.result.trajectory) >= 2:
         return ""

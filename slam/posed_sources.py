@@ -10,23 +10,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform, Rotation, Slerp
 
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxyz
-from relocalizer.images import Camera, CameraModel, Image, load_camera, read_image
+from relocalizer.images import Camera, CameraModel, Image, read_image
 from relocalizer.posed_images import PosedPicture
 from slam.config import InputConfig
 from slam.datasets import index_folder
-from slam.sequence import Calibration, Optics, Selection
-from slam.tables import path_inside, rows_of
-from slam.trajectory import Trajectory, read_trajectory
+from slam.frame_source import Selection
+from slam.optics import Calibration, Optics, read_calibration
+from slam.picture_sizes import PictureSizes, first_readable
+from slam.tables import path_inside, rows_of, text_of
+from slam.trajectory import Trajectory, read_trajectory, with_times
 
 MAX_GAP_NS = 50_000_000  # a pose is interpolated only between two that are this near to the picture
 CAMBRIDGE_HEADER = "Visual Landmark Dataset"
@@ -76,28 +80,29 @@ def open_posed(
         TrajectoryError: poses that cannot be read, or share no time with the pictures.
         CameraError: the camera file cannot be used, or is not of these pictures.
     """
-    if not images.is_dir():
+    if not os.path.isdir(images):
         raise SequenceError(f"{images}: no such folder; expected one with the pictures")
     entries, calibration, units, what = _recognise(images, poses)
-    given = Calibration(load_camera(camera), str(camera)) if camera is not None else None
+    given = read_calibration(camera) if camera is not None else None
     chosen = Selection(start, stride, max_frames).of(len(entries), str(images))
-    pictures = _pictures([entries[k] for k in chosen], given, calibration, config)
-    return PosedSource(pictures=pictures, units=units, description=f"{what}: {len(pictures)} pictures with poses")
+    pictures, notes = _pictures([entries[k] for k in chosen], given, calibration, config)
+    description = "; ".join([f"{what}: {len(pictures)} pictures with poses", *notes])
+    return PosedSource(pictures=pictures, units=units, description=description)
 
 
 def _recognise(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibration | None, str, str]:
     """(entries, the camera of all, unit, what it is)."""
     if poses is None:
         scene = images / "TrainSplit.txt"
-        if scene.is_file():
+        if os.path.isfile(scene):
             return _seven_scenes_scene(images, scene)
         return _data_set(images, None)
-    if not poses.exists():
+    if not os.path.exists(poses):
         raise TrajectoryError(f"{poses}: no such file or folder; expected a trajectory, a COLMAP model or a list")
-    model = next((f for f in (poses, poses / "sparse" / "0", poses / "0") if (f / "images.txt").is_file()), None)
+    model = next((f for f in (poses, poses / "sparse" / "0", poses / "0") if os.path.isfile(f / "images.txt")), None)
     if model is not None:
         return _colmap(images, model), None, "map units", "COLMAP model"
-    if poses.is_dir():
+    if os.path.isdir(poses):
         raise TrajectoryError(
             f"{poses}: expected a COLMAP model in text, images.txt and cameras.txt "
             "(colmap model_converter --output_type TXT makes one)"
@@ -120,11 +125,13 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibrati
         raise TrajectoryError(
             f"{images}: no poses in this folder; name them: a trajectory file, a COLMAP model or a Cambridge list"
         )
+    if not truth.has_times:
+        truth = _in_order(truth, index.timestamps_ns, str(poses))
     found = _poses_at(truth, index.timestamps_ns.tolist())
     entries = [
         _Entry(path, pose, time)
         for path, time, pose in zip(index.image_paths, index.timestamps_ns.tolist(), found, strict=True)
-        if pose is not None and path.is_file()
+        if pose is not None and os.path.isfile(path)
     ]
     if not entries:
         raise TrajectoryError(
@@ -133,6 +140,16 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibrati
         )
     calibration = Calibration(index.camera, index.camera_source) if index.camera else None
     return entries, calibration, "metres", index.layout
+
+
+def _in_order(untimed: Trajectory, times_ns: NDArray[np.int64], name: str) -> Trajectory:
+    """Poses without times, as many as there are pictures, with the times of these."""
+    if len(untimed) != len(times_ns):
+        raise TrajectoryError(
+            f"{name}: {len(untimed)} poses without times and {len(times_ns)} pictures: nothing tells which belong "
+            "together; expected a line for each picture, or poses with times (slam convert --times makes them)"
+        )
+    return with_times(untimed, times_ns, name)
 
 
 def _seven_scenes_scene(scene: Path, split: Path) -> tuple[list[_Entry], Calibration | None, str, str]:
@@ -170,11 +187,7 @@ def _colmap(images: Path, model: Path) -> list[_Entry]:
 
 def _lines(path: Path) -> list[tuple[str, list[str]]]:
     """Every line that is no comment, empty ones too: a picture without points has an empty second line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrajectoryError(f"{path}: cannot be read ({error})") from None
-    numbered = [(f"{path}, line {n}", line.split()) for n, line in enumerate(text.splitlines(), start=1)]
+    numbered = [(f"{path}, line {n}", line.split()) for n, line in enumerate(text_of(path).splitlines(), start=1)]
     return [(place, fields) for place, fields in numbered if not (fields and fields[0].startswith("#"))]
 
 
@@ -217,8 +230,8 @@ def _colmap_cameras(path: Path) -> dict[str, Calibration]:
 def _is_cambridge(path: Path) -> bool:
     """A list with names in the first column, with or without the data set's header."""
     try:
-        start = path.read_text(encoding="utf-8-sig")[:4096]
-    except (OSError, UnicodeDecodeError):
+        start = text_of(path)[:4096]
+    except SequenceError:
         return False
     if start.startswith(CAMBRIDGE_HEADER):
         return True
@@ -242,7 +255,7 @@ def _cambridge(images: Path, path: Path) -> list[_Entry]:
 
 def _numbered(images: Path, entries: Sequence[_Entry], source: str) -> list[_Entry]:
     """Entries whose pictures are there, a second apart: these lists have no times."""
-    there = [entry for entry in entries if entry.path.is_file()]
+    there = [entry for entry in entries if os.path.isfile(entry.path)]
     if not there:
         first = f" (first: {entries[0].path})" if entries else ""
         raise SequenceError(
@@ -302,26 +315,50 @@ def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidT
 
 def _pictures(
     entries: Sequence[_Entry], given: Calibration | None, shared: Calibration | None, config: InputConfig
-) -> list[PosedPicture]:
-    """Readers of the pictures; those of one camera are taken to be of one size, which reading checks."""
-    optics: dict[str, Optics] = {}
-    pictures = []
+) -> tuple[list[PosedPicture], list[str]]:
+    """Readers of the pictures that can be used, and what to say of the others.
+
+    Those of another size than most of their camera are left out, and those of a camera that cannot be used.
+
+    Raises:
+        SequenceError, CameraError: none is left.
+    """
+    by_camera: dict[str, list[_Entry]] = {}
     for entry in entries:
-        calibration = given or entry.calibration or shared
-        key = repr(calibration)
-        if key not in optics:
-            height, width = read_image(entry.path).shape[:2]
-            optics[key] = Optics(width, height, calibration, config)
-        pictures.append(
-            PosedPicture(
-                name=entry.path.name,
-                read=_reader(entry.path, optics[key]),
-                camera=optics[key].camera,
-                world_from_cam=entry.world_from_cam,
-                timestamp_ns=entry.timestamp_ns,
-            )
-        )
-    return pictures
+        by_camera.setdefault(repr(given or entry.calibration or shared), []).append(entry)
+    optics: dict[Path, Optics] = {}
+    notes: list[str] = []
+    for group in by_camera.values():
+        sizes = PictureSizes.of([entry.path for entry in group])
+        try:
+            of_group = _optics_of(sizes, given or group[0].calibration or shared, config)
+        except (SequenceError, CameraError) as error:
+            if len(by_camera) == 1:
+                raise
+            notes.append(f"{len(group)} left out ({error})")
+            continue
+        others = sizes.others(sizes.most_common)
+        notes += sizes.notes(sizes.most_common)
+        optics |= {entry.path: of_group for entry in group if entry.path not in others}
+    if not optics:
+        raise SequenceError(f"none of {len(entries)} pictures can be used: {notes[0]}")
+    return [_posed(entry, optics[entry.path]) for entry in entries if entry.path in optics], notes
+
+
+def _optics_of(sizes: PictureSizes, calibration: Calibration | None, config: InputConfig) -> Optics:
+    size = sizes.of_more_than_half(str(sizes.paths[0].parent))
+    height, width = first_readable(sizes.alike(size)).shape[:2]
+    return Optics(width, height, calibration, config)
+
+
+def _posed(entry: _Entry, optics: Optics) -> PosedPicture:
+    return PosedPicture(
+        name=entry.path.name,
+        read=_reader(entry.path, optics),
+        camera=optics.camera,
+        world_from_cam=entry.world_from_cam,
+        timestamp_ns=entry.timestamp_ns,
+    )
 
 
 def _reader(path: Path, optics: Optics) -> Callable[[], Image]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, load_camera, read_image, shrink, size_within
+from relocalizer.images import Camera, read_image, shrink, size_within
 from relocalizer.interfaces import View
+from relocalizer.unfetched import why_unfetched
 from slam.config import InputConfig
 from slam.datasets import index_folder, is_video
-from slam.sequence import Calibration, MapCameras, Optics
+from slam.optics import Calibration, MapCameras, Optics, read_calibration
+from slam.plain_text import plain
 
 SECOND_NS = 1_000_000_000
 NO_CAMERA = "no camera known, so compared with keyframes alone; with --camera landmarks count too"
@@ -37,37 +39,37 @@ def query_pictures(given: Sequence[str]) -> list[QueryPicture]:
     Raises:
         SequenceError: no picture is there, or a folder has a video in the place of pictures.
     """
-    groups = [_of(text) for text in given]
+    places = [Path(os.path.expanduser(text)) for text in given]  # which leaves ~ of somebody unknown alone
+    groups = [_of(place) for place in places]
     pictures = [picture for group in groups for picture in group]
-    if len(groups) == 1 and Path(given[0]).is_dir():
+    if len(groups) == 1 and os.path.isdir(places[0]):
         return pictures
     return [QueryPicture(p.path, k * SECOND_NS, p.calibration) for k, p in enumerate(pictures)]
 
 
-def _of(text: str) -> list[QueryPicture]:
-    path = Path(text).expanduser()
-    if path.is_dir():
+def _of(path: Path) -> list[QueryPicture]:
+    if os.path.isdir(path):
         index = index_folder(path)
         if index.video is not None:
             raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
         calibration = Calibration(index.camera, index.camera_source) if index.camera else _beside(path)
         times = index.timestamps_ns.tolist()
         return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
-    if path.exists():
+    if os.path.exists(path):
         if is_video(path):
             raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
         return [QueryPicture(path, 0, _beside(path.parent))]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not found:
-        raise SequenceError(f"{text}: no such picture or folder")
+        raise SequenceError(f"{path}: {why_unfetched(path) or 'no such picture or folder'}")
     return [QueryPicture(name, 0, _beside(name.parent)) for name in found]
 
 
 def _beside(folder: Path) -> Calibration | None:
     """The camera.yaml of a folder of pictures, in it or in the one above."""
     paths = (folder / "camera.yaml", folder.resolve().parent / "camera.yaml")
-    found = next((path for path in paths if path.is_file()), None)
-    return Calibration(load_camera(found), str(found)) if found is not None else None
+    found = next((path for path in paths if os.path.isfile(path)), None)
+    return read_calibration(found) if found is not None else None
 
 
 class QueryReader:
@@ -84,7 +86,7 @@ class QueryReader:
         self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig, *, camera_needed: bool = True
     ) -> None:
         """`given` is a camera.yaml; `camera_needed` says that the predictor can do nothing without a camera."""
-        self._given = Calibration(load_camera(given), str(given)) if given is not None else None
+        self._given = read_calibration(given) if given is not None else None
         self._map_cameras, self._config = MapCameras(tuple(map_cameras)), config
         self._camera_needed = camera_needed
         self._optics: dict[tuple[int, int, str], Optics | None] = {}
@@ -105,7 +107,7 @@ class QueryReader:
             self._optics[key] = None if calibration is None else Optics(width, height, calibration, self._config)
             optics = self._optics[key]
             note = f"{width}x{height}, {NO_CAMERA}" if optics is None else optics.note
-            self.notes.append(f"{picture.path.name}: {note}")
+            self.notes.append(plain(f"{picture.path.name}: {note}"))
         optics = self._optics[key]
         if optics is None:
             return View(shrink(image, *size_within(width, height, self._config.max_side_px)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.errors import UserError
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.events import (
@@ -33,19 +36,47 @@ from slam.slam_result import SlamResult
 from slam.tracks import Tracks
 from slam.whereabouts import Whereabouts
 
+logger = logging.getLogger(__name__)
+
 TOLD_ALWAYS = 200  # keyframes up to which all landmarks are told after each; telling takes as long as there are many
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DroppedObserver:
+    """An observer that raised: its name, the event it was told of, and what it raised."""
+
+    name: str
+    event: str
+    error: Exception
+
+
 class Reporter:
-    """Makes events of what stands in the map, and hands them to every observer in order."""
+    """Makes events of what stands in the map, and hands them to every observer in order.
+
+    The system does not depend on who listens: an observer that raises is dropped, and a warning says so once.
+
+    Attributes:
+        dropped: observers that raised, in order.
+    """
 
     def __init__(self, observers: Sequence[Observer], mapper: Mapper) -> None:
-        self._observers = tuple(observers)
+        self._observers = list(observers)
         self._mapper = mapper
+        self.dropped: list[DroppedObserver] = []
 
     def emit(self, event: Event) -> None:
-        for observer in self._observers:
-            observer(event)
+        for observer in tuple(self._observers):
+            try:
+                observer(event)
+            except Exception as error:
+                self._drop(observer, event, error)
+
+    def _drop(self, observer: Observer, event: Event, error: Exception) -> None:
+        self._observers = [other for other in self._observers if other is not observer]
+        name = getattr(observer, "__qualname__", type(observer).__name__)
+        self.dropped.append(DroppedObserver(name, type(event).__name__, error))
+        internal = None if isinstance(error, UserError) else error  # what a person can fix needs no traceback
+        logger.warning("%s hears no more of this run: %s", name, error, exc_info=internal)
 
     def keyframe(self, keyframe: Keyframe, reason: str, image: Image) -> None:
         pose = self._mapper.graph.world_from_keyframe[keyframe.id]

@@ -215,7 +215,7 @@ class Drawing:
         self._recording.set_time("time", duration=(timestamp_ns - self._first_ns) * 1e-9)
 
     def _say(self, text: str, level: str) -> None:
-        self._recording.log("log", rr.TextLog(text, level=level))
+        self._recording.log("log", rr.TextLog(text.encode(errors="backslashreplace").decode(), level=level))
 
     # --- frames ---------------------------------------------------------------------------------------
 
@@ -367,6 +367,8 @@ class Drawing:
         log("world/edges/odometry", self._joined(self._edges_of(EdgeKind.ODOMETRY), ODOMETRY, 0.6))
         log("world/edges/loop", self._joined(self._edges_of(EdgeKind.LOOP), LOOP, 1.8))
         log("world/edges/rejected", self._joined(self._rejected, REJECTED, 0.3))
+        if not ids:
+            return
         segment, _ = Counter(self._segment_of[k] for k in ids).most_common(1)[0]
         largest = [k for k in ids if self._segment_of[k] == segment]
         poses = np.array([self._poses[k].rigid.as_matrix() for k in largest])

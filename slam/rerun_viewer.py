@@ -20,6 +20,7 @@ import rerun.blueprint as rrb
 from relocalizer.errors import OutputError
 from relocalizer.images import Camera
 from slam.events import Event
+from slam.plain_text import plain
 from slam.rerun_drawing import Drawing
 from slam.trajectory import Trajectory
 from slam.viewer_process import (
@@ -70,7 +71,7 @@ class RerunViewer:
         sinks = self._sinks(record, view)
         self._recording = self._connect(sinks, record)
         self._closed = not sinks  # Rerun would keep everything in memory until somebody asks for it
-        self._recording.send_recording_name(title)
+        self._recording.send_recording_name(plain(title))
         self._drawing = Drawing(self._recording, ground_truth=ground_truth, camera=camera)
 
     def __call__(self, event: Event) -> None:
@@ -79,7 +80,7 @@ class RerunViewer:
             return
         try:
             self._drawing.show(event)
-        except RuntimeError as error:  # Rerun's word for a sink that cannot be written to
+        except Exception as error:  # whatever it is, the run goes on without a viewer
             self._give_up(error)
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ class RerunViewer:
         began, stuck = time.monotonic(), False
         try:
             self._recording.flush(timeout_sec=START_S)
-        except RuntimeError as error:
+        except Exception as error:
             self._give_up(error)
             stuck = time.monotonic() - began >= START_S
         finally:
@@ -135,10 +136,11 @@ class RerunViewer:
             raise OutputError(f"{record}: cannot be written ({_one_line(error)})") from None
         return recording
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _give_up(self, error: Exception) -> None:
         gone = self._viewer is not None and self._viewer.poll() is not None
         self.problem = "the viewer was closed" if gone else _one_line(error)
-        logger.warning("Rerun shows no more of this run: %s", self.problem)
+        is_rerun = isinstance(error, RuntimeError)  # its word for a sink that cannot be written to; all else is a bug
+        logger.warning("Rerun shows no more of this run: %s", self.problem, exc_info=None if is_rerun else error)
 
 
 def blueprint() -> rrb.Blueprint:
@@ -185,4 +187,8 @@ def _file_sink(record: Path) -> rr.FileSink:
         raise OutputError(f"{record}: exists already; give another name, or remove it")
     if not record.parent.is_dir():
         raise OutputError(f"{record}: there is no folder {record.parent}; make it first")
+    try:
+        str(record).encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"{record}: Rerun takes UTF-8 names alone; give another name") from None
     return rr.FileSink(record)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,25 +23,34 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
-from relocalizer.images import Camera, decode_image, encode_jpeg
+from relocalizer.images import Camera
 from relocalizer.lens import Lens
-from relocalizer.map_folder import JPEG_QUALITY, save_map
-from slam.events import Event, FrameProcessed, KeyframeAdded
+from relocalizer.map_folder import save_map
+from slam.events import Event, FrameProcessed
 from slam.frames import Frame, Keyframe
-from slam.pipeline import RANDOM_WEIGHTS, PredictorChoice, RunOutcome, RunStatistics, percentiles, why_unusable
+from slam.pipeline import (
+    Failure,
+    PredictorChoice,
+    RunOutcome,
+    RunStatistics,
+    percentiles,
+)
 from slam.trajectory import Trajectory, write_tum
+from slam.verdict import Grade, Verdict
 
 if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
-    from slam.sequence import FrameSource
+    from slam.frame_source import FrameSource
     from slam.slam_result import SlamResult
+
+logger = logging.getLogger(__name__)
 
 REPORT_FORMAT = 1
 CONFIG, EVENTS, REPORT = "config.yaml", "events.jsonl", "report.json"
 CAMERA = "camera.yaml"
 TRAJECTORY, KEYFRAMES, ONLINE = "trajectory.txt", "keyframes.txt", "trajectory_online.txt"
-MAP, _KEYFRAMES_ON_THE_WAY = "map", ".keyframes"
+MAP, KEYFRAMES_ON_THE_WAY = "map", ".keyframes"
 
 _CHECKPOINT_S = 5.0
 # A checkpoint may take this share of the time at most; long runs are saved less often.
@@ -61,7 +72,7 @@ _DEPENDENCIES = (
 def next_run_folder(parent: Path, name: str) -> Path:
     """The first of name-1, name-2, ... below `parent` that does not exist."""
     number = 1
-    while (parent / f"{name}-{number}").exists():
+    while os.path.lexists(parent / f"{name}-{number}"):
         number += 1
     return parent / f"{name}-{number}"
 
@@ -69,8 +80,9 @@ def next_run_folder(parent: Path, name: str) -> Path:
 class RunFolder:
     """Writes the files of one run. Make one with `create`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_new: bool = False) -> None:
         self.path = path
+        self._is_new = is_new
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -79,6 +91,7 @@ class RunFolder:
         Raises:
             OutputError: it holds something already, or cannot be made or written.
         """
+        is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -95,7 +108,18 @@ class RunFolder:
             raise OutputError(
                 f"{path}: cannot be written ({error.strerror}); choose another folder with --out"
             ) from None
-        return cls(path)
+        return cls(path, is_new=is_new)
+
+    def discard(self) -> None:
+        """Take back a folder in which nothing was started; a recording that is in it goes too."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self._is_new:
+            with suppress(OSError):
+                self.path.rmdir()
 
     def write_config(self, text: str) -> None:
         """The effective settings. Raises OutputError when the disk refuses."""
@@ -103,78 +127,53 @@ class RunFolder:
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace report.json in one step. Raises OutputError when the disk refuses."""
-        text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path / REPORT, text + "\n")
+        write_atomically(self.path / REPORT, report_text(report))
 
     def write_trajectory(self, name: str, trajectory: Trajectory, *, note: str = "") -> None:
         """Replace one trajectory file in one step. Raises OutputError when the disk refuses."""
         with _replacing(self.path / name) as temporary:
             write_tum(temporary, trajectory, note=note)
 
-    def write_result(self, result: SlamResult, calibration: Camera) -> None:
-        """The final trajectories: every frame, keyframes, poses as they were live, and parts nothing ties.
+    def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:
+        """The final trajectories, as (file name, what writes it): every frame, keyframes, live poses, other segments.
 
         With them goes a camera.yaml when more was found of the lens than `calibration`, of the source's own pictures.
         """
         note = result.units.note
-        self.write_trajectory(TRAJECTORY, result.trajectory, note=note)
-        self.write_trajectory(KEYFRAMES, result.keyframe_trajectory, note=note)
-        self.write_trajectory(ONLINE, result.online, note=note)
+        trajectories = [
+            (TRAJECTORY, result.trajectory, note),
+            (KEYFRAMES, result.keyframe_trajectory, note),
+            (ONLINE, result.online, note),
+        ]
+        trajectories += [
+            (f"trajectory_segment{number}.txt", segment, "") for number, segment in enumerate(result.segments, start=2)
+        ]
+        files: list[tuple[str, Callable[[], None]]] = [
+            (name, partial(self.write_trajectory, name, trajectory, note=said))
+            for name, trajectory, said in trajectories
+        ]
         if result.lens.is_known_better:
-            write_atomically(self.path / CAMERA, result.lens.calibration(calibration).to_yaml())
-        for number, segment in enumerate(result.segments, start=2):
-            self.write_trajectory(f"trajectory_segment{number}.txt", segment)
+            files.append((CAMERA, partial(self._write_camera, result.lens, calibration)))
+        return files
+
+    def _write_camera(self, lens: Lens, calibration: Camera) -> None:
+        write_atomically(self.path / CAMERA, lens.calibration(calibration).to_yaml())
 
     def write_map(self, reference_map: ReferenceMap) -> None:
         """Write `map/`, whole or not at all. Raises OutputError when the disk refuses."""
         save_map(self.path / MAP, reference_map)
 
 
-class KeyframePictures:
-    """An observer that puts the keyframes' pictures on the disk as they come, for the map that is saved at the end."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder.path / _KEYFRAMES_ON_THE_WAY
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, KeyframeAdded) or event.image is None:
-            return
-        with _writing(self._folder):
-            self._folder.mkdir(exist_ok=True)
-            self._path(event.keyframe.id).write_bytes(encode_jpeg(event.image, JPEG_QUALITY))
-
-    def jpeg(self, keyframe_id: int) -> bytes:
-        """A keyframe's picture. Raises OutputError when it cannot be read back."""
-        with _writing(self._folder):
-            return self._path(keyframe_id).read_bytes()
-
-    def straightened(self, lens: Lens) -> Callable[[int], bytes]:
-        """`jpeg`, of pictures as the corrected camera of the map would have taken them."""
-        if not lens.bends:
-            return self.jpeg
-
-        def straight(keyframe_id: int) -> bytes:
-            picture = decode_image(self.jpeg(keyframe_id), f"keyframe {keyframe_id}")
-            return encode_jpeg(lens.picture(picture), JPEG_QUALITY)
-
-        return straight
-
-    def close(self) -> None:
-        """Remove them; the map has its own."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _path(self, keyframe_id: int) -> Path:
-        return self._folder / f"{keyframe_id:06d}.jpg"
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that after a crash either the old or the new one is there, whole.
+
+    Bytes of a file's name that are no text are written as `\\udcXX`, which JSON reads back as what they were.
 
     Raises:
         OutputError: no space, no permission, or the like.
     """
     with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -238,6 +237,7 @@ class Checkpoints:
         self._poses: list[np.ndarray[Any, np.dtype[np.float64]]] = []
         self._frames = 0
         self._due = time.monotonic() + every_s
+        self._has_warned = False
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, FrameProcessed):
@@ -247,7 +247,17 @@ class Checkpoints:
             self._times.append(event.frame.timestamp_ns)
             self._poses.append(event.world_from_cam.as_matrix())
         if time.monotonic() >= self._due:
+            self._save_if_possible()
+
+    def _save_if_possible(self) -> None:
+        """A disk that refuses now may have room again at the next time."""
+        try:
             self.save()
+        except OutputError as error:
+            self._due = time.monotonic() + self._every_s
+            if not self._has_warned:
+                logger.warning("%s", error)
+                self._has_warned = True
 
     def save(self) -> None:
         """Write what there is. Raises OutputError when the disk refuses."""
@@ -257,6 +267,11 @@ class Checkpoints:
         self._folder.write_report({**self._report, "frames": self._frames, "tracked": len(live)})
         took = time.monotonic() - started
         self._due = started + max(self._every_s, took / _CHECKPOINT_SHARE)
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """A report as the text of report.json."""
+    return json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def summarise(value: Any) -> dict[str, Any]:
@@ -333,20 +348,31 @@ def closing_report(
     opening: Mapping[str, Any],
     outcome: RunOutcome,
     statistics: RunStatistics,
+    verdict: Verdict,
     *,
+    broken: Sequence[Failure] = (),
+    dropped: Sequence[Failure] = (),
     evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """report.json of a run that came to its end, by itself or by Ctrl-C."""
+    """report.json of a run that came to its end, by itself, by Ctrl-C or by an exception.
+
+    Args:
+        broken: what ended it, and files that could not be written.
+        dropped: observers that failed; the result does not depend on them.
+    """
     trajectory, stamps = outcome.result.trajectory, outcome.expected_ns
     since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
-    meaningless = RANDOM_WEIGHTS if opening["predictor"]["random_weights"] else ""
-    reason = "; ".join(filter(None, (meaningless, why_unusable(outcome, statistics))))
+    status = "interrupted" if outcome.interrupted else "finished"
+    reasons = [failure.sentence for failure in broken[:1]]
+    if verdict.grade is Grade.FAILED:
+        reasons += verdict.reasons
     calibration = outcome.result.lens.calibration(opening["calibration"])
     return {
         **opening,
-        "status": "interrupted" if outcome.interrupted else "finished",
-        "reason": reason,
-        "usable": not reason,
+        "status": "failed" if broken else status,
+        "reason": "; ".join(reasons),
+        "verdict": {"grade": verdict.grade, "reasons": list(verdict.reasons)},
+        "errors": [_error_report(failure) for failure in (*broken, *dropped)],
         "frames": outcome.frames,
         "tracked": len(trajectory),
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
@@ -358,6 +384,9 @@ def closing_report(
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
+        "lost_frames": statistics.lost_frames,
+        "weak_frames": statistics.weak_frames,
+        "reprojection_px": outcome.result.reprojection_px,
         "keyframes": len(outcome.result.keyframe_trajectory),
         "edges": statistics.edges,
         "loops": {"accepted": statistics.loops_accepted, "rejected": statistics.loops_rejected},
@@ -370,6 +399,19 @@ def closing_report(
         "peak_memory_mb": outcome.peak_memory_mb,
         "evaluation": evaluation,
     }
+
+
+def failed_report(opening: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
+    """report.json of a run that ended without a result."""
+    if isinstance(error, KeyboardInterrupt):
+        return {**opening, "status": "interrupted", "reason": "KeyboardInterrupt"}
+    failure = Failure("the run", error if isinstance(error, Exception) else RuntimeError(repr(error)))
+    return {**opening, "status": "failed", "reason": failure.sentence, "errors": [_error_report(failure)]}
+
+
+def _error_report(failure: Failure) -> dict[str, str]:
+    said = {"doing": failure.doing, "error": failure.sentence}
+    return {**said, "traceback": failure.traceback} if failure.is_internal else said
 
 
 def _lens_report(given: Camera, found: Camera, lens: Lens) -> dict[str, Any] | None:

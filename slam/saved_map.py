@@ -48,15 +48,12 @@ class Earlier:
         frames: its frames, hanging off those.
         jpeg: picture of each keyframe, as the bytes of a JPEG file.
         sessions: its sessions, under the names its keyframes have now and the rows of `frames`.
-        units: 'map units' or 'metres'; scale_source: where the metres come from, in words.
     """
 
     keyframe_ids: tuple[int, ...] = ()
     frames: Sequence[FrameRecord] = ()
     jpeg: Mapping[int, Callable[[], bytes]] = field(default_factory=dict)
     sessions: tuple[Session, ...] = ()
-    units: str = "map units"
-    scale_source: str = ""
 
     @property
     def last_id(self) -> int:
@@ -78,7 +75,7 @@ def map_of_run(
     provenance: Provenance,
     jpeg: Callable[[int], bytes],
 ) -> ReferenceMap:
-    """The map at rest of a run that may have gone on in an earlier one, which is part of it and whose units it has.
+    """The map at rest of a run that may have gone on in an earlier one, which is part of it.
 
     Args:
         frames, jpeg: of the run alone.
@@ -86,7 +83,7 @@ def map_of_run(
     return map_of(
         mapper,
         [*earlier.frames, *frames],
-        replace(provenance, units=earlier.units, scale_source=earlier.scale_source),
+        provenance,
         lambda k: earlier.picture(k, jpeg),
         (*earlier.sessions, Session(earlier.last_id + 1, len(earlier.frames))),
     )
@@ -101,6 +98,8 @@ def map_of(
 ) -> ReferenceMap:
     """The map at rest. Of the local features those on a track are kept, and tracks are numbered anew without gaps.
 
+    Its units are those that the graph is in at this moment, segment by segment, whatever `provenance` says of them.
+
     Args:
         frames: all frames that hang off the map's keyframes.
         jpeg: picture of a keyframe, by its id, as the bytes of a JPEG file.
@@ -111,7 +110,7 @@ def map_of(
     new_name = _new_names(landmarks, ids)
     sizes = [(graph.keyframes[k].camera.width, graph.keyframes[k].camera.height) for k in ids]
     return ReferenceMap(
-        provenance=provenance,
+        provenance=_in_units_of(graph, provenance),
         cameras=cameras,
         keyframes=_keyframe_table(graph, ids, cameras),
         features=_feature_table(graph, landmarks, ids, new_name),
@@ -121,6 +120,17 @@ def map_of(
         frames=_frame_table(frames),
         picture=JpegPictures(lambda row: jpeg(ids[row]), sizes),
         sessions=sessions,
+    )
+
+
+def _in_units_of(graph: KeyframeGraph, provenance: Provenance) -> Provenance:
+    segments = set(graph.segment_of.values())
+    sources = [graph.metric[segment] for segment in sorted(segments & graph.metric.keys())]
+    return replace(
+        provenance,
+        units="metres" if sources else "map units",
+        scale_source=sources[0] if sources else "",
+        unanchored=tuple(sorted(segments - graph.metric.keys())) if sources else (),
     )
 
 
@@ -263,6 +273,9 @@ def restore(
     first_id = graph.last_id + 1 + gap if graph.keyframes else 0
     first_segment = 1 + max(graph.segment_of.values(), default=-1)
     first_track = _restore_tracks(reference_map, mapper.landmarks, first_id)
+    for number in np.unique(table.segment).tolist():
+        if reference_map.units_of(number) == "metres":
+            graph.metric[number + first_segment] = reference_map.provenance.scale_source
     for row in range(len(table)):
         keyframe = _keyframe(reference_map, row, predictor, first_id)
         segment = int(table.segment[row]) + first_segment
@@ -277,8 +290,6 @@ def restore(
         frames=_frames(reference_map.frames, first_id),
         jpeg={k: _picture(reference_map, row) for row, k in enumerate(ids)},
         sessions=tuple(replace(s, first_keyframe=s.first_keyframe + first_id) for s in reference_map.sessions),
-        units=reference_map.provenance.units,
-        scale_source=reference_map.provenance.scale_source,
     )
 
 
@@ -362,9 +373,12 @@ def _frames(table: FrameTable, first_id: int) -> list[FrameRecord]:
 # --- units --------------------------------------------------------------------------------------------
 
 
-def in_units_of_earlier(result: SlamResult, earlier: Earlier) -> SlamResult:
-    """The result, saying that its path is in metres when it lies in the metric map that the run began in."""
-    if earlier.units != "metres" or not lies_in(result, earlier.keyframe_ids):
+def in_units_of_earlier(result: SlamResult) -> SlamResult:
+    """The result of a run that has just ended, saying that its path is in metres when it is.
+
+    Nothing but the map that the run began in can have made it so by then.
+    """
+    if result.segment not in result.graph.metric or not len(result.trajectory):
         return result
     return replace(result, units=Units("metres", "that of the map the run began in"))
 
@@ -373,15 +387,3 @@ def lies_in(result: SlamResult, keyframe_ids: Iterable[int]) -> bool:
     """Whether the path shares the world of these keyframes, as those of the map that the run began in."""
     there = {result.graph.segment_of[k] for k in keyframe_ids}
     return result.segment in there and len(result.trajectory) > 0
-
-
-def in_units_of(result: SlamResult, reference_map: ReferenceMap) -> ReferenceMap:
-    """The map, saying that it is in metres when the result was made so; the graph it was read from already is.
-
-    A map that was in metres when the run began in it says of itself where these come from.
-    """
-    units = result.units
-    if units.metres_per_unit is None:
-        return reference_map
-    provenance = replace(reference_map.provenance, units=units.name, scale_source=units.source)
-    return replace(reference_map, provenance=provenance)

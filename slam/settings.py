@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -80,6 +80,36 @@ def with_overrides(config: SlamConfig, overrides: Sequence[str]) -> SlamConfig:
         ConfigError: keys and values that do not fit; one line for all of them.
     """
     return _layered(json.loads(config.model_dump_json()), [_parse_override(override) for override in overrides])
+
+
+def expect_used(config: SlamConfig, overrides: Sequence[str], verb: str, sections: Collection[str]) -> list[str]:
+    """Refuse settings that a verb does not use: nobody sets something for nothing.
+
+    Args:
+        overrides: as given with `--set`.
+        verb: to be named, such as 'slam relocalize'.
+        sections: that the verb uses, of those of `SlamConfig`.
+
+    Returns:
+        Keys of other sections that files have changed, which may have been written for another verb.
+
+    Raises:
+        ConfigError: an override is of another section.
+    """
+    for override in overrides:
+        names = override.partition("=")[0].strip().split(".")
+        if names[0] not in sections:
+            here = [dotted for dotted, _, _ in walk_settings(config) if dotted.partition(".")[0] in sections]
+            same = [dotted for dotted in here if dotted.rpartition(".")[2] == names[-1]]
+            nearest = difflib.get_close_matches(".".join(names), same, 1, 0.0)
+            hint = f"; did you mean '{nearest[0]}'?" if nearest else f" (it uses {', '.join(sections)})"
+            raise ConfigError(f"--set {override}: {verb} does not use it{hint}")
+    defaults = {dotted: value for dotted, _, value in walk_settings(SlamConfig())}
+    return [
+        dotted
+        for dotted, _, value in walk_settings(config)
+        if dotted.partition(".")[0] not in sections and value != defaults[dotted]
+    ]
 
 
 def _layered(merged: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> SlamConfig:

@@ -47,7 +47,8 @@ class SlamResult:
             lengths are map units of their own. `segment_frame_indices` name their rows.
         camera: of the frames, as the last refinement left it; None without a keyframe.
         lens: what the run found of it beyond the calibration it began with.
-        online: every tracked frame as it was placed live.
+        reprojection_px: root of the mean squared reprojection error in the keyframes of this run and segment, pixels.
+        online: poses as they were live, of the frames that were tracked in the world of this segment.
     """
 
     trajectory: Trajectory
@@ -64,6 +65,7 @@ class SlamResult:
     units: Units = Units()
     camera: Camera | None = None
     lens: Lens = field(default_factory=Lens)
+    reprojection_px: float = 0.0
 
 
 def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
@@ -89,9 +91,10 @@ def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
             np.array([k.timestamp_ns for k in keyframes], dtype=np.int64),
             stack_matrices([graph.world_from_keyframe[k.id].rigid for k in keyframes]),
         ),
-        online=log.live_trajectory(),
+        online=log.live_trajectory(first),
         camera=keyframes[-1].camera if keyframes else None,
         lens=mapper.lens,
+        reprojection_px=mapper.reprojection_px([k.id for k in keyframes]),
         graph=graph,
         landmark_ids=ids,
         landmark_points=landmarks.points_world(ids, graph),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from relocalizer.geometry import Similarity
+from relocalizer.images import decode_image, encode_jpeg
 from relocalizer.interfaces import PosePredictor, Retriever
+from relocalizer.map_folder import JPEG_QUALITY
 from relocalizer.reference_map import ReferenceMap, provenance_of
 from slam.config import SlamConfig
-from slam.events import Observer
+from slam.events import Event, Observer
 from slam.final_refinement import refine_everything
 from slam.following import Following
 from slam.frame_log import FrameLog
 from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located, NotLocated
 from slam.initialisation import FirstPair, Initialiser, Waiting, begin_segment, placed
+from slam.keyframe_images import KeyframeImages, MemoryImages
 from slam.linking import Linker
 from slam.looking_back import LookingBack, join_segments
 from slam.mapping import Mapper
@@ -23,7 +26,7 @@ from slam.optimizer import GraphOptimizer
 from slam.progress import Progress, untold
 from slam.recognition import Recognised, Recogniser
 from slam.refinement import Refiner
-from slam.reporter import Reporter
+from slam.reporter import DroppedObserver, Reporter
 from slam.saved_map import Earlier, in_units_of_earlier, map_of_run, restore
 from slam.slam_result import SlamResult, gather
 from slam.stopwatch import Stopwatch
@@ -45,10 +48,13 @@ class Slam:
         optimizer: GraphOptimizer,
         refiner: Refiner,
         observers: Sequence[Observer] = (),
+        images: KeyframeImages | None = None,
         start_map: ReferenceMap | None = None,
         localize_only: bool = False,
     ) -> None:
         """Args:
+            observers: are told every event. One that raises is dropped, and `dropped_observers` says which and why.
+            images: keeps the keyframes' images for the map that is saved; in memory by default.
             start_map: go on in this map: the first frames are looked for in it, and their poses are in its frame.
             localize_only: never change that map; a frame has a pose in it or none.
 
@@ -72,11 +78,19 @@ class Slam:
         if self._earlier.keyframe_ids:
             self._where.look_in_map(self._earlier.last_id)
         self._following = Following(front_end, self._where, self._recognise) if localize_only else None
+        self._images = MemoryImages() if images is None else images
+        self._result: SlamResult | None = None
 
     # --- the story ------------------------------------------------------------------------------------
 
     def step(self, frame: Frame) -> None:
-        """Take the next frame; what comes of it is told to the observers."""
+        """Take the next frame; what comes of it is told to the observers.
+
+        Raises:
+            RuntimeError: the run is finished.
+        """
+        if self._result is not None:
+            raise RuntimeError("Slam.step: the run is finished; make a new Slam, which can start in the saved map")
         self._watch = Stopwatch()
         with self._watch("tracks"):
             self._front_end.advance(frame)
@@ -85,35 +99,64 @@ class Slam:
         else:
             self._initialise(frame)
         if not self._where.is_tracking:
-            self._looking_back.keep(frame)
+            with self._watch("keep for later"):
+                self._looking_back.keep(frame)
         self._tell.frame(frame, self._where, self._front_end, self._watch.stage_ms)
 
     def finish(self, *, interrupted: bool = False, on_progress: Progress = untold) -> SlamResult:
-        """Refine the whole map once more, place every frame in it, and say what came out.
+        """Refine the whole map once more, place every frame in it, and say what came out; the same when asked again.
 
         Args:
             on_progress: called with (what, how many are done, of how many at most) while that takes time.
         """
+        if self._result is not None:
+            return self._result
         if self._log.records:
             self._looking_back.place(self._take_in, on_progress)
             if self._following is None:
                 self._complete_map(on_progress)
             self._looking_back.tell_left()
+        return self._conclude(interrupted=interrupted)
+
+    def abort(self) -> SlamResult:
+        """End the run where an exception or the user has broken it off: nothing more is computed."""
+        if self._result is not None:
+            return self._result
+        self.remove_incomplete()
+        return self._conclude(interrupted=True)
+
+    def remove_incomplete(self) -> None:
+        """Take out what an exception in `step` has left half made; everything before it is whole."""
+        self._mapper.remove_incomplete(lambda k: k in self._images or k in self._earlier.jpeg)
+        self._log.keep_frames_of(self._mapper.graph.keyframes)
+
+    def publish(self, event: Event) -> None:
+        """Tell the observers of something that happened outside of the system."""
+        self._tell.emit(event)
+
+    def _conclude(self, *, interrupted: bool) -> SlamResult:
         result = gather(self._mapper, self._log, since=self._earlier.last_id + 1)
-        result = in_units_of_earlier(result, self._earlier)
+        self._result = result = in_units_of_earlier(result)
         self._tell.landmarks(self._log.last_index)
         self._tell.finished(result, interrupted=interrupted)
         return result
 
-    def saved_map(self, jpeg: Callable[[int], bytes]) -> ReferenceMap:
-        """The map as it stands, at rest, the map the run began in included.
+    @property
+    def dropped_observers(self) -> list[DroppedObserver]:
+        """Observers that raised and hear no more."""
+        return self._tell.dropped
 
-        Args:
-            jpeg: picture of a keyframe of this run, by its id, as the bytes of a JPEG file, straightened by the lens
-                that was found.
-        """
+    def saved_map(self) -> ReferenceMap:
+        """The map as it stands, at rest, the map the run began in included."""
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
-        return map_of_run(self._mapper, self._earlier, self._log.records, provenance, jpeg)
+        return map_of_run(self._mapper, self._earlier, self._log.records, provenance, self._jpeg)
+
+    def _jpeg(self, keyframe_id: int) -> bytes:
+        """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""
+        jpeg, lens = self._images.jpeg(keyframe_id), self._mapper.lens
+        if not lens.bends:
+            return jpeg
+        return encode_jpeg(lens.picture(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
 
     # --- before the map -------------------------------------------------------------------------------
 
@@ -131,6 +174,8 @@ class Slam:
         graph = self._mapper.graph
         with self._watch("map"):
             a, b = begin_segment(pair, self._mapper)
+            self._images.store(a.id, pair.first.frame.image)
+            self._images.store(b.id, pair.second.frame.image)
         self._where.begin(a.id, pair.second.frame.index)
         self._tell.initialised(pair)
         self._tell.keyframe(a, "first of the first pair", pair.first.frame.image)
@@ -180,6 +225,7 @@ class Slam:
         pose = Similarity.from_rigid(self._front_end.here.world_from_cam, graph.world_from_keyframe[active].scale)
         with self._watch("map"):
             keyframe = self._mapper.insert(seen, self._front_end.tracks, pose, graph.segment_of[active])
+            self._images.store(keyframe.id, seen.frame.image)
         with self._watch("predictor"):
             self._linker.relate_to_previous(keyframe.id)
         with self._watch("refine"):

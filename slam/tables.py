@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray
+from relocalizer.unfetched import pointer_words, why_unfetched
 from slam.trajectory import nanoseconds_from_seconds
 
 
@@ -20,14 +22,8 @@ def rows_of(path: Path, separator: str | None = None, most_fields: int = 0) -> I
 
     `most_fields` leaves the rest of a line together, as file names may hold spaces.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise SequenceError(f"{path}: not a text file") from None
-    except OSError as error:
-        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
     found = False
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_of(path).splitlines(), start=1):
         content = line.strip()
         if content and not content.startswith("#"):
             found = True
@@ -37,9 +33,26 @@ def rows_of(path: Path, separator: str | None = None, most_fields: int = 0) -> I
         raise SequenceError(f"{path}: holds no lines but comments")
 
 
+def text_of(path: Path) -> str:
+    """A text file, with the bytes of names that are no UTF-8 as Python keeps them (surrogateescape).
+
+    Raises:
+        SequenceError: it cannot be read, or is no text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
+    if reason := pointer_words(data):
+        raise SequenceError(f"{path}: {reason}")
+    if b"\0" in data:
+        raise SequenceError(f"{path}: not a text file")
+    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
 def path_inside(folder: Path, name: str, place: str) -> Path:
     """The path of a listed picture, which must not lead out of the folder (links inside it may)."""
-    listed = PurePosixPath(name)
+    listed = PurePosixPath(os.fsdecode(name.encode(errors="surrogateescape")))  # the bytes count, not the locale
     if listed.is_absolute() or ".." in listed.parts:
         raise SequenceError(f"{place}: {name} leads out of the sequence's folder; expected a path inside it")
     return folder / listed

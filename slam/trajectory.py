@@ -3,8 +3,11 @@
 | format | a line | time |
 |---|---|---|
 | TUM | `timestamp tx ty tz qx qy qz qw` | seconds |
-| KITTI | the upper three rows of the 4x4 pose, row by row: 12 numbers | none: one line a frame |
+| KITTI | the upper three rows of the 4x4 pose (or all four), row by row: 12 (16) numbers | none: one line a frame |
 | EuRoC | `timestamp,px,py,pz,qw,qx,qy,qz` and more columns that are not used | integer nanoseconds |
+
+A header line that names all columns of a pose decides their order and the unit of time, whatever the format has
+(`slam.pose_columns`); blanks, commas and semicolons between columns are read alike.
 
 Every pose is `world_from_x`: x is the camera in TUM and KITTI files, the IMU body in EuRoC's ground truth
 (the caller composes `world_from_body @ body_from_cam`). Time is parsed from its digits, never through a
@@ -13,9 +16,10 @@ float, so a stamp such as 1403636579763555584 ns survives a round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -30,19 +34,26 @@ from relocalizer.geometry import (
     Similarity,
     frozen_array,
     quaternion_xyzw_from_rotation,
-    rotation_from_quaternion_wxyz,
     rotation_from_quaternion_xyzw,
 )
+from slam.pose_columns import EUROC, NANOSECONDS_IN, TUM, Columns, TimeUnit, named_columns, time_unit
 
 TrajectoryFormat = Literal["tum", "kitti", "euroc"]
 
 LARGEST_SECONDS = 2**63 // 10**9  # what 64 bits of nanoseconds hold
-KITTI_FRAME_NS = 100_000_000  # the odometry sequences run at 10 Hz; used when no times are given
+KITTI_FRAME_NS = 100_000_000  # the odometry sequences run at 10 Hz; numbers the poses when no times are given
 QUATERNION_TOLERANCE = 0.1  # further from length one, the columns are not what they should be
 ROTATION_TOLERANCE = 1e-2  # entries of R R^T - 1; files carry six digits or so
 GAP = 5.0  # steps in time, relative to the median one, that mean nothing was there
+MISSING = 1.5  # steps in time, relative to the usual one, from which on a frame is missing
+KITTI_COLUMNS = (12, 16)
 TUM_HEADER = "# timestamp tx ty tz qx qy qz qw"
 EUROC_HEADER = "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],q_RS_w [],q_RS_x [],q_RS_y [],q_RS_z []"
+NO_TIMES = "times are not known: pose k stands at k / 10 s"
+_NAME_COLUMNS = "a header line may name them: # timestamp tx ty tz qx qy qz qw"
+_GZIP = b"\x1f\x8b"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows writes, with its mark at the start
+FARTHEST = 1e12  # of positions, beyond which sums of squares lose all digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +63,13 @@ class Trajectory:
     Attributes:
         timestamps_ns: (N,) int64, strictly increasing.
         world_from_cam: (N, 4, 4) rigid matrices.
+        has_times: False when the stamps only number the poses (pose k at k / 10 s), as nothing told their times;
+            then they must not be compared with those of anything else.
     """
 
     timestamps_ns: NDArray[np.int64]
     world_from_cam: FloatArray
+    has_times: bool = True
 
     def __post_init__(self) -> None:
         times = np.array(self.timestamps_ns, dtype=np.int64)
@@ -90,10 +104,26 @@ class Trajectory:
         poses = self.world_from_cam.copy()
         poses[:, :3, :3] = a_from_world.rotation @ poses[:, :3, :3]
         poses[:, :3, 3] = a_from_world.apply(self.positions)
-        return Trajectory(self.timestamps_ns, poses)
+        return Trajectory(self.timestamps_ns, poses, self.has_times)
 
     def __str__(self) -> str:
-        return f"{len(self)} poses, {self.length:.3f} units long, {self.duration_s:.1f} s"
+        duration = f"{self.duration_s:.1f} s" if self.has_times else "without times"
+        return f"{len(self)} poses, {self.length:.3f} units long, {duration}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrajectoryFile:
+    """What a trajectory file holds.
+
+    Attributes:
+        assumed_order: of the quaternion, as the format has it ("x y z w" or "w x y z"); empty where a header names
+            its columns, or there is no quaternion.
+        remarks: what its reader had to decide and a person should know, a sentence each.
+    """
+
+    trajectory: Trajectory
+    assumed_order: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def nanoseconds_from_seconds(text: str) -> int:
@@ -111,7 +141,10 @@ def nanoseconds_from_seconds(text: str) -> int:
     if not seconds.is_finite():
         raise ValueError(f"expected a time in seconds, got {text!r}")
     if abs(seconds) >= LARGEST_SECONDS:
-        raise ValueError(f"expected a time in seconds, got {text} (is it in nanoseconds?)")
+        raise ValueError(
+            f"expected a time in seconds, got {text} (is it in nanoseconds?); "
+            "name the unit in a header: # timestamp[ms] tx ty tz qx qy qz qw"
+        )
     return int((seconds * 1_000_000_000).to_integral_value())
 
 
@@ -119,6 +152,19 @@ def seconds_from_nanoseconds(timestamp_ns: int) -> str:
     """Nanoseconds as decimal seconds with all nine digits; `nanoseconds_from_seconds` reads them back."""
     seconds, nanoseconds = divmod(abs(timestamp_ns), 1_000_000_000)
     return f"{'-' * (timestamp_ns < 0)}{seconds}.{nanoseconds:09d}"
+
+
+def frames_missing(timestamps_ns: NDArray[np.int64]) -> int:
+    """How many frames seem to have no pose between the first of these increasing stamps and the last.
+
+    A step of about n usual ones stands for n - 1 of them. The usual step is the first quartile: a frame without a pose
+    makes a step longer, and nothing makes one shorter.
+    """
+    steps = np.diff(timestamps_ns)
+    if len(steps) == 0:
+        return 0
+    relative = steps / np.quantile(steps, 0.25)
+    return int((np.rint(relative[relative > MISSING]) - 1).sum())
 
 
 def runs_without_gaps(timestamps_ns: NDArray[np.int64]) -> list[slice]:
@@ -134,20 +180,30 @@ def runs_without_gaps(timestamps_ns: NDArray[np.int64]) -> list[slice]:
 
 
 def read_trajectory(path: Path, format: TrajectoryFormat | None = None) -> Trajectory:
-    """Read a trajectory file; without `format` the first line of data decides.
+    """Read a trajectory file; without `format` the first lines decide.
 
-    Commas mean EuRoC, 12 columns KITTI (10 Hz assumed, as `read_kitti` says), 8 columns TUM.
+    12 or 16 columns are KITTI, which has no times; any other commas mean EuRoC, 8 columns TUM.
 
     Raises:
         TrajectoryError: the file is missing, of no known format, or damaged; names the line.
     """
-    match format or recognise_format(path):
+    return read_trajectory_file(path, format).trajectory
+
+
+def read_trajectory_file(path: Path, format: TrajectoryFormat | None = None) -> TrajectoryFile:
+    """`read_trajectory`, with what had to be decided on the way.
+
+    Raises:
+        TrajectoryError: as `read_trajectory`.
+    """
+    table = _read_table(path)
+    match format or _format_of(table):
         case "tum":
-            return read_tum(path)
-        case "kitti":
-            return read_kitti(path)
+            return _timed_poses(table, TUM)
         case "euroc":
-            return read_euroc(path)
+            return _timed_poses(table, EUROC)
+        case "kitti":
+            return TrajectoryFile(_untimed_poses(table))
 
 
 def write_trajectory(
@@ -161,7 +217,7 @@ def write_trajectory(
         TrajectoryError: no format given and a suffix that means none.
         OutputError: the file cannot be written.
     """
-    match format or _format_of_suffix(path):
+    match format or format_of_suffix(path):
         case "tum":
             write_tum(path, trajectory, note=note)
         case "kitti":
@@ -171,24 +227,18 @@ def write_trajectory(
 
 
 def read_tum(path: Path) -> Trajectory:
-    """Read `timestamp tx ty tz qx qy qz qw` lines, seconds; `#` starts a comment.
+    """Read `timestamp tx ty tz qx qy qz qw` lines, seconds, or what a header names; `#` starts a comment.
 
     Raises:
         TrajectoryError: the file is missing, empty or damaged; names the line and what was expected.
     """
-    times: list[int] = []
-    rows: list[list[float]] = []
-    for place, fields in _rows(path, separator=None):
-        _expect_columns(place, fields, (8,), "timestamp tx ty tz qx qy qz qw")
-        times.append(_parse_time(place, fields[0], nanoseconds_from_seconds, times))
-        rows.append(_parse_numbers(place, fields[1:]))
-        _expect_unit_quaternion(place, rows[-1][3:])
-    values = _non_empty(path, rows)
-    return _trajectory(times, rotation_from_quaternion_xyzw(values[:, 3:]), values[:, :3])
+    return read_trajectory_file(path, "tum").trajectory
 
 
 def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
     """Write TUM lines with nine decimals; the same trajectory gives the same bytes.
+
+    A comment says so when the trajectory has no times, and `read_tum` believes it.
 
     Args:
         note: a second line of comment at the top, such as what the lengths are.
@@ -197,7 +247,8 @@ def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
         OutputError: the file cannot be written.
     """
     quaternions = quaternion_xyzw_from_rotation(trajectory.world_from_cam[:, :3, :3])
-    lines = [TUM_HEADER, *([f"# {note}"] if note else [])]
+    remarks = [note, "" if trajectory.has_times else NO_TIMES]
+    lines = [TUM_HEADER, *(f"# {remark}" for remark in remarks if remark)]
     for time, position, xyzw in zip(trajectory.timestamps_ns, trajectory.positions, quaternions, strict=True):
         lines.append(" ".join([seconds_from_nanoseconds(int(time)), *_decimals(position), *_decimals(xyzw)]))
     _write_lines(path, lines)
@@ -210,31 +261,39 @@ def read_note(path: Path) -> str:
             first, second = file.readline().rstrip("\n"), file.readline().rstrip("\n")
     except OSError:
         return ""
-    return second.removeprefix("# ") if first == TUM_HEADER and second.startswith("# ") else ""
+    note = second.removeprefix("# ") if first == TUM_HEADER and second.startswith("# ") else ""
+    return "" if note == NO_TIMES else note
 
 
 def read_kitti(path: Path, timestamps_ns: ArrayLike | None = None) -> Trajectory:
-    """Read lines of 12 numbers: the 3x4 `world_from_cam`, row by row.
+    """Read lines of 12 numbers: the 3x4 `world_from_cam`, row by row; or of 16, the 4x4.
 
     Args:
-        timestamps_ns: (N,) nanoseconds, one for each line. Without them frame k is at k / 10 s, the rate of
-            the KITTI odometry sequences.
+        timestamps_ns: (N,) nanoseconds, one for each line. Without them the trajectory has no times, and pose k
+            stands at k / 10 s.
 
     Raises:
         TrajectoryError: the file is missing, empty or damaged, or has not as many lines as there are times.
     """
-    rows: list[list[float]] = []
-    for place, fields in _rows(path, separator=None):
-        _expect_columns(place, fields, (12,), "the 3x4 pose row by row")
-        rows.append(_parse_numbers(place, fields))
-        _expect_rotation(place, np.reshape(rows[-1], (3, 4))[:, :3])
-    poses = _non_empty(path, rows).reshape(-1, 3, 4)
-    times = np.arange(len(poses)) * KITTI_FRAME_NS if timestamps_ns is None else np.asarray(timestamps_ns)
-    if times.shape != (len(poses),):
-        raise TrajectoryError(f"{path}: {len(poses)} poses, but {times.size} timestamps were given for them")
+    untimed = read_trajectory_file(path, "kitti").trajectory
+    return untimed if timestamps_ns is None else with_times(untimed, timestamps_ns, str(path))
+
+
+def with_times(untimed: Trajectory, timestamps_ns: ArrayLike, name: str) -> Trajectory:
+    """The poses with their times (N,), nanoseconds.
+
+    Args:
+        name: of the poses, for errors.
+
+    Raises:
+        TrajectoryError: there are not as many times as poses, or they do not increase.
+    """
+    times = np.asarray(timestamps_ns)
+    if times.shape != (len(untimed),):
+        raise TrajectoryError(f"{name}: {len(untimed)} poses, but {times.size} timestamps were given for them")
     if (np.diff(times) <= 0).any():
-        raise TrajectoryError(f"{path}: the timestamps given for its poses do not increase")
-    return _trajectory(times.tolist(), Rotation.from_matrix(poses[:, :, :3]).as_matrix(), poses[:, :, 3])
+        raise TrajectoryError(f"{name}: the timestamps given for its poses do not increase")
+    return Trajectory(times, untimed.world_from_cam)
 
 
 def write_kitti(path: Path, trajectory: Trajectory) -> None:
@@ -247,7 +306,7 @@ def write_kitti(path: Path, trajectory: Trajectory) -> None:
 
 
 def read_euroc(path: Path) -> Trajectory:
-    """Read a data.csv: nanoseconds, position, quaternion w x y z; columns after the eighth are not used.
+    """Read a data.csv: nanoseconds, position, quaternion w x y z, or what its header names; others are not used.
 
     EuRoC's own ground truth gives the pose of the IMU body, `world_from_body`: compose it with the camera's
     `body_from_cam` before comparing it with a camera.
@@ -255,49 +314,39 @@ def read_euroc(path: Path) -> Trajectory:
     Raises:
         TrajectoryError: the file is missing, empty or damaged; names the line and what was expected.
     """
-    times: list[int] = []
-    rows: list[list[float]] = []
-    for place, fields in _rows(path, separator=","):
-        _expect_columns(place, fields, (8, 17), "timestamp, position, quaternion w x y z")
-        times.append(_parse_time(place, fields[0], _nanoseconds_from_integer, times))
-        rows.append(_parse_numbers(place, fields[1:8]))
-        _expect_unit_quaternion(place, rows[-1][3:])
-    values = _non_empty(path, rows)
-    return _trajectory(times, rotation_from_quaternion_wxyz(values[:, 3:]), values[:, :3])
+    return read_trajectory_file(path, "euroc").trajectory
 
 
 def write_euroc(path: Path, trajectory: Trajectory) -> None:
     """Write EuRoC's first eight columns with nine decimals; the same trajectory gives the same bytes.
 
+    A comment says so when the trajectory has no times, and `read_euroc` believes it.
+
     Raises:
         OutputError: the file cannot be written.
     """
     quaternions = quaternion_xyzw_from_rotation(trajectory.world_from_cam[:, :3, :3])
-    lines = [EUROC_HEADER]
+    lines = [EUROC_HEADER, *([] if trajectory.has_times else [f"# {NO_TIMES}"])]
     for time, position, xyzw in zip(trajectory.timestamps_ns, trajectory.positions, quaternions, strict=True):
         lines.append(",".join([str(int(time)), *_decimals(position), *_decimals(xyzw[[3, 0, 1, 2]])]))
     _write_lines(path, lines)
 
 
 def recognise_format(path: Path) -> TrajectoryFormat:
-    """By the first line that holds anything.
+    """By a header that names the columns, or the first line that holds anything.
 
     Raises:
         TrajectoryError: the file is missing, empty, or of no known format.
     """
-    for place, fields in _rows(path, separator=None):
-        if "," in "".join(fields):
-            return "euroc"
-        if len(fields) in (8, 12):
-            return "tum" if len(fields) == 8 else "kitti"
-        raise TrajectoryError(
-            f"{place}: no known trajectory format: {len(fields)} columns "
-            "(TUM has 8, KITTI 12, EuRoC is separated by commas)"
-        )
-    raise TrajectoryError(f"{path}: holds no poses")
+    return _format_of(_read_table(path))
 
 
-def _format_of_suffix(path: Path) -> TrajectoryFormat:
+def format_of_suffix(path: Path) -> TrajectoryFormat:
+    """What a file of this name holds: .csv is EuRoC, .kitti KITTI, .txt and .tum TUM.
+
+    Raises:
+        TrajectoryError: the suffix names no format.
+    """
     formats: dict[str, TrajectoryFormat] = {".csv": "euroc", ".kitti": "kitti", ".txt": "tum", ".tum": "tum"}
     if path.suffix.lower() not in formats:
         raise TrajectoryError(
@@ -307,10 +356,61 @@ def _format_of_suffix(path: Path) -> TrajectoryFormat:
     return formats[path.suffix.lower()]
 
 
-def _rows(path: Path, separator: str | None) -> Iterator[tuple[str, list[str]]]:
-    """(file and line, fields) of each line that is not empty and not a comment."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """A text file of numbers.
+
+    Attributes:
+        comments: lines before the first row.
+        rows: (file and line, fields) of each line that holds anything; at least one.
+        commas: between the columns of the first row (or semicolons), and not blanks.
+    """
+
+    comments: list[str]
+    rows: list[tuple[str, list[str]]]
+    commas: bool
+
+    @property
+    def columns(self) -> int:
+        return len(self.rows[0][1])
+
+    @property
+    def named(self) -> Columns | None:
+        """What the last line of comment that names columns says."""
+        found = (named_columns(comment, self.columns) for comment in reversed(self.comments))
+        return next((columns for columns in found if columns is not None), None)
+
+    @property
+    def has_times(self) -> bool:
+        return not any(comment.strip() == NO_TIMES for comment in self.comments)
+
+
+def _read_table(path: Path) -> _Table:
+    """Raises TrajectoryError when there is no such file, or no text with a row in it."""
+    comments: list[str] = []
+    rows: list[tuple[str, list[str]]] = []
+    contents: list[str] = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        content, _, comment = line.partition("#")
+        if content.strip():
+            contents.append(content.strip())
+            rows.append((f"{path}, line {number}", _fields(content.strip())))
+        elif comment and not rows:
+            comments.append(comment)
+    if len(rows) > 1 and not _is_number(rows[0][1][0]) and named_columns(contents[0], len(rows[1][1])):
+        comments.append(contents[0])
+        contents, rows = contents[1:], rows[1:]
+    if not rows:
+        raise TrajectoryError(f"{path}: holds no poses")
+    return _Table(comments, rows, _separator(contents[0]) is not None)
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        if data.startswith(_GZIP):
+            raise TrajectoryError(f"{path}: compressed; unpack it first (gunzip)")
+        return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except FileNotFoundError:
         raise TrajectoryError(f"{path}: no such trajectory file") from None
     except IsADirectoryError:
@@ -319,16 +419,100 @@ def _rows(path: Path, separator: str | None) -> Iterator[tuple[str, list[str]]]:
         raise TrajectoryError(f"{path}: not a text file, so not a trajectory") from None
     except OSError as error:
         raise TrajectoryError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        content = line.partition("#")[0].strip()
-        if content:
-            yield f"{path}, line {number}", [field.strip() for field in content.split(separator)]
 
 
-def _expect_columns(place: str, fields: Sequence[str], counts: tuple[int, ...], meaning: str) -> None:
-    if len(fields) not in counts:
-        wanted = " or ".join(map(str, counts))
-        raise TrajectoryError(f"{place}: expected {wanted} columns ({meaning}), got {len(fields)}")
+def _fields(content: str) -> list[str]:
+    """Between commas, semicolons or blanks; a separator at the end of the line is none."""
+    separator = _separator(content)
+    fields = [field.strip() for field in content.split(separator)]
+    return fields[:-1] if separator and not fields[-1] else fields
+
+
+def _separator(content: str) -> str | None:
+    return next((mark for mark in ",;" if mark in content), None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _format_of(table: _Table) -> TrajectoryFormat:
+    if table.named is not None:
+        return "euroc" if table.commas else "tum"
+    if table.columns in KITTI_COLUMNS:
+        return "kitti"
+    if table.commas:
+        return "euroc"
+    if table.columns == len(TUM.meaning.split()):
+        return "tum"
+    raise TrajectoryError(
+        f"{table.rows[0][0]}: no known trajectory format: {table.columns} columns (TUM has 8, KITTI 12 or 16, EuRoC is "
+        f"separated by commas; {_NAME_COLUMNS})"
+    )
+
+
+def _timed_poses(table: _Table, assumed: Columns) -> TrajectoryFile:
+    columns = table.named or assumed
+    unit, remark = time_unit(columns, [fields[columns.time] for _, fields in table.rows], assumed=assumed.unit or "s")
+    parse = _parser_of(unit)
+    times: list[int] = []
+    values: list[list[float]] = []
+    for place, fields in table.rows:
+        _expect_columns(place, fields, columns, table)
+        times.append(_parse_time(place, fields[columns.time], parse, times))
+        pose = [fields[k] for k in (*columns.position, *columns.quaternion_xyzw)]
+        values.append(_parse_numbers(place, pose))
+        _expect_position(place, values[-1][:3])
+        _expect_unit_quaternion(place, values[-1][3:])
+    numbers = np.array(values, dtype=np.float64)
+    trajectory = _trajectory(
+        times, rotation_from_quaternion_xyzw(numbers[:, 3:]), numbers[:, :3], has_times=table.has_times
+    )
+    return TrajectoryFile(trajectory, "" if columns.named else columns.order, (remark,) if remark else ())
+
+
+def _untimed_poses(table: _Table) -> Trajectory:
+    count = table.columns if table.columns in KITTI_COLUMNS else KITTI_COLUMNS[0]
+    values: list[list[float]] = []
+    for place, fields in table.rows:
+        if len(fields) != count:
+            raise TrajectoryError(
+                f"{place}: expected {count} columns (the 3x4 pose row by row, or the 4x4), got {len(fields)}"
+            )
+        values.append(_parse_numbers(place, fields))
+        _expect_position(place, values[-1][3:12:4])
+        _expect_rotation(place, np.reshape(values[-1][:12], (3, 4))[:, :3])
+        if not np.allclose(values[-1][12:], [0.0, 0.0, 0.0, 1.0][: count - 12]):
+            raise TrajectoryError(f"{place}: expected 0 0 0 1 in columns 13-16, the last row of a 4x4 pose")
+    poses = np.array(values, dtype=np.float64)[:, :12].reshape(-1, 3, 4)
+    rotations = Rotation.from_matrix(poses[:, :, :3]).as_matrix()
+    return _trajectory(
+        range(0, len(poses) * KITTI_FRAME_NS, KITTI_FRAME_NS), rotations, poses[:, :, 3], has_times=False
+    )
+
+
+def _expect_columns(place: str, fields: Sequence[str], columns: Columns, table: _Table) -> None:
+    if len(fields) in columns.counts:
+        return
+    if columns.named:
+        first = table.rows[0][0].rpartition(", ")[2]
+        raise TrajectoryError(f"{place}: expected {table.columns} columns, as in {first}, got {len(fields)}")
+    wanted = " or ".join(map(str, columns.counts))
+    raise TrajectoryError(f"{place}: expected {wanted} columns ({columns.meaning}), got {len(fields)}; {_NAME_COLUMNS}")
+
+
+def _parser_of(unit: TimeUnit) -> Callable[[str], int]:
+    match unit:
+        case "s":
+            return nanoseconds_from_seconds
+        case "ns":
+            return _nanoseconds_from_integer
+        case _:
+            return partial(_nanoseconds_from, unit)
 
 
 def _parse_time(place: str, text: str, parse: Callable[[str], int], before: Sequence[int]) -> int:
@@ -344,14 +528,29 @@ def _parse_time(place: str, text: str, parse: Callable[[str], int], before: Sequ
     return time
 
 
+def _nanoseconds_from(unit: TimeUnit, text: str) -> int:
+    try:
+        time = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"expected a time in {unit}, got {text!r}") from None
+    if not abs(time) < 2**63 // NANOSECONDS_IN[unit]:
+        raise ValueError(f"expected a time in {unit}, got {text!r}")
+    return int((time * NANOSECONDS_IN[unit]).to_integral_value())
+
+
 def _nanoseconds_from_integer(text: str) -> int:
     try:
-        nanoseconds = int(text)
-    except ValueError:
-        raise ValueError(f"expected a time in integer nanoseconds, got {text!r}") from None
-    if abs(nanoseconds) >= 2**63:
+        time = Decimal(text)
+    except InvalidOperation:
+        time = Decimal("NaN")
+    if not time.is_finite() or time != time.to_integral_value():
+        raise ValueError(
+            f"expected a time in integer nanoseconds, got {text!r}; where it is in seconds, a header must say so: "
+            "# timestamp[s],tx,ty,tz,qx,qy,qz,qw"
+        )
+    if abs(time) >= 2**63:
         raise ValueError(f"expected a time in integer nanoseconds, got {text}, which needs more than 64 bits")
-    return nanoseconds
+    return int(time)
 
 
 def _parse_numbers(place: str, fields: Sequence[str]) -> list[float]:
@@ -364,6 +563,12 @@ def _parse_numbers(place: str, fields: Sequence[str]) -> list[float]:
     return numbers
 
 
+def _expect_position(place: str, position: Sequence[float]) -> None:
+    far = max(position, key=abs)
+    if abs(far) >= FARTHEST:
+        raise TrajectoryError(f"{place}: {far:g} is no position; expected numbers below {FARTHEST:g}")
+
+
 def _expect_unit_quaternion(place: str, quaternion: Sequence[float]) -> None:
     length = float(np.linalg.norm(quaternion))
     if abs(length - 1.0) > QUATERNION_TOLERANCE:
@@ -372,21 +577,20 @@ def _expect_unit_quaternion(place: str, quaternion: Sequence[float]) -> None:
 
 def _expect_rotation(place: str, matrix: FloatArray) -> None:
     off = float(np.abs(matrix @ matrix.T - np.eye(3)).max())
-    if off > ROTATION_TOLERANCE or np.linalg.det(matrix) < 0:
+    if off > ROTATION_TOLERANCE:
         raise TrajectoryError(f"{place}: expected a rotation in columns 1-3, 5-7 and 9-11, off by {off:.3g}")
+    if np.linalg.det(matrix) < 0:
+        raise TrajectoryError(
+            f"{place}: expected a rotation in columns 1-3, 5-7 and 9-11, got a mirrored one (determinant -1): "
+            "its axes are left-handed; turn one axis of the world and of the camera around first"
+        )
 
 
-def _non_empty(path: Path, rows: list[list[float]]) -> FloatArray:
-    if not rows:
-        raise TrajectoryError(f"{path}: holds no poses")
-    return np.array(rows, dtype=np.float64)
-
-
-def _trajectory(times: Sequence[int], rotations: FloatArray, positions: FloatArray) -> Trajectory:
+def _trajectory(times: Sequence[int], rotations: FloatArray, positions: FloatArray, *, has_times: bool) -> Trajectory:
     poses = np.tile(np.eye(4), (len(times), 1, 1))
     poses[:, :3, :3] = rotations
     poses[:, :3, 3] = positions
-    return Trajectory(np.array(times, dtype=np.int64), poses)
+    return Trajectory(np.array(times, dtype=np.int64), poses, has_times)
 
 
 def _decimals(values: FloatArray) -> list[str]:

@@ -17,6 +17,7 @@ from relocalizer.lens import Lens
 from slam.cli import main
 from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
 from slam.frames import Frame
+from slam.progress import untold
 from slam.slam_result import Units
 from slam.trajectory import Trajectory
 
@@ -81,9 +82,9 @@ class StraightSlam:
                 reason="too little parallax" if waiting else "dark" if lost else "",
                 world_from_cam=pose,
                 keyframe_id=0,
-                pixels=np.zeros((30, 2), np.float32),
-                track_ids=np.arange(30),
-                is_inlier=np.arange(30) < 20,
+                pixels=np.zeros((60, 2), np.float32),
+                track_ids=np.arange(60),
+                is_inlier=np.arange(60) < 40,
                 depth=float("nan") if pose is None else 2.0,
                 stage_ms={"track": 1.0 + frame.index, "pose": 2.0},
             )
@@ -114,9 +115,23 @@ class StraightSlam:
             units=Units(),
             camera=self._lens.camera if self._lens.is_known_better else None,
             lens=self._lens,
+            reprojection_px=0.5,
         )
 
-    def saved_map(self, jpeg: Callable[[int], bytes]) -> Any:
+    def abort(self) -> Any:
+        return self.finish(interrupted=True, on_progress=untold)
+
+    def remove_incomplete(self) -> None:
+        """Nothing is half made here."""
+
+    def publish(self, event: Any) -> None:
+        self._emit(event)
+
+    @property
+    def dropped_observers(self) -> list[Any]:
+        return []
+
+    def saved_map(self) -> Any:
         return SimpleNamespace(keyframes=())
 
     def _emit(self, event: Any) -> None:

@@ -93,3 +93,35 @@ def small_map(*, keyframes: int = 4, landmarks: int = 12, seed: int = 0, **chang
         picture=lambda row: pictures[row],
     )
     return replace(whole, **changes)
+
+
+def in_two_segments(m: ReferenceMap, scale: float) -> ReferenceMap:
+    """The later half of the keyframes in a world of its own, which is not in metres, and nothing that ties the two."""
+    second = np.arange(len(m.keyframes)) >= len(m.keyframes) // 2
+    own = np.where(second, scale, 1.0)
+    keyframes = replace(
+        m.keyframes,
+        segment=second.astype(np.int64),
+        translations=m.keyframes.translations * own[:, None],
+        scales=m.keyframes.scales * own,
+    )
+    anchored_in_second = second[np.searchsorted(m.keyframes.ids, m.landmarks.anchor)]
+    part_of = dict(zip(m.landmarks.ids.tolist(), anchored_in_second.tolist(), strict=True))
+
+    def within(table: FeatureTable | ObservationTable) -> tuple[np.ndarray, np.ndarray]:
+        """Row of each entry's keyframe, and whether its landmark is of the same part."""
+        row = np.repeat(np.arange(len(second)), np.diff(table.offsets))
+        same = [part_of.get(t, second[r]) == second[r] for t, r in zip(table.landmark.tolist(), row, strict=True)]
+        return row, np.array(same, dtype=bool)
+
+    row, kept = within(m.observations)
+    counts = np.bincount(row[kept], minlength=len(second))
+    observations = ObservationTable(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        landmark=m.observations.landmark[kept],
+        pixels=m.observations.pixels[kept],
+    )
+    _, mine = within(m.features)
+    features = replace(m.features, landmark=np.where(mine, m.features.landmark, -1))
+    provenance = replace(m.provenance, unanchored=(1,))
+    return replace(m, keyframes=keyframes, observations=observations, features=features, provenance=provenance)

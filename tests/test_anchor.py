@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from oracle_map import build, room
 from relocalizer.errors import ConfigError
 from relocalizer.geometry import Similarity, rigid
 from relocalizer.map_folder import load_map
+from relocalizer.reference_map import Provenance, validate
 from slam.anchor import AnchorError, KnownDistance, TruthBeginning, in_metres, parse_anchor
 from slam.frame_log import FrameLog
+from slam.saved_map import map_of
 from slam.slam_result import gather
 from slam.tracks import Tracks
 from slam.trajectory import Trajectory
@@ -130,6 +133,73 @@ def test_parts_that_nothing_ties_to_the_first_keep_their_own_units(run):
     assert np.array_equal(gather(mapper, log).segments[0].world_from_cam, before.world_from_cam)
 
 
+def at_rest(mapper, log):
+    return map_of(mapper, log.records, Provenance(predictor="oracle", descriptor="oracle"), lambda k: b"")
+
+
+def test_a_map_is_metric_in_the_segment_that_was_anchored_alone(run, tmp_path):
+    mapper, log = run
+    in_metres(gather(mapper, log), known(0, 20), None)
+    saved = at_rest(mapper, log)
+    assert (saved.units_of(0), saved.units_of(1)) == ("metres", "map units")
+    assert saved.provenance.units == "metres"
+    assert saved.provenance.scale_source == known(0, 20).source
+    assert saved.provenance.unanchored == (1,)
+    validate(saved)
+
+
+def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run):
+    """Whatever the order: the units that a map names are those that its lengths are in."""
+    mapper, log = run
+    before = at_rest(mapper, log)
+    in_metres(gather(mapper, log), known(0, 20), None)
+    after = at_rest(mapper, log)
+    assert (before.provenance.units, before.provenance.scale_source) == ("map units", "")
+    assert before.units_of(0) == "map units"
+    assert np.allclose(after.keyframes.translations[:4], before.keyframes.translations[:4] / SMALLER)
+    assert np.array_equal(after.keyframes.translations[4:], before.keyframes.translations[4:])
+
+
+def test_a_result_is_not_made_metric_twice(run):
+    """Its graph is stretched in place, and would be stretched again."""
+    mapper, log = run
+    result = gather(mapper, log)
+    metric = in_metres(result, known(0, 20), None)
+    poses = dict(mapper.graph.world_from_keyframe)
+    with pytest.raises(ValueError, match="in map units, but its graph is in metres"):
+        in_metres(result, known(0, 20), None)
+    assert all(mapper.graph.world_from_keyframe[k] is pose for k, pose in poses.items())
+    again = in_metres(metric, KnownDistance(0, 20, 2 * known(0, 20).metres), None)  # a better distance
+    assert np.allclose(again.trajectory.positions, 2 * metric.trajectory.positions)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_metres_stay_when_segments_join_whichever_was_recognised_in_the_other(run, other):
+    mapper, log = run
+    in_metres(gather(mapper, log), known(0, 20), None)
+    before = dict(mapper.graph.world_from_keyframe)
+    first, second = 0, mapper.graph.last_id
+    change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)  # world of the first from that of the second
+    pair = (second, first, change.inverse()) if other else (first, second, change)
+    mapper.join_segments(*pair)
+    assert set(mapper.graph.segment_of.values()) == {0}
+    assert mapper.graph.world_from_keyframe[first].is_close(before[first])
+    assert mapper.graph.world_from_keyframe[second].is_close(change @ before[second])
+    assert at_rest(mapper, log).provenance.unanchored == ()
+
+
+def test_a_metric_segment_keeps_its_world_when_an_older_one_joins_it(run):
+    mapper, _ = run
+    last = mapper.graph.last_id
+    mapper.graph.stretch(1, 2.0, "a plumb line")
+    before = mapper.graph.world_from_keyframe[last]
+    change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)
+    mapper.join_segments(0, last, change)
+    assert mapper.graph.world_from_keyframe[last].is_close(before)
+    assert mapper.graph.metric == {1: "a plumb line"}
+    assert set(mapper.graph.segment_of.values()) == {1}
+
+
 def test_edges_between_keyframes_still_fit_their_poses(run):
     mapper, log = run
     graph = mapper.graph
@@ -181,6 +251,12 @@ def test_without_ground_truth_its_beginning_is_refused(run):
     assert refusal(gather(*run), TruthBeginning(2.0)).startswith(
         "--scale-from groundtruth:2: this source has no ground truth"
     )
+
+
+def test_ground_truth_without_times_gives_no_scale(run):
+    mapper, log = run
+    untimed = replace(truth_of(log), has_times=False)
+    assert "the ground truth has no times" in refusal(gather(mapper, log), TruthBeginning(0.3), untimed)
 
 
 def test_a_map_that_stands_still_where_the_ground_truth_moves_is_refused(run):
@@ -235,7 +311,11 @@ def test_a_run_that_could_not_be_anchored_is_kept_in_map_units_and_ends_with_1(
     problem = "--scale-from frames:0:9=2: frame 0 has no pose; name two of the 10 frames from 2 to 11 that have one"
     assert ended.complaint.startswith(f"slam: lengths are map units, not metres: {problem}")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["status"], report["usable"], report["units"]["name"]) == ("finished", True, "map units")
+    assert (report["status"], report["verdict"]["grade"], report["units"]["name"]) == (
+        "finished",
+        "partial",
+        "map units",
+    )
     assert report["units"]["problem"].startswith(problem)
     assert (tmp_path / "out" / "trajectory.txt").read_text().count("# ") == 1
 

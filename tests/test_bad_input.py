@@ -233,12 +233,14 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, endless):
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    ended = slam_process("run", endless, "-o", tmp_path / "out", preexec_fn=limit_files)
+    out = tmp_path / "out"
+    ended = slam_process("run", endless, "-o", out, "--max-frames", 100, preexec_fn=limit_files)
     assert ended.returncode == 2, ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"slam: {tmp_path / 'out' / 'events.jsonl'}: cannot be written (")
+    assert f"EventLog hears no more of this run: {out / 'events.jsonl'}: cannot be written (" in ended.stderr
+    assert f"{out / 'events.jsonl'}: cannot be written (" in ended.stderr.strip().splitlines()[-1]
     assert "Traceback" not in ended.stderr
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "failed"
+    report = json.loads((out / "report.json").read_text())
+    assert (report["frames"], len(report["errors"])) == (100, 1)
 
 
 def test_a_disk_that_is_really_full(tmp_path, pictures):
@@ -273,19 +275,21 @@ def endless(tmp_path, pictures) -> Path:
     return folder
 
 
-def started_run(source: Path, out: Path) -> subprocess.Popen[str]:
+def started_run(source: Path, out: Path, *, frames: int = 30) -> subprocess.Popen[str]:
     """A run in another process that has some frames behind it."""
     command = [*SLAM, "run", str(source), "-o", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, patience = out / "events.jsonl", time.monotonic() + 60
-    while not log.exists() or log.read_text().count("FrameProcessed") < 30:
+    while not log.exists() or log.read_text().count("FrameProcessed") < frames:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < patience, "the run does not get going"
         time.sleep(0.02)
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminate"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "terminate", "closed terminal"]
+)
 def test_an_interrupted_run_leaves_a_readable_folder(tmp_path, endless, number):
     process = started_run(endless, tmp_path / "out")
     process.send_signal(number)
@@ -300,6 +304,37 @@ def test_an_interrupted_run_leaves_a_readable_folder(tmp_path, endless, number):
         assert len(read_tum(tmp_path / "out" / "trajectory.txt")) == report["tracked"]
     last = json.loads((tmp_path / "out" / "events.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["interrupted"]) == ("RunFinished", True)
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does(tmp_path, pictures):
+    """As `nohup` asks for: SIGHUP is ignored by who starts the run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = started_run(pictures, tmp_path / "out", frames=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 1  # nothing to see in these pictures
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("closed", ["both", "stdout", "stderr"])
+def test_who_stops_reading_the_words_does_not_end_the_run(tmp_path, pictures, closed):
+    """As `slam run ... 2>&1 | head -1` does."""
+    reader, writer = os.pipe()
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    streams |= dict.fromkeys(["stdout", "stderr"] if closed == "both" else [closed], writer)
+    command = [*SLAM, "run", str(pictures), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, text=True, **streams)
+    os.close(writer)
+    if closed != "stdout":
+        os.read(reader, 1)
+    os.close(reader)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err  # nothing to see in these pictures
+    assert "Traceback" not in (err or "")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "finished"
 
 
 def test_a_killed_run_leaves_whole_lines_and_says_that_it_was_running(tmp_path, endless):

@@ -235,11 +235,9 @@ def test_a_run_that_never_began_a_map_ends_with_1_and_the_reason(tmp_path, pictu
     straight_slam(waits=100)
     ended = slam_command("run", pictures, "-o", tmp_path / "out")
     assert ended.code == 1
-    assert ended.complaint == (
-        "slam: the result is not usable: no map could be begun in 12 frames: too little parallax"
-    )
+    assert ended.complaint == ("slam: the run is failed: no map could be begun in 12 frames: too little parallax")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["usable"] is False
+    assert report["verdict"]["grade"] == "failed"
 
 
 def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, pictures, slam_command, straight_slam):
@@ -249,15 +247,40 @@ def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, pictures, slam_c
     assert "lost right after the map was begun (dark)" in ended.complaint
 
 
-def test_a_bug_shows_its_traceback_and_the_report_says_failed(tmp_path, pictures, slam_command, monkeypatch):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_command, monkeypatch, is_there):
     def broken(config, *, observers=(), **_):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("slam.pipeline.build", broken)
-    with pytest.raises(ZeroDivisionError):
-        slam_command("run", pictures, "-o", tmp_path / "out")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["status"], report["reason"]) == ("failed", "a bug")
+    if is_there:
+        (tmp_path / "out").mkdir()
+    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    assert ended.code == 70
+    assert "Traceback" in ended.err
+    assert "internal error: ZeroDivisionError: a bug" in ended.complaint
+    assert (tmp_path / "out").exists() == is_there
+    assert not is_there or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lost", "options", "grade", "code"),
+    [
+        ((), (), "partial", 0),  # 10 of 12 frames, as the map begins with the third
+        ((), ("--fail-under", "good"), "partial", 1),
+        (range(5, 12), (), "poor", 1),
+        (range(5, 12), ("--fail-under", "poor"), "poor", 0),
+    ],
+)
+def test_the_verdict_decides_the_exit_code(tmp_path, pictures, slam_command, straight_slam, lost, options, grade, code):
+    straight_slam(lost=lost)
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", *options)
+    assert ended.code == code
+    verdict = json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]
+    assert verdict["grade"] == grade
+    assert ended.out.splitlines()[1].startswith(f"verdict       {grade}: ")
+    assert verdict["reasons"][0] in " ".join(ended.out.split())
+    assert (ended.complaint == f"slam: the run is {grade}: {'; '.join(verdict['reasons'])}") == bool(code)
 
 
 def test_start_stride_and_max_frames_select_frames(tmp_path, pictures, slam_command, straight_slam):
@@ -298,8 +321,6 @@ def test_times_that_a_format_does_not_have_are_assumed_aloud(tmp_path, slam_comm
     assert "assumed" not in slam_command("convert", truth, tmp_path / "poses.kitti").err
     sentence = f"{tmp_path / 'poses.kitti'}: KITTI's format has no times; 10 poses a second assumed"
     assert sentence in slam_command("convert", tmp_path / "poses.kitti", tmp_path / "again.txt").err
-    assert sentence in slam_command("eval", tmp_path / "poses.kitti", truth).err
-    assert slam_command("eval", tmp_path / "poses.kitti", tmp_path / "poses.kitti").err == ""
 
 
 def test_eval_overwrites_no_plot(tmp_path, slam_command):
@@ -393,9 +414,47 @@ def test_doctor_survives_a_library_that_kills_its_process():
     assert (answer.ok, answer.text) == (False, "ended with code 11")
 
 
+def auto(card, *, has_weights=True, settings=()):
+    """What `auto` becomes on a machine with this card."""
+    return choose_predictor(load_config([], settings), lambda: card, lambda source: has_weights)
+
+
 def test_auto_takes_a_network_only_with_an_accelerator():
-    kinds = {card: choose_predictor(SlamConfig(), lambda card=card: card).kind for card in ("cuda", "mps", "")}
-    assert kinds == {"cuda": "reloc3r-512", "mps": "reloc3r-224", "": "geometric"}
+    kinds = {card: auto(card).kind for card in ("cuda", "small-cuda", "mps", "")}
+    assert kinds == {"cuda": "reloc3r-512", "small-cuda": "reloc3r-224", "mps": "reloc3r-224", "": "geometric"}
+    assert "--predictor geometric takes local features instead" in auto("cuda").reason
+
+
+@pytest.mark.parametrize(
+    ("card", "network"), [("cuda", "reloc3r-512"), ("small-cuda", "reloc3r-224"), ("mps", "reloc3r-224")]
+)
+def test_auto_takes_local_features_where_the_networks_weights_are_not_here_and_says_how_to_get_them(card, network):
+    choice = auto(card, has_weights=False)
+    assert choice.kind == "geometric"
+    assert f"slam weights fetch {network}" in choice.reason
+
+
+def test_auto_takes_the_network_whose_weights_were_named():
+    assert auto("cuda", settings=["predictor.weights=here.safetensors"]).kind == "reloc3r-512"
+
+
+def test_the_first_run_on_a_machine_with_a_card_works_without_weights(
+    tmp_path, pictures, slam_command, straight_slam, monkeypatch, hub_cache
+):
+    straight_slam()
+    monkeypatch.setattr("slam.pipeline.find_accelerator", lambda: "cuda")
+    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert "predictor: geometric (auto: there is a CUDA card, but the weights of reloc3r-512" in ended.err
+
+
+def test_weights_are_never_fetched_unasked(tmp_path, pictures, slam_command, monkeypatch, hub_cache):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("relocalizer.checkpoints._download", lambda hub_id: pytest.fail("fetched"))
+    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "reloc3r-224")
+    assert ended.code == 2
+    assert "slam weights fetch reloc3r-224" in ended.complaint
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_predictor_that_was_asked_for_is_taken():
@@ -441,13 +500,13 @@ def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(t
     out = tmp_path / "out"
     ended = slam_command("run", pictures, "-o", out, "--predictor", "reloc3r-224", "--random-weights")
     assert "WARNING: random weights: the poses mean nothing" in ended.err
-    assert ended.complaint.startswith("slam: the result is not usable: random weights: the poses mean nothing")
+    assert ended.complaint.startswith("slam: the run is failed: random weights: the poses mean nothing")
     assert "RANDOM WEIGHTS: THE POSES MEAN NOTHING" in ended.out
     report = json.loads((out / "report.json").read_text())
     assert report["predictor"]["kind"] == "reloc3r-224"
     assert report["predictor"]["random_weights"]
     assert report["frames"] == 12
-    assert (report["usable"], ended.code) == (False, 1)
+    assert (report["verdict"]["grade"], ended.code) == ("failed", 1)
 
 
 def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
@@ -457,7 +516,7 @@ def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
     flags = ("--predictor", "reloc3r-512", "--random-weights")
     ended = slam_command("run", pictures, "-o", tmp_path / "out", *flags)
     assert (ended.code, ended.complaint) == (
-        1, "slam: the result is not usable: random weights: the poses mean nothing, only the cost is real"
+        1, "slam: the run is failed: random weights: the poses mean nothing, only the cost is real"
     )  # fmt: skip
     saved = load_config([tmp_path / "out" / "config.yaml"])
     assert saved.predictor.random_weights  # fed back, the run is not taken for one with trained weights
@@ -535,15 +594,14 @@ def test_a_run_that_ctrl_c_ended_does_not_wait_for_another(
     assert page == ["opened", "closed"]
 
 
-def test_a_viewer_that_cannot_start_leaves_a_report_that_says_so(tmp_path, pictures, slam_command, monkeypatch):
+def test_a_viewer_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_command, monkeypatch):
     def broken(**options):
         raise OutputError("no viewer here")
 
     monkeypatch.setattr("slam.rerun_viewer.RerunViewer", broken)
     ended = slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web")
     assert (ended.code, ended.complaint) == (2, "slam: no viewer here")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["status"], report["reason"]) == ("failed", "no viewer here")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
+from map_samples import in_two_segments
 from scipy.spatial.transform import Rotation
 
 from relocalizer.geometry import rotation_angle
 from relocalizer.images import read_image
-from relocalizer.map_folder import load_map
+from relocalizer.map_folder import load_map, save_map
 from slam.config import InputConfig
 from slam.sequence import open_source
-from slam.trajectory import Trajectory, read_tum, write_tum
+from slam.trajectory import Trajectory, read_note, read_tum, write_tum
 
 STEP, PICTURES = 6, 12
 
@@ -76,7 +78,7 @@ def test_pictures_between_the_keyframes_are_found_where_they_were_taken(slam_com
     out = tmp_path / "poses.txt"
     ended = slam_command("relocalize", room_map, room, "--out", out)
     assert ended.code == 0, ended.err
-    assert f"{PICTURES} of {PICTURES} found; confidence is of an error under 0.25 and 5 deg" in ended.out
+    assert f"{PICTURES} of {PICTURES} found; confidence is of an error under 0.25 metres and 5 deg" in ended.out
     found, truth = read_tum(out), read_tum(room / "groundtruth.txt")
     np.testing.assert_array_equal(found.timestamps_ns, truth.timestamps_ns)
     assert np.linalg.norm(found.positions - truth.positions, axis=1).max() < 0.02
@@ -88,8 +90,10 @@ def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_m
     ended = slam_command("relocalize", room_map, room / "0006.png", blank, "--json", "-q")
     assert ended.code == 0
     said = json.loads(ended.out)
-    assert said["confidence_is_of_error_under"] == {"distance": 0.25, "angle_deg": 5.0}
+    bound = {"distance": 0.25, "units": "metres", "angle_deg": 5.0}
+    assert said["confidence_is_of_error_under"] == bound
     good, bad = said["pictures"]
+    assert good["confidence_is_of_error_under"] == bound
     assert good["found"] is True
     assert len(good["position"]) == 3
     assert np.linalg.norm(good["quaternion_xyzw"]) == pytest.approx(1.0)
@@ -98,6 +102,106 @@ def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_m
     assert good["how"] == "landmarks"
     assert bad == {"picture": str(blank), "timestamp_ns": 1_000_000_000, "found": False, "reason": bad["reason"]}
     assert bad["reason"].endswith("needed")
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+
+def test_settings_of_the_relocalizer_act(slam_command, room, room_map, tmp_path):
+    picture = room / "0006.png"
+    assert slam_command("relocalize", room_map, picture, "-q").code == 0
+    strict = ("relocalizer.min_inliers=900", "relocalizer.min_views=100")
+    ended = slam_command("relocalize", room_map, picture, "-q", *(part for key in strict for part in ("--set", key)))
+    assert ended.code == 1
+    assert "900 needed" in ended.out
+    (tmp_path / "strict.yaml").write_text("relocalizer:\n  min_inliers: 900\n  min_views: 100\n")
+    assert slam_command("relocalize", room_map, picture, "-q", "-c", tmp_path / "strict.yaml").out == ended.out
+
+
+def test_settings_of_the_averaging_act(slam_command, room, room_map):
+    arguments = ("relocalize", room_map, room / "0006.png", "-q", "--json", "--set", "relocalizer.min_inliers=900")
+    free, strict = (
+        slam_command(*arguments, "--set", f"relocalizer.averaging.max_relative_sigma={sigma}") for sigma in (10, 1e-9)
+    )
+    assert json.loads(free.out)["pictures"][0]["how"] == "averaged"
+    assert json.loads(strict.out)["pictures"][0]["found"] is False
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("relocalization.min_cells=5", "does not use it; did you mean 'relocalizer.min_cells'?"),
+        ("relocalization.min_inliers=50", "does not use it; did you mean 'relocalizer.min_inliers'?"),
+        ("tracks.max_tracks=400", "does not use it (it uses seed, input, predictor, relocalizer)"),
+        ("features.max_features=400", "does not use it"),
+        ("anchor.scale_from=groundtruth:1", "does not use it"),
+    ],
+)
+def test_a_setting_that_the_verb_does_not_use_is_refused(slam_command, room, room_map, setting, sentence):
+    ended = slam_command("relocalize", room_map, room / "0006.png", "--set", setting)
+    assert ended.code == 2
+    assert ended.complaint.startswith(f"slam: --set {setting}: slam relocalize does not use it")
+    assert sentence in ended.complaint
+
+
+def test_settings_of_a_file_that_the_verb_does_not_use_are_named(slam_command, room, room_map, tmp_path):
+    """A file may be of a run, which has other settings too; those with their default values are not worth a word."""
+    (tmp_path / "run.yaml").write_text("tracks:\n  max_tracks: 400\nrefinement:\n  window: 8\nseed: 3\n")
+    ended = slam_command("relocalize", room_map, room / "0006.png", "-c", tmp_path / "run.yaml")
+    assert ended.code == 0
+    assert "not used by slam relocalize: tracks.max_tracks\n" in ended.err
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("run", "pictures"),
+        ("bench", "pictures"),
+        ("map", "from-poses", "pictures"),
+        ("map", "merge", "a", "b", "-o", "c"),
+    ],
+)
+def test_no_other_verb_takes_settings_that_it_does_not_use(slam_command, verb):
+    ended = slam_command(*verb, "--set", "relocalizer.min_inliers=50")
+    assert ended.code == 2
+    assert "--set relocalizer.min_inliers=50: slam " in ended.complaint
+    assert "does not use it" in ended.complaint
+
+
+# --- units --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(room_map, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts") / "room"
+    save_map(folder, in_two_segments(load_map(room_map), scale=10.0))
+    return folder
+
+
+def test_a_pose_is_said_to_be_in_the_units_of_its_segment(slam_command, room, parts):
+    pictures = (room / "0000.png", room / "0060.png")
+    said = json.loads(slam_command("relocalize", parts, *pictures, "--json", "-q").out)
+    first, second = said["pictures"]
+    assert (first["segment"], second["segment"]) == (0, 1)
+    assert first["confidence_is_of_error_under"] == {"distance": 0.25, "units": "metres", "angle_deg": 5.0}
+    assert second["confidence_is_of_error_under"]["units"] == "map units"
+    assert second["confidence_is_of_error_under"]["distance"] != 0.25
+    assert said["confidence_is_of_error_under"] is None  # of both
+    out = slam_command("relocalize", parts, *pictures, "-q").out
+    assert "0060.png: " in out
+    assert " in segment 1 (map units), confidence" in out
+    assert "confidence is of an error under 0.25 metres and 5 deg in segment 0, " in out
+    assert re.search(r"[0-9.]+ map units and 5 deg in segment 1\n", out)
+    facts = slam_command("map", "info", parts).out
+    assert re.search(r"units +metres.*, but for segment 1", facts)
+    assert re.search(r"segment 1 .*map units", facts)
+
+
+def test_the_file_of_poses_says_what_its_lengths_are(slam_command, room, parts, tmp_path):
+    for name, k, note in (("a", "0000", "lengths in metres: "), ("b", "0060", "")):
+        slam_command("relocalize", parts, room / f"{k}.png", "--out", tmp_path / name, "-q")
+        assert read_note(tmp_path / name).startswith(note)
+        assert bool(read_note(tmp_path / name)) is bool(note)
 
 
 def test_when_nothing_is_found_the_exit_code_is_one_and_no_file_is_made(slam_command, room_map, blank, tmp_path):

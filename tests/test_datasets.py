@@ -455,6 +455,14 @@ def test_ground_truth_of_another_time_is_not_used_and_that_is_said(tmp_path: Pat
     assert "groundtruth.txt shares no time with the pictures, so it is not used" in index.description
 
 
+def test_ground_truth_without_times_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    folder = build_project(tmp_path)
+    write(folder / "groundtruth.txt", f"# times are not known: pose k stands at k / 10 s\n{TUM_LINES.format(0, 1)}")
+    index = index_folder(folder)
+    assert index.ground_truth is None
+    assert "groundtruth.txt has no times, so it is not used" in index.description
+
+
 # What a user can fix
 
 

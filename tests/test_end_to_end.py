@@ -15,10 +15,11 @@ from relocalizer.images import load_camera
 from slam.config import InputConfig, SlamConfig
 from slam.evaluate import evaluate
 from slam.events import EdgeAccepted, Event, Initialised
+from slam.frame_source import FrameSource
 from slam.frames import Frame
 from slam.graph import EdgeKind
 from slam.pipeline import RunOutcome, build, run
-from slam.sequence import FrameSource, open_source
+from slam.sequence import open_source
 from slam.trajectory import Trajectory, read_tum
 
 ROOT = Path(__file__).parents[1]

@@ -2,6 +2,7 @@ import builtins
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,20 @@ def test_pairs_a_second_apart_skip_a_gap() -> None:
     assert relative_error(gappy, gappy, delta_s=0.5) is not None
 
 
-@pytest.mark.parametrize("deltas", [{}, {"delta_frames": 1, "delta_s": 1.0}, {"delta_s": -1.0}])
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        {},
+        {"delta_frames": 1, "delta_s": 1.0},
+        {"delta_s": -1.0},
+        {"delta_frames": 0},
+        {"delta_s": 0.0},
+        {"delta_frames": -1},
+        {"delta_frames": 0, "delta_s": 0.0},
+        {"delta_s": np.nan},
+        {"delta_s": np.inf},
+    ],
+)
 def test_a_relative_error_needs_one_positive_delta(deltas: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give one of delta_frames and delta_s"):
         relative_error(path_of(SQUARE), path_of(SQUARE), **deltas)
@@ -174,6 +188,26 @@ def test_stamps_of_another_clock_do_not_match_and_the_error_shows_both() -> None
         "ground truth: 1403636579.000000000 to 1403636579.300000000 s); "
         "compare the clocks of the two files, or allow a larger difference"
     )
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(10**9, "nano"), (10**6, "micro"), (1000, "milli")])
+def test_times_in_another_unit_are_suspected_when_none_match(factor: int, unit: str) -> None:
+    truth = wandering(np.random.default_rng(0), 40)
+    wrong = replace(truth, timestamps_ns=truth.timestamps_ns * factor + 10**12)
+    for pair, side in (((truth, wrong), "ground truth"), ((wrong, truth), "estimate")):
+        with pytest.raises(TrajectoryError, match=rf"times of the {side} in {unit}seconds.*# timestamp\["):
+            evaluate(*pair)
+
+
+def test_that_most_poses_have_no_ground_truth_is_said() -> None:
+    truth = wandering(np.random.default_rng(0))
+    slow = Trajectory(truth.timestamps_ns[::20], truth.world_from_cam[::20])
+    [note] = evaluate(truth, slow).notes
+    assert note == (
+        "6 of 120 poses of the estimate have a ground truth pose within 0.02 s (it has 6 poses); "
+        "the others are not judged"
+    )
+    assert evaluate(slow, truth).notes == ()
 
 
 def test_two_matches_are_too_few() -> None:
@@ -224,6 +258,31 @@ def test_ground_truth_that_comes_faster_than_pictures_is_covered() -> None:
     fast = path_of(np.random.default_rng(3).normal(size=(100, 3)).cumsum(axis=0), step_ns=SECOND // 100)
     result = evaluate(Trajectory(fast.timestamps_ns[::3], fast.world_from_cam[::3]), fast)
     assert (result.matched, result.coverage) == (34, 1.0)
+
+
+# --- sides without times ------------------------------------------------------------------------------
+
+
+def test_made_up_times_are_never_matched_with_real_ones() -> None:
+    truth = wandering(np.random.default_rng(0))
+    untimed = replace(truth, has_times=False)
+    for pair, side in (((truth, untimed), "ground truth"), ((untimed, truth), "estimate")):
+        with pytest.raises(TrajectoryError, match=rf"the {side} has no times.*give them their times"):
+            evaluate(*pair)
+
+
+def test_two_sides_without_times_belong_together_line_by_line_and_nothing_is_measured_in_seconds() -> None:
+    truth = replace(wandering(np.random.default_rng(0)), has_times=False)
+    result = evaluate(truth, truth)
+    assert (result.matched, result.matched_by, result.rpe_second) == (120, "line number", None)
+    assert result.title.startswith("120 poses matched by line number, ")
+
+
+def test_two_sides_without_times_that_differ_in_length_are_refused() -> None:
+    truth = replace(wandering(np.random.default_rng(0)), has_times=False)
+    fewer = replace(truth, timestamps_ns=truth.timestamps_ns[:90], world_from_cam=truth.world_from_cam[:90])
+    with pytest.raises(TrajectoryError, match=r"neither side has times.*has 90 poses and the ground truth 120"):
+        evaluate(fewer, truth)
 
 
 def test_no_expected_frames_at_all_is_a_mistake_of_the_caller() -> None:

@@ -96,7 +96,7 @@ def test_the_live_trajectory_stays_as_it_was_when_the_graph_moves(rng, graph):
     log, pose = FrameLog(), some_rigid(rng)
     log.add(frame(0), pose, seen(5), 0, graph)
     graph.world_from_keyframe[0] = some_similarity(rng)
-    assert np.allclose(log.live_trajectory().world_from_cam[0], pose.as_matrix())
+    assert np.allclose(log.live_trajectory(0).world_from_cam[0], pose.as_matrix())
     assert not np.allclose(log.trajectory(graph, 0).world_from_cam[0], pose.as_matrix())
 
 
@@ -163,7 +163,27 @@ def test_a_frame_added_after_the_stream_is_in_its_place_but_has_no_live_pose(rng
     log.add(frame(6), poses[2], seen(5), 0, graph)
     assert [r.index for r in log.records] == [3, 6, 9]
     assert same(log.pose(log.records[1], graph), poses[2])
-    assert log.live_trajectory().timestamps_ns.tolist() == [3000, 9000]
+    assert log.live_trajectory(0).timestamps_ns.tolist() == [3000, 9000]
+
+
+def test_the_live_trajectory_is_of_one_world(rng, graph):
+    """Keyframes 0 and 1 are of segment 0, keyframe 2 of segment 1, which a loop joins to the first later."""
+    log, poses = FrameLog(), [some_rigid(rng) for _ in range(3)]
+    for n, k in enumerate([0, 2, 1]):
+        log.add(frame(n), poses[n], seen(5), k, graph)
+    graph.segment_of[2] = 0
+    log.add(frame(3), some_rigid(rng), seen(5), 2, graph)
+    assert log.live_trajectory(0).timestamps_ns.tolist() == [0, 2000, 3000]
+    assert log.live_trajectory(1).timestamps_ns.tolist() == [1000]
+
+
+def test_frames_of_a_keyframe_that_is_gone_are_dropped(rng, graph):
+    log, poses = FrameLog(), [some_rigid(rng) for _ in range(3)]
+    for n, k in enumerate([0, 2, 1]):
+        log.add(frame(n), poses[n], seen(5), k, graph)
+    log.keep_frames_of({0, 1})
+    assert [record.index for record in log.records] == [0, 2]
+    assert len(log.live_trajectory(0)) == 2
 
 
 @pytest.mark.parametrize(("time", "index"), [(0, 3), (5000, 3), (6000, 3), (6001, 9), (20000, 9)])

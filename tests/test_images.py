@@ -212,7 +212,17 @@ def distorted_pixels(camera: Camera, points: np.ndarray) -> np.ndarray:
     return cv2.projectPoints(points, zero, zero, camera.matrix, D)[0][:, 0]
 
 
-@pytest.mark.parametrize("given", [RADTAN, FISHEYE], ids=["radtan", "fisheye"])
+T265 = Camera(
+    width=848, height=800, fx=284.5091, fy=282.941856, cx=421.896335, cy=398.100316,
+    model="fisheye", distortion=(-0.014216, 0.060412, -0.054711, 0.011151),
+)  # fmt: skip
+RATIONAL = Camera(  # a wide lens as OpenCV's rational model describes it
+    width=1280, height=960, fx=520.0, fy=520.0, cx=640.0, cy=480.0,
+    model="radtan", distortion=(0.5, 0.05, 0.0, 0.0, 0.001, 0.85, 0.2, 0.01),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [RADTAN, FISHEYE, T265, RATIONAL], ids=["radtan", "fisheye", "T265", "rational"])
 def test_an_undistorted_dot_lies_where_the_pinhole_camera_projects_it(given: Camera) -> None:
     undistort = Undistorter(given)
     for point in np.array([[0.0, 0.0, 1.0], [0.3, -0.2, 1.0], [-0.4, 0.3, 1.0]]):
@@ -224,10 +234,105 @@ def test_an_undistorted_dot_lies_where_the_pinhole_camera_projects_it(given: Cam
         assert np.allclose(centre, undistort.camera.project(point[None])[0], atol=0.3)
 
 
-@pytest.mark.parametrize("given", [RADTAN, FISHEYE], ids=["radtan", "fisheye"])
+@pytest.mark.parametrize("given", [RADTAN, FISHEYE, T265, RATIONAL], ids=["radtan", "fisheye", "T265", "rational"])
 def test_an_undistorted_white_picture_has_no_black_border(given: Camera) -> None:
     white = np.full((given.height, given.width, 3), 255, dtype=np.uint8)
     assert Undistorter(given)(white).min() == 255
+
+
+def fisheye_of(across_deg: float, size: tuple[int, int], *distortion: float) -> Camera:
+    """A lens whose angle grows in proportion to the distance from the centre, `across_deg` across its longer side."""
+    focal = 0.5 * max(size) / np.radians(0.5 * across_deg)
+    (width, height), centre = size, (0.5 * (size[0] - 1), 0.5 * (size[1] - 1))
+    return Camera(
+        width=width, height=height, fx=focal, fy=1.003 * focal, cx=centre[0], cy=centre[1],
+        model="fisheye", distortion=distortion or (0.0, 0.0, 0.0, 0.0),
+    )  # fmt: skip
+
+
+# Its polynomial has its maximum between the sides of the picture and the corners.
+FOLDING = Camera(
+    width=640, height=480, fx=330.0, fy=330.0, cx=330.0, cy=235.0, model="radtan", distortion=(-0.13, 0.0, 0.0, 0.0)
+)
+WIDE = {
+    "T265": T265,
+    "TUM-VI": FISHEYE,
+    "rational": RATIONAL,
+    "folding": FOLDING,
+    **{f"{across} {w}x{h}": fisheye_of(across, (w, h))
+       for across in (125, 150, 173, 190, 219) for w, h in ((512, 512), (640, 480), (480, 640), (1280, 720))},
+    "190 bent": fisheye_of(190, (640, 480), -0.03, 0.01, -0.004, 0.0003),
+    "cropped": fisheye_of(190, (640, 480)).cropped(60, 80, 500, 360),
+    "circle inside": fisheye_of(330, (1920, 1080)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", WIDE.values(), ids=WIDE)
+def test_a_wide_lens_keeps_about_its_focal_length_and_at_most_120_degrees(given: Camera) -> None:
+    camera = Undistorter(given).camera
+    across = np.degrees(2 * np.arctan(0.5 * max(camera.width / camera.fx, camera.height / camera.fy)))
+    assert 60 < across < 120
+    assert camera.fx > 0.6 * given.fx
+    assert camera.fy / camera.fx == pytest.approx(given.fy / given.fx, rel=0.35)  # OpenCV's own may stretch a radtan's
+
+
+@pytest.mark.parametrize("given", [*WIDE.values(), RADTAN], ids=[*WIDE, "EuRoC"])
+def test_every_pixel_of_an_undistorted_picture_was_seen_by_the_lens_at_the_angle_it_stands_for(given: Camera) -> None:
+    """The lens is followed from the outside: an angle that it shows twice, or not at all, would be a border smeared."""
+    camera = Undistorter(given).camera
+    rows, columns = np.mgrid[: camera.height : 7, : camera.width : 7]
+    directions = camera.normalised(np.column_stack([columns.ravel(), rows.ravel()]))
+    seen = given.distorted(directions)
+    assert given.contains(seen, margin=-0.01 * given.width).all()
+    nearer = given.distorted(0.98 * directions)
+    centre = np.array([given.cx, given.cy])
+    outwards = np.linalg.norm(seen - centre, axis=1) - np.linalg.norm(nearer - centre, axis=1)
+    assert (outwards >= 0).all()
+
+
+ORDINARY = {
+    "EuRoC": RADTAN,
+    "TUM fr1": Camera(
+        width=640, height=480, fx=517.3, fy=516.5, cx=318.6, cy=255.3,
+        model="radtan", distortion=(0.2624, -0.9531, -0.0054, 0.0026, 1.1633),
+    ),
+    "TUM fr2": Camera(
+        width=640, height=480, fx=520.9, fy=521.0, cx=325.1, cy=249.7,
+        model="radtan", distortion=(0.2312, -0.7849, -0.0033, -0.0001, 0.9172),
+    ),
+    "raw KITTI": Camera(
+        width=1392, height=512, fx=984.2439, fy=980.8141, cx=690.0, cy=233.1966,
+        model="radtan", distortion=(-0.3728755, 0.2037299, 0.002219027, 0.001383707, -0.07233722),
+    ),
+    "GoPro": Camera(
+        width=1920, height=1440, fx=900.0, fy=900.0, cx=960.0, cy=720.0,
+        model="radtan", distortion=(-0.25, 0.06, 0.0, 0.0),
+    ),
+    "equidistant of 78 degrees": Camera(
+        width=752, height=480, fx=461.6, fy=460.2, cx=362.7, cy=248.1,
+        model="fisheye", distortion=(-0.0126, 0.0143, -0.0288, 0.0185),
+    ),
+    "equidistant of 110 degrees": Camera(
+        width=720, height=540, fx=351.3140037, fy=351.489191, cx=367.8522, cy=253.840,
+        model="fisheye", distortion=(-0.0369669, -0.00891789, 0.00891255, -0.00377),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ORDINARY.values(), ids=ORDINARY)
+def test_an_ordinary_lens_keeps_all_it_sees_to_the_last_bit(given: Camera) -> None:
+    K, distortion, size = given.matrix, np.array(given.distortion), (given.width, given.height)
+    if given.model == "fisheye":
+        new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
+    else:
+        new_K, _ = cv2.getOptimalNewCameraMatrix(K, distortion, size, 0.0)
+    assert np.array_equal(Undistorter(given).camera.matrix, new_K)
+    assert not Undistorter(given).is_cut
+
+
+def test_distortion_may_be_whole_numbers() -> None:
+    given = Camera(width=512, height=512, fx=300, fy=300, cx=255, cy=255, model="fisheye", distortion=(0, 0, 0, 0))
+    assert Undistorter(given).camera.model == "pinhole"
 
 
 def test_the_undistorted_camera_is_pinhole_of_the_same_size() -> None:

@@ -12,9 +12,10 @@ import pytest
 from relocalizer.errors import SequenceError
 from relocalizer.images import Camera, Image
 from slam.config import InputConfig
+from slam.frame_source import Selection
 from slam.frames import Frame
 from slam.live import LiveStream, Prefetched
-from slam.sequence import Optics, Selection
+from slam.optics import Optics
 from slam.trajectory import Trajectory
 
 ALONE = InputConfig(prefetch_frames=0)
@@ -169,12 +170,43 @@ def test_an_error_of_the_driver_comes_out_where_the_pictures_are_used() -> None:
     assert camera.released.wait(2)
 
 
-def test_a_live_picture_of_another_size_is_an_error() -> None:
-    camera = FakeCamera(count=1)
-    stream = LiveStream(camera, "camera", "live", Optics(32, 24, None, ALONE), Selection())
-    threading.Thread(target=camera.tick, args=(1,), daemon=True).start()
-    with pytest.raises(SequenceError, match="camera, picture 0: this picture is 64x48, those before it 32x24"):
-        list(stream)
+class ChangingCamera(FakeCamera):
+    """Its pictures 1 and 2 are of another size."""
+
+    def read(self) -> tuple[bool, Image | None]:
+        ok, picture = super().read()
+        return ok, picture if picture is None or number_of_shade(picture) not in (1, 2) else picture[:24, :32]
+
+
+def number_of_shade(picture: Image) -> int:
+    return (int(picture[0, 0, 0]) - 20) // 5
+
+
+def test_live_pictures_of_another_size_are_skipped_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    camera = ChangingCamera(count=4)
+    stream = live(camera)
+    frames = iter(stream)
+    threading.Thread(target=camera.tick, daemon=True).start()
+    assert next(frames).index == 0
+    taken: list[int] = []
+    consumer = threading.Thread(target=lambda: taken.extend(frame.index for frame in frames))
+    consumer.start()
+    for _ in range(3):
+        camera.tick()
+        wait_until_taken(stream)
+    consumer.join(5)
+    assert taken == [3]
+    assert [name for name, _ in stream.skipped] == ["camera picture 1", "camera picture 2"]
+    assert "32x24, not 64x48" in stream.skipped[0][1]
+    assert caplog.text.count("32x24, not 64x48") == 1
+
+
+def wait_until_taken(stream: LiveStream) -> None:
+    """Until the consumer has taken the newest picture, so that none is overtaken."""
+    patience = time.monotonic() + 5
+    while stream._newest is not None:
+        assert time.monotonic() < patience
+        time.sleep(0.001)
 
 
 # Reading ahead

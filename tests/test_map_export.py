@@ -13,7 +13,8 @@ from map_samples import CAMERA, small_map
 from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import MapError, OutputError
-from relocalizer.map_export import export_map, mean_errors_px
+from relocalizer.map_export import export_map, frame_numbers, mean_errors_px
+from relocalizer.map_folder import save_map
 from relocalizer.reference_map import FrameTable, Session
 from slam.trajectory import read_trajectory
 
@@ -178,6 +179,27 @@ def test_a_keyframe_that_was_recognised_late_begins_no_session_and_stands_in_its
     read = read_trajectory(path)
     assert read.timestamps_ns.tolist() == sorted((frame_times if frames else late).tolist())
     assert np.allclose(read.positions[0], m.keyframes.translations[2])
+
+
+def test_the_frames_that_the_lines_of_a_trajectory_are_can_be_told():
+    m = small_map()
+    assert [numbers.tolist() for numbers in frame_numbers(m)] == [list(range(8))]
+    several = replace(m, sessions=(Session(0, 0), Session(6, 2)))
+    assert [numbers.tolist() for numbers in frame_numbers(several)] == [[0, 1], [2, 3, 4, 5, 6, 7]]
+    assert [numbers.tolist() for numbers in frame_numbers(replace(m, frames=FrameTable.none()))] == [[0, 10, 20, 30]]
+
+
+def test_an_export_without_times_says_when_its_lines_are_no_frames(tmp_path, slam_command):
+    m = small_map()
+    numbers = np.array([0, 1, 2, 5, 6, 7, 8, 11])
+    save_map(tmp_path / "lost", replace(m, frames=replace(m.frames, indices=numbers)))
+    save_map(tmp_path / "whole", m)
+    for form, name, said in (("kitti", "lost", True), ("tum", "lost", False), ("kitti", "whole", False)):
+        out = tmp_path / f"{name}.{form}"
+        ended = slam_command("map", "export", tmp_path / name, "--format", form, "-o", out)
+        assert ended.code == 0
+        sentence = f"{out}: its 8 lines are 8 of the frames 0 to 11, so a line is no longer a frame"
+        assert (sentence in ended.err) is said
 
 
 def test_a_map_without_frames_gives_its_keyframes(tmp_path):

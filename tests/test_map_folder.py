@@ -62,6 +62,60 @@ def test_where_metres_come_from_comes_back(tmp_path):
     assert asdict(load_map(tmp_path / "map").provenance) == asdict(metric)
 
 
+def two_parts(units: str = "metres", unanchored: tuple[int, ...] = (1,)) -> ReferenceMap:
+    """Keyframes 0, 3 and 6 of segment 0; 9, which most frames hang off, of segment 1."""
+    m = small_map(provenance=Provenance(predictor="geometric", descriptor="vlad", units=units, unanchored=unanchored))
+    return replace(m, keyframes=replace(m.keyframes, segment=np.array([0, 0, 0, 1])))
+
+
+def test_segments_that_are_not_metric_come_back(tmp_path):
+    save_map(tmp_path / "map", two_parts())
+    loaded = load_map(tmp_path / "map")
+    assert loaded.provenance.unanchored == (1,)
+    assert (loaded.units_of(0), loaded.units_of(1)) == ("metres", "map units")
+
+
+@pytest.mark.parametrize(
+    ("units", "unanchored"),
+    [("metres", (2,)), ("map units", (1,)), ("metres", (1, 1)), ("metres", (0, 1)), ("feet", ())],
+)
+def test_units_that_cannot_be_are_refused(tmp_path, units, unanchored):
+    with pytest.raises(ValueError, match=r"units|unanchored"):
+        save_map(tmp_path / "map", two_parts(units, unanchored))
+
+
+@pytest.mark.parametrize("listed", ["1", [True], [0.5], [-1], {}, [[1]]])
+def test_a_list_of_segments_that_is_none_is_refused(tmp_path, listed):
+    save_map(tmp_path / "map", two_parts())
+    rewritten(tmp_path / "map", unanchored=listed)
+    assert "unanchored" in refusal(tmp_path / "map")
+
+
+def old_map(folder: Path, m: ReferenceMap) -> ReferenceMap:
+    """As a version wrote it that called a whole map metric for one segment of it."""
+    save_map(folder, m)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["unanchored"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    rewritten(folder)
+    return load_map(folder)
+
+
+def test_of_a_metric_map_of_before_the_largest_segment_of_its_first_session_is_metric(tmp_path):
+    m = two_parts()
+    assert old_map(tmp_path / "keyframes", m).provenance.unanchored == (1,)
+    busy = replace(m, frames=replace(m.frames, keyframe=np.array([0, 3, 9, 9, 9, 9, 9, 9])))
+    assert old_map(tmp_path / "frames", busy).provenance.unanchored == (0,)
+    later = replace(busy, sessions=(Session(0, 0), Session(9, 2)))  # the run that came later was not anchored
+    assert old_map(tmp_path / "sessions", later).provenance.unanchored == (1,)
+
+
+def test_of_a_map_of_before_in_map_units_or_of_one_part_nothing_is_doubted(tmp_path):
+    assert old_map(tmp_path / "units", two_parts("map units", ())).provenance.unanchored == ()
+    metric = small_map(provenance=Provenance(predictor="geometric", descriptor="vlad", units="metres"))
+    assert old_map(tmp_path / "one", metric).provenance.unanchored == ()
+
+
 def test_a_map_of_before_that_was_noted_does_not_say_where_its_metres_come_from(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["scale_source"]
@@ -187,6 +241,47 @@ def test_a_refusing_disk_leaves_the_old_map(folder, monkeypatch):
         save_map(folder, small_map(keyframes=9))
     assert len(load_map(folder).keyframes) == 4
     assert [p.name for p in folder.parent.iterdir()] == ["map"]
+
+
+class Broken(Exception):
+    """Anything else that goes wrong."""
+
+
+@pytest.mark.parametrize(
+    "error", [MapError("gone"), OutputError("gone"), KeyboardInterrupt(), Broken(), ValueError("x")]
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_whatever_breaks_a_save_off_leaves_nothing_beside_and_the_old_map(tmp_path, error, there):
+    """A picture that is gone or not to be read back, Ctrl-C: none of them is the disk's refusal."""
+
+    def picture(row):
+        if row == 2:
+            raise error
+        return np.zeros((48, 64, 3), np.uint8)
+
+    if there:
+        save_map(tmp_path / "map", small_map(keyframes=3))
+    with pytest.raises(type(error)):
+        save_map(tmp_path / "map", small_map(picture=picture))
+    assert [p.name for p in tmp_path.iterdir()] == ["map"] * there
+    assert not there or len(load_map(tmp_path / "map").keyframes) == 3
+
+
+@pytest.mark.parametrize("step", ["saving", "replaced"])
+def test_ctrl_c_between_the_last_steps_leaves_a_map_and_nothing_half_done(folder, monkeypatch, step):
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target.name == {"saving": "map", "replaced": ".map.replaced"}[step]:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_map(folder, small_map(keyframes=9))
+    monkeypatch.undo()
+    assert len(load_map(folder).keyframes) == 4
+    assert not (folder.parent / ".map.saving").exists()
 
 
 def test_a_refused_last_step_puts_the_old_map_back_in_its_place(folder, monkeypatch):

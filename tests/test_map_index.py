@@ -107,5 +107,5 @@ def test_without_landmarks_the_depth_is_how_far_the_keyframes_spread():
     table = small.landmarks
     none = LandmarkTable(**{name: getattr(table, name)[:0] for name in table.__dataclass_fields__})
     index = MapIndex(replace(small, landmarks=none))
-    assert index.depth == pytest.approx(0.5)
+    assert index.depth_of(0) == pytest.approx(0.5)
     assert len(index.placed(0).landmark) == 0

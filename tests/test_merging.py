@@ -40,7 +40,7 @@ def mapped(world: OracleWorld, indices) -> ReferenceMap:
     for index in indices:
         slam.step(world.frame(index))
     slam.finish()
-    saved = slam.saved_map(lambda k: b"")
+    saved = slam.saved_map()
     return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
 
@@ -164,6 +164,23 @@ def test_a_segment_that_sees_nothing_of_the_first_map_stays_apart(world):
     result = merged(world, mapped(world, range(60, 110)), both)
     assert result.apart == 1
     assert len(set(result.map.keyframes.segment.tolist())) == 2
+
+
+def metric(m: ReferenceMap, *unanchored: int) -> ReferenceMap:
+    source = "2 m given"
+    return replace(
+        m, provenance=replace(m.provenance, units="metres", scale_source=source, unanchored=tuple(unanchored))
+    )
+
+
+def test_what_joins_a_metric_map_is_in_metres_and_what_stays_apart_is_not(world):
+    near, far = mapped(world, range(100, 130)), mapped(world, range(150, 180))
+    both = side_by_side(near, far, world)
+    result = merged(world, metric(mapped(world, range(60, 110))), both)
+    assert (result.apart, result.map.provenance.units, result.map.provenance.scale_source) == (1, "metres", "2 m given")
+    [apart] = set(result.map.keyframes.segment.tolist()) - {0}
+    assert result.map.provenance.unanchored == (apart,)
+    validate(result.map)
 
 
 def side_by_side(a: ReferenceMap, b: ReferenceMap, world: OracleWorld) -> ReferenceMap:

@@ -10,7 +10,7 @@ from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_pat
 from scipy.spatial import cKDTree
 
 from relocalizer.config import PosedImagesConfig
-from relocalizer.errors import MapError
+from relocalizer.errors import MapError, SequenceError
 from relocalizer.geometry import exp_so3, identity, rigid, rotation_matrix, translation_of
 from relocalizer.posed_images import PosedPicture, choose_pairs, epipolar_px, map_from_poses, thinned
 from relocalizer.reference_map import validate
@@ -67,6 +67,29 @@ def test_landmarks_lie_where_the_points_are(world):
     assert np.median(off) < 0.01
     assert np.quantile(off, 0.95) < 0.08
     assert len(np.unique(nearest)) > 0.95 * len(nearest)  # a point is one landmark
+
+
+def unreadable(picture):
+    def read():
+        raise SequenceError(f"{picture.name}.png: the picture is cut off")
+
+    return replace(picture, read=read)
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_told(world, caplog):
+    pictures = pictures_of(world, range(0, 60, 6))
+    broken = [unreadable(p) if k in (0, 4) else p for k, p in enumerate(pictures)]
+    found = map_from_poses(broken, OraclePredictor(world))
+    without = map_from_poses([p for k, p in enumerate(pictures) if k not in (0, 4)], OraclePredictor(world))
+    assert found.keyframes.frame_indices.tolist() == [1, 2, 3, 5, 6, 7, 8, 9]
+    assert np.array_equal(found.points_world, without.points_world)
+    assert "2 pictures cannot be read and are left out; the first: 0.png: the picture is cut off" in caplog.text
+
+
+def test_pictures_of_which_hardly_one_can_be_read_make_no_map(world):
+    broken = [unreadable(p) for p in pictures_of(world, range(3))]
+    with pytest.raises(MapError, match=r"got 0 \(3 cannot be read; the first: 0\.png: the picture is cut off\)"):
+        map_from_poses(broken, OraclePredictor(world))
 
 
 @pytest.mark.parametrize(("units", "source"), [("metres", "the poses the pictures came with"), ("map units", "")])

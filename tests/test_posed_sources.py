@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_pictures
@@ -63,6 +64,23 @@ def test_a_trajectory_file_gives_each_picture_the_pose_at_its_time(images, tmp_p
     same(source.pictures, POSES)
     assert source.units == "metres"
     assert source.pictures[1].timestamp_ns == 20_000_000
+
+
+def test_a_picture_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
+    cv2.imwrite(str(images / "00000.png"), np.zeros((160, 120, 3), np.uint8))
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    same(source.pictures, POSES[1:])
+    assert "3 pictures with poses; 1 of another size than 160x120, left out (00000.png: 120x160)" in source.description
+
+
+def test_a_first_picture_that_cannot_be_read_does_not_matter_before_it_is_wanted(images, tmp_path):
+    (images / "00000.png").write_bytes(b"")
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    assert source.pictures[1].read().shape == (120, 160, 3)
+    with pytest.raises(SequenceError, match=r"00000\.png: an empty file"):
+        source.pictures[0].read()
 
 
 def test_between_two_poses_a_picture_gets_the_one_in_between(images, tmp_path):
@@ -197,6 +215,20 @@ def test_a_binary_model_is_told_how_to_become_text(images, tmp_path):
         open_(images, tmp_path / "model")
 
 
+def test_pictures_of_one_camera_of_many_that_cannot_be_are_left_out_and_told(images, tmp_path):
+    model = colmap(tmp_path / "model", POSES)
+    cameras, pictures = model / "cameras.txt", model / "images.txt"
+    cameras.write_text(cameras.read_text() + "2 PINHOLE 160 120 0.8 0.8 80 60\n")
+    pictures.write_text(re.sub(r" [0-9]+ 00002\.png", " 2 00002.png", pictures.read_text()))
+    source = open_(images, model)
+    same(source.pictures, [POSES[0], POSES[1], POSES[3]])
+    assert "3 pictures with poses; 1 left out" in source.description
+    assert "fx 0.8 and fy 0.8 in pictures of 160x120" in source.description
+    cameras.write_text("".join(f"{k} PINHOLE 160 120 {k / 10} 0.8 80 60\n" for k in (1, 2, 7)))
+    with pytest.raises(SequenceError, match=r"none of 4 pictures can be used: 3 left out"):
+        open_(images, model)
+
+
 # Cambridge Landmarks
 
 
@@ -262,3 +294,22 @@ def test_the_rotation_of_a_list_is_the_inverse_of_the_pose(images, tmp_path):
     [picture] = open_(images, cambridge(tmp_path / "list.txt", [turned]), camera=images / "camera.yaml").pictures
     forward = rotation_matrix(picture.world_from_cam)[:, 2]
     np.testing.assert_allclose(forward, [-0.5, 0.0, np.sqrt(0.75)], atol=1e-8)
+
+
+def kitti(path, poses):
+    rows = [" ".join(f"{value:.9f}" for value in pose.as_matrix()[:3].ravel()) for pose in poses]
+    path.write_text("\n".join(rows) + "\n")
+
+
+def test_poses_without_times_belong_to_the_pictures_in_their_order(images, tmp_path):
+    """Whatever the times of the pictures are: none that were made up for the poses are compared with them."""
+    kitti(tmp_path / "poses.kitti", POSES)
+    same(open_(images, tmp_path / "poses.kitti").pictures, POSES)
+    timed(images, [7.0, 7.1, 7.3, 7.9])
+    same(open_(images, tmp_path / "poses.kitti").pictures, POSES)
+
+
+def test_poses_without_times_of_another_number_than_the_pictures_are_refused(images, tmp_path):
+    kitti(tmp_path / "poses.kitti", POSES[:3])
+    with pytest.raises(TrajectoryError, match=r"poses\.kitti: 3 poses without times and 4 pictures: nothing tells"):
+        open_(images, tmp_path / "poses.kitti")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -30,6 +33,38 @@ def test_a_folder_is_all_its_pictures_at_its_own_times(pictures):
     found = query_pictures([str(pictures)])
     assert len(found) == 12
     assert found[3].timestamp_ns == 1_500_000_000
+
+
+def test_a_folder_below_the_home_keeps_its_times_too(pictures, monkeypatch):
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    (pictures / "rgb.txt").write_text("\n".join(f"{0.5 * k} {k:05d}.png" for k in range(12)))
+    assert query_pictures(["~/pictures"])[3].timestamp_ns == 1_500_000_000
+    assert [p.path for p in query_pictures(["~/pictures/00003.png"])] == [pictures / "00003.png"]
+    with pytest.raises(SequenceError, match=r"~nobody-of-that-name/a: no such picture or folder"):
+        query_pictures(["~nobody-of-that-name/a"])
+
+
+def test_a_link_that_leads_nowhere_and_a_pipe_are_told(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(".git/annex/objects/7")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(SequenceError, match=r"a\.jpg: a link that leads nowhere \(to \.git/annex/objects/7\)"):
+        query_pictures([str(tmp_path / "a.jpg")])
+    [pipe] = query_pictures([str(tmp_path / "pipe.jpg")])
+    with pytest.raises(SequenceError, match=r"pipe\.jpg: not a file"):
+        reader().read(pipe)
+
+
+def test_a_camera_that_cannot_be_is_refused_whoever_gives_it(pictures, tmp_path):
+    swapped = CAMERA.replace("cx: 80\ncy: 60", "cx: 60\ncy: 80")
+    (tmp_path / "own.yaml").write_text(swapped)
+    [picture] = query_pictures([str(pictures / "00000.png")])
+    with pytest.raises(CameraError, match="exchanged"):
+        reader(tmp_path / "own.yaml")
+    with pytest.raises(CameraError, match=r"the map.*exchanged"):
+        reader(cameras=(replace(MAP_CAMERA, cx=119.5, cy=159.5),)).read(picture)
+    (pictures / "camera.yaml").write_text(swapped)
+    with pytest.raises(CameraError, match=r"camera\.yaml: .* exchanged"):
+        query_pictures([str(pictures / "00000.png")])
 
 
 def test_files_and_patterns_are_a_second_apart_in_the_order_given(pictures):

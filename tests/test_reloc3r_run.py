@@ -56,7 +56,7 @@ def test_the_run_follows_every_frame_though_the_answers_mean_nothing(ended: Any)
 def test_the_result_is_called_unusable_all_the_same(ended: Any) -> None:
     code, report, _ = ended
     assert code == 1
-    assert not report["usable"]
+    assert report["verdict"]["grade"] == "failed"
     assert "random weights" in report["reason"]
 
 

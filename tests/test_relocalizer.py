@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from map_samples import in_two_segments
 from oracle import OraclePredictor, OracleTracker, OracleWorld, look_along, room_path, room_points
 
 from relocalizer.config import RelocalizerConfig
@@ -278,6 +279,12 @@ def test_candidates_lie_apart():
     assert len({tuple(place) for place in places}) == 5
 
 
+def test_a_map_whose_settings_of_features_cannot_be_is_refused(room):
+    provenance = replace(room.map.provenance, features={"max_features": -5})
+    with pytest.raises(MapError, match=r"features that cannot be \(max_features\)"):
+        Relocalizer(replace(room.map, provenance=provenance), room.predictor)
+
+
 def test_a_map_of_another_predictor_is_refused(room):
     class Other(OraclePredictor):
         name = "other"
@@ -287,12 +294,26 @@ def test_a_map_of_another_predictor_is_refused(room):
 
 
 def test_the_bound_is_metric_in_metres_and_a_share_of_the_depth_otherwise(room):
-    assert room.relocalizer().bound.distance == 0.25
+    assert {segment: bound.distance for segment, bound in room.relocalizer().bounds.items()} == {0: 0.25}
     unmetric = replace(room.map, provenance=replace(room.map.provenance, units="map units"))
-    relocalizer = room.relocalizer(unmetric)
+    bound = room.relocalizer(unmetric).bounds[0]
     depth = np.median(np.linalg.norm(room.map.points_world - room.map.keyframes.translations.mean(axis=0), axis=1))
-    assert relocalizer.bound.distance == pytest.approx(0.1 * depth, rel=0.4)
-    assert np.degrees(relocalizer.bound.angle_rad) == pytest.approx(5.0)
+    assert bound.distance == pytest.approx(0.1 * depth, rel=0.4)
+    assert np.degrees(bound.angle_rad) == pytest.approx(5.0)
+    assert (bound.units, room.relocalizer().bounds[0].units) == ("map units", "metres")
+
+
+def test_a_picture_is_located_to_a_bound_in_the_units_of_the_segment_that_it_is_in(room):
+    parts = in_two_segments(room.map, scale=40.0)
+    validate(parts)
+    relocalizer = room.relocalizer(parts)
+    first, second = (relocalizer.locate(room.view(k)) for k in (30, 170))
+    assert (first.segment, second.segment) == (0, 1)
+    assert (first.bound.distance, first.bound.units) == (0.25, "metres")
+    assert second.bound.units == "map units"
+    alone = room.relocalizer(replace(room.map, provenance=replace(room.map.provenance, units="map units")))
+    assert second.bound.distance == pytest.approx(40.0 * alone.bounds[0].distance, rel=0.3)
+    assert second.confidence > 0.9  # of an error in its own units, and not of 0.25 in any
 
 
 def test_errors_are_as_large_as_the_covariance_says(room):

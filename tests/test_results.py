@@ -157,14 +157,28 @@ def test_checkpoints_leave_a_readable_trajectory_and_a_running_report(tmp_path):
     assert (report["status"], report["frames"], report["tracked"]) == ("running", 4, 3)
 
 
+def test_checkpoints_go_on_when_the_disk_has_room_again(tmp_path, monkeypatch, caplog):
+    checkpoints = Checkpoints(RunFolder.create(tmp_path), {"format": 1, "status": "running"}, every_s=0.0)
+
+    def refuse(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", refuse)
+        for index in range(3):
+            checkpoints(frame_event(index))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    checkpoints(frame_event(3))
+    assert len(read_tum(tmp_path / "trajectory.txt")) == 4
+
+
 def test_an_empty_trajectory_can_be_written(tmp_path):
     empty = Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
-    RunFolder.create(tmp_path).write_result(
-        SimpleNamespace(
-            trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units(), lens=Lens()
-        ),
-        Camera.assume(64, 48, fov_deg=60.0),
+    result = SimpleNamespace(
+        trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units(), lens=Lens()
     )
+    for _, write in RunFolder.create(tmp_path).result_files(result, Camera.assume(64, 48, fov_deg=60.0)):
+        write()
     text = (tmp_path / "trajectory.txt").read_text()
     assert [line for line in text.splitlines() if not line.startswith("#")] == []
 

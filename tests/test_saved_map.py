@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+from oracle import OraclePredictor, OracleTracker, OracleWorld, index_of, room_path, room_points
 
 from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
@@ -55,7 +55,7 @@ def walk(world, indices, **options):
 
 def at_rest(slam: Slam, world: OracleWorld) -> ReferenceMap:
     """The map with pictures as the oracle can read them, which JPEG would spoil."""
-    saved = slam.saved_map(lambda k: b"")
+    saved = slam.saved_map()
     return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
 
@@ -185,10 +185,11 @@ def test_the_extended_map_holds_both_runs(second_run, first_map, world):
 def test_the_pictures_of_both_runs_go_into_the_extended_map(first_map, second_run, world):
     slam, _, events = second_run
     added = {e.keyframe.id for e in of(events, KeyframeAdded)}
-    extended = slam.saved_map(lambda k: f"new {k}".encode())
-    jpegs = [extended.picture.jpeg(row) for row in range(len(extended.keyframes))]
-    for k, jpeg in zip(extended.keyframes.ids.tolist(), jpegs, strict=True):
-        assert jpeg == f"new {k}".encode() if k in added else jpeg[:2] == b"\xff\xd8"
+    extended = slam.saved_map()
+    frame_of = dict(zip(extended.keyframes.ids.tolist(), extended.keyframes.frame_indices.tolist(), strict=True))
+    for row, k in enumerate(extended.keyframes.ids.tolist()):
+        assert k in added or first_map.picture(first_map.row_of[k]).shape == (480, 640, 3)
+        assert index_of(extended.picture(row)) == frame_of[k]
 
 
 def test_both_runs_are_sessions_of_the_extended_map(second_run, first_map, world):
@@ -244,7 +245,7 @@ def test_a_run_that_never_sees_the_map_leaves_two_segments(world):
 def test_lengths_stay_metres_in_a_metric_map(first_map, world):
     metric = replace(first_map, provenance=replace(first_map.provenance, units="metres"))
     slam, result, _ = walk(world, range(100, 110), start_map=metric)
-    assert slam.saved_map(lambda k: b"").provenance.units == "metres"
+    assert slam.saved_map().provenance.units == "metres"
     assert result.units.note == "lengths in metres: that of the map the run began in"
 
 
@@ -254,6 +255,23 @@ def test_a_path_that_nothing_ties_to_the_metric_map_is_not_in_metres(world):
     _, result, _ = walk(world, range(90, 120), start_map=metric)
     assert len(result.trajectory)
     assert result.units.name == "map units"
+
+
+def two_parts(world, unanchored) -> ReferenceMap:
+    """Frames 0 to 39 and 90 to 149 as two segments of a metric map, of which one is not anchored."""
+    first = at_rest(walk(world, range(0, 40))[0], world)
+    second = at_rest(walk(world, range(90, 150), start_map=first)[0], world)
+    assert set(second.keyframes.segment.tolist()) == {0, 1}
+    return replace(second, provenance=replace(second.provenance, units="metres", unanchored=(unanchored,)))
+
+
+@pytest.mark.parametrize("unanchored", [0, 1])
+def test_a_run_is_in_metres_when_the_part_of_the_map_that_it_goes_on_in_is(world, unanchored):
+    parts = two_parts(world, unanchored)
+    slam, result, _ = walk(world, range(110, 120), start_map=parts)
+    assert result.segment == 1
+    assert result.units.name == ("metres" if unanchored == 0 else "map units")
+    assert at_rest(slam, world).provenance.unanchored == (unanchored,)
 
 
 # --- only being found ---------------------------------------------------------------------------------
@@ -273,7 +291,7 @@ def test_every_frame_of_mapped_ground_gets_a_pose_in_the_map(localized, first_ma
 def test_being_found_changes_nothing(localized, first_map, world):
     slam, _, events = localized
     assert of(events, KeyframeAdded) == []
-    assert all(name.startswith("frames.") for name in changed(first_map, slam.saved_map(lambda k: b"")))
+    assert all(name.startswith("frames.") for name in changed(first_map, slam.saved_map()))
 
 
 def test_frames_of_other_ground_are_lost_with_a_reason_and_no_map_is_begun(first_map, world):
@@ -282,7 +300,7 @@ def test_frames_of_other_ground_are_lost_with_a_reason_and_no_map_is_begun(first
     lost = [e for e in of(events, FrameProcessed) if e.world_from_cam is None]
     assert {e.frame.index for e in lost} == set(range(60, 110))
     assert all(e.state is TrackingState.LOST and e.reason for e in lost)
-    assert set(slam.saved_map(lambda k: b"").keyframes.segment.tolist()) == {0}
+    assert set(slam.saved_map().keyframes.segment.tolist()) == {0}
     assert set(result.frame_indices.tolist()) == {*range(40, 60), *range(110, 120)}
 
 

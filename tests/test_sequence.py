@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import signal
 import struct
 import subprocess
@@ -22,8 +23,10 @@ import pytest
 from relocalizer.errors import CameraError, SequenceError, UserError
 from relocalizer.images import Camera, Image
 from slam.config import InputConfig
+from slam.frame_source import FrameSource
 from slam.frames import Frame
-from slam.sequence import Calibration, FrameSource, Optics, open_source
+from slam.optics import Calibration, Optics
+from slam.sequence import open_source
 
 CAMERA_YAML = "width: 64\nheight: 48\nfx: 50\nfy: 50\ncx: 32\ncy: 24\n"
 AHEAD = InputConfig(prefetch_frames=3)
@@ -191,22 +194,203 @@ def test_pictures_that_the_list_names_and_that_are_not_there_are_skipped(tmp_pat
     assert [name for name, _ in source.skipped] == ["gone.png"]
 
 
+# Pictures of several sizes
+
+
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
-def test_a_picture_of_another_size_is_an_error_that_names_it(tmp_path: Path, config: InputConfig) -> None:
+@pytest.mark.parametrize("odd", [0, 3, 4])
+def test_a_picture_of_another_size_is_named_before_the_run_and_skipped(
+    tmp_path: Path, config: InputConfig, odd: int
+) -> None:
     folder = write_pictures(tmp_path, 5)
-    cv2.imwrite(str(folder / "003.png"), flat(3, 32, 24))
-    indices = []
-    with pytest.raises(SequenceError, match=r"003\.png: this picture is 32x24, those before it 64x48"):
-        indices.extend(frame.index for frame in opened(folder, config))
+    cv2.imwrite(str(folder / f"00{odd}.png"), flat(odd, 48, 64))
+    source = opened(folder, config)
+    assert f"1 of another size than 64x48, left out (00{odd}.png: 48x64)" in source.description
+    assert [frame.index for frame in source] == [k for k in range(5) if k != odd]
+    assert [name for name, _ in source.skipped] == [f"00{odd}.png"]
+    assert "48x64" in source.skipped[0][1]
+    assert "64x48" in source.skipped[0][1]
 
 
-def test_the_frames_before_a_picture_of_another_size_are_given(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 5)
-    cv2.imwrite(str(folder / "003.png"), flat(3, 32, 24))
-    frames = iter(opened(folder))
-    assert [next(frames).index for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(SequenceError, match="a sequence needs pictures of one size"):
-        next(frames)
+def test_the_size_of_most_pictures_counts_and_not_that_of_the_first(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 7)
+    for k in range(3):
+        cv2.imwrite(str(folder / f"00{k}.png"), flat(k, 32, 24))
+    source = opened(folder)
+    assert (source.camera.width, source.camera.height) == (64, 48)
+    assert "3 of another size than 64x48, left out (000.png: 32x24, 001.png: 32x24, ...)" in source.description
+    assert [frame.index for frame in source] == [3, 4, 5, 6]
+
+
+def test_only_pictures_that_were_chosen_count(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 9)
+    for k in range(4):
+        cv2.imwrite(str(folder / f"00{k}.png"), flat(k, 32, 24))
+    assert [frame.image.shape for frame in opened(folder, max_frames=4)] == [(24, 32, 3)] * 4
+    assert [frame.index for frame in opened(folder, start=4)] == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("sizes", [[(64, 48), (32, 24)] * 3, [(64, 48), (48, 64), (32, 24), (24, 32), (64, 48)]])
+def test_pictures_of_which_no_size_has_more_than_half_are_refused_with_their_sizes(
+    tmp_path: Path, sizes: list[tuple[int, int]]
+) -> None:
+    for k, size in enumerate(sizes):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), flat(k, *size))
+    said = refusal(tmp_path)
+    count = sizes.count((64, 48))
+    assert f"{count} pictures are 64x48 (first: 0.png)" in said
+    assert "a sequence needs pictures of one size" in said
+
+
+def exif_turned(jpeg: bytes, orientation: int = 6) -> bytes:
+    """A JPEG with the tag that says how it is to be turned."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation]) + b"\0\0\0\0\0\0"
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+def test_a_picture_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -> None:
+    """Photos of one phone: stored alike, but one was taken upright; and one stored turned that is like the others."""
+    for k in range(5):
+        data = cv2.imencode(".jpg", flat(k, 48, 64) if k == 4 else flat(k))[1].tobytes()
+        (tmp_path / f"{k}.jpg").write_bytes(exif_turned(data) if k in (2, 4) else data)
+    source = opened(tmp_path)
+    assert "1 of another size than 64x48, left out (2.jpg: 48x64)" in source.description
+    assert [frame.index for frame in source] == [0, 1, 3, 4]
+
+
+def test_a_data_sets_camera_is_of_the_size_that_most_pictures_have(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "image_0", 4)
+    cv2.imwrite(str(tmp_path / "image_0" / "000.png"), flat(0, 32, 24))
+    (tmp_path / "calib.txt").write_text("P0: 60 0 31.5 0 0 60 23.5 0 0 0 1 0\n")
+    source = opened(tmp_path)
+    assert (source.camera.width, source.camera.fx) == (64, 60.0)
+    assert [frame.index for frame in source] == [1, 2, 3]
+
+
+class ChangingCapture:
+    """Stands in for a video whose pictures change their size from number `at` on, for three pictures."""
+
+    def __init__(self, count: int = 10, at: int = 4) -> None:
+        self._count, self._odd, self._at = count, range(at, at + 3), -1
+
+    def isOpened(self) -> bool:
+        return True
+
+    def grab(self) -> bool:
+        self._at += 1
+        return self._at < self._count
+
+    def retrieve(self) -> tuple[bool, Image]:
+        return True, flat(self._at, 32, 24) if self._at in self._odd else flat(self._at)
+
+    def read(self) -> tuple[bool, Image]:
+        return self.grab(), flat(0)
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: float(self._count)}.get(what, 50.0 * self._at)
+
+    def release(self) -> None:
+        pass
+
+
+def test_pictures_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: ChangingCapture())
+    source = opened(write_video(tmp_path / "a.mp4", 2))
+    assert [frame.index for frame in source] == [0, 1, 2, 3, 7, 8, 9]
+    assert [name for name, _ in source.skipped] == ["a frame 4", "a frame 5", "a frame 6"]
+    assert "32x24" in source.skipped[0][1]
+
+
+# Pictures that have not been fetched
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+ANNEX = b"/annex/objects/SHA256E-s31390--f50d7ac4c6b9031379986bc362fcefb65f1e.png\n"
+
+
+def test_links_that_lead_nowhere_are_missing_pictures_and_keep_their_place_in_time(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 10)
+    for k in (0, 4):
+        (folder / f"00{k}.png").unlink()
+        (folder / f"00{k}.png").symlink_to(f".git/annex/objects/{k}")
+    source = opened(folder)
+    assert "10 pictures, 2 of them missing: links that lead nowhere" in source.description
+    assert "git annex get" in source.description
+    frames = list(source)
+    assert [frame.index for frame in frames] == [1, 2, 3, 5, 6, 7, 8, 9]
+    assert frames[-1].timestamp_ns == 300_000_000
+    assert [name for name, _ in source.skipped] == ["000.png", "004.png"]
+    assert "a link that leads nowhere (to .git/annex/objects/0)" in source.skipped[0][1]
+
+
+def test_a_folder_of_nothing_but_such_links_says_so(tmp_path: Path) -> None:
+    for k in range(20):
+        (tmp_path / f"{k}.png").symlink_to(f".git/annex/objects/{k}")
+    said = refusal(tmp_path)
+    assert "all 20 pictures are links that lead nowhere (first: 0.png)" in said
+    assert "git annex get or dvc pull" in said
+
+
+def test_a_link_that_leads_to_itself_is_one_of_them(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 3)
+    (folder / "003.png").symlink_to("003.png")
+    source = opened(folder)
+    assert len(list(source)) == 3
+    assert "a link that leads nowhere" in source.skipped[0][1]
+
+
+@pytest.mark.parametrize(("pointer", "advice"), [(LFS, "git lfs pull"), (ANNEX, "git annex get")])
+def test_pointers_in_place_of_pictures_are_told_from_damaged_ones(tmp_path: Path, pointer: bytes, advice: str) -> None:
+    folder = write_pictures(tmp_path, 6)
+    for k in (2, 3):
+        (folder / f"00{k}.png").write_bytes(pointer)
+    source = opened(folder)
+    assert "2 of them not fetched" in source.description
+    assert advice in source.description
+    frames = list(source)
+    assert [frame.index for frame in frames] == [0, 1, 4, 5]
+    assert frames[-1].timestamp_ns == 166_666_667
+    assert advice in source.skipped[0][1]
+
+
+@pytest.mark.parametrize(("pointer", "advice"), [(LFS, "git lfs pull"), (ANNEX, "git annex get")])
+def test_a_folder_of_nothing_but_pointers_says_what_they_are(tmp_path: Path, pointer: bytes, advice: str) -> None:
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(pointer)
+    assert advice in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["the file", "its folder"])
+@pytest.mark.parametrize("kind", ["lfs", "annex", "link"])
+def test_a_video_that_has_not_been_fetched_is_told_from_a_damaged_one(tmp_path: Path, given: str, kind: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    video = folder / "clip.mp4"
+    video.symlink_to(".git/annex/objects/7") if kind == "link" else video.write_bytes(LFS if kind == "lfs" else ANNEX)
+    said = refusal(video if given == "the file" else folder)
+    assert "clip.mp4" in said
+    assert {"lfs": "a Git LFS pointer", "annex": "a git-annex pointer", "link": "a link that leads nowhere"}[
+        kind
+    ] in said
+    assert {"lfs": "git lfs pull", "annex": "git annex get", "link": "git annex get or dvc pull"}[kind] in said
+
+
+@pytest.mark.parametrize("name", ["rgb.txt", "camera.yaml"])
+@pytest.mark.parametrize("kind", ["lfs", "link"])
+def test_times_and_cameras_that_have_not_been_fetched_are_not_done_without(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = write_pictures(tmp_path / "a", 3)
+    (folder / name).write_bytes(LFS) if kind == "lfs" else (folder / name).symlink_to(".git/annex/objects/7")
+    said = refusal(folder)
+    assert said.startswith(f"{folder / name}: a ")
+    assert ("git lfs pull" if kind == "lfs" else "git annex get") in said
+
+
+def test_a_path_that_is_a_link_to_nowhere_is_no_missing_path(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("/mnt/card/a")
+    assert "a link that leads nowhere (to /mnt/card/a)" in refusal(tmp_path / "a")
 
 
 # Cameras
@@ -311,6 +495,35 @@ def test_of_two_cameras_of_the_map_the_first_is_taken_and_that_there_are_two_is_
     source = opened(write_pictures(tmp_path, 2), map_cameras=(OF_MAP, wide))
     assert source.camera == OF_MAP
     assert "camera of the map, as no other was named, the first of 2 of this shape" in source.description
+
+
+EXCHANGED_YAML = CAMERA_YAML.replace("cx: 32\ncy: 24", "cx: 24\ncy: 32")
+
+
+@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("whose", ["mine.yaml", "camera.yaml", "the map"])
+def test_a_camera_that_cannot_be_is_refused_whoever_gives_it(tmp_path: Path, kind: str, whose: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_pictures(folder, 2) if kind == "pictures" else write_video(folder / "a.avi", 2, "MJPG")
+    mine, options = tmp_path / "mine.yaml", {}
+    if whose == "the map":
+        options = {"map_cameras": (replace(OF_MAP, cx=24.0, cy=32.0),)}
+    elif whose == "mine.yaml":
+        mine.write_text(EXCHANGED_YAML)
+        options = {"camera": mine}
+    else:
+        (folder / "camera.yaml").write_text(EXCHANGED_YAML)
+    said = refusal(folder, **options)
+    assert "cx 24.0 and cy 32.0 are exchanged" in said
+    assert whose in said
+
+
+def test_a_data_sets_calibration_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "image_0", 2)
+    (tmp_path / "calib.txt").write_text("P0: 0.8 0 31.5 0 0 0.8 23.5 0 0 0 1 0\n")
+    said = refusal(tmp_path)
+    assert said.startswith(f"{tmp_path / 'calib.txt'}: fx 0.8 and fy 0.8 in pictures of 64x48")
 
 
 def test_a_camera_of_the_picture_before_it_was_turned_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -498,7 +711,7 @@ class ClockedCapture:
 def test_video_times_increase_whatever_the_container_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
 ) -> None:
-    monkeypatch.setattr("slam.sequence._open_capture", lambda target: ClockedCapture(times_ms, fps))
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: ClockedCapture(times_ms, fps))
     times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
     assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
 
@@ -515,6 +728,39 @@ def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
     assert 5 < len(frames) < 35
     assert [number_of(frame) for frame in frames] == list(range(len(frames)))
     assert source.skipped == [("a", f"the file ends after {len(frames)} of 40 pictures")]
+
+
+class SpoiltCapture(ChangingCapture):
+    """A video of which one picture decodes."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__(at=99)
+        self._good = good
+
+    def retrieve(self) -> tuple[bool, Image]:
+        return self._at == self._good, flat(self._at)
+
+
+def test_a_video_whose_first_pictures_do_not_decode_is_read_from_the_first_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=3))
+    source = opened(write_video(tmp_path / "a.mp4", 2))
+    assert [frame.index for frame in source] == [3]
+    assert len(source.skipped) == 9
+
+
+def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=-1))
+    assert "no picture in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
+
+
+def test_a_video_none_of_whose_chosen_pictures_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=0))
+    source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
+    with pytest.raises(SequenceError, match=r"a: none of 3 pictures can be used; the first: cannot be decoded"):
+        list(source)
+    assert [name for name, _ in source.skipped] == ["a frame 2", "a frame 5", "a frame 8"]
 
 
 def test_a_chosen_end_is_no_early_end(tmp_path: Path) -> None:
@@ -562,6 +808,44 @@ def test_libraries_say_nothing_of_a_broken_video_on_standard_error(tmp_path: Pat
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
     assert "the video cannot be opened" in ended.stdout
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "pipe: not a file; a camera is named webcam:0" in refusal(tmp_path / "pipe")
+    assert "a link that leads nowhere" in refusal(tmp_path / "loop")
+    assert "no such file or folder" in refusal("~nobody-of-that-name/a")
+    assert "no such file or folder" in refusal("a\0b")
+    assert "File name too long" in refusal("a" * 300)
+
+
+def test_a_picture_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None:
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs a file whose reading fails")
+    folder = write_pictures(tmp_path, 4)
+    (folder / "002.png").unlink()
+    (folder / "002.png").symlink_to("/proc/self/mem")
+    os.mkfifo(folder / "0025.png")
+    (folder / "0026.png").mkdir()
+    source = opened(folder)
+    assert [frame.index for frame in source] == [0, 1, 3]
+    assert "002.png: cannot be read (Input/output error)" in source.skipped[0][1]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_passed_over_or_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "pictures", 2)
+    sealed = tmp_path / "private"
+    sealed.mkdir()
+    allowed = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != sealed and allowed(path, mode))
+    assert len(list(opened(tmp_path))) == 2
+    assert "private: cannot be read (Permission denied)" in refusal(sealed)
+    sealed.rename(tmp_path / "image_0")
+    sealed = tmp_path / "image_0"
+    assert "image_0: cannot be read (Permission denied)" in refusal(tmp_path)
 
 
 def test_a_single_picture_is_no_sequence(tmp_path: Path) -> None:
@@ -618,6 +902,10 @@ def test_a_webcam_that_is_not_there_is_refused_at_once_and_quietly(capfd: pytest
 @pytest.mark.parametrize("spec", ["webcam:", "webcam:front", "webcam:-1"])
 def test_a_webcam_without_a_number_is_refused(spec: str) -> None:
     assert "expected webcam:0, webcam:1" in refusal(spec)
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    assert "http://[::1: not an address" in refusal("http://anna:secret@[::1")
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])

@@ -1,3 +1,4 @@
+import gzip
 import os
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from relocalizer.errors import OutputError, TrajectoryError
 from relocalizer.geometry import Similarity
 from slam.trajectory import (
     Trajectory,
+    frames_missing,
     nanoseconds_from_seconds,
     read_euroc,
     read_kitti,
     read_note,
     read_trajectory,
+    read_trajectory_file,
     read_tum,
     seconds_from_nanoseconds,
     write_euroc,
@@ -349,3 +352,187 @@ def test_files_without_a_note_have_none(tmp_path, text):
     (tmp_path / "path.txt").write_text(text)
     assert read_note(tmp_path / "path.txt") == ""
     assert read_note(tmp_path / "nowhere.txt") == ""
+
+
+# --- headers that name the columns --------------------------------------------------------------------
+
+# One pose, a quarter turn about z, with its columns in many orders.
+HALF_TURN = repr(float(np.sqrt(0.5)))
+NAMED = {
+    "EuRoC's own header": "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],"
+    f"q_RS_w [],q_RS_x [],q_RS_y [],q_RS_z []\n12500000000,1,2,3,{HALF_TURN},0,0,{HALF_TURN}\n",
+    "EuRoC's columns with blanks, as DROID-SLAM ships them": "#timestamp [ns] p_RS_R_x [m] p_RS_R_y [m] p_RS_R_z [m] "
+    f"q_RS_w [] q_RS_x [] q_RS_y [] q_RS_z []\n12500000000.0000000000 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\n",
+    "TUM with w first": f"# timestamp tx ty tz qw qx qy qz\n12.5 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\n",
+    "commas and w last": "#timestamp [ns],p_x [m],p_y [m],p_z [m],q_x [],q_y [],q_z [],q_w []\n"
+    f"12500000000,1,2,3,0,0,{HALF_TURN},{HALF_TURN}\n",
+    "commas and seconds": f"timestamp[s],tx,ty,tz,qx,qy,qz,qw\n12.5,1,2,3,0,0,{HALF_TURN},{HALF_TURN}\n",
+    "commas, no unit, fractions": f"# time, x, y, z, qx, qy, qz, qw\n12.5, 1, 2, 3, 0, 0, {HALF_TURN}, {HALF_TURN}\n",
+    "semicolons": f"timestamp;tx;ty;tz;qw;qx;qy;qz\n12.5;1;2;3;{HALF_TURN};0;0;{HALF_TURN}\n",
+    "quaternion before position": f"# timestamp qx qy qz qw tx ty tz\n12.5 0 0 {HALF_TURN} {HALF_TURN} 1 2 3\n",
+    "more columns than a pose needs": "# timestamp(s) tx ty tz qx qy qz qw Pr11 Pr12\n"
+    f"12.5 1 2 3 0 0 {HALF_TURN} {HALF_TURN} 9 9\n",
+    "columns before the time": "seq,field.header.stamp,field.pose.position.x,field.pose.position.y,"
+    "field.pose.position.z,field.pose.orientation.x,field.pose.orientation.y,field.pose.orientation.z,"
+    f"field.pose.orientation.w\n7,12500000000,1,2,3,0,0,{HALF_TURN},{HALF_TURN}\n",
+    "milliseconds": f"# timestamp[ms] tx ty tz qx qy qz qw\n12500 1 2 3 0 0 {HALF_TURN} {HALF_TURN}\n",
+    "microseconds": f"# time_us tx ty tz qx qy qz qw\n12500000 1 2 3 0 0 {HALF_TURN} {HALF_TURN}\n",
+    "words after the names": "# timestamp tx ty tz qw qx qy qz   (camera-to-world: x right, y down, z forward)\n"
+    f"12.5 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\n",
+    "a word before the names": f"# columns: timestamp tx ty tz qw qx qy qz\n12.5 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\n",
+    "a mark at the start, CRLF and a comment above": "\ufeff# ground truth\r\n# time tx ty tz qw qx qy qz\r\n"
+    f"12.5 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\r\n",
+    "scientific notation": f"#timestamp [ns],px,py,pz,qw,qx,qy,qz\n1.25e10,1e0,2e0,3,{HALF_TURN},0,0,{HALF_TURN}\n",
+    "times of fractions under a header that says nanoseconds": "# timestamp[ns] tx ty tz qw qx qy qz\n"
+    f"12.500000000 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\n12.533333333 1 2 3 {HALF_TURN} 0 0 {HALF_TURN}\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NAMED.values(), ids=NAMED)
+def test_a_header_that_names_the_columns_decides_their_order_and_the_unit_of_time(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    trajectory = read_trajectory(path)
+    assert trajectory.timestamps_ns[0] == 12_500_000_000
+    np.testing.assert_allclose(trajectory.positions[0], [1, 2, 3])
+    np.testing.assert_allclose(trajectory.world_from_cam[0, :3, :3], QUARTER_TURN_ABOUT_Z, atol=1e-12)
+    assert read_trajectory_file(path).assumed_order == ""
+
+
+@pytest.mark.parametrize("format", ["tum", "euroc"])
+def test_a_header_decides_for_whoever_names_the_format_too(tmp_path: Path, format: str) -> None:
+    text = NAMED["TUM with w first"] if format == "tum" else NAMED["commas and w last"]
+    trajectory = READERS[format](written(tmp_path, text))
+    np.testing.assert_allclose(trajectory.world_from_cam[0, :3, :3], QUARTER_TURN_ABOUT_Z, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "# made by hand\n", "# the camera moves along x, y and z\n", "# tx ty tz\n", "#timestamp x y z i j k w\n"],
+)
+def test_a_header_that_does_not_name_them_all_decides_nothing(tmp_path: Path, header: str) -> None:
+    path = written(tmp_path, header + TUM_GOOD)
+    np.testing.assert_allclose(read_trajectory(path).world_from_cam[0, :3, :3], np.eye(3))
+    assert read_trajectory_file(path).assumed_order == "x y z w"
+
+
+def test_what_a_header_says_wrongly_of_the_time_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path, NAMED["times of fractions under a header that says nanoseconds"])
+    assert read_trajectory_file(path).remarks == (
+        "its header says nanoseconds, but its times have fractions, so they are read as seconds",
+    )
+
+
+def test_nanoseconds_where_seconds_belong_are_read_aloud_when_all_of_them_are(tmp_path: Path) -> None:
+    path = written(tmp_path, "1403636579763555584 1 2 3 0 0 0 1\n1403636579813555456 1 2 4 0 0 0 1\n")
+    assert read_trajectory(path).timestamps_ns.tolist() == [1_403_636_579_763_555_584, 1_403_636_579_813_555_456]
+    assert read_trajectory_file(path).remarks == ("its times are too large for seconds and are read as nanoseconds",)
+
+
+def test_a_time_in_some_other_unit_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    path = written(tmp_path, "1403636579763 1 2 3 0 0 0 1\n1403636579813 1 2 4 0 0 0 1\n")
+    with pytest.raises(TrajectoryError, match=r"line 1: .*name the unit in a header: # timestamp\[ms\] tx ty tz qx"):
+        read_trajectory(path)
+
+
+def test_commas_with_fractions_of_seconds_and_no_header_are_refused_with_what_to_write(tmp_path: Path) -> None:
+    path = written(tmp_path, "1.5,1,2,3,0,0,0,1\n2.5,1,2,4,0,0,0,1\n")
+    with pytest.raises(TrajectoryError, match=r"integer nanoseconds, got '1\.5'.*# timestamp\[s\],tx,ty,tz,qx,qy"):
+        read_trajectory(path)
+
+
+def test_a_line_that_is_shorter_than_the_header_says_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, NAMED["more columns than a pose needs"] + "13.5 1 2 3 0 0 0 1 9\n")
+    with pytest.raises(TrajectoryError, match="line 3: expected 10 columns, as in line 2, got 9"):
+        read_trajectory(path)
+
+
+@pytest.mark.parametrize(("columns", "count"), [("0 0 0 0 0 0 1", 7), ("0 0 0 0 0 0 0 1 5", 9)])
+def test_columns_that_nothing_names_are_refused_with_what_to_write(tmp_path: Path, columns: str, count: int) -> None:
+    with pytest.raises(TrajectoryError, match=rf"{count} columns.*a header line may name them: # timestamp tx ty tz"):
+        read_trajectory(written(tmp_path, f"{columns}\n"))
+
+
+def test_a_whole_matrix_a_line_is_read_as_kitti(tmp_path: Path) -> None:
+    trajectory = read_trajectory(written(tmp_path, "0 -1 0 5 1 0 0 6 0 0 1 7 0 0 0 1\n"))
+    np.testing.assert_allclose(trajectory.positions, [[5, 6, 7]])
+    assert not trajectory.has_times
+
+
+def test_a_matrix_with_another_last_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match="line 1: expected 0 0 0 1 in columns 13-16"):
+        read_trajectory(written(tmp_path, "0 -1 0 0 1 0 0 0 0 0 1 0 5 6 7 1\n"))
+
+
+def test_a_mirrored_rotation_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match=r"line 1: .*a mirrored one \(determinant -1\).*left-handed"):
+        read_trajectory(written(tmp_path, "1 0 0 1 0 1 0 2 0 0 -1 3\n"))
+
+
+def test_a_position_beyond_all_measure_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match=r"line 1: 1e\+?308 is no position"):
+        read_trajectory(written(tmp_path, "0 1e308 2 3 0 0 0 1\n"))
+    with pytest.raises(TrajectoryError, match=r"line 1: -1e\+?13 is no position"):
+        read_trajectory(written(tmp_path, "1 0 0 0 0 1 0 -1e13 0 0 1 0\n"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_that_windows_wrote_in_sixteen_bits_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "poses.txt"
+    mark = "" if encoding == "utf-16" else "\ufeff"  # PowerShell's redirection writes one, and so does utf-16
+    path.write_bytes((mark + TUM_GOOD.replace("\n", "\r\n")).encode(encoding))
+    assert read_trajectory(path).timestamps_ns.tolist() == [1_000_000_000, 2_000_000_000]
+
+
+def test_a_compressed_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "poses.txt.gz"
+    path.write_bytes(gzip.compress(TUM_GOOD.encode()))
+    with pytest.raises(TrajectoryError, match="compressed; unpack it first"):
+        read_trajectory(path)
+
+
+# --- poses without times ------------------------------------------------------------------------------
+
+
+def test_a_kitti_file_has_no_times_until_they_are_given(tmp_path: Path) -> None:
+    path = written(tmp_path, KITTI_GOOD)
+    assert not read_kitti(path).has_times
+    assert not read_trajectory(path).has_times
+    assert read_kitti(path, [5, 9]).has_times
+    assert read_trajectory(written(tmp_path, TUM_GOOD)).has_times
+
+
+def test_moved_poses_have_no_times_either(tmp_path: Path) -> None:
+    untimed = read_kitti(written(tmp_path, KITTI_GOOD))
+    assert not untimed.transformed(Similarity.identity()).has_times
+    assert str(untimed) == "2 poses, 1.000 units long, without times"
+
+
+@pytest.mark.parametrize("format", ["tum", "euroc"])
+def test_times_that_were_made_up_are_not_taken_for_real_when_they_are_read_back(tmp_path: Path, format: str) -> None:
+    untimed, path = read_kitti(written(tmp_path, KITTI_GOOD)), tmp_path / "again"
+    write_trajectory(path, untimed, format, note="lengths in metres: as given")  # type: ignore[arg-type]
+    assert not read_trajectory(path).has_times
+    assert READERS[format](path).timestamps_ns.tolist() == [0, 100_000_000]
+    if format == "tum":
+        assert read_note(path) == "lengths in metres: as given"
+        write_tum(path, untimed)
+        assert read_note(path) == ""
+
+
+def test_frames_without_a_pose_are_seen_in_the_steps_of_time() -> None:
+    steps = np.full(40, 33_333_333)
+    steps[[5, 20, 21]] = 33_333_333 * np.array([2, 8, 3])
+    assert frames_missing(np.cumsum(steps)) == 1 + 7 + 2
+    assert frames_missing(np.arange(10)) == 0
+    assert frames_missing(np.array([4])) == 0
+
+
+def test_a_phone_that_takes_pictures_unevenly_misses_none() -> None:
+    steps = 33_000_000 * np.random.default_rng(0).uniform(0.8, 1.2, 500)
+    assert frames_missing(np.cumsum(steps).astype(np.int64)) == 0
+
+
+def test_half_of_the_frames_may_be_gone() -> None:
+    kept = np.sort(np.random.default_rng(1).choice(1000, 550, replace=False))
+    missing = kept[-1] - kept[0] + 1 - len(kept)
+    assert frames_missing(kept * 100_000_000) == missing

@@ -293,9 +293,9 @@ def _row(outcome: Relocalization | NotFound, query: PosedPicture | None, relocal
     metres, deg = NOWHERE if query is None else error_of(outcome, query.world_from_cam)
     if isinstance(outcome, NotFound):
         return (0.0, np.nan, np.nan, *[0.0] * 9, 0.0)
-    right = metres < relocalizer.bound.distance and np.radians(deg) < relocalizer.bound.angle_rad
+    right = metres < outcome.bound.distance and np.radians(deg) < outcome.bound.angle_rad
     e = outcome.evidence
-    common = (float(right), metres / relocalizer.bound.distance, deg)
+    common = (float(right), metres / outcome.bound.distance, deg)
     if outcome.how == "averaged":
         return (*common, 0.0, 0.0, 0.0, 0.0, 0.0, e.views, 0.0, e.position_sigma, outcome.confidence, e.related)
     return (

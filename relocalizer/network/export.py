@@ -115,21 +115,19 @@ def export_checkpoint(
     *,
     format: str,
     size: tuple[int, int] | None = None,
-    announce: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """`export_network` with the weights of a checkpoint.
 
     Args:
         source: as `load_model` takes it.
         size: (width, height) of the pictures; by default 224 x 224 or 512 x 384, whichever the network is for.
-        announce: told size and licence before weights are fetched.
 
     Raises:
         WeightsError: no usable checkpoint.
         ConfigError, OutputError: as `export_network`.
     """
     _require_format(format)
-    model = load_model(source, announce=announce)
+    model = load_model(source)
     trained = model.architecture.img_size or 512
     return export_network(model, folder, format=format, size=size or USUAL_SIZE.get(trained, (trained, trained)))
 

@@ -12,7 +12,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,23 +68,21 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    announce: Callable[[str], None] | None = None,
 ) -> Reloc3r:
     """The network with the weights of a checkpoint, ready to answer.
 
     Args:
         source: a folder (config.json, model.safetensors), a .safetensors or .pth file, a released name or a hub
-            id; the last two are taken from the Hugging Face cache, or fetched.
+            id; the last two are taken from the Hugging Face cache.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: of the transformer's products; norms, sums and the pose head stay float32.
-        announce: told size and licence before anything is fetched.
 
     Raises:
         WeightsError: missing, damaged, not finite, or of another network; says which tensors.
         DeviceError: the device is not there.
     """
     chosen = choose_device(device)
-    architecture, state = read_checkpoint(resolve(source, announce=announce), dtype=dtype)
+    architecture, state = read_checkpoint(resolve(source), dtype=dtype)
     with torch.device("meta"):
         model = Reloc3r(architecture)
     model.load_state_dict(state, assign=True)

@@ -3,13 +3,14 @@
 Heavy libraries are imported inside the verbs, so that `slam --help` answers at once.
 
 Exit codes: 0 good; 1 the run went through but its result is not usable; 2 something the user can fix, said in
-one line; 130 interrupted by Ctrl-C, with a readable run folder. A traceback means a bug.
+one line; 70 an internal error, a bug, with its traceback; 130 interrupted by Ctrl-C, with a readable run folder.
 """
 
 from __future__ import annotations
 
-import os
+import io
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -17,7 +18,8 @@ import typer
 
 from relocalizer.errors import UserError
 from slam.cli import bench, convert, doctor, evaluation, maps, maps_from_poses, relocalize, run, settings, view, weights
-from slam.cli.options import INTERRUPTED, UNUSABLE, USER_ERROR, complain
+from slam.cli.options import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, complain
+from slam.cli.streams import lasting_streams
 
 app = typer.Typer(
     name="slam",
@@ -44,23 +46,33 @@ app.command(short_help="Check what is installed and usable")(doctor.doctor)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to those of the process."""
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot spell are shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with lasting_streams():
+        code = _code_of(arguments)
+    sys.exit(code)
+
+
+def _code_of(arguments: Sequence[str] | None) -> int:
+    """Run the command line; its exit code."""
     try:
         code = app(args=arguments, prog_name="slam", standalone_mode=False)
-        sys.stdout.flush()
         if code == INTERRUPTED:  # Typer has made an exit code of the exception
             complain("interrupted")
+        return int(code or 0)
     except UserError as error:
         complain(str(error))
-        code = USER_ERROR
+        return USER_ERROR
     except typer.TyperException as error:
-        code = _usage_error(error)
+        return _usage_error(error)
     except KeyboardInterrupt:
         complain("interrupted")
-        code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as in `slam config | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = UNUSABLE
-    sys.exit(code or 0)
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        complain(f"internal error: {type(error).__name__}: {error}; this is a bug of the program, please report it")
+        return INTERNAL_ERROR
 
 
 def _usage_error(error: typer.TyperException) -> int:

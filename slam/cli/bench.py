@@ -26,6 +26,7 @@ from slam.cli.options import (
     complain,
     flags_of,
     introduce,
+    load_settings,
     say,
 )
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
     from slam.ablation import Part
     from slam.config import SlamConfig
+    from slam.frame_source import FrameSource
     from slam.pipeline import PredictorChoice
-    from slam.sequence import FrameSource
 
 FRAMES = 200  # measured unless more are asked for
 
@@ -92,9 +93,8 @@ def bench(
 
     from slam.pipeline import choose_predictor, with_computation, with_predictor
     from slam.sequence import open_source
-    from slam.settings import load_config
 
-    settings = load_config(config, [*overrides, *flags])
+    settings = load_settings(config, overrides, flags, verb="slam bench")
     choice = choose_predictor(settings)
     settings, choice = with_computation(with_predictor(settings, choice.kind), choice)
     if source is None and ablation:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slam.cli.options import Format, expect_new, say
+from slam.cli.options import Format, Times, expect_new, say
 
 
 def convert(
@@ -20,22 +20,35 @@ def convert(
     to_format: Annotated[
         Format | None, typer.Option("--to", help="Format of OUT. Default: by its suffix.", show_default=False)
     ] = None,
+    times: Times = None,
 ) -> None:
     """Convert a trajectory between TUM, KITTI and EuRoC.
+
+    A header line in IN that names its columns decides their order.
 
     Examples:
 
       slam convert runs/desk-1 desk.kitti
 
       slam convert state_groundtruth.csv groundtruth.txt
+
+      slam convert poses/07.txt groundtruth.txt --times sequences/07/times.txt
     """
-    from slam.trajectory import read_note, read_trajectory, recognise_format, write_trajectory
+    from slam.pose_files import open_poses, timed
+    from slam.trajectory import format_of_suffix, read_note, write_trajectory
 
     expect_new(target)
-    path = source / "trajectory.txt" if source.is_dir() else source
-    format = from_format or recognise_format(path)
-    trajectory = read_trajectory(path, format)
-    write_trajectory(target, trajectory, to_format, note=read_note(path))
-    if format == "kitti":
-        say(f"{path}: KITTI's format has no times; 10 poses a second assumed")
+    format = to_format or format_of_suffix(target)
+    poses = open_poses(source, from_format)
+    for remark in poses.file.remarks:
+        say(f"{poses.path}: {remark}")
+    if times is not None:
+        poses = timed(poses, times)
+    trajectory = poses.trajectory
+    write_trajectory(target, trajectory, format, note=read_note(poses.path))
+    if not trajectory.has_times and format != "kitti":
+        say(f"{poses.path}: KITTI's format has no times; 10 poses a second assumed, as {target} says in a comment")
+    if format == "kitti" and (missing := poses.frames_without_pose):
+        frames = len(trajectory) + missing
+        say(f"{poses.path}: {missing} of {frames} frames have no pose, so a line of {target} is no longer a frame")
     say(f"wrote {target}: {trajectory}")

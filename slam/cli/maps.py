@@ -18,12 +18,16 @@ from slam.cli.options import (
     Weights,
     expect_new,
     flags_of,
+    load_settings,
     say,
 )
 
 if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
+
+# Sections of settings that merging uses.
+MERGING = ("seed", "features", "predictor", "tracks", "landmarks", "refinement", "linking")
 
 ExportForm = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
 MapFolder = Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder that has one.")]
@@ -60,7 +64,7 @@ def _info_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("predictor", f"{facts['predictor']}{weights}"),
         ("places", f"{facts['descriptor']}, {counts['descriptor_size']} numbers"),
-        ("units", facts["units"] + (f" (scale: {facts['scale_source']})" if facts["scale_source"] else "")),
+        ("units", _units_words(facts)),
         ("keyframes", str(counts["keyframes"])),
         ("frames", str(counts["frames"])),
         ("landmarks", f"{counts['landmarks']} ({counts['observations']} observations)"),
@@ -74,10 +78,18 @@ def _info_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("size", f"{size / 1e6:.1f} MB{a_keyframe}")]
 
 
+def _units_words(facts: dict[str, Any]) -> str:
+    source = f" (scale: {facts['scale_source']})" if facts["scale_source"] else ""
+    others = [str(part["segment"]) for part in facts["segments"] if part["units"] != facts["units"]]
+    but = f", but for segment{'s' * (len(others) > 1)} {', '.join(others)}" if others else ""
+    return f"{facts['units']}{source}{but}"
+
+
 def _segment_words(part: dict[str, Any]) -> str:
     sessions = f", {part['sessions']} sessions" if part["sessions"] > 1 else ""
     extent = " x ".join(f"{length:.2f}" for length in part["extent"])
-    return f"{part['keyframes']} keyframes, {part['landmarks']} landmarks, cameras within {extent}{sessions}"
+    cameras = f"cameras within {extent} {part['units']}"
+    return f"{part['keyframes']} keyframes, {part['landmarks']} landmarks, {cameras}{sessions}"
 
 
 @map_app.command(short_help="Write it for COLMAP, nerfstudio, PLY, TUM, KITTI")
@@ -103,12 +115,20 @@ def export(
       slam map export runs/desk-1 --format ply -o desk.ply
     """
     expect_new(out, makes_folders=True)
-    from relocalizer.map_export import export_map, segments_by_size
+    import numpy as np
+
+    from relocalizer.map_export import export_map, frame_numbers, segments_by_size
     from relocalizer.map_folder import load_map
 
     loaded = load_map(folder)
-    for path in export_map(loaded, form, out, segment=segment):
+    written = export_map(loaded, form, out, segment=segment)
+    for path in written:
         say(f"wrote {path}")
+    if form == "kitti":  # which has no times that could tell the frames
+        for path, numbers in zip(written, frame_numbers(loaded, segment), strict=True):
+            if not np.array_equal(numbers, np.arange(len(numbers))):
+                which = f"{len(numbers)} of the frames {numbers[0]} to {numbers[-1]}"
+                say(f"{path}: its {len(numbers)} lines are {which}, so a line is no longer a frame")
     sizes = segments_by_size(loaded)
     if segment is None and len(sizes) > 1:
         chosen, *others = sizes
@@ -136,18 +156,20 @@ def merge(
     expect_new(out, makes_folders=True)
     from relocalizer.map_folder import load_map, save_map
     from slam.pipeline import with_predictor_of
-    from slam.settings import load_config
 
-    maps = load_map(first), load_map(second)
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
-    settings = with_predictor_of(maps[0].provenance, load_config(config, [*overrides, *flags]))
+    settings = load_settings(config, overrides, flags, verb="slam map merge", sections=MERGING, quiet=quiet)
+    maps = load_map(first), load_map(second)
+    settings = with_predictor_of(maps[0].provenance, settings)
     merged = _merged(*maps, settings, quiet)
     save_map(out, merged.map)
     if not quiet:
         apart = f"; {merged.apart} segments of {second} stay apart" if merged.apart else ""
         say(f"{len(merged.loops)} overlaps found{apart}")
     counts = f"{len(merged.map.keyframes)} keyframes, {len(merged.map.landmarks)} landmarks"
-    print(f"{out}: {counts}, {merged.map.provenance.units}")
+    provenance = merged.map.provenance
+    but = f", but for {len(provenance.unanchored)} segments" if provenance.unanchored else ""
+    print(f"{out}: {counts}, {provenance.units}{but}")
 
 
 def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> Any:

@@ -21,9 +21,11 @@ from slam.cli.options import (
     complain,
     expect_new,
     flags_of,
+    load_settings,
     say,
 )
 
+USED = ("seed", "input", "features", "predictor")  # sections of settings
 LEAST_LANDMARKS = 10  # a picture, below which poses and pictures hardly belong together
 
 
@@ -84,10 +86,9 @@ def from_poses(
     from slam.pipeline import build_predictor, choose_predictor, with_predictor
     from slam.posed_sources import open_posed
     from slam.progress import TaskProgress
-    from slam.settings import load_config
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
-    settings = load_config(config, [*overrides, *flags])
+    settings = load_settings(config, overrides, flags, verb="slam map from-poses", sections=USED, quiet=quiet)
     choice = choose_predictor(settings)
     source = open_posed(
         images, poses, config=settings.input, camera=camera, start=start, stride=stride, max_frames=max_frames

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from relocalizer.errors import OutputError
+from relocalizer.errors import ConfigError, OutputError
+from slam.plain_text import plain
 
 if TYPE_CHECKING:
     from slam.config import SlamConfig
+    from slam.frame_source import FrameSource
     from slam.pipeline import PredictorChoice
-    from slam.sequence import FrameSource
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+
+# Sections of settings that a run uses; the relocalizer is `slam relocalize`'s.
+SECTIONS = (
+    "seed", "input", "features", "predictor", "tracks", "initialisation", "tracking", "keyframes", "landmarks",
+    "refinement", "linking", "relocalization", "anchor",
+)  # fmt: skip
 
 Predictor = Literal["auto", "reloc3r-512", "reloc3r-224", "geometric"]
 View = Literal["none", "spawn", "web"]
@@ -70,6 +78,15 @@ Refine = Annotated[
         show_default=False,
     ),
 ]
+Times = Annotated[
+    Path | None,
+    typer.Option(
+        "--times",
+        metavar="FILE",
+        help="Times of poses that have none (KITTI): a time in seconds a line.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -106,6 +123,33 @@ def expect_new(path: Path, *, option: str = "", makes_folders: bool = False) -> 
         raise OutputError(f"{name}: nothing can be written to {folder}; choose another place")
 
 
+def load_settings(
+    files: list[Path],
+    overrides: list[str],
+    flags: list[str],
+    *,
+    verb: str,
+    sections: Collection[str] = SECTIONS,
+    quiet: bool = False,
+) -> SlamConfig:
+    """The settings that a verb uses; those that it does not are refused, or said where a file has them.
+
+    Args:
+        flags: options that are settings, as `flags_of` gives them.
+        sections: that the verb uses.
+
+    Raises:
+        ConfigError: settings that do not fit, or are set for nothing.
+    """
+    from slam.settings import expect_used, load_config
+
+    config = load_config(files, [*overrides, *flags])
+    unused = expect_used(config, overrides, verb, sections)
+    if unused and not quiet:
+        say(f"not used by {verb}: {', '.join(unused)}")
+    return config
+
+
 def flags_of(
     *,
     predictor: Predictor | None,
@@ -115,7 +159,13 @@ def flags_of(
     scale_from: str | None = None,
     refine: Literal["final", "none"] | None = None,
 ) -> list[str]:
-    """Options that are settings, as overrides; they win over --set."""
+    """Options that are settings, as overrides; they win over --set.
+
+    Raises:
+        ConfigError: `weights` is a path that is no text, which settings cannot hold.
+    """
+    if weights and plain(weights) != weights:
+        raise ConfigError(f"--weights {weights}: settings hold plain UTF-8 alone; rename it, or make a link to it")
     flags = [f"predictor.kind={predictor}"] if predictor else []
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []

@@ -24,16 +24,20 @@ from slam.cli.options import (
     complain,
     expect_new,
     flags_of,
+    load_settings,
     say,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from relocalizer.interfaces import PosePredictor, View
     from relocalizer.reference_map import ReferenceMap
-    from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
+    from relocalizer.relocalizer import ErrorBound, NotFound, Relocalization, Relocalizer
     from slam.config import SlamConfig
     from slam.query_pictures import QueryPicture, QueryReader
 
+USED = ("seed", "input", "predictor", "relocalizer")  # sections of settings
 BATCH = 16  # pictures encoded and related together; more would cost memory and hardly gain speed
 
 
@@ -73,15 +77,13 @@ def relocalize(
     from relocalizer.map_folder import load_map
     from relocalizer.relocalizer import Relocalizer
     from slam.query_pictures import QueryReader, query_pictures
-    from slam.settings import load_config
 
-    settings = load_config(
-        config, [*overrides, *flags_of(predictor=None, weights=weights, random_weights=False, seed=None)]
-    )
+    flags = flags_of(predictor=None, weights=weights, random_weights=False, seed=None)
+    settings = load_settings(config, overrides, flags, verb="slam relocalize", sections=USED, quiet=quiet)
     pictures = query_pictures(images)
     reference_map = load_map(map)
     predictor = _predictor_of(reference_map, settings)
-    relocalizer = Relocalizer(reference_map, predictor)
+    relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalizer)
     needed = predictor.name == "geometric"
     reader = QueryReader(camera, reference_map.cameras, settings.input, camera_needed=needed)
     if not quiet:
@@ -89,8 +91,8 @@ def relocalize(
     answers = _locate_all(relocalizer, reader, pictures, quiet=quiet)
     found = any(_pose_of(answer) for answer in answers)
     if out is not None and found:
-        _write_poses(out, answers)
-    _show(answers, relocalizer, map, as_json=as_json)
+        _write_poses(out, answers, reference_map)
+    _show(answers, relocalizer.bounds, map, as_json=as_json)
     if len(answers) < len(pictures):
         raise typer.Exit(INTERRUPTED)
     if not found:
@@ -99,12 +101,14 @@ def relocalize(
 
 
 def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
-    """The predictor that the map was made with."""
+    """The predictor that the map was made with, and with the settings of its features."""
+    from relocalizer.reference_map import features_of
     from slam.pipeline import PREDICTORS, build_predictor, with_predictor_of
 
     made_by = reference_map.provenance.predictor
     if made_by not in PREDICTORS:  # random weights have words after the name
         raise MapError(f"map: made by predictor {made_by!r}; only those of {', '.join(PREDICTORS)} can be asked here")
+    settings = settings.model_copy(update={"features": features_of(reference_map.provenance)})
     return build_predictor(with_predictor_of(reference_map.provenance, settings))
 
 
@@ -150,7 +154,7 @@ def _pose_of(answer: _Answer) -> Relocalization | None:
     return answer.outcome if isinstance(answer.outcome, Relocalization) else None
 
 
-def _write_poses(out: Path, answers: list[_Answer]) -> None:
+def _write_poses(out: Path, answers: list[_Answer], reference_map: ReferenceMap) -> None:
     """The poses of the segment that most pictures are in, for segments share no world."""
     import numpy as np
 
@@ -162,16 +166,20 @@ def _write_poses(out: Path, answers: list[_Answer]) -> None:
     segment = min(segments, key=lambda s: (-segments[s], s), default=0)
     kept = [(picture.timestamp_ns, pose) for picture, pose in found if pose.segment == segment]
     times = np.array([time for time, _ in kept], dtype=np.int64)
-    write_tum(out, Trajectory(times, stack_matrices([pose.world_from_cam for _, pose in kept])))
+    source = reference_map.provenance.scale_source if reference_map.units_of(segment) == "metres" else ""
+    note = f"lengths in metres: {source}" if source else ""
+    write_tum(out, Trajectory(times, stack_matrices([pose.world_from_cam for _, pose in kept])), note=note)
     left = len(found) - len(kept)
     say(f"wrote {out}: {len(kept)} poses" + (f"; {left} in other segments of the map are left out" if left else ""))
 
 
-def _show(answers: list[_Answer], relocalizer: Relocalizer, map: Path, *, as_json: bool) -> None:
-    bound = {"distance": relocalizer.bound.distance, "angle_deg": _degrees(relocalizer.bound.angle_rad)}
+def _show(answers: list[_Answer], bounds: Mapping[int, ErrorBound], map: Path, *, as_json: bool) -> None:
+    found = [pose for answer in answers if (pose := _pose_of(answer)) is not None]
+    segments = sorted({pose.segment for pose in found} or bounds)
     if as_json:
+        common = _bound(bounds[segments[0]]) if len(segments) == 1 else None
         entries = [_entry(answer) for answer in answers]
-        print(json.dumps({"map": str(map), "confidence_is_of_error_under": bound, "pictures": entries}, indent=2))
+        print(json.dumps({"map": str(map), "confidence_is_of_error_under": common, "pictures": entries}, indent=2))
         return
     for answer in answers:
         pose = _pose_of(answer)
@@ -179,11 +187,19 @@ def _show(answers: list[_Answer], relocalizer: Relocalizer, map: Path, *, as_jso
             print(f"{answer.picture.path}: not found: {getattr(answer.outcome, 'reason', '')}")
         else:
             x, y, z = pose.world_from_cam.translation
+            where = f" in segment {pose.segment} ({pose.bound.units})" if len(bounds) > 1 else ""
             by = f"{pose.inliers} landmarks" if pose.how == "landmarks" else f"{len(pose.views)} keyframes"
-            print(f"{answer.picture.path}: {x:.3f} {y:.3f} {z:.3f}, confidence {pose.confidence:.2f}, {by}")
-    found = sum(_pose_of(answer) is not None for answer in answers)
-    print(f"{found} of {len(answers)} found; confidence is of an error under {bound['distance']:.3g} and "
-          f"{bound['angle_deg']:g} deg")  # fmt: skip
+            print(f"{answer.picture.path}: {x:.3f} {y:.3f} {z:.3f}{where}, confidence {pose.confidence:.2f}, {by}")
+    of = ", ".join(_words(bounds[s]) + (f" in segment {s}" if len(bounds) > 1 else "") for s in segments)
+    print(f"{len(found)} of {len(answers)} found; confidence is of an error under {of}")
+
+
+def _words(bound: ErrorBound) -> str:
+    return f"{bound.distance:.3g} {bound.units} and {_degrees(bound.angle_rad):g} deg"
+
+
+def _bound(bound: ErrorBound) -> dict[str, Any]:
+    return {"distance": bound.distance, "units": bound.units, "angle_deg": _degrees(bound.angle_rad)}
 
 
 def _degrees(angle_rad: float) -> float:
@@ -206,6 +222,7 @@ def _entry(answer: _Answer) -> dict[str, Any]:
         "quaternion_xyzw": quaternion_xyzw_from_rotation(rotation_matrix(pose.world_from_cam)).tolist(),
         "segment": pose.segment,
         "confidence": pose.confidence,
+        "confidence_is_of_error_under": _bound(pose.bound),
         "inliers": pose.inliers,
         "keyframes": list(pose.views),
         "how": pose.how,

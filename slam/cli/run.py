@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from relocalizer.errors import MapError, OutputError, TrajectoryError
+from relocalizer.errors import MapError, OutputError
 from slam.cli.options import (
+    INTERNAL_ERROR,
     INTERRUPTED,
     UNUSABLE,
+    USER_ERROR,
     AsJson,
     CameraFile,
     ConfigFiles,
@@ -34,17 +36,20 @@ from slam.cli.options import (
     expect_new,
     flags_of,
     introduce,
+    load_settings,
     say,
 )
+from slam.verdict import Grade
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.events import Observer
-    from slam.pipeline import RunOutcome, RunStatistics
+    from slam.frame_source import FrameSource
+    from slam.recorded_run import RecordedRun, RunRecorder
     from slam.rerun_viewer import RerunViewer
-    from slam.results import KeyframePictures, RunFolder
-    from slam.sequence import FrameSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,7 @@ class _RunRequest:
     as_json: bool
     map: Path | None
     localize_only: bool
+    fail_under: str
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -115,6 +121,10 @@ def run(
     localize_only: Annotated[
         bool, typer.Option("--localize-only", help="With --map: find the frames in the map and map nothing.")
     ] = False,
+    fail_under: Annotated[
+        Literal["good", "partial", "poor"],
+        typer.Option("--fail-under", help="Exit with 1 when the run's verdict is worse than this."),
+    ] = "partial",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -134,21 +144,20 @@ def run(
 
       slam run second_visit.mp4 --map runs/first_visit
 
-    Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130).
+    Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130). The summary begins
+    with a verdict: good, partial, poor or failed, and why; the exit code is 1 when it is worse than --fail-under.
     """
     request = _RunRequest(
         source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
-        map=map, localize_only=localize_only,
+        map=map, localize_only=localize_only, fail_under=fail_under,
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
         refine=refine,
     )  # fmt: skip
 
-    from slam.settings import load_config
-
-    raise typer.Exit(_run(request, load_config(config, [*overrides, *flags])))
+    raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
 
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
@@ -156,9 +165,9 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     from slam import pipeline
     from slam.anchor import parse_anchor
     from slam.pipeline import choose_predictor, with_predictor, with_predictor_of
-    from slam.results import RunFolder, next_run_folder, opening_report
+    from slam.recorded_run import RunRecorder, RunRequest
+    from slam.results import next_run_folder
     from slam.sequence import open_source
-    from slam.settings import dump_config
 
     _check_files(request)
     start_map = _start_map(request)
@@ -180,12 +189,20 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         request.say(f"scale: {anchor.source}")
     with ExitStack() as on_the_way_out:
         on_the_way_out.callback(frames.close)
-        folder = RunFolder.create(request.out or next_run_folder(Path("runs"), frames.name))
-        folder.write_config(dump_config(config))
-        report = {**opening_report(config, frames, choice), "map": _map_report(request)}
-        folder.write_report(report)
-        request.say(f"writing {folder.path}")
-        return _run_into(folder, report, request, config, frames, start_map)
+        out = request.out or next_run_folder(Path("runs"), frames.name)
+        request.say(f"writing {out}")
+        recorder = RunRecorder(
+            RunRequest(
+                frames=frames,
+                config=config,
+                choice=choice,
+                out=out,
+                start_map=start_map,
+                map_name=str(request.map or ""),
+                localize_only=request.localize_only,
+            )
+        )
+        return _record(request, recorder, frames)
 
 
 def _start_map(request: _RunRequest) -> ReferenceMap | None:
@@ -200,16 +217,6 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
     return start_map
 
 
-def _map_report(request: _RunRequest, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
-    """What report.json says of the map the run began in."""
-    return {
-        "from": str(request.map or ""),
-        "localize_only": request.localize_only,
-        "found_at_frame": found_at_frame,
-        "poses_in_map": poses_in_map,
-    }
-
-
 def _check_files(request: _RunRequest) -> None:
     """What can be refused before anything is read or made."""
     if request.record is not None:
@@ -218,77 +225,80 @@ def _check_files(request: _RunRequest) -> None:
         expect_new(request.record, option="--record", makes_folders=request.record.parent == request.out)
 
 
-def _run_into(
-    folder: RunFolder,
-    report: dict[str, Any],
-    request: _RunRequest,
-    config: SlamConfig,
-    frames: FrameSource,
-    start_map: ReferenceMap | None,
-) -> int:
-    from slam import pipeline, results
-    from slam.saved_map import lies_in
+def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) -> int:
+    """Run, show, say what came out; the exit code."""
+    from slam import pipeline
 
-    statistics = pipeline.RunStatistics(start_map=str(request.map or ""))
     with ExitStack() as viewing:
-        with ExitStack() as on_the_way_out:
-            log = results.EventLog(folder)
-            on_the_way_out.callback(log.close)
-            try:
-                viewer = _viewer(request, frames, viewing)
-                pictures = results.KeyframePictures(folder)
-                on_the_way_out.callback(pictures.close)
-                observers: list[Observer] = [statistics, log, results.Checkpoints(folder, report), pictures]
-                observers += [viewer] if viewer else []
-                slam = pipeline.build(
-                    config, observers=observers, start_map=start_map, localize_only=request.localize_only
-                )
-                outcome = _run_with_progress(request, frames, slam, statistics, observers)
-                outcome = pipeline.anchored(outcome, config.anchor.scale_from, frames.ground_truth, observers=observers)
-                folder.write_result(outcome.result, frames.calibration)
-                if not request.localize_only:
-                    _write_map(folder, slam, outcome, pictures)
-            except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
-                _mark_failed(folder, report, error)
-                raise
-        closed = results.closing_report(report, outcome, statistics, evaluation=_evaluate_run(frames, outcome))
-        joined = start_map is not None and lies_in(outcome.result, start_map.keyframes.ids.tolist())
-        closed["map"] = _map_report(request, found_at_frame=statistics.found_in_map, poses_in_map=joined)
-        folder.write_report(closed)
-        page = viewer.url if viewer and request.wait and not (outcome.interrupted or viewer.problem) else ""
+        viewers: list[RerunViewer] = []
+
+        def observers() -> list[RerunViewer]:
+            viewers.extend(_viewers(request, frames, viewing))
+            return viewers
+
+        recorded = _with_progress(request, recorder, frames, observers)
+        viewer = viewers[0] if viewers else None
+        report = recorded.report
+        is_shown = viewer and request.wait and not (report["status"] == "interrupted" or viewer.problem)
+        page = viewer.url if viewer and is_shown else ""
         if not page:
             viewing.close()  # so that a recording is whole before anything is said of it
-        _summarise(request, folder, closed)
-        code = _verdict(closed)
+        if "frames" in report:
+            _summarise(request, recorded.folder, report)
+        code = _verdict(request, recorded)
         if page:
             say(f"the run is shown at {page} until Ctrl-C")
             pipeline.wait_until_told()
     return code
 
 
-def _write_map(folder: RunFolder, slam: Any, outcome: RunOutcome, pictures: KeyframePictures) -> None:
-    from slam.saved_map import in_units_of
-
-    saved = slam.saved_map(pictures.straightened(outcome.result.lens))
-    if len(saved.keyframes):
-        folder.write_map(in_units_of(outcome.result, saved))
-
-
-def _verdict(report: dict[str, Any]) -> int:
-    """The exit code of a run that came to its end, and why when there is a why."""
+def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
+    """The exit code of a run that left its folder, and why when there is a why."""
+    report = recorded.report
+    if recorded.failures:
+        return _say_failures(request, recorded)
     if report["units"]["problem"]:
         complain(f"lengths are map units, not metres: {report['units']['problem']}")
     if report["status"] == "interrupted":
         return INTERRUPTED
-    if report["reason"]:
-        complain(f"the result is not usable: {report['reason']}")
+    verdict = report["verdict"]
+    if Grade(verdict["grade"]).is_below(Grade(request.fail_under)):
+        complain(f"the run is {verdict['grade']}: {'; '.join(verdict['reasons'])}")
         return UNUSABLE
     return UNUSABLE if report["units"]["problem"] else 0
 
 
-def _viewer(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> RerunViewer | None:
+def _say_failures(request: _RunRequest, recorded: RecordedRun) -> int:
+    """What went wrong, tracebacks first, and how to go on."""
+    for failure in recorded.failures:
+        if failure.is_internal:
+            say(failure.traceback.rstrip())
+    for failure in recorded.failures[1:]:
+        complain(f"and {failure.sentence}")
+    internal = any(failure.is_internal for failure in recorded.failures)
+    kind = "internal error: " if recorded.failures[0].is_internal else ""
+    complain(f"{kind}{recorded.failures[0].sentence}; {_what_is_left(request, recorded)}")
+    return INTERNAL_ERROR if internal else USER_ERROR
+
+
+def _what_is_left(request: _RunRequest, recorded: RecordedRun) -> str:
+    report, folder = recorded.report, recorded.folder
+    if report["status"] != "failed":  # an observer failed, which nothing depends on
+        return f"the run itself is whole, in {folder}"
+    has_map = " and a map" if recorded.has_map else ""
+    poses = f"{report['tracked']} poses" if "tracked" in report else "the poses"
+    kept = f"{poses}{has_map} are kept in {folder}"
+    if recorded.is_complete:
+        return kept
+    start = recorded.last_frame_index + 1
+    in_map = f" --map {folder}" if recorded.has_map else f" --map {request.map}" if request.map else ""
+    return f"{kept}; to go on: slam run {request.source} --start {start}{in_map}"
+
+
+def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> list[RerunViewer]:
+    """The viewer, when one was asked for."""
     if request.view == "none" and request.record is None:
-        return None
+        return []
     from slam.rerun_viewer import RerunViewer
 
     viewer = RerunViewer(
@@ -298,70 +308,53 @@ def _viewer(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> Re
     viewing.callback(viewer.close)
     if viewer.url:
         request.say(f"watch at {viewer.url}")
-    return viewer
+    return [viewer]
 
 
-def _run_with_progress(
+def _with_progress(
     request: _RunRequest,
+    recorder: RunRecorder,
     frames: FrameSource,
-    slam: Any,
-    statistics: RunStatistics,
-    observers: Sequence[Observer],
-) -> RunOutcome:
-    from slam import pipeline
+    observers: Callable[[], Sequence[Observer]],
+) -> RecordedRun:
     from slam.console import state_line
     from slam.progress import TaskProgress
 
     if request.quiet:
-        return pipeline.run(frames, slam, observers=observers)
+        return recorder.run(observers=observers)
     progress, started = TaskProgress(sys.stderr), time.monotonic()
 
     def tell(count: int) -> None:
-        progress("frames", count, frames.length, state_line(statistics, count, time.monotonic() - started))
+        progress("frames", count, frames.length, state_line(recorder.statistics, count, time.monotonic() - started))
 
     try:
-        return pipeline.run(frames, slam, observers=observers, on_progress=tell, on_finishing=progress)
+        return recorder.run(observers=observers, on_progress=tell, on_finishing=progress)
     finally:
         progress.close()
 
 
-def _mark_failed(folder: RunFolder, report: dict[str, Any], error: BaseException) -> None:
-    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    try:
-        folder.write_report({**report, "status": status, "reason": reason})
-    except OutputError as refused:
-        complain(str(refused))  # the disk that failed the run may refuse this too; the error itself comes next
+def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> None:
+    from slam.results import report_text
 
-
-def _evaluate_run(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | None:
-    if frames.ground_truth is None or not len(outcome.result.trajectory):
-        return None
-    from slam.evaluate import evaluate
-
-    try:
-        return evaluate(outcome.result.trajectory, frames.ground_truth, expected=outcome.expected_ns).to_dict()
-    except TrajectoryError as error:  # the run is good without it
-        return {"error": str(error)}
-
-
-def _summarise(request: _RunRequest, folder: RunFolder, report: dict[str, Any]) -> None:
     if request.as_json:
-        print((folder.path / "report.json").read_text(encoding="utf-8"), end="", flush=True)
+        print(json.dumps(json.loads(report_text(report)), indent=2))  # in ASCII, so on any terminal
         return
     if request.quiet:
         return
     from slam.console import render, summary_rows
 
-    print(render(summary_rows(report), title=str(folder.path)))
+    print(render(summary_rows(report), title=str(folder)))
+    if report["status"] == "failed":
+        return
+    is_usable = not Grade(report["verdict"]["grade"]).is_below(Grade.PARTIAL)
     if request.record is not None:
         viewer = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
         print(f"\nnext: {viewer} {request.record}")
-    elif report["usable"] and report["evaluation"] is None:
-        print(f"\nnext: slam eval {folder.path} GROUNDTRUTH --plot {folder.path / 'errors.png'}")
-    elif report["usable"]:
-        print(f"\nnext: slam view {folder.path}")
+    elif is_usable and report["evaluation"] is None:
+        print(f"\nnext: slam eval {folder} GROUNDTRUTH --plot {folder / 'errors.png'}")
+    elif is_usable:
+        print(f"\nnext: slam view {folder}")
     else:  # a recording shows every picture, and where the map could not begin or went wrong
         in_map = f" --map {request.map}" if request.map else ""
         only = " --localize-only" if request.localize_only else ""
-        print(f"\nnext: slam run {request.source}{in_map}{only} --record {folder.path.name}.rrd")
+        print(f"\nnext: slam run {request.source}{in_map}{only} --record {folder.name}.rrd")

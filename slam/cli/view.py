@@ -16,6 +16,7 @@ from slam.cli.options import UNUSABLE, complain, expect_new, say
 if TYPE_CHECKING:
     from slam.replay import Replay
     from slam.rerun_viewer import RerunViewer
+    from slam.trajectory import Trajectory
 
 
 def view(
@@ -50,13 +51,12 @@ def view(
     from slam.pipeline import wait_until_told
     from slam.replay import open_replay
     from slam.rerun_viewer import RerunViewer
-    from slam.trajectory import read_trajectory
 
     if record is not None:
         if record.suffix != ".rrd":
             raise OutputError(f"--record {record}: a recording's name ends in .rrd")
         expect_new(record, option="--record")
-    truth = None if ground_truth is None else read_trajectory(ground_truth)
+    truth = None if ground_truth is None else _truth(run, ground_truth)
     replay = open_replay(run)
     for sentence in replay.missing:
         say(f"{run}: {sentence}")
@@ -76,6 +76,18 @@ def view(
     if record is not None:
         command = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
         say(f"wrote {record}; next: {command} {record}")
+
+
+def _truth(run: Path, path: Path) -> Trajectory:
+    """The ground truth, on the clock of the run."""
+    from slam.pose_files import open_poses, pair
+
+    truth = open_poses(path)
+    if truth.trajectory.has_times:
+        return truth.trajectory
+    paired = pair(open_poses(run), truth)
+    say(paired.said)
+    return paired.ground_truth
 
 
 def _tell(replay: Replay, viewer: RerunViewer) -> None:

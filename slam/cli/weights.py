@@ -118,7 +118,7 @@ def weights_export(
     """
     from relocalizer.network.export import export_checkpoint
 
-    report = export_checkpoint(source, out, format=format, size=_size(size) if size else None, announce=say)
+    report = export_checkpoint(source, out, format=format, size=_size(size) if size else None)
     for check in report.checks:
         say(f"against PyTorch, {check}")
     for path in report.files:

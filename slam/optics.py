@@ -1,0 +1,128 @@
+"""The camera of a source's pictures, and what is done to each of them once, before it becomes a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocalizer.errors import CameraError, SequenceError
+from relocalizer.images import Camera, Image, Undistorter, load_camera, shrink, size_within
+from relocalizer.plausible_camera import angles_across_deg, expect_plausible
+from slam.config import InputConfig
+
+SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A camera as somebody gave it, and who."""
+
+    camera: Camera
+    source: str
+
+
+def read_calibration(path: Path) -> Calibration:
+    """That of a camera.yaml. Raises CameraError when it cannot be read, or cannot be a camera's."""
+    camera = load_camera(path)
+    expect_plausible(camera, str(path))
+    return Calibration(camera, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class MapCameras:
+    """Cameras that pictures of a map were taken with, for new pictures that nobody names a camera of."""
+
+    cameras: tuple[Camera, ...]
+
+    def of(self, width: int, height: int) -> Calibration | None:
+        """The first one of pictures of this shape; its source says when others of that shape differ from it."""
+        fitting = [camera for camera in self.cameras if is_in_proportion(camera, width, height)]
+        if not fitting:
+            return None
+        views = [camera.mean_focal / camera.width for camera in fitting]
+        several = f", the first of {len(fitting)} of this shape" if max(views) > SAME_VIEW * min(views) else ""
+        return Calibration(fitting[0], f"the map, as no other was named{several}")
+
+
+Given = Calibration | MapCameras  # the camera somebody gave, or a map's for when nobody did
+
+
+def is_in_proportion(camera: Camera, width: int, height: int) -> bool:
+    """Whether width x height pictures are those of a camera but for their size, whose sides were perhaps rounded."""
+    theirs, ours = (camera.width, camera.height), (width, height)
+    small, large = sorted((theirs, ours), key=max)
+    return size_within(*large, max(small)) == small
+
+
+class Optics:
+    """What is done to each picture of a source, once: its size is checked, it is shrunk and undistorted.
+
+    Shrinking comes first, as distortion does not depend on the resolution and a smaller picture is cheaper.
+
+    Attributes:
+        size: (width, height) of the pictures that go in.
+        camera: the pinhole camera of the pictures that come out.
+        calibration: the camera of those that go in.
+        note: what the user should know about it, part of a description.
+    """
+
+    def __init__(self, width: int, height: int, calibration: Given | None, config: InputConfig) -> None:
+        self.size = (width, height)
+        self._shrunk = size_within(width, height, config.max_side_px)
+        self.calibration, self.note = _camera_of_pictures(width, height, calibration, config.assumed_fov_deg)
+        self._undistort = Undistorter(self.calibration.resized(*self._shrunk))
+        self.camera = self._undistort.camera
+        if self._shrunk != self.size:
+            self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
+        if self.calibration.model != "pinhole":
+            self.note += f", {self.calibration.model} distortion removed"
+        if self._undistort.is_cut:
+            self.note += f", cut to the middle {max(angles_across_deg(self.camera)):.0f} degrees"
+
+    def expect(self, width: int, height: int, name: str) -> None:
+        """Raises SequenceError for a picture of another size than those that the camera is of."""
+        if (width, height) != self.size:
+            raise SequenceError(
+                f"{name}: this picture is {width}x{height}, not {self.size[0]}x{self.size[1]}; "
+                "a sequence needs pictures of one size"
+            )
+
+    def __call__(self, image: Image, name: str) -> Image:
+        """The picture as `camera` sees it.
+
+        Raises:
+            SequenceError: the picture is of another size than those that the camera is of.
+        """
+        self.expect(image.shape[1], image.shape[0], name)
+        return self._undistort(shrink(image, *self._shrunk))
+
+
+def _camera_of_pictures(width: int, height: int, calibration: Given | None, fov_deg: float) -> tuple[Camera, str]:
+    """The camera of width x height pictures, perhaps distorted, and what to say about it.
+
+    Raises:
+        CameraError: the calibration is of pictures of another shape, or of no camera there could be.
+    """
+    size, but = f"{width}x{height}", ""
+    if isinstance(calibration, MapCameras):
+        shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
+        but = f", and those of the map are of another shape ({shapes})" if shapes else ""
+        calibration = calibration.of(width, height)
+    if calibration is None:
+        assumed = Camera.assume(width, height, fov_deg=fov_deg)
+        return assumed, (
+            f"{size}, no camera given{but}, so focal length {assumed.fx:.0f} px assumed "
+            f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
+        )
+    camera, source = calibration.camera, calibration.source
+    expect_plausible(camera, source)
+    short = Path(source).name
+    if (camera.width, camera.height) == (width, height):
+        return camera, f"{size}, camera of {short}"
+    theirs = f"{camera.width}x{camera.height}"
+    if is_in_proportion(camera, width, height):
+        return camera.resized(width, height), f"{size}, camera of {short}, scaled from {theirs}"
+    hint = "pass --camera with one made for these pictures"
+    if (camera.height, camera.width) == (width, height):
+        hint = "pictures are turned as their rotation tag says; the camera must be that of the turned ones"
+    raise CameraError(f"{source}: the camera is for {theirs} pictures, but these are {size}; {hint}")

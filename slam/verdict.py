@@ -1,0 +1,135 @@
+"""How far a run can be trusted, from evidence, in words: what its report, its summary and its exit code say.
+
+A grade is the worst of what each piece of evidence gives. The limits are policy, not measurement: they separate runs
+that people use as they are from runs that they look at first. docs/results.md has the verdicts of all measured runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Grade(StrEnum):
+    """From worst to best."""
+
+    FAILED = "failed"  # there is no result, or it means nothing
+    POOR = "poor"  # most of the footage is not in the map, or the map contradicts what it was made from
+    PARTIAL = "partial"  # usable in part: read the reasons first
+    GOOD = "good"
+
+    @property
+    def rank(self) -> int:
+        return list(Grade).index(self)
+
+    def is_below(self, other: Grade) -> bool:
+        return self.rank < other.rank
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One piece of evidence against a run: how bad it makes it, and a sentence with the numbers."""
+
+    grade: Grade
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A grade and why it is not better, the gravest reason first; a good run has none."""
+
+    grade: Grade
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.grade}: {'; '.join(self.reasons)}" if self.reasons else str(self.grade)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known of a run when it has ended.
+
+    Attributes:
+        frames: that went in. tracked: those with a pose in the largest segment.
+        other_segments: frames with a pose in each other segment, which nothing ties to the largest.
+        lost_times, lost_frames: losses of tracking, and the frames that had no pose for it live.
+        weak_frames: live poses that rest on fewer than `WEAK_LANDMARKS` landmarks, or on none (a held position).
+        reprojection_px: root of the mean squared reprojection error over the largest segment's observations.
+        noise_px: the standard deviation that an observation is assumed to have.
+        no_result: why nobody can use the result at all; empty when somebody can.
+        notes: findings of other parts, such as the lens or the ground truth.
+    """
+
+    frames: int
+    tracked: int
+    other_segments: tuple[int, ...] = ()
+    lost_times: int = 0
+    lost_frames: int = 0
+    weak_frames: int = 0
+    reprojection_px: float = 0.0
+    noise_px: float = 1.0
+    no_result: str = ""
+    notes: tuple[Finding, ...] = ()
+
+
+WEAK_LANDMARKS = 30
+# Shares of the frames at which a finding makes a run partial, and poor.
+_COVERAGE = (0.9, 0.5)
+_WEAK = (0.2, 0.6)
+_LOST = (0.1, 0.4)
+_LOSSES = 3  # from which they are worth a word, however short
+# Root mean square over the assumed noise; outliers beyond three deviations are dropped before.
+_REPROJECTION = (1.35, 2.0)
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict of a run."""
+    if evidence.no_result:
+        return Verdict(Grade.FAILED, (evidence.no_result,))
+    findings = sorted([*_findings(evidence), *evidence.notes], key=lambda finding: finding.grade.rank)
+    grade = findings[0].grade if findings else Grade.GOOD
+    return Verdict(grade, tuple(finding.reason for finding in findings))
+
+
+def _findings(evidence: Evidence) -> Iterator[Finding]:
+    for found in (_coverage(evidence), _losses(evidence), _weakness(evidence), _reprojection(evidence)):
+        if found is not None:
+            yield found
+
+
+def _coverage(evidence: Evidence) -> Finding | None:
+    share = evidence.tracked / max(evidence.frames, 1)
+    if share >= _COVERAGE[0]:
+        return None
+    of = f"the largest of {1 + len(evidence.other_segments)} maps" if evidence.other_segments else "the map"
+    reason = f"{evidence.tracked} of {evidence.frames} frames ({share:.0%}) have a pose in {of}"
+    return Finding(Grade.POOR if share < _COVERAGE[1] else Grade.PARTIAL, reason)
+
+
+def _losses(evidence: Evidence) -> Finding | None:
+    share = evidence.lost_frames / max(evidence.frames, 1)
+    if share < _LOST[0] and evidence.lost_times < _LOSSES:
+        return None
+    times = f"{evidence.lost_times} time{'s' * (evidence.lost_times != 1)}"
+    reason = f"tracking was lost {times}, for {share:.0%} of the frames"
+    return Finding(Grade.POOR if share >= _LOST[1] else Grade.PARTIAL, reason)
+
+
+def _weakness(evidence: Evidence) -> Finding | None:
+    share = evidence.weak_frames / max(evidence.frames, 1)
+    if share < _WEAK[0]:
+        return None
+    reason = f"{share:.0%} of the frames rest on fewer than {WEAK_LANDMARKS} landmarks"
+    return Finding(Grade.POOR if share >= _WEAK[1] else Grade.PARTIAL, reason)
+
+
+def _reprojection(evidence: Evidence) -> Finding | None:
+    ratio = evidence.reprojection_px / evidence.noise_px
+    if ratio < _REPROJECTION[0]:
+        return None
+    reason = (
+        f"landmarks miss their observations by {evidence.reprojection_px:.2f} px where {evidence.noise_px:g} px are "
+        "expected: the camera's calibration may be wrong, or the scene moves"
+    )
+    return Finding(Grade.POOR if ratio >= _REPROJECTION[1] else Grade.PARTIAL, reason)

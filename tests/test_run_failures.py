@@ -1,0 +1,364 @@
+"""An exception anywhere in a run takes only itself along: what was made until then stays, and it is said how to go on.
+
+The points at which something is made to fail are found by looking at the system: every public method of every part of
+it that a run calls, every observer, every file that is written.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Ended
+from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+
+from relocalizer.map_folder import load_map
+from relocalizer.retrieval import FaissRetriever
+from slam import pipeline
+from slam.config import SlamConfig
+from slam.keyframe_images import FolderImages
+from slam.optimizer import GtsamOptimizer
+from slam.recorded_run import RunRecorder, RunRequest
+from slam.refinement import GtsamRefiner
+from slam.results import RunFolder
+from slam.system import Slam
+from slam.trajectory import read_tum
+
+FAILS_AFTER = 24  # frames; the map begins with the first few, so there is something to lose
+BLIND = frozenset({29, 30, 31})  # a loss, so that relocalization and the last look for frames have their turn
+FRAMES = 36
+QUICK = ("--set", "refinement.final_rounds=1", "--set", "tracks.max_tracks=200")
+
+
+class Boom(Exception):
+    """What is made to go wrong."""
+
+
+def world() -> OracleWorld:
+    points = room_points(np.random.default_rng(3), 1000)
+    made = OracleWorld(room_path(240)[:FRAMES], points, blind=BLIND)
+    made.descriptors[:] = np.abs(made.descriptors)  # as a map can keep them
+    return made
+
+
+class OracleSource:
+    """The oracle's frames as a source."""
+
+    def __init__(self, world: OracleWorld) -> None:
+        self._world = world
+        self.name, self.description = "oracle", "an oracle's world"
+        self.camera = self.calibration = CAMERA
+        self.length: int | None = len(world.poses)
+        self.ground_truth = world.ground_truth
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+        self.fails_at = -1
+
+    def __iter__(self) -> Iterator[Any]:
+        for frame in self._world.frames():
+            if frame.index == self.fails_at:
+                raise Boom("reading")
+            yield frame
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def oracle_build(world: OracleWorld) -> Callable[..., Slam]:
+    def build(config: SlamConfig, **options: Any) -> Slam:
+        return Slam(
+            config,
+            predictor=OraclePredictor(world),
+            tracker=OracleTracker(world, max_features=250),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            refiner=GtsamRefiner(),
+            **options,
+        )
+
+    return build
+
+
+def system(folder: Path) -> Slam:
+    """The system as a recorded run has it."""
+    return oracle_build(world())(SlamConfig(), images=FolderImages(folder))
+
+
+def parts_of(slam: Slam) -> list[Any]:
+    """The system, everything it is made of, and what these are made of."""
+    found: dict[type, Any] = {Slam: slam}
+    waiting = [slam]
+    while waiting:
+        part = waiting.pop()
+        for value in [*getattr(part, "__dict__", {}).values(), *(getattr(part, s, None) for s in slots_of(part))]:
+            kind = type(value)
+            ours = kind.__module__.split(".")[0] in ("slam", "relocalizer", "oracle")
+            if ours and kind not in found and not kind.__module__.endswith(".config"):
+                found[kind] = value
+                waiting.append(value)
+    return list(found.values())
+
+
+def slots_of(part: Any) -> list[str]:
+    return [name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())]
+
+
+def methods_of(part: Any) -> list[str]:
+    names = [name for name, value in vars(type(part)).items() if callable(value) and not name.startswith("_")]
+    return names + (["__call__"] if "__call__" in vars(type(part)) else [])
+
+
+@dataclass
+class Tripwire:
+    """Counts calls of a method, and raises at the first one after `FAILS_AFTER` frames, or at the first of all.
+
+    Attributes:
+        always: raise at all later calls as well.
+    """
+
+    armed: bool = False
+    always: bool = False
+    calls: Counter[str] = field(default_factory=Counter)
+    late_calls: Counter[str] = field(default_factory=Counter)
+    target: str = ""
+    from_the_start: bool = False
+    tripped: int = 0
+    frames: int = 0
+
+    def wrap(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            self.frames += name == "Slam.step"
+            late = self.frames > FAILS_AFTER
+            self.calls[name] += 1
+            self.late_calls[name] += late
+            if name == self.target and (late or self.from_the_start) and (self.always or not self.tripped):
+                self.tripped += 1
+                raise Boom(name)
+            return method(*arguments, **options)
+
+        return wrapped
+
+
+def install(patch: pytest.MonkeyPatch, wire: Tripwire, slam: Slam) -> None:
+    for part in parts_of(slam):
+        kind = type(part)
+        for name in methods_of(part):
+            label = f"{kind.__name__}.{name}"
+            raw = vars(kind)[name]
+            if isinstance(raw, staticmethod | classmethod | property):
+                continue
+            patch.setattr(kind, name, wire.wrap(label, raw))
+
+
+def discover() -> Tripwire:
+    """Which methods a clean run calls after the map has begun."""
+    wire, patch, made = Tripwire(), pytest.MonkeyPatch(), world()
+    try:
+        slam = system(Path(tempfile.mkdtemp()))
+        install(patch, wire, slam)
+        pipeline.run(OracleSource(made), slam).raise_failure()
+    finally:
+        patch.undo()
+    return wire
+
+
+# Calls that only a caller makes when something has failed, or whose failure is another test's.
+SPARED = {"Slam.finish", "Slam.abort", "Slam.remove_incomplete", "Slam.publish"}
+# What writing down a result rests on: broken for good, nothing of the result can be had.
+BASIC = ("LandmarkMap.", "KeyframeGraph.", "FrameLog.", "Slam.", "Similarity.", "Lens.", "Tracks.", "Reporter.")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "stage" in metafunc.fixturenames:
+        late = discover().late_calls
+        names = sorted(name for name, count in late.items() if count and name not in SPARED)
+        if "for_good" in metafunc.function.__name__:
+            names = [name for name in names if not name.startswith(BASIC)]
+        metafunc.parametrize("stage", names)
+
+
+@pytest.fixture
+def oracle_run(monkeypatch, tmp_path, slam_command) -> Callable[..., Ended]:
+    """`slam run` on the oracle's world; `prepare` gets the source before it begins."""
+
+    def call(prepare: Callable[[OracleSource], None] = lambda source: None, *options: object) -> Ended:
+        made = world()
+        source = OracleSource(made)
+        prepare(source)
+        monkeypatch.setattr("slam.pipeline.build", oracle_build(made))
+        monkeypatch.setattr("slam.sequence.open_source", lambda *a, **o: source)
+        return slam_command("run", "oracle", "-o", tmp_path / "out", *QUICK, *options)
+
+    return call
+
+
+def expect_all_was_kept(ended: Ended, out: Path, *, poses: int) -> dict[str, Any]:
+    """A bug's exit code and last line, and a folder that can be read; the report."""
+    assert ended.code == 70, ended.err
+    assert "Boom" in ended.err
+    assert "Traceback" in ended.err
+    assert ended.complaint.startswith("slam: internal error: ")
+    assert f"{out}; to go on: slam run oracle --start " in ended.complaint
+    report = json.loads((out / "report.json").read_text())
+    assert report["status"] == "failed"
+    assert "Boom" in report["reason"]
+    assert "Boom" in report["errors"][0]["traceback"]
+    assert len(read_tum(out / "trajectory.txt")) >= poses
+    assert len(load_map(out).keyframes) >= 2
+    for line in (out / "events.jsonl").read_text().splitlines():
+        json.loads(line)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    return report
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["once", "for good"])
+def test_a_frame_that_cannot_be_read_ends_the_run_with_all_before_it(oracle_run, tmp_path, always):
+    def prepare(source: OracleSource) -> None:
+        source.fails_at = FAILS_AFTER + 1
+
+    report = expect_all_was_kept(oracle_run(prepare), tmp_path / "out", poses=FAILS_AFTER)
+    assert report["frames"] == FAILS_AFTER + 1
+
+
+def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, *, always: bool) -> Tripwire:
+    wire = Tripwire(target=stage, always=always)
+    install(monkeypatch, wire, system(Path("unused")))
+    return wire
+
+
+def test_an_exception_in_any_stage_keeps_all_before_it(oracle_run, tmp_path, monkeypatch, stage):
+    wire = fail_in(monkeypatch, stage, always=False)
+    ended = oracle_run()
+    assert wire.tripped == 1
+    expect_all_was_kept(ended, tmp_path / "out", poses=FAILS_AFTER - 3)
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_broken_for_good_keeps_all_before_it(oracle_run, tmp_path, monkeypatch, stage):
+    fail_in(monkeypatch, stage, always=True)
+    ended = oracle_run()
+    expect_all_was_kept(ended, tmp_path / "out", poses=FAILS_AFTER - 3)
+
+
+def observers_of_a_run(tmp_path: Path) -> list[str]:
+    """The classes that a recorded run gives the system as observers."""
+    given: list[Any] = []
+
+    def build(config: SlamConfig, *, observers: Any, **options: Any) -> Slam:
+        given.extend(observers)
+        return oracle_build(world())(config, observers=observers, **options)
+
+    patch = pytest.MonkeyPatch()
+    try:
+        patch.setattr("slam.pipeline.build", build)
+        choice = pipeline.PredictorChoice("geometric", "")
+        request = RunRequest(frames=OracleSource(world()), config=SlamConfig(), choice=choice, out=tmp_path / "seen")
+        RunRecorder(request).run()
+    finally:
+        patch.undo()
+    return [type(observer).__name__ for observer in given]
+
+
+OBSERVERS = ["RunStatistics", "EventLog", "Checkpoints"]
+
+
+def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
+    assert observers_of_a_run(tmp_path) == OBSERVERS
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, monkeypatch, caplog, name):
+    import slam.pipeline
+    import slam.results
+
+    kind = getattr(slam.results, name, None) or getattr(slam.pipeline, name)
+    wire = Tripwire(target=name, always=True, from_the_start=True)
+    monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
+    ended = oracle_run()
+    assert wire.tripped == 1
+    assert [r.getMessage() for r in caplog.records if "hears no more" in r.getMessage()] == [
+        f"{name} hears no more of this run: {name}"
+    ]
+    assert ended.code == 70
+    assert ended.complaint.startswith(f"slam: internal error: {name}, told of ")
+    assert "the run itself is whole" in ended.complaint
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["status"], len(report["errors"])) == ("finished", 1)
+    assert len(read_tum(tmp_path / "out" / "trajectory.txt")) > 30
+    assert len(load_map(tmp_path / "out").keyframes) >= 2
+
+
+FILES = ["trajectory.txt", "keyframes.txt", "trajectory_online.txt", "camera.yaml", "map", "report.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    result_files, wire = RunFolder.result_files, Tripwire(target=name, from_the_start=True)
+
+    def with_a_failure(self: RunFolder, *arguments: Any) -> list[tuple[str, Callable[[], None]]]:
+        files = dict(result_files(self, *arguments))
+        files.setdefault("camera.yaml", lambda: None)
+        return [(file, wire.wrap(file, write)) for file, write in files.items()]
+
+    monkeypatch.setattr(RunFolder, "result_files", with_a_failure)
+    if name == "map":
+        monkeypatch.setattr(RunFolder, "write_map", wire.wrap("map", RunFolder.write_map))
+    if name == "report.json":
+        monkeypatch.setattr("slam.recorded_run.closing_report", wire.wrap("report.json", lambda *a, **o: {}))
+    ended = oracle_run()
+    assert wire.tripped == 1
+    assert ended.code == 70
+    assert ended.complaint.startswith("slam: internal error: ")
+    assert "Boom" in ended.complaint
+    assert f"kept in {out}" in ended.complaint
+    assert "--start" not in ended.complaint
+    assert json.loads((out / "report.json").read_text())["status"] == "failed"
+    written = {"trajectory.txt", "keyframes.txt", "trajectory_online.txt", "map"} - {name}
+    assert written <= {path.name for path in out.iterdir()}
+    if name != "map":
+        assert len(load_map(out).keyframes) >= 2
+
+
+def test_the_files_tested_here_are_those_that_are_written(oracle_run, tmp_path):
+    assert oracle_run().code == 0
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made - {"config.yaml", "events.jsonl"} == {*FILES} - {"camera.yaml"}
+
+
+def test_one_wish_to_stop_while_finishing_and_another_leave_the_map_as_it_stands(oracle_run, tmp_path, monkeypatch):
+    finish = Slam.finish
+
+    def interrupted(self: Slam, **options: Any) -> Any:
+        if not options["interrupted"]:
+            raise KeyboardInterrupt
+        return finish(self, **options)
+
+    monkeypatch.setattr(Slam, "finish", interrupted)
+    ended = oracle_run()
+    assert ended.code == 130
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "interrupted"
+    assert len(load_map(tmp_path / "out").keyframes) >= 2
+
+
+def test_finishing_twice_gives_the_same_and_no_frame_comes_after_it():
+    made = world()
+    events: list[Any] = []
+    slam = oracle_build(made)(SlamConfig(), observers=[events.append])
+    frames = list(made.frames())
+    for frame in frames[:-1]:
+        slam.step(frame)
+    result = slam.finish()
+    count = len(events)
+    assert slam.finish() is result
+    assert slam.abort() is result
+    assert len(events) == count
+    with pytest.raises(RuntimeError, match="the run is finished"):
+        slam.step(frames[-1])

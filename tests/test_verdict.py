@@ -1,0 +1,59 @@
+"""The verdict of a run follows from evidence, and every reason has its numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from slam.verdict import Evidence, Finding, Grade, judge
+
+
+def evidence(**changes) -> Evidence:
+    return Evidence(**{"frames": 100, "tracked": 100, "reprojection_px": 0.6, "noise_px": 0.8, **changes})
+
+
+def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
+    verdict = judge(evidence())
+    assert (verdict.grade, verdict.reasons, str(verdict)) == (Grade.GOOD, (), "good")
+
+
+@pytest.mark.parametrize(
+    ("changes", "grade", "reason"),
+    [
+        ({"tracked": 91}, Grade.GOOD, ""),
+        ({"tracked": 64}, Grade.PARTIAL, "64 of 100 frames (64%) have a pose in the map"),
+        (
+            {"tracked": 33, "other_segments": (20, 5)},
+            Grade.POOR,
+            "33 of 100 frames (33%) have a pose in the largest of 3 maps",
+        ),
+        ({"lost_times": 1, "lost_frames": 4}, Grade.GOOD, ""),
+        ({"lost_times": 9, "lost_frames": 9}, Grade.PARTIAL, "tracking was lost 9 times, for 9% of the frames"),
+        ({"lost_times": 1, "lost_frames": 45}, Grade.POOR, "tracking was lost 1 time, for 45% of the frames"),
+        ({"weak_frames": 30}, Grade.PARTIAL, "30% of the frames rest on fewer than 30 landmarks"),
+        ({"weak_frames": 80}, Grade.POOR, "80% of the frames rest on fewer than 30 landmarks"),
+        ({"reprojection_px": 1.2}, Grade.PARTIAL, "landmarks miss their observations by 1.20 px where 0.8 px"),
+        ({"reprojection_px": 2.0}, Grade.POOR, "landmarks miss their observations by 2.00 px where 0.8 px"),
+    ],
+)
+def test_a_grade_and_its_reason(changes, grade, reason):
+    verdict = judge(evidence(**changes))
+    assert verdict.grade is grade
+    assert len(verdict.reasons) == bool(reason)
+    assert not reason or verdict.reasons[0].startswith(reason)
+
+
+def test_the_gravest_reason_comes_first_and_gives_the_grade():
+    notes = (Finding(Grade.POOR, "the lens is wrong"),)
+    verdict = judge(evidence(tracked=80, lost_times=4, notes=notes))
+    assert verdict.grade is Grade.POOR
+    assert verdict.reasons[0] == "the lens is wrong"
+    assert len(verdict.reasons) == 3
+
+
+def test_without_a_result_nothing_else_matters():
+    verdict = judge(evidence(tracked=0, no_result="no map could be begun"))
+    assert str(verdict) == "failed: no map could be begun"
+
+
+def test_grades_are_in_order():
+    assert [grade for grade in Grade if grade.is_below(Grade.PARTIAL)] == [Grade.FAILED, Grade.POOR]
