@@ -25,6 +25,7 @@ REACH = 4.0  # standard deviations: a match twice as far off counts no more than
 _STEP = 1e-6  # of the numerical derivatives
 _LARGEST_TURN, _LARGEST_CHANGE = 0.5, 0.3  # of one step: radians; logarithm of the focal length, or a distortion
 _SMALL = 1e-12
+_SMALL_GAIN, _SMALL_CHANGE = 1e-5, 3e-4  # of the loss, and of a lens number: what ends a fit
 _TWIST = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 _GENERATORS = np.array([skew(axis) for axis in np.eye(3)])
 # Directions of translation that a pose is looked for from, besides that of the fundamental matrix, which says little
@@ -201,7 +202,7 @@ def refine_lens(batch: PairBatch, fit: EpipolarFit, free: list[int], pull: LensP
         tried, change = _joint_step(batch, fit, free, pull, damping)
         now = float(tried.loss.sum()) + pull.loss(tried.lens, free)
         if now < total:
-            converged = total - now < 1e-7 * total and change < 1e-4
+            converged = total - now < _SMALL_GAIN * total and change < _SMALL_CHANGE
             fit, total, damping = tried, now, max(damping / 10, 1e-9)
             if converged:
                 break

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Camera, CameraModel, Image
 
-NEWTON_STEPS = 10  # quadratic from the start for any lens that is nearly a pinhole
-SETTLED = 0.01  # of the focal length
+NEWTON_STEPS = 20  # quadratic from the start for any lens that is nearly a pinhole
 GRID_PX = 20  # between the points a calibration is fitted to
-MIN_SLOPE = 0.1  # beyond the radius where a polynomial folds back it says nothing
+MIN_SLOPE = 0.1  # of the distortion along a radius: a lens that folds pixels onto one another has none left
+MARGIN = 1.1  # times the farthest pixel's distance, up to where a correction must have an inverse
+MISFIT_PX = 1.0  # a calibration farther off than this says something else than what was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +28,41 @@ class LensStep:
     Attributes:
         focal_ratio: by how much its focal lengths (x, y) have grown.
         radial: distortion (k1, k2) of its pictures, in OpenCV's convention.
+        is_guess: an assumed focal length stays an assumed one, if a better one.
     """
 
     focal_ratio: tuple[float, float] = (1.0, 1.0)
     radial: tuple[float, float] = (0.0, 0.0)
+    is_guess: bool = False
 
     @property
     def is_nothing(self) -> bool:
-        return self == LensStep()
+        return self.focal_ratio == (1.0, 1.0) and self.radial == (0.0, 0.0)
+
+    @property
+    def bends(self) -> bool:
+        """Whether it says anything of distortion."""
+        return self.radial != (0.0, 0.0)
 
     def camera(self, camera: Camera) -> Camera:
-        """The pinhole camera of the straightened pictures; it is no guess any more."""
-        return camera if self.is_nothing else camera.refocused(self.focal_ratio)
+        """The pinhole camera of the straightened pictures; it is no guess any more, unless `is_guess`."""
+        if self.is_nothing:
+            return camera
+        return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and self.is_guess)
+
+    def is_invertible(self, camera: Camera, pixels: NDArray[Any]) -> bool:
+        """Whether `straightened` has one answer, and a stable one, for `pixels` (N, 2) and all nearer to the centre.
+
+        Out to the radius u where the distorted radius u (1 + k1 u^2 + k2 u^4) rises by less than `MIN_SLOPE`.
+        """
+        k1, k2 = self.radial
+        reach = float(np.linalg.norm(self.camera(camera).normalised(pixels), axis=1).max(initial=0.0))
+        squares = np.roots([5 * k2, 3 * k1, 1 - MIN_SLOPE])  # of the radii at which the slope has come down to that
+        limits = np.sqrt([root.real for root in squares if abs(root.imag) < 1e-12 and root.real > 0])
+        if not len(limits):
+            return True
+        u = float(limits.min())
+        return u * (1 + u**2 * (k1 + u**2 * k2)) >= reach
 
     def straightened(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """Where the corrected pinhole camera sees what `camera`'s pictures show at `pixels` (N, 2)."""
@@ -83,7 +108,7 @@ class Lens:
     @property
     def bends(self) -> bool:
         """Whether a distortion was found."""
-        return any(any(step.radial) for step in self.steps)
+        return any(step.bends for step in self.steps)
 
     @property
     def refocuses(self) -> bool:
@@ -91,9 +116,9 @@ class Lens:
         return any(step.focal_ratio != (1.0, 1.0) for step in self.steps)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the last correction hardly changed the focal length any more."""
-        return self.is_known_better and max(abs(ratio - 1.0) for ratio in self.steps[-1].focal_ratio) < SETTLED
+    def is_guess(self) -> bool:
+        """Whether the focal length it ends with is not known."""
+        return self.start is not None and self.camera.assumed
 
     def then(self, step: LensStep, camera: Camera) -> Lens:
         """With one more correction, of `camera` as it is now."""
@@ -130,24 +155,38 @@ class Lens:
         """How far the pictures are bent where they are bent most, pixels."""
         if self.start is None:
             return 0.0
-        w, h = self.start.width - 1.0, self.start.height - 1.0
-        corners = np.array([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]])
+        corners = corners_of(self.start)
         unbent = self.camera.normalised(self.straightened(corners)) - self.camera.normalised(corners)
         return float(np.linalg.norm(unbent * (self.camera.fx, self.camera.fy), axis=1).max())
 
-    def calibration(self, given: Camera) -> Camera:
+    @property
+    def straightened_margin(self) -> float:
+        """How far out straightened pictures reach, with `MARGIN`, in distances of a picture's corner."""
+        if self.start is None:
+            return MARGIN
+        reach = self.camera.normalised(self.straightened(corners_of(self.start, margin=MARGIN)))
+        corners = self.camera.normalised(corners_of(self.start))
+        return float(np.linalg.norm(reach, axis=1).max() / np.linalg.norm(corners, axis=1).max())
+
+    def calibration(self, given: Camera) -> Camera | None:
         """One camera that says what `given` says and what was found, for the source's own pictures.
 
         Args:
             given: of those pictures, of any size; they were undistorted by it before anything was found.
+
+        Returns:
+            None when no camera of the model of `given` comes within `MISFIT_PX` of it.
         """
         if self.start is None:
             return given
         before = given.resized(self.start.width, self.start.height)
         pixels = _grid(before.width, before.height, GRID_PX)
         seen = before.distorted(self.start.normalised(pixels))
-        found = fitted(before, self.camera.normalised(self.straightened(pixels)), seen)
-        return found.resized(given.width, given.height)
+        directions = self.camera.normalised(self.straightened(pixels))
+        found = fitted(before, directions, seen)
+        if found is None or np.abs(found.distorted(directions) - seen).max() > MISFIT_PX:
+            return None
+        return replace(found.resized(given.width, given.height), assumed=self.camera.assumed)
 
     def _cameras(self) -> list[Camera]:
         """The camera before each correction, and after the last one."""
@@ -159,10 +198,32 @@ class Lens:
         return cameras
 
 
-def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera:
+def radial_of(division: float, camera: Camera) -> tuple[float, float]:
+    """k1 and k2 that say the most of a distortion of the division model, undistorted = distorted / (1 + division r^2).
+
+    Args:
+        division: about the camera's principal point, with r in halves of its image's diagonal.
+        camera: whose focal length the undistorted image has.
+    """
+    reach = float(np.linalg.norm(corners_of(camera, margin=MARGIN) - (camera.cx, camera.cy), axis=1).max())
+    distorted = np.linspace(0.0, reach, 100)[1:]
+    stretch = 1.0 + division * (distorted / (0.5 * np.hypot(camera.width, camera.height))) ** 2
+    u = distorted / camera.mean_focal / stretch
+    k1, k2 = np.linalg.lstsq(np.stack([u**3, u**5], axis=1), u * (stretch - 1.0), rcond=None)[0]
+    return float(k1), float(k2)
+
+
+def corners_of(camera: Camera, *, margin: float = 1.0) -> FloatArray:
+    """Pixels (4, 2) of the corners of a camera's pictures, `margin` times as far from the principal point."""
+    w, h = camera.width - 1.0, camera.height - 1.0
+    centre = np.array([camera.cx, camera.cy])
+    return np.asarray(centre + margin * (np.array([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]]) - centre))
+
+
+def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera | None:
     """The camera that sees `directions` (N, 2; on the plane z = 1) at `pixels` (N, 2), of the model of `start`.
 
-    Least squares. A pinhole becomes radtan, as a lens bends more than that.
+    Least squares. A pinhole becomes radtan, as a lens bends more than that. None where that has no answer.
     """
     model: CameraModel = "fisheye" if start.model == "fisheye" else "radtan"
     count = max(len(start.distortion), 4 if model == "fisheye" else 5)
@@ -181,7 +242,12 @@ def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera:
     def residuals(shares: FloatArray) -> FloatArray:
         return (camera_of(shares * scale).distorted(directions) - pixels).ravel()
 
-    return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
+    if not np.isfinite(residuals(first / scale)).all():
+        return None
+    try:
+        return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
+    except (CameraError, ValueError):  # a step to a camera that there is not, or to numbers that are none
+        return None
 
 
 def _grid(width: int, height: int, step: int) -> FloatArray:

@@ -47,7 +47,7 @@ from relocalizer.images import Camera
 FIELD_DEG = (20.0, 170.0)  # of view across the longer side: what lenses have
 KNOWN_SIGMA = 0.03  # of a focal length: a larger one bends a map visibly
 PRIOR_SIGMA = 0.3  # of the logarithm of an assumed focal length: 45 to 78 degrees for 60
-_MODEL_SIGMA = 0.005  # what even a good fit does not see: rolling shutter, a centre of distortion of its own
+_MODEL_SIGMA = 0.01  # what even a good fit does not see: rolling shutter, a centre of distortion of its own
 _SIGNIFICANT = 3.0  # standard deviations from none, for a distortion to be taken for one
 # From both on a model without distortion has no say: a rolling shutter looks like a little of it.
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
@@ -62,7 +62,7 @@ _LEAST_PAIRS = 5
 _BLOCKS = 8
 _MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, pictures 0.5 to 0.7
 _RIVAL = 8.0  # by this much a second minimum must be worse, where pairs tell as much as their scatter says
-_MINIMA = 3
+_MINIMA, _NEAR = 3, 1.3  # minima that are looked at, and times the least loss up to which they are fitted with care
 _WINDOWS, _WINDOW_PAIRS = 6, 6  # stretches of time that a focal length is fitted to alone
 _WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
 _CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
@@ -87,6 +87,11 @@ class FocalChange:
     sigma: float
     from_frame: int
     to_frame: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is large, and far larger than its error."""
+        return abs(self.share) > max(_CHANGE, _CHANGE_SIGMAS * self.sigma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class FocalEstimate:
     Attributes:
         distortion: estimated with it.
         pairs: how many it rests on.
-        doubt: why it is not known, whatever sigma; empty when it is.
+        flaw: why it is to be left alone, whatever sigma; empty when nothing is wrong with it.
         change: it is not one focal length.
     """
 
@@ -125,12 +130,19 @@ class FocalEstimate:
     sigma: float
     distortion: Distortion
     pairs: int
-    doubt: str = ""
+    flaw: str = ""
     change: FocalChange | None = None
 
     @property
     def is_known(self) -> bool:
         return not self.doubt
+
+    @property
+    def doubt(self) -> str:
+        """Why it is not known; empty when it is."""
+        if self.flaw or self.sigma <= KNOWN_SIGMA:
+            return self.flaw
+        return f"its standard deviation is {100 * self.sigma:.1f} %, {100 * KNOWN_SIGMA:.0f} % needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +291,10 @@ class SelfCalibration:
         minima = sorted(np.flatnonzero((loss <= before) & (loss <= after)).tolist(), key=lambda n: float(loss[n]))
         refined = [refine_lens(chosen.batch, fits[n], _ALL, self._pull, iterations=10) for n in minima[:_MINIMA]]
         refined.sort(key=self._loss)
-        return sorted([*(self._refined(chosen, fit) for fit in refined[:2]), *refined[2:]], key=self._loss)
+        near = [self._loss(fit) < _NEAR * self._loss(refined[0]) for fit in refined]
+        return sorted(
+            [self._refined(chosen, f) if n else f for f, n in zip(refined, near, strict=True)], key=self._loss
+        )
 
     def _refined(self, chosen: _Chosen, fit: EpipolarFit) -> EpipolarFit:
         """All lens numbers fitted; poses caught in a minimum of their own are looked for anew on the way."""
@@ -340,7 +355,7 @@ class SelfCalibration:
             sigma=sigma,
             distortion=distortion,
             pairs=len(chosen.batch),
-            doubt=self._doubt(chosen, fit, focal, sigma, [f for f, worse in rivals if worse < _RIVAL * scatter]),
+            flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
             change=_change(chosen, fit, self._pull),
         )
 
@@ -352,10 +367,8 @@ class SelfCalibration:
             models.append(([LOG_FOCAL, OFFSET_X, OFFSET_Y], 0.0))
         return models
 
-    def _doubt(
-        self, chosen: _Chosen, fit: EpipolarFit, focal: float, sigma: float, rivals: Sequence[EpipolarFit]
-    ) -> str:
-        """Why the focal length is not known; empty when it is."""
+    def _flaw(self, chosen: _Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:
+        """Why the focal length is to be left alone; empty when nothing is wrong with it."""
         side = max(self._camera.width, self._camera.height)
         field = float(np.degrees(2.0 * np.arctan(0.5 * side / focal)))
         misfit = float(np.median(fit.loss / chosen.batch.weight.sum(axis=1)))
@@ -370,8 +383,6 @@ class SelfCalibration:
             return "no focal length explains how the matched points move"
         if others:
             return f"{others[0] / focal:.2f} times as long a focal length explains the images as well"
-        if sigma > KNOWN_SIGMA:
-            return f"its standard deviation is {100 * sigma:.1f} %, {100 * KNOWN_SIGMA:.0f} % needed"
         return ""
 
 
@@ -431,7 +442,7 @@ def _change(chosen: _Chosen, fit: EpipolarFit, pull: LensPull) -> FocalChange | 
         if best is None or abs(share) / sigma > abs(best.share) / best.sigma:
             from_frame, to_frame = chosen.frames[of < split].max(), chosen.frames[of >= split].min()
             best = FocalChange(share, sigma, int(from_frame), int(to_frame))
-    return best if best and abs(best.share) > max(_CHANGE, _CHANGE_SIGMAS * best.sigma) else None
+    return best if best is not None and best.is_clear else None
 
 
 def _weighted_mean(values: FloatArray, variances: FloatArray) -> tuple[float, float]:

@@ -46,8 +46,8 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         frames = _count(sum(report["other_segments"]), "frame")
         rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
     rows.append(("path", _path_words(report["path_length"], report["units"])))
-    if report["lens"]:
-        rows.append(("camera", _lens_words(report["lens"])))
+    if words := _lens_words(report["lens"]):
+        rows.append(("camera", words))
     rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
@@ -70,13 +70,39 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
 
 
 def _lens_words(lens: Mapping[str, Any]) -> str:
-    """What the run found of the lens; the focal length where that was looked for."""
-    bent = f"pictures bent by {lens['corner_px']:.1f} px at the corners"
-    if lens["focal_px"] is None:
-        return f"{bent} beyond the calibration, now corrected (camera.yaml)"
-    found, start = lens["focal_px"]["found"], lens["focal_px"]["start"]
+    """What is known of the lens; empty when a camera was given and there is nothing to say."""
+    file = " (camera.yaml)" if lens["has_calibration"] else ""
+    bent = f"images distorted by {lens['corner_px']:.1f} px at the corners" if lens["corner_px"] else ""
+    parts = [_focal_words(lens)]
+    if bent:
+        parts.append(f"{bent}{file}" if lens["assumed"] else f"{bent} beyond the calibration, now corrected{file}")
+    elif parts[0]:
+        parts[0] += file
+    if change := lens["change"]:
+        parts.append(
+            f"the focal length changes by {100 * change.share:+.0f} % (+- {100 * change.sigma:.0f} %) "
+            f"from frame {change.from_frame} to {change.to_frame}"
+        )
+    return "; ".join(part for part in parts if part)
+
+
+def _focal_words(lens: Mapping[str, Any]) -> str:
+    """What is known of the focal length; empty when it was given and nothing speaks against it."""
+    start, found = lens["focal_px"]["start"], lens["focal_px"]["found"]
     source = "assumed" if lens["assumed"] else "given"
-    return f"focal length {found:.1f} px found ({start:.1f} {source}), {bent} (camera.yaml)"
+    sigma = "" if lens["focal_sigma"] is None else f", +- {100 * lens['focal_sigma']:.1f} %"
+    match lens["state"]:
+        case "known":
+            return f"focal length {found:.1f} px{sigma}, found in the footage ({start:.1f} {source})"
+        case "guess":
+            moved = f"{sigma} ({start:.1f} assumed)" if found != start else " (assumed)"
+            return (
+                f"focal length {found:.1f} px is a guess{moved}: this footage does not determine it ({lens['reason']})"
+            )
+        case _ if lens["reason"]:
+            return f"focal length {start:.1f} px as given, but {lens['reason']}"
+        case _:
+            return ""
 
 
 def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:

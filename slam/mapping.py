@@ -22,6 +22,7 @@ from slam.config import SlamConfig
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
+from slam.lens_evidence import LensEvidence
 from slam.refinement import Bundle, LensPrior, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 
@@ -31,6 +32,7 @@ SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that a
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
+ADAPTING_ITERATIONS = 30  # of poses and landmarks to another focal length, which bends the whole map
 HOLDING = 0.25  # of a window's length: so far apart keyframes must stand to hold it
 WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
@@ -43,7 +45,8 @@ class Mapper:
         self._predictor = predictor
         self._refiner = refiner
         self.graph = KeyframeGraph()
-        self.lens = Lens()  # what was found of the run's camera
+        self.lenses: dict[int, Lens] = {}  # what was found of the camera of each segment
+        self.lens_evidence: dict[int, LensEvidence] = {}  # and how far that is known
         self.landmarks = LandmarkMap()
         self.pairs: dict[tuple[int, int], PairEstimate] = {}
         self._paired_with: dict[int, list[int]] = {}  # by the later of a pair, the earlier ones
@@ -371,11 +374,27 @@ class Mapper:
         _, bundle = self._bundle(keyframe_ids, [])
         return _root_mean_square(reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world))
 
+    def lens_of(self, k: int) -> Lens:
+        """What was found of the camera of keyframe k."""
+        return self.lenses.get(self.graph.segment_of[k], Lens())
+
+    def correct_lens(self, segment: int, step: LensStep) -> None:
+        """The keyframes of a segment become images of the corrected camera; poses and landmarks follow.
+
+        Estimates of pairs were made with the camera as it was, and are forgotten.
+        """
+        members = self.graph.segment(segment)
+        self._straighten(members, step)
+        gone = {(i, j) for j in members for i in self._paired_with.pop(j, [])}
+        self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if pair not in gone}
+        self._refine(members, [], each=LENS_LANDMARKS, iterations=ADAPTING_ITERATIONS)
+        self._settle_points(members, [])
+
     def _refine_lens(self, members: list[int], prior: LensPrior) -> None:
-        """Find the lens from some landmarks, and place them all under it."""
-        if prior.focal_sigma and not self.lens.is_settled:  # under a wrong focal length all looks like distortion
-            prior = replace(prior, radial_sigma=0.0)
-        if self.lens.bends:  # only how much is left to say
+        """Find the distortion from some landmarks, and place them all under it."""
+        lens = self.lens_of(members[0])
+        prior = replace(prior, margin=lens.straightened_margin)
+        if lens.bends:  # only how much is left to say
             prior = replace(prior, significant=0.0)
         self._refine(members, [], each=LENS_LANDMARKS, iterations=self._config.refinement.final_iterations, lens=prior)
         self._settle_points(members, [])
@@ -408,16 +427,21 @@ class Mapper:
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
-        self._straighten(refined.lens)
+        self._straighten(free, refined.lens)
+        if refined.lens_refused:
+            segment = self.graph.segment_of[free[0]]
+            self.lens_evidence[segment] = replace(self.lens_evidence[segment], reason=refined.lens_refused)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
-    def _straighten(self, step: LensStep) -> None:
-        """Every keyframe becomes a picture of the corrected camera."""
+    def _straighten(self, members: list[int], step: LensStep) -> None:
+        """Every keyframe of a segment becomes a picture of the corrected camera."""
         if step.is_nothing:
             return
-        self.lens = self.lens.then(step, next(iter(self.graph.keyframes.values())).camera)
-        for k, keyframe in self.graph.keyframes.items():
+        segment, first = self.graph.segment_of[members[0]], self.graph.keyframes[members[0]]
+        self.lenses[segment] = self.lens_of(members[0]).then(step, first.camera)
+        for k in members:
+            keyframe = self.graph.keyframes[k]
             camera, features, tracks = keyframe.camera, keyframe.features, self.landmarks.observed[k]
             pixels = step.straightened(features.pixels, camera).astype(np.float32)
             features = replace(features, pixels=pixels)

@@ -15,7 +15,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.geometry import FloatArray, rigid, rotation_matrix, translation_of
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
-from relocalizer.lens import LensStep
+from relocalizer.lens import MARGIN, Lens, LensStep, corners_of
 
 HUBER_K = 1.345  # 95 % efficiency on a normal distribution
 FIXED_SIGMA = 1e-6
@@ -40,11 +40,15 @@ class LensPrior:
         focal_sigma: of its focal lengths together, as a share of them; 0 believes them.
         radial_sigma: of the radial distortion (k1 and k2) of its pictures about none; 0 believes there is none.
         significant: standard deviations that a distortion must be away from none to be believed.
+        most_px: a distortion that moves a corner of the image farther is not believed.
+        margin: times the image's distance from its centre, up to where a distortion must be invertible.
     """
 
     focal_sigma: float
     radial_sigma: float
     significant: float = 5.0  # observations of one track err together, so 3 would be too few
+    most_px: float = float("inf")
+    margin: float = MARGIN
 
 
 GUESSED = LensPrior(focal_sigma=0.3, radial_sigma=0.1)
@@ -83,13 +87,15 @@ class Bundle:
 class Refined:
     """New poses and points, and the reprojection error (M,) in pixels of each observation under them.
 
-    `lens` is what was found of the camera; nothing where it was held, or is not observable.
+    `lens` is what was found of the camera; nothing where it was held, or is not observable, or where what was found
+    cannot be, which `lens_refused` says.
     """
 
     world_from_cam: dict[int, RigidTransform]
     points_world: FloatArray
     error_px: FloatArray
     lens: LensStep = field(default_factory=LensStep)
+    lens_refused: str = ""
 
 
 class Refiner(Protocol):
@@ -199,7 +205,14 @@ class GtsamRefiner:
                 return self.refine(
                     simpler, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
                 )
-            found = _found(solution, next(iter(bundle.cameras.values())), bundle.lens)
+            camera = next(iter(bundle.cameras.values()))
+            found = _found(solution, camera, bundle.lens)
+            if refused := why_refused(found, camera, bundle.lens):
+                held = replace(bundle, lens=None)
+                refined = self.refine(
+                    held, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
+                )
+                return replace(refined, lens_refused=refused)
             bundle = straightened(bundle, found)
         world_from_cam = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
         points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
@@ -315,6 +328,19 @@ def told_of(prior: LensPrior, solution: gtsam.Values, covariance: FloatArray | N
     if not prior.radial_sigma or deviations >= prior.significant:
         return prior
     return replace(prior, radial_sigma=0.0) if prior.focal_sigma else None
+
+
+def why_refused(step: LensStep, camera: Camera, prior: LensPrior) -> str:
+    """Why a correction cannot be the lens's, or cannot be what its calibration left; empty when it can."""
+    if not step.is_invertible(camera, corners_of(camera, margin=prior.margin)):
+        return "the distortion found folds the image over itself"
+    moved_px = Lens().then(step, camera).corner_px
+    if moved_px > prior.most_px:
+        return (
+            f"the distortion found moves the corners by {moved_px:.1f} px, "
+            f"more than the {prior.most_px:.1f} px that a calibration may leave"
+        )
+    return ""
 
 
 def _found(solution: gtsam.Values, camera: Camera, prior: LensPrior) -> LensStep:
