@@ -1,9 +1,10 @@
 """Relative poses of many image pairs and the lens that they share, fitted to matched points by Sampson distance.
 
-All pairs are refined at once, in arrays padded to the same number of points. The lens is a vector of four numbers: the
-logarithm of the focal length, the radial distortion of the division model (Fitzgibbon, "Simultaneous linear estimation
-of multiple view geometry and lens distortion", CVPR 2001), undistorted = distorted / (1 + division * |distorted|^2),
-and the offset of the principal point. Points, focal length and offset are in one unit of length in the image plane.
+All pairs are refined at once, in arrays padded to the same number of points. The lens is a vector of five numbers: the
+logarithm of the focal length, two of radial distortion in the division model (Fitzgibbon, "Simultaneous linear
+estimation of multiple view geometry and lens distortion", CVPR 2001), undistorted = distorted / (1 + a r^2 + b r^4)
+with r = |distorted|, and the offset of the principal point. Points, focal length and offset are in one unit of length
+in the image plane.
 
 For every pair y_j . E x_i = 0 with E = [d]x R, R = j_from_i_rotation and d the direction of the translation. Sampson
 distances (Sampson 1982) are measured where the points were, in the distorted image, under the bounded loss of Geman and
@@ -20,7 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.geometry import FloatArray, skew
 
-LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y = range(4)
+LOG_FOCAL, DIVISION, DIVISION_R4, OFFSET_X, OFFSET_Y = range(5)
 REACH = 4.0  # standard deviations: a match twice as far off counts no more than one ten times as far
 _STEP = 1e-6  # of the numerical derivatives
 _LARGEST_TURN, _LARGEST_CHANGE = 0.5, 0.3  # of one step: radians; logarithm of the focal length, or a distortion
@@ -66,7 +67,7 @@ class PairBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EpipolarFit:
-    """Rotations (P, 3, 3) and unit directions (P, 3), second from first; the lens (4,); the loss of each pair (P,)."""
+    """Rotations (P, 3, 3) and unit directions (P, 3), second from first; the lens (5,); the loss of each pair (P,)."""
 
     rotation: FloatArray
     direction: FloatArray
@@ -87,7 +88,7 @@ class EpipolarFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LensPull:
-    """A weak prior that holds the lens (4,) where the points say nothing: mean and standard deviations, (4,)."""
+    """A weak prior that holds the lens where the points say nothing: mean and standard deviations, (5,)."""
 
     mean: FloatArray
     sigma: FloatArray
@@ -139,8 +140,16 @@ def _undistorted(points: FloatArray, lens: FloatArray) -> tuple[FloatArray, Floa
     """Points (P, M, 2) from the principal point, and undistorted on the plane z = 1, whose derivative by them is
     a I - b q q^T."""
     q, focal = points - lens[OFFSET_X:], np.exp(lens[LOG_FOCAL])
-    shrink = 1.0 / (1.0 + lens[DIVISION] * (q**2).sum(axis=-1, keepdims=True))
-    return q, q * shrink / focal, shrink / focal, 2.0 * lens[DIVISION] * shrink**2 / focal
+    squared = (q**2).sum(axis=-1, keepdims=True)
+    shrink = 1.0 / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4]))
+    slope = 2.0 * lens[DIVISION] + 4.0 * squared * lens[DIVISION_R4]
+    return q, q * shrink / focal, shrink / focal, slope * shrink**2 / focal
+
+
+def undistorted(points: FloatArray, lens: FloatArray) -> FloatArray:
+    """Points (N, 2) from the principal point, without the distortion, in the same unit."""
+    squared = (points**2).sum(axis=-1, keepdims=True)
+    return np.asarray(points / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4])))
 
 
 def refine_poses(batch: PairBatch, fit: EpipolarFit, *, iterations: int) -> EpipolarFit:

@@ -198,16 +198,17 @@ class Lens:
         return cameras
 
 
-def radial_of(division: float, camera: Camera) -> tuple[float, float]:
-    """k1 and k2 that say the most of a distortion of the division model, undistorted = distorted / (1 + division r^2).
+def radial_of(division: float, division_r4: float, camera: Camera) -> tuple[float, float]:
+    """k1 and k2 nearest to a distortion of the division model: undistorted = distorted / (1 + a r^2 + b r^4).
 
     Args:
-        division: about the camera's principal point, with r in halves of its image's diagonal.
+        division, division_r4: a and b, about the camera's principal point, with r in halves of its image's diagonal.
         camera: whose focal length the undistorted image has.
     """
     reach = float(np.linalg.norm(corners_of(camera, margin=MARGIN) - (camera.cx, camera.cy), axis=1).max())
     distorted = np.linspace(0.0, reach, 100)[1:]
-    stretch = 1.0 + division * (distorted / (0.5 * np.hypot(camera.width, camera.height))) ** 2
+    squared = (distorted / (0.5 * np.hypot(camera.width, camera.height))) ** 2
+    stretch = 1.0 + squared * (division + squared * division_r4)
     u = distorted / camera.mean_focal / stretch
     k1, k2 = np.linalg.lstsq(np.stack([u**3, u**5], axis=1), u * (stretch - 1.0), rcond=None)[0]
     return float(k1), float(k2)

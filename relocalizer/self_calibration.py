@@ -26,6 +26,7 @@ from scipy.special import ndtr, stdtrit
 
 from relocalizer.epipolar_fit import (
     DIVISION,
+    DIVISION_R4,
     LOG_FOCAL,
     OFFSET_X,
     OFFSET_Y,
@@ -40,6 +41,7 @@ from relocalizer.epipolar_fit import (
     poses_of_fundamental,
     refine_lens,
     refine_poses,
+    undistorted,
 )
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Camera
@@ -51,7 +53,7 @@ _MODEL_SIGMA = 0.01  # what even a good fit does not see: rolling shutter, a cen
 _SIGNIFICANT = 3.0  # standard deviations from none, for a distortion to be taken for one
 # From both on a model without distortion has no say: a rolling shutter looks like a little of it.
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
-_PULL = np.array([1.0, 0.15, 0.03, 0.03])  # standard deviations of the lens numbers, the unit half the diagonal
+_PULL = np.array([1.0, 0.15, 0.1, 0.03, 0.03])  # standard deviations of the lens numbers, the unit half the diagonal
 _GRID = 15  # focal lengths tried, over `FIELD_DEG`
 _EPIPOLAR_PX = 2.0
 _LEAST_NOISE_PX = 0.2
@@ -66,7 +68,9 @@ _MINIMA, _NEAR = 3, 1.3  # minima that are looked at, and times the least loss u
 _WINDOWS, _WINDOW_PAIRS = 6, 6  # stretches of time that a focal length is fitted to alone
 _WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
 _CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
-_ALL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]
+_USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]
+_BENDING = [DIVISION, DIVISION_R4]
+_STRONG = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y, DIVISION_R4]  # of a lens that distorts much
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,11 +102,13 @@ class FocalChange:
 class Distortion:
     """Radial distortion of the division model about the principal point, the unit half the image's diagonal.
 
-    undistorted = distorted / (1 + division * |distorted|^2), so -0.1 moves the corners out by a tenth.
+    undistorted = distorted / (1 + division r^2 + division_r4 r^4) with r = |distorted|, so -0.1 moves the corners out
+    by a tenth. `sigma` is that of `division`.
     """
 
     division: float = 0.0
     sigma: float = float("inf")
+    division_r4: float = 0.0
 
     @property
     def is_significant(self) -> bool:
@@ -206,16 +212,16 @@ class SelfCalibration:
         self._pairs = sorted(pairs, key=lambda pair: pair.first + pair.second)
         self._camera = camera
         self._unit = 0.5 * float(np.hypot(camera.width, camera.height))
-        self._pull = LensPull(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0]), _PULL)
+        self._pull = LensPull(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0]), _PULL)
 
     def estimate(self) -> FocalEstimate | NotDetermined:
         """The focal length, looked for among all that lenses have."""
-        chosen = self._choose(0.0)
+        chosen = self._choose(self._pull.mean)
         if isinstance(chosen, NotDetermined):
             return chosen
         fits = self._minima(chosen)
         best = fits[0]
-        again = self._choose(float(best.lens[DIVISION]))
+        again = self._choose(best.lens)
         if isinstance(again, NotDetermined):
             return again
         fit = self._refined(again, fit_poses(again.batch, again.F, best.lens))
@@ -223,7 +229,7 @@ class SelfCalibration:
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, looked for near that of the camera."""
-        chosen = self._choose(0.0)
+        chosen = self._choose(self._pull.mean)
         if isinstance(chosen, NotDetermined):
             return chosen
         start = fit_poses(chosen.batch, chosen.F, self._pull.mean)
@@ -231,7 +237,7 @@ class SelfCalibration:
 
     def distortion(self) -> Distortion:
         """What the camera leaves, if its focal length and principal point are right."""
-        chosen = self._choose(0.0)
+        chosen = self._choose(self._pull.mean)
         if isinstance(chosen, NotDetermined):
             return Distortion()
         free = [DIVISION]
@@ -242,11 +248,11 @@ class SelfCalibration:
 
     # --- the pairs -------------------------------------------------------------------------------------
 
-    def _choose(self, division: float) -> _Chosen | NotDetermined:
-        """The pairs that say something, their matches chosen under a distortion."""
+    def _choose(self, lens: FloatArray) -> _Chosen | NotDetermined:
+        """The pairs that say something, their matches chosen under the distortion of a lens."""
         found, flat = [], 0
         for pair in self._pairs:
-            matches = self._agreeing(pair, division)
+            matches = self._agreeing(pair, lens)
             if matches is not None and matches.is_flat:
                 flat += 1
             elif matches is not None:
@@ -256,12 +262,12 @@ class SelfCalibration:
         batch = _padded([matches for _, matches in found])
         unit = np.diag([self._unit, self._unit, 1.0])
         F = np.array([unit @ matches.F @ unit for _, matches in found])
-        distances = fundamental_distances(batch, F, np.array([0.0, division, 0.0, 0.0]))
+        distances = fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _BENDING), lens, 0.0))
         noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _LEAST_NOISE_PX / self._unit)
         frames = np.array([[pair.first, pair.second] for pair, _ in found], dtype=np.int64)
         return _Chosen(replace(batch, noise=noise), F, frames)
 
-    def _agreeing(self, pair: ViewPair, division: float) -> _Matches | None:
+    def _agreeing(self, pair: ViewPair, lens: FloatArray) -> _Matches | None:
         """The matches of a pair that agree with one epipolar geometry; None when they are too few."""
         x, y = (
             self._camera.normalised(pixels) * (self._camera.mean_focal / self._unit)
@@ -269,14 +275,14 @@ class SelfCalibration:
         )
         if len(x) < _LEAST_MATCHES:
             return None
-        straight_x, straight_y = (p * self._unit / (1.0 + division * (p**2).sum(axis=1, keepdims=True)) for p in (x, y))
+        straight_x, straight_y = (np.asarray(undistorted(points, lens) * self._unit) for points in (x, y))
         F, mask = cv2.findFundamentalMat(straight_x, straight_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, 0.999, 2000)
         if F is None or F.shape != (3, 3):
             return None
         rows = np.flatnonzero(mask.ravel())
         if len(rows) < max(_LEAST_MATCHES, _LEAST_SHARE * len(x)):
             return None
-        return _Matches(x[rows], y[rows], F, straight_x[rows], straight_y[rows])
+        return _Matches(x[rows], y[rows], np.asarray(F, dtype=np.float64), straight_x[rows], straight_y[rows])
 
     # --- the search ------------------------------------------------------------------------------------
 
@@ -289,7 +295,7 @@ class SelfCalibration:
         loss = np.array([self._loss(fit) for fit in fits])
         before, after = np.append(np.inf, loss[:-1]), np.append(loss[1:], np.inf)
         minima = sorted(np.flatnonzero((loss <= before) & (loss <= after)).tolist(), key=lambda n: float(loss[n]))
-        refined = [refine_lens(chosen.batch, fits[n], _ALL, self._pull, iterations=10) for n in minima[:_MINIMA]]
+        refined = [refine_lens(chosen.batch, fits[n], _USUAL, self._pull, iterations=10) for n in minima[:_MINIMA]]
         refined.sort(key=self._loss)
         near = [self._loss(fit) < _NEAR * self._loss(refined[0]) for fit in refined]
         return sorted(
@@ -300,11 +306,11 @@ class SelfCalibration:
         """All lens numbers fitted; poses caught in a minimum of their own are looked for anew on the way."""
         for _ in range(2):
             fit = best_of(fit, fit_poses(chosen.batch, chosen.F, fit.lens))
-            fit = refine_lens(chosen.batch, fit, _ALL, self._pull, iterations=15)
+            fit = refine_lens(chosen.batch, fit, _USUAL, self._pull, iterations=15)
         return fit
 
     def _loss(self, fit: EpipolarFit) -> float:
-        return float(fit.loss.sum()) + self._pull.loss(fit.lens, _ALL)
+        return float(fit.loss.sum()) + self._pull.loss(fit.lens, _USUAL)
 
     def _profile(self, chosen: _Chosen) -> list[EpipolarFit]:
         """Poses and distortion fitted at each focal length of a grid, each begun from its neighbour's."""
@@ -313,7 +319,7 @@ class SelfCalibration:
         grid = np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
         middle = int(np.argmin(np.abs(grid - self._pull.mean[LOG_FOCAL])))
         fits: dict[int, EpipolarFit] = {}
-        start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0]))
+        start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0, 0.0]))
         fits[middle] = refine_lens(chosen.batch, start, [DIVISION], self._pull, iterations=3)
         for way in (range(middle, _GRID), range(middle, -1, -1)):
             for n, following in pairwise(way):
@@ -334,17 +340,19 @@ class SelfCalibration:
         self, chosen: _Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
     ) -> FocalEstimate:
         """The estimate at a fit of all lens numbers."""
-        seen = influence(chosen.batch, fit, _ALL, self._pull)
-        sigmas = _sigmas(seen)
-        distortion = Distortion(float(fit.lens[DIVISION]), float(sigmas[DIVISION]))
         logs = [float(fit.lens[LOG_FOCAL])]
-        for free, division in self._simpler_models(distortion):
+        free, seen, distortion = self._distortion_of(chosen, fit, _USUAL)
+        if distortion.is_clear:
+            fit = refine_lens(chosen.batch, fit, _STRONG, self._pull, iterations=20)
+            free, seen, distortion = self._distortion_of(chosen, fit, _STRONG)
+            logs.append(float(fit.lens[LOG_FOCAL]))
+        sigmas = _sigmas(seen)
+        for simpler, held in self._simpler_models(distortion, free):
             lens = fit.lens.copy()
-            lens[[k for k in _ALL if k not in free]] = 0.0
-            lens[DIVISION] = division
+            lens[held] = 0.0
             start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
-            simpler = refine_lens(chosen.batch, start, free, self._pull, iterations=20)
-            logs.append(float(simpler.lens[LOG_FOCAL]))
+            other = refine_lens(chosen.batch, start, simpler, self._pull, iterations=20)
+            logs.append(float(other.lens[LOG_FOCAL]))
         spread = 0.5 * (max(logs) - min(logs))
         sigma = float(np.sqrt(sigmas[LOG_FOCAL] ** 2 + spread**2 + _MODEL_SIGMA**2))
         focal = float(np.exp(0.5 * (max(logs) + min(logs)))) * self._unit
@@ -359,12 +367,21 @@ class SelfCalibration:
             change=_change(chosen, fit, self._pull),
         )
 
+    def _distortion_of(
+        self, chosen: _Chosen, fit: EpipolarFit, free: list[int]
+    ) -> tuple[list[int], Influence, Distortion]:
+        """The free lens numbers of a fit, what says them, and the distortion among them."""
+        seen = influence(chosen.batch, fit, free, self._pull)
+        sigma = float(_sigmas(seen)[free.index(DIVISION)])
+        return free, seen, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
+
     @staticmethod
-    def _simpler_models(distortion: Distortion) -> list[tuple[list[int], float]]:
-        """Which lens numbers are free, and the distortion they begin with."""
-        models = [([LOG_FOCAL, DIVISION], distortion.division)]
+    def _simpler_models(distortion: Distortion, free: list[int]) -> list[tuple[list[int], list[int]]]:
+        """Other models of the lens: which numbers are free in them, and which are none."""
+        offset = [OFFSET_X, OFFSET_Y]
+        models = [([k for k in free if k not in offset], offset)]
         if not distortion.is_clear:
-            models.append(([LOG_FOCAL, OFFSET_X, OFFSET_Y], 0.0))
+            models.append(([LOG_FOCAL, *offset], _BENDING))
         return models
 
     def _flaw(self, chosen: _Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:

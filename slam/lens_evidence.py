@@ -101,7 +101,8 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
 def _step(found: FocalEstimate, camera: Camera, ratio: float) -> LensStep:
     radial = (0.0, 0.0)
     if found.distortion.is_clear:
-        radial = radial_of(found.distortion.division, camera.refocused((ratio, ratio)))
+        bent = found.distortion
+        radial = radial_of(bent.division, bent.division_r4, camera.refocused((ratio, ratio)))
     return LensStep((ratio, ratio), radial, is_guess=not found.is_known)
 
 

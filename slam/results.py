@@ -138,8 +138,8 @@ class RunFolder:
     def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:
         """The final trajectories, as (file name, what writes it): every frame, keyframes, live poses, other segments.
 
-        With them goes a camera.yaml when more is known of the lens than `calibration`, of the source's own pictures, and
-        a camera can say it.
+        With them goes a camera.yaml when more is known of the lens than `calibration`, of the source's own pictures,
+        and a camera can say it.
         """
         note = result.units.note
         trajectories = [
