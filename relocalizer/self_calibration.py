@@ -65,8 +65,9 @@ _BLOCKS = 8
 _MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, pictures 0.5 to 0.7
 _RIVAL = 8.0  # by this much a second minimum must be worse, where pairs tell as much as their scatter says
 _MINIMA, _NEAR = 3, 1.3  # minima that are looked at, and times the least loss up to which they are fitted with care
-_WINDOWS, _WINDOW_PAIRS = 6, 6  # stretches of time that a focal length is fitted to alone
+_WINDOWS, _WINDOW_PAIRS = 6, 5  # stretches of time that a focal length is fitted to alone
 _WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
+_TOLD_SIGMA = 0.06  # one that is told no better than this says nothing of a change
 _CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
 _USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]
 _BENDING = [DIVISION, DIVISION_R4]
@@ -85,7 +86,7 @@ class ViewPair:
 
 @dataclass(frozen=True, slots=True)
 class FocalChange:
-    """The focal length of the later images is (1 + share) times that of those up to `from_frame`."""
+    """The focal length of images after `to_frame` is (1 + share) times that of images before `from_frame`."""
 
     share: float
     sigma: float
@@ -364,7 +365,7 @@ class SelfCalibration:
             distortion=distortion,
             pairs=len(chosen.batch),
             flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
-            change=_change(chosen, fit, self._pull),
+            change=_change(chosen, self._constant_part(fit, distortion), self._pull),
         )
 
     def _distortion_of(
@@ -374,6 +375,14 @@ class SelfCalibration:
         seen = influence(chosen.batch, fit, free, self._pull)
         sigma = float(_sigmas(seen)[free.index(DIVISION)])
         return free, seen, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
+
+    def _constant_part(self, fit: EpipolarFit, distortion: Distortion) -> FloatArray:
+        """The lens without what a changing focal length would have bent: a clear distortion alone is believed."""
+        lens = self._pull.mean.copy()
+        lens[LOG_FOCAL] = fit.lens[LOG_FOCAL]
+        if distortion.is_clear:
+            lens[_BENDING] = fit.lens[_BENDING]
+        return lens
 
     @staticmethod
     def _simpler_models(distortion: Distortion, free: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -388,7 +397,6 @@ class SelfCalibration:
         """Why the focal length is to be left alone; empty when nothing is wrong with it."""
         side = max(self._camera.width, self._camera.height)
         field = float(np.degrees(2.0 * np.arctan(0.5 * side / focal)))
-        misfit = float(np.median(fit.loss / chosen.batch.weight.sum(axis=1)))
         others = [
             float(np.exp(f.lens[LOG_FOCAL])) * self._unit
             for f in rivals
@@ -396,7 +404,7 @@ class SelfCalibration:
         ]
         if not FIELD_DEG[0] < field < FIELD_DEG[1]:
             return f"the best one means a field of view of {field:.0f} degrees"
-        if misfit > _MISFIT:
+        if _misfit(chosen.batch, fit) > _MISFIT:
             return "no focal length explains how the matched points move"
         if others:
             return f"{others[0] / focal:.2f} times as long a focal length explains the images as well"
@@ -437,34 +445,60 @@ def _sigmas(seen: Influence) -> FloatArray:
     return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(seen.total)))))
 
 
-def _change(chosen: _Chosen, fit: EpipolarFit, pull: LensPull) -> FocalChange | None:
-    """Whether early and late pairs want different focal lengths, the rest of the lens held."""
+def _change(chosen: _Chosen, lens: FloatArray, pull: LensPull) -> FocalChange | None:
+    """Whether early and late pairs want different focal lengths, with the rest of the lens as it is in `lens`."""
     count = len(chosen.batch)
     windows = min(_WINDOWS, count // _WINDOW_PAIRS)
     if windows < 2:
         return None
-    of, free = np.arange(count) * windows // count, [LOG_FOCAL]
-    logs, variances = np.empty(windows), np.empty(windows)
-    for n in range(windows):
-        batch = chosen.batch.take(np.flatnonzero(of == n))
-        part = refine_lens(batch, fit.take(np.flatnonzero(of == n)), free, pull, iterations=15)
-        [sigma] = _sigmas(influence(batch, part, free, pull))
-        logs[n], variances[n] = part.lens[LOG_FOCAL], sigma**2 + _WINDOW_SIGMA**2
-    best: FocalChange | None = None
-    for split in range(1, windows):
-        (early, early_variance), (late, late_variance) = (
-            _weighted_mean(logs[part], variances[part]) for part in (slice(0, split), slice(split, None))
-        )
-        share, sigma = float(np.exp(late - early)) - 1.0, float(np.sqrt(early_variance + late_variance))
-        if best is None or abs(share) / sigma > abs(best.share) / best.sigma:
-            from_frame, to_frame = chosen.frames[of < split].max(), chosen.frames[of >= split].min()
-            best = FocalChange(share, sigma, int(from_frame), int(to_frame))
-    return best if best is not None and best.is_clear else None
+    of = np.arange(count) * windows // count
+    parts = [_focal_of(chosen, np.flatnonzero(of == n), lens, pull) for n in range(windows)]
+    parts = [part for part in parts if part.is_told]
+    changes = []
+    for split in range(1, len(parts)):
+        (early, early_variance), (late, late_variance) = _mean(parts[:split]), _mean(parts[split:])
+        sigma = float(np.sqrt(early_variance + late_variance))
+        share = float(np.expm1(late - early))
+        changes.append(FocalChange(share, sigma, parts[split - 1].middle, parts[split].middle))
+    return max((c for c in changes if c.is_clear), key=lambda c: abs(c.share) / c.sigma, default=None)
 
 
-def _weighted_mean(values: FloatArray, variances: FloatArray) -> tuple[float, float]:
-    """The mean of several estimates and its variance, which their scatter widens."""
-    weights = 1.0 / variances
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The logarithm of the focal length that a stretch of the footage wants, its sigma, and the stretch's middle."""
+
+    log_focal: float
+    sigma: float
+    misfit: float
+    middle: int
+
+    @property
+    def is_told(self) -> bool:
+        """In the middle of a zoom no focal length fits."""
+        return self.sigma < _TOLD_SIGMA and self.misfit < _MISFIT
+
+
+def _focal_of(chosen: _Chosen, rows: NDArray[np.int64], lens: FloatArray, pull: LensPull) -> _Part:
+    """What some pairs want with the rest of the lens held."""
+    batch, free = chosen.batch.take(rows), [LOG_FOCAL]
+    fit = refine_lens(batch, fit_poses(batch, chosen.F[rows], lens), free, pull, iterations=15)
+    [sigma] = _sigmas(influence(batch, fit, free, pull))
+    return _Part(
+        log_focal=float(fit.lens[LOG_FOCAL]),
+        sigma=float(np.hypot(sigma, _WINDOW_SIGMA)),
+        misfit=_misfit(batch, fit),
+        middle=int(np.median(chosen.frames[rows])),
+    )
+
+
+def _misfit(batch: PairBatch, fit: EpipolarFit) -> float:
+    """Loss of a match in the median pair."""
+    return float(np.median(fit.loss / batch.weight.sum(axis=1)))
+
+
+def _mean(parts: Sequence[_Part]) -> tuple[float, float]:
+    """The weighted mean of the logarithms and its variance, which their scatter widens."""
+    values, weights = np.array([p.log_focal for p in parts]), np.array([p.sigma**-2 for p in parts])
     mean = float((weights * values).sum() / weights.sum())
-    scatter = float((weights * (values - mean) ** 2).sum()) / max(len(values) - 1, 1)
+    scatter = float((weights * (values - mean) ** 2).sum()) / max(len(parts) - 1, 1)
     return mean, max(1.0, scatter) / float(weights.sum())

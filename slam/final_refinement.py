@@ -27,7 +27,7 @@ LENS_COST = 1.5  # times that of a round in which the camera is held
 OBSERVATION_S = 4e-6  # in each iteration of a round, the recognising before it included
 PAIR_S = 0.04  # a pair of keyframes that the lens is judged by
 EVIDENCE_SHARE = 0.1  # of what the run cost, for judging a camera that was given
-FEWEST_PAIRS, MOST_PAIRS = 24, 48
+FEWEST_PAIRS, MOST_PAIRS = 32, 48
 
 
 def refine_everything(
