@@ -119,6 +119,8 @@ def refine_pose(
             H += prior.information
             gradient += prior.information @ error
         delta = -np.linalg.solve(H + UNINFORMED * np.eye(6) * max(float(np.trace(H)), 1.0), gradient)
+        if not np.isfinite(delta).all():  # numbers too large for their squares: the pose so far has to do
+            break
         dR = exp_so3(delta[:3])
         R, t = dR @ R, dR @ t + delta[3:]
         if inlier_rounds == 2:
@@ -147,9 +149,9 @@ def pose_information(
     along = np.asarray(cam_from_world.rotation.apply(along_world)).reshape(-1, 3)
     p, along = p[p[:, 2] > 1e-6], along[p[:, 2] > 1e-6]
     J = _jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
-    smear = np.einsum("nij,nj->ni", J[:, :, 3:], along)
-    covariance = noise_px**2 * np.eye(2) + smear[:, :, None] * smear[:, None, :]
-    return np.asarray(np.einsum("nji,njk,nkl->il", J, np.linalg.inv(covariance), J))
+    _, J = _whitened(np.zeros((len(J), 2)), J, along, noise_px)
+    flat = J.reshape(-1, 6)
+    return np.asarray(flat.T @ flat / noise_px**2)
 
 
 def _normal_equations(J: FloatArray, residual: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -17,6 +17,10 @@ class CameraError(UserError):
     """A camera description that cannot be used, or does not fit its pictures."""
 
 
+class MaskError(UserError):
+    """A mask that cannot be read, or does not fit its images."""
+
+
 class SequenceError(UserError):
     """A source of pictures that cannot be read."""
 

@@ -39,8 +39,19 @@ class LocalFeatures:
     descriptors: NDArray[np.float32]
     scales: NDArray[np.float32]
 
+    @staticmethod
+    def none() -> LocalFeatures:
+        return LocalFeatures(
+            pixels=np.empty((0, 2), np.float32),
+            descriptors=np.empty((0, DESCRIPTOR_SIZE), np.float32),
+            scales=np.empty(0, np.float32),
+        )
+
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def where(self, keep: NDArray[np.bool_]) -> LocalFeatures:
+        return LocalFeatures(self.pixels[keep], self.descriptors[keep], self.scales[keep])
 
 
 def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> LocalFeatures:
@@ -67,7 +78,7 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
     if len(keypoints) < _POOR * config.max_features:
         small, sift, keypoints = _find(gray, mask, 1.0, _FAINT)
     if not keypoints:
-        return _no_features()
+        return LocalFeatures.none()
     chosen = spread(
         np.array([k.pt for k in keypoints], dtype=np.float32),
         np.array([k.response for k in keypoints], dtype=np.float32),
@@ -94,8 +105,7 @@ def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
 
 def ordinary(features: LocalFeatures, config: FeaturesConfig) -> LocalFeatures:
     """Without the points that only the search for fainter ones finds: they are smaller, and poor at telling places."""
-    keep = features.scales >= _SMALLEST / config.detection_scale
-    return LocalFeatures(features.pixels[keep], features.descriptors[keep], features.scales[keep])
+    return features.where(features.scales >= _SMALLEST / config.detection_scale)
 
 
 def _keep_freed_memory() -> None:
@@ -197,11 +207,3 @@ def _shrunk(gray: Image, scale: float, interpolation: int) -> Image:
         return gray
     height, width = (max(1, round(side * scale)) for side in gray.shape)
     return np.asarray(cv2.resize(gray, (width, height), interpolation=interpolation), dtype=np.uint8)
-
-
-def _no_features() -> LocalFeatures:
-    return LocalFeatures(
-        pixels=np.empty((0, 2), np.float32),
-        descriptors=np.empty((0, DESCRIPTOR_SIZE), np.float32),
-        scales=np.empty(0, np.float32),
-    )

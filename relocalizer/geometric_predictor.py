@@ -14,6 +14,7 @@ from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, detect_features, match_features, occupied_cells, ordinary
 from relocalizer.geometry import exp_so3, log_so3
+from relocalizer.image_static import standing_still
 from relocalizer.images import Camera, Image, to_gray
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, View
 from relocalizer.retrieval import Vlad, shipped_vlad
@@ -122,7 +123,7 @@ class GeometricPredictor:
             )
         features = view.features
         if features is None:
-            features = detect_features(to_gray(view.image), self._features)
+            features = detect_features(to_gray(view.image), self._features, view.mask)
         return self.encode_features(features, view.camera)
 
     def _relate(self, i: GeometricEncoded, j: GeometricEncoded) -> PairEstimate | NoEstimate:
@@ -136,7 +137,7 @@ class GeometricPredictor:
             i.camera,
             j.camera,
         )
-        return relate_matches(matches, self._config)
+        return relate_matches(matches.subset(~standing_still(matches)), self._config)
 
 
 def build(features: FeaturesConfig, config: GeometricConfig) -> GeometricPredictor:

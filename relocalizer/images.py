@@ -26,6 +26,7 @@ Image = NDArray[np.uint8]
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
 
 CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
+MASK_KEYS = ("ignore", "mask_rectangles")  # in the same file, read by slam.mask
 DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -161,7 +162,7 @@ def load_camera(path: Path) -> Camera:
     """
     data = read_camera_yaml(path)
     missing = [key for key in CAMERA_KEYS[:6] if key not in data]
-    unknown = sorted(str(key) for key in data if key not in CAMERA_KEYS)
+    unknown = sorted(str(key) for key in data if key not in (*CAMERA_KEYS, *MASK_KEYS))
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
         raise CameraError(f"{path}: {'; '.join(parts)} (expected {', '.join(CAMERA_KEYS)})")

@@ -25,6 +25,7 @@ class View:
     image: Image
     camera: Camera | None = None
     features: LocalFeatures | None = None  # when somebody has them already, so that they are found once
+    mask: NDArray[np.uint8] | None = None  # (H, W), features only where it is not zero
 
 
 class Encoded(Protocol):

@@ -18,6 +18,9 @@ NEWTON_STEPS = 20  # quadratic from the start for any lens that is nearly a pinh
 GRID_PX = 20  # between the points a calibration is fitted to
 MIN_SLOPE = 0.1  # of the distortion along a radius: a lens that folds pixels onto one another has none left
 MARGIN = 1.1  # times the farthest pixel's distance, up to where a correction must have an inverse
+RADII = 200  # at which a lens is tried, from the principal point to there
+BACK_PX = 0.01  # by which the way there and back may miss
+MAX_FOCAL_RATIO = 100.0  # of one correction, either way
 MISFIT_PX = 1.0  # a calibration farther off than this says something else than what was found
 
 
@@ -49,20 +52,6 @@ class LensStep:
         if self.is_nothing:
             return camera
         return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and self.is_guess)
-
-    def is_invertible(self, camera: Camera, pixels: NDArray[Any]) -> bool:
-        """Whether `straightened` has one answer, and a stable one, for `pixels` (N, 2) and all nearer to the centre.
-
-        Out to the radius u where the distorted radius u (1 + k1 u^2 + k2 u^4) rises by less than `MIN_SLOPE`.
-        """
-        k1, k2 = self.radial
-        reach = float(np.linalg.norm(self.camera(camera).normalised(pixels), axis=1).max(initial=0.0))
-        squares = np.roots([5 * k2, 3 * k1, 1 - MIN_SLOPE])  # of the radii at which the slope has come down to that
-        limits = np.sqrt([root.real for root in squares if abs(root.imag) < 1e-12 and root.real > 0])
-        if not len(limits):
-            return True
-        u = float(limits.min())
-        return u * (1 + u**2 * (k1 + u**2 * k2)) >= reach
 
     def straightened(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """Where the corrected pinhole camera sees what `camera`'s pictures show at `pixels` (N, 2)."""
@@ -160,13 +149,24 @@ class Lens:
         return float(np.linalg.norm(unbent * (self.camera.fx, self.camera.fy), axis=1).max())
 
     @property
-    def straightened_margin(self) -> float:
-        """How far out straightened pictures reach, with `MARGIN`, in distances of a picture's corner."""
+    def is_invertible(self) -> bool:
+        """Whether every pixel has one place in the undistorted image, and a stable one; with a margin of `MARGIN`.
+
+        Distortion is radial, so the pixels between the principal point and the farthest corner tell.
+        """
         if self.start is None:
-            return MARGIN
-        reach = self.camera.normalised(self.straightened(corners_of(self.start, margin=MARGIN)))
-        corners = self.camera.normalised(corners_of(self.start))
-        return float(np.linalg.norm(reach, axis=1).max() / np.linalg.norm(corners, axis=1).max())
+            return True
+        ratios = np.array([step.focal_ratio for step in self.steps])
+        if not ((ratios > 1.0 / MAX_FOCAL_RATIO) & (ratios < MAX_FOCAL_RATIO)).all():  # never with NaN
+            return False
+        corners, centre = corners_of(self.start, margin=MARGIN), np.array([self.start.cx, self.start.cy])
+        corner = corners[np.linalg.norm(corners - centre, axis=1).argmax()]
+        pixels = centre + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - centre)
+        with np.errstate(over="ignore", invalid="ignore"):
+            straight = self.straightened(pixels)
+            wider = np.diff((straight - centre) @ (corner - centre)) / np.diff((pixels - centre) @ (corner - centre))
+            back = np.abs(self.bent(straight) - pixels)
+            return bool((wider > 0.0).all() and (wider < 1.0 / MIN_SLOPE).all() and (back < BACK_PX).all())
 
     def calibration(self, given: Camera) -> Camera | None:
         """One camera that says what `given` says and what was found, for the source's own pictures.

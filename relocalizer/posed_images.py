@@ -54,6 +54,7 @@ class PosedPicture:
         read: gives it as RGB (H, W, 3), undistorted.
         camera: the pinhole camera of what `read` gives.
         world_from_cam: its pose; the map is in this world and its unit.
+        mask: (H, W), features only where it is not zero.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PosedPicture:
     camera: Camera
     world_from_cam: RigidTransform
     timestamp_ns: int = 0
+    mask: NDArray[np.uint8] | None = None
 
 
 def map_from_poses(
@@ -179,7 +181,7 @@ def _look(
             unreadable.append(str(error))
             continue
         readable.append(picture)
-        features = detect_features(to_gray(image), config)
+        features = detect_features(to_gray(image), config, picture.mask)
         [encoded] = predictor.encode([View(image, picture.camera, features)])
         places.append(predictor.describe(encoded))
         coarse.append(quantised(features.descriptors))

@@ -202,7 +202,8 @@ class Relocalizer:
     def _with_features(self, view: View) -> View:
         if view.camera is None or view.camera.model != "pinhole" or view.features is not None:
             return view
-        return View(view.image, view.camera, detect_features(to_gray(view.image), self._features))
+        features = detect_features(to_gray(view.image), self._features, view.mask)
+        return View(view.image, view.camera, features)
 
     def _candidates(self, descriptor: NDArray[np.float32]) -> list[int]:
         """Keyframe rows that look alike, most similar first, none almost at the pose of another."""

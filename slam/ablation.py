@@ -103,9 +103,10 @@ def measure_parts(
         if on_run:
             on_run(part, number, len(everything))
         statistics = pipeline.RunStatistics()
-        slam = pipeline.build(with_overrides(config, part.settings), observers=[statistics])
+        frames = open_frames()
+        slam = pipeline.build(with_overrides(config, part.settings), observers=[statistics], mask=frames.mask)
         cpu_before = time.process_time()
-        outcome = pipeline.run(frames := open_frames(), slam)
+        outcome = pipeline.run(frames, slam)
         outcome.raise_failure()
         cpu_s = time.process_time() - cpu_before
         outcome = pipeline.anchored(outcome, slam, config.anchor.scale_from, frames.ground_truth)

@@ -80,7 +80,7 @@ def measure_run(
     """
     statistics = pipeline.RunStatistics()
     started = time.perf_counter()
-    slam = pipeline.build(config, observers=[statistics])
+    slam = pipeline.build(config, observers=[statistics], mask=source.mask)
     ready_s, cpu_before = time.perf_counter() - started, time.process_time()
     outcome = pipeline.run(source, slam, on_progress=on_progress)
     outcome.raise_failure()

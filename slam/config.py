@@ -18,6 +18,11 @@ class InputConfig(Section):
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Larger pictures are shrunk so that their longer side has this many pixels."
     )
+    mask: str = Field(
+        "",
+        description="An image of the size or shape of the source's: what is black in it is ignored, what is white is "
+        "used, as in COLMAP; empty masks nothing.",
+    )
     prefetch_frames: int = Field(8, ge=0, le=256, description="Pictures read ahead by the reading thread.")
 
 

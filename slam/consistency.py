@@ -192,8 +192,8 @@ class LoopEvidence:
     def weigh(self, edge: Edge, graph: KeyframeGraph) -> Believed | Held:
         """What a newly verified loop, with all that is remembered, allows; the graph is always the same one."""
         self._odometry.follow(graph)
-        group = self._compare(edge)
         self._remember(edge)
+        group = self._compare(edge)
         friends = [key for key in group if self._agree[frozenset([key, (edge.i, edge.j)])]]
         agree = np.ones((len(friends), len(friends)), bool)
         for (row, a), (column, b) in combinations(enumerate(friends), 2):
@@ -232,7 +232,7 @@ class LoopEvidence:
         return None
 
     def _compare(self, edge: Edge) -> list[tuple[int, int]]:
-        """Compare a loop with the remembered ones; those that there is something to compare with."""
+        """Compare a loop with the other remembered ones; those that there is something to compare with."""
         others = [e for key, e in self._loops.items() if key != (edge.i, edge.j)]
         group = []
         for other in others:
@@ -243,9 +243,13 @@ class LoopEvidence:
         return group
 
     def _remember(self, edge: Edge) -> None:
-        self._loops.pop((edge.i, edge.j), None)
+        """Take a loop in as the newest, in the place of an earlier measurement of it, and forget the oldest."""
+        self._forget((edge.i, edge.j))
         self._loops[edge.i, edge.j] = edge
         while len(self._loops) > WINDOW:
-            gone = next(iter(self._loops))
-            del self._loops[gone]
-            self._agree = {pair: same for pair, same in self._agree.items() if gone not in pair}
+            self._forget(next(iter(self._loops)))
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        """Forget a loop together with what it was compared with: what is compared is always remembered."""
+        if self._loops.pop(key, None) is not None:
+            self._agree = {pair: same for pair, same in self._agree.items() if key not in pair}

@@ -13,6 +13,9 @@ from slam.ablation import Worth
 from slam.bench import RunCost, StageCost
 from slam.pipeline import RANDOM_WEIGHTS, RunStatistics
 
+TOLD_OVERLAY = 0.01  # of the points; a speck of dirt is not worth a line
+TOLD_RESTING = 0.1  # of the frames
+
 
 def state_line(statistics: RunStatistics, frames: int, seconds: float) -> str:
     """The state of a run in one line: 'tracking, 24.1 fps, 31 keyframes, 2 loops'."""
@@ -42,6 +45,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("loops", f"{loops['accepted']} accepted, {loops['rejected']} rejected"),
         ("lost", _lost_words(lost)),
     ]  # fmt: skip
+    rows += _image_rows(report)
     if report["other_segments"]:
         frames = _count(sum(report["other_segments"]), "frame")
         rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
@@ -103,6 +107,24 @@ def _focal_words(lens: Mapping[str, Any]) -> str:
             return f"focal length {start:.1f} px as given, but {lens['reason']}"
         case _:
             return ""
+
+
+def _image_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What of the image does not show the world, and whether the camera moved."""
+    rows = []
+    if report.get("masked_share", 0.0) > 0:
+        rows.append(("masked", f"{_percent(report['masked_share'])} of the image"))
+    if report.get("overlay_share", 0.0) >= TOLD_OVERLAY:
+        share = f"{_percent(report['overlay_share'])} of the points never move in the image (an overlay?)"
+        rows.append(("overlay", f"{share}; they were left out; --mask names such a region"))
+    if report["frames"] and report.get("frames_resting", 0) >= TOLD_RESTING * report["frames"]:
+        rows.append(
+            (
+                "at rest",
+                f"the camera did not move in {_percent(report['frames_resting'] / report['frames'])} of the frames",
+            )
+        )
+    return rows
 
 
 def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:

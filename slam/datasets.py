@@ -31,6 +31,7 @@ from slam.calibrations import (
     kitti_projection,
     tum_camera,
 )
+from slam.mask import Rectangle, ignored_in
 from slam.tables import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
 from slam.trajectory import Trajectory, read_euroc, read_kitti, read_tum
 
@@ -58,6 +59,7 @@ class SequenceIndex:
         timestamps_ns: (N,) int64, strictly increasing, one for each picture.
         camera: as calibrated, perhaps with distortion; None when nobody says.
         camera_source: where that camera comes from, for messages.
+        ignored: rectangles of its images that are to be ignored.
         ground_truth: poses of the same camera, on the clock of `timestamps_ns`.
         notes: what else the user should hear.
         video: the file, when the pictures are in one; then there are no `image_paths`.
@@ -69,6 +71,7 @@ class SequenceIndex:
     timestamps_ns: NDArray[np.int64]
     camera: Camera | None = None
     camera_source: str = ""
+    ignored: tuple[Rectangle, ...] = ()
     ground_truth: Trajectory | None = None
     notes: tuple[str, ...] = ()
     video: Path | None = None
@@ -100,7 +103,7 @@ def index_folder(folder: Path) -> SequenceIndex:
 
     Raises:
         SequenceError: no such folder, nothing in it that can be read, or its files contradict each other.
-        CameraError, TrajectoryError: its calibration or its ground truth cannot be read.
+        CameraError, MaskError, TrajectoryError: its calibration or its ground truth cannot be read.
     """
     folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
     entries = _entries(folder)
@@ -117,6 +120,7 @@ def index_folder(folder: Path) -> SequenceIndex:
     own_camera = folder / "camera.yaml"
     if os.path.isfile(own_camera):
         index = replace(index, camera=load_camera(own_camera), camera_source=str(own_camera))
+        index = replace(index, ignored=ignored_in(own_camera))
     return index
 
 

@@ -35,6 +35,9 @@ class FrameProcessed:
             that agree with the pose (all False without one).
         depth: median depth of the landmarks in view, map units; NaN without a pose.
         stage_ms: wall time by stage of this step.
+        overlay_share: of the points that are followed, the share that stands still in the image while the world moves:
+            they are drawn over it or fixed to the camera, and are used for nothing.
+        camera_rests: whether most of the image stood still over the last frames.
     """
 
     frame: Frame
@@ -47,6 +50,8 @@ class FrameProcessed:
     is_inlier: NDArray[np.bool_]
     depth: float
     stage_ms: Mapping[str, float]
+    overlay_share: float = 0.0
+    camera_rests: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -114,6 +119,14 @@ class GraphOptimised:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleUnobservable:
     """A length could not be measured here; nothing was invented."""
+
+    frame_index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateRefused:
+    """A solver failed, or what came out of it or of the predictor is not finite: it was not used."""
 
     frame_index: int
     reason: str
@@ -194,6 +207,7 @@ Event = (
     | EdgeRejected
     | GraphOptimised
     | ScaleUnobservable
+    | EstimateRefused
     | TrackingLost
     | Relocalised
     | PlacedLater

@@ -10,7 +10,9 @@ import numpy as np
 from slam.config import RefinementConfig
 from slam.lens_evidence import (
     LEFT_BY_CALIBRATIONS,
+    LensEvidence,
     LensFinding,
+    LensState,
     changed_between,
     examine_assumed,
     examine_given,
@@ -81,8 +83,8 @@ def calibrate(mapper: Mapper, segments: list[int], config: RefinementConfig, bud
     for segment in segments:
         finding = _examined(mapper, segment, config, budget_s)
         mapper.lens_evidence[segment] = finding.evidence
-        if not finding.step.is_nothing:
-            mapper.correct_lens(segment, finding.step)
+        if problem := "" if finding.step.is_nothing else mapper.correct_lens(segment, finding.step):
+            mapper.lens_evidence[segment] = LensEvidence(LensState.GUESS, reason=problem)
         if finding.may_have_distortion:
             camera = mapper.graph.keyframes[mapper.graph.segment(segment)[0]].camera
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))

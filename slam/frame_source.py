@@ -9,6 +9,7 @@ from typing import Protocol
 from relocalizer.errors import SequenceError
 from relocalizer.images import Camera
 from slam.frames import Frame
+from slam.mask import Mask
 from slam.trajectory import Trajectory
 
 
@@ -20,6 +21,7 @@ class FrameSource(Protocol):
         description: one line of plain text that says what was recognised ("TUM RGB-D layout: 613 pictures, ...").
         camera: the pinhole camera of every frame it will give (after undistortion).
         calibration: the camera of its own pictures, before they are shrunk and undistorted; given or assumed.
+        mask: (H, W) of every frame, 0 where the image is to be ignored; None when all of it is used.
         length: frames to come, None for a live stream. A damaged file may give fewer.
         ground_truth: when the source has it.
         skipped: pictures that could not be read so far, as (name, reason).
@@ -30,6 +32,7 @@ class FrameSource(Protocol):
     description: str
     camera: Camera
     calibration: Camera
+    mask: Mask | None
     length: int | None
     ground_truth: Trajectory | None
     skipped: list[tuple[str, str]]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, refine_pose, rotate_pixels, search_pose
+from relocalizer.features import LocalFeatures
 from relocalizer.geometry import rotation_matrix
+from relocalizer.image_static import MOST, resting
 from relocalizer.images import Camera, Image
 from slam.config import SlamConfig
 from slam.frames import Frame, Seen
 from slam.graph import KeyframeGraph
-from slam.keyframes import KeyframePolicy
+from slam.keyframes import KeyframePolicy, common_pixels
 from slam.landmarks import LandmarkMap
+from slam.overlay import Overlay
 from slam.tracks import PointTracker, Tracks
+
+RESTING_FRAMES = 10  # over which the tracks of a camera that does not move stay where they are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +41,12 @@ class NotLocated:
 
 
 class FrontEnd:
-    """Owns the live picture: in grey, its tracks, its pose and what that rests on, and the camera's motion."""
+    """Owns the live picture: in grey, its tracks, its pose and what that rests on, and the camera's motion.
+
+    Attributes:
+        overlay_share: of all that is followed, the share that stands still in the image while the world moves.
+        is_resting: whether most of the image stood still over the last frames.
+    """
 
     def __init__(self, config: SlamConfig, tracker: PointTracker, graph: KeyframeGraph, landmarks: LandmarkMap) -> None:
         self._config = config
@@ -44,6 +55,9 @@ class FrontEnd:
         self._landmarks = landmarks
         self._policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
+        self._overlay = Overlay(0.5 * config.tracks.window_px)
+        self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
+        self.is_resting = False
         self._motion: RigidTransform | None = None  # last_from_next, expected to repeat
         self.pose: RigidTransform | None = None  # world_from_cam of the last frame, None while unknown
         self.tracks = Tracks.none()
@@ -52,21 +66,63 @@ class FrontEnd:
 
     def advance(self, frame: Frame) -> None:
         """Follow the tracks into the next picture, whose pose is yet to be found."""
-        gray = self._tracker.gray(frame.image)
+        gray = self._gray_of(frame)
         tracks = self.before = self._landmarks.renamed(self.tracks)
-        self.agreeing = Tracks.none()
+        agreeing, self.agreeing = self.agreeing, Tracks.none()
+        self.tracks = Tracks.none()
         if len(tracks) and self._gray.shape == gray.shape:
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, self._guess(frame, tracks))
-            self.tracks = Tracks(tracks.ids, pixels).where(found)
+            inside = frame.camera.contains(pixels.astype(np.float64))  # NaN is nowhere
+            self.tracks = Tracks(tracks.ids, pixels).where(found & inside)
+            self._overlay.follow(self._gray, gray)
+            self.leave_out(self._overlay.look(self.tracks, agreeing, frame.camera))
         self._gray = gray
+        self._watch_rest(frame.camera)
+
+    def leave_out(self, ids: NDArray[np.int64]) -> None:
+        """Tracks that are no points of the world are followed no more, and have no place."""
+        if len(ids):
+            self.tracks = self.tracks.where(~np.isin(self.tracks.ids, ids))
+            self._landmarks.forget_place(ids)
+
+    def leave_out_overlay(self, pixels: NDArray[np.float32]) -> None:
+        """No new points are begun around these pixels (N, 2) of the newest image: they are overlay."""
+        self._overlay.add(pixels)
+
+    def _watch_rest(self, camera: Camera) -> None:
+        full = len(self._recent) == RESTING_FRAMES
+        share = resting(*common_pixels(self._recent[0], self.tracks), camera)[0] if full else 0.0
+        self.is_resting = share >= MOST
+        self._recent.append(self.tracks)
+
+    @property
+    def overlay_share(self) -> float:
+        return self._overlay.count / max(self._overlay.count + len(self.tracks), 1)
 
     def see(self, frame: Frame) -> Seen:
         """The frame whose picture was taken last, with its features."""
-        return Seen(frame, self._tracker.detect(self._gray), self.tracks)
+        return self.without_overlay(Seen(frame, self._detect(self._gray, frame.camera), self.tracks))
 
     def look_at(self, frame: Frame) -> Seen:
         """A frame out of turn, with its features; nothing was followed into it."""
-        return Seen(frame, self._tracker.detect(self._tracker.gray(frame.image)), Tracks.none())
+        features = self._detect(self._gray_of(frame), frame.camera)
+        return self.without_overlay(Seen(frame, features, Tracks.none()))
+
+    def without_overlay(self, seen: Seen) -> Seen:
+        """A frame without the features that lie on what stands still in the image, as far as that is known by now."""
+        return replace(seen, features=self._overlay.cleared(seen.features))
+
+    def _gray_of(self, frame: Frame) -> Image:
+        return self._tracker.gray(frame.image) if frame.image.size else np.zeros((0, 0), np.uint8)
+
+    def _detect(self, gray: Image, camera: Camera) -> LocalFeatures:
+        """Features of a picture that are finite and lie in it; none where it has no pixels."""
+        if gray.size == 0:
+            return LocalFeatures.none()
+        found = self._tracker.detect(gray)
+        inside = camera.contains(found.pixels.astype(np.float64))
+        usable = inside & np.isfinite(found.scales) & np.isfinite(found.descriptors).all(axis=1)
+        return found if usable.all() else found.where(usable)
 
     @property
     def here(self) -> Located:

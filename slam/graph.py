@@ -52,7 +52,10 @@ class Edge:
 
 @dataclass(slots=True)
 class KeyframeGraph:
-    """What the map is made of. Only `Slam` writes to it."""
+    """What the map is made of: the one mutable table of keyframes, poses, segments, edges and weights.
+
+    `slam.mapping`, `slam.linking`, `slam.saved_map` and `slam.anchor` write to it; everyone else reads.
+    """
 
     keyframes: dict[int, Keyframe] = field(default_factory=dict)
     edges: dict[tuple[int, int], Edge] = field(default_factory=dict)

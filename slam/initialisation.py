@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometric_predictor import relate_matches
 from relocalizer.geometry import FloatArray, Similarity, rigid
 from relocalizer.guided_matching import match_along_lines
+from relocalizer.image_static import share_of_image, standing_still
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.triangulation import triangulate
-from relocalizer.two_view import Matches
+from relocalizer.two_view import Matches, find_turn
+from slam.answers import relate
 from slam.config import SlamConfig
 from slam.frames import Frame, Keyframe, Seen
 from slam.front_end import FrontEnd, Located
@@ -27,11 +30,16 @@ from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap
 from slam.localization import CONFIDENT
 from slam.mapping import Mapper
+from slam.overlay import LEAST
+from slam.resting import Rest
 from slam.tracks import Tracks
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
 MATCH_RATIO = 0.85
 LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # of descriptors matched along epipolar lines
+# Of the image, that a turn of the camera alone may explain: so much has no depth yet, and what is left may be a thing
+# that moves by itself. Pairs that began maps of real sequences had 2 to 54 %.
+MOST_TURNED = 0.65
 MAX_BETWEEN = 1000  # frames remembered between the two of the pair; of more, every second one
 
 
@@ -91,20 +99,22 @@ class Initialiser:
         self._predictor = predictor
         self._references: deque[Reference] = deque(maxlen=self._config.references)  # the one that is followed is first
         self._next_try_px = 0.0
+        self._rest = Rest(self._config.min_parallax_px)
 
     def restart(self) -> None:
         """Forget the references; the next frame is the new one."""
         self._references.clear()
+        self._rest = Rest(self._config.min_parallax_px)
 
     def take(self, frame: Frame) -> FirstPair | Waiting:
         """Try the current frame, whose tracks the front end holds, against the reference."""
         if not self._references:
             return self._begin(frame, self._front_end.see(frame).features)
         followed = self._references[0]
-        before, now = common_pixels(followed.seen.tracks, self._front_end.tracks)
+        before, _ = common_pixels(followed.seen.tracks, self._front_end.tracks)
         if len(before) < self._config.min_landmarks:
             return self._take_by_looks(frame)
-        outcome = self._take_by_tracks(followed, frame, np.linalg.norm(now - before, axis=1))
+        outcome = self._take_by_tracks(followed, frame)
         if isinstance(outcome, Waiting):
             followed.remember(frame, self._front_end.tracks)
         return outcome
@@ -112,17 +122,37 @@ class Initialiser:
     def _begin(self, frame: Frame, features: LocalFeatures) -> Waiting:
         """Take this frame as the reference that is followed."""
         tracks = self._landmarks.start(features.pixels, features.descriptors, frame.image)
-        self._front_end.tracks = tracks
+        witnesses = self._front_end.tracks.where(self._rest.is_witness(self._front_end.tracks.ids))
+        self._front_end.tracks = tracks = tracks.joined(witnesses)
         self._references.appendleft(Reference(Seen(frame, features, tracks)))
         self._next_try_px = self._config.min_parallax_px
         return Waiting(f"{len(features)} points to follow")
 
-    def _take_by_tracks(self, first: Reference, frame: Frame, moved_px: FloatArray) -> FirstPair | Waiting:
-        moved = float(np.median(moved_px))
+    def _take_by_tracks(self, first: Reference, frame: Frame) -> FirstPair | Waiting:
+        resting = self._leave_out_what_is_no_world(first.seen.tracks, frame)
+        if resting is not None:
+            return resting
+        before, now = common_pixels(first.seen.tracks, self._front_end.tracks)
+        moved = float(np.median(np.linalg.norm(now - before, axis=1))) if len(now) else 0.0
         if moved < self._next_try_px:
             return Waiting(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
         self._next_try_px = RETRY_GROWTH * moved
         return self._try(first, self._front_end.see(frame))
+
+    def _leave_out_what_is_no_world(self, first: Tracks, frame: Frame) -> Waiting | None:
+        """Drop tracks that stand still while the world moves, or that move while it rests; why to wait, if it rests."""
+        front_end = self._front_end
+        ids = np.intersect1d(first.ids, front_end.tracks.ids, assume_unique=True)
+        before, now = common_pixels(first, front_end.tracks)
+        crossing = self._rest.crossing(ids, before, now, frame.camera)
+        if crossing is not None:
+            front_end.leave_out(ids[crossing])
+            return Waiting(self._rest.reason) if self._rest.reason else None
+        still = standing_still(Matches(before.astype(np.float64), now.astype(np.float64), frame.camera, frame.camera))
+        if still.sum() >= LEAST:
+            front_end.leave_out_overlay(now[still])
+            front_end.leave_out(ids[still])
+        return None
 
     def _take_by_looks(self, frame: Frame) -> FirstPair | Waiting:
         """Where the step was too wide to follow, points of the references are recognised by their descriptors."""
@@ -138,11 +168,23 @@ class Initialiser:
 
     def _try_by_looks(self, first: Reference, frame: Frame, features: LocalFeatures) -> FirstPair | Waiting:
         pairs = match_features(first.seen.features, features, ratio=MATCH_RATIO)
+        pairs = pairs[~self._is_overlay(first.seen, frame, features, pairs)]
         tracks = Tracks(first.seen.tracks.ids[pairs[:, 0]], features.pixels[pairs[:, 1]])
         needed = min(self._config.min_confirming, self._config.min_landmarks)
         if len(tracks) < needed:
             return Waiting(f"{len(tracks)} points recognised, {needed} needed")
         return self._try(first, Seen(frame, features, tracks), by_looks=True)
+
+    def _is_overlay(
+        self, first: Seen, frame: Frame, features: LocalFeatures, pairs: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which matches (N, 2) stand still in the image while the others move; no points are begun there."""
+        before = first.features.pixels[pairs[:, 0]].astype(np.float64)
+        now = features.pixels[pairs[:, 1]].astype(np.float64)
+        still = standing_still(Matches(before, now, first.frame.camera, frame.camera))
+        if still.any():
+            self._front_end.leave_out_overlay(features.pixels[pairs[still, 1]])
+        return still
 
     def _try(self, first: Reference, second: Seen, *, by_looks: bool = False) -> FirstPair | Waiting:
         """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
@@ -150,7 +192,7 @@ class Initialiser:
             return self._consider(first, second, self._relate_tracks(first.seen, second), by_looks)
         if first.encoded is None:
             first.encoded = self._encode(first.seen)
-        [estimate] = self._predictor.relate([(first.encoded, self._encode(second))])
+        estimate = relate(self._predictor, first.encoded, self._encode(second))
         outcome = self._consider(first, second, estimate, by_looks)
         if isinstance(outcome, Waiting) and _is_of_a_network(estimate):
             # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,
@@ -194,9 +236,28 @@ class Initialiser:
         parallax = float(np.degrees(np.median(result.parallax_rad[result.good])))
         if parallax < config.min_parallax_deg:
             return Waiting(f"parallax {parallax:.2f} deg, {config.min_parallax_deg:g} needed")
+        turning = self._waits_while_turning(first.seen, second, estimate.i_from_j_rotation)
+        if turning is not None:
+            return turning
         length = 1.0 / float(np.median(result.points_i[result.good, 2]))
         pose = rigid(estimate.i_from_j_rotation, length * direction)
-        return FirstPair(first.seen, second, estimate, pose, parallax, first.between)
+        seen = self._front_end.without_overlay(first.seen)
+        return FirstPair(seen, self._front_end.without_overlay(second), estimate, pose, parallax, first.between)
+
+    def _waits_while_turning(self, first: Seen, second: Seen, rotation: FloatArray) -> Waiting | None:
+        """Why to wait when a turn of the camera explains most of the image; what moves far against it is dropped."""
+        ids = np.intersect1d(first.tracks.ids, second.tracks.ids, assume_unique=True)
+        before, now = common_pixels(first.tracks, second.tracks)
+        pair = Matches(before.astype(np.float64), now.astype(np.float64), first.frame.camera, second.frame.camera)
+        turn = find_turn(pair, rotation, self._geometric.epipolar_px)
+        turned = share_of_image(now, turn.agrees, second.frame.camera)
+        if turned <= MOST_TURNED:
+            return None
+        self._front_end.leave_out(ids[turn.slide_px >= self._config.min_parallax_px])
+        return Waiting(
+            f"the camera stands still or only turns: that explains {turned:.0%} of the image, at most "
+            f"{MOST_TURNED:.0%} allowed, and what else moves may be something that crosses it"
+        )
 
     def _needed(self, estimate: PairEstimate) -> int:
         """Landmarks that the pair must give: fewer where its pose rests on matches that leave little doubt."""
@@ -225,7 +286,7 @@ def placed(pair: FirstPair, front_end: FrontEnd, world_from_first: RigidTransfor
 
     Frames that do not fit it are left out. `world_from_first` is where the refined map has the first.
     """
-    yield pair.first.frame, Located(Similarity.identity().rigid, pair.first.tracks)
+    yield pair.first.frame, Located(world_from_first, pair.first.tracks)
     pose = world_from_first
     for frame, tracks in pair.between:
         found = front_end.fit(frame, tracks, pose)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
+from relocalizer.reference_map import MAX_COORDINATE
 from slam.graph import KeyframeGraph
 from slam.tracks import Tracks
 
@@ -130,10 +131,11 @@ class LandmarkMap:
     def place(
         self, ids: NDArray[np.int64], points_in_anchor: FloatArray, anchor: int, inverse_depth_sigma: FloatArray
     ) -> None:
-        """Give tracks a place: points (N, 3) in keyframe `anchor`, in its units."""
+        """Give tracks a place: points (N, 3) in keyframe `anchor`, in its units; none to those too far to be saved."""
         self.anchor[ids] = anchor
         self.point_in_anchor[ids] = points_in_anchor
         self.inverse_depth_sigma[ids] = inverse_depth_sigma
+        self._forget_far(ids)
 
     def forget_place(self, ids: NDArray[np.int64]) -> None:
         self.anchor[ids] = NO_ANCHOR
@@ -170,9 +172,17 @@ class LandmarkMap:
         return deviation
 
     def move_to(self, ids: NDArray[np.int64], points_world: FloatArray, graph: KeyframeGraph) -> None:
-        """Set places from map coordinates (N, 3), under the graph's current poses; anchors stay."""
+        """Set places from map coordinates (N, 3), under the graph's current poses; anchors stay.
+
+        Those that have gone too far to be saved lose their place.
+        """
         for anchor, rows in self._by_anchor(ids):
             self.point_in_anchor[ids[rows]] = graph.world_from_keyframe[anchor].inverse().apply(points_world[rows])
+        self._forget_far(ids)
+
+    def _forget_far(self, ids: NDArray[np.int64]) -> None:
+        near = (np.abs(self.point_in_anchor[ids]) < MAX_COORDINATE).all(axis=1)
+        self.forget_place(ids[~near])
 
     def shared_with(self, ids: NDArray[np.int64], keyframe_ids: Sequence[int]) -> dict[int, int]:
         """How many of the landmarks each of these keyframes saw."""

@@ -19,15 +19,16 @@ from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriever
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
+from slam.answers import relate
 from slam.config import LinkingConfig
 from slam.consistency import Held, LoopEvidence, squared_distance
-from slam.events import EdgeAccepted, EdgeRejected, Event, GraphOptimised, ScaleUnobservable
+from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, Event, GraphOptimised, ScaleUnobservable
 from slam.graph import Edge, EdgeKind
 from slam.localization import FEATURE_NOISE_PX, Localised, NotLocalised, look_closer
 from slam.mapping import Mapper
 from slam.odometry import covariance_of, difference
 from slam.optimizer import LOOP_LIMIT, GraphOptimizer, Solution
-from slam.recognition import RELATIVES, recognise_place, too_few_points
+from slam.recognition import RELATIVES, match_place, recognise_place
 from slam.tracks import Tracks
 
 COVISIBLE = 15  # landmarks shared by keyframes that need no loop between them
@@ -79,14 +80,16 @@ class Linker:
 
     # --- neighbours -----------------------------------------------------------------------------------
 
-    def relate_to_previous(self, k: int) -> None:
-        """Ask the predictor how keyframe k lies to the one before it; the refinement takes the answer as a prior."""
-        newest = self._mapper.newest(k, 2)
-        if len(newest) < 2:
-            return
-        i, graph = newest[0], self._mapper.graph
-        [estimate] = self._predictor.relate([(graph.keyframes[i].encoded, graph.keyframes[k].encoded)])
-        self._mapper.remember_pair(i, k, estimate)
+    def relate_to_covisible(self, k: int) -> None:
+        """Ask the predictor how keyframe k lies to the one before it, for a prior of the refinement.
+
+        After a relocalization the one before may show another place; then it is asked about the most covisible one.
+        """
+        graph, before = self._mapper.graph, self._mapper.before(k)
+        overlaps = before is not None and before in self._tied(k, [before])
+        for i in [before] if before is not None and overlaps else self._mapper.related(k, 1):
+            estimate = relate(self._predictor, graph.keyframes[i].encoded, graph.keyframes[k].encoded)
+            self._mapper.remember_pair(i, k, estimate)
 
     def tie_to_neighbours(self, k: int, window: int) -> None:
         """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
@@ -145,11 +148,10 @@ class Linker:
 
         Said once for each such stretch: again only after the parallax has been twice what is needed.
         """
-        newest = self._mapper.newest(k, 2)
-        if len(newest) < 2:
+        i = self._mapper.before(k)
+        parallax = None if i is None else self._mapper.parallax_deg(i, k)
+        if parallax is None:
             return
-        i = newest[0]
-        parallax = self._mapper.parallax_deg(i, k)
         if parallax < needed_deg and self._scale_is_observable:
             self._scale_is_observable = False
             reason = f"parallax {parallax:.2f} deg between keyframes {i} and {k}, {needed_deg:g} needed"
@@ -211,10 +213,8 @@ class Linker:
 
     def _second_look(self, c: int, k: int) -> Verified | None:
         """The same place from the keyframe before k: a second picture that should see it too."""
-        before = self._mapper.newest(k, 2)[0]
-        if before == k:  # the first of its segment
-            before = c
-        if before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
+        before = self._mapper.before(k)
+        if before is None or before - c < self._config.loop_min_gap or (c, before) in self._mapper.graph.edges:
             return None
         outcome = self._verify(c, before)
         if isinstance(outcome, NotLocalised):
@@ -226,16 +226,18 @@ class Linker:
         """Whether keyframe k really sees the place of keyframe c: cheapest test first."""
         graph, config = self._mapper.graph, self._config
         features, camera = graph.keyframes[k].features, graph.keyframes[k].camera
-        refused = too_few_points(features, c, self._mapper, min_inliers=config.loop_min_inliers)
-        if refused is not None:
-            return refused
-        [estimate] = self._predictor.relate([(graph.keyframes[c].encoded, graph.keyframes[k].encoded)])
+        matches = match_place(features, c, self._mapper, min_inliers=config.loop_min_inliers)
+        if isinstance(matches, NotLocalised):
+            return matches
+        estimate = relate(self._predictor, graph.keyframes[c].encoded, graph.keyframes[k].encoded)
         if isinstance(estimate, NoEstimate):
             return NotLocalised(estimate.reason)
         if estimate.confidence < config.loop_min_confidence:
             needed = f"{config.loop_min_confidence:g} needed"
             return NotLocalised(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
-        found = recognise_place(features, camera, c, estimate, self._mapper, min_inliers=config.loop_min_inliers)
+        found = recognise_place(
+            features, camera, c, matches, estimate, self._mapper, min_inliers=config.loop_min_inliers
+        )
         if isinstance(found, NotLocalised):
             return found
         cells = occupied_cells(found.matches.tracks.pixels, camera)
@@ -340,9 +342,9 @@ class Linker:
         named = " and ".join(f"{loop.edge.i}-{loop.edge.j}" for loop in loops)
         landmarks = sum(loop.edge.inliers for loop in loops)
         cause = f"loop{'s' * (len(loops) > 1)} {named} with {landmarks} landmarks"
-        self._optimise(k, cause, fresh={(loop.edge.i, loop.edge.j) for loop in loops})
+        solved = self._optimise(k, cause, fresh={(loop.edge.i, loop.edge.j) for loop in loops})
         for loop in loops:
-            if graph.weight(loop.edge) > 0:
+            if solved and graph.weight(loop.edge) > 0:
                 self._unite_landmarks(loop.edge.j, loop.found)
                 mapper.refind(loop.edge.j)
 
@@ -387,10 +389,19 @@ class Linker:
         landmarks = self._mapper.landmarks
         return np.asarray(landmarks.inverse_depth_sigma[ids] * landmarks.point_in_anchor[ids, 2])
 
-    def _optimise(self, k: int, cause: str, fresh: set[tuple[int, int]]) -> None:
-        """Solve the graph with the `fresh` loops in it, and tell what became of them and of the others."""
+    def _optimise(self, k: int, cause: str, fresh: set[tuple[int, int]]) -> bool:
+        """Solve the graph with the `fresh` loops in it, and tell what became of them and of the others.
+
+        Returns:
+            False when the solver failed: all poses stay, and the loops are in the graph for when it is solved again.
+        """
         graph = self._mapper.graph
         solution = self._optimizer.optimise(graph)
+        if problem := solution.why_unusable:
+            self._emit(EstimateRefused(frame_index=self._frame_of(k), reason=f"graph optimization: {problem}"))
+            for key in sorted(fresh):
+                self._emit(EdgeAccepted(edge=graph.edges[key], frame_index=self._frame_of(k)))
+            return False
         graph.set_poses(solution.world_from_keyframe)
         self._tell_changes(k, solution, fresh)
         graph.set_weights(solution.loop_weights)
@@ -403,6 +414,7 @@ class Linker:
                 cause=cause,
             )
         )
+        return True
 
     def _tell_changes(self, k: int, solution: Solution, fresh: set[tuple[int, int]]) -> None:
         """Say which loops the solution has left out, and which it has taken in or taken back."""

@@ -55,7 +55,7 @@ class LiveStream:
         self._reader: threading.Thread | None = None
         self.name = name
         self.description = f"{description}; {optics.note}"
-        self.camera, self.calibration = optics.camera, optics.calibration
+        self.camera, self.calibration, self.mask = optics.camera, optics.calibration, optics.mask
         self.length: int | None = None
         self.ground_truth: Trajectory | None = None
         self.skipped: list[tuple[str, str]] = []
@@ -152,7 +152,7 @@ class Prefetched:
         self._reader: threading.Thread | None = None
         self.name = source.name
         self.description = source.description
-        self.camera, self.calibration = source.camera, source.calibration
+        self.camera, self.calibration, self.mask = source.camera, source.calibration, source.mask
         self.length = source.length
         self.ground_truth = source.ground_truth
         self.skipped: list[tuple[str, str]] = []

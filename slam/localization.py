@@ -76,11 +76,20 @@ class NotLocalised:
 
 
 def match_keyframes(
-    features: LocalFeatures, keyframe_ids: Sequence[int], graph: KeyframeGraph, landmarks: LandmarkMap
+    features: LocalFeatures,
+    keyframe_ids: Sequence[int],
+    graph: KeyframeGraph,
+    landmarks: LandmarkMap,
+    *,
+    earlier: FeatureMatches | None = None,
 ) -> FeatureMatches:
-    """Tracks of several keyframes found among `features`; where keyframes disagree, the earlier named wins."""
-    ids: list[NDArray[np.int64]] = []
-    index: list[NDArray[np.int64]] = []
+    """Tracks of several keyframes found among `features`; where keyframes disagree, the earlier named wins.
+
+    Args:
+        earlier: matches of keyframes that were matched before, which are named before these.
+    """
+    ids: list[NDArray[np.int64]] = [] if earlier is None else [earlier.tracks.ids]
+    index: list[NDArray[np.int64]] = [] if earlier is None else [earlier.feature]
     for k in keyframe_ids:
         keyframe = graph.keyframes[k]
         pairs = match_features(keyframe.features, features, ratio=MATCH_RATIO)

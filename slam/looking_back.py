@@ -119,8 +119,8 @@ class Unplaced:
         return iter(self._kept)
 
     def keep(self, frame: Frame) -> None:
-        """Remember a frame; when there are too many, every second one is let go."""
-        if self._limit == 0:
+        """Remember a frame that has pixels; when there are too many, every second one is let go."""
+        if self._limit == 0 or frame.image.size == 0:
             return
         self._seen += 1
         if (self._seen - 1) % self._every:

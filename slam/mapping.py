@@ -14,21 +14,25 @@ from scipy.spatial import cKDTree
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.guided_matching import expected_in, similar_nearby
-from relocalizer.images import Image
+from relocalizer.images import Camera, Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.lens import Lens, LensStep
+from relocalizer.reference_map import MAX_COORDINATE
 from relocalizer.triangulation import depths_in, triangulate
+from slam.answers import describe
 from slam.config import SlamConfig
+from slam.events import EstimateRefused, Event
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
 from slam.lens_evidence import LensEvidence
-from slam.refinement import Bundle, LensPrior, Refiner, refine_points, reprojection_errors
+from slam.refinement import Bundle, LensPrior, Refined, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
 SAME_POINT_SIMILARITY = 0.7
 SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
+PRIOR_CONFIDENCE = 0.5  # of a pair estimate, the chance that it is right
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
@@ -38,12 +42,23 @@ WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so 
 
 
 class Mapper:
-    """Owns the graph's keyframes and the landmarks; the only writer to both besides the loop closer."""
+    """Owns the graph's keyframes and the landmarks, and writes to both.
 
-    def __init__(self, config: SlamConfig, predictor: PosePredictor, refiner: Refiner) -> None:
+    So do the `Linker`, who ties keyframes and makes one of landmarks that a loop shows to be one, and
+    `slam.saved_map.restore`, who puts a saved map in.
+    """
+
+    def __init__(
+        self,
+        config: SlamConfig,
+        predictor: PosePredictor,
+        refiner: Refiner,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         self._config = config
         self._predictor = predictor
         self._refiner = refiner
+        self._emit = emit
         self.graph = KeyframeGraph()
         self.lenses: dict[int, Lens] = {}  # what was found of the camera of each segment
         self.lens_evidence: dict[int, LensEvidence] = {}  # and how far that is known
@@ -57,13 +72,16 @@ class Mapper:
         """Make a keyframe of a frame; it is not in the graph yet."""
         frame = seen.frame
         [encoded] = self._predictor.encode([View(frame.image, frame.camera, seen.features)])
+        descriptor, usable = describe(self._predictor, encoded)
+        if not usable:
+            self._refuse(frame.index, "the place descriptor is no unit vector: its place will hardly be recognized")
         return Keyframe(
             id=self.graph.last_id + 1,
             frame_index=frame.index,
             timestamp_ns=frame.timestamp_ns,
             camera=frame.camera,
             encoded=encoded,
-            descriptor=self._predictor.describe(encoded),
+            descriptor=descriptor,
             features=seen.features,
         )
 
@@ -245,8 +263,10 @@ class Mapper:
         return self._config.tracks.noise_px
 
     def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
-        """Keep a pair estimate, for refinements to use as a prior."""
-        if self._config.refinement.pair_priors and isinstance(estimate, PairEstimate):
+        """Keep a pair estimate that is more likely right than wrong, for refinements to use as a prior."""
+        if isinstance(estimate, NoEstimate) or estimate.confidence < PRIOR_CONFIDENCE:
+            return
+        if self._config.refinement.pair_priors:
             if (i, j) not in self.pairs:
                 self._paired_with.setdefault(j, []).append(i)
             self.pairs[i, j] = estimate
@@ -278,6 +298,11 @@ class Mapper:
         of_segment = (i for i in reversed(self.graph.keyframes) if self.graph.segment_of[i] == segment)
         return list(islice(of_segment, count))[::-1]
 
+    def before(self, k: int) -> int | None:
+        """Id of the last keyframe of k's segment that is older than k; None for the first."""
+        segment = self.graph.segment_of[k]
+        return next((i for i in reversed(self.graph.keyframes) if i < k and self.graph.segment_of[i] == segment), None)
+
     def related(self, k: int, count: int, *, among: Sequence[int] | None = None) -> list[int]:
         """Keyframes that see the most landmarks of k, at most `count`, the strongest first.
 
@@ -291,12 +316,12 @@ class Mapper:
         shared = self.landmarks.shared_with(ids, [i for i in among if i != k])
         return sorted((i for i in shared if shared[i]), key=lambda i: (-shared[i], -i))[:count]
 
-    def parallax_deg(self, i: int, k: int) -> float:
-        """Median angle, at the landmarks both keyframes see, between their rays; 0 when they share none."""
+    def parallax_deg(self, i: int, k: int) -> float | None:
+        """Median angle, at the landmarks both keyframes see, between their rays; None when they share none."""
         shared = np.intersect1d(self.landmarks.observed[i].ids, self.landmarks.observed[k].ids, assume_unique=True)
         shared = shared[self.landmarks.has_place(shared)]
         if len(shared) == 0:
-            return 0.0
+            return None
         points = self.landmarks.points_world(shared, self.graph)
         a, b = (points - self.graph.world_from_keyframe[n].translation for n in (i, k))
         angles = np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1))
@@ -378,23 +403,29 @@ class Mapper:
         """What was found of the camera of keyframe k."""
         return self.lenses.get(self.graph.segment_of[k], Lens())
 
-    def correct_lens(self, segment: int, step: LensStep) -> None:
+    def correct_lens(self, segment: int, step: LensStep) -> str:
         """The keyframes of a segment become images of the corrected camera; poses and landmarks follow.
 
         Estimates of pairs were made with the camera as it was, and are forgotten.
+
+        Returns:
+            Why that is no lens, and then nothing has changed; empty when it has.
         """
         members = self.graph.segment(segment)
+        first = self.graph.keyframes[members[0]]
+        if problem := why_no_lens(self.lens_of(first.id), step, first.camera):
+            self._refuse(self.graph.keyframes[max(members)].frame_index, f"self-calibration: {problem}")
+            return problem
         self._straighten(members, step)
         gone = {(i, j) for j in members for i in self._paired_with.pop(j, [])}
         self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if pair not in gone}
         self._refine(members, [], each=LENS_LANDMARKS, iterations=ADAPTING_ITERATIONS)
         self._settle_points(members, [])
+        return ""
 
     def _refine_lens(self, members: list[int], prior: LensPrior) -> None:
         """Find the distortion from some landmarks, and place them all under it."""
-        lens = self.lens_of(members[0])
-        prior = replace(prior, margin=lens.straightened_margin)
-        if lens.bends:  # only how much is left to say
+        if self.lens_of(members[0]).bends:  # only how much is left to say
             prior = replace(prior, significant=0.0)
         self._refine(members, [], each=LENS_LANDMARKS, iterations=self._config.refinement.final_iterations, lens=prior)
         self._settle_points(members, [])
@@ -422,17 +453,28 @@ class Mapper:
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
+        most_px = float("inf") if lens is None else lens.most_px
+        lens_problem = why_no_lens(self.lens_of(free[0]), refined.lens, bundle.cameras[free[0]], most_px=most_px)
+        if problem := refined.problem or why_unusable(refined) or lens_problem:
+            self._refuse(self.graph.keyframes[max(free)].frame_index, f"bundle adjustment: {problem}")
+            if problem == lens_problem:
+                self._note_lens(self.graph.segment_of[free[0]], lens_problem)
+            return _root_mean_square(before), _root_mean_square(before)
         poses = {
             k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
         self._straighten(free, refined.lens)
-        if refined.lens_refused:
-            segment = self.graph.segment_of[free[0]]
-            self.lens_evidence[segment] = replace(self.lens_evidence[segment], reason=refined.lens_refused)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
+
+    def _refuse(self, frame_index: int, reason: str) -> None:
+        self._emit(EstimateRefused(frame_index=frame_index, reason=reason))
+
+    def _note_lens(self, segment: int, reason: str) -> None:
+        evidence = self.lens_evidence.get(segment, LensEvidence())
+        self.lens_evidence[segment] = replace(evidence, reason=evidence.reason or reason)
 
     def _straighten(self, members: list[int], step: LensStep) -> None:
         """Every keyframe of a segment becomes a picture of the corrected camera."""
@@ -498,6 +540,37 @@ class Mapper:
             named[np.isin(named, gone)] = -1
         left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
+
+
+def why_unusable(refined: Refined) -> str:
+    """Why poses and landmarks of a refinement cannot be put into a map; empty when they can."""
+    poses = np.array([pose.as_matrix() for pose in refined.world_from_cam.values()])
+    for name, numbers in (("poses", poses), ("landmarks", refined.points_world)):
+        if not np.isfinite(numbers).all():
+            return f"{name} are not finite"
+    if not (np.abs(poses[:, :3, 3]) < MAX_COORDINATE).all():
+        return f"poses are beyond {MAX_COORDINATE:g} map units"
+    if np.isnan(refined.error_px).any():
+        return "reprojection errors are not finite"
+    return ""
+
+
+def why_no_lens(lens: Lens, step: LensStep, camera: Camera, *, most_px: float = float("inf")) -> str:
+    """Why a correction of `camera`, which `lens` left, is not to be believed; empty when it is.
+
+    Args:
+        most_px: that this correction may move the corners, pixels.
+    """
+    if step.is_nothing:
+        return ""
+    if not lens.then(step, camera).is_invertible:
+        return "the lens found has no inverse"
+    if (moved_px := Lens().then(step, camera).corner_px) > most_px:
+        return (
+            f"the distortion found moves the corners by {moved_px:.1f} px, more than the {most_px:.1f} px "
+            "that a calibration may leave"
+        )
+    return ""
 
 
 def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

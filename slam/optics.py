@@ -9,23 +9,25 @@ from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import Camera, Image, Undistorter, load_camera, shrink, size_within
 from relocalizer.plausible_camera import angles_across_deg, expect_plausible
 from slam.config import InputConfig
+from slam.mask import Mask, Rectangle, binary, expect_some_use, ignored_in, mask_of, masked_share
 
 SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A camera as somebody gave it, and who."""
+    """A camera as somebody gave it, who did, and the rectangles of its images that are to be ignored."""
 
     camera: Camera
     source: str
+    ignored: tuple[Rectangle, ...] = ()
 
 
 def read_calibration(path: Path) -> Calibration:
-    """That of a camera.yaml. Raises CameraError when it cannot be read, or cannot be a camera's."""
+    """That of a camera.yaml. Raises CameraError or MaskError when it cannot be read, or cannot be a camera's."""
     camera = load_camera(path)
     expect_plausible(camera, str(path))
-    return Calibration(camera, str(path))
+    return Calibration(camera, str(path), ignored_in(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Optics:
         size: (width, height) of the pictures that go in.
         camera: the pinhole camera of the pictures that come out.
         calibration: the camera of those that go in.
+        mask: (H, W) of the pictures that come out, 0 where they are to be ignored; None when nowhere.
         note: what the user should know about it, part of a description.
     """
 
@@ -78,6 +81,16 @@ class Optics:
             self.note += f", {self.calibration.model} distortion removed"
         if self._undistort.is_cut:
             self.note += f", cut to the middle {max(angles_across_deg(self.camera)):.0f} degrees"
+        ignored = calibration.ignored if isinstance(calibration, Calibration) else ()
+        self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, ignored))
+        if self.mask is not None:
+            self.note += f", {100 * masked_share(self.mask):.0f} % of the image masked"
+
+    def _mask(self, mask: Mask | None) -> Mask | None:
+        """The mask of the source's own pictures as one of those that come out."""
+        if mask is None:
+            return None
+        return expect_some_use(binary(self._undistort(shrink(mask, *self._shrunk))))
 
     def expect(self, width: int, height: int, name: str) -> None:
         """Raises SequenceError for a picture of another size than those that the camera is of."""

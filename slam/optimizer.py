@@ -29,6 +29,7 @@ class Solution:
     Attributes:
         loop_weights: 1 for a loop that was followed, 0 for one that the rest of the graph contradicts.
         loop_errors: squared error of each loop at the solution, in its sigmas.
+        problem: why the solver failed, and then the poses and the weights are those of before; empty where it did not.
     """
 
     world_from_keyframe: Mapping[int, Similarity]
@@ -36,6 +37,13 @@ class Solution:
     error_after: float
     loop_weights: Weights = field(default_factory=dict)
     loop_errors: Weights = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def why_unusable(self) -> str:
+        """Why nothing of this can be put into a graph; empty when it can."""
+        numbers = [self.error_before, self.error_after, *self.loop_weights.values(), *self.loop_errors.values()]
+        return self.problem or ("" if np.isfinite(numbers).all() else "errors or weights are not finite")
 
 
 class GraphOptimizer(Protocol):
@@ -66,9 +74,17 @@ class GtsamOptimizer:
             {key: graph.weight(edge) for key, edge in problem.loops.items()} if self._robust else problem.all_of(1.0)
         )
         before = problem.error(problem.start, weights)
-        values = problem.solve(problem.start, weights)
-        if self._robust and _is_contradicted(weights, problem.squares(values)):
-            values, weights = _truncate(problem, graph)
+        try:
+            values, weights = self._solve(problem, graph, weights)
+        except RuntimeError as error:  # how GTSAM says that a linear system is singular
+            return Solution(
+                world_from_keyframe=dict(graph.world_from_keyframe),
+                error_before=before,
+                error_after=before,
+                loop_weights=weights,
+                loop_errors=problem.squares(problem.start),
+                problem=" ".join(str(error).split()),
+            )
         after = problem.error(values, weights)
         stayed = problem.error(problem.start, weights)
         if not np.isfinite(after) or after > stayed:
@@ -80,6 +96,12 @@ class GtsamOptimizer:
             loop_weights=weights,
             loop_errors=problem.squares(values),
         )
+
+    def _solve(self, problem: _Problem, graph: KeyframeGraph, weights: Weights) -> tuple[gtsam.Values, Weights]:
+        values = problem.solve(problem.start, weights)
+        if self._robust and _is_contradicted(weights, problem.squares(values)):
+            return _truncate(problem, graph)
+        return values, weights
 
 
 class _Problem:
@@ -114,11 +136,15 @@ class _Problem:
         return 2.0 * self.error(values, weights) + LOOP_LIMIT * sum(weight == 0 for weight in weights.values())
 
     def solve(self, start: gtsam.Values, weights: Weights) -> gtsam.Values:
+        """Raises RuntimeError, as GTSAM does, when there is no solution."""
         factors = gtsam.NonlinearFactorGraph(self._factors)
         for key, edge in self.loops.items():
             if weights[key] > 0:
                 factors.add(_factor(edge, _gaussian(edge, weights[key])))
-        return gtsam.LevenbergMarquardtOptimizer(factors, start, gtsam.LevenbergMarquardtParams()).optimize()
+        values = gtsam.LevenbergMarquardtOptimizer(factors, start, gtsam.LevenbergMarquardtParams()).optimize()
+        if not np.isfinite(self.error(values, self.all_of(1.0))):
+            raise RuntimeError("the solution is not finite")
+        return values
 
 
 def _is_contradicted(weights: Weights, squares: Weights) -> bool:

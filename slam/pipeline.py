@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from slam.frame_source import FrameSource
     from slam.frames import Frame
     from slam.keyframe_images import KeyframeImages
+    from slam.mask import Mask
     from slam.slam_result import SlamResult
     from slam.system import Slam
     from slam.trajectory import Trajectory
@@ -195,8 +196,11 @@ def build(
     images: KeyframeImages | None = None,
     start_map: ReferenceMap | None = None,
     localize_only: bool = False,
+    mask: Mask | None = None,
 ) -> Slam:
     """Everything a run needs, wired together; `start_map` is the map to go on in, or only to be found in.
+
+    `mask` is the one of the source: where it is zero no point is found or followed.
 
     Raises:
         MapError: the predictor cannot read the map.
@@ -211,7 +215,7 @@ def build(
     return Slam(
         config,
         predictor=build_predictor(config),
-        tracker=KltTracker(config.tracks, config.features),
+        tracker=KltTracker(config.tracks, config.features, mask),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(robust=config.linking.robust),
         refiner=GtsamRefiner(),
@@ -275,6 +279,8 @@ class RunStatistics:
         start_map: name of the map the run began in, empty when it began with none.
         found_in_map: index of the first frame recognised in it, -1 while there is none.
         stage_ms: wall time by stage, one value for each frame that ran the stage.
+        resting: frames in which the camera did not move.
+        overlay: over all frames, the sum of the shares of points that stood still while the world moved.
     """
 
     frames: int = 0
@@ -294,6 +300,13 @@ class RunStatistics:
     found_in_map: int = -1
     lost: list[LostEpisode] = field(default_factory=list)
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
+    resting: int = 0
+    overlay: float = 0.0
+
+    @property
+    def overlay_share(self) -> float:
+        """Mean share, over all frames, of the points followed that stand still while the world moves, 0 to 1."""
+        return self.overlay / self.frames if self.frames else 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -323,6 +336,8 @@ class RunStatistics:
         self.frames += 1
         self.state, self.reason = event.state, event.reason
         self.lost_frames += event.state is TrackingState.LOST
+        self.resting += event.camera_rests
+        self.overlay += event.overlay_share
         if event.world_from_cam is not None:
             self.tracked += 1
             self.weak_frames += int(event.is_inlier.sum()) < WEAK_LANDMARKS
@@ -620,6 +635,7 @@ def verdict_of(
         lost_times=len(statistics.lost),
         lost_frames=statistics.lost_frames,
         weak_frames=statistics.weak_frames,
+        overlay_share=statistics.overlay_share,
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
         no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),

@@ -138,7 +138,7 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], Calibrati
             f"{poses or images}: none of the poses is within {MAX_GAP_NS / 1e6:g} ms of a picture; are the "
             "pictures' times known (rgb.txt with 'timestamp filename'), and on the clock of the poses?"
         )
-    calibration = Calibration(index.camera, index.camera_source) if index.camera else None
+    calibration = Calibration(index.camera, index.camera_source, index.ignored) if index.camera else None
     return entries, calibration, "metres", index.layout
 
 
@@ -358,6 +358,7 @@ def _posed(entry: _Entry, optics: Optics) -> PosedPicture:
         camera=optics.camera,
         world_from_cam=entry.world_from_cam,
         timestamp_ns=entry.timestamp_ns,
+        mask=optics.mask,
     )
 
 

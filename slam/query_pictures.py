@@ -52,7 +52,7 @@ def _of(path: Path) -> list[QueryPicture]:
         index = index_folder(path)
         if index.video is not None:
             raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
-        calibration = Calibration(index.camera, index.camera_source) if index.camera else _beside(path)
+        calibration = Calibration(index.camera, index.camera_source, index.ignored) if index.camera else _beside(path)
         times = index.timestamps_ns.tolist()
         return [QueryPicture(p, time, calibration) for p, time in zip(index.image_paths, times, strict=True)]
     if os.path.exists(path):
@@ -111,7 +111,7 @@ class QueryReader:
         optics = self._optics[key]
         if optics is None:
             return View(shrink(image, *size_within(width, height, self._config.max_side_px)))
-        return View(optics(image, str(picture.path)), optics.camera)
+        return View(optics(image, str(picture.path)), optics.camera, mask=optics.mask)
 
     def _of_map(self, path: Path, width: int, height: int) -> Calibration | None:
         found = self._map_cameras.of(width, height)

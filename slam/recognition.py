@@ -14,6 +14,7 @@ from relocalizer.guided_matching import first_of_each, match_along_lines
 from relocalizer.images import Camera
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
 from relocalizer.triangulation import depths_in
+from slam.answers import describe, relate
 from slam.config import RelocalizationConfig
 from slam.frames import Seen
 from slam.front_end import NotLocated
@@ -95,7 +96,8 @@ class Recogniser:
         if len(seen.features) < MIN_POINTS:
             return NotLocated(f"{len(seen.features)} points in the picture, {MIN_POINTS} needed")
         [encoded] = self._predictor.encode([View(seen.frame.image, seen.frame.camera, seen.features)])
-        found = self._retriever.query(self._predictor.describe(encoded), self._config.candidates, frozenset([active]))
+        descriptor, _ = describe(self._predictor, encoded)
+        found = self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
         best = NotLocalised("no keyframe to compare with", -1)
         for c in [active, *(candidate.key for candidate in found)]:
             outcome = self._try(seen.features, seen.frame.camera, encoded, c)
@@ -133,14 +135,15 @@ class Recogniser:
         return float(np.isin(ids, found.landmarks.ids).sum()) / max(len(ids), 1)
 
     def _try(self, features: LocalFeatures, camera: Camera, encoded: Encoded, c: int) -> Place | NotLocalised:
-        refused = too_few_points(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
-        if refused is not None:
-            return NotLocalised(refused.reason)
-        [estimate] = self._predictor.relate([(self._mapper.graph.keyframes[c].encoded, encoded)])
+        matches = match_place(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
+        if isinstance(matches, NotLocalised):
+            return NotLocalised(matches.reason)
+        estimate = relate(self._predictor, self._mapper.graph.keyframes[c].encoded, encoded)
         first = recognise_place(
             features,
             camera,
             c,
+            matches,
             estimate,
             self._mapper,
             min_inliers=min(MIN_HYPOTHESIS, self._config.min_confirming),
@@ -230,8 +233,8 @@ def needed_share(recognised: int, most: float, confidence: float = 0.0) -> float
     return min(most, CHANCE + (2 if confidence < CONFIDENT else 1) * deviation)
 
 
-def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int) -> NotLocalised | None:
-    """Why a picture cannot show the place of keyframe c, by c's own points; None when it may.
+def match_place(features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int) -> FeatureMatches | NotLocalised:
+    """Points of keyframe c recognised in a picture, or why they are too few for the picture to show c's place.
 
     Milliseconds, where a network takes long to relate the two: to be asked first, since most candidates are wrong.
     """
@@ -240,13 +243,14 @@ def too_few_points(features: LocalFeatures, c: int, mapper: Mapper, *, min_inlie
     if len(matches.tracks) < enough:
         recognised = len(matches.tracks)
         return NotLocalised(f"{recognised} points of keyframe {c} recognised, {enough} needed", recognised)
-    return None
+    return matches
 
 
 def recognise_place(
     features: LocalFeatures,
     camera: Camera,
     c: int,
+    matches: FeatureMatches,
     estimate: PairEstimate | NoEstimate,
     mapper: Mapper,
     *,
@@ -258,15 +262,14 @@ def recognise_place(
 ) -> Localised | NotLocalised:
     """The pose of a picture that may show the place of keyframe c, from c's landmarks and its relatives'.
 
-    The relatives are matched only when c itself shows that the place may be right: most candidates are wrong. With
-    `along_lines` more of c's points are looked for on the epipolar lines of an estimate that leaves little doubt, and
-    depths may be as unsure as they are.
+    With `along_lines` more of c's points are looked for on the epipolar lines of an estimate that leaves little doubt,
+    and depths may be as unsure as they are.
+
+    Args:
+        matches: of c alone, as `match_place` gives them; the relatives are matched now that the place may be right.
     """
-    refused = too_few_points(features, c, mapper, min_inliers=min_inliers)
-    if refused is not None:
-        return refused
     graph, landmarks = mapper.graph, mapper.landmarks
-    matches = match_keyframes(features, [c, *mapper.related(c, relatives)], graph, landmarks)
+    matches = match_keyframes(features, mapper.related(c, relatives), graph, landmarks, earlier=matches)
     sure = along_lines and is_confident(estimate)
     if sure:
         assert isinstance(estimate, PairEstimate)

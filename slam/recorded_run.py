@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from relocalizer.errors import TrajectoryError
 from slam import pipeline
 from slam.keyframe_images import FolderImages
+from slam.mask import masked_share
 from slam.pipeline import Failure, PredictorChoice, RunOutcome, RunStatistics
 from slam.progress import Progress, untold
 from slam.results import (
@@ -114,6 +115,7 @@ class RunRecorder:
         self._opening = {
             **opening_report(request.config, request.frames, request.choice),
             "map": request.map_report(),
+            "masked_share": masked_share(request.frames.mask),
         }
 
     @property
@@ -155,6 +157,7 @@ class RunRecorder:
                     images=images,
                     start_map=request.start_map,
                     localize_only=request.localize_only,
+                    mask=request.frames.mask,
                 )
             except BaseException:
                 closing.close()

@@ -25,6 +25,7 @@ from relocalizer.reference_map import ReferenceMap
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
+    EstimateRefused,
     Event,
     FrameProcessed,
     FramesSkipped,
@@ -198,6 +199,8 @@ class _Teller:
                 return Initialised(**{**value, "frame_indices": tuple(value["frame_indices"])})
             case "ScaleUnobservable":
                 return ScaleUnobservable(**value)
+            case "EstimateRefused":
+                return EstimateRefused(**value)
             case "TrackingLost":
                 return TrackingLost(**value)
             case "Relocalised":

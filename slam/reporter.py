@@ -158,6 +158,8 @@ class Reporter:
                 is_inlier=np.isin(seen.tracks.ids, agreeing.ids),
                 depth=self._median_depth(agreeing, pose),
                 stage_ms=dict(stage_ms),
+                overlay_share=seen.overlay_share,
+                camera_rests=seen.is_resting,
             )
         )
 

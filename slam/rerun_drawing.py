@@ -39,6 +39,7 @@ from slam.evaluate import associate, fit_similarity
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
+    EstimateRefused,
     Event,
     FrameProcessed,
     FramesSkipped,
@@ -193,6 +194,8 @@ class Drawing:
                 )
             case ScaleUnobservable():
                 self._say(f"scale unobservable: {event.reason}", "WARN")
+            case EstimateRefused():
+                self._say(f"an estimate was not used: {event.reason}", "WARN")
             case PlacedLater():
                 self._segment = self._segment_of.get(event.keyframe_id, self._segment)
                 self._say(

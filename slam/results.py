@@ -392,6 +392,8 @@ def closing_report(
         "edges": statistics.edges,
         "loops": {"accepted": statistics.loops_accepted, "rejected": statistics.loops_rejected},
         "scale_unobservable": statistics.scale_unobservable,
+        "overlay_share": statistics.overlay_share,
+        "frames_resting": statistics.resting,
         "skipped": [{"name": name, "reason": reason} for name, reason in outcome.skipped],
         "dropped": outcome.dropped,
         "wall_s": outcome.wall_s,

@@ -93,7 +93,7 @@ class ImageSequence:
         self._others = sizes.others(sizes.most_common)
         self.name = plain(index.name)
         self.description = plain("; ".join([index.description, optics.note, *sizes.notes(sizes.most_common)]))
-        self.camera, self.calibration = optics.camera, optics.calibration
+        self.camera, self.calibration, self.mask = optics.camera, optics.calibration, optics.mask
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
         self.skipped: list[tuple[str, str]] = []
@@ -130,7 +130,7 @@ def open_images(
     """
     frames = selection.of(len(index.image_paths), index.name)
     if not isinstance(calibration, Calibration) and index.camera is not None:
-        calibration = Calibration(index.camera, index.camera_source)
+        calibration = Calibration(index.camera, index.camera_source, index.ignored)
     sizes = PictureSizes.of([index.image_paths[k] for k in frames])
     height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
     return ImageSequence(index, frames, Optics(width, height, calibration, config), sizes)
@@ -159,7 +159,7 @@ class VideoFile:
         self._selection = selection
         self.name = plain(name)
         self.description = plain(f"{description}; {optics.note}")
-        self.camera, self.calibration = optics.camera, optics.calibration
+        self.camera, self.calibration, self.mask = optics.camera, optics.calibration, optics.mask
         self.length = None if count is None else len(selection.of(count, name))
         self.ground_truth: Trajectory | None = None
         self.skipped: list[tuple[str, str]] = []
@@ -263,7 +263,7 @@ def _open_path(path: Path, given: Given, config: InputConfig, selection: Selecti
         if index.video is None:
             return open_images(index, given, config, selection)
         if not isinstance(given, Calibration) and index.camera is not None:
-            given = Calibration(index.camera, index.camera_source)
+            given = Calibration(index.camera, index.camera_source, index.ignored)
         return _open_video_folder(index, index.video, given, config, selection)
     beside = path.parent / "camera.yaml"
     video = _open_video_path(path, path.stem, given, config, selection)

@@ -63,7 +63,7 @@ class Slam:
         """
         self._config = config
         self._predictor = predictor
-        self._mapper = mapper = Mapper(config, predictor, refiner)
+        self._mapper = mapper = Mapper(config, predictor, refiner, lambda event: self._tell.emit(event))
         self._earlier = Earlier() if start_map is None else restore(start_map, mapper, predictor, retriever)
         self._log = log = FrameLog()
         self._watch = Stopwatch()
@@ -96,8 +96,10 @@ class Slam:
             self._front_end.advance(frame)
         if self._where.has_map:
             self._track(frame)
-        else:
+        elif self._following is None:
             self._initialise(frame)
+        else:
+            self._where.wait("the map has no keyframe to be found by")
         if not self._where.is_tracking:
             with self._watch("keep for later"):
                 self._looking_back.keep(frame)
@@ -179,6 +181,7 @@ class Slam:
         self._where.begin(a.id, pair.second.frame.index)
         self._tell.initialised(pair)
         self._tell.keyframe(a, "first of the first pair", pair.first.frame.image)
+        self._linker.remember(a.id)
         for frame, found in placed(pair, self._front_end, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
         self._take_up(pair.second.frame, b, "second of the first pair")
@@ -227,7 +230,7 @@ class Slam:
             keyframe = self._mapper.insert(seen, self._front_end.tracks, pose, graph.segment_of[active])
             self._images.store(keyframe.id, seen.frame.image)
         with self._watch("predictor"):
-            self._linker.relate_to_previous(keyframe.id)
+            self._linker.relate_to_covisible(keyframe.id)
         with self._watch("refine"):
             self._mapper.refine_window(keyframe.id)
         self._take_up(seen.frame, keyframe, reason)

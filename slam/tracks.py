@@ -72,15 +72,17 @@ class KltTracker:
     Kalal et al., "Forward-backward error", ICPR 2010.
     """
 
-    def __init__(self, config: TracksConfig, features: FeaturesConfig) -> None:
+    def __init__(self, config: TracksConfig, features: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> None:
+        """`mask` (H, W): points are found and followed only where it is not zero."""
         self._config = config
         self._features = features
+        self._mask = mask
 
     def gray(self, image: Image) -> Image:
         return to_gray(image)
 
     def detect(self, gray: Image) -> LocalFeatures:
-        return detect_features(gray, self._features)
+        return detect_features(gray, self._features, self._mask)
 
     def follow(self, before: Image, after: Image, pixels: Pixels, guess: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:
         if len(pixels) == 0:
@@ -94,7 +96,15 @@ class KltTracker:
         pixels_found = found.reshape(-1, 2)
         inside = ((pixels_found >= 1) & (pixels_found <= (width - 2, height - 2))).all(axis=1)
         ok = (status.ravel() == 1) & (back_status.ravel() == 1) & (moved < self._config.forward_backward_px) & inside
-        return pixels_found, ok
+        return pixels_found, ok if self._mask is None else ok & self._is_used(pixels_found, self._mask)
+
+    @staticmethod
+    def _is_used(pixels: Pixels, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which pixels (N, 2) lie where the mask is not zero."""
+        height, width = mask.shape
+        x, y = np.rint(np.nan_to_num(pixels)).T
+        used = mask[np.clip(y, 0, height - 1).astype(int), np.clip(x, 0, width - 1).astype(int)]
+        return np.asarray(used > 0)
 
     def _flow(
         self, before: Image, after: Image, start: NDArray[np.float32], guess: NDArray[np.float32]

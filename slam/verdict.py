@@ -55,6 +55,7 @@ class Evidence:
         other_segments: frames with a pose in each other segment, which nothing ties to the largest.
         lost_times, lost_frames: losses of tracking, and the frames that had no pose for it live.
         weak_frames: live poses that rest on fewer than `WEAK_LANDMARKS` landmarks, or on none (a held position).
+        overlay_share: of the points followed, the share that stands still in the image while the world moves.
         reprojection_px: root of the mean squared reprojection error over the largest segment's observations.
         noise_px: the standard deviation that an observation is assumed to have.
         no_result: why nobody can use the result at all; empty when somebody can.
@@ -67,6 +68,7 @@ class Evidence:
     lost_times: int = 0
     lost_frames: int = 0
     weak_frames: int = 0
+    overlay_share: float = 0.0
     reprojection_px: float = 0.0
     noise_px: float = 1.0
     no_result: str = ""
@@ -78,6 +80,7 @@ WEAK_LANDMARKS = 30
 _COVERAGE = (0.9, 0.5)
 _WEAK = (0.2, 0.6)
 _LOST = (0.1, 0.4)
+_OVERLAY = 0.1
 _LOSSES = 3  # from which they are worth a word, however short
 # Root mean square over the assumed noise; outliers beyond three deviations are dropped before.
 _REPROJECTION = (1.35, 2.0)
@@ -93,7 +96,13 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _findings(evidence: Evidence) -> Iterator[Finding]:
-    for found in (_coverage(evidence), _losses(evidence), _weakness(evidence), _reprojection(evidence)):
+    for found in (
+        _coverage(evidence),
+        _losses(evidence),
+        _weakness(evidence),
+        _overlay(evidence),
+        _reprojection(evidence),
+    ):
         if found is not None:
             yield found
 
@@ -122,6 +131,16 @@ def _weakness(evidence: Evidence) -> Finding | None:
         return None
     reason = f"{share:.0%} of the frames rest on fewer than {WEAK_LANDMARKS} landmarks"
     return Finding(Grade.POOR if share >= _WEAK[1] else Grade.PARTIAL, reason)
+
+
+def _overlay(evidence: Evidence) -> Finding | None:
+    if evidence.overlay_share < _OVERLAY:
+        return None
+    reason = (
+        f"{evidence.overlay_share:.0%} of the points stand still in the image while the world moves (an overlay, or a "
+        "part of the vehicle): they were left out, and --mask names such a region for good"
+    )
+    return Finding(Grade.PARTIAL, reason)
 
 
 def _reprojection(evidence: Evidence) -> Finding | None:

@@ -79,6 +79,8 @@ class FalseLoops:
         slip: by how much; None for another place altogether.
         truth: of the run, needed with a slip.
         cluster: loops of one mistaken place.
+        min_gap: keyframes between the ends of a lie, at least.
+        landmarks: that a lie rests on, from and to.
         deceived: the picture speaks for the mistake wherever it is asked; else only as far as the loop itself tells.
     """
 
@@ -90,6 +92,8 @@ class FalseLoops:
     truth: Trajectory | None = None
     cluster: int = CLUSTER
     deceived: bool = False
+    min_gap: int = MIN_GAP
+    landmarks: tuple[int, int] = LANDMARKS
     lies: list[Edge] = field(default_factory=list)
     refused: dict[tuple[int, int], str] = field(default_factory=dict)  # by the picture, and why
     mended: list[Edge] = field(default_factory=list)  # slips that the picture has put right
@@ -114,7 +118,8 @@ class FalseLoops:
 
         def second_look(c: int, k: int) -> Verified | None:
             if self.clustered and (c, k) in self.told:
-                lie = self._told(c, k - 1)
+                before = self.linker._mapper.before(k)
+                lie = None if before is None or before <= c else self._told(c, before)
                 return None if lie is None else self._standing(lie)
             return true_look(c, k)
 
@@ -191,7 +196,7 @@ class FalseLoops:
         """An old keyframe that k is surely not at."""
         graph = self.linker._mapper.graph
         here = graph.world_from_keyframe[k]
-        for c in self.rng.permutation(max(k - MIN_GAP, 0)).tolist():
+        for c in self.rng.permutation(self._old(k)).tolist():
             if not len(self._placed(c)):  # as happens in a map that lies have torn apart
                 continue
             there = graph.world_from_keyframe[c]
@@ -203,7 +208,7 @@ class FalseLoops:
 
     def _same_place(self, k: int) -> int | None:
         """An old keyframe that sees much of what k sees, one of the few best that no landmarks tie to it."""
-        old = [*range(max(k - MIN_GAP, 0))]
+        old = self._old(k)
         tied = self.linker._tied(k, old)
         free = [c for c in old if c not in tied and (c, k) not in self.linker._mapper.graph.edges]
         if not free:
@@ -216,6 +221,9 @@ class FalseLoops:
             return away + 2.0 * float(rotation_angle(there[:3, :3].T @ here[:3, :3]))
 
         return int(self.rng.choice(sorted(free, key=apart)[:PLAUSIBLE]))
+
+    def _old(self, k: int) -> list[int]:
+        return [c for c in self.linker._mapper.graph.keyframes if c < k - self.min_gap]
 
     def _true_pose(self, k: int) -> FloatArray:
         assert self.truth is not None
@@ -243,9 +251,12 @@ class FalseLoops:
     def _told(self, c: int, k: int) -> Verified | None:
         """The loop c-k as the mistake has it, with a true loop's noise; None where too little of it could be seen."""
         assert self._mistake is not None
-        graph, believed = self.linker._mapper.graph, self._mistake.seen_from(c, k)
+        graph = self.linker._mapper.graph
+        if c not in graph.keyframes or c >= k:  # a merged map has no keyframe of every number
+            return None
+        believed = self._mistake.seen_from(c, k)
         landmarks = self._near_features(c, k, graph.world_from_keyframe[c] @ believed)
-        if len(landmarks) < LANDMARKS[0]:
+        if len(landmarks) < self.landmarks[0]:
             return None
         found = self._found(k, landmarks, graph.world_from_keyframe[c] @ believed)
         cells = occupied_cells(found.matches.tracks.pixels, graph.keyframes[k].camera)
@@ -272,7 +283,7 @@ class FalseLoops:
         keyframe, ids = self.linker._mapper.graph.keyframes[k], self._placed(c)
         away, feature = cKDTree(keyframe.features.pixels).query(self._seen_from(k, ids, world_from_k))
         nearest = [n for n in np.argsort(away, kind="stable") if away[n] < NEAR_PX]
-        most, pairs = int(self.rng.integers(*LANDMARKS)), {}
+        most, pairs = int(self.rng.integers(*self.landmarks)), {}
         for n in nearest:
             pairs.setdefault(int(feature[n]), int(ids[n]))
         return {landmark: f for f, landmark in [*pairs.items()][:most]}

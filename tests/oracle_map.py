@@ -11,9 +11,10 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 from relocalizer.geometry import Similarity
 from relocalizer.images import Image
 from slam.config import SlamConfig
+from slam.events import Event
 from slam.frames import Seen
 from slam.mapping import Mapper
-from slam.refinement import GtsamRefiner
+from slam.refinement import GtsamRefiner, Refiner
 from slam.tracks import Tracks
 
 
@@ -64,11 +65,14 @@ def build(
     *,
     config: SlamConfig | None = None,
     pose: Callable[[int], Similarity] | None = None,
+    predictor: OraclePredictor | None = None,
+    refiner: Refiner | None = None,
+    emit: Callable[[Event], None] = lambda event: None,
     **noise: float,
 ) -> MapBuilder:
     """A map with keyframes at frames `indices`, at their true poses or at `pose(index)`."""
-    predictor, tracker = OraclePredictor(world, **noise), OracleTracker(world)
-    mapper = Mapper(config or SlamConfig(), predictor, GtsamRefiner())
+    predictor, tracker = predictor or OraclePredictor(world, **noise), OracleTracker(world)
+    mapper = Mapper(config or SlamConfig(), predictor, refiner or GtsamRefiner(), emit)
     builder = MapBuilder(world, mapper, tracker, predictor)
     for index in indices:
         builder.add(index, pose=pose(index) if pose else None)

@@ -257,6 +257,23 @@ def test_points_behind_the_camera_tell_nothing():
     assert np.array_equal(pose_information(more, np.zeros_like(more), CAMERA, sight.pose, NOISE_PX), alone)
 
 
+@pytest.mark.parametrize("times", [1e6, 1e12, 1e30])
+def test_landmarks_whose_depth_is_as_good_as_unknown_tell_what_is_across_their_rays(times):
+    sight, along, _ = moved_along_the_first_ray(2, 0.1)
+    unsure = pose_information(sight.points, 1e3 * along, CAMERA, sight.pose, NOISE_PX)
+    told = pose_information(sight.points, times * along, CAMERA, sight.pose, NOISE_PX)
+    assert told == pytest.approx(unsure, rel=1e-2, abs=1e-2 * np.abs(unsure).max())
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e200])
+def test_numbers_that_no_pose_can_be_fitted_to_leave_the_pose_where_it_was(wrong):
+    sight = Sight(3)
+    pixels = np.full_like(sight.pixels, wrong)
+    fit = refine_pose(sight.points, pixels, CAMERA, sight.pose, noise_px=NOISE_PX)
+    assert np.allclose(fit.world_from_cam.as_matrix(), sight.pose.as_matrix())
+    assert fit.inlier_count == 0
+
+
 # Priors
 
 

@@ -280,3 +280,22 @@ def test_only_the_newest_loops_are_remembered():
         jury.weigh(loop(poses, n, n + WINDOW + 20), graph)
     assert not jury.remembers(0, WINDOW + 20)
     assert jury.remembers(WINDOW + 1, 2 * WINDOW + 21)
+
+
+def test_more_loops_of_one_place_may_wait_than_are_remembered():
+    poses = circle(4 * WINDOW, laps=1.0)
+    graph, jury = chain_of(poses), evidence()
+    rng = np.random.default_rng(0)
+    for n in range(WINDOW + 10):
+        wrong = small(np.concatenate([rng.normal(0, 1.0, 6), [0.0]]))  # each in its own way, so none is believed
+        waiting = edge(n % 5, 100 + n % 7 + 7 * (n // 35), poses[0] @ wrong, LOOP, LOOP_SIGMA, WEAK)
+        assert isinstance(jury.weigh(waiting, graph), Held)
+
+
+def test_a_loop_that_is_measured_again_is_compared_anew_with_all_others():
+    poses = circle()
+    graph, jury = chain_of(poses), evidence()
+    jury.weigh(loop(poses, 0, 20, off=off_by(1.0)), graph)
+    jury.weigh(loop(poses, 1, 21), graph)
+    graph.set_edge(loop(poses, 1, 21))
+    assert isinstance(jury.weigh(loop(poses, 0, 20), graph), Believed)

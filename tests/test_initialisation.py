@@ -11,13 +11,13 @@ import pytest
 from oracle import OraclePredictor, OracleTracker, OracleWorld, look_along, room_path, room_points
 
 from relocalizer.features import match_features
-from relocalizer.geometry import direction_angle, rotation_angle, rotation_matrix, translation_of
+from relocalizer.geometry import direction_angle, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import NoEstimate
 from relocalizer.triangulation import triangulate
 from slam.config import InitialisationConfig, SlamConfig
 from slam.front_end import FrontEnd
 from slam.graph import KeyframeGraph
-from slam.initialisation import MAX_BETWEEN, FirstPair, Initialiser, Reference, Waiting
+from slam.initialisation import MAX_BETWEEN, FirstPair, Initialiser, Reference, Waiting, placed
 from slam.keyframes import common_pixels
 from slam.landmarks import LandmarkMap
 
@@ -111,6 +111,14 @@ def test_the_length_puts_the_median_landmark_at_depth_one(walked):
 def test_the_pair_has_the_parallax_that_was_asked_for(walked):
     _, outcomes = walked
     assert outcomes[-1].parallax_deg >= FIRST_PAIR.min_parallax_deg
+
+
+def test_the_first_frame_lies_where_the_map_has_it(walked):
+    begun, outcomes = walked
+    somewhere = rigid(np.eye(3), [1.0, 2.0, 3.0])
+    frame, found = next(placed(outcomes[-1], begun.front_end, somewhere))
+    assert frame.index == 0
+    assert np.allclose(found.world_from_cam.as_matrix(), somewhere.as_matrix())
 
 
 def test_the_frames_between_are_all_there_in_order_without_either_end(walked):

@@ -133,6 +133,19 @@ def placed(landmarks, rng, count, anchor):
     return ids, points
 
 
+@pytest.mark.parametrize("far", [1e12, -1e20, np.inf, np.nan])
+def test_a_landmark_farther_than_a_map_can_say_has_no_place(graph, rng, far):
+    landmarks = LandmarkMap()
+    ids, points = placed(landmarks, rng, 4, 1)
+    points[2, 1] = far
+    landmarks.place(ids, points, 1, np.full(4, 0.1))
+    assert landmarks.has_place(ids).tolist() == [True, True, False, True]
+    moved = landmarks.points_world(ids[:2], graph)
+    moved[0, 2] = 10 * far
+    landmarks.move_to(ids[:2], moved, graph)
+    assert landmarks.has_place(ids).tolist() == [False, True, False, True]
+
+
 def test_ids_are_fresh_and_in_order():
     landmarks = LandmarkMap()
     assert landmarks.new_ids(3).tolist() == [0, 1, 2]

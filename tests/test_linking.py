@@ -10,6 +10,7 @@ import pytest
 from oracle import OraclePredictor
 from oracle_map import MapBuilder, build, room
 
+from relocalizer.features import match_features
 from relocalizer.geometry import (
     Similarity,
     direction_angle,
@@ -22,9 +23,10 @@ from relocalizer.geometry import (
 from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
 from slam.config import LandmarksConfig, LinkingConfig, SlamConfig
-from slam.events import EdgeAccepted, EdgeRejected, GraphOptimised, ScaleUnobservable
+from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, GraphOptimised, ScaleUnobservable
 from slam.graph import EdgeKind
 from slam.linking import UNKNOWN_LOG_SCALE, Linker, Verified
+from slam.localization import NotLocalised
 from slam.optimizer import GtsamOptimizer, Solution, first_of_each_part
 
 STEP = 6
@@ -100,9 +102,20 @@ def drifting(world, shrink):
 def add(tied, index, **where):
     """A keyframe as the system takes it: inserted, related, tied."""
     k = tied.builder.add(index, **where)
-    tied.linker.relate_to_previous(k)
+    tied.linker.relate_to_covisible(k)
     tied.linker.tie_to_neighbours(k, window=8)
     return k
+
+
+def recognised_at(tied, k, *, index):
+    """Frame `index` as a keyframe after a loss: it sees what keyframe k sees, and nothing else; its id."""
+    builder = tied.builder
+    tracks = builder.mapper.landmarks.observed[k]
+    gray = builder.tracker.gray(builder.world.frame(index).image)
+    pixels, found = builder.tracker.follow(builder.gray_of(k), gray, tracks.pixels, tracks.pixels)
+    recognised = type(tracks)(tracks.ids, pixels).where(found)
+    pose = Similarity.from_rigid(builder.world.poses[index])
+    return builder.mapper.insert(builder.seen(index), recognised, pose, tied.graph.segment_of[k]).id
 
 
 def walk_round(*, shrink=1.0, retriever=None, **config):
@@ -190,6 +203,48 @@ def test_the_predictors_answer_about_the_last_two_keyframes_is_remembered(few):
     assert sorted(few.builder.mapper.pairs) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
+def test_a_keyframe_that_does_not_overlap_with_the_one_before_is_related_to_the_most_covisible_one():
+    tied = linked(build(room()))
+    for index in (0, STEP, 2 * STEP):
+        add(tied, index)
+    for index in (100, 100 + STEP):
+        add(tied, index, follow=index > 100)
+    tied.builder.mapper.pairs.clear()
+    new = recognised_at(tied, 0, index=2)
+    tied.linker.relate_to_covisible(new)
+    assert sorted(tied.builder.mapper.pairs) == [(0, new)]
+
+
+def test_a_keyframe_that_shares_no_landmark_with_any_other_is_related_to_none():
+    tied = linked(build(room()))
+    add(tied, 0)
+    new = tied.builder.add(ROUND // 2, follow=False)
+    tied.linker.relate_to_covisible(new)
+    assert not tied.builder.mapper.pairs
+
+
+def test_an_estimate_that_is_more_likely_wrong_than_right_is_no_prior():
+    class Unsure(OraclePredictor):
+        def relate(self, pairs):
+            return [replace(estimate, confidence=0.4) for estimate in super().relate(pairs)]
+
+    builder = build(room())
+    tied = linked(builder, predictor=Unsure(builder.world))
+    for index in range(0, 3 * STEP, STEP):
+        add(tied, index)
+    assert not builder.mapper.pairs
+
+
+def test_a_keyframe_that_shares_no_landmark_with_the_one_before_says_nothing_of_the_scale():
+    tied = linked(build(room()))
+    for index in range(0, 5 * STEP, STEP):
+        add(tied, index)
+    for index, follow in ((ROUND // 2, False), (ROUND // 2 + STEP, True)):
+        k = tied.builder.add(index, follow=follow)
+        tied.linker.watch_scale(k, 0.5)
+    assert not tied.of(ScaleUnobservable)
+
+
 def test_a_first_keyframe_has_nobody_to_be_tied_to():
     tied = linked(build(room()))
     add(tied, 0)
@@ -200,12 +255,8 @@ def test_a_first_keyframe_has_nobody_to_be_tied_to():
 def test_a_keyframe_recognised_at_a_place_long_ago_is_tied_to_that_place():
     # The camera was lost after a whole round and found again at keyframe 0: it shares landmarks with that alone.
     tied, _ = walk_round()
-    k, builder = tied.graph.last_id, tied.builder
-    tracks = builder.mapper.landmarks.observed[0]
-    gray = builder.tracker.gray(builder.world.frame(2).image)
-    pixels, found = builder.tracker.follow(builder.gray_of(0), gray, tracks.pixels, tracks.pixels)
-    recognised = type(tracks)(tracks.ids, pixels).where(found)
-    new = builder.mapper.insert(builder.seen(2), recognised, Similarity.from_rigid(builder.world.poses[2]), 0).id
+    k = tied.graph.last_id
+    new = recognised_at(tied, 0, index=2)
     tied.linker.tie_to_neighbours(new, window=8)
     tied.linker.close_loops(new)
     assert new == k + 1
@@ -317,6 +368,48 @@ def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
     assert not again.of(EdgeAccepted)
 
 
+class Failing:
+    """An optimizer that fails as often as told, and then does not."""
+
+    def __init__(self, times, **wrong):
+        self.left, self.wrong = times, wrong
+
+    def optimise(self, graph):
+        solution = GtsamOptimizer().optimise(graph)
+        self.left -= 1
+        return replace(solution, **self.wrong) if self.left >= 0 else solution
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"problem": "singular"}, "singular"),
+        ({"error_after": np.nan}, "errors or weights are not finite"),
+        ({"loop_weights": {(0, 35): np.nan}}, "errors or weights are not finite"),
+    ],
+)
+def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
+    tied, poses = walk_round(shrink=0.997)
+    tied.linker._optimizer = Failing(1, **wrong)
+    k = ROUND // STEP
+    while not tied.loops():
+        j = add(tied, k * STEP, pose=poses[k * STEP])
+        before, names = dict(tied.graph.world_from_keyframe), tied.builder.mapper.landmarks._alias.copy()
+        tied.linker.close_loops(j)
+        tied.linker.remember(j)
+        k += 1
+    [loop] = tied.loops()
+    assert tied.graph.world_from_keyframe == before
+    assert np.array_equal(tied.builder.mapper.landmarks._alias, names)
+    assert tied.graph.weight(loop) == 1.0
+    assert [e.reason for e in tied.of(EstimateRefused)] == [f"graph optimization: {said}"]
+    assert not tied.of(GraphOptimised)
+    assert tied.of(EdgeAccepted)[-1].edge is loop
+    tied.linker._optimise(j, "again", set())
+    assert tied.graph.world_from_keyframe != before
+    assert tied.of(GraphOptimised)
+
+
 # Loops that do not stand
 
 
@@ -405,6 +498,19 @@ def moved(loop, metres):
     return Verified(replace(loop.edge, i_from_j=aside), replace(loop.found, fit=fit))
 
 
+def test_a_loop_candidate_is_matched_once(seen_again, monkeypatch):
+    matched, keyframes = [], seen_again.graph.keyframes
+
+    def match(a, b, *, ratio):
+        matched.extend(k for k in keyframes if keyframes[k].features is a)
+        return match_features(a, b, ratio=ratio)
+
+    monkeypatch.setattr("slam.localization.match_features", match)
+    assert isinstance(seen_again.linker._verify(0, seen_again.graph.last_id), Verified)
+    assert matched.count(0) == 1
+    assert len(matched) == len(set(matched)) > 1
+
+
 def test_a_loop_that_is_a_little_off_is_put_right_by_the_picture(seen_again):
     linker = seen_again.linker
     loop = linker._verify(0, seen_again.graph.last_id)
@@ -419,6 +525,35 @@ def test_a_loop_that_is_further_off_than_it_can_be_is_refused_with_the_number_an
     loop = linker._verify(0, seen_again.graph.last_id)
     outcome = linker._look_closer(moved(loop, 8 * loop.edge.sigmas[3]))
     assert re.fullmatch(r"looked at closer, chi-square \d+\.\d from where they put it, limit 22\.5", outcome.reason)
+
+
+def asked_a_second_time(tied, c, k):
+    """The pairs that a second look at the loop c-k verifies."""
+    linker, asked = linked(tied.builder).linker, []
+
+    def verify(*pair):
+        asked.append(pair)
+        return NotLocalised("dark")
+
+    linker._verify = verify
+    linker._second_look(c, k)
+    return asked
+
+
+def test_the_second_look_is_the_keyframe_befores_whether_or_not_the_loop_is_the_newests(seen_again):
+    newest = seen_again.graph.last_id
+    assert asked_a_second_time(seen_again, 2, newest) == [(2, newest - 1)]
+    assert asked_a_second_time(seen_again, 2, 25) == [(2, 24)]
+
+
+def test_the_second_look_is_by_a_keyframe_of_the_same_segment():
+    tied = linked(build(room()))
+    for index in range(0, 15 * STEP, STEP):
+        add(tied, index)
+    tied.builder.add(15 * STEP, segment=1, follow=False)
+    k = tied.builder.add(16 * STEP)
+    assert asked_a_second_time(tied, 2, k) == [(2, 14)]
+    assert asked_a_second_time(tied, 2, 15) == []  # the first of its segment
 
 
 def test_a_candidate_that_looks_much_less_alike_than_the_neighbours_is_not_even_tried(half):

@@ -219,6 +219,7 @@ class Counted:
         self._count, self._error, self._delay_s = count, error, delay_s
         self.name, self.description, self.length = "counted", "", count
         self.camera = self.calibration = Camera.assume(64, 48, fov_deg=60)
+        self.mask = None
         self.ground_truth: Trajectory | None = None
         self.skipped: list[tuple[str, str]] = []
         self.dropped = 0

@@ -10,6 +10,7 @@ import pytest
 from oracle import OraclePredictor, OracleWorld
 from oracle_map import build, room
 
+from relocalizer.features import match_features
 from relocalizer.geometry import exp_so3, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
@@ -17,7 +18,7 @@ from relocalizer.triangulation import depths_in
 from slam.config import RelocalizationConfig
 from slam.front_end import NotLocated
 from slam.localization import Localised, NotLocalised, localise, look_closer, match_keyframes
-from slam.recognition import Recognised, Recogniser, needed_landmarks, needed_share, recognise_place
+from slam.recognition import Recognised, Recogniser, match_place, needed_landmarks, needed_share, recognise_place
 
 STEP = 6
 NEAR = 4 * STEP + 3  # a frame between keyframes 4 and 5
@@ -58,6 +59,10 @@ def localised(builder, index, *, keyframes=(4, 5), estimate=None, min_inliers=20
     )
 
 
+def match(a, b, ratio):
+    return match_features(a, b, ratio=ratio)
+
+
 def point_of(world, index, pixels):
     """Index (N,) of the world's point at each pixel of frame `index`."""
     seen, places = world.visible(index)
@@ -92,6 +97,20 @@ def test_the_keyframe_named_first_wins(walk):
     both = match_keyframes(walk.seen(NEAR).features, [4, 6], walk.mapper.graph, walk.mapper.landmarks)
     named = dict(zip(both.feature.tolist(), both.tracks.ids.tolist(), strict=True))
     assert all(named[f] == t for f, t in zip(first.feature.tolist(), first.tracks.ids.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("keyframes", [(4,), (4, 5, 3, 6), (2, 7)])
+def test_matches_that_are_known_already_are_not_made_again_and_change_nothing(walk, keyframes, monkeypatch):
+    features, graph, landmarks = walk.seen(NEAR).features, walk.mapper.graph, walk.mapper.landmarks
+    at_once = match_keyframes(features, keyframes, graph, landmarks)
+    known = match_keyframes(features, keyframes[:1], graph, landmarks)
+    made = []
+    monkeypatch.setattr("slam.localization.match_features", lambda a, b, ratio: made.append(a) or match(a, b, ratio))
+    in_two = match_keyframes(features, keyframes[1:], graph, landmarks, earlier=known)
+    assert made == [graph.keyframes[k].features for k in keyframes[1:]]
+    assert in_two.tracks.ids.tobytes() == at_once.tracks.ids.tobytes()
+    assert in_two.tracks.pixels.tobytes() == at_once.tracks.pixels.tobytes()
+    assert in_two.feature.tobytes() == at_once.feature.tobytes()
 
 
 def test_no_keyframes_give_no_matches(walk):
@@ -193,9 +212,13 @@ def test_depths_are_along_the_cameras_axis_by_hand():
 
 
 def recognised(builder, c, index, min_inliers=25):
-    estimate = estimate_of(builder, c, index)
-    features = builder.seen(index).features
-    return recognise_place(features, builder.world.camera, c, estimate, builder.mapper, min_inliers=min_inliers)
+    estimate, features = estimate_of(builder, c, index), builder.seen(index).features
+    matches = match_place(features, c, builder.mapper, min_inliers=min_inliers)
+    if isinstance(matches, NotLocalised):
+        return matches
+    return recognise_place(
+        features, builder.world.camera, c, matches, estimate, builder.mapper, min_inliers=min_inliers
+    )
 
 
 def test_a_place_is_recognised_with_the_help_of_relatives(walk):

@@ -51,6 +51,12 @@ def test_no_more_than_the_limit_are_kept_and_they_lie_evenly():
     assert indices[-1] > 200
 
 
+def test_a_picture_without_pixels_is_not_kept_as_there_is_nothing_to_look_for():
+    unplaced = kept(5, 2)
+    unplaced.keep(frame(2).without_picture())
+    assert [one.index for one in unplaced] == [0, 1]
+
+
 def test_a_limit_of_none_keeps_none():
     assert len(kept(0, 10)) == 0
 

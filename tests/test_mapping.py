@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracle import OraclePredictor
 from oracle_map import build, room
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_angle, translation_of
 from relocalizer.interfaces import NoEstimate, PairEstimate
+from relocalizer.lens import LensStep
 from slam.config import LandmarksConfig, RefinementConfig, SlamConfig, TracksConfig
+from slam.events import EstimateRefused
 from slam.refinement import GtsamRefiner
 from slam.tracks import Tracks
 
@@ -438,3 +442,90 @@ def test_landmarks_beyond_the_windows_limit_are_placed_under_the_new_poses_too()
     points = landmarks.points_world(observed.ids[rows], graph)
     seen = builder.world.camera.project(np.asarray(graph.world_from_keyframe[4].rigid.inv().apply(points)))
     assert np.median(np.linalg.norm(seen - observed.pixels[rows], axis=1)) < 1.0
+
+
+# Results that cannot be
+
+
+class Answers(GtsamRefiner):
+    """A refiner whose results come out changed."""
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def refine(self, bundle, **options):
+        refined = super().refine(bundle, **options)
+        return replace(refined, **{name: change(refined) for name, change in self.changes.items()})
+
+
+def spoilt(array):
+    array = array.copy()
+    array[::5] = np.nan
+    return array
+
+
+def nowhere(refined):
+    return dict.fromkeys(refined.world_from_cam, RigidTransform.from_translation([0.0, np.nan, 0.0]))
+
+
+def far_away(refined):
+    return {k: rigid(np.eye(3), [1e13, 0.0, 0.0]) for k in refined.world_from_cam}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"problem": lambda refined: "singular"}, "singular"),
+        ({"points_world": lambda refined: spoilt(refined.points_world)}, "landmarks are not finite"),
+        ({"error_px": lambda refined: spoilt(refined.error_px)}, "reprojection errors are not finite"),
+        ({"world_from_cam": nowhere}, "poses are not finite"),
+        ({"world_from_cam": far_away}, "poses are beyond 1e+12 map units"),
+        ({"lens": lambda refined: LensStep(focal_ratio=(np.nan, 1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: LensStep(focal_ratio=(-1.0, -1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: LensStep(radial=(0.0, -1.0))}, "the lens found has no inverse"),
+    ],
+)
+def test_a_refinement_that_cannot_be_changes_nothing_and_is_told(changes, said, rng):
+    told = []
+    builder = build(room(), refiner=Answers(**changes), emit=told.append)
+    for index in range(0, 5 * STEP, STEP):
+        builder.add(index)
+    mapper = builder.mapper
+    ids = mapper.landmarks.placed_ids()
+    before, places = dict(mapper.graph.world_from_keyframe), mapper.landmarks.points_world(ids, mapper.graph)
+    cameras = [keyframe.camera for keyframe in mapper.graph.keyframes.values()]
+    assert mapper.refine_all(0) != (0.0, 0.0)
+    assert mapper.graph.world_from_keyframe == before
+    assert np.array_equal(mapper.landmarks.placed_ids(), ids)
+    assert np.array_equal(mapper.landmarks.points_world(ids, mapper.graph), places)
+    assert [keyframe.camera for keyframe in mapper.graph.keyframes.values()] == cameras
+    assert told == [EstimateRefused(frame_index=4 * STEP, reason=f"bundle adjustment: {said}")]
+
+
+def test_a_place_that_the_predictor_cannot_describe_is_told():
+    class Blind(OraclePredictor):
+        def describe(self, encoded):
+            return np.full_like(super().describe(encoded), np.nan)
+
+    told, world = [], room()
+    builder = build(world, predictor=Blind(world), emit=told.append)
+    builder.add(0)
+    assert np.linalg.norm(builder.mapper.graph.keyframes[0].descriptor) == 1.0
+    [event] = told
+    assert event.reason == "the place descriptor is no unit vector: its place will hardly be recognized"
+
+
+def test_a_lens_that_has_no_inverse_after_the_corrections_before_it_is_refused():
+    told = []
+    bends = Answers(lens=lambda refined: LensStep(radial=(-0.16, 0.0)))
+    builder = build(room(), refiner=bends, emit=told.append)
+    for index in range(0, 5 * STEP, STEP):
+        builder.add(index)
+    mapper = builder.mapper
+    mapper.refine_all(0)
+    assert len(mapper.lenses[0].steps) == 1
+    assert not told
+    mapper.refine_all(0)
+    assert len(mapper.lenses[0].steps) == 1
+    assert [event.reason for event in told] == ["bundle adjustment: the lens found has no inverse"]
+    assert all(np.isfinite(tracks.pixels).all() for tracks in mapper.landmarks.observed.values())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gtsam
 import numpy as np
 import pytest
+from failing_solvers import SINGULAR, NoNumbers, SingularSystem, solver_that
 from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, some_similarity, true_edge
 
 from relocalizer.geometry import Similarity, rotation_angle
 from slam.graph import Edge, KeyframeGraph
-from slam.optimizer import GtsamOptimizer, first_of_each_part, from_similarity3, to_similarity3
+from slam.optimizer import GtsamOptimizer, Solution, first_of_each_part, from_similarity3, to_similarity3
 
 
 def solved(graph):
@@ -347,3 +348,32 @@ def test_gtsam_is_the_version_whose_tangent_is_rotation_translation_scale():
     grown = gtsam.Similarity3.Expmap(np.array([0, 0, 0, 0, 0, 0, 0.1]))
     assert rotation_angle(turned.rotation().matrix()) == pytest.approx(0.1)
     assert grown.scale() == pytest.approx(np.exp(0.1))
+
+
+# A solver that fails
+
+
+@pytest.mark.parametrize(("kind", "said"), [(SingularSystem, SINGULAR), (NoNumbers, "the solution is not finite")])
+@pytest.mark.parametrize("robust", [True, False])
+@pytest.mark.parametrize("off", [0.0, 3.0])
+def test_a_solver_that_fails_keeps_poses_and_weights_and_says_why(kind, said, robust, off):
+    poses = circle(20, laps=1.0)
+    loop = edge(0, 19, poses[0].inverse() @ poses[19] @ at(off), LOOP)
+    graph = graph_of(poses, [*(true_edge(poses, k, k + 1) for k in range(19)), loop])
+    with solver_that(kind):
+        solution = GtsamOptimizer(robust=robust).optimise(graph)
+    assert solution.why_unusable == said
+    assert all(solution.world_from_keyframe[k].is_close(pose) for k, pose in graph.world_from_keyframe.items())
+    assert solution.loop_weights == {(0, 19): 1.0}
+    assert solution.error_after == solution.error_before
+
+
+def test_a_solution_can_be_used_when_all_its_numbers_are_some():
+    assert not GtsamOptimizer().optimise(graph_of(circle(5), [true_edge(circle(5), 0, 1)])).why_unusable
+
+
+@pytest.mark.parametrize("field", ["error_before", "error_after", "loop_weights", "loop_errors"])
+def test_a_solution_with_numbers_that_are_none_cannot_be_used(field):
+    numbers = {(0, 1): np.nan} if field.startswith("loop") else np.nan
+    wrong = {"world_from_keyframe": {}, "error_before": 0.0, "error_after": 0.0, field: numbers}
+    assert Solution(**wrong).why_unusable == "errors or weights are not finite"

@@ -28,7 +28,7 @@ def oracle_features(monkeypatch, world):
     """Features come from the world, without signs as those of real pictures."""
     tracker = OracleTracker(world)
 
-    def detect(gray, _):
+    def detect(gray, *_):
         found = tracker.detect(gray)
         positive = np.maximum(found.descriptors, 0.0)
         return replace(found, descriptors=positive / np.linalg.norm(positive, axis=1, keepdims=True))

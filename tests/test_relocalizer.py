@@ -58,7 +58,7 @@ class Room:
             for k in mapped
         ]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("relocalizer.posed_images.detect_features", lambda gray, _: self.tracker.detect(gray))
+            patch.setattr("relocalizer.posed_images.detect_features", lambda gray, *_: self.tracker.detect(gray))
             return map_from_poses(pictures, self.predictor)
 
     def view(self, k, *, camera=True):

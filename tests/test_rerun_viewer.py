@@ -23,6 +23,7 @@ from slam import rerun_drawing, rerun_viewer, viewer_process
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
+    EstimateRefused,
     Event,
     FrameProcessed,
     FramesSkipped,
@@ -464,6 +465,7 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
             edge_event(0, 1, EdgeKind.LOOP, 5),
             EdgeRejected(i=0, j=1, kind=EdgeKind.LOOP, reason="9 inliers, 20 needed", frame_index=5),
             ScaleUnobservable(frame_index=5, reason="parallax 0.1 deg, 0.5 needed"),
+            EstimateRefused(frame_index=5, reason="bundle adjustment: poses are not finite"),
             FramesSkipped(count=3, reason="a.jpg: cut off"),
             TrackingLost(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, reason="no tracks"),
             PlacedLater(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, keyframe_id=1, inliers=31),
@@ -479,6 +481,7 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
         ("INFO", "loop 0 - 1 accepted with 42 inliers"),
         ("INFO", "loop 0 - 1 rejected: 9 inliers, 20 needed"),
         ("WARN", "scale unobservable: parallax 0.1 deg, 0.5 needed"),
+        ("WARN", "an estimate was not used: bundle adjustment: poses are not finite"),
         ("WARN", "3 frames skipped: a.jpg: cut off"),
         ("ERROR", "lost: no tracks"),
         ("INFO", "frame 6, which had no pose, recognised at keyframe 1 with 31 inliers"),

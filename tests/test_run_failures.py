@@ -56,6 +56,7 @@ class OracleSource:
         self.name, self.description = "oracle", "an oracle's world"
         self.camera = self.calibration = CAMERA
         self.length: int | None = len(world.poses)
+        self.mask = None
         self.ground_truth = world.ground_truth
         self.skipped: list[tuple[str, str]] = []
         self.dropped = 0
@@ -72,7 +73,7 @@ class OracleSource:
 
 
 def oracle_build(world: OracleWorld) -> Callable[..., Slam]:
-    def build(config: SlamConfig, **options: Any) -> Slam:
+    def build(config: SlamConfig, *, mask: None = None, **options: Any) -> Slam:
         return Slam(
             config,
             predictor=OraclePredictor(world),

@@ -304,6 +304,16 @@ def test_frames_of_other_ground_are_lost_with_a_reason_and_no_map_is_begun(first
     assert set(result.frame_indices.tolist()) == {*range(40, 60), *range(110, 120)}
 
 
+def test_in_a_map_without_keyframes_no_frame_is_found_and_no_map_is_begun(world):
+    slam, _, _ = walk(world, range(1))
+    empty = slam.saved_map(lambda k: b"")
+    assert len(empty.keyframes) == 0
+    _, result, events = walk(world, range(60), start_map=empty, localize_only=True)
+    assert len(result.trajectory) == 0
+    assert of(events, KeyframeAdded) == []
+    assert {e.reason for e in of(events, FrameProcessed)} == {"the map has no keyframe to be found by"}
+
+
 # --- who can read a map -------------------------------------------------------------------------------
 
 

@@ -38,7 +38,12 @@ def world_of(poses, *, blind=frozenset(), pixel_noise=0.3, count=4000):
 
 
 def run(
-    world: OracleWorld, config: SlamConfig | None = None, *, on_progress: Progress = untold, **noise
+    world: OracleWorld,
+    config: SlamConfig | None = None,
+    *,
+    on_progress: Progress = untold,
+    retriever: FaissRetriever | None = None,
+    **noise,
 ) -> tuple[SlamResult, list[Event]]:
     events: list[Event] = []
     config = config or SlamConfig()
@@ -46,7 +51,7 @@ def run(
         config,
         predictor=OraclePredictor(world, **noise),
         tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
+        retriever=FaissRetriever() if retriever is None else retriever,
         optimizer=GtsamOptimizer(),
         refiner=GtsamRefiner(),
         observers=[events.append],
@@ -78,6 +83,18 @@ def test_the_loop_is_found_and_accepted(room):
     loops = [e.edge for e in of(events, EdgeAccepted) if e.edge.kind is EdgeKind.LOOP]
     assert loops
     assert any(edge.j - edge.i > 10 for edge in loops)
+
+
+def test_every_keyframe_can_be_found_again():
+    world, remembered = world_of(room_path(120, turns=0.6)), []
+
+    class Noting(FaissRetriever):
+        def add(self, key, descriptor):
+            remembered.append(key)
+            super().add(key, descriptor)
+
+    result, _ = run(world, retriever=Noting())
+    assert remembered == sorted(result.graph.keyframes)
 
 
 def test_every_accepted_loop_is_true(room):

@@ -31,6 +31,7 @@ def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
         ({"lost_times": 1, "lost_frames": 45}, Grade.POOR, "tracking was lost 1 time, for 45% of the frames"),
         ({"weak_frames": 30}, Grade.PARTIAL, "30% of the frames rest on fewer than 30 landmarks"),
         ({"weak_frames": 80}, Grade.POOR, "80% of the frames rest on fewer than 30 landmarks"),
+        ({"overlay_share": 0.3}, Grade.PARTIAL, "30% of the points stand still in the image while the world moves"),
         ({"reprojection_px": 1.2}, Grade.PARTIAL, "landmarks miss their observations by 1.20 px where 0.8 px"),
         ({"reprojection_px": 2.0}, Grade.POOR, "landmarks miss their observations by 2.00 px where 0.8 px"),
     ],

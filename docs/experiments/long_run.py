@@ -139,7 +139,7 @@ def drive(arguments: argparse.Namespace) -> None:
         clock.start()
         k = mapper.insert(seen, tracks, pose, 0).id
         clock.lap("insert")
-        linker.relate_to_previous(k)
+        linker.relate_to_covisible(k)
         mapper.refine_window(k)
         clock.lap("refine")
         linker.watch_scale(k, 0.5 * config.landmarks.min_parallax_deg)

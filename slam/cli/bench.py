@@ -16,6 +16,7 @@ from slam.cli.options import (
     AsJson,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     PredictorName,
     RandomWeights,
@@ -54,6 +55,7 @@ def bench(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     max_frames: Annotated[
         int | None,
         typer.Option(
@@ -89,7 +91,7 @@ def bench(
     The last one measures the network alone in every way it can be computed here, beside a naive use of it; random
     weights cost what trained ones do. --set predictor.backend=... or predictor.precision=... leaves one way.
     """
-    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed)
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, mask=mask)
 
     from slam.pipeline import choose_predictor, with_computation, with_predictor
     from slam.sequence import open_source

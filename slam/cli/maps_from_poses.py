@@ -12,6 +12,7 @@ from slam.cli.options import (
     UNUSABLE,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     PredictorName,
     RandomWeights,
@@ -46,6 +47,7 @@ def from_poses(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     start: Start = 0,
     stride: Stride = 1,
     max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Use at most this many pictures.")] = None,
@@ -87,7 +89,7 @@ def from_poses(
     from slam.posed_sources import open_posed
     from slam.progress import TaskProgress
 
-    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
+    flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam map from-poses", sections=USED, quiet=quiet)
     choice = choose_predictor(settings)
     source = open_posed(

@@ -56,6 +56,17 @@ CameraFile = Annotated[
     Path | None,
     typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of these pictures."),
 ]
+MaskImage = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask",
+        metavar="IMAGE",
+        help="What is black in this image is ignored, what is white is used: a car's bonnet, a display's text, the own "
+        "robot. Of the pictures' size or shape, as COLMAP's masks. camera.yaml takes rectangles: "
+        "ignore: [[left, top, right, bottom], ...], pixels.",
+        show_default=False,
+    ),
+]
 Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Use every N-th frame.")]
 Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Skip this many frames at the beginning.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice.")]
@@ -158,6 +169,7 @@ def flags_of(
     seed: int | None,
     scale_from: str | None = None,
     refine: Literal["final", "none"] | None = None,
+    mask: Path | None = None,
 ) -> list[str]:
     """Options that are settings, as overrides; they win over --set.
 
@@ -169,6 +181,7 @@ def flags_of(
     flags = [f"predictor.kind={predictor}"] if predictor else []
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
+    flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
     flags += [f"anchor.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"refinement.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])

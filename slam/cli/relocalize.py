@@ -19,6 +19,7 @@ from slam.cli.options import (
     AsJson,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     Weights,
     complain,
@@ -57,6 +58,7 @@ def relocalize(
     overrides: Overrides = [],  # noqa: B006
     weights: Weights = None,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and results.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +80,7 @@ def relocalize(
     from relocalizer.relocalizer import Relocalizer
     from slam.query_pictures import QueryReader, query_pictures
 
-    flags = flags_of(predictor=None, weights=weights, random_weights=False, seed=None)
+    flags = flags_of(predictor=None, weights=weights, random_weights=False, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam relocalize", sections=USED, quiet=quiet)
     pictures = query_pictures(images)
     reference_map = load_map(map)

@@ -22,6 +22,7 @@ from slam.cli.options import (
     AsJson,
     CameraFile,
     ConfigFiles,
+    MaskImage,
     Overrides,
     PredictorName,
     RandomWeights,
@@ -93,6 +94,7 @@ def run(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
+    mask: MaskImage = None,
     view: Annotated[
         View,
         typer.Option(help="Watch live: spawn opens the Rerun viewer; web serves a page, after the run until Ctrl-C."),
@@ -154,7 +156,7 @@ def run(
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine,
+        refine=refine, mask=mask,
     )  # fmt: skip
 
     raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))

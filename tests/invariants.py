@@ -1,0 +1,264 @@
+"""What must hold of a running `Slam` after every frame, whatever has happened to it, and of every event it emits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import Similarity
+from relocalizer.reference_map import ReferenceMap, validate
+from slam.consistency import WINDOW
+from slam.events import (
+    EdgeAccepted,
+    EdgeRejected,
+    Event,
+    FrameProcessed,
+    GraphOptimised,
+    Initialised,
+    KeyframeAdded,
+    LandmarksUpdated,
+    NeverPlaced,
+    PlacedLater,
+    Relocalised,
+    RunFinished,
+    TrackingLost,
+    TrackingState,
+)
+from slam.graph import KeyframeGraph
+from slam.initialisation import MAX_BETWEEN
+from slam.landmarks import NO_ANCHOR, LandmarkMap
+from slam.slam_result import SlamResult
+from slam.system import Slam
+from slam.tracks import Tracks
+
+ORTHONORMAL = 1e-6
+
+
+class Broken(AssertionError):
+    """Something does not hold that must."""
+
+
+def require(holds: Any, what: str) -> None:
+    if not bool(holds):
+        raise Broken(what)
+
+
+# --- the whole ----------------------------------------------------------------------------------------
+
+
+def check_live(slam: Slam) -> None:
+    """What changes with every frame."""
+    front_end, where, graph = slam._front_end, slam._where, slam._mapper.graph
+    _check_tracks("the front end's tracks", front_end.tracks, slam._mapper.landmarks)
+    if front_end.pose is not None:
+        _check_poses("the live pose", [front_end.pose])
+    if where.is_tracking:
+        require(front_end.pose is not None, "tracking without a pose")
+        require(where.keyframe_id in graph.keyframes, f"tracking by keyframe {where.keyframe_id}, which is not there")
+    require(where.has_map or not slam._log.records, "frames have poses without a map")
+    check_memory(slam)
+
+
+def check_map(slam: Slam) -> None:
+    """What changes with every keyframe: the graph, the landmarks and the frames that hang off them."""
+    check_graph(slam._mapper.graph)
+    check_landmarks(slam._mapper.landmarks, slam._mapper.graph)
+    records, graph, evidence = slam._log.records, slam._mapper.graph, slam._linker._evidence
+    require(set().union(*evidence._agree) <= evidence._loops.keys(), "loops are compared that are not remembered")
+    related = {k for pair in slam._mapper.pairs for k in pair}
+    require(related <= graph.keyframes.keys(), "a pair estimate of a keyframe that is not there")
+    require(
+        {r.keyframe_id for r in records} <= graph.keyframes.keys(), "a frame hangs off a keyframe that is not there"
+    )
+    _check_poses("frames", [r.keyframe_from_frame for r in records])
+    times = [r.timestamp_ns for r in records]
+    require(times == sorted(times), "the frames are not in order of time")
+    require(len({r.index for r in records}) == len(records), "a frame is recorded twice")
+
+
+def check_memory(slam: Slam) -> None:
+    """What is remembered for a while is bounded, and what is keyed is keyed by what is there."""
+    linker, graph = slam._linker, slam._mapper.graph
+    evidence = linker._evidence
+    require(len(evidence._loops) <= WINDOW, f"{len(evidence._loops)} loops remembered")
+    require(linker._verified.keys() <= evidence._loops.keys(), "loops wait that are not remembered")
+    references = slam._initialiser._references
+    require(len(references) <= slam._config.initialisation.references, f"{len(references)} references")
+    require(all(len(r.between) <= MAX_BETWEEN for r in references), "frames between the first pair pile up")
+    limit, looking = slam._config.relocalization.look_back, slam._looking_back
+    require(len(looking._unplaced) <= limit, f"{len(looking._unplaced)} frames kept to be looked for, limit {limit}")
+    require(len(looking._refused) <= limit, f"{len(looking._refused)} refusals kept, limit {limit}")
+    known = len(slam._recogniser._retriever)  # type: ignore[arg-type]
+    require(known == len(graph.keyframes), f"{known} keyframes can be retrieved, {len(graph.keyframes)} are there")
+
+
+# --- the parts ----------------------------------------------------------------------------------------
+
+
+def check_graph(graph: KeyframeGraph) -> None:
+    ids = list(graph.keyframes)
+    require(ids == sorted(ids), "keyframes are not in order")
+    require(graph.world_from_keyframe.keys() == graph.keyframes.keys(), "poses and keyframes are not the same")
+    require(graph.segment_of.keys() == graph.keyframes.keys(), "segments and keyframes are not the same")
+    require(all(keyframe.id == k for k, keyframe in graph.keyframes.items()), "a keyframe has another's id")
+    for k, keyframe in graph.keyframes.items():
+        require(abs(np.linalg.norm(keyframe.descriptor) - 1.0) < 1e-3, f"keyframe {k}: no unit descriptor")
+    _check_similarities("keyframes", graph.world_from_keyframe.values())
+    _check_edges(graph)
+
+
+def _check_edges(graph: KeyframeGraph) -> None:
+    edges = list(graph.edges.values())
+    require(all(key == (e.i, e.j) and e.i < e.j for key, e in graph.edges.items()), "an edge has another's key")
+    require({end for key in graph.edges for end in key} <= graph.keyframes.keys(), "an edge's end is not there")
+    sigmas = np.array([e.sigmas for e in edges]).reshape(-1, 7)
+    require(np.isfinite(sigmas).all() and (sigmas > 0).all(), "an edge's sigmas are not positive and finite")
+    _check_similarities("edges", [e.i_from_j for e in edges])
+    require(graph.weights.keys() <= graph.edges.keys(), "a weight of an edge that is not there")
+    require(all(0.0 <= weight <= 1.0 for weight in graph.weights.values()), "a weight is not in [0, 1]")
+    for edge in edges:
+        same = graph.segment_of[edge.i] == graph.segment_of[edge.j]
+        require(same or graph.weight(edge) == 0.0, f"edge {edge.i}-{edge.j} is followed from one segment to another")
+
+
+def check_landmarks(landmarks: LandmarkMap, graph: KeyframeGraph) -> None:
+    observed, named = landmarks.observed, landmarks.feature_tracks
+    require(observed.keys() == named.keys() == graph.keyframes.keys(), "not every keyframe has its observations")
+    observers: Counter[int] = Counter()
+    segment_seen: dict[int, set[int]] = {}
+    for k, tracks in observed.items():
+        _check_tracks(f"keyframe {k}", tracks, landmarks)
+        _check_names(k, tracks, landmarks, graph)
+        placed = tracks.ids[landmarks.has_place(tracks.ids)]
+        observers.update(placed.tolist())
+        segment_seen.setdefault(graph.segment_of[k], set()).update(placed.tolist())
+    placed = landmarks.placed_ids()
+    require(np.isin(landmarks.anchor[placed], list(graph.keyframes)).all(), "an anchor is no keyframe")
+    require(np.isfinite(landmarks.point_in_anchor[placed]).all(), "a landmark's place is not finite")
+    sigma = landmarks.inverse_depth_sigma[placed]
+    require(np.isfinite(sigma).all() and (sigma > 0).all(), "a landmark's sigma is not positive and finite")
+    require((landmarks._alias[placed] == placed).all(), "a landmark has a place under a name that it gave up")
+    require(set(placed.tolist()) <= observers.keys(), "a landmark has a place and no keyframe sees it")
+    for segment, seen in segment_seen.items():
+        anchors = landmarks.anchor[np.fromiter(seen, np.int64, len(seen))]
+        segments = {graph.segment_of[int(a)] for a in np.unique(anchors)}
+        require(segments <= {segment}, f"segment {segment} sees landmarks of segments {segments}")
+    require((landmarks.anchor[landmarks._count :] == NO_ANCHOR).all(), "a track has a place that was never begun")
+
+
+def _check_names(k: int, tracks: Tracks, landmarks: LandmarkMap, graph: KeyframeGraph) -> None:
+    named = landmarks.feature_tracks[k]
+    require(len(named) == len(graph.keyframes[k].features), f"keyframe {k}: not every feature has a name or none")
+    names = named[named >= 0]
+    require(np.isin(names, tracks.ids).all(), f"keyframe {k}: a feature names a track that the keyframe does not see")
+
+
+def _check_tracks(what: str, tracks: Tracks, landmarks: LandmarkMap) -> None:
+    require(len(tracks.ids) == len(tracks.pixels), f"{what}: ids and pixels differ in number")
+    require(np.isfinite(tracks.pixels).all(), f"{what}: a pixel is not finite")
+    require(len(np.unique(tracks.ids)) == len(tracks.ids), f"{what}: a track twice")
+    if len(tracks):
+        require(tracks.ids.min() >= 0 and tracks.ids.max() < landmarks._count, f"{what}: a track that never began")
+        if what.startswith("keyframe"):
+            require((landmarks._alias[tracks.ids] == tracks.ids).all(), f"{what}: a name that was given up")
+
+
+def _check_similarities(what: str, poses: Iterable[Similarity]) -> None:
+    poses = list(poses)
+    _check_rotations(what, np.array([pose.rotation for pose in poses]).reshape(-1, 3, 3))
+    numbers = np.array([[*pose.translation, pose.scale] for pose in poses]).reshape(-1, 4)
+    require(np.isfinite(numbers).all() and (numbers[:, 3] > 0).all(), f"{what}: no similarity")
+
+
+def _check_poses(what: str, poses: Iterable[RigidTransform]) -> None:
+    matrices = np.array([pose.as_matrix() for pose in poses]).reshape(-1, 4, 4)
+    require(np.isfinite(matrices).all(), f"{what}: a pose is not finite")
+    _check_rotations(what, matrices[:, :3, :3])
+
+
+def _check_rotations(what: str, rotations: NDArray[np.float64]) -> None:
+    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(initial=0.0)
+    require(off < ORTHONORMAL and (np.linalg.det(rotations) > 0).all(), f"{what}: no rotation, off by {off:.2g}")
+
+
+# --- the end ------------------------------------------------------------------------------------------
+
+
+def check_result(result: SlamResult, saved: ReferenceMap) -> None:
+    for trajectory in (result.trajectory, result.keyframe_trajectory, result.online, *result.segments):
+        require(np.isfinite(trajectory.world_from_cam).all(), "a trajectory is not finite")
+        _check_rotations("a trajectory", trajectory.world_from_cam[:, :3, :3])
+    require(len(result.frame_indices) == len(result.trajectory), "frames and poses differ in number")
+    require(np.isfinite(result.landmark_points).all(), "landmarks are not finite")
+    try:
+        validate(saved)
+    except ValueError as error:
+        raise Broken(f"the saved map breaks a rule: {error}") from None
+
+
+class Witness:
+    """An observer that checks every event as it comes, and counts them by kind."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.keyframes: set[int] = set()
+        self.frames: set[int] = set()
+        self.finished = 0
+        self.loops_rejected: Counter[str] = Counter()
+
+    def __call__(self, event: Event) -> None:
+        self.kinds[type(event).__name__] += 1
+        match event:
+            case FrameProcessed():
+                self._frame(event)
+            case KeyframeAdded():
+                require(event.keyframe.id not in self.keyframes, f"keyframe {event.keyframe.id} is told twice")
+                self.keyframes.add(event.keyframe.id)
+                _check_similarities("a keyframe told", [event.world_from_keyframe])
+                require(event.reason, "a keyframe without a reason")
+            case LandmarksUpdated():
+                require(len(event.ids) == len(event.points_world) == len(event.colours), "landmarks told in part")
+                require(np.isfinite(event.points_world).all(), "a landmark told is not finite")
+            case GraphOptimised():
+                errors = np.array([event.error_before, event.error_after])
+                require(np.isfinite(errors).all() and (errors >= 0).all(), f"errors of the graph: {errors}")
+                _check_similarities("poses told", event.world_from_keyframe.values())
+            case EdgeAccepted():
+                require(event.edge.i < event.edge.j and event.frame_index >= 0, "an edge that cannot be")
+            case EdgeRejected():
+                require(
+                    event.reason and event.i < event.j and event.landmarks >= 0, f"a refusal that cannot be: {event}"
+                )
+                self.loops_rejected[event.reason.split(":")[0]] += 1
+            case Initialised():
+                require(
+                    np.isfinite(event.parallax_deg) and event.landmarks >= 0, f"a beginning that cannot be: {event}"
+                )
+            case Relocalised() | PlacedLater():
+                require(event.inliers > 0 and event.keyframe_id >= 0, f"a place that cannot be: {event}")
+            case TrackingLost() | NeverPlaced():
+                require(event.reason, "no reason why there is no pose")
+            case RunFinished():
+                self.finished += 1
+                require(np.isfinite(event.world_from_cam).all(), "the final poses are not finite")
+            case _:
+                require(getattr(event, "reason", "said"), f"{type(event).__name__} without a reason")
+
+    def _frame(self, event: FrameProcessed) -> None:
+        require(event.frame.index not in self.frames, f"frame {event.frame.index} is told twice")
+        self.frames.add(event.frame.index)
+        tracked = event.state is TrackingState.TRACKING
+        require(tracked == (event.world_from_cam is not None), f"{event.state} with a pose, or none")
+        if event.world_from_cam is not None:
+            _check_poses("a pose told", [event.world_from_cam])
+        else:
+            require(event.reason, "no reason why there is no pose")
+        sizes = {len(event.pixels), len(event.track_ids), len(event.is_inlier)}
+        require(len(sizes) == 1, f"tracks told in part: {sizes}")
+        require(np.isfinite(event.pixels).all(), "a pixel told is not finite")
+        require(np.isnan(event.depth) or np.isfinite(event.depth), f"depth {event.depth}")
