@@ -48,10 +48,11 @@ class LensStep:
         return self.radial != (0.0, 0.0)
 
     def camera(self, camera: Camera) -> Camera:
-        """The pinhole camera of the straightened pictures; it is no guess any more, unless `is_guess`."""
+        """The pinhole camera of the straightened pictures; an assumed one is a guess until a focal length is known."""
         if self.is_nothing:
             return camera
-        return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and self.is_guess)
+        stays = self.is_guess or self.focal_ratio == (1.0, 1.0)
+        return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and stays)
 
     def straightened(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """Where the corrected pinhole camera sees what `camera`'s pictures show at `pixels` (N, 2)."""

@@ -93,6 +93,12 @@ class FocalChange:
     from_frame: int
     to_frame: int
 
+    def __str__(self) -> str:
+        return (
+            f"the focal length changes by {100 * self.share:+.0f} % (+- {100 * self.sigma:.0f} %) "
+            f"between frames {self.from_frame} and {self.to_frame}"
+        )
+
     @property
     def is_clear(self) -> bool:
         """Whether it is large, and far larger than its error."""

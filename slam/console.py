@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.table import Table
 from slam.ablation import Worth
 from slam.bench import RunCost, StageCost
 from slam.pipeline import RANDOM_WEIGHTS, RunStatistics
+
+if TYPE_CHECKING:
+    from slam.lens_evidence import LensEvidence
 
 TOLD_OVERLAY = 0.01  # of the points; a speck of dirt is not worth a line
 TOLD_RESTING = 0.1  # of the frames
@@ -52,6 +55,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("path", _path_words(report["path_length"], report["units"])))
     if words := _lens_words(report["lens"]):
         rows.append(("camera", words))
+    rows += [("camera, apart", words) for lens in report["other_lenses"] if (words := _other_lens_words(lens))]
     rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
@@ -83,11 +87,15 @@ def _lens_words(lens: Mapping[str, Any]) -> str:
     elif parts[0]:
         parts[0] += file
     if change := lens["change"]:
-        parts.append(
-            f"the focal length changes by {100 * change.share:+.0f} % (+- {100 * change.sigma:.0f} %) "
-            f"from frame {change.from_frame} to {change.to_frame}"
-        )
+        parts.append(str(change))
     return "; ".join(part for part in parts if part)
+
+
+def _other_lens_words(evidence: LensEvidence) -> str:
+    """What speaks against the camera of another map; a change between two maps is told once."""
+    if evidence.change is not None or not evidence.reason:
+        return ""
+    return f"{evidence.state}: {evidence.reason}"
 
 
 def _focal_words(lens: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from relocalizer.images import Camera
 from relocalizer.lens import LensStep, radial_of
 from relocalizer.self_calibration import PRIOR_SIGMA, FocalChange, FocalEstimate, SelfCalibration, ViewPair
 from slam.frames import Keyframe
+from slam.verdict import Finding, Grade
 
 # Keyframes that are related: so many apart that the camera has turned, and so few that they see the same.
 GAPS = (2, 3, 5)
@@ -22,6 +23,7 @@ MATCH_RATIO = 0.8
 # Half the diagonal's share by which a calibration may leave the corners wrong; 0.013 in KITTI, 0.018 in 7-Scenes.
 LEFT_BY_CALIBRATIONS = 0.025
 CONTRADICTION, CONTRADICTION_SIGMAS = 0.04, 4.0  # of a given focal length, for a footage to contradict it
+UNDETERMINED_SIGMA = 0.1  # of a guessed focal length: from here on a map may be bent or stretched so that it is seen
 
 
 class LensState(StrEnum):
@@ -49,6 +51,21 @@ class LensEvidence:
     focal_sigma: float | None = None
     reason: str = ""
     change: FocalChange | None = None
+
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What of it speaks against a run; none where the focal length is known, or given and not contradicted."""
+        if self.change is not None:
+            return (Finding(Grade.PARTIAL, f"{self.change}: no one camera fits this footage"),)
+        if self.state is LensState.CONTRADICTED:
+            return (Finding(Grade.PARTIAL, f"the given calibration does not fit: {self.reason}"),)
+        if self.state is not LensState.GUESS:
+            return ()
+        if self.focal_sigma is not None and self.focal_sigma < UNDETERMINED_SIGMA:
+            return (Finding(Grade.GOOD, f"the focal length is known to {100 * self.focal_sigma:.1f} % only"),)
+        reason = f"the focal length is a guess, and the footage does not determine it ({self.reason})"
+        return (Finding(Grade.PARTIAL, f"{reason}: the map's shape may be wrong; give one with --camera"),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -382,6 +382,7 @@ def closing_report(
         "camera": outcome.result.camera if outcome.result.lens.is_known_better else opening["camera"],
         "calibration": calibration or opening["calibration"],
         "lens": _lens_report(opening["calibration"], calibration, result.lens, result.lens_evidence),
+        "other_lenses": result.segment_lens_evidence,
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
