@@ -61,11 +61,12 @@ class LensStep:
         seen = (np.asarray(pixels, dtype=np.float64) - centre) / focal
         bent = np.linalg.norm(seen, axis=1)
         straight = bent.copy()
-        for _ in range(NEWTON_STEPS):
-            squared = straight**2
-            slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
-            straight += (bent - straight * (1 + squared * (k1 + squared * k2))) / slope
-        return np.asarray(seen * (straight / np.maximum(bent, 1e-12))[:, None] * focal + centre)
+        with np.errstate(over="ignore", invalid="ignore"):  # a lens that folds the image has no answer
+            for _ in range(NEWTON_STEPS):
+                squared = straight**2
+                slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
+                straight += (bent - straight * (1 + squared * (k1 + squared * k2))) / slope
+            return np.asarray(seen * (straight / np.maximum(bent, 1e-12))[:, None] * focal + centre)
 
     def bent(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """The way back of `straightened`: where `camera`'s pictures show what the corrected camera sees at `pixels`."""

@@ -81,12 +81,13 @@ def calibrate(mapper: Mapper, segments: list[int], config: RefinementConfig, bud
     """
     priors = {}
     for segment in segments:
+        camera = mapper.graph.keyframes[mapper.graph.segment(segment)[0]].camera
         finding = _examined(mapper, segment, config, budget_s)
         mapper.lens_evidence[segment] = finding.evidence
         if problem := "" if finding.step.is_nothing else mapper.correct_lens(segment, finding.step):
-            mapper.lens_evidence[segment] = LensEvidence(LensState.GUESS, reason=problem)
+            state = LensState.GUESS if camera.assumed else LensState.GIVEN
+            mapper.lens_evidence[segment] = LensEvidence(state, reason=problem)
         if finding.may_have_distortion:
-            camera = mapper.graph.keyframes[mapper.graph.segment(segment)[0]].camera
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
             priors[segment] = replace(GIVEN, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
     _compare_segments(mapper, segments)

@@ -52,7 +52,6 @@ class LensEvidence:
     reason: str = ""
     change: FocalChange | None = None
 
-
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What of it speaks against a run; none where the focal length is known, or given and not contradicted."""
