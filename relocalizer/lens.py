@@ -101,16 +101,6 @@ class Lens:
         """Whether a distortion was found."""
         return any(step.bends for step in self.steps)
 
-    @property
-    def refocuses(self) -> bool:
-        """Whether a focal length was found."""
-        return any(step.focal_ratio != (1.0, 1.0) for step in self.steps)
-
-    @property
-    def is_guess(self) -> bool:
-        """Whether the focal length it ends with is not known."""
-        return self.start is not None and self.camera.assumed
-
     def then(self, step: LensStep, camera: Camera) -> Lens:
         """With one more correction, of `camera` as it is now."""
         return Lens(self.start or camera, (*self.steps, step))

@@ -16,7 +16,7 @@ from relocalizer.interfaces import NoEstimate, PairEstimate
 from relocalizer.lens import LensStep
 from slam.config import LandmarksConfig, RefinementConfig, SlamConfig, TracksConfig
 from slam.events import EstimateRefused
-from slam.refinement import GtsamRefiner
+from slam.refinement import GIVEN, GtsamRefiner
 from slam.tracks import Tracks
 
 STEP = 6  # frames between keyframes of the walk around the room
@@ -442,6 +442,54 @@ def test_landmarks_beyond_the_windows_limit_are_placed_under_the_new_poses_too()
     points = landmarks.points_world(observed.ids[rows], graph)
     seen = builder.world.camera.project(np.asarray(graph.world_from_keyframe[4].rigid.inv().apply(points)))
     assert np.median(np.linalg.norm(seen - observed.pixels[rows], axis=1)) < 1.0
+
+
+# The lens of a segment
+
+
+@pytest.fixture
+def halves(fresh):
+    """Keyframes 0 to 2 and 3 to 4 in segments of their own."""
+    fresh.mapper.graph.segment_of.update({3: 1, 4: 1})
+    return fresh.mapper
+
+
+def test_the_lens_of_one_segment_leaves_the_keyframes_of_another(halves):
+    cameras = {k: keyframe.camera for k, keyframe in halves.graph.keyframes.items()}
+    pixels = {k: tracks.pixels for k, tracks in halves.landmarks.observed.items()}
+    assert halves.correct_lens(1, LensStep((1.02, 1.02), (0.01, 0.0))) == ""
+    assert not halves.lens_of(0).is_known_better
+    assert halves.lens_of(4).bends
+    for k, keyframe in halves.graph.keyframes.items():
+        ratio = keyframe.camera.mean_focal / cameras[k].mean_focal
+        assert ratio == pytest.approx(1.02 if k >= 3 else 1.0)
+        assert (k >= 3) or np.array_equal(halves.landmarks.observed[k].pixels, pixels[k])
+
+
+def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
+    """Seen by a camera that is taken for one with a lens a tenth too long."""
+    true, builder = room(), build(room(), range(0, 5 * STEP, STEP))
+    mapper, given = builder.mapper, true.camera
+    wrong = replace(given, fx=1.1 * given.fx, fy=1.1 * given.fy, assumed=True)
+    for k, keyframe in mapper.graph.keyframes.items():
+        mapper.graph.keyframes[k] = replace(keyframe, camera=wrong)
+    before = mapper.reprojection_px(list(mapper.graph.keyframes))
+    mapper.correct_lens(0, LensStep((1 / 1.1, 1 / 1.1)))
+    assert mapper.reprojection_px(list(mapper.graph.keyframes)) < 0.1 * before
+    assert {keyframe.camera.assumed for keyframe in mapper.graph.keyframes.values()} == {False}
+
+
+def test_a_correction_that_is_no_lens_changes_nothing_and_says_why(halves):
+    cameras = [keyframe.camera for keyframe in halves.graph.keyframes.values()]
+    assert halves.correct_lens(1, LensStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"
+    assert [keyframe.camera for keyframe in halves.graph.keyframes.values()] == cameras
+    assert halves.lenses == {}
+
+
+def test_distortion_beyond_what_calibrations_leave_is_refused_and_said(fresh):
+    fresh.mapper._refiner = Answers(lens=lambda refined: LensStep(radial=(0.1, 0.0)))
+    fresh.mapper.refine_all(0, lens=replace(GIVEN, most_px=5.0))
+    assert fresh.mapper.lens_evidence[0].reason.startswith("the distortion found moves the corners by 2")
 
 
 # Results that cannot be
