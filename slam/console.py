@@ -100,16 +100,16 @@ def _other_lens_words(evidence: LensEvidence) -> str:
 
 def _focal_words(lens: Mapping[str, Any]) -> str:
     """What is known of the focal length; empty when it was given and nothing speaks against it."""
-    start, found = lens["focal_px"]["start"], lens["focal_px"]["found"]
+    start, final = lens["focal_px"]["start"], lens["focal_px"]["final"]
     source = "assumed" if lens["assumed"] else "given"
     sigma = "" if lens["focal_sigma"] is None else f", +- {100 * lens['focal_sigma']:.1f} %"
     match lens["state"]:
         case "known":
-            return f"focal length {found:.1f} px{sigma}, found in the footage ({start:.1f} {source})"
+            return f"focal length {final:.1f} px{sigma}, found in the footage ({start:.1f} {source})"
         case "guess":
-            moved = f"{sigma} ({start:.1f} assumed)" if found != start else " (assumed)"
+            moved = f"{sigma} ({start:.1f} assumed)" if final != start else " (assumed)"
             return (
-                f"focal length {found:.1f} px is a guess{moved}: this footage does not determine it ({lens['reason']})"
+                f"focal length {final:.1f} px is a guess{moved}: this footage does not determine it ({lens['reason']})"
             )
         case _ if lens["reason"]:
             return f"focal length {start:.1f} px as given, but {lens['reason']}"

@@ -431,7 +431,7 @@ def _lens_report(given: Camera, found: Camera | None, lens: Lens, evidence: Lens
         "assumed": given.assumed,
         "focal_px": {
             "start": start,
-            "found": kept if found is None else found.mean_focal,
+            "final": kept if found is None else found.mean_focal,
             "wanted": None if evidence.focal_ratio is None else start * evidence.focal_ratio,
         },
         "focal_sigma": evidence.focal_sigma,
