@@ -10,13 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Camera, CameraModel, Image
 
-NEWTON_STEPS = 10  # quadratic from the start for any lens that is nearly a pinhole
-SETTLED = 0.01  # of the focal length
+NEWTON_STEPS = 20  # quadratic from the start for any lens that is nearly a pinhole
 GRID_PX = 20  # between the points a calibration is fitted to
-MIN_SLOPE = 0.1  # beyond the radius where a polynomial folds back it says nothing
+MIN_SLOPE = 0.1  # of the distortion along a radius: a lens that folds pixels onto one another has none left
+MARGIN = 1.1  # times the farthest pixel's distance, up to where a correction must have an inverse
+RADII = 200  # at which a lens is tried, from the principal point to there
+BACK_PX = 0.01  # by which the way there and back may miss
+MAX_FOCAL_RATIO = 100.0  # of one correction, either way
+MISFIT_PX = 1.0  # a calibration farther off than this says something else than what was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +31,28 @@ class LensStep:
     Attributes:
         focal_ratio: by how much its focal lengths (x, y) have grown.
         radial: distortion (k1, k2) of its pictures, in OpenCV's convention.
+        is_guess: an assumed focal length stays an assumed one, if a better one.
     """
 
     focal_ratio: tuple[float, float] = (1.0, 1.0)
     radial: tuple[float, float] = (0.0, 0.0)
+    is_guess: bool = False
 
     @property
     def is_nothing(self) -> bool:
-        return self == LensStep()
+        return self.focal_ratio == (1.0, 1.0) and self.radial == (0.0, 0.0)
+
+    @property
+    def bends(self) -> bool:
+        """Whether it says anything of distortion."""
+        return self.radial != (0.0, 0.0)
 
     def camera(self, camera: Camera) -> Camera:
-        """The pinhole camera of the straightened pictures; it is no guess any more."""
-        return camera if self.is_nothing else camera.refocused(self.focal_ratio)
+        """The pinhole camera of the straightened pictures; an assumed one is a guess until a focal length is known."""
+        if self.is_nothing:
+            return camera
+        stays = self.is_guess or self.focal_ratio == (1.0, 1.0)
+        return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and stays)
 
     def straightened(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """Where the corrected pinhole camera sees what `camera`'s pictures show at `pixels` (N, 2)."""
@@ -46,11 +61,12 @@ class LensStep:
         seen = (np.asarray(pixels, dtype=np.float64) - centre) / focal
         bent = np.linalg.norm(seen, axis=1)
         straight = bent.copy()
-        for _ in range(NEWTON_STEPS):
-            squared = straight**2
-            slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
-            straight += (bent - straight * (1 + squared * (k1 + squared * k2))) / slope
-        return np.asarray(seen * (straight / np.maximum(bent, 1e-12))[:, None] * focal + centre)
+        with np.errstate(over="ignore", invalid="ignore"):  # a lens that folds the image has no answer
+            for _ in range(NEWTON_STEPS):
+                squared = straight**2
+                slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
+                straight += (bent - straight * (1 + squared * (k1 + squared * k2))) / slope
+            return np.asarray(seen * (straight / np.maximum(bent, 1e-12))[:, None] * focal + centre)
 
     def bent(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """The way back of `straightened`: where `camera`'s pictures show what the corrected camera sees at `pixels`."""
@@ -83,17 +99,7 @@ class Lens:
     @property
     def bends(self) -> bool:
         """Whether a distortion was found."""
-        return any(any(step.radial) for step in self.steps)
-
-    @property
-    def refocuses(self) -> bool:
-        """Whether a focal length was found."""
-        return any(step.focal_ratio != (1.0, 1.0) for step in self.steps)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the last correction hardly changed the focal length any more."""
-        return self.is_known_better and max(abs(ratio - 1.0) for ratio in self.steps[-1].focal_ratio) < SETTLED
+        return any(step.bends for step in self.steps)
 
     def then(self, step: LensStep, camera: Camera) -> Lens:
         """With one more correction, of `camera` as it is now."""
@@ -130,24 +136,49 @@ class Lens:
         """How far the pictures are bent where they are bent most, pixels."""
         if self.start is None:
             return 0.0
-        w, h = self.start.width - 1.0, self.start.height - 1.0
-        corners = np.array([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]])
+        corners = corners_of(self.start)
         unbent = self.camera.normalised(self.straightened(corners)) - self.camera.normalised(corners)
         return float(np.linalg.norm(unbent * (self.camera.fx, self.camera.fy), axis=1).max())
 
-    def calibration(self, given: Camera) -> Camera:
+    @property
+    def is_invertible(self) -> bool:
+        """Whether every pixel has one place in the undistorted image, and a stable one; with a margin of `MARGIN`.
+
+        Distortion is radial, so the pixels between the principal point and the farthest corner tell.
+        """
+        if self.start is None:
+            return True
+        ratios = np.array([step.focal_ratio for step in self.steps])
+        if not ((ratios > 1.0 / MAX_FOCAL_RATIO) & (ratios < MAX_FOCAL_RATIO)).all():  # never with NaN
+            return False
+        corners, centre = corners_of(self.start, margin=MARGIN), np.array([self.start.cx, self.start.cy])
+        corner = corners[np.linalg.norm(corners - centre, axis=1).argmax()]
+        pixels = centre + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - centre)
+        with np.errstate(over="ignore", invalid="ignore"):
+            straight = self.straightened(pixels)
+            wider = np.diff((straight - centre) @ (corner - centre)) / np.diff((pixels - centre) @ (corner - centre))
+            back = np.abs(self.bent(straight) - pixels)
+            return bool((wider > 0.0).all() and (wider < 1.0 / MIN_SLOPE).all() and (back < BACK_PX).all())
+
+    def calibration(self, given: Camera) -> Camera | None:
         """One camera that says what `given` says and what was found, for the source's own pictures.
 
         Args:
             given: of those pictures, of any size; they were undistorted by it before anything was found.
+
+        Returns:
+            None when no camera of the model of `given` comes within `MISFIT_PX` of it.
         """
         if self.start is None:
             return given
         before = given.resized(self.start.width, self.start.height)
         pixels = _grid(before.width, before.height, GRID_PX)
         seen = before.distorted(self.start.normalised(pixels))
-        found = fitted(before, self.camera.normalised(self.straightened(pixels)), seen)
-        return found.resized(given.width, given.height)
+        directions = self.camera.normalised(self.straightened(pixels))
+        found = fitted(before, directions, seen)
+        if found is None or np.abs(found.distorted(directions) - seen).max() > MISFIT_PX:
+            return None
+        return replace(found.resized(given.width, given.height), assumed=self.camera.assumed)
 
     def _cameras(self) -> list[Camera]:
         """The camera before each correction, and after the last one."""
@@ -159,10 +190,33 @@ class Lens:
         return cameras
 
 
-def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera:
+def radial_of(division: float, division_r4: float, camera: Camera) -> tuple[float, float]:
+    """k1 and k2 nearest to a distortion of the division model: undistorted = distorted / (1 + a r^2 + b r^4).
+
+    Args:
+        division, division_r4: a and b, about the camera's principal point, with r in halves of its image's diagonal.
+        camera: whose focal length the undistorted image has.
+    """
+    reach = float(np.linalg.norm(corners_of(camera, margin=MARGIN) - (camera.cx, camera.cy), axis=1).max())
+    distorted = np.linspace(0.0, reach, 100)[1:]
+    squared = (distorted / (0.5 * np.hypot(camera.width, camera.height))) ** 2
+    stretch = 1.0 + squared * (division + squared * division_r4)
+    u = distorted / camera.mean_focal / stretch
+    k1, k2 = np.linalg.lstsq(np.stack([u**3, u**5], axis=1), u * (stretch - 1.0), rcond=None)[0]
+    return float(k1), float(k2)
+
+
+def corners_of(camera: Camera, *, margin: float = 1.0) -> FloatArray:
+    """Pixels (4, 2) of the corners of a camera's pictures, `margin` times as far from the principal point."""
+    w, h = camera.width - 1.0, camera.height - 1.0
+    centre = np.array([camera.cx, camera.cy])
+    return np.asarray(centre + margin * (np.array([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]]) - centre))
+
+
+def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera | None:
     """The camera that sees `directions` (N, 2; on the plane z = 1) at `pixels` (N, 2), of the model of `start`.
 
-    Least squares. A pinhole becomes radtan, as a lens bends more than that.
+    Least squares. A pinhole becomes radtan, as a lens bends more than that. None where that has no answer.
     """
     model: CameraModel = "fisheye" if start.model == "fisheye" else "radtan"
     count = max(len(start.distortion), 4 if model == "fisheye" else 5)
@@ -181,7 +235,12 @@ def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera:
     def residuals(shares: FloatArray) -> FloatArray:
         return (camera_of(shares * scale).distorted(directions) - pixels).ravel()
 
-    return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
+    if not np.isfinite(residuals(first / scale)).all():
+        return None
+    try:
+        return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
+    except (CameraError, ValueError):  # a step to a camera that there is not, or to numbers that are none
+        return None
 
 
 def _grid(width: int, height: int, step: int) -> FloatArray:

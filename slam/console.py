@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.table import Table
 from slam.ablation import Worth
 from slam.bench import RunCost, StageCost
 from slam.pipeline import RANDOM_WEIGHTS, RunStatistics
+
+if TYPE_CHECKING:
+    from slam.lens_evidence import LensEvidence
 
 TOLD_OVERLAY = 0.01  # of the points; a speck of dirt is not worth a line
 TOLD_RESTING = 0.1  # of the frames
@@ -50,8 +53,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         frames = _count(sum(report["other_segments"]), "frame")
         rows.append(("apart", f"{frames} in {_count(len(report['other_segments']), 'other map')} of their own"))
     rows.append(("path", _path_words(report["path_length"], report["units"])))
-    if report["lens"]:
-        rows.append(("camera", _lens_words(report["lens"])))
+    if words := _lens_words(report["lens"]):
+        rows.append(("camera", words))
+    rows += [("camera, apart", words) for lens in report["other_lenses"] if (words := _other_lens_words(lens))]
     rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
@@ -74,13 +78,43 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
 
 
 def _lens_words(lens: Mapping[str, Any]) -> str:
-    """What the run found of the lens; the focal length where that was looked for."""
-    bent = f"pictures bent by {lens['corner_px']:.1f} px at the corners"
-    if lens["focal_px"] is None:
-        return f"{bent} beyond the calibration, now corrected (camera.yaml)"
-    found, start = lens["focal_px"]["found"], lens["focal_px"]["start"]
+    """What is known of the lens; empty when a camera was given and there is nothing to say."""
+    file = " (camera.yaml)" if lens["has_calibration"] else ""
+    bent = f"images distorted by {lens['corner_px']:.1f} px at the corners" if lens["corner_px"] else ""
+    parts = [_focal_words(lens)]
+    if bent:
+        parts.append(f"{bent}{file}" if lens["assumed"] else f"{bent} beyond the calibration, now corrected{file}")
+    elif parts[0]:
+        parts[0] += file
+    if change := lens["change"]:
+        parts.append(str(change))
+    return "; ".join(part for part in parts if part)
+
+
+def _other_lens_words(evidence: LensEvidence) -> str:
+    """What speaks against the camera of another map; a change between two maps is told once."""
+    if evidence.change is not None or not evidence.reason:
+        return ""
+    return f"{evidence.state}: {evidence.reason}"
+
+
+def _focal_words(lens: Mapping[str, Any]) -> str:
+    """What is known of the focal length; empty when it was given and nothing speaks against it."""
+    start, final = lens["focal_px"]["start"], lens["focal_px"]["final"]
     source = "assumed" if lens["assumed"] else "given"
-    return f"focal length {found:.1f} px found ({start:.1f} {source}), {bent} (camera.yaml)"
+    sigma = "" if lens["focal_sigma"] is None else f", +- {100 * lens['focal_sigma']:.1f} %"
+    match lens["state"]:
+        case "known":
+            return f"focal length {final:.1f} px{sigma}, found in the footage ({start:.1f} {source})"
+        case "guess":
+            moved = f"{sigma} ({start:.1f} assumed)" if final != start else " (assumed)"
+            return (
+                f"focal length {final:.1f} px is a guess{moved}: this footage does not determine it ({lens['reason']})"
+            )
+        case _ if lens["reason"]:
+            return f"focal length {start:.1f} px as given, but {lens['reason']}"
+        case _:
+            return ""
 
 
 def _image_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -73,10 +73,13 @@ class FrameLog:
         """world_from_cam of a record under the graph's current poses, map units."""
         return graph.world_from_keyframe[record.keyframe_id].compose_rigid(record.keyframe_from_frame)
 
-    def straighten(self, lens: Lens) -> None:
-        """All frames were taken by one camera, and more is known of it now."""
-        self._seen = [Tracks(seen.ids, lens.straightened(seen.pixels).astype(np.float32)) for seen in self._seen]
-        self._cameras = [lens.camera] * len(self._cameras)
+    def straighten(self, lens_of: Callable[[int], Lens]) -> None:
+        """More is known of the cameras now: of each frame's that which is known of its keyframe's, by id."""
+        for n, (record, seen) in enumerate(zip(self.records, self._seen, strict=True)):
+            lens = lens_of(record.keyframe_id)
+            if lens.is_known_better:
+                self._seen[n] = Tracks(seen.ids, lens.straightened(seen.pixels).astype(np.float32))
+                self._cameras[n] = lens.camera
 
     def place_again(
         self, graph: KeyframeGraph, place: Callable[[Tracks, Camera, RigidTransform], RigidTransform]

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.guided_matching import expected_in, similar_nearby
-from relocalizer.images import Image
+from relocalizer.images import Camera, Image
 from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
 from relocalizer.lens import Lens, LensStep
 from relocalizer.reference_map import MAX_COORDINATE
@@ -25,6 +25,7 @@ from slam.events import EstimateRefused, Event
 from slam.frames import Keyframe, Seen
 from slam.graph import KeyframeGraph
 from slam.landmarks import LandmarkMap
+from slam.lens_evidence import LensEvidence
 from slam.refinement import Bundle, LensPrior, Refined, Refiner, refine_points, reprojection_errors
 from slam.tracks import Tracks, choose_new
 
@@ -35,7 +36,7 @@ PRIOR_CONFIDENCE = 0.5  # of a pair estimate, the chance that it is right
 OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
 MIN_OBSERVERS = 2
 LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
-RADII = 1000  # at which a lens is tried, from the middle of the picture to its corner
+ADAPTING_ITERATIONS = 30  # of poses and landmarks to another focal length, which bends the whole map
 HOLDING = 0.25  # of a window's length: so far apart keyframes must stand to hold it
 WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
 
@@ -59,7 +60,8 @@ class Mapper:
         self._refiner = refiner
         self._emit = emit
         self.graph = KeyframeGraph()
-        self.lens = Lens()  # what was found of the run's camera
+        self.lenses: dict[int, Lens] = {}  # what was found of the camera of each segment
+        self.lens_evidence: dict[int, LensEvidence] = {}  # and how far that is known
         self.landmarks = LandmarkMap()
         self.pairs: dict[tuple[int, int], PairEstimate] = {}
         self._paired_with: dict[int, list[int]] = {}  # by the later of a pair, the earlier ones
@@ -397,11 +399,33 @@ class Mapper:
         _, bundle = self._bundle(keyframe_ids, [])
         return _root_mean_square(reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world))
 
+    def lens_of(self, k: int) -> Lens:
+        """What was found of the camera of keyframe k."""
+        return self.lenses.get(self.graph.segment_of[k], Lens())
+
+    def correct_lens(self, segment: int, step: LensStep) -> str:
+        """The keyframes of a segment become images of the corrected camera; poses and landmarks follow.
+
+        Estimates of pairs were made with the camera as it was, and are forgotten.
+
+        Returns:
+            Why that is no lens, and then nothing has changed; empty when it has.
+        """
+        members = self.graph.segment(segment)
+        first = self.graph.keyframes[members[0]]
+        if problem := why_no_lens(self.lens_of(first.id), step, first.camera):
+            self._refuse(self.graph.keyframes[max(members)].frame_index, f"self-calibration: {problem}")
+            return problem
+        self._straighten(members, step)
+        gone = {(i, j) for j in members for i in self._paired_with.pop(j, [])}
+        self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if pair not in gone}
+        self._refine(members, [], each=LENS_LANDMARKS, iterations=ADAPTING_ITERATIONS)
+        self._settle_points(members, [])
+        return ""
+
     def _refine_lens(self, members: list[int], prior: LensPrior) -> None:
-        """Find the lens from some landmarks, and place them all under it."""
-        if prior.focal_sigma and not self.lens.is_settled:  # under a wrong focal length all looks like distortion
-            prior = replace(prior, radial_sigma=0.0)
-        if self.lens.bends:  # only how much is left to say
+        """Find the distortion from some landmarks, and place them all under it."""
+        if self.lens_of(members[0]).bends:  # only how much is left to say
             prior = replace(prior, significant=0.0)
         self._refine(members, [], each=LENS_LANDMARKS, iterations=self._config.refinement.final_iterations, lens=prior)
         self._settle_points(members, [])
@@ -429,28 +453,37 @@ class Mapper:
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
-        lens_found = self.lens if refined.lens.is_nothing else self.lens.then(refined.lens, bundle.cameras[free[0]])
-        if problem := refined.problem or why_unusable(refined, lens_found):
+        most_px = float("inf") if lens is None else lens.most_px
+        lens_problem = why_no_lens(self.lens_of(free[0]), refined.lens, bundle.cameras[free[0]], most_px=most_px)
+        if problem := refined.problem or why_unusable(refined) or lens_problem:
             self._refuse(self.graph.keyframes[max(free)].frame_index, f"bundle adjustment: {problem}")
+            if problem == lens_problem:
+                self._note_lens(self.graph.segment_of[free[0]], lens_problem)
             return _root_mean_square(before), _root_mean_square(before)
         poses = {
             k: Similarity.from_rigid(refined.world_from_cam[k], self.graph.world_from_keyframe[k].scale) for k in free
         }
         self.graph.set_poses(poses)
         self.landmarks.move_to(ids, refined.points_world, self.graph)
-        self._straighten(refined.lens, lens_found)
+        self._straighten(free, refined.lens)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
     def _refuse(self, frame_index: int, reason: str) -> None:
         self._emit(EstimateRefused(frame_index=frame_index, reason=reason))
 
-    def _straighten(self, step: LensStep, lens: Lens) -> None:
-        """Every keyframe becomes a picture of the corrected camera."""
+    def _note_lens(self, segment: int, reason: str) -> None:
+        evidence = self.lens_evidence.get(segment, LensEvidence())
+        self.lens_evidence[segment] = replace(evidence, reason=evidence.reason or reason)
+
+    def _straighten(self, members: list[int], step: LensStep) -> None:
+        """Every keyframe of a segment becomes a picture of the corrected camera."""
         if step.is_nothing:
             return
-        self.lens = lens
-        for k, keyframe in self.graph.keyframes.items():
+        segment, first = self.graph.segment_of[members[0]], self.graph.keyframes[members[0]]
+        self.lenses[segment] = self.lens_of(members[0]).then(step, first.camera)
+        for k in members:
+            keyframe = self.graph.keyframes[k]
             camera, features, tracks = keyframe.camera, keyframe.features, self.landmarks.observed[k]
             pixels = step.straightened(features.pixels, camera).astype(np.float32)
             features = replace(features, pixels=pixels)
@@ -509,8 +542,8 @@ class Mapper:
         self.landmarks.forget_place(ids[left < MIN_OBSERVERS])
 
 
-def why_unusable(refined: Refined, lens: Lens) -> str:
-    """Why a refinement that leaves the run's camera with `lens` cannot be put into a map; empty when it can."""
+def why_unusable(refined: Refined) -> str:
+    """Why poses and landmarks of a refinement cannot be put into a map; empty when they can."""
     poses = np.array([pose.as_matrix() for pose in refined.world_from_cam.values()])
     for name, numbers in (("poses", poses), ("landmarks", refined.points_world)):
         if not np.isfinite(numbers).all():
@@ -519,20 +552,25 @@ def why_unusable(refined: Refined, lens: Lens) -> str:
         return f"poses are beyond {MAX_COORDINATE:g} map units"
     if np.isnan(refined.error_px).any():
         return "reprojection errors are not finite"
-    return "" if refined.lens.is_nothing or _straightens(lens) else "the lens straightens no picture"
+    return ""
 
 
-def _straightens(lens: Lens) -> bool:
-    """Whether all of a picture has a place in the straightened one: distortion is radial, so a radius tells."""
-    ratios = [ratio for step in lens.steps for ratio in step.focal_ratio]
-    if lens.start is None or not all(0.0 < ratio < MAX_COORDINATE for ratio in ratios):
-        return False
-    camera = lens.start
-    centre, far = np.array([camera.cx, camera.cy]), np.array([camera.width, camera.height]) - 1.0
-    corner = np.where(centre < far / 2, far, 0.0)
-    radius = centre + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - centre)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool((np.abs(lens.straightened(radius)) < MAX_COORDINATE).all())
+def why_no_lens(lens: Lens, step: LensStep, camera: Camera, *, most_px: float = float("inf")) -> str:
+    """Why a correction of `camera`, which `lens` left, is not to be believed; empty when it is.
+
+    Args:
+        most_px: that this correction may move the corners, pixels.
+    """
+    if step.is_nothing:
+        return ""
+    if not lens.then(step, camera).is_invertible:
+        return "the lens found has no inverse"
+    if (moved_px := Lens().then(step, camera).corner_px) > most_px:
+        return (
+            f"the distortion found moves the corners by {moved_px:.1f} px, more than the {most_px:.1f} px "
+            "that a calibration may leave"
+        )
+    return ""
 
 
 def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

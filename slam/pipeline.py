@@ -626,6 +626,7 @@ def verdict_of(
     outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig, findings: Sequence[Finding] = ()
 ) -> Verdict:
     """How far a run can be trusted; `findings` are those that its caller has made."""
+    lens = outcome.result.lens_evidence
     random = config.predictor.random_weights
     early = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
     evidence = Evidence(
@@ -639,7 +640,7 @@ def verdict_of(
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
         no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),
-        notes=(*early, *findings),
+        notes=(*early, *lens.findings, *findings),
     )
     return judge(evidence)
 

@@ -25,31 +25,26 @@ SIZE_SIGMA = 1e-2
 POINT = 1 << 40  # landmark keys lie above all keyframe keys
 CALIBRATION, CENTRED = 1 << 50, (1 << 50) + 1  # keys of the shared camera, and of the identity between it and a pose
 CALIBRATION_HELD = 1e-5  # of what is believed of the camera: pixels as a share of the focal length, or a coefficient
-# As the observations say it, who take themselves for independent; a longer lens seen by a camera that hardly turns
-# is not told from a nearer scene.
-MAX_FOCAL_SIGMA = 0.01
-CALIBRATION_ITERATIONS = 50
 FAR = 100.0  # times the map's size
 
 
 @dataclass(frozen=True, slots=True)
 class LensPrior:
-    """How uncertain a camera is before the refinement.
+    """How uncertain the distortion of a camera is before the refinement; its focal length is held.
 
     Attributes:
-        focal_sigma: of its focal lengths together, as a share of them; 0 believes them.
-        radial_sigma: of the radial distortion (k1 and k2) of its pictures about none; 0 believes there is none.
+        radial_sigma: of the radial distortion (k1 and k2) of its images about none.
         significant: standard deviations that a distortion must be away from none to be believed.
+        most_px: a distortion that moves a corner of the image farther is not believed.
     """
 
-    focal_sigma: float
     radial_sigma: float
     significant: float = 5.0  # observations of one track err together, so 3 would be too few
+    most_px: float = float("inf")
 
 
-GUESSED = LensPrior(focal_sigma=0.3, radial_sigma=0.1)
 # Calibrations leave some: 0.01 to 0.02 in KITTI's rectified pictures and in 7-Scenes', which are sold as pinholes.
-GIVEN = LensPrior(focal_sigma=0.0, radial_sigma=0.02)
+GIVEN = LensPrior(radial_sigma=0.02)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -65,7 +60,7 @@ class Bundle:
         keyframe_of, point_of: (M,) keyframe id and row of `points_world` of each observation.
         pixels: (M, 2).
         pairs: the predictor's estimates (i, j, i_from_j) between keyframes of the bundle.
-        lens: refine the camera too, which is the same one for all keyframes; None holds it.
+        lens: find the distortion too, of the camera that all keyframes share; None holds it.
     """
 
     world_from_cam: Mapping[int, RigidTransform]
@@ -179,8 +174,6 @@ class GtsamRefiner:
             start.insert(POINT + n, point)
         if bundle.lens is not None:
             self._add_projections_of_free_camera(graph, start, bundle, bundle.lens, noise_px)
-            if bundle.lens.focal_sigma:
-                iterations = max(iterations, CALIBRATION_ITERATIONS)
         else:
             self._add_projections(graph, bundle, poses, noise_px)
         self._add_pairs(graph, bundle)
@@ -197,13 +190,12 @@ class GtsamRefiner:
             return Refined(world_from_cam=poses_before, points_world=points_before, error_px=errors, problem=problem)
         found = LensStep()
         if bundle.lens is not None:
-            told = told_of(bundle.lens, solution, camera_covariance(graph, solution))
-            if told != bundle.lens:
-                simpler = replace(bundle, lens=told)
+            if not is_told(bundle.lens, solution, camera_covariance(graph, solution)):
+                held = replace(bundle, lens=None)
                 return self.refine(
-                    simpler, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
+                    held, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
                 )
-            found = _found(solution, next(iter(bundle.cameras.values())), bundle.lens)
+            found = _found(solution)
             bundle = straightened(bundle, found)
         world_from_cam = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
         points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
@@ -295,11 +287,10 @@ def _solved(
 
 
 def _uncertain(camera: Camera, prior: LensPrior) -> gtsam.noiseModel.Gaussian:
-    """Of fx, fy, skew, cx, cy, k1, k2, p1, p2: the two focal lengths are uncertain together, their ratio is known."""
-    focal = prior.focal_sigma * np.array([camera.fx, camera.fy, *[0.0] * 7])
+    """Of fx, fy, skew, cx, cy, k1, k2, p1, p2: all but k1 and k2 are held."""
     held = CALIBRATION_HELD * np.array([camera.mean_focal] * 5 + [1.0] * 4)
-    held[5:7] = prior.radial_sigma or CALIBRATION_HELD
-    return gtsam.noiseModel.Gaussian.Covariance(np.outer(focal, focal) + np.diag(held**2))
+    held[5:7] = prior.radial_sigma
+    return gtsam.noiseModel.Diagonal.Sigmas(held)
 
 
 def camera_covariance(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values) -> FloatArray | None:
@@ -316,28 +307,18 @@ def camera_covariance(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values)
         return None
 
 
-def told_of(prior: LensPrior, solution: gtsam.Values, covariance: FloatArray | None) -> LensPrior | None:
-    """What of the camera may stay free: a focal length that is not told is held with all the rest of it, and a
-    distortion that may be the noise's is none."""
+def is_told(prior: LensPrior, solution: gtsam.Values, covariance: FloatArray | None) -> bool:
+    """Whether the observations tell the distortion: one that may be the noise's is none."""
     if covariance is None:
-        return None
+        return False
     found = solution.atCal3DS2(CALIBRATION)
-    focal_sigma = float(np.sqrt(max(covariance[0, 0] / found.fx() ** 2, covariance[1, 1] / found.fy() ** 2)))
-    if prior.focal_sigma and focal_sigma > MAX_FOCAL_SIGMA:
-        return None
     radial = np.array([found.k1(), found.k2()])
-    deviations = float(np.sqrt(radial @ np.linalg.solve(covariance[5:7, 5:7], radial)))
-    if not prior.radial_sigma or deviations >= prior.significant:
-        return prior
-    return replace(prior, radial_sigma=0.0) if prior.focal_sigma else None
+    return float(np.sqrt(radial @ np.linalg.solve(covariance[5:7, 5:7], radial))) >= prior.significant
 
 
-def _found(solution: gtsam.Values, camera: Camera, prior: LensPrior) -> LensStep:
+def _found(solution: gtsam.Values) -> LensStep:
     found = solution.atCal3DS2(CALIBRATION)
-    return LensStep(
-        focal_ratio=(found.fx() / camera.fx, found.fy() / camera.fy) if prior.focal_sigma else (1.0, 1.0),
-        radial=(found.k1(), found.k2()) if prior.radial_sigma else (0.0, 0.0),
-    )
+    return LensStep(radial=(found.k1(), found.k2()))
 
 
 def straightened(bundle: Bundle, lens: LensStep) -> Bundle:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from relocalizer.reference_map import ReferenceMap
     from slam.config import SlamConfig
     from slam.frame_source import FrameSource
+    from slam.lens_evidence import LensEvidence
     from slam.slam_result import SlamResult
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ class RunFolder:
     def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:
         """The final trajectories, as (file name, what writes it): every frame, keyframes, live poses, other segments.
 
-        With them goes a camera.yaml when more was found of the lens than `calibration`, of the source's own pictures.
+        With them goes a camera.yaml when more is known of the lens than `calibration`, of the source's own pictures,
+        and a camera can say it.
         """
         note = result.units.note
         trajectories = [
@@ -152,12 +154,10 @@ class RunFolder:
             (name, partial(self.write_trajectory, name, trajectory, note=said))
             for name, trajectory, said in trajectories
         ]
-        if result.lens.is_known_better:
-            files.append((CAMERA, partial(self._write_camera, result.lens, calibration)))
+        found = result.lens.calibration(calibration)
+        if result.lens.is_known_better and found is not None and not found.assumed:
+            files.append((CAMERA, partial(write_atomically, self.path / CAMERA, found.to_yaml())))
         return files
-
-    def _write_camera(self, lens: Lens, calibration: Camera) -> None:
-        write_atomically(self.path / CAMERA, lens.calibration(calibration).to_yaml())
 
     def write_map(self, reference_map: ReferenceMap) -> None:
         """Write `map/`, whole or not at all. Raises OutputError when the disk refuses."""
@@ -366,7 +366,8 @@ def closing_report(
     reasons = [failure.sentence for failure in broken[:1]]
     if verdict.grade is Grade.FAILED:
         reasons += verdict.reasons
-    calibration = outcome.result.lens.calibration(opening["calibration"])
+    result = outcome.result
+    calibration = result.lens.calibration(opening["calibration"])
     return {
         **opening,
         "status": "failed" if broken else status,
@@ -379,8 +380,9 @@ def closing_report(
         "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
         "path_length": trajectory.length,
         "camera": outcome.result.camera if outcome.result.lens.is_known_better else opening["camera"],
-        "calibration": calibration,
-        "lens": _lens_report(opening["calibration"], calibration, outcome.result.lens),
+        "calibration": calibration or opening["calibration"],
+        "lens": _lens_report(opening["calibration"], calibration, result.lens, result.lens_evidence),
+        "other_lenses": result.segment_lens_evidence,
         "units": {**summarise(outcome.result.units), "problem": outcome.anchor_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
@@ -416,13 +418,28 @@ def _error_report(failure: Failure) -> dict[str, str]:
     return {**said, "traceback": failure.traceback} if failure.is_internal else said
 
 
-def _lens_report(given: Camera, found: Camera, lens: Lens) -> dict[str, Any] | None:
-    """What the run found of the lens, pixels of the source's own pictures as in `found`; None when there is nothing."""
-    if lens.start is None:
-        return None
-    focal_px = {"start": given.mean_focal, "found": found.mean_focal} if lens.refocuses else None
-    corner_px = lens.corner_px * given.width / lens.start.width
-    return {"assumed": given.assumed, "focal_px": focal_px, "corner_px": corner_px}
+def _lens_report(given: Camera, found: Camera | None, lens: Lens, evidence: LensEvidence) -> dict[str, Any]:
+    """What is known of the lens; focal lengths in pixels of the source's own pictures, as in `found`.
+
+    `focal_px` has that of the start, that which the run ends with, and that which the footage wants, if it tells one.
+    """
+    start = given.mean_focal
+    kept = start if lens.start is None else start * lens.camera.mean_focal / lens.start.mean_focal
+    corner_px = 0.0 if lens.start is None else lens.corner_px * given.width / lens.start.width
+    return {
+        "state": evidence.state,
+        "assumed": given.assumed,
+        "focal_px": {
+            "start": start,
+            "final": kept if found is None else found.mean_focal,
+            "wanted": None if evidence.focal_ratio is None else start * evidence.focal_ratio,
+        },
+        "focal_sigma": evidence.focal_sigma,
+        "reason": evidence.reason,
+        "change": evidence.change,
+        "corner_px": corner_px,
+        "has_calibration": lens.is_known_better and found is not None and not found.assumed,
+    }
 
 
 def versions() -> dict[str, str]:

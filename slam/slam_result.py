@@ -13,6 +13,7 @@ from relocalizer.images import Camera
 from relocalizer.lens import Lens
 from slam.frame_log import FrameLog
 from slam.graph import KeyframeGraph
+from slam.lens_evidence import LensEvidence, LensState
 from slam.mapping import Mapper
 from slam.trajectory import Trajectory
 
@@ -47,6 +48,7 @@ class SlamResult:
             lengths are map units of their own. `segment_frame_indices` name their rows.
         camera: of the frames, as the last refinement left it; None without a keyframe.
         lens: what the run found of it beyond the calibration it began with.
+        lens_evidence: how far it is known. `segment_lens_evidence` is that of each of `segments`.
         reprojection_px: root of the mean squared reprojection error in the keyframes of this run and segment, pixels.
         online: poses as they were live, of the frames that were tracked in the world of this segment.
     """
@@ -65,6 +67,8 @@ class SlamResult:
     units: Units = Units()
     camera: Camera | None = None
     lens: Lens = field(default_factory=Lens)
+    lens_evidence: LensEvidence = field(default_factory=LensEvidence)
+    segment_lens_evidence: list[LensEvidence] = field(default_factory=list)
     reprojection_px: float = 0.0
 
 
@@ -93,13 +97,24 @@ def gather(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
         ),
         online=log.live_trajectory(first),
         camera=keyframes[-1].camera if keyframes else None,
-        lens=mapper.lens,
+        lens=mapper.lenses.get(first, Lens()),
+        lens_evidence=_lens_evidence(mapper, first),
+        segment_lens_evidence=[_lens_evidence(mapper, s) for s in others if sizes[s]],
         reprojection_px=mapper.reprojection_px([k.id for k in keyframes]),
         graph=graph,
         landmark_ids=ids,
         landmark_points=landmarks.points_world(ids, graph),
         landmark_colours=landmarks.colour[ids],
     )
+
+
+def _lens_evidence(mapper: Mapper, segment: int) -> LensEvidence:
+    """Of a camera that nobody examined: it is what it was at the start."""
+    if segment in mapper.lens_evidence:
+        return mapper.lens_evidence[segment]
+    if any(mapper.graph.keyframes[k].camera.assumed for k in mapper.graph.segment(segment)):
+        return LensEvidence(LensState.GUESS, reason="self-calibration was not done")
+    return LensEvidence()
 
 
 def _indices(log: FrameLog, graph: KeyframeGraph, segment: int) -> NDArray[np.int64]:

@@ -155,7 +155,7 @@ class Slam:
 
     def _jpeg(self, keyframe_id: int) -> bytes:
         """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""
-        jpeg, lens = self._images.jpeg(keyframe_id), self._mapper.lens
+        jpeg, lens = self._images.jpeg(keyframe_id), self._mapper.lens_of(keyframe_id)
         if not lens.bends:
             return jpeg
         return encode_jpeg(lens.picture(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
@@ -321,6 +321,5 @@ class Slam:
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
-            if mapper.lens.is_known_better:
-                log.straighten(mapper.lens)
+            log.straighten(mapper.lens_of)
             log.place_again(mapper.graph, self._front_end.place_again)

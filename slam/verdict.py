@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A grade and why it is not better, the gravest reason first; a good run has none."""
+    """A grade and why it is not better, the gravest reason first; a good run may have remarks."""
 
     grade: Grade
     reasons: tuple[str, ...]

@@ -17,6 +17,7 @@ from relocalizer.lens import Lens
 from slam.cli import main
 from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
 from slam.frames import Frame
+from slam.lens_evidence import LensEvidence
 from slam.progress import untold
 from slam.slam_result import Units
 from slam.trajectory import Trajectory
@@ -56,13 +57,20 @@ class StraightSlam:
     """Stands in for the system: frame k is at (k / 10, 0, 0); the first `waits` frames have no pose.
 
     `lost` frames have none either; every fifth frame becomes a keyframe of nobody's interest. When all is over it has
-    found `lens`.
+    found `lens`, and says how far it is known.
     """
 
     def __init__(
-        self, observers: Sequence[Any], *, waits: int = 2, lost: Sequence[int] = (), lens: Lens | None = None
+        self,
+        observers: Sequence[Any],
+        *,
+        waits: int = 2,
+        lost: Sequence[int] = (),
+        lens: Lens | None = None,
+        lens_evidence: LensEvidence | None = None,
     ) -> None:
         self._observers, self._waits, self._lost, self._lens = observers, waits, lost, lens or Lens()
+        self._lens_evidence = lens_evidence or LensEvidence()
         self._tracked: list[tuple[int, int]] = []
 
     def step(self, frame: Frame) -> None:
@@ -115,6 +123,8 @@ class StraightSlam:
             units=Units(),
             camera=self._lens.camera if self._lens.is_known_better else None,
             lens=self._lens,
+            lens_evidence=self._lens_evidence,
+            segment_lens_evidence=[],
             reprojection_px=0.5,
         )
 

@@ -27,10 +27,12 @@ from relocalizer.map_folder import save_map
 from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model
 from relocalizer.reference_map import Provenance
+from relocalizer.self_calibration import FocalChange
 from slam import __version__, pipeline
 from slam.cli import app
 from slam.config import SlamConfig
 from slam.console import state_line
+from slam.lens_evidence import LensEvidence, LensState
 from slam.pipeline import RunStatistics, choose_predictor
 from slam.settings import load_config
 from slam.trajectory import Trajectory, read_tum, write_tum
@@ -163,6 +165,9 @@ def test_a_run_ends_with_a_summary_and_the_next_command(tmp_path, pictures, slam
     assert out.splitlines()[-1].startswith("next: slam eval ")
 
 
+KNOWN = LensEvidence(LensState.KNOWN, 1.1, 0.01)
+
+
 def camera_file(folder):
     path = folder / "given.yaml"
     path.write_text("width: 160\nheight: 120\nfx: 150\nfy: 150\ncx: 79.5\ncy: 59.5\n")
@@ -171,25 +176,71 @@ def camera_file(folder):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(True, "focal length 165.0 px found (150.0 given)"), (False, "focal length 152.4 px found (138.6 assumed)")],
+    [
+        (True, "focal length 165.0 px, +- 1.0 %, found in the footage (150.0 given)"),
+        (False, "focal length 152.4 px, +- 1.0 %, found in the footage (138.6 assumed)"),
+    ],
 )
 def test_a_run_says_the_focal_length_it_found_and_the_one_it_began_with(
     given, said, tmp_path, pictures, slam_command, straight_slam
 ):
     camera = load_camera(camera_file(tmp_path)) if given else Camera.assume(160, 120, fov_deg=60.0)
-    straight_slam(lens=Lens().then(LensStep(focal_ratio=(1.1, 1.1)), camera))
+    straight_slam(lens=Lens().then(LensStep(focal_ratio=(1.1, 1.1)), camera), lens_evidence=KNOWN)
     more = ("--camera", tmp_path / "given.yaml") if given else ()
-    assert said in slam_command("run", pictures, "-o", tmp_path / "out", *more).out
+    assert said in said_of_camera(slam_command("run", pictures, "-o", tmp_path / "out", *more))
+    assert not load_camera(tmp_path / "out" / "camera.yaml").assumed
+
+
+def said_of_camera(ended):
+    """The summary's words, whichever way the lines were broken."""
+    return " ".join(ended.out.split())
+
+
+def test_a_focal_length_that_is_not_known_is_called_a_guess_everywhere(tmp_path, pictures, slam_command, straight_slam):
+    lens = Lens().then(LensStep((1.1, 1.1), is_guess=True), Camera.assume(160, 120, fov_deg=60.0))
+    straight_slam(lens=lens, lens_evidence=LensEvidence(LensState.GUESS, 1.1, 0.2, "one plane"))
+    said = said_of_camera(slam_command("run", pictures, "-o", tmp_path / "out"))
+    assert "focal length 152.4 px is a guess, +- 20.0 % (138.6 assumed): this footage does not determine it" in said
+    assert "found" not in said.split("camera focal")[1].split("speed")[0]
+    assert not (tmp_path / "out" / "camera.yaml").exists()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["lens"]["state"], report["lens"]["has_calibration"]) == ("guess", False)
+    assert report["camera"]["assumed"]
+    assert any("the focal length is a guess" in reason for reason in report["verdict"]["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (LensEvidence(LensState.GUESS, reason="one plane"), "focal length 138.6 px is a guess (assumed)"),
+        (
+            LensEvidence(LensState.CONTRADICTED, 1.3, 0.01, "the footage wants another"),
+            "focal length 138.6 px as given, but the footage wants another",
+        ),
+        (
+            LensEvidence(LensState.CONTRADICTED, 1.2, 0.1, "it changes", FocalChange(0.3, 0.02, 80, 120)),
+            "the focal length changes by +30 % (+- 2 %) between frames 80 and 120",
+        ),
+    ],
+)
+def test_a_run_says_what_speaks_against_its_camera(evidence, said, tmp_path, pictures, slam_command, straight_slam):
+    straight_slam(lens_evidence=evidence)
+    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    assert said in said_of_camera(ended)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["lens"]["state"] == evidence.state
+    assert evidence.findings[0].reason in report["verdict"]["reasons"]
+    assert not (tmp_path / "out" / "camera.yaml").exists()
 
 
 def test_the_focal_lengths_a_run_says_are_those_of_the_pictures_that_went_in(tmp_path, slam_command, straight_slam):
     large = write_pictures(tmp_path / "large", 12, width=320, height=240)
     shrunk = load_camera(camera_file(tmp_path))
     (tmp_path / "large" / "camera.yaml").write_text(shrunk.resized(320, 240).to_yaml())
-    straight_slam(lens=Lens().then(LensStep((1.1, 1.1), (-0.03, 0.0)), shrunk))
-    out = slam_command("run", large, "-o", tmp_path / "out", "--set", "input.max_side_px=160").out
+    straight_slam(lens=Lens().then(LensStep((1.1, 1.1), (-0.03, 0.0)), shrunk), lens_evidence=KNOWN)
+    out = said_of_camera(slam_command("run", large, "-o", tmp_path / "out", "--set", "input.max_side_px=160"))
     found = load_camera(tmp_path / "out" / "camera.yaml")
-    assert f"focal length {found.mean_focal:.1f} px found (300.0 given)" in out
+    assert f"focal length {found.mean_focal:.1f} px, +- 1.0 %, found in the footage (300.0 given)" in out
     assert found.mean_focal == pytest.approx(330.0, abs=0.1)
 
 

@@ -13,7 +13,8 @@ from relocalizer.images import Camera
 from relocalizer.lens import Lens, LensStep
 from slam.config import RefinementConfig
 from slam.final_refinement import refine_everything
-from slam.refinement import GIVEN, GUESSED, LensPrior
+from slam.lens_evidence import LensEvidence, LensFinding, LensState
+from slam.refinement import GIVEN, LensPrior
 from slam.tracks import Tracks
 
 
@@ -24,16 +25,25 @@ class CountingMapper:
         tracks = Tracks(np.arange(seen), np.zeros((seen, 2), np.float32))
         camera = replace(Camera.assume(64, 48, fov_deg=60.0), assumed=assumed)
         self.graph = SimpleNamespace(
-            keyframes=dict.fromkeys(range(10), SimpleNamespace(camera=camera)),
+            keyframes={k: SimpleNamespace(camera=camera, frame_index=k) for k in range(10)},
             segment_of={k: k // 5 for k in range(10)},
             segment=lambda s: [k for k in range(10) if k // 5 == s],
         )
         self.landmarks = SimpleNamespace(
             observed=dict.fromkeys(range(10), tracks), has_place=lambda ids: np.ones(len(ids), bool)
         )
-        self.lens = Lens()
+        self.lenses: dict[int, Lens] = {}
+        self.lens_evidence: dict[int, LensEvidence] = {}
+        self.steps: list[tuple[int, LensStep]] = []
         self.refined: list[int] = []
         self.calibrated: list[tuple[int, LensPrior]] = []
+
+    def correct_lens(self, segment: int, step: LensStep) -> str:
+        if max(step.radial) > 1.0:
+            return "it folds"
+        self.steps.append((segment, step))
+        self.lenses[segment] = Lens().then(step, self.graph.keyframes[0].camera)
+        return ""
 
     def refine_all(self, segment: int, *, lens: LensPrior | None = None) -> tuple[float, float]:
         self.refined.append(segment)
@@ -79,35 +89,72 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
     assert told == [(0, 3, 0)]
 
 
-def test_an_assumed_focal_length_is_looked_for_in_the_largest_segment_whatever_it_costs():
-    mapper = CountingMapper(seen=10**6, assumed=True)
+KNOWN = LensEvidence(LensState.KNOWN, 0.8, 0.01)
+PLAIN = LensFinding(LensEvidence())
+REFOCUS = LensFinding(KNOWN, LensStep((0.8, 0.8)))
+BENT = LensFinding(LensEvidence(LensState.GIVEN, 1.0, 0.01), may_have_distortion=True)
+
+
+@pytest.fixture
+def footage(monkeypatch):
+    """Says what the footage of each segment says of its camera."""
+
+    def says(*findings):
+        monkeypatch.setattr("slam.final_refinement._examined", lambda mapper, segment, *_: findings[segment])
+
+    return says
+
+
+def test_each_segment_has_a_lens_of_its_own(footage):
+    footage(REFOCUS, BENT)
+    mapper = CountingMapper(seen=10)
     rounds(mapper, final_rounds=1, calibrate="auto")
-    assert mapper.calibrated == [(0, GUESSED), (0, GUESSED)]
+    assert mapper.steps == [(0, REFOCUS.step)]
+    [(segment, prior)] = mapper.calibrated
+    assert (segment, prior.radial_sigma) == (1, GIVEN.radial_sigma)
+    assert prior.most_px == pytest.approx(0.025 * 40.0)  # half the diagonal of 64 x 48 is 40
+    assert [mapper.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.GIVEN]
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(1.02, 4), (0.98, 4), (1.005, 2)])
-def test_twice_the_rounds_are_for_a_focal_length_that_has_not_settled(ratio, expected):
+def test_where_nothing_speaks_against_a_camera_it_is_held(footage):
+    footage(PLAIN, PLAIN)
+    mapper = CountingMapper(seen=10)
+    rounds(mapper, final_rounds=1, calibrate="auto")
+    assert (mapper.steps, mapper.calibrated) == ([], [])
+
+
+def test_a_corrected_map_is_refined_at_any_cost(footage):
+    footage(REFOCUS, PLAIN)
+    assert rounds(CountingMapper(seen=10**6), frames=0, calibrate="auto")[0] == 3
+
+
+def test_a_correction_that_is_no_lens_leaves_a_guess_and_says_why(footage):
+    footage(LensFinding(KNOWN, LensStep(radial=(2.0, 2.0))), PLAIN)
     mapper = CountingMapper(seen=10, assumed=True)
-    mapper.lens = Lens().then(LensStep((ratio, ratio)), Camera.assume(64, 48, fov_deg=60.0))
-    assert rounds(mapper, final_rounds=2, calibrate="auto")[0] == expected
+    rounds(mapper, final_rounds=1, calibrate="auto")
+    assert mapper.lens_evidence[0] == LensEvidence(LensState.GUESS, reason="it folds")
+
+
+def test_segments_that_want_different_focal_lengths_are_told(footage):
+    """Keyframes 0 to 4 and 5 to 9."""
+    wants = [LensFinding(LensEvidence(LensState.GIVEN, ratio, 0.01)) for ratio in (1.0, 1.3)]
+    footage(*wants)
+    mapper = CountingMapper(seen=10)
+    rounds(mapper, final_rounds=1, calibrate="auto")
+    for segment in (0, 1):
+        change = mapper.lens_evidence[segment].change
+        assert change.share == pytest.approx(0.3)
+        assert (change.from_frame, change.to_frame) == (4, 5)
 
 
 @pytest.mark.parametrize(
-    ("assumed", "may_calibrate", "calibrate", "expected"),
-    [
-        (False, True, "auto", [(0, GIVEN)]),
-        (False, True, "always", [(0, GUESSED), (0, GUESSED)]),
-        (True, True, "auto", [(0, GUESSED), (0, GUESSED)]),
-        (True, True, "never", []),
-        (True, False, "auto", []),
-    ],
+    ("may_calibrate", "config"), [(False, {}), (True, {"calibrate": "never"}), (True, {"final": "never"})]
 )
-def test_a_camera_is_refined_as_far_as_it_is_not_believed_when_there_is_but_one(
-    assumed, may_calibrate, calibrate, expected
-):
-    mapper = CountingMapper(seen=10, assumed=assumed)
-    rounds(mapper, final_rounds=1, may_calibrate=may_calibrate, calibrate=calibrate)
-    assert mapper.calibrated == expected
+def test_a_camera_that_may_not_be_found_is_not_examined(may_calibrate, config, footage):
+    footage(REFOCUS, REFOCUS)
+    mapper = CountingMapper(seen=10, assumed=True)
+    rounds(mapper, final_rounds=1, may_calibrate=may_calibrate, **{"calibrate": "auto", **config})
+    assert (mapper.steps, mapper.lens_evidence) == ([], {})
 
 
 def test_never_refines_nothing_and_tells_nothing():
@@ -142,6 +189,7 @@ def test_a_short_run_in_a_large_map_does_not_refine_all_of_it():
     assert rounds(CountingMapper(seen=5000), frames=30, keyframes=10)[0] == 1
 
 
-def test_a_camera_that_is_refined_too_makes_a_round_dearer():
+def test_distortion_that_is_looked_for_makes_a_round_dearer(footage):
+    footage(BENT, BENT)
     held, free = (rounds(CountingMapper(seen=5000), frames=30, calibrate=c)[0] for c in ("never", "auto"))
     assert (held, free) == (1, 0)

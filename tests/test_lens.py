@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relocalizer.images import Camera, Undistorter
-from relocalizer.lens import Lens, LensStep
+from relocalizer.lens import Lens, LensStep, radial_of
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=322.0, cy=238.0)
 GRID = np.stack(np.meshgrid(np.arange(0, 640, 53), np.arange(0, 480, 37)), axis=-1).reshape(-1, 2).astype(float)
@@ -73,6 +73,14 @@ def test_without_corrections_nothing_is_known_better():
     assert Lens().calibration(CAMERA) is CAMERA
 
 
+def test_an_assumed_camera_is_a_guess_until_its_focal_length_is_known():
+    assumed = replace(CAMERA, assumed=True)
+    assert LensStep(radial=(0.01, 0.0)).camera(assumed).assumed
+    assert LensStep((0.9, 0.9), is_guess=True).camera(assumed).assumed
+    assert not LensStep((0.9, 0.9)).camera(assumed).assumed
+    assert not LensStep((0.9, 0.9), is_guess=True).camera(CAMERA).assumed
+
+
 def test_a_picture_is_straightened_as_its_pixels_are():
     lens = Lens().then(LensStep(radial=(-0.1, 0.02)), CAMERA)
     image = np.zeros((480, 640, 3), np.uint8)
@@ -105,6 +113,55 @@ def test_the_calibration_says_what_was_given_and_what_was_found(raw):
     directions = lens.camera.normalised(lens.straightened(GRID))
     assert np.abs(found.distorted(directions) - raw.distorted(undistorted.normalised(GRID))).max() < 0.1
     assert not found.assumed
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (LensStep(), True),
+        (LensStep((1.5, 1.5), (-0.1, 0.02)), True),
+        (LensStep(radial=(-0.5, 0.0)), False),  # 1 - 1.5 u^2 is none at u = 0.82, and the corner is at 0.81
+        (LensStep(radial=(0.4, -0.9)), False),
+        (LensStep((float("nan"), 1.0)), False),
+        (LensStep((-1.0, -1.0)), False),
+        (LensStep((0.0, 0.0)), False),
+        (LensStep(radial=(float("nan"), 0.0)), False),
+        (LensStep(radial=(1e9, 1e9)), False),
+    ],
+)
+def test_a_lens_that_folds_the_image_over_itself_has_no_inverse(step, expected):
+    assert Lens().then(step, CAMERA).is_invertible == expected
+
+
+def test_two_corrections_can_fold_what_each_does_not():
+    lens, camera, folded = Lens(), CAMERA, []
+    for _ in range(6):
+        step = LensStep(radial=(-0.1, 0.0))
+        lens, camera = lens.then(step, camera), step.camera(camera)
+        folded.append(not lens.is_invertible)
+    assert folded[0] is False
+    assert folded[-1] is True
+
+
+@given(st.floats(-0.12, 0.1), st.floats(-0.02, 0.02))
+def test_the_polynomial_nearest_to_a_division_model_undoes_it(division, division_r4):
+    """To a pixel, as far out as the corners."""
+    camera = replace(CAMERA, fy=CAMERA.fx)
+    centre = np.array([camera.cx, camera.cy])
+    squared = (((GRID - centre) / (0.5 * np.hypot(640, 480))) ** 2).sum(axis=1, keepdims=True)
+    true = centre + (GRID - centre) / (1.0 + squared * (division + squared * division_r4))
+    step = LensStep(radial=radial_of(division, division_r4, camera))
+    assert np.abs(step.straightened(GRID, camera) - true).max() < 1.0
+
+
+def test_what_no_camera_says_has_no_calibration():
+    lens = Lens().then(LensStep(radial=(-0.5, 0.0)), CAMERA)
+    assert lens.calibration(replace(CAMERA, model="fisheye", distortion=(0.0, 0.0, 0.0, 0.0))) is None
+
+
+def test_a_guess_makes_a_calibration_that_says_so():
+    assumed = replace(CAMERA, assumed=True)
+    assert Lens().then(LensStep((1.1, 1.1), is_guess=True), assumed).calibration(assumed).assumed
 
 
 def test_a_calibration_is_for_pictures_of_the_size_that_was_given():

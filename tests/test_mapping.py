@@ -16,7 +16,7 @@ from relocalizer.interfaces import NoEstimate, PairEstimate
 from relocalizer.lens import LensStep
 from slam.config import LandmarksConfig, RefinementConfig, SlamConfig, TracksConfig
 from slam.events import EstimateRefused
-from slam.refinement import GtsamRefiner
+from slam.refinement import GIVEN, GtsamRefiner
 from slam.tracks import Tracks
 
 STEP = 6  # frames between keyframes of the walk around the room
@@ -444,6 +444,54 @@ def test_landmarks_beyond_the_windows_limit_are_placed_under_the_new_poses_too()
     assert np.median(np.linalg.norm(seen - observed.pixels[rows], axis=1)) < 1.0
 
 
+# The lens of a segment
+
+
+@pytest.fixture
+def halves(fresh):
+    """Keyframes 0 to 2 and 3 to 4 in segments of their own."""
+    fresh.mapper.graph.segment_of.update({3: 1, 4: 1})
+    return fresh.mapper
+
+
+def test_the_lens_of_one_segment_leaves_the_keyframes_of_another(halves):
+    cameras = {k: keyframe.camera for k, keyframe in halves.graph.keyframes.items()}
+    pixels = {k: tracks.pixels for k, tracks in halves.landmarks.observed.items()}
+    assert halves.correct_lens(1, LensStep((1.02, 1.02), (0.01, 0.0))) == ""
+    assert not halves.lens_of(0).is_known_better
+    assert halves.lens_of(4).bends
+    for k, keyframe in halves.graph.keyframes.items():
+        ratio = keyframe.camera.mean_focal / cameras[k].mean_focal
+        assert ratio == pytest.approx(1.02 if k >= 3 else 1.0)
+        assert (k >= 3) or np.array_equal(halves.landmarks.observed[k].pixels, pixels[k])
+
+
+def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
+    """Seen by a camera that is taken for one with a lens a tenth too long."""
+    true, builder = room(), build(room(), range(0, 5 * STEP, STEP))
+    mapper, given = builder.mapper, true.camera
+    wrong = replace(given, fx=1.1 * given.fx, fy=1.1 * given.fy, assumed=True)
+    for k, keyframe in mapper.graph.keyframes.items():
+        mapper.graph.keyframes[k] = replace(keyframe, camera=wrong)
+    before = mapper.reprojection_px(list(mapper.graph.keyframes))
+    mapper.correct_lens(0, LensStep((1 / 1.1, 1 / 1.1)))
+    assert mapper.reprojection_px(list(mapper.graph.keyframes)) < 0.1 * before
+    assert {keyframe.camera.assumed for keyframe in mapper.graph.keyframes.values()} == {False}
+
+
+def test_a_correction_that_is_no_lens_changes_nothing_and_says_why(halves):
+    cameras = [keyframe.camera for keyframe in halves.graph.keyframes.values()]
+    assert halves.correct_lens(1, LensStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"
+    assert [keyframe.camera for keyframe in halves.graph.keyframes.values()] == cameras
+    assert halves.lenses == {}
+
+
+def test_distortion_beyond_what_calibrations_leave_is_refused_and_said(fresh):
+    fresh.mapper._refiner = Answers(lens=lambda refined: LensStep(radial=(0.1, 0.0)))
+    fresh.mapper.refine_all(0, lens=replace(GIVEN, most_px=5.0))
+    assert fresh.mapper.lens_evidence[0].reason.startswith("the distortion found moves the corners by 2")
+
+
 # Results that cannot be
 
 
@@ -480,9 +528,9 @@ def far_away(refined):
         ({"error_px": lambda refined: spoilt(refined.error_px)}, "reprojection errors are not finite"),
         ({"world_from_cam": nowhere}, "poses are not finite"),
         ({"world_from_cam": far_away}, "poses are beyond 1e+12 map units"),
-        ({"lens": lambda refined: LensStep(focal_ratio=(np.nan, 1.0))}, "the lens straightens no picture"),
-        ({"lens": lambda refined: LensStep(focal_ratio=(-1.0, -1.0))}, "the lens straightens no picture"),
-        ({"lens": lambda refined: LensStep(radial=(0.0, -1.0))}, "the lens straightens no picture"),
+        ({"lens": lambda refined: LensStep(focal_ratio=(np.nan, 1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: LensStep(focal_ratio=(-1.0, -1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: LensStep(radial=(0.0, -1.0))}, "the lens found has no inverse"),
     ],
 )
 def test_a_refinement_that_cannot_be_changes_nothing_and_is_told(changes, said, rng):
@@ -515,17 +563,17 @@ def test_a_place_that_the_predictor_cannot_describe_is_told():
     assert event.reason == "the place descriptor is no unit vector: its place will hardly be recognized"
 
 
-def test_a_lens_that_straightens_no_picture_after_the_corrections_before_it_is_refused():
+def test_a_lens_that_has_no_inverse_after_the_corrections_before_it_is_refused():
     told = []
-    bends = Answers(lens=lambda refined: LensStep(radial=(-0.2, 0.0)))
+    bends = Answers(lens=lambda refined: LensStep(radial=(-0.16, 0.0)))
     builder = build(room(), refiner=bends, emit=told.append)
     for index in range(0, 5 * STEP, STEP):
         builder.add(index)
     mapper = builder.mapper
     mapper.refine_all(0)
-    assert len(mapper.lens.steps) == 1
+    assert len(mapper.lenses[0].steps) == 1
     assert not told
     mapper.refine_all(0)
-    assert len(mapper.lens.steps) == 1
-    assert [event.reason for event in told] == ["bundle adjustment: the lens straightens no picture"]
+    assert len(mapper.lenses[0].steps) == 1
+    assert [event.reason for event in told] == ["bundle adjustment: the lens found has no inverse"]
     assert all(np.isfinite(tracks.pixels).all() for tracks in mapper.landmarks.observed.values())

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ import pytest
 from conftest import Ended
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 
+from relocalizer.images import load_camera
+from relocalizer.lens import LensStep
 from relocalizer.map_folder import load_map
 from relocalizer.retrieval import FaissRetriever
 from slam import pipeline
 from slam.config import SlamConfig
 from slam.keyframe_images import FolderImages
+from slam.lens_evidence import LensEvidence, LensFinding, LensState
 from slam.optimizer import GtsamOptimizer
 from slam.recorded_run import RunRecorder, RunRequest
-from slam.refinement import GtsamRefiner
+from slam.refinement import Bundle, GtsamRefiner, Refined
 from slam.results import RunFolder
 from slam.system import Slam
 from slam.trajectory import read_tum
@@ -332,6 +335,45 @@ def test_the_files_tested_here_are_those_that_are_written(oracle_run, tmp_path):
     assert oracle_run().code == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made - {"config.yaml", "events.jsonl"} == {*FILES} - {"camera.yaml"}
+
+
+# A lens that is none
+
+
+class Folding(GtsamRefiner):
+    """Asked for a lens, finds one that folds the image over itself."""
+
+    def refine(self, bundle: Bundle, **options: Any) -> Refined:
+        refined = super().refine(bundle, **options)
+        return refined if bundle.lens is None else replace(refined, lens=FOLDS)
+
+
+FOLDS = LensStep((0.9, 0.9), (-2.0, 0.0))
+LENS = LensStep((1.01, 1.01), (0.005, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("finding", "state", "reason"),
+    [
+        (LensFinding(LensEvidence(), may_have_distortion=True), "given", "the lens found has no inverse"),
+        (LensFinding(LensEvidence(LensState.KNOWN, 0.9, 0.01), FOLDS), "given", "the lens found has no inverse"),
+        (LensFinding(LensEvidence(LensState.KNOWN, 1.01, 0.01), LENS), "known", ""),
+    ],
+)
+def test_a_lens_that_folds_the_image_over_itself_costs_no_file(
+    oracle_run, tmp_path, monkeypatch, finding, state, reason
+):
+    monkeypatch.setattr("slam.final_refinement._examined", lambda *_: finding)
+    monkeypatch.setattr(f"{__name__}.GtsamRefiner", Folding)
+    ended, out = oracle_run(), tmp_path / "out"
+    assert ended.code == 0, ended.err
+    assert len(read_tum(out / "trajectory.txt")) > 30
+    report = json.loads((out / "report.json").read_text())
+    assert (report["lens"]["state"], report["lens"]["reason"]) == (state, reason)
+    assert len(load_map(out).keyframes) >= 2
+    assert (out / "camera.yaml").exists() == (state == "known")
+    if state == "known":
+        assert load_camera(out / "camera.yaml").mean_focal == pytest.approx(1.01 * CAMERA.mean_focal, rel=1e-3)
 
 
 def test_one_wish_to_stop_while_finishing_and_another_leave_the_map_as_it_stands(oracle_run, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from false_loops import FalseLoops, Slip
@@ -30,6 +31,7 @@ from torture_world import (
     Shot,
     TortureWorld,
     Trouble,
+    TroubledExamination,
     TroubledOptimizer,
     TroubledPredictor,
     TroubledRefiner,
@@ -290,7 +292,8 @@ class Scenario:
         interrupted = self.troubles.has(Trouble.INTERRUPTED)
         if interrupted:
             self._happens(Trouble.INTERRUPTED)
-        result = slam.finish(interrupted=interrupted)
+        with patch("slam.final_refinement._examined", TroubledExamination(self.troubles)):
+            result = slam.finish(interrupted=interrupted)
         check_map(slam)
         check_live(slam)
         saved = slam.saved_map()

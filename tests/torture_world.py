@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import numpy as np
 from failing_solvers import NoNumbers, SingularSystem, solver_that
@@ -36,14 +35,15 @@ from relocalizer.geometry import translation_of
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate
 from relocalizer.lens import LensStep
+from slam import final_refinement
 from slam.frames import Frame
 from slam.graph import KeyframeGraph
+from slam.lens_evidence import LensFinding
 from slam.optimizer import GtsamOptimizer, Solution
 from slam.refinement import Bundle, GtsamRefiner, Refined
 from slam.trajectory import Trajectory
 
 ROOMS, APART = 3, 100.0  # places that see nothing of one another
-CALIBRATION_ITERATIONS = 5  # they need not find the lens, and cost as much as all the rest
 
 
 class Trouble(StrEnum):
@@ -483,7 +483,7 @@ class TroubledRefiner:
             how = solver_that(SingularSystem)
         elif not own and troubles.strikes(Trouble.BUNDLE_NOT_FINITE):
             how = solver_that(NoNumbers)
-        with how, patch("slam.refinement.CALIBRATION_ITERATIONS", CALIBRATION_ITERATIONS):
+        with how:
             refined = self._refiner.refine(
                 bundle, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
             )
@@ -520,11 +520,32 @@ class TroubledRefiner:
         return replace(refined, world_from_cam=shrunk, points_world=points)
 
     def _bent(self, refined: Refined) -> Refined:
-        troubles, rng = self._troubles, self._troubles.rng
-        if troubles.strikes(Trouble.LENS_BENDS):
-            ratio, radial = float(rng.choice([0.5, 0.9, 1.1, 2.0])), tuple(rng.uniform(-0.4, 0.4, 2).tolist())
-            return replace(refined, lens=LensStep(focal_ratio=(ratio, ratio), radial=radial))
-        if troubles.strikes(Trouble.LENS_NOT_FINITE):
-            wrong = [(np.nan, 1.0), (-1.0, -1.0), (0.0, 0.0), (np.inf, 1.0)][rng.integers(4)]
-            return replace(refined, lens=LensStep(focal_ratio=wrong))
-        return refined
+        step = wrong_lens(self._troubles)
+        return refined if step is None else replace(refined, lens=step)
+
+
+class TroubledExamination:
+    """What the footage says of the camera, in the place of `slam.final_refinement._examined`.
+
+    Where trouble with the lens was dealt there always is distortion to be looked for.
+    """
+
+    def __init__(self, troubles: Troubles) -> None:
+        self._troubles, self._examine = troubles, final_refinement._examined
+
+    def __call__(self, *told: Any) -> LensFinding:
+        finding, step = self._examine(*told), wrong_lens(self._troubles)
+        if not (self._troubles.has(Trouble.LENS_BENDS) or self._troubles.has(Trouble.LENS_NOT_FINITE)):
+            return finding
+        return replace(finding, step=step or finding.step, may_have_distortion=True)
+
+
+def wrong_lens(troubles: Troubles) -> LensStep | None:
+    """One that the images do not show, or that none is; None mostly."""
+    rng = troubles.rng
+    if troubles.strikes(Trouble.LENS_BENDS):
+        ratio, radial = float(rng.choice([0.5, 0.9, 1.1, 2.0])), tuple(rng.uniform(-0.4, 0.4, 2).tolist())
+        return LensStep(focal_ratio=(ratio, ratio), radial=radial)
+    if troubles.strikes(Trouble.LENS_NOT_FINITE):
+        return LensStep(focal_ratio=[(np.nan, 1.0), (-1.0, -1.0), (0.0, 0.0), (np.inf, 1.0)][rng.integers(4)])
+    return None

@@ -1,0 +1,180 @@
+"""What is concluded of a camera from an estimate of its focal length, and what it makes of a verdict."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from relocalizer.features import LocalFeatures
+from relocalizer.images import Camera
+from relocalizer.self_calibration import Distortion, FocalChange, FocalEstimate, NotDetermined
+from slam.lens_evidence import (
+    LensEvidence,
+    LensFinding,
+    LensState,
+    changed_between,
+    examine_assumed,
+    examine_given,
+    matched_pairs,
+)
+from slam.verdict import Grade
+
+CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
+ASSUMED = Camera.assume(640, 480, fov_deg=60.0)
+NONE = Distortion(0.001, 0.01)
+ZOOM = FocalChange(0.3, 0.02, 80, 120)
+
+
+@pytest.fixture
+def footage(monkeypatch):
+    """Says what a self-calibration of the footage finds, and which distortion with the focal length held."""
+
+    def says(found, left=NONE):
+        stub = SimpleNamespace(estimate=lambda: found, check=lambda: found, distortion=lambda: left)
+        monkeypatch.setattr("slam.lens_evidence.SelfCalibration", lambda pairs, camera: stub)
+
+    return says
+
+
+def estimate(focal_px, sigma=0.01, **changes):
+    return FocalEstimate(**{"focal_px": focal_px, "sigma": sigma, "distortion": NONE, "pairs": 30, **changes})
+
+
+# An assumed camera
+
+
+def test_a_focal_length_that_is_told_is_known_and_taken(footage):
+    footage(estimate(460.0))
+    finding = examine_assumed([], ASSUMED)
+    assert finding.evidence.state is LensState.KNOWN
+    assert finding.step.camera(ASSUMED).mean_focal == pytest.approx(460.0, rel=1e-3)
+    assert not finding.step.camera(ASSUMED).assumed
+
+
+def test_a_focal_length_that_is_told_badly_stays_a_guess_between_it_and_what_was_assumed(footage):
+    footage(estimate(460.0, sigma=0.3))
+    finding = examine_assumed([], ASSUMED)
+    assert finding.evidence.state is LensState.GUESS
+    assert finding.evidence.reason == "its standard deviation is 30.0 %, 3 % needed"
+    guess = finding.step.camera(ASSUMED)
+    assert 460.0 < guess.mean_focal < ASSUMED.mean_focal
+    assert guess.assumed
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (NotDetermined("one plane"), "one plane"),
+        (estimate(460.0, flaw="no focal length explains it"), "no focal length explains it"),
+        (estimate(460.0, change=ZOOM), "the focal length changes along the footage"),
+    ],
+)
+def test_where_nothing_is_told_what_was_assumed_stays_a_guess(found, reason, footage):
+    footage(found)
+    finding = examine_assumed([], ASSUMED)
+    assert (finding.evidence.state, finding.evidence.reason) == (LensState.GUESS, reason)
+    assert finding.step.is_nothing
+
+
+# A given camera
+
+
+def test_a_given_camera_that_the_footage_agrees_with_stays(footage):
+    footage(estimate(505.0))
+    assert examine_given([], CAMERA) == LensFinding(LensEvidence(LensState.GIVEN, 1.01, 0.01))
+
+
+@pytest.mark.parametrize("found", [NotDetermined("one plane"), estimate(300.0, flaw="a rival")])
+def test_footage_that_tells_nothing_says_nothing_against_a_given_camera(found, footage):
+    footage(found)
+    assert examine_given([], CAMERA) == LensFinding(LensEvidence())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sigma", "contradicted"), [(1.3, 0.02, True), (1.03, 0.001, False), (1.3, 0.1, False)]
+)
+def test_a_given_focal_length_is_contradicted_by_far_and_surely_or_not_at_all(ratio, sigma, contradicted, footage):
+    footage(estimate(ratio * 500.0, sigma))
+    finding = examine_given([], CAMERA)
+    assert (finding.evidence.state is LensState.CONTRADICTED) == contradicted
+    assert finding.step.is_nothing
+
+
+def test_distortion_that_a_calibration_leaves_is_looked_for_and_more_contradicts_it(footage):
+    footage(estimate(500.0), Distortion(-0.015, 0.003))
+    assert examine_given([], CAMERA).may_have_distortion
+    footage(estimate(500.0), Distortion(-0.1, 0.003))
+    finding = examine_given([], CAMERA)
+    assert not finding.may_have_distortion
+    assert finding.evidence.reason.startswith("the footage wants the corners moved by 10.0 % of half the diagonal")
+
+
+def test_a_given_camera_is_refocused_only_when_that_is_allowed(footage):
+    footage(estimate(650.0))
+    assert examine_given([], CAMERA).step.is_nothing
+    allowed = examine_given([], CAMERA, may_refocus=True)
+    assert (allowed.evidence.state, allowed.step.is_nothing) == (LensState.KNOWN, False)
+
+
+# Segments, and pairs
+
+
+def test_a_change_is_between_segments_that_both_tell_their_focal_length():
+    early, late = LensEvidence(focal_ratio=1.0, focal_sigma=0.01), LensEvidence(focal_ratio=0.8, focal_sigma=0.01)
+    change = changed_between([(late, 150, 290), (early, 0, 140)])
+    assert change.share == pytest.approx(-0.2)
+    assert (change.from_frame, change.to_frame) == (140, 150)
+    assert changed_between([(LensEvidence(), 0, 140), (late, 150, 290)]) is None
+    assert changed_between([(early, 0, 140)]) is None
+
+
+def test_pairs_are_matched_in_order_of_time_and_no_more_than_asked(rng):
+    descriptors = rng.normal(size=(50, 16)).astype(np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    pixels = rng.uniform(0, 480, (50, 2)).astype(np.float32)
+    features = LocalFeatures(pixels, descriptors, np.ones(50, np.float32))
+    keyframes = [SimpleNamespace(timestamp_ns=n, frame_index=n, features=features) for n in (3, 1, 0, 2, *range(4, 20))]
+    pairs = matched_pairs(keyframes, 8)
+    assert len(pairs) == 8
+    assert all(pair.second - pair.first in (2, 3, 5) for pair in pairs)
+    assert np.array_equal(pairs[0].pixels_first, pairs[0].pixels_second)
+    assert len(pairs[0].pixels_first) == 50
+
+
+# The verdict
+
+
+@pytest.mark.parametrize(
+    ("evidence", "grade", "reason"),
+    [
+        (
+            LensEvidence(LensState.GUESS, reason="one plane"),
+            Grade.PARTIAL,
+            "the focal length is a guess, and the footage does not determine it (one plane): the map's shape may be "
+            "wrong; give one with --camera",
+        ),
+        (LensEvidence(LensState.GUESS, 0.9, 0.2, "20 %"), Grade.PARTIAL, "the focal length is a guess"),
+        (LensEvidence(LensState.GUESS, 0.9, 0.04, "4 %"), Grade.GOOD, "the focal length is known to 4.0 % only"),
+        (
+            LensEvidence(LensState.CONTRADICTED, 1.3, 0.01, "it is longer"),
+            Grade.PARTIAL,
+            "the given calibration does not fit: it is longer",
+        ),
+        (
+            LensEvidence(LensState.CONTRADICTED, 1.2, 0.05, "it changes", ZOOM),
+            Grade.PARTIAL,
+            "the focal length changes by +30 % (+- 2 %) between frames 80 and 120: no one camera fits this footage",
+        ),
+    ],
+)
+def test_what_speaks_against_a_run(evidence, grade, reason):
+    [finding] = evidence.findings
+    assert finding.grade is grade
+    assert finding.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("evidence", [LensEvidence(), LensEvidence(LensState.KNOWN, 0.8, 0.01)])
+def test_a_given_or_known_focal_length_speaks_against_nothing(evidence):
+    assert evidence.findings == ()

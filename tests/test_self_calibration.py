@@ -1,0 +1,122 @@
+"""The focal length from matched points alone: true where they tell it, and no claim where they do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from relocalizer.images import Camera
+from relocalizer.self_calibration import FocalEstimate, NotDetermined, SelfCalibration, ViewPair
+
+CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
+ASSUMED = Camera.assume(640, 480, fov_deg=60.0)  # 554 px
+POINTS = np.random.default_rng(5).uniform([-3.0, -2.0, 2.0], [3.0, 2.0, 7.0], (400, 3))
+
+
+def footage(*, frames=10, camera=CAMERA, points=POINTS, turn=1.0, noise_px=0.4, zoom=None, seed=0):
+    """A camera that walks sideways and looks about, and pairs of its images up to three apart.
+
+    Args:
+        turn: times the usual rotations.
+        zoom: focal length of image n over that of `camera`; one by default.
+    """
+    rng, seen = np.random.default_rng(seed), []
+    for n in range(frames):
+        s = n / (frames - 1)
+        rotation = Rotation.from_rotvec(
+            turn * np.array([0.25 * np.sin(7 * s), 0.5 * np.cos(5 * s), 0.4 * np.sin(9 * s)])
+        )
+        centre = [1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s]
+        in_camera = rotation.inv().apply(points - centre)
+        ratio = 1.0 if zoom is None else zoom(n)
+        lens = replace(camera, fx=camera.fx * ratio, fy=camera.fy * ratio)
+        with np.errstate(all="ignore"):
+            pixels = lens.distorted(in_camera[:, :2] / in_camera[:, 2:]) + noise_px * rng.normal(size=(len(points), 2))
+        inside = (in_camera[:, 2] > 0.5) & (pixels >= 0).all(axis=1) & (pixels < [640, 480]).all(axis=1)
+        seen.append((inside, pixels))
+    pairs = []
+    for i in range(frames):
+        for j in range(i + 1, min(i + 4, frames)):
+            both = np.flatnonzero(seen[i][0] & seen[j][0])
+            second = seen[j][1][both]
+            wrong = rng.random(len(both)) < 0.1
+            second[wrong] = rng.uniform([0, 0], [640, 480], (int(wrong.sum()), 2))
+            pairs.append(ViewPair(10 * i, 10 * j, seen[i][1][both], second))
+    return pairs
+
+
+def errors(found, truth=CAMERA.fx):
+    """Of the logarithm of the focal length, and in standard deviations."""
+    error = float(np.log(found.focal_px / truth))
+    return abs(error), abs(error) / found.sigma
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_focal_length_is_told_within_its_standard_deviation(seed):
+    found = SelfCalibration(footage(seed=seed), ASSUMED).estimate()
+    assert isinstance(found, FocalEstimate)
+    assert found.is_known
+    error, deviations = errors(found)
+    assert error < 0.02
+    assert deviations < 2.0
+    assert not found.distortion.is_significant
+    assert found.change is None
+
+
+def test_distortion_is_found_with_it():
+    bent = replace(CAMERA, model="radtan", distortion=(-0.25, 0.05, 0.0, 0.0))
+    found = SelfCalibration(footage(camera=bent), ASSUMED).estimate()
+    assert found.distortion.is_clear
+    assert found.distortion.division < -0.05
+    assert errors(found)[1] < 2.5
+
+
+def test_a_camera_that_is_right_is_found_to_be_right():
+    calibration = SelfCalibration(footage(), CAMERA)
+    error, deviations = errors(calibration.check())
+    assert error < 0.02
+    assert deviations < 2.0
+    assert not calibration.distortion().is_significant
+
+
+def test_one_plane_determines_nothing():
+    wall = np.column_stack([POINTS[:, :2], np.full(len(POINTS), 4.0)])
+    found = SelfCalibration(footage(points=wall), ASSUMED).estimate()
+    assert isinstance(found, NotDetermined)
+    assert "show no parallax, or one plane" in found.reason
+
+
+def test_a_camera_that_does_not_turn_claims_nothing():
+    """Sideways without a turn a longer lens and a deeper scene look the same."""
+    found = SelfCalibration(footage(turn=0.0), ASSUMED).estimate()
+    assert isinstance(found, NotDetermined) or not found.is_known
+
+
+def test_few_images_determine_nothing():
+    found = SelfCalibration(footage(frames=3), ASSUMED).estimate()
+    assert found == NotDetermined("3 of 3 pairs of images share enough points (needs 5)")
+
+
+def test_matches_that_are_none_determine_nothing(rng):
+    pairs = [ViewPair(n, n + 1, *rng.uniform(0, 480, (2, 80, 2))) for n in range(8)]
+    assert isinstance(SelfCalibration(pairs, ASSUMED).estimate(), NotDetermined)
+
+
+def test_no_pairs_determine_nothing():
+    assert isinstance(SelfCalibration([], ASSUMED).check(), NotDetermined)
+
+
+def test_a_zoom_is_a_change_and_no_focal_length():
+    found = SelfCalibration(footage(frames=16, zoom=lambda n: 1.3 if n >= 8 else 1.0), CAMERA).check()
+    assert found.change is not None
+    assert found.change.share == pytest.approx(0.3, abs=0.1)
+    assert found.change.from_frame < 80 < found.change.to_frame
+    assert "the focal length changes by +" in str(found.change)
+
+
+def test_the_same_pairs_give_the_same_estimate():
+    first, second = (SelfCalibration(footage(frames=6), ASSUMED).estimate() for _ in range(2))
+    assert first == second
