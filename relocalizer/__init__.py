@@ -1,4 +1,4 @@
-"""Where was this picture taken? From pictures whose poses are known.
+"""Where was this image taken? From images whose poses are known.
 
 Importing this package loads no heavy library; names are fetched when first used.
 """
@@ -15,17 +15,17 @@ _PUBLIC = {
     "NotFound": "relocalizer.relocalizer",
     "PairEstimate": "relocalizer.interfaces",
     "PosePredictor": "relocalizer.interfaces",
-    "PosedPicture": "relocalizer.posed_images",
-    "ReferenceMap": "relocalizer.reference_map",
+    "PosedImage": "relocalizer.maps.map_from_poses",
+    "ReferenceMap": "relocalizer.maps.reference_map",
     "Relocalization": "relocalizer.relocalizer",
     "Relocalizer": "relocalizer.relocalizer",
     "Retriever": "relocalizer.interfaces",
     "Similarity": "relocalizer.geometry",
     "UserError": "relocalizer.errors",
     "View": "relocalizer.interfaces",
-    "load_map": "relocalizer.map_folder",
-    "save_map": "relocalizer.map_folder",
-    "map_from_poses": "relocalizer.posed_images",
+    "load_map": "relocalizer.maps.map_format",
+    "save_map": "relocalizer.maps.map_format",
+    "map_from_poses": "relocalizer.maps.map_from_poses",
 }
 
 __all__ = sorted(_PUBLIC)

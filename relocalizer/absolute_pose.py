@@ -63,14 +63,14 @@ def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: flo
     return PosePrior(world_from_j, information)
 
 
-def refine_pose(
+def optimize_pose(
     points_world: FloatArray,
     pixels: NDArray[np.floating],
     camera: Camera,
     start: RigidTransform,
     *,
     noise_px: float,
-    along_world: FloatArray | None = None,
+    depth_sigma_world: FloatArray | None = None,
     prior: PosePrior | None = None,
     iterations: int = 12,
 ) -> PoseFit:
@@ -90,16 +90,16 @@ def refine_pose(
     t = -R @ translation_of(start)
     pixels = np.asarray(pixels, dtype=np.float64)
     focal = np.array([camera.fx, camera.fy])
-    centre = np.array([camera.cx, camera.cy])
+    center = np.array([camera.cx, camera.cy])
 
     def misfits(R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Residuals (N, 2), Jacobians (N, 2, 6) and squared errors (N,) in noises, infinite behind the camera."""
         p = points_world @ R.T + t
         z = np.maximum(p[:, 2], 1e-6)
-        normalised = p[:, :2] / z[:, None]
-        residual, J = normalised * focal + centre - pixels, _jacobians(normalised, z, focal)
-        if along_world is not None:
-            residual, J = _whitened(residual, J, along_world @ R.T, noise_px)
+        normalized = p[:, :2] / z[:, None]
+        residual, J = normalized * focal + center - pixels, _jacobians(normalized, z, focal)
+        if depth_sigma_world is not None:
+            residual, J = _whitened(residual, J, depth_sigma_world @ R.T, noise_px)
         squared = (residual**2).sum(axis=1) / noise_px**2
         return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
 
@@ -132,7 +132,7 @@ def refine_pose(
 
 def pose_information(
     points_world: FloatArray,
-    along_world: FloatArray,
+    depth_sigma_world: FloatArray,
     camera: Camera,
     world_from_cam: RigidTransform,
     noise_px: float,
@@ -146,7 +146,7 @@ def pose_information(
     """
     cam_from_world = world_from_cam.inv()
     p = np.asarray(cam_from_world.apply(points_world)).reshape(-1, 3)
-    along = np.asarray(cam_from_world.rotation.apply(along_world)).reshape(-1, 3)
+    along = np.asarray(cam_from_world.rotation.apply(depth_sigma_world)).reshape(-1, 3)
     p, along = p[p[:, 2] > 1e-6], along[p[:, 2] > 1e-6]
     J = _jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
     _, J = _whitened(np.zeros((len(J), 2)), J, along, noise_px)
@@ -176,12 +176,12 @@ def _whitened(
     return residual, J - towards[:, :, None] * np.einsum("ni,nij->nj", towards, J)[:, None, :]
 
 
-def _jacobians(normalised: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
+def _jacobians(normalized: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
     """(N, 2, 6): pixels by a left perturbation (rotation, translation) of cam_from_world.
 
     The last three columns are also the derivative by the point itself, in camera axes.
     """
-    x, y = normalised.T
+    x, y = normalized.T
     inverse = 1.0 / z
     zero = np.zeros_like(x)
     J = np.empty((len(z), 2, 6))
@@ -234,9 +234,9 @@ def rotate_pixels(pixels: NDArray[np.floating], camera: Camera, j_from_i_rotatio
 __all__ = [
     "PoseFit",
     "PosePrior",
+    "optimize_pose",
     "pair_prior",
     "pose_information",
-    "refine_pose",
     "rotate_pixels",
     "search_pose",
 ]

@@ -34,7 +34,7 @@ _PARALLEL = 1e-9  # sine of an angle; below it two rays have no point in common 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sighting:
+class RelativePoseObservation:
     """A camera of known pose, and what it says of the unknown camera j: `estimate` is i_from_j of the pair (i, j).
 
     An estimate of the pair (j, i) has to be reversed first.
@@ -75,7 +75,7 @@ class AveragedPose:
 
     Attributes:
         rotation: world_from_cam (3, 3). rotation_sigma_rad: per axis.
-        position: camera centre (3,) in map units, or None, and then `position_unknown` says why.
+        position: camera center (3,) in map units, or None, and then `position_unknown` says why.
         position_covariance: (3, 3) in the world's axes.
         rotation_agrees, position_agrees: (K,) which sightings agree with either.
     """
@@ -99,12 +99,12 @@ class AveragedPose:
             return None
         covariance = np.zeros((6, 6))
         covariance[:3, :3] = self.rotation_sigma_rad**2 * np.eye(3)
-        # cam_from_world moved by dt on its left has its centre moved by -R dt.
+        # cam_from_world moved by dt on its left has its center moved by -R dt.
         covariance[3:, 3:] = self.rotation.T @ self.position_covariance @ self.rotation
         return covariance
 
 
-def average_pose(sightings: Sequence[Sighting], config: AveragingConfig | None = None) -> AveragedPose:
+def average_pose(sightings: Sequence[RelativePoseObservation], config: AveragingConfig | None = None) -> AveragedPose:
     """The pose of the camera that all sightings speak of.
 
     A sighting whose rotation is an outlier has no say in the position: a pair goes wrong as a whole.
@@ -135,13 +135,13 @@ def average_pose(sightings: Sequence[Sighting], config: AveragingConfig | None =
     )
 
 
-def _with_direction(sightings: Sequence[Sighting], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _with_direction(sightings: Sequence[RelativePoseObservation], among: NDArray[np.bool_]) -> NDArray[np.int64]:
     known = [s.estimate.i_from_j_direction is not None for s in sightings]
     return np.flatnonzero(among & np.array(known))
 
 
 def _average_position(
-    sightings: Sequence[Sighting], among: NDArray[np.bool_], weights: FloatArray, config: AveragingConfig
+    sightings: Sequence[RelativePoseObservation], among: NDArray[np.bool_], weights: FloatArray, config: AveragingConfig
 ) -> RayIntersection | NoIntersection:
     rows = _with_direction(sightings, among)
     if len(rows) < 2:
@@ -227,7 +227,7 @@ def geodesic_median(rotations: FloatArray, weights: FloatArray, start: FloatArra
 
 
 def intersect_rays(
-    centres: FloatArray,
+    centers: FloatArray,
     directions: FloatArray,
     sigmas_rad: FloatArray,
     weights: FloatArray | None = None,
@@ -241,36 +241,36 @@ def intersect_rays(
     iteratively reweighted least squares (Tukey) on the angles finishes.
 
     Args:
-        centres, directions: (K, 3) each, K >= 2, directions of unit length.
+        centers, directions: (K, 3) each, K >= 2, directions of unit length.
         sigmas_rad: (K,) standard deviations of the directions per axis.
         gate_rad: an angle under this agrees, whatever the sigma; beyond it, one under three sigmas.
         max_relative_sigma: a point less certain than this share of its distance is refused, as rays (nearly)
             along one line leave it.
     """
-    weights = np.ones(len(centres)) if weights is None else weights
+    weights = np.ones(len(centers)) if weights is None else weights
     sigmas = np.maximum(sigmas_rad, LEAST_DIRECTION_SIGMA_RAD)
     gates = np.maximum(gate_rad, GATE_IN_SIGMAS * sigmas)
-    proposals = _meetings(centres, directions)
+    proposals = _meetings(centers, directions)
     if len(proposals) == 0:
         return _no_meeting(directions)
-    cost = (weights * np.minimum(_angles_to(proposals, centres, directions) / gates, 1.0) ** 2).sum(axis=1)
+    cost = (weights * np.minimum(_angles_to(proposals, centers, directions) / gates, 1.0) ** 2).sum(axis=1)
     point = proposals[int(cost.argmin())]
     for _ in range(_RAY_ROUNDS):
-        off = _angles_to(point[None], centres, directions)[0] / gates
+        off = _angles_to(point[None], centers, directions)[0] / gates
         tukey = np.where(off < 1.0, (1.0 - off**2) ** 2, 0.0)
-        information = _information(point, centres, directions, sigmas, weights * tukey)
-        moved = _least_squares(information, centres)
+        information = _information(point, centers, directions, sigmas, weights * tukey)
+        moved = _least_squares(information, centers)
         if moved is None:
             break
         step, point = float(np.linalg.norm(moved - point)), moved
         if step < 1e-12 * (1.0 + float(np.linalg.norm(point))):
             break
-    return _judge(point, centres, directions, sigmas, weights, gates, max_relative_sigma)
+    return _judge(point, centers, directions, sigmas, weights, gates, max_relative_sigma)
 
 
 def _judge(
     point: FloatArray,
-    centres: FloatArray,
+    centers: FloatArray,
     directions: FloatArray,
     sigmas: FloatArray,
     weights: FloatArray,
@@ -278,13 +278,13 @@ def _judge(
     max_relative_sigma: float,
 ) -> RayIntersection | NoIntersection:
     """The point with its covariance, or why it is none."""
-    off = _angles_to(point[None], centres, directions)[0]
+    off = _angles_to(point[None], centers, directions)[0]
     agrees = off < gates
     count = int(agrees.sum())
     if count < 2:
-        return NoIntersection(f"{count} of {len(centres)} rays agree with one position, 2 needed")
-    parts = _information(point, centres[agrees], directions[agrees], sigmas[agrees], np.ones(count))
-    distance = float(np.median(np.linalg.norm(centres[agrees] - point, axis=1)))
+        return NoIntersection(f"{count} of {len(centers)} rays agree with one position, 2 needed")
+    parts = _information(point, centers[agrees], directions[agrees], sigmas[agrees], np.ones(count))
+    distance = float(np.median(np.linalg.norm(centers[agrees] - point, axis=1)))
     values, axes = np.linalg.eigh(parts.sum(axis=0))
     excess = max(1.0, float(((off[agrees] / sigmas[agrees]) ** 2).sum()) / max(2 * count - 3, 1))
     worst = np.inf if values[0] <= 0 else float(np.sqrt(excess / values[0]))
@@ -297,10 +297,10 @@ def _judge(
     return RayIntersection(point, excess * (axes / values) @ axes.T, agrees)
 
 
-def _meetings(centres: FloatArray, directions: FloatArray) -> FloatArray:
+def _meetings(centers: FloatArray, directions: FloatArray) -> FloatArray:
     """Points (H, 3) where two rays come nearest to each other, both in front; nearer to the shorter ray."""
-    a, b = np.triu_indices(len(centres), k=1)
-    u, v, between = directions[a], directions[b], centres[b] - centres[a]
+    a, b = np.triu_indices(len(centers), k=1)
+    u, v, between = directions[a], directions[b], centers[b] - centers[a]
     cosine = (u * v).sum(axis=1)
     squared_sine = 1.0 - cosine**2
     squared_sine = np.where(squared_sine > _PARALLEL**2, squared_sine, np.nan)
@@ -309,32 +309,32 @@ def _meetings(centres: FloatArray, directions: FloatArray) -> FloatArray:
     t = (cosine * along_u - along_v) / squared_sine
     front = (s > 0) & (t > 0)
     s, t = s[front][:, None], t[front][:, None]
-    on_a, on_b = centres[a[front]] + s * u[front], centres[b[front]] + t * v[front]
+    on_a, on_b = centers[a[front]] + s * u[front], centers[b[front]] + t * v[front]
     return np.asarray((t * on_a + s * on_b) / (s + t))
 
 
-def _angles_to(points: FloatArray, centres: FloatArray, directions: FloatArray) -> FloatArray:
-    """(H, K) angle between each ray and the sight of each point from its centre; pi behind it."""
-    sight = points[:, None] - centres[None]
+def _angles_to(points: FloatArray, centers: FloatArray, directions: FloatArray) -> FloatArray:
+    """(H, K) angle between each ray and the sight of each point from its center; pi behind it."""
+    sight = points[:, None] - centers[None]
     across = np.linalg.norm(np.cross(sight, directions[None]), axis=2)
     return np.asarray(np.arctan2(across, (sight * directions[None]).sum(axis=2)))
 
 
 def _information(
-    point: FloatArray, centres: FloatArray, directions: FloatArray, sigmas: FloatArray, weights: FloatArray
+    point: FloatArray, centers: FloatArray, directions: FloatArray, sigmas: FloatArray, weights: FloatArray
 ) -> FloatArray:
     """(K, 3, 3) what each ray says about the point: across the ray, to sigma times its distance."""
-    squared_distance = np.maximum(((point - centres) ** 2).sum(axis=1), 1e-300)
+    squared_distance = np.maximum(((point - centers) ** 2).sum(axis=1), 1e-300)
     across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
     return np.asarray(across * (weights / (sigmas**2 * squared_distance))[:, None, None])
 
 
-def _least_squares(information: FloatArray, centres: FloatArray) -> FloatArray | None:
+def _least_squares(information: FloatArray, centers: FloatArray) -> FloatArray | None:
     """The point (3,) that fits all rays; None where they leave a direction open."""
     total = information.sum(axis=0)
     if not np.linalg.eigvalsh(total)[0] > 1e-12 * np.trace(total):
         return None
-    return np.asarray(np.linalg.solve(total, np.einsum("kij,kj->i", information, centres)))
+    return np.asarray(np.linalg.solve(total, np.einsum("kij,kj->i", information, centers)))
 
 
 def _no_meeting(directions: FloatArray) -> NoIntersection:

@@ -1,7 +1,7 @@
 """How likely a pose is right, from what speaks for it.
 
 Two things have to hold: the place is the right one, and the pose is within the error bound there. The first is a
-logistic curve fitted to poses from sparse maps and worsened pictures of five sequences, and to pictures of other
+logistic curve fitted to poses from sparse maps and worsened images of five sequences, and to images of other
 places; the second is what the position's own sigma says. docs/results.md has the reliability on another sequence.
 """
 
@@ -27,7 +27,7 @@ class LandmarkEvidence:
 
     Attributes:
         inliers: features that agree. matches: features that looked like landmarks.
-        cells: parts of the picture, of 48, that hold some that agree.
+        cells: parts of the image, of 48, that hold some that agree.
         rival: features that agree with the next best pose elsewhere.
         views: keyframes whose rotations agree with their average.
         disagreement_deg: angle between that average and the pose; NaN without any.
@@ -61,7 +61,7 @@ class AveragedEvidence:
     """
 
     views: int
-    related: int
+    covisible: int
     position_sigma: float
 
     @property

@@ -19,7 +19,7 @@ class FeaturesConfig(Section):
         0.7,
         ge=0.25,
         le=1,
-        description="Points are looked for in the picture shrunk by this; smaller is faster.",
+        description="Points are looked for in the image shrunk by this; smaller is faster.",
     )
 
 
@@ -59,17 +59,17 @@ class AveragingConfig(Section):
 
 
 class PosedImagesConfig(Section):
-    """A map from pictures whose poses are known."""
+    """A map from images whose poses are known."""
 
     min_distance: float = Field(
-        0.0, ge=0, description="A picture nearer than this to a kept one, and no more turned, is left out; 0 keeps all."
+        0.0, ge=0, description="An image nearer than this to a kept one, and no more turned, is left out; 0 keeps all."
     )
     min_angle_deg: float = Field(
-        10.0, ge=0, le=180, description="A picture turned by more than this from all near ones is kept, degrees."
+        10.0, ge=0, le=180, description="An image turned by more than this from all near ones is kept, degrees."
     )
-    partners: int = Field(12, ge=1, le=100, description="Pictures that each one is matched to, at growing ranks.")
+    partners: int = Field(12, ge=1, le=100, description="Images that each one is matched to, at growing ranks.")
     max_angle_deg: float = Field(
-        60.0, gt=0, le=180, description="Pictures that look farther apart than this are not matched, degrees."
+        60.0, gt=0, le=180, description="Images that look farther apart than this are not matched, degrees."
     )
     match_ratio: float = Field(
         0.8, gt=0, le=1, description="A match must be nearer than this share of the distance to the second nearest."
@@ -80,13 +80,13 @@ class PosedImagesConfig(Section):
     min_parallax_deg: float = Field(
         1.0, gt=0, le=30, description="Least angle between two rays of a landmark, degrees."
     )
-    min_observers: int = Field(2, ge=2, le=100, description="Pictures that must see a landmark.")
+    min_observers: int = Field(2, ge=2, le=100, description="Images that must see a landmark.")
 
 
 class RelocalizerConfig(Section):
-    """One picture located in a map (slam relocalize)."""
+    """One image located in a map (slam relocalize)."""
 
-    candidates: int = Field(8, ge=1, le=100, description="Keyframes a picture is related to.")
+    candidates: int = Field(8, ge=1, le=100, description="Keyframes an image is related to.")
     pool: int = Field(100, ge=1, le=1000, description="Retrieved keyframes that the candidates are chosen from.")
     min_separation: float = Field(
         0.05,
@@ -94,7 +94,9 @@ class RelocalizerConfig(Section):
         le=1,
         description="Candidates lie farther apart than this share of the scene's depth, or are turned by 5 degrees.",
     )
-    relatives: int = Field(6, ge=0, le=100, description="Keyframes that see the same landmarks, searched as well.")
+    covisible_keyframes: int = Field(
+        6, ge=0, le=100, description="Keyframes that see the same landmarks, searched as well."
+    )
     match_ratio: float = Field(
         0.85, gt=0, le=1, description="A match must be nearer than this share of the distance to the second nearest."
     )
@@ -106,7 +108,7 @@ class RelocalizerConfig(Section):
         0.8, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point there."
     )
     min_inliers: int = Field(12, ge=4, le=1000, description="Landmarks that must agree with a pose.")
-    min_cells: int = Field(4, ge=1, le=48, description="Of the picture's 8 x 6 cells, those that must hold some.")
+    min_cells: int = Field(4, ge=1, le=48, description="Of the image's 8 x 6 cells, those that must hold some.")
     max_rival_share: float = Field(
         0.7, gt=0, le=1, description="A second place with this share of the landmarks of the first makes both doubtful."
     )

@@ -14,7 +14,7 @@ class ConfigError(UserError):
 
 
 class CameraError(UserError):
-    """A camera description that cannot be used, or does not fit its pictures."""
+    """A camera description that cannot be used, or does not fit its images."""
 
 
 class MaskError(UserError):
@@ -22,7 +22,7 @@ class MaskError(UserError):
 
 
 class SequenceError(UserError):
-    """A source of pictures that cannot be read."""
+    """A source of images that cannot be read."""
 
 
 class TrajectoryError(UserError):

@@ -12,14 +12,14 @@ from relocalizer.config import FeaturesConfig
 from relocalizer.images import Camera, Image
 
 DESCRIPTOR_SIZE = 128
-CELLS = (8, 6)  # of a picture, across and down, in which points are counted
+CELLS = (8, 6)  # of an image, across and down, in which points are counted
 # OpenCV's default keeps only strong corners; walls and floors need weak ones, and the grid drops the surplus.
 _CONTRAST = 0.01
-# In a picture with little to see, even fainter points are looked for, at full size: blank walls have some.
+# In an image with little to see, even fainter points are looked for, at full size: blank walls have some.
 _FAINT = 0.003
 _POOR = 1 / 3  # of the points wanted
-_SMALLEST = 1.79  # pixels, diameter of SIFT's smallest points in the picture that is searched
-# The picture is cut into about this many cells; each gives its strong points before any gives its weak ones.
+_SMALLEST = 1.79  # pixels, diameter of SIFT's smallest points in the image that is searched
+# The image is cut into about this many cells; each gives its strong points before any gives its weak ones.
 _CELLS = 64
 _ROUNDING = 1e-6
 _KEPT = 31 << 20  # bytes; the C library learns from a freed block only where it is smaller than 32 MiB
@@ -27,7 +27,7 @@ _KEPT = 31 << 20  # bytes; the C library learns from a freed block only where it
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalFeatures:
-    """Points of one picture and their descriptors, strongest first.
+    """Points of one image and their descriptors, strongest first.
 
     Attributes:
         pixels: (N, 2) float32.
@@ -55,14 +55,14 @@ class LocalFeatures:
 
 
 def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> LocalFeatures:
-    """SIFT points (Lowe 2004) spread over the picture, with RootSIFT descriptors (Arandjelovic 2012).
+    """SIFT points (Lowe 2004) spread over the image, with RootSIFT descriptors (Arandjelovic 2012).
 
-    Points are looked for in the picture shrunk by `config.detection_scale`: SIFT doubles its input first, and
-    most of the doubled picture's time goes into points that are not found again.
+    Points are looked for in the image shrunk by `config.detection_scale`: SIFT doubles its input first, and
+    most of the doubled image's time goes into points that are not found again.
 
     Points are taken cell by cell, so a poorly textured part keeps its best points even where another part
-    has thousands of stronger ones. A picture that gives few points is searched again, unshrunk and for fainter ones.
-    The same picture gives the same features.
+    has thousands of stronger ones. An image that gives few points is searched again, unshrunk and for fainter ones.
+    The same image gives the same features.
 
     Args:
         gray: (H, W) uint8.
@@ -86,7 +86,7 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
         config.max_features,
     )
     described, raw = sift.compute(small, [keypoints[k] for k in chosen])
-    # Pixel centres are at integers, in the small picture and in the given one.
+    # Pixel centers are at integers, in the small image and in the given one.
     zoom = np.array(gray.shape[::-1], dtype=np.float32) / np.array(small.shape[::-1], dtype=np.float32)
     pixels = np.array([k.pt for k in described], dtype=np.float32).reshape(-1, 2)
     sizes = np.array([k.size for k in described], dtype=np.float32)
@@ -98,7 +98,7 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
 
 
 def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
-    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
+    """How many cells of an image, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
     cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
     return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))
 
@@ -111,7 +111,7 @@ def ordinary(features: LocalFeatures, config: FeaturesConfig) -> LocalFeatures:
 def _keep_freed_memory() -> None:
     """Free a large block, so that glibc stops giving freed memory back to the system at once.
 
-    SIFT's pyramids are freed after every picture and asked for again with the next: a third of its time went into
+    SIFT's pyramids are freed after every image and asked for again with the next: a third of its time went into
     pages that came anew. glibc keeps up to twice the largest block that it has seen freed (mallopt(3),
     M_MMAP_THRESHOLD); other C libraries are not changed by this. The block is never touched, so it takes no memory.
     """
@@ -121,7 +121,7 @@ def _keep_freed_memory() -> None:
 def _find(
     gray: Image, mask: NDArray[np.uint8] | None, scale: float, contrast: float
 ) -> tuple[Image, cv2.SIFT, list[cv2.KeyPoint]]:
-    """The picture as it was searched, the detector, and the points found."""
+    """The image as it was searched, the detector, and the points found."""
     small = _shrunk(gray, scale, cv2.INTER_AREA)
     small_mask = None if mask is None else _shrunk(mask, scale, cv2.INTER_NEAREST)
     sift = cv2.SIFT.create(contrastThreshold=contrast, enable_precise_upscale=True)
@@ -132,13 +132,13 @@ def _find(
 def spread(
     pixels: NDArray[np.float32], strengths: NDArray[np.float32], shape: tuple[int, ...], count: int
 ) -> NDArray[np.int64]:
-    """Indices of at most `count` points, even over the picture, strongest first.
+    """Indices of at most `count` points, even over the image, strongest first.
 
     Every point is ranked among its cell's points; all first-ranked points come before all second-ranked
     ones. Of the last rank that fits only in part, the strongest are kept.
 
     Args:
-        pixels: (N, 2); strengths: (N,); shape: of the picture, height first.
+        pixels: (N, 2); strengths: (N,); shape: of the image, height first.
     """
     height, width = shape[0], shape[1]
     side = max(1.0, float(np.sqrt(height * width / _CELLS)))
@@ -166,7 +166,7 @@ def root_sift(raw: NDArray[np.float32]) -> NDArray[np.float32]:
 def match_features(
     a: LocalFeatures | NDArray[np.float32], b: LocalFeatures | NDArray[np.float32], *, ratio: float
 ) -> NDArray[np.int64]:
-    """Mutual nearest neighbours that are clearly nearer than the second nearest, seen from both sides.
+    """Mutual nearest neighbors that are clearly nearer than the second nearest, seen from both sides.
 
     The test is symmetric: swapping a and b swaps the columns and nothing else.
 

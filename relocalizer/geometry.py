@@ -1,7 +1,7 @@
 """Rigid and similarity transforms, and the few angles and conversions everything else is written in.
 
 Rigid transforms are `scipy.spatial.transform.RigidTransform`; names read `a_from_b`: the transform maps
-coordinates in b to coordinates in a, and in a product neighbouring names are equal.
+coordinates in b to coordinates in a, and in a product neighboring names are equal.
 Camera axes: x right, y down, z forward. Radians everywhere.
 """
 
@@ -103,7 +103,7 @@ def quaternion_xyzw_from_rotation(rotation: ArrayLike) -> FloatArray:
 
 
 def rotation_from_quaternion_xyzw(quaternion: ArrayLike) -> FloatArray:
-    """Rotation (..., 3, 3) of a quaternion x, y, z, w, (..., 4); need not be normalised, must not be zero."""
+    """Rotation (..., 3, 3) of a quaternion x, y, z, w, (..., 4); need not be normalized, must not be zero."""
     return np.asarray(Rotation.from_quat(np.asarray(quaternion, dtype=np.float64)).as_matrix(), dtype=np.float64)
 
 
@@ -117,7 +117,7 @@ def rotation_from_quaternion_wxyz(quaternion: ArrayLike) -> FloatArray:
 class Similarity:
     """A similarity a_from_b: x_a = scale * rotation @ x_b + translation.
 
-    A keyframe's pose is one of these: `translation` is the camera centre in map units, and `scale` turns
+    A keyframe's pose is one of these: `translation` is the camera center in map units, and `scale` turns
     the keyframe's own units (landmark depths, frames hanging off it) into map units.
     """
 
@@ -196,11 +196,11 @@ def align_points(points_a: ArrayLike, points_b: ArrayLike, *, with_scale: bool =
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 3 or len(a) < 3:
         raise ValueError(f"align_points: expected two (N, 3) arrays with N >= 3, got {a.shape} and {b.shape}")
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    centred_a, centred_b = a - mean_a, b - mean_b
-    variance_b = float((centred_b**2).sum() / len(b))
-    if np.abs(centred_b).max() <= 1e-12 * np.abs(b).max():  # the mean of equal numbers is off by rounding
+    centered_a, centered_b = a - mean_a, b - mean_b
+    variance_b = float((centered_b**2).sum() / len(b))
+    if np.abs(centered_b).max() <= 1e-12 * np.abs(b).max():  # the mean of equal numbers is off by rounding
         raise ValueError("align_points: all points of b are at one place")
-    U, singular, Vt = np.linalg.svd(centred_a.T @ centred_b / len(a))
+    U, singular, Vt = np.linalg.svd(centered_a.T @ centered_b / len(a))
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
     rotation = U @ np.diag(signs) @ Vt
     scale = float(singular @ signs) / variance_b if with_scale else 1.0

@@ -1,7 +1,7 @@
-"""Points looked for in a picture where a pose says that they should be: known ones around their place, others along
+"""Points looked for in an image where a pose says that they should be: known ones around their place, others along
 their epipolar lines.
 
-Matching whole pictures misses what looks alike elsewhere in them; near the right place there is one candidate.
+Matching whole images misses what looks alike elsewhere in them; near the right place there is one candidate.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def match_along_lines(
     min_similarity: float,
     band_px: float = LINE_PX,
 ) -> Indices:
-    """Mutual nearest neighbours (K, 2) among the features near each other's epipolar lines, rising in a.
+    """Mutual nearest neighbors (K, 2) among the features near each other's epipolar lines, rising in a.
 
-    Of what looks alike all over two pictures most lies off the lines, so that the test against the second nearest,
+    Of what looks alike all over two images most lies off the lines, so that the test against the second nearest,
     which is made among those on them alone, passes two to three times as many as without a pose.
 
     Args:

@@ -19,7 +19,7 @@ from relocalizer.two_view import BoolArray, Matches, find_motion
 
 STILL_PX = 1.0  # a point that stands still is found this near to where it was
 FLOW_PX = 12.0  # so far its surroundings must have moved
-NEIGHBOURS = 8  # moving points that are its surroundings
+NEIGHBORS = 8  # moving points that are its surroundings
 MOVING = 0.7  # of them that must have moved so far
 TURNED_PX = 3.0  # so far a point at infinity must have moved
 AGREEING = 0.5  # of the moving points, that one motion of the camera must explain
@@ -95,9 +95,9 @@ def _cells(pixels: NDArray[np.floating], camera: Camera) -> NDArray[np.int64]:
 
 def _is_amid_flow(pixels: FloatArray, moving: FloatArray, flow: FloatArray) -> BoolArray:
     """Around which pixels (N, 2) the nearest moving points (M, 2), whose flow (M, 2) is known, moved far."""
-    if len(moving) < NEIGHBOURS:
+    if len(moving) < NEIGHBORS:
         return np.zeros(len(pixels), bool)
-    _, nearest = cKDTree(moving).query(pixels, k=NEIGHBOURS)
+    _, nearest = cKDTree(moving).query(pixels, k=NEIGHBORS)
     far = np.linalg.norm(flow, axis=1) >= FLOW_PX
     return np.asarray(far[nearest].mean(axis=1) >= MOVING)
 

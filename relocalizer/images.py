@@ -1,7 +1,7 @@
-"""Pictures and the camera that took them. BGR ends here: everything past this file is RGB.
+"""Images and the camera that took them. BGR ends here: everything past this file is RGB.
 
-A camera follows its pixels: resizing or cropping a picture goes with `Camera.resized` or `Camera.cropped`.
-Pixel (0, 0) is the centre of the top-left pixel.
+A camera follows its pixels: resizing or cropping an image goes with `Camera.resized` or `Camera.cropped`.
+Pixel (0, 0) is the center of the top-left pixel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 LARGEST_FILE_BYTES = 2**31 - 1  # what OpenCV can be handed
-MOST_ACROSS_DEG = 110.0  # of an undistorted picture's longer side; TUM-VI's 512 pixels are as sharp as its lens there
+MOST_ACROSS_DEG = 110.0  # of an undistorted image's longer side; TUM-VI's 512 pixels are as sharp as its lens there
 UNSEEN_BORDER = 0.01  # of the width: OpenCV looks for the seen rectangle at a few points of each side
 BORDER_POINTS = 65
 LONGER, LONGER_STEPS = 1.02, 200
@@ -56,7 +56,7 @@ class Camera:
     cy: float
     model: CameraModel = "pinhole"
     distortion: tuple[float, ...] = ()
-    assumed: bool = False  # guessed from the picture's size, not given by anybody
+    assumed: bool = False  # guessed from the image's size, not given by anybody
 
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
@@ -80,7 +80,7 @@ class Camera:
 
     @property
     def mean_focal(self) -> float:
-        """Pixels a radian spans near the centre."""
+        """Pixels a radian spans near the center."""
         return 0.5 * (self.fx + self.fy)
 
     def refocused(self, ratio: tuple[float, float]) -> Camera:
@@ -95,7 +95,7 @@ class Camera:
         return yaml.safe_dump({"model": self.model, **size, **numbers, "distortion": distortion}, sort_keys=False)
 
     def resized(self, width: int, height: int) -> Camera:
-        """The camera of the picture resized to width x height (pixel centres at integers)."""
+        """The camera of the image resized to width x height (pixel centers at integers)."""
         sx, sy = width / self.width, height / self.height
         return replace(
             self,
@@ -108,7 +108,7 @@ class Camera:
         )
 
     def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
-        """The camera of the picture cut to width x height pixels from (left, top)."""
+        """The camera of the image cut to width x height pixels from (left, top)."""
         return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
 
     def project(self, points_cam: FloatArray) -> FloatArray:
@@ -116,10 +116,10 @@ class Camera:
         x, y, z = np.asarray(points_cam, dtype=np.float64).T
         return np.stack([self.fx * x / z + self.cx, self.fy * y / z + self.cy], axis=1)
 
-    def normalised(self, pixels: NDArray[Any]) -> FloatArray:
+    def normalized(self, pixels: NDArray[Any]) -> FloatArray:
         """Pixels (N, 2) to coordinates on the plane z = 1, (N, 2). Pinhole only."""
-        centred = np.asarray(pixels, dtype=np.float64) - np.array([self.cx, self.cy])
-        return np.asarray(centred / np.array([self.fx, self.fy]), dtype=np.float64)
+        centered = np.asarray(pixels, dtype=np.float64) - np.array([self.cx, self.cy])
+        return np.asarray(centered / np.array([self.fx, self.fy]), dtype=np.float64)
 
     def distorted(self, directions: NDArray[Any]) -> FloatArray:
         """Pixels (N, 2) of points on the plane z = 1 (N, 2), through the lens that `model` describes."""
@@ -132,14 +132,14 @@ class Camera:
         return np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
 
     def contains(self, pixels: FloatArray, *, margin: float = 0.0) -> NDArray[np.bool_]:
-        """Which pixels (N, 2) lie inside the picture, at least `margin` pixels from its border."""
+        """Which pixels (N, 2) lie inside the image, at least `margin` pixels from its border."""
         x, y = pixels[:, 0], pixels[:, 1]
         inside = (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
         return np.asarray(inside)
 
     @staticmethod
     def assume(width: int, height: int, *, fov_deg: float) -> Camera:
-        """A centred pinhole camera with the given angle of view across its longer side."""
+        """A centered pinhole camera with the given angle of view across its longer side."""
         focal = 0.5 * max(width, height) / np.tan(0.5 * np.radians(fov_deg))
         return Camera(
             width=width,
@@ -229,15 +229,15 @@ def _whole(key: str, value: object) -> int:
 
 
 class Undistorter:
-    """Removes lens distortion once, at the edge: pictures of `given` become pictures of a pinhole camera.
+    """Removes lens distortion once, at the edge: images of `given` become images of a pinhole camera.
 
-    A pinhole camera needs ever more pixels for a degree the further it is from the centre: one of 150 degrees has a
+    A pinhole camera needs ever more pixels for a degree the further it is from the center: one of 150 degrees has a
     quarter of the pixels in its middle that its lens had, and little else than stretched border. So what lies beyond
     MOST_ACROSS_DEG is cut.
 
     Attributes:
         given: the camera as calibrated.
-        camera: the pinhole camera of the pictures that come out, of the same size. Its field of view is the
+        camera: the pinhole camera of the images that come out, of the same size. Its field of view is the
             largest in which every pixel was really seen by the lens, so that no black border can be tracked.
         is_cut: whether the lens saw more than a pinhole camera is good for.
     """
@@ -261,14 +261,14 @@ class Undistorter:
         self._maps = rectify(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
 
     def __call__(self, image: Image) -> Image:
-        """The picture (H, W, 3) as the pinhole camera `self.camera` would have taken it.
+        """The image (H, W, 3) as the pinhole camera `self.camera` would have taken it.
 
         Raises:
-            ValueError: the picture is not of the camera's size.
+            ValueError: the image is not of the camera's size.
         """
         if image.shape[:2] != (self.given.height, self.given.width):
             raise ValueError(
-                f"Undistorter: expected a {self.given.width}x{self.given.height} picture, "
+                f"Undistorter: expected a {self.given.width}x{self.given.height} image, "
                 f"got {image.shape[1]}x{image.shape[0]}"
             )
         if self._maps is None:
@@ -296,7 +296,7 @@ def _middle_view(given: Camera) -> Camera:
     """The pinhole camera that looks along the lens' axis, MOST_ACROSS_DEG across or as far as all of it was seen.
 
     Raises:
-        CameraError: the lens model folds back right at its centre.
+        CameraError: the lens model folds back right at its center.
     """
     half = float(np.tan(np.radians(0.5 * MOST_ACROSS_DEG)))
     longer = max(0.5 * given.width / (half * given.fx), 0.5 * given.height / (half * given.fy))
@@ -305,7 +305,7 @@ def _middle_view(given: Camera) -> Camera:
         view = _pinhole(given, ratio * given.fx, ratio * given.fy, given.cx, given.cy)
         if _shows_all(given, view):
             return view
-    raise CameraError("camera: its distortion folds the picture over near its centre; is it that of this model?")
+    raise CameraError("camera: its distortion folds the image over near its center; is it that of this model?")
 
 
 def _pinhole(given: Camera, fx: float, fy: float, cx: float, cy: float) -> Camera:
@@ -313,14 +313,14 @@ def _pinhole(given: Camera, fx: float, fy: float, cx: float, cy: float) -> Camer
 
 
 def _shows_all(given: Camera, view: Camera, *, margin: float = 0.0) -> bool:
-    """Whether the lens saw all of a view: no border pixel of it lies beyond the picture, or beyond the model's fold.
+    """Whether the lens saw all of a view: no border pixel of it lies beyond the image, or beyond the model's fold.
 
-    Up to `margin` pixels beyond the picture do not count.
+    Up to `margin` pixels beyond the image do not count.
     """
     x, y = np.linspace(0, view.width - 1, BORDER_POINTS), np.linspace(0, view.height - 1, BORDER_POINTS)
     across = [np.column_stack([x, np.full_like(x, row)]) for row in (0, view.height - 1)]
     down = [np.column_stack([np.full_like(y, column), y]) for column in (0, view.width - 1)]
-    directions = view.normalised(np.concatenate([*across, *down]))
+    directions = view.normalized(np.concatenate([*across, *down]))
     widest = RadialProfile.of(given.model, given.distortion).widest
     if np.arctan(np.linalg.norm(directions, axis=1)).max() >= widest:
         return False
@@ -328,19 +328,19 @@ def _shows_all(given: Camera, view: Camera, *, margin: float = 0.0) -> bool:
 
 
 def read_image(path: Path) -> Image:
-    """A picture file as RGB (H, W, 3) uint8, upright; grey, RGBA and 16-bit files become that too.
+    """An image file as RGB (H, W, 3) uint8, upright; gray, RGBA and 16-bit files become that too.
 
     A JPEG's orientation tag is applied, so a portrait photo comes out portrait.
 
     Raises:
-        SequenceError: the file is missing, not fetched, empty, truncated, too large or not a picture.
+        SequenceError: the file is missing, not fetched, empty, truncated, too large or not an image.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would never end, or never begin
             raise SequenceError(f"{path}: not a file")
         if status.st_size > LARGEST_FILE_BYTES:
-            raise SequenceError(f"{path}: too large for a picture ({status.st_size / 1e9:.1f} GB)")
+            raise SequenceError(f"{path}: too large for an image ({status.st_size / 1e9:.1f} GB)")
         data = path.read_bytes()
     except OSError as error:
         raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
@@ -350,35 +350,35 @@ def read_image(path: Path) -> Image:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """The bytes of a picture file as RGB (H, W, 3) uint8; `name` stands in the errors.
+    """The bytes of an image file as RGB (H, W, 3) uint8; `name` stands in the errors.
 
     Raises:
-        SequenceError: truncated, too large or not a picture.
+        SequenceError: truncated, too large or not an image.
     """
     if is_cut_off(data):
-        raise SequenceError(f"{name}: the picture is cut off (copied or downloaded only in part?)")
+        raise SequenceError(f"{name}: the image is cut off (copied or downloaded only in part?)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise SequenceError(f"{name}: cannot be decoded ({error.err})") from None
     if image is None:
-        raise SequenceError(f"{name}: {pointer_words(data) or 'not a picture that can be decoded'}")
+        raise SequenceError(f"{name}: {pointer_words(data) or 'not an image that can be decoded'}")
     return bgr_to_rgb(image)
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """A picture (H, W, 3) as the bytes of a JPEG file, quality 1 to 100, with codes made for it (a tenth smaller)."""
+    """An image (H, W, 3) as the bytes of a JPEG file, quality 1 to 100, with codes made for it (a tenth smaller)."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise ValueError(f"encode_jpeg: cannot encode a picture of shape {image.shape}")
+        raise ValueError(f"encode_jpeg: cannot encode an image of shape {image.shape}")
     return bytes(data)
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Whether the bytes of a JPEG, PNG or WebP stop before the picture does.
+    """Whether the bytes of a JPEG, PNG or WebP stop before the image does.
 
-    Some versions of OpenCV decode such a file without complaint and fill what is missing with grey, which
+    Some versions of OpenCV decode such a file without complaint and fill what is missing with gray, which
     a tracker takes for a wall. The other formats carry their size, and OpenCV refuses them by itself.
     """
     if data.startswith(b"\xff\xd8"):
@@ -391,7 +391,7 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def _jpeg_has_end(data: bytes) -> bool:
-    """Whether an end marker follows the picture's data; phones append films and thumbnails after it.
+    """Whether an end marker follows the image's data; phones append films and thumbnails after it.
 
     Headers are stepped over by their stated length (ITU-T T.81, annex B), as a thumbnail inside has an end
     marker of its own.
@@ -410,7 +410,7 @@ def bgr_to_rgb(image: NDArray[Any]) -> Image:
 
 
 def to_gray(image: Image) -> Image:
-    """RGB (H, W, 3) to grey (H, W)."""
+    """RGB (H, W, 3) to gray (H, W)."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
@@ -423,7 +423,7 @@ def size_within(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 
 def shrink(image: Image, width: int, height: int) -> Image:
-    """The picture (H, W, 3) averaged down to width x height; `Camera.resized` gives its camera."""
+    """The image (H, W, 3) averaged down to width x height; `Camera.resized` gives its camera."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)

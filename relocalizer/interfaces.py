@@ -1,6 +1,6 @@
 """The seams: what a pair predictor and a retriever promise, and the values that pass through them.
 
-A pair of pictures has **no length**: `PairEstimate` carries a rotation and a unit direction, never a
+A pair of images has **no length**: `PairEstimate` carries a rotation and a unit direction, never a
 distance. The one place where a length is decided is `relocalizer.scale`, which turns it into an `Edge`.
 """
 
@@ -19,8 +19,8 @@ from relocalizer.images import Camera, Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """A picture, RGB uint8 (H, W, 3), and the pinhole camera that took it, if known."""
+class CalibratedImage:
+    """An image, RGB uint8 (H, W, 3), and the pinhole camera that took it, if known."""
 
     image: Image
     camera: Camera | None = None
@@ -29,7 +29,7 @@ class View:
 
 
 class Encoded(Protocol):
-    """What a predictor remembers of a picture. Opaque to everyone but the predictor that made it."""
+    """What a predictor remembers of an image. Opaque to everyone but the predictor that made it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -86,12 +86,12 @@ class NoEstimate:
 
 
 class PosePredictor(Protocol):
-    """Two-view geometry. `encode` once per picture, `relate` as often as wanted."""
+    """Two-view geometry. `encode` once per image, `relate` as often as wanted."""
 
     name: str
 
-    def encode(self, views: Sequence[View]) -> list[Encoded]:
-        """What to remember of each picture."""
+    def encode(self, views: Sequence[CalibratedImage]) -> list[Encoded]:
+        """What to remember of each image."""
         ...
 
     def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:

@@ -1,4 +1,4 @@
-"""How far from its centre a lens shows what it sees at an angle from its axis."""
+"""How far from its center a lens shows what it sees at an angle from its axis."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WIDEST_DEG = {"pinhole": 89.9, "radtan": 89.9, "fisheye": 180.0}
 class RadialProfile:
     """Distances from the principal point, up to the angle at which the lens model folds back.
 
-    A polynomial that was fitted to the middle of a picture may have a maximum further out: beyond it a lens would
+    A polynomial that was fitted to the middle of an image may have a maximum further out: beyond it a lens would
     show the same place twice, and what the model says there means nothing. Tangential distortion is left out.
 
     Attributes:
         angles: (N,) from the optical axis, radians, from 0 on.
-        radii: (N,) on the plane z = 1 of an undistorted picture, strictly increasing; pixels are these times the focal
+        radii: (N,) on the plane z = 1 of an undistorted image, strictly increasing; pixels are these times the focal
             length.
     """
 

@@ -1,7 +1,7 @@
-"""Where was this picture taken? Pictures located in a map: a pose and how sure it is, or why there is none.
+"""Where was this image taken? Images located in a map: a pose and how sure it is, or why there is none.
 
-retrieve similar keyframes -> relate them to the picture in one batch -> average what they say -> refine over the
-landmarks they share with it, where the map has landmarks and the picture a camera. A wrong pose is worse than none,
+retrieve similar keyframes -> relate them to the image in one batch -> average what they say -> refine over the
+landmarks they share with it, where the map has landmarks and the image a camera. A wrong pose is worse than none,
 so a pose has to pass several tests that fail independently, and every refusal has its reason.
 """
 
@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.absolute_pose import PoseFit, pose_information, refine_pose, search_pose
-from relocalizer.averaging import AveragedPose, Sighting, average_pose
+from relocalizer.absolute_pose import PoseFit, optimize_pose, pose_information, search_pose
+from relocalizer.averaging import AveragedPose, RelativePoseObservation, average_pose
 from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
 from relocalizer.config import RelocalizerConfig
 from relocalizer.features import CELLS, LocalFeatures, detect_features, match_features, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
 from relocalizer.guided_matching import expected_in, one_to_one, similar_nearby
 from relocalizer.images import Camera, to_gray
-from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
-from relocalizer.map_index import CACHED_KEYFRAMES, MapIndex
-from relocalizer.reference_map import Ids, ReferenceMap, check_predictor, features_of, recall
+from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever
+from relocalizer.maps.map_index import CACHED_KEYFRAMES, MapIndex
+from relocalizer.maps.reference_map import Ids, ReferenceMap, check_predictor, features_of, restore_encoding
 from relocalizer.retrieval import FaissRetriever
 
 BOUND_M, BOUND_DEPTHS, BOUND_DEG = 0.25, 0.1, 5.0
@@ -40,7 +40,7 @@ class ErrorBound:
     """What a confidence is about: a pose is right when it is off by less than both of these.
 
     Attributes:
-        distance: in `units`, 'metres' or 'map units', those of the segment that the pose is in.
+        distance: in `units`, 'meters' or 'map units', those of the segment that the pose is in.
     """
 
     distance: float
@@ -50,7 +50,7 @@ class ErrorBound:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Relocalization:
-    """A picture located in a map.
+    """An image located in a map.
 
     Attributes:
         world_from_cam: its pose, in the world and the units of its segment.
@@ -76,7 +76,7 @@ class Relocalization:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The picture's place is not known; `reason` is a sentence with the number and the threshold."""
+    """The image's place is not known; `reason` is a sentence with the number and the threshold."""
 
     reason: str
 
@@ -90,7 +90,7 @@ class _TooFew:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """A picture being located; without `features` there is no camera to use them with."""
+    """An image being located; without `features` there is no camera to use them with."""
 
     camera: Camera | None
     features: LocalFeatures | None
@@ -100,7 +100,7 @@ class _Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Matches:
-    """Features of the picture and landmarks they may be: `feature` and `landmark` rows, `view` the keyframe's, (N,)."""
+    """Features of the image and landmarks they may be: `feature` and `landmark` rows, `view` the keyframe's, (N,)."""
 
     feature: Ids
     landmark: Ids
@@ -127,7 +127,7 @@ class _Matches:
 
 
 class Relocalizer:
-    """Locates pictures in one map.
+    """Locates images in one map.
 
     Attributes:
         bounds: by segment of the map, what the confidence of a pose in it is about.
@@ -156,32 +156,32 @@ class Relocalizer:
         for row, descriptor in enumerate(reference_map.keyframes.descriptors):
             self._retriever.add(row, descriptor)
         self._features = features_of(reference_map.provenance)
-        self._recall = lru_cache(maxsize=CACHED_KEYFRAMES)(lambda row: recall(predictor, reference_map, row))
+        self._recall = lru_cache(maxsize=CACHED_KEYFRAMES)(lambda row: restore_encoding(predictor, reference_map, row))
         self.bounds = {
             int(segment): self._bound(int(segment)) for segment in np.unique(reference_map.keyframes.segment)
         }
 
     def _bound(self, segment: int) -> ErrorBound:
         units = self._map.units_of(segment)
-        distance = BOUND_M if units == "metres" else BOUND_DEPTHS * self._index.depth_of(segment)
+        distance = BOUND_M if units == "meters" else BOUND_DEPTHS * self._index.depth_of(segment)
         return ErrorBound(distance, float(np.radians(BOUND_DEG)), units)
 
     def _bound_of(self, row: int) -> ErrorBound:
         """In the segment of a keyframe."""
         return self.bounds[int(self._map.keyframes.segment[row])]
 
-    def locate(self, view: View) -> Relocalization | NotFound:
-        """Where a picture was taken.
+    def locate(self, view: CalibratedImage) -> Relocalization | NotFound:
+        """Where an image was taken.
 
         Raises:
             CameraError: the predictor needs a camera and the view has none, or one that is not pinhole.
         """
         return self.locate_many([view])[0]
 
-    def locate_many(self, views: Sequence[View]) -> list[Relocalization | NotFound]:
-        """Where each picture was taken, alone: they tell nothing of one another.
+    def locate_many(self, views: Sequence[CalibratedImage]) -> list[Relocalization | NotFound]:
+        """Where each image was taken, alone: they tell nothing of one another.
 
-        All pictures are encoded in one call, and all pairs are related in one.
+        All images are encoded in one call, and all pairs are related in one.
 
         Raises:
             CameraError: as `locate`.
@@ -191,7 +191,7 @@ class Relocalizer:
         estimates = iter(self._predictor.relate(pairs))
         return [self._locate(query, {row: next(estimates) for row in query.candidates}) for query in queries]
 
-    def _queries(self, views: Sequence[View]) -> list[_Query]:
+    def _queries(self, views: Sequence[CalibratedImage]) -> list[_Query]:
         prepared = [self._with_features(view) for view in views]
         encoded = self._predictor.encode(prepared)
         return [
@@ -199,11 +199,11 @@ class Relocalizer:
             for view, remembered in zip(prepared, encoded, strict=True)
         ]
 
-    def _with_features(self, view: View) -> View:
+    def _with_features(self, view: CalibratedImage) -> CalibratedImage:
         if view.camera is None or view.camera.model != "pinhole" or view.features is not None:
             return view
         features = detect_features(to_gray(view.image), self._features, view.mask)
-        return View(view.image, view.camera, features)
+        return CalibratedImage(view.image, view.camera, features)
 
     def _candidates(self, descriptor: NDArray[np.float32]) -> list[int]:
         """Keyframe rows that look alike, most similar first, none almost at the pose of another."""
@@ -224,7 +224,7 @@ class Relocalizer:
             return False
         return rotation_angle(table.rotations[a].T @ table.rotations[b]) < SEPARATION_RAD
 
-    # --- one picture ----------------------------------------------------------------------------------
+    # --- one image ----------------------------------------------------------------------------------
 
     def _locate(self, query: _Query, estimates: dict[int, PairEstimate | NoEstimate]) -> Relocalization | NotFound:
         """The pose in the segment that the candidates speak most for; segments share no world."""
@@ -249,7 +249,7 @@ class Relocalizer:
 
     def _locate_in(self, query: _Query, estimates: dict[int, PairEstimate | NoEstimate]) -> Relocalization | NotFound:
         sightings = {
-            row: Sighting(self._map.keyframes.world_from_keyframe(row).rigid, estimate)
+            row: RelativePoseObservation(self._map.keyframes.world_from_keyframe(row).rigid, estimate)
             for row, estimate in estimates.items()
             if isinstance(estimate, PairEstimate)
         }
@@ -278,7 +278,7 @@ class Relocalizer:
             return NotFound(f"{int(agree.sum())} of {len(rows)} keyframes agree, {self._config.min_views} needed")
         evidence = AveragedEvidence(
             views=int(agree.sum()),
-            related=len(rows),
+            covisible=len(rows),
             position_sigma=_position_sigma(covariance, self._bound_of(rows[0])),
         )
         if evidence.confidence < self._config.min_confidence:
@@ -305,14 +305,14 @@ class Relocalizer:
     ) -> Relocalization | NotFound | _TooFew:
         needed = self._config.min_inliers
         matches = self._match(features, rows)
-        recognised = len(np.unique(matches.feature))
-        if recognised < needed:
-            return _TooFew(f"{recognised} landmarks recognised, {needed} needed")
+        recognized = len(np.unique(matches.feature))
+        if recognized < needed:
+            return _TooFew(f"{recognized} landmarks recognized, {needed} needed")
         best = self._fit(matches, features, camera, averaged)
         if best is None:
-            return _TooFew(f"no pose agrees with the {recognised} landmarks recognised")
+            return _TooFew(f"no pose agrees with the {recognized} landmarks recognized")
         if _unique(matches, best) < needed:
-            return _TooFew(f"{_unique(matches, best)} of {recognised} recognised landmarks agree, {needed} needed")
+            return _TooFew(f"{_unique(matches, best)} of {recognized} recognized landmarks agree, {needed} needed")
         agreeing = matches.where(best.inliers)
         evidence = self._evidence(best, agreeing, matches, features, camera, averaged)
         refusal = self._refusal(evidence)
@@ -349,7 +349,7 @@ class Relocalizer:
         noise = self._config.noise_px
         starts = [search_pose(points, pixels, camera, noise_px=noise)]
         starts.append(averaged.world_from_cam if averaged is not None else None)
-        fits = [refine_pose(points, pixels, camera, start, noise_px=noise) for start in starts if start is not None]
+        fits = [optimize_pose(points, pixels, camera, start, noise_px=noise) for start in starts if start is not None]
         return max(fits, key=lambda fit: _unique(matches, fit), default=None)
 
     def _evidence(
@@ -396,7 +396,7 @@ class Relocalizer:
         config = self._config
         if evidence.cells < config.min_cells:
             cells = CELLS[0] * CELLS[1]
-            return f"its landmarks lie in {evidence.cells} of {cells} parts of the picture, {config.min_cells} needed"
+            return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"
         if evidence.rival > config.max_rival_share * evidence.inliers:
             return (
                 f"{evidence.inliers} landmarks agree with one place and {evidence.rival} with another "
@@ -415,11 +415,11 @@ class Relocalizer:
         self, best: PoseFit, agreeing: _Matches, features: LocalFeatures, camera: Camera, rows: list[int]
     ) -> tuple[PoseFit, _Matches]:
         """The pose over all landmarks that can be found near where it puts them, not those of the candidates alone."""
-        relatives = self._index.relatives(agreeing.landmark, self._config.relatives)
-        found = self._search_near(best.world_from_cam, features, camera, [*rows, *relatives])
+        covisible_keyframes = self._index.covisible_keyframes(agreeing.landmark, self._config.covisible_keyframes)
+        found = self._search_near(best.world_from_cam, features, camera, [*rows, *covisible_keyframes])
         if len(found) < len(agreeing):
             found = agreeing
-        fit = refine_pose(
+        fit = optimize_pose(
             self._map.points_world[found.landmark],
             features.pixels[found.feature],
             camera,
@@ -452,7 +452,7 @@ class Relocalizer:
         """Of the pose, from the pixels and from how well the landmarks themselves are known."""
         information = pose_information(
             self._map.points_world[used.landmark],
-            self._index.ray_deviation[used.landmark],
+            self._index.depth_sigma_world[used.landmark],
             camera,
             fit.world_from_cam,
             self._config.noise_px,

@@ -1,4 +1,4 @@
-"""Place recognition: one vector a picture (VLAD of its local features), and FAISS to find similar ones."""
+"""Place recognition: one vector an image (VLAD of its local features), and FAISS to find similar ones."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ class Vocabulary:
     Attributes:
         mean: (128,) of RootSIFT descriptors.
         axes: (128, D) their D strongest principal directions.
-        words: (W, D) centres of their clusters along these.
+        words: (W, D) centers of their clusters along these.
     """
 
     mean: NDArray[np.float32]
@@ -266,10 +266,10 @@ class Vocabulary:
 
 
 class Vlad:
-    """A picture's vector from its local features: how they lie around the words of a vocabulary.
+    """An image's vector from its local features: how they lie around the words of a vocabulary.
 
     Jegou et al., "Aggregating local descriptors into a compact image representation", 2010, on reduced
-    descriptors, with a signed square root and per-word normalisation (Arandjelovic and Zisserman,
+    descriptors, with a signed square root and per-word normalization (Arandjelovic and Zisserman,
     "All about VLAD", 2013).
     """
 
@@ -282,7 +282,7 @@ class Vlad:
         return self._vocabulary.words.size
 
     def describe(self, features: LocalFeatures) -> NDArray[np.float32]:
-        """A unit vector (dimension,) float32; the same one for all pictures without any feature."""
+        """A unit vector (dimension,) float32; the same one for all images without any feature."""
         if not len(features):
             return _unit(np.ones(self.dimension, dtype=np.float32))
         words = self._vocabulary.words
@@ -300,7 +300,7 @@ class Vlad:
 def train_vocabulary(
     descriptors: Sequence[NDArray[np.float32]], *, words: int, dimensions: int, seed: int
 ) -> Vocabulary:
-    """Principal directions and cluster centres of the descriptors (N, 128) of many pictures.
+    """Principal directions and cluster centers of the descriptors (N, 128) of many images.
 
     Raises:
         ValueError: fewer descriptors than words.

@@ -1,6 +1,6 @@
 """Where scale is decided: landmarks give a pair's direction its length.
 
-A pair of pictures has no length. Landmarks with a known depth in one of them, seen in both, have: under a
+A pair of images has no length. Landmarks with a known depth in one of them, seen in both, have: under a
 given rotation and direction each of them says how far the camera went, and they vote.
 """
 
@@ -42,7 +42,7 @@ def weighted_median(values: FloatArray, weights: FloatArray) -> float:
 
 def fit_length(
     points_i: FloatArray,
-    normalised_j: FloatArray,
+    normalized_j: FloatArray,
     i_from_j_rotation: FloatArray,
     i_from_j_direction: FloatArray,
     *,
@@ -58,16 +58,16 @@ def fit_length(
 
     Args:
         points_i: (N, 3) landmarks in camera i.
-        normalised_j: (N, 2) where they are seen in j, on the plane z = 1.
-        noise: standard deviation of `normalised_j`.
+        normalized_j: (N, 2) where they are seen in j, on the plane z = 1.
+        noise: standard deviation of `normalized_j`.
         max_relative_sigma: a length less certain than this share of itself is refused.
     """
     if len(points_i) < min_landmarks:
         return NoLength(f"{len(points_i)} landmarks shared, {min_landmarks} needed")
     rotated = points_i @ i_from_j_rotation  # R^T X, row-wise
     step = i_from_j_direction @ i_from_j_rotation  # R^T d
-    u, v = normalised_j.T
-    # (rotated - s step) x (u, v, 1) = 0, divided by the depth so that residuals are in normalised image units.
+    u, v = normalized_j.T
+    # (rotated - s step) x (u, v, 1) = 0, divided by the depth so that residuals are in normalized image units.
     depth = np.maximum(rotated[:, 2], 1e-9)
     a = np.stack([step[0] - u * step[2], step[1] - v * step[2]], axis=1) / depth[:, None]
     b = np.stack([rotated[:, 0] - u * rotated[:, 2], rotated[:, 1] - v * rotated[:, 2]], axis=1) / depth[:, None]
@@ -105,7 +105,7 @@ def fit_relative_scale(depths_i: FloatArray, depths_j: FloatArray) -> tuple[floa
         depths_i, depths_j: (N,) positive depths of the same points in the same camera, in i's and in j's units.
     """
     logs = np.log(depths_i / depths_j)
-    centre = float(np.median(logs))
-    spread = MAD_TO_SIGMA * float(np.median(np.abs(logs - centre)))
+    center = float(np.median(logs))
+    spread = MAD_TO_SIGMA * float(np.median(np.abs(logs - center)))
     # The median of N normal values has sqrt(pi / 2) times the mean's standard deviation.
-    return float(np.exp(centre)), max(1.2533 * spread / np.sqrt(len(logs)), 1e-4)
+    return float(np.exp(center)), max(1.2533 * spread / np.sqrt(len(logs)), 1e-4)

@@ -49,7 +49,7 @@ from relocalizer.images import Camera
 FIELD_DEG = (20.0, 170.0)  # of view across the longer side: what lenses have
 KNOWN_SIGMA = 0.03  # of a focal length: a larger one bends a map visibly
 PRIOR_SIGMA = 0.3  # of the logarithm of an assumed focal length: 45 to 78 degrees for 60
-_MODEL_SIGMA = 0.01  # what even a good fit does not see: rolling shutter, a centre of distortion of its own
+_MODEL_SIGMA = 0.01  # what even a good fit does not see: rolling shutter, a center of distortion of its own
 _SIGNIFICANT = 3.0  # standard deviations from none, for a distortion to be taken for one
 # From both on a model without distortion has no say: a rolling shutter looks like a little of it.
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
@@ -62,7 +62,7 @@ _LEAST_SHARE = 0.4  # of a pair's matches that must agree with its epipolar geom
 _FLAT = 0.8  # one homography explains this share of a pair's matches: a plane, or no parallax
 _LEAST_PAIRS = 5
 _BLOCKS = 8
-_MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, pictures 0.5 to 0.7
+_MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, images 0.5 to 0.7
 _RIVAL = 8.0  # by this much a second minimum must be worse, where pairs tell as much as their scatter says
 _MINIMA, _NEAR = 3, 1.3  # minima that are looked at, and times the least loss up to which they are fitted with care
 _WINDOWS, _WINDOW_PAIRS = 6, 5  # stretches of time that a focal length is fitted to alone
@@ -277,7 +277,7 @@ class SelfCalibration:
     def _agreeing(self, pair: ViewPair, lens: FloatArray) -> _Matches | None:
         """The matches of a pair that agree with one epipolar geometry; None when they are too few."""
         x, y = (
-            self._camera.normalised(pixels) * (self._camera.mean_focal / self._unit)
+            self._camera.normalized(pixels) * (self._camera.mean_focal / self._unit)
             for pixels in (pair.pixels_first, pair.pixels_second)
         )
         if len(x) < _LEAST_MATCHES:
@@ -320,7 +320,7 @@ class SelfCalibration:
         return float(fit.loss.sum()) + self._pull.loss(fit.lens, _USUAL)
 
     def _profile(self, chosen: _Chosen) -> list[EpipolarFit]:
-        """Poses and distortion fitted at each focal length of a grid, each begun from its neighbour's."""
+        """Poses and distortion fitted at each focal length of a grid, each begun from its neighbor's."""
         side = max(self._camera.width, self._camera.height)
         longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
         grid = np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)

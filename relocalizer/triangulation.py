@@ -21,8 +21,8 @@ class Triangulation:
 
 
 def triangulate(
-    normalised_i: FloatArray,
-    normalised_j: FloatArray,
+    normalized_i: FloatArray,
+    normalized_j: FloatArray,
     i_from_j: RigidTransform,
     *,
     noise: float,
@@ -34,13 +34,13 @@ def triangulate(
     `min_parallax_rad` or more. (Lee and Civera, "Triangulation: why optimize?", BMVC 2019, equations 10-11.)
 
     Args:
-        normalised_i, normalised_j: (N, 2) on the plane z = 1.
+        normalized_i, normalized_j: (N, 2) on the plane z = 1.
         i_from_j: pose of camera j in camera i; its length sets the unit of the points.
-        noise: standard deviation of the normalised coordinates.
+        noise: standard deviation of the normalized coordinates.
     """
     R, t = rotation_matrix(i_from_j), translation_of(i_from_j)
-    ones = np.ones((len(normalised_i), 1))
-    ray_i, ray_j_own = np.hstack([normalised_i, ones]), np.hstack([normalised_j, ones])
+    ones = np.ones((len(normalized_i), 1))
+    ray_i, ray_j_own = np.hstack([normalized_i, ones]), np.hstack([normalized_j, ones])
     ray_j = ray_j_own @ R.T
     f_i = ray_i / np.linalg.norm(ray_i, axis=1, keepdims=True)
     f_j = ray_j / np.linalg.norm(ray_j, axis=1, keepdims=True)
@@ -57,8 +57,8 @@ def triangulate(
     in_j = (points - t) @ R
     front = meet & (points[:, 2] > 1e-6) & (in_j[:, 2] > 1e-6)
     z_i, z_j = np.where(front, points[:, 2], 1.0)[:, None], np.where(front, in_j[:, 2], 1.0)[:, None]
-    error_i = np.linalg.norm(points[:, :2] / z_i - normalised_i, axis=1)
-    error_j = np.linalg.norm(in_j[:, :2] / z_j - normalised_j, axis=1)
+    error_i = np.linalg.norm(points[:, :2] / z_i - normalized_i, axis=1)
+    error_j = np.linalg.norm(in_j[:, :2] / z_j - normalized_j, axis=1)
     good = front & (error_i < 3 * noise) & (error_j < 3 * noise) & (parallax >= min_parallax_rad)
     return Triangulation(points, parallax, good)
 

@@ -3,7 +3,7 @@
 Everywhere x_i ~ R x_j + d, with R = i_from_j_rotation and d = i_from_j_direction, so the essential matrix
 E = [d]x R satisfies ray_i . E ray_j = 0. Residuals are in pixels, whatever the two cameras.
 
-An essential matrix always comes out, also where the pictures do not tell one. Two cases are looked for:
+An essential matrix always comes out, also where the images do not tell one. Two cases are looked for:
 no parallax (a rotation alone explains the matches, the direction is noise) and one plane (two poses explain
 the matches alike, Longuet-Higgins 1986).
 """
@@ -28,15 +28,15 @@ except ImportError:  # no wheel for this machine
 BoolArray = NDArray[np.bool_]
 
 _SEED = 0
-# PoseLib's local optimisation makes a good sample from a poor one: a hundred samples are enough to start.
+# PoseLib's local optimization makes a good sample from a poor one: a hundred samples are enough to start.
 _MIN_SAMPLES = 100
 # And this many find a pose that three matches in ten agree with; false loop candidates are many and must be cheap.
 _MAX_SAMPLES = 4000
-# OpenCV's local optimisation gets lost in wide bands: the search is narrower than the refinement after it.
+# OpenCV's local optimization gets lost in wide bands: the search is narrower than the refinement after it.
 _OPENCV_SEARCH_SHARE = 0.7
 # No corner is found better than this, pixels.
 _LEAST_NOISE_PX = 0.1
-# Errors of matches are not independent, and which of them agree is chosen by the pose itself: the linearised
+# Errors of matches are not independent, and which of them agree is chosen by the pose itself: the linearized
 # sigma is too small by this much (docs/experiments.md, triplets and drawn scenes).
 _SHARED_ERRORS = 1.5
 # A pose is possible when it has at least this share of the matches in front of both cameras that another has.
@@ -63,12 +63,12 @@ class Matches:
     @property
     def rays_i(self) -> FloatArray:
         """(N, 3) with z = 1."""
-        return _homogeneous(self.camera_i.normalised(self.pixels_i))
+        return _homogeneous(self.camera_i.normalized(self.pixels_i))
 
     @property
     def rays_j(self) -> FloatArray:
         """(N, 3) with z = 1."""
-        return _homogeneous(self.camera_j.normalised(self.pixels_j))
+        return _homogeneous(self.camera_j.normalized(self.pixels_j))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +78,7 @@ class Motion:
     Attributes:
         cost: truncated squared Sampson distance over all matches, in units of a match that disagrees.
         noise_px: standard deviation of a pixel coordinate, from the matches that agree.
-        rotation_sigma_rad, direction_sigma_rad: per axis, from the linearised problem.
+        rotation_sigma_rad, direction_sigma_rad: per axis, from the linearized problem.
     """
 
     rotation: FloatArray
@@ -91,7 +91,7 @@ class Motion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class PureRotation:
     """A rotation (3, 3) alone, the matches that agree (N,), and how well it is known.
 
     Attributes:
@@ -100,7 +100,7 @@ class Turn:
 
     rotation: FloatArray
     agrees: BoolArray
-    slide_px: FloatArray
+    residual_px: FloatArray
     rotation_sigma_rad: float
 
 
@@ -130,14 +130,14 @@ def refine_motion(
     Truncation and not a soft kernel: far outliers are many, and any weight left to them moves the direction.
     """
     R, d = np.asarray(rotation, dtype=np.float64), np.asarray(direction, dtype=np.float64)
-    residual, jacobian, basis = _linearise(matches, R, d)
+    residual, jacobian, basis = _linearize(matches, R, d)
     cost, damping = _truncated(residual, threshold_px), 1e-4
     for _ in range(iterations):
         near = np.abs(residual) < threshold_px
         H, g = jacobian[:, near] @ jacobian[:, near].T, jacobian[:, near] @ residual[near]
         step = -np.linalg.solve(H + damping * np.diag(np.diag(H)) + 1e-9 * np.eye(5), g)
         moved_R, moved_d = R @ exp_so3(step[:3]), _unit(d + basis @ step[3:])
-        moved = _linearise(matches, moved_R, moved_d)
+        moved = _linearize(matches, moved_R, moved_d)
         moved_cost = _truncated(moved[0], threshold_px)
         if moved_cost > cost:
             damping *= 10.0
@@ -161,14 +161,16 @@ def refine_motion(
     )
 
 
-def find_turn(matches: Matches, start: FloatArray, threshold_px: float, *, iterations: int = 20) -> Turn:
+def estimate_rotation(
+    matches: Matches, start: FloatArray, threshold_px: float, *, iterations: int = 20
+) -> PureRotation:
     """The rotation that best carries rays of j onto pixels of i, from a start nearby.
 
     Gauss-Newton on pixel_i - project(R ray_j) with a Geman-McClure weight that narrows to the threshold.
     """
     R = np.asarray(start, dtype=np.float64)
     for step_number in range(iterations):
-        residual, jacobian = _linearise_turn(matches, R)
+        residual, jacobian = _linearize_turn(matches, R)
         width = threshold_px * max(1.0, 8.0 * 0.6**step_number)
         weight = 1.0 / (1.0 + (residual**2).sum(axis=1) / width**2) ** 2
         H = np.einsum("n,nkp,nkq->pq", weight, jacobian, jacobian)
@@ -176,15 +178,15 @@ def find_turn(matches: Matches, start: FloatArray, threshold_px: float, *, itera
         R = nearest_rotation(R @ exp_so3(step))
         if width <= threshold_px and np.abs(step).max() < 1e-10:
             break
-    residual, jacobian = _linearise_turn(matches, R)
+    residual, jacobian = _linearize_turn(matches, R)
     slide = np.asarray(np.linalg.norm(residual, axis=1))
-    agrees = slide < 2.0 * threshold_px  # both coordinates of both pictures, where an epipolar distance has one
+    agrees = slide < 2.0 * threshold_px  # both coordinates of both images, where an epipolar distance has one
     H = np.einsum("nkp,nkq->pq", jacobian[agrees], jacobian[agrees])
     noise = _noise(residual[agrees].ravel(), 2.0 * threshold_px)
     variance = np.diag(_covariance(H, noise)).mean()
     # A translation too small to be seen turns the fit by a fraction of the noise, however many the matches.
     unseen = 0.5 * noise / matches.camera_i.mean_focal
-    return Turn(R, agrees, slide, float(np.sqrt(variance + unseen**2)))
+    return PureRotation(R, agrees, slide, float(np.sqrt(variance + unseen**2)))
 
 
 def motions_of_plane(matches: Matches, threshold_px: float) -> list[Motion]:
@@ -247,7 +249,7 @@ def sampson_residuals(matches: Matches, rotation: FloatArray, direction: FloatAr
     Hartley and Zisserman, "Multiple View Geometry", 2nd edition, equation 11.9, square root with sign.
     Its standard deviation is that of one pixel coordinate.
     """
-    return _linearise(matches, rotation, direction)[0]
+    return _linearize(matches, rotation, direction)[0]
 
 
 def in_front(matches: Matches, rotation: FloatArray, direction: FloatArray) -> BoolArray:
@@ -300,7 +302,7 @@ def _poselib_camera(camera: Camera) -> dict[str, Any]:
     return {"model": "PINHOLE", "width": camera.width, "height": camera.height, "params": numbers}
 
 
-def _linearise(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _linearize(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Sampson residuals (N,), their derivatives (5, N), and the basis (3, 2) in which the direction moves.
 
     The first three derivatives are along R exp(w), the last two along d + basis u.
@@ -322,7 +324,7 @@ def _linearise(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArr
     return residual, jacobian, basis
 
 
-def _linearise_turn(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _linearize_turn(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Residuals (N, 2), pixels of i, of turning j's rays, and their derivatives (N, 2, 3) along R exp(w)."""
     rays = matches.rays_j
     x, y, z = (rays @ R.T).T

@@ -1,4 +1,4 @@
-"""How did the camera move, and what does it remember? From a stream of pictures.
+"""How did the camera move, and what does it remember? From a stream of images.
 
 Importing this package loads no heavy library; names are fetched when first used.
 """
@@ -9,13 +9,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Frame": "slam.frames",
+    "Frame": "slam.map.frames",
     "Slam": "slam.system",
-    "SlamConfig": "slam.config",
-    "Trajectory": "slam.trajectory",
-    "build": "slam.pipeline",
-    "open_source": "slam.sequence",
-    "run": "slam.pipeline",
+    "SlamConfig": "slam.config.schema",
+    "Trajectory": "slam.evaluation.trajectory",
+    "build": "slam.run.runner",
+    "open_source": "slam.input.open_source",
+    "run": "slam.run.runner",
 }
 
 __all__ = sorted(_PUBLIC)

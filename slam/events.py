@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,9 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
-from slam.frames import Frame, Keyframe
-from slam.graph import Edge, EdgeKind
-
-
-class TrackingState(StrEnum):
-    INITIALISING = "initialising"
-    TRACKING = "tracking"
-    LOST = "lost"
+from slam.map.frames import Frame, Keyframe
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.tracking_status import TrackingState
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -30,8 +24,8 @@ class FrameProcessed:
     """Every frame, tracked or not, once.
 
     Attributes:
-        world_from_cam: the live pose, None while initialising or lost.
-        pixels: (N, 2) float32, tracked points in this picture; track_ids (N,) int64; is_inlier (N,) bool, those
+        world_from_cam: the live pose, None while initializing or lost.
+        pixels: (N, 2) float32, tracked points in this image; track_ids (N,) int64; is_inlier (N,) bool, those
             that agree with the pose (all False without one).
         depth: median depth of the landmarks in view, map units; NaN without a pose.
         stage_ms: wall time by stage of this step.
@@ -55,7 +49,7 @@ class FrameProcessed:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Initialised:
+class Initialized:
     """The first pair: the map begins. `frame_indices` are the two frames."""
 
     frame_indices: tuple[int, int]
@@ -65,7 +59,7 @@ class Initialised:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class KeyframeAdded:
-    """`image` is the keyframe's picture, RGB uint8 (H, W, 3), for who wants to keep it: the keyframe does not."""
+    """`image` is the keyframe's image, RGB uint8 (H, W, 3), for who wants to keep it: the keyframe does not."""
 
     keyframe: Keyframe
     world_from_keyframe: Similarity
@@ -75,12 +69,12 @@ class KeyframeAdded:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LandmarksUpdated:
-    """Landmarks of the map as they stand: ids (N,), points_world (N, 3) map units, colours (N, 3) uint8 RGB."""
+    """Landmarks of the map as they stand: ids (N,), points_world (N, 3) map units, colors (N, 3) uint8 RGB."""
 
     frame_index: int
     ids: NDArray[np.int64]
     points_world: FloatArray
-    colours: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -106,7 +100,7 @@ class EdgeRejected:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class GraphOptimised:
+class GraphOptimized:
     """The graph was solved; `world_from_keyframe` holds every pose, `points_world` moved with them."""
 
     frame_index: int
@@ -140,7 +134,7 @@ class TrackingLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relocalised:
+class Relocalized:
     frame_index: int
     timestamp_ns: int
     keyframe_id: int
@@ -149,8 +143,8 @@ class Relocalised:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedLater:
-    """After the stream's end a frame that had had no pose was recognised in the map as it stood then."""
+class FrameLocalizedLater:
+    """After the stream's end a frame that had had no pose was recognized in the map as it stood then."""
 
     frame_index: int
     timestamp_ns: int
@@ -159,8 +153,8 @@ class PlacedLater:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NeverPlaced:
-    """A frame has no pose, and was not recognised in the whole map either; `reason` is a sentence with the numbers."""
+class FrameNotLocalized:
+    """A frame has no pose, and was not recognized in the whole map either; `reason` is a sentence with the numbers."""
 
     frame_index: int
     timestamp_ns: int
@@ -169,7 +163,7 @@ class NeverPlaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramesSkipped:
-    """Pictures that could not be read, or that came faster than they could be used."""
+    """Images that could not be read, or that came faster than they could be used."""
 
     count: int
     reason: str
@@ -187,33 +181,33 @@ class RunFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleAnchored:
-    """After the run's end its lengths were made metres; what was told before is in map units.
+class ScaleSet:
+    """After the run's end its lengths were made meters; what was told before is in map units.
 
     Attributes:
-        source: where metres come from, in words.
+        source: where meters come from, in words.
     """
 
-    metres_per_unit: float
+    meters_per_unit: float
     source: str
 
 
 Event = (
     FrameProcessed
-    | Initialised
+    | Initialized
     | KeyframeAdded
     | LandmarksUpdated
     | EdgeAccepted
     | EdgeRejected
-    | GraphOptimised
+    | GraphOptimized
     | ScaleUnobservable
     | EstimateRefused
     | TrackingLost
-    | Relocalised
-    | PlacedLater
-    | NeverPlaced
+    | Relocalized
+    | FrameLocalizedLater
+    | FrameNotLocalized
     | FramesSkipped
     | RunFinished
-    | ScaleAnchored
+    | ScaleSet
 )
 Observer = Callable[[Event], None]

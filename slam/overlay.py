@@ -19,8 +19,8 @@ from relocalizer.features import LocalFeatures
 from relocalizer.image_static import STILL_PX, standing_still
 from relocalizer.images import Camera, Image
 from relocalizer.two_view import Matches
-from slam.keyframes import common_pixels
-from slam.tracks import Pixels, Tracks
+from slam.map.tracks import Pixels, Tracks
+from slam.tracking.keyframe_policy import common_pixels
 
 STEP_PX = 8.0  # median motion of the moving tracks between two looks; each compares with the last but one
 MIN_MOVING = 15  # tracks that must move for a look

@@ -16,7 +16,7 @@ _REDRAW_EVERY_S = 0.1
 _CLEAR = "\r\x1b[K"
 
 
-def untold(what: str, done: int, total: int) -> None:
+def no_progress(what: str, done: int, total: int) -> None:
     """Where nobody asks how far it is."""
 
 

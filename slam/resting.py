@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from relocalizer.image_static import MOST, RESTING_PX, resting
 from relocalizer.images import Camera
-from slam.tracks import Pixels
+from slam.map.tracks import Pixels
 
 ALL = 0.9  # of the image, that stands still when nothing crosses it: its tracks are the witnesses
 WITNESSES = 15  # that must be left to say that the camera still stands where it did

@@ -8,31 +8,32 @@ from functools import partial
 from relocalizer.geometry import Similarity
 from relocalizer.images import decode_image, encode_jpeg
 from relocalizer.interfaces import PosePredictor, Retriever
-from relocalizer.map_folder import JPEG_QUALITY
-from relocalizer.reference_map import ReferenceMap, provenance_of
-from slam.config import SlamConfig
+from relocalizer.maps.map_format import JPEG_QUALITY
+from relocalizer.maps.reference_map import ReferenceMap, provenance_of
+from slam.config.schema import SlamConfig
+from slam.event_publisher import DroppedObserver, EventPublisher
 from slam.events import Event, Observer
-from slam.final_refinement import refine_everything
-from slam.following import Following
-from slam.frame_log import FrameLog
-from slam.frames import Frame, Keyframe, Seen
-from slam.front_end import FrontEnd, Located, NotLocated
-from slam.initialisation import FirstPair, Initialiser, Waiting, begin_segment, placed
-from slam.keyframe_images import KeyframeImages, MemoryImages
-from slam.linking import Linker
-from slam.looking_back import LookingBack, join_segments
-from slam.mapping import Mapper
-from slam.optimizer import GraphOptimizer
-from slam.progress import Progress, untold
-from slam.recognition import Recognised, Recogniser
-from slam.refinement import Refiner
-from slam.reporter import DroppedObserver, Reporter
-from slam.saved_map import Earlier, in_units_of_earlier, map_of_run, restore
-from slam.slam_result import SlamResult, gather
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.pose_graph import GraphOptimizer
+from slam.loop_closing.segment_joining import join_segments
+from slam.map.frame_log import FrameLog
+from slam.map.frames import Frame, FrameObservation, Keyframe, PoseNotFound, TrackedPose
+from slam.map.keyframe_images import KeyframeImages, MemoryImages
+from slam.mapping.bundle import BundleAdjuster
+from slam.mapping.global_refinement import refine_map
+from slam.mapping.mapper import Mapper
+from slam.progress import Progress, no_progress
+from slam.relocalization.deferred import DeferredRelocalizer
+from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
+from slam.relocalization.localization_mode import LocalizationMode
+from slam.result import SlamResult, collect_result
+from slam.sessions.stored_map import PriorMap, in_units_of_earlier, restore, run_to_reference_map
 from slam.stopwatch import Stopwatch
-from slam.tracks import PointTracker
-from slam.turning import HELD, Turning
-from slam.whereabouts import Whereabouts
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.initializer import Initializer, InitialPair, NotInitialized, begin_segment, localize_initial_frames
+from slam.tracking.klt import PointTracker
+from slam.tracking.rotation_only import POSITION_HELD, RotationOnlyTracker
+from slam.tracking.tracking_state import TrackingStateMachine
 
 
 class Slam:
@@ -46,7 +47,7 @@ class Slam:
         tracker: PointTracker,
         retriever: Retriever,
         optimizer: GraphOptimizer,
-        refiner: Refiner,
+        adjuster: BundleAdjuster,
         observers: Sequence[Observer] = (),
         images: KeyframeImages | None = None,
         start_map: ReferenceMap | None = None,
@@ -63,21 +64,27 @@ class Slam:
         """
         self._config = config
         self._predictor = predictor
-        self._mapper = mapper = Mapper(config, predictor, refiner, lambda event: self._tell.emit(event))
-        self._earlier = Earlier() if start_map is None else restore(start_map, mapper, predictor, retriever)
+        self._mapper = mapper = Mapper(config, predictor, adjuster, lambda event: self._events.publish(event))
+        self._prior_map = PriorMap() if start_map is None else restore(start_map, mapper, predictor, retriever)
         self._log = log = FrameLog()
         self._watch = Stopwatch()
-        self._tell = Reporter(observers, mapper)
-        self._front_end = front_end = FrontEnd(config, tracker, mapper.graph, mapper.landmarks)
-        self._initialiser = Initialiser(config, mapper.landmarks, front_end, predictor)
-        self._turning = Turning(config, mapper.landmarks, front_end)
-        self._recogniser = Recogniser(config.relocalization, mapper, predictor, retriever)
-        self._linker = Linker(config.linking, mapper, predictor, retriever, optimizer, self._tell.emit)
-        self._looking_back = LookingBack(config.relocalization.look_back, log, front_end, self._recogniser, self._tell)
-        self._where = Whereabouts(restart_after=None if localize_only else config.relocalization.restart_after)
-        if self._earlier.keyframe_ids:
-            self._where.look_in_map(self._earlier.last_id)
-        self._following = Following(front_end, self._where, self._recognise) if localize_only else None
+        self._events = EventPublisher(observers, mapper)
+        self._frame_tracker = frame_tracker = FrameTracker(config, tracker, mapper.graph, mapper.landmarks)
+        self._initializer = Initializer(config, mapper.landmarks, frame_tracker, predictor)
+        self._rotation_only = RotationOnlyTracker(config, mapper.landmarks, frame_tracker)
+        self._relocalizer = FrameRelocalizer(config.relocalization, mapper, predictor, retriever)
+        self._loop_closer = LoopCloser(
+            config.loop_closing, mapper, predictor, retriever, optimizer, self._events.publish
+        )
+        self._deferred = DeferredRelocalizer(
+            config.relocalization.look_back, log, frame_tracker, self._relocalizer, self._events
+        )
+        self._state = TrackingStateMachine(restart_after=None if localize_only else config.relocalization.restart_after)
+        if self._prior_map.keyframe_ids:
+            self._state.set_lost_in_map(self._prior_map.last_id)
+        self._localization_mode = (
+            LocalizationMode(frame_tracker, self._state, self._relocalize) if localize_only else None
+        )
         self._images = MemoryImages() if images is None else images
         self._result: SlamResult | None = None
 
@@ -93,19 +100,19 @@ class Slam:
             raise RuntimeError("Slam.step: the run is finished; make a new Slam, which can start in the saved map")
         self._watch = Stopwatch()
         with self._watch("tracks"):
-            self._front_end.advance(frame)
-        if self._where.has_map:
+            self._frame_tracker.track(frame)
+        if self._state.has_map:
             self._track(frame)
-        elif self._following is None:
-            self._initialise(frame)
+        elif self._localization_mode is None:
+            self._initialize(frame)
         else:
-            self._where.wait("the map has no keyframe to be found by")
-        if not self._where.is_tracking:
+            self._state.set_waiting("the map has no keyframe to be found by")
+        if not self._state.is_tracking:
             with self._watch("keep for later"):
-                self._looking_back.keep(frame)
-        self._tell.frame(frame, self._where, self._front_end, self._watch.stage_ms)
+                self._deferred.keep(frame)
+        self._events.frame(frame, self._state, self._frame_tracker, self._watch.stage_ms)
 
-    def finish(self, *, interrupted: bool = False, on_progress: Progress = untold) -> SlamResult:
+    def finish(self, *, interrupted: bool = False, on_progress: Progress = no_progress) -> SlamResult:
         """Refine the whole map once more, place every frame in it, and say what came out; the same when asked again.
 
         Args:
@@ -114,10 +121,10 @@ class Slam:
         if self._result is not None:
             return self._result
         if self._log.records:
-            self._looking_back.place(self._take_in, on_progress)
-            if self._following is None:
+            self._deferred.relocalize_all(self._continue_from, on_progress)
+            if self._localization_mode is None:
                 self._complete_map(on_progress)
-            self._looking_back.tell_left()
+            self._deferred.report_failures()
         return self._conclude(interrupted=interrupted)
 
     def abort(self) -> SlamResult:
@@ -129,197 +136,199 @@ class Slam:
 
     def remove_incomplete(self) -> None:
         """Take out what an exception in `step` has left half made; everything before it is whole."""
-        self._mapper.remove_incomplete(lambda k: k in self._images or k in self._earlier.jpeg)
+        self._mapper.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
         self._log.keep_frames_of(self._mapper.graph.keyframes)
 
     def publish(self, event: Event) -> None:
         """Tell the observers of something that happened outside of the system."""
-        self._tell.emit(event)
+        self._events.publish(event)
 
     def _conclude(self, *, interrupted: bool) -> SlamResult:
-        result = gather(self._mapper, self._log, since=self._earlier.last_id + 1)
+        result = collect_result(self._mapper, self._log, since=self._prior_map.last_id + 1)
         self._result = result = in_units_of_earlier(result)
-        self._tell.landmarks(self._log.last_index)
-        self._tell.finished(result, interrupted=interrupted)
+        self._events.landmarks(self._log.last_index)
+        self._events.finished(result, interrupted=interrupted)
         return result
 
     @property
     def dropped_observers(self) -> list[DroppedObserver]:
         """Observers that raised and hear no more."""
-        return self._tell.dropped
+        return self._events.dropped
 
     def saved_map(self) -> ReferenceMap:
         """The map as it stands, at rest, the map the run began in included."""
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
-        return map_of_run(self._mapper, self._earlier, self._log.records, provenance, self._jpeg)
+        return run_to_reference_map(self._mapper, self._prior_map, self._log.records, provenance, self._jpeg)
 
     def _jpeg(self, keyframe_id: int) -> bytes:
         """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""
         jpeg, lens = self._images.jpeg(keyframe_id), self._mapper.lens_of(keyframe_id)
-        if not lens.bends:
+        if not lens.has_distortion:
             return jpeg
-        return encode_jpeg(lens.picture(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
+        return encode_jpeg(lens.undistort_image(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
 
     # --- before the map -------------------------------------------------------------------------------
 
-    def _initialise(self, frame: Frame) -> None:
+    def _initialize(self, frame: Frame) -> None:
         """Begin a map when the frame makes a pair with an earlier one, else wait."""
-        with self._watch("initialise"):
-            outcome = self._initialiser.take(frame)
-        if isinstance(outcome, Waiting):
-            self._where.wait(outcome.reason)
+        with self._watch("initialize"):
+            outcome = self._initializer.process(frame)
+        if isinstance(outcome, NotInitialized):
+            self._state.set_waiting(outcome.reason)
         else:
             self._begin_map(outcome)
 
-    def _begin_map(self, pair: FirstPair) -> None:
+    def _begin_map(self, pair: InitialPair) -> None:
         """The first two keyframes of a segment with their landmarks, and poses for the frames between them."""
         graph = self._mapper.graph
         with self._watch("map"):
             a, b = begin_segment(pair, self._mapper)
             self._images.store(a.id, pair.first.frame.image)
             self._images.store(b.id, pair.second.frame.image)
-        self._where.begin(a.id, pair.second.frame.index)
-        self._tell.initialised(pair)
-        self._tell.keyframe(a, "first of the first pair", pair.first.frame.image)
-        self._linker.remember(a.id)
-        for frame, found in placed(pair, self._front_end, graph.world_from_keyframe[a.id].rigid):
+        self._state.map_initialized(a.id, pair.second.frame.index)
+        self._events.initialized(pair)
+        self._events.keyframe(a, "first of the first pair", pair.first.frame.image)
+        self._loop_closer.remember(a.id)
+        for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
-        self._take_up(pair.second.frame, b, "second of the first pair")
+        self._activate_keyframe(pair.second.frame, b, "second of the first pair")
 
     # --- with a map -----------------------------------------------------------------------------------
 
     def _track(self, frame: Frame) -> None:
-        """Follow the camera; where that fails recognise the place, or at least how it turns; else it is lost."""
+        """Follow the camera; where that fails recognize the place, or at least how it turns; else it is lost."""
         with self._watch("pose"):
-            found = self._front_end.locate(frame)
-        if isinstance(found, Located):
+            found = self._frame_tracker.estimate_pose(frame)
+        if isinstance(found, TrackedPose):
             self._follow(frame, found)
             return
-        recognised = self._recognise(frame)
-        if isinstance(recognised, Recognised):
-            self._resume(recognised, found)
-        elif not self._turn(frame):
-            self._lose(frame, found, recognised)
+        recognized = self._relocalize(frame)
+        if isinstance(recognized, RelocalizedFrame):
+            self._relocalized(recognized, found)
+        elif not self._track_rotation(frame):
+            self._lose(frame, found, recognized)
 
-    def _follow(self, frame: Frame, found: Located) -> None:
+    def _follow(self, frame: Frame, found: TrackedPose) -> None:
         """A frame with a pose: it hangs off the active keyframe, or becomes the next one."""
-        self._turning.stop()
-        self._where.follow()
-        self._front_end.accept(found)
-        if self._following is not None:
-            self._following.renew(frame)
-        elif reason := self._front_end.reason_to_keep(frame, self._where.keyframe_id):
+        self._rotation_only.stop()
+        self._state.set_tracked()
+        self._frame_tracker.accept(found)
+        if self._localization_mode is not None:
+            self._localization_mode.replenish(frame)
+        elif reason := self._frame_tracker.reason_to_keep(frame, self._state.keyframe_id):
             with self._watch("features"):
-                seen = self._front_end.see(frame)
-            self._keep(seen, reason)
+                seen = self._frame_tracker.extract(frame)
+            self._insert_keyframe(seen, reason)
             return
-        self._hang(frame)
+        self._record_frame(frame)
 
-    def _hang(self, frame: Frame) -> None:
+    def _record_frame(self, frame: Frame) -> None:
         """Remember where the frame is by its keyframe."""
-        here = self._front_end.here
-        self._log.add(frame, here.world_from_cam, here.landmarks, self._where.keyframe_id, self._mapper.graph)
+        here = self._frame_tracker.current
+        self._log.add(frame, here.world_from_cam, here.landmarks, self._state.keyframe_id, self._mapper.graph)
 
     # --- a keyframe -----------------------------------------------------------------------------------
 
-    def _keep(self, seen: Seen, reason: str) -> None:
+    def _insert_keyframe(self, seen: FrameObservation, reason: str) -> None:
         """The frame becomes a keyframe: landmarks, the relation to the one before, refinement."""
-        graph, active = self._mapper.graph, self._where.keyframe_id
-        pose = Similarity.from_rigid(self._front_end.here.world_from_cam, graph.world_from_keyframe[active].scale)
+        graph, active = self._mapper.graph, self._state.keyframe_id
+        pose = Similarity.from_rigid(
+            self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
+        )
         with self._watch("map"):
-            keyframe = self._mapper.insert(seen, self._front_end.tracks, pose, graph.segment_of[active])
+            keyframe = self._mapper.insert(seen, self._frame_tracker.tracks, pose, graph.segment_of[active])
             self._images.store(keyframe.id, seen.frame.image)
         with self._watch("predictor"):
-            self._linker.relate_to_covisible(keyframe.id)
+            self._loop_closer.relate_to_covisible(keyframe.id)
         with self._watch("refine"):
-            self._mapper.refine_window(keyframe.id)
-        self._take_up(seen.frame, keyframe, reason)
+            self._mapper.local_bundle_adjustment(keyframe.id)
+        self._activate_keyframe(seen.frame, keyframe, reason)
 
-    def _take_up(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
+    def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
         """Link a new keyframe, close loops from it, and go on from where that leaves it."""
         mapper, k = self._mapper, keyframe.id
-        self._tell.keyframe(keyframe, reason, frame.image)
+        self._events.keyframe(keyframe, reason, frame.image)
         with self._watch("link"):
-            self._linker.watch_scale(k, 0.5 * self._config.landmarks.min_parallax_deg)
-            self._linker.tie_to_neighbours(k, self._config.refinement.window)
-            closed = self._linker.close_loops(k)
-            self._linker.remember(k)
+            self._loop_closer.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
+            self._loop_closer.add_odometry_edges(k, self._config.bundle_adjustment.window)
+            closed = self._loop_closer.close_loops(k)
+            self._loop_closer.remember(k)
         if closed:
             with self._watch("refine"):
-                mapper.refine_window(k)
-        self._where.at(k)
-        self._front_end.go_on_from(mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k])
-        self._hang(frame)
-        self._tell.landmarks_after(k, frame.index)
+                mapper.local_bundle_adjustment(k)
+        self._state.set_tracking(k)
+        self._frame_tracker.reset_to(mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k])
+        self._record_frame(frame)
+        self._events.landmarks_after(k, frame.index)
 
     # --- not followed ---------------------------------------------------------------------------------
 
-    def _recognise(self, frame: Frame) -> Recognised | NotLocated:
+    def _relocalize(self, frame: Frame) -> RelocalizedFrame | PoseNotFound:
         """Look for the frame's place in the map; seldom while the camera turns where nothing is known."""
-        if not self._turning.is_due_for_a_look:
-            return NotLocated("no place is looked for in this frame of a turn")
-        with self._watch("recognise"):
-            return self._recogniser.recognise(self._front_end.see(frame), self._where.keyframe_id)
+        if not self._rotation_only.should_relocalize:
+            return PoseNotFound("no place is looked for in this frame of a turn")
+        with self._watch("recognize"):
+            return self._relocalizer.relocalize(self._frame_tracker.extract(frame), self._state.keyframe_id)
 
-    def _resume(self, found: Recognised, why: NotLocated) -> None:
-        """Recognised landmarks place a frame that could not be followed; it becomes a keyframe at once."""
-        if self._where.is_lost:
-            self._tell.relocalised(found, self._where.frames_lost)
-        self._turning.stop()
-        self._front_end.forget_motion()
-        self._take_in(found, f"recognised {len(found.landmarks)} landmarks ({why.reason})")
+    def _relocalized(self, found: RelocalizedFrame, why: PoseNotFound) -> None:
+        """Recognized landmarks place a frame that could not be followed; it becomes a keyframe at once."""
+        if self._state.is_lost:
+            self._events.relocalized(found, self._state.frames_lost)
+        self._rotation_only.stop()
+        self._frame_tracker.reset_motion()
+        self._continue_from(found, f"recognized {len(found.landmarks)} landmarks ({why.reason})")
 
-    def _take_in(self, found: Recognised, reason: str) -> None:
-        """Go on from where a frame was recognised, as a keyframe when there is a reason and the map may grow."""
-        self._where.at(found.keyframe_id)
-        self._front_end.go_on_from(found.world_from_cam, found.tracks)
-        if self._following is not None:
-            self._following.count()
+    def _continue_from(self, found: RelocalizedFrame, reason: str) -> None:
+        """Go on from where a frame was recognized, as a keyframe when there is a reason and the map may grow."""
+        self._state.set_tracking(found.keyframe_id)
+        self._frame_tracker.reset_to(found.world_from_cam, found.tracks)
+        if self._localization_mode is not None:
+            self._localization_mode.set_baseline()
         elif reason:
-            self._keep(found.seen, reason)
+            self._insert_keyframe(found.seen, reason)
             return
-        self._hang(found.seen.frame)
+        self._record_frame(found.seen.frame)
 
-    def _turn(self, frame: Frame) -> bool:
+    def _track_rotation(self, frame: Frame) -> bool:
         """Keep the orientation of a camera that only turns, its position held; False when that is not what it does."""
-        if not self._where.is_tracking or not self._turning.follow(frame):
+        if not self._state.is_tracking or not self._rotation_only.follow(frame):
             return False
-        self._where.hold(HELD)
-        if self._turning.is_news(frame.index):
-            self._tell.scale_unobservable(frame, HELD)
-        self._hang(frame)
+        self._state.set_rotation_only(POSITION_HELD)
+        if self._rotation_only.starts_new_stretch(frame.index):
+            self._events.scale_unobservable(frame, POSITION_HELD)
+        self._record_frame(frame)
         return True
 
-    def _lose(self, frame: Frame, why: NotLocated, recognised: NotLocated) -> None:
+    def _lose(self, frame: Frame, why: PoseNotFound, recognized: PoseNotFound) -> None:
         """No pose for this frame. After a while a new segment may begin, to be tied to the old one by a loop."""
-        if self._where.is_lost:
-            self._where.stay_lost(recognised.reason)
+        if self._state.is_lost:
+            self._state.still_lost(recognized.reason)
         else:
-            self._where.lose(frame.index, f"{why.reason}; {recognised.reason}")
-            self._front_end.forget_motion()
-            self._turning.stop()
-            self._initialiser.restart()
-            self._tell.lost(frame, self._where.reason)
-        if self._where.may_begin_anew:
-            self._initialise(frame)
+            self._state.set_lost(frame.index, f"{why.reason}; {recognized.reason}")
+            self._frame_tracker.reset_motion()
+            self._rotation_only.stop()
+            self._initializer.restart()
+            self._events.lost(frame, self._state.reason)
+        if self._state.may_start_new_map:
+            self._initialize(frame)
 
     # --- the end --------------------------------------------------------------------------------------
 
     def _complete_map(self, on_progress: Progress) -> None:
         """Join maps begun apart, refine all in rounds, and place every frame in what came out."""
-        mapper, log, earlier = self._mapper, self._log, self._earlier
-        least = self._config.linking.loop_min_inliers
-        if join_segments(mapper, self._recogniser, self._linker, min_inliers=least):
-            self._looking_back.place(self._take_in, on_progress)
-        rounds = refine_everything(
+        mapper, log, earlier = self._mapper, self._log, self._prior_map
+        least = self._config.loop_closing.min_inliers
+        if join_segments(mapper, self._relocalizer, self._loop_closer, min_inliers=least):
+            self._deferred.relocalize_all(self._continue_from, on_progress)
+        rounds = refine_map(
             mapper,
-            self._config.refinement,
+            self._config.bundle_adjustment,
             frames=len(log),
             keyframes=len(mapper.graph.keyframes) - len(earlier.keyframe_ids),
             may_calibrate=not earlier.keyframe_ids,
-            tell=partial(self._tell.graph, log.last_index),
+            tell=partial(self._events.graph, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
             log.straighten(mapper.lens_of)
-            log.place_again(mapper.graph, self._front_end.place_again)
+            log.place_again(mapper.graph, self._frame_tracker.refit)

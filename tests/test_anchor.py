@@ -1,4 +1,4 @@
-"""Map units become metres: by a known distance, or by the beginning of the ground truth."""
+"""Map units become meters: by a known distance, or by the beginning of the ground truth."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from oracle_map import build, room
 
 from relocalizer.errors import ConfigError
 from relocalizer.geometry import Similarity, rigid
-from relocalizer.map_folder import load_map
-from relocalizer.reference_map import Provenance, validate
-from slam.anchor import AnchorError, KnownDistance, TruthBeginning, in_metres, parse_anchor
-from slam.frame_log import FrameLog
-from slam.saved_map import map_of
-from slam.slam_result import gather
-from slam.tracks import Tracks
-from slam.trajectory import Trajectory
+from relocalizer.maps.map_format import load_map
+from relocalizer.maps.reference_map import Provenance, validate
+from slam.evaluation.trajectory import Trajectory
+from slam.map.frame_log import FrameLog
+from slam.map.tracks import Tracks
+from slam.result import collect_result
+from slam.sessions.metric_scale import GroundTruthPrefix, KnownDistance, ScaleError, in_meters, parse_scale_reference
+from slam.sessions.stored_map import to_reference_map
 
 STEP = 6
 SMALLER = 0.25  # the map is this much smaller than the world
@@ -26,7 +26,7 @@ SMALLER = 0.25  # the map is this much smaller than the world
 
 @pytest.fixture
 def run():
-    """A mapper and log in map units that are four metres long: 24 frames, every sixth a keyframe; frames 40 to 43 lie
+    """A mapper and log in map units that are four meters long: 24 frames, every sixth a keyframe; frames 40 to 43 lie
     in a second segment, with units of their own."""
     builder = build(room())
     log, world = FrameLog(), builder.world
@@ -58,8 +58,8 @@ def known(a: int, b: int) -> KnownDistance:
 
 
 def refusal(result, anchor, truth=None) -> str:
-    with pytest.raises(AnchorError) as caught:
-        in_metres(result, anchor, truth)
+    with pytest.raises(ScaleError) as caught:
+        in_meters(result, anchor, truth)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -69,13 +69,13 @@ def refusal(result, anchor, truth=None) -> str:
     [
         ("frames:120:480=2.35", KnownDistance(120, 480, 2.35)),
         ("frames:9:0=.5", KnownDistance(9, 0, 0.5)),
-        ("groundtruth:5", TruthBeginning(5.0)),
+        ("groundtruth:5", GroundTruthPrefix(5.0)),
         ("", None),
     ],
 )
 def test_an_anchor_is_read_from_its_words(text, anchor):
-    assert parse_anchor(text) == anchor
-    assert anchor is None or parse_anchor(anchor.spec) == anchor
+    assert parse_scale_reference(text) == anchor
+    assert anchor is None or parse_scale_reference(anchor.spec) == anchor
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_anchor_is_read_from_its_words(text, anchor):
 )
 def test_words_that_are_no_anchor_are_told_what_there_is(text):
     with pytest.raises(ConfigError) as caught:
-        parse_anchor(text)
+        parse_scale_reference(text)
     assert str(caught.value) == (
         f"--scale-from {text}: expected frames:A:B=METRES (a known distance between two frames), "
         "or groundtruth:METRES (evaluation only)"
@@ -94,32 +94,32 @@ def test_words_that_are_no_anchor_are_told_what_there_is(text):
 @pytest.mark.parametrize("text", ["frames:1:2=0", "groundtruth:0.0"])
 def test_a_distance_of_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"expected a distance of more than 0 m"):
-        parse_anchor(text)
+        parse_scale_reference(text)
 
 
 def test_a_frame_named_twice_is_refused():
     with pytest.raises(ConfigError, match="names frame 7 twice; expected two frames"):
-        parse_anchor("frames:7:7=1")
+        parse_scale_reference("frames:7:7=1")
 
 
-def test_a_known_distance_makes_every_length_metres(run):
+def test_a_known_distance_makes_every_length_meters(run):
     mapper, log = run
-    metric = in_metres(gather(mapper, log), known(2, 21), None)
+    metric = in_meters(collect_result(mapper, log), known(2, 21), None)
     truth = truth_of(log).positions[: len(metric.trajectory)]
     assert np.allclose(metric.trajectory.positions, truth, atol=1e-9)
     assert np.allclose(metric.keyframe_trajectory.positions, truth[::STEP], atol=1e-9)
-    assert metric.units.metres_per_unit == pytest.approx(1 / SMALLER)
+    assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
     assert (metric.units.name, metric.units.source) == (
-        "metres",
-        f"{known(2, 21).metres:g} m given between frames 2 and 21",
+        "meters",
+        f"{known(2, 21).meters:g} m given between frames 2 and 21",
     )
 
 
 def test_the_map_that_is_saved_afterwards_is_metric_too(run):
     mapper, log = run
-    before = gather(mapper, log)
-    metric = in_metres(before, known(0, 20), None)
-    again = gather(mapper, log)  # from the graph, which the run's map is written from
+    before = collect_result(mapper, log)
+    metric = in_meters(before, known(0, 20), None)
+    again = collect_result(mapper, log)  # from the graph, which the run's map is written from
     assert np.allclose(again.trajectory.world_from_cam, metric.trajectory.world_from_cam)
     assert len(again.landmark_ids) > 100
     assert np.allclose(again.landmark_points, metric.landmark_points)
@@ -128,21 +128,21 @@ def test_the_map_that_is_saved_afterwards_is_metric_too(run):
 
 def test_parts_that_nothing_ties_to_the_first_keep_their_own_units(run):
     mapper, log = run
-    before = gather(mapper, log).segments[0]
-    in_metres(gather(mapper, log), known(0, 20), None)
-    assert np.array_equal(gather(mapper, log).segments[0].world_from_cam, before.world_from_cam)
+    before = collect_result(mapper, log).segments[0]
+    in_meters(collect_result(mapper, log), known(0, 20), None)
+    assert np.array_equal(collect_result(mapper, log).segments[0].world_from_cam, before.world_from_cam)
 
 
 def at_rest(mapper, log):
-    return map_of(mapper, log.records, Provenance(predictor="oracle", descriptor="oracle"), lambda k: b"")
+    return to_reference_map(mapper, log.records, Provenance(predictor="oracle", descriptor="oracle"), lambda k: b"")
 
 
 def test_a_map_is_metric_in_the_segment_that_was_anchored_alone(run, tmp_path):
     mapper, log = run
-    in_metres(gather(mapper, log), known(0, 20), None)
+    in_meters(collect_result(mapper, log), known(0, 20), None)
     saved = at_rest(mapper, log)
-    assert (saved.units_of(0), saved.units_of(1)) == ("metres", "map units")
-    assert saved.provenance.units == "metres"
+    assert (saved.units_of(0), saved.units_of(1)) == ("meters", "map units")
+    assert saved.provenance.units == "meters"
     assert saved.provenance.scale_source == known(0, 20).source
     assert saved.provenance.unanchored == (1,)
     validate(saved)
@@ -152,7 +152,7 @@ def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run
     """Whatever the order: the units that a map names are those that its lengths are in."""
     mapper, log = run
     before = at_rest(mapper, log)
-    in_metres(gather(mapper, log), known(0, 20), None)
+    in_meters(collect_result(mapper, log), known(0, 20), None)
     after = at_rest(mapper, log)
     assert (before.provenance.units, before.provenance.scale_source) == ("map units", "")
     assert before.units_of(0) == "map units"
@@ -163,20 +163,20 @@ def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run
 def test_a_result_is_not_made_metric_twice(run):
     """Its graph is stretched in place, and would be stretched again."""
     mapper, log = run
-    result = gather(mapper, log)
-    metric = in_metres(result, known(0, 20), None)
+    result = collect_result(mapper, log)
+    metric = in_meters(result, known(0, 20), None)
     poses = dict(mapper.graph.world_from_keyframe)
-    with pytest.raises(ValueError, match="in map units, but its graph is in metres"):
-        in_metres(result, known(0, 20), None)
+    with pytest.raises(ValueError, match="in map units, but its graph is in meters"):
+        in_meters(result, known(0, 20), None)
     assert all(mapper.graph.world_from_keyframe[k] is pose for k, pose in poses.items())
-    again = in_metres(metric, KnownDistance(0, 20, 2 * known(0, 20).metres), None)  # a better distance
+    again = in_meters(metric, KnownDistance(0, 20, 2 * known(0, 20).meters), None)  # a better distance
     assert np.allclose(again.trajectory.positions, 2 * metric.trajectory.positions)
 
 
 @pytest.mark.parametrize("other", [True, False])
-def test_metres_stay_when_segments_join_whichever_was_recognised_in_the_other(run, other):
+def test_meters_stay_when_segments_join_whichever_was_recognized_in_the_other(run, other):
     mapper, log = run
-    in_metres(gather(mapper, log), known(0, 20), None)
+    in_meters(collect_result(mapper, log), known(0, 20), None)
     before = dict(mapper.graph.world_from_keyframe)
     first, second = 0, mapper.graph.last_id
     change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)  # world of the first from that of the second
@@ -204,7 +204,7 @@ def test_edges_between_keyframes_still_fit_their_poses(run):
     mapper, log = run
     graph = mapper.graph
     i_from_j = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
-    in_metres(gather(mapper, log), known(0, 20), None)
+    in_meters(collect_result(mapper, log), known(0, 20), None)
     after = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
     assert after.is_close(i_from_j, atol=1e-12)
 
@@ -212,8 +212,8 @@ def test_edges_between_keyframes_still_fit_their_poses(run):
 def test_the_beginning_of_the_ground_truth_gives_the_scale_in_any_world(run):
     mapper, log = run
     turned = Similarity.from_rigid(rigid(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), [5, 6, 7]))
-    metric = in_metres(gather(mapper, log), TruthBeginning(0.3), truth_of(log).transformed(turned))
-    assert metric.units.metres_per_unit == pytest.approx(1 / SMALLER)
+    metric = in_meters(collect_result(mapper, log), GroundTruthPrefix(0.3), truth_of(log).transformed(turned))
+    assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
     assert metric.units.source == "the first 0.3 m of the ground truth, for evaluation only"
 
 
@@ -221,12 +221,14 @@ def test_only_the_beginning_of_the_ground_truth_counts(run):
     mapper, log = run
     truth = truth_of(log).world_from_cam.copy()
     truth[12:, :3, 3] += 100.0  # nonsense, far behind the first centimetres
-    metric = in_metres(gather(mapper, log), TruthBeginning(0.05), Trajectory(truth_of(log).timestamps_ns, truth))
-    assert metric.units.metres_per_unit == pytest.approx(1 / SMALLER)
+    metric = in_meters(
+        collect_result(mapper, log), GroundTruthPrefix(0.05), Trajectory(truth_of(log).timestamps_ns, truth)
+    )
+    assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
 
 
 def test_a_frame_without_a_pose_is_named_with_those_that_have_one(run):
-    assert refusal(gather(*run), KnownDistance(0, 30, 1.0)) == (
+    assert refusal(collect_result(*run), KnownDistance(0, 30, 1.0)) == (
         "--scale-from frames:0:30=1: frame 30 has no pose; "
         "name two of the 24 frames from 0 to 23 that have one in the first part"
     )
@@ -234,13 +236,13 @@ def test_a_frame_without_a_pose_is_named_with_those_that_have_one(run):
 
 def test_a_frame_of_another_part_of_the_map_is_refused(run):
     assert "frame 41 is in part 2 of the map, which nothing ties to the first" in refusal(
-        gather(*run), KnownDistance(0, 41, 1.0)
+        collect_result(*run), KnownDistance(0, 41, 1.0)
     )
 
 
 def test_two_frames_at_one_place_give_no_scale(run):
     mapper, log = run
-    result = gather(mapper, log)
+    result = collect_result(mapper, log)
     still = result.trajectory.world_from_cam.copy()
     still[5] = still[4]
     object.__setattr__(result, "trajectory", Trajectory(result.trajectory.timestamps_ns, still))
@@ -248,7 +250,7 @@ def test_two_frames_at_one_place_give_no_scale(run):
 
 
 def test_without_ground_truth_its_beginning_is_refused(run):
-    assert refusal(gather(*run), TruthBeginning(2.0)).startswith(
+    assert refusal(collect_result(*run), GroundTruthPrefix(2.0)).startswith(
         "--scale-from groundtruth:2: this source has no ground truth"
     )
 
@@ -256,20 +258,22 @@ def test_without_ground_truth_its_beginning_is_refused(run):
 def test_ground_truth_without_times_gives_no_scale(run):
     mapper, log = run
     untimed = replace(truth_of(log), has_times=False)
-    assert "the ground truth has no times" in refusal(gather(mapper, log), TruthBeginning(0.3), untimed)
+    assert "the ground truth has no times" in refusal(collect_result(mapper, log), GroundTruthPrefix(0.3), untimed)
 
 
 def test_a_map_that_stands_still_where_the_ground_truth_moves_is_refused(run):
     mapper, log = run
-    result = gather(mapper, log)
+    result = collect_result(mapper, log)
     still = np.tile(result.trajectory.world_from_cam[0], (len(result.trajectory), 1, 1))
     object.__setattr__(result, "trajectory", Trajectory(result.trajectory.timestamps_ns, still))
-    assert "the map does not move as the ground truth does there" in refusal(result, TruthBeginning(0.1), truth_of(log))
+    assert "the map does not move as the ground truth does there" in refusal(
+        result, GroundTruthPrefix(0.1), truth_of(log)
+    )
 
 
 def test_more_ground_truth_than_there_is_is_refused(run):
     mapper, log = run
-    said = refusal(gather(mapper, log), TruthBeginning(500.0), truth_of(log))
+    said = refusal(collect_result(mapper, log), GroundTruthPrefix(500.0), truth_of(log))
     assert "the ground truth of the tracked frames is " in said
     assert said.endswith("m long; give a smaller number")
 
@@ -285,31 +289,31 @@ def test_a_run_that_was_anchored_says_everywhere_in_what_and_from_what(tmp_path,
     assert run.code == 0, run.err
     source = "the first 0.6 m of the ground truth, for evaluation only"
     assert f"scale: {source}" in run.err
-    assert f"metres (scale: {source})" in run.out
+    assert f"meters (scale: {source})" in run.out
     assert run.out.splitlines()[-1] == f"next: slam view {tmp_path / 'out'}"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["units"]["name"], report["units"]["source"]) == ("metres", source)
+    assert (report["units"]["name"], report["units"]["source"]) == ("meters", source)
     assert report["evaluation"]["scale"] == pytest.approx(1.0, abs=0.03)
     assert report["evaluation"]["ate_se3"]["rmse"] < 0.05
     for name in ("trajectory.txt", "keyframes.txt", "trajectory_online.txt"):
-        assert (tmp_path / "out" / name).read_text().splitlines()[1] == f"# lengths in metres: {source}"
+        assert (tmp_path / "out" / name).read_text().splitlines()[1] == f"# lengths in meters: {source}"
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     assert [e["source"] for e in events if e["event"] == "ScaleAnchored"] == [source]
-    assert not [e for e in events if e["event"] == "GraphOptimised" and e["cause"].startswith("final")]
+    assert not [e for e in events if e["event"] == "GraphOptimized" and e["cause"].startswith("final")]
     judged = slam_command("eval", tmp_path / "out", root / "sequences" / "room_loop" / "groundtruth.txt")
-    assert f"estimate: lengths in metres: {source}" in judged.out
-    assert f"metres (scale: {source})" in slam_command("map", "info", tmp_path / "out").out
+    assert f"estimate: lengths in meters: {source}" in judged.out
+    assert f"meters (scale: {source})" in slam_command("map", "info", tmp_path / "out").out
     assert json.loads(slam_command("map", "info", tmp_path / "out", "--json").out)["scale_source"] == source
 
 
 def test_a_run_that_could_not_be_anchored_is_kept_in_map_units_and_ends_with_1(
-    tmp_path, pictures, slam_command, straight_slam
+    tmp_path, images, slam_command, straight_slam
 ):
     straight_slam()
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--scale-from", "frames:0:9=2")
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--scale-from", "frames:0:9=2")
     assert ended.code == 1
     problem = "--scale-from frames:0:9=2: frame 0 has no pose; name two of the 10 frames from 2 to 11 that have one"
-    assert ended.complaint.startswith(f"slam: lengths are map units, not metres: {problem}")
+    assert ended.complaint.startswith(f"slam: lengths are map units, not meters: {problem}")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], report["verdict"]["grade"], report["units"]["name"]) == (
         "finished",
@@ -321,22 +325,22 @@ def test_a_run_that_could_not_be_anchored_is_kept_in_map_units_and_ends_with_1(
 
 
 @pytest.mark.parametrize("anchor", ["groundtruth:5", "frames:3:3=1", "sideways"])
-def test_an_anchor_that_cannot_be_is_refused_before_the_run(tmp_path, pictures, slam_command, anchor):
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--scale-from", anchor)
+def test_an_anchor_that_cannot_be_is_refused_before_the_run(tmp_path, images, slam_command, anchor):
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--scale-from", anchor)
     assert ended.code == 2
     assert ended.complaint.startswith(f"slam: --scale-from {anchor}: ")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_saved_configuration_anchors_again(tmp_path, pictures, slam_command, straight_slam):
+def test_the_saved_configuration_anchors_again(tmp_path, images, slam_command, straight_slam):
     straight_slam()
-    slam_command("run", pictures, "-o", tmp_path / "out", "--scale-from", "frames:0:9=2")
-    again = slam_command("run", pictures, "-o", tmp_path / "again", "-c", tmp_path / "out" / "config.yaml")
+    slam_command("run", images, "-o", tmp_path / "out", "--scale-from", "frames:0:9=2")
+    again = slam_command("run", images, "-o", tmp_path / "again", "-c", tmp_path / "out" / "config.yaml")
     assert again.code == 1
     assert "frames:0:9=2: frame 0 has no pose" in again.complaint
 
 
-def test_a_run_in_a_map_in_metres_is_in_metres(tmp_path, root, slam_command):
+def test_a_run_in_a_map_in_meters_is_in_meters(tmp_path, root, slam_command):
     bundled = root / "sequences" / "room_loop"
     first = slam_command(
         "run", bundled, "-o", tmp_path / "first", "--predictor", "geometric", "--max-frames", 50, "--refine", "none",
@@ -349,7 +353,7 @@ def test_a_run_in_a_map_in_metres_is_in_metres(tmp_path, root, slam_command):
     )  # fmt: skip
     assert second.code == 0, second.err
     report = json.loads((tmp_path / "second" / "report.json").read_text())
-    assert (report["units"]["name"], report["units"]["source"]) == ("metres", "that of the map the run began in")
-    metres_from = load_map(tmp_path / "second").provenance.scale_source
-    assert metres_from == "the first 0.4 m of the ground truth, for evaluation only"
+    assert (report["units"]["name"], report["units"]["source"]) == ("meters", "that of the map the run began in")
+    meters_from = load_map(tmp_path / "second").provenance.scale_source
+    assert meters_from == "the first 0.4 m of the ground truth, for evaluation only"
     assert report["evaluation"]["scale"] == pytest.approx(1.0, abs=0.15)  # a short piece tells its scale only roughly

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from slam.config import SlamConfig
+from slam.config.schema import SlamConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted([*(ROOT / "slam").rglob("*.py"), *(ROOT / "relocalizer").rglob("*.py")])

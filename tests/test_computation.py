@@ -13,22 +13,29 @@ import torch
 
 from relocalizer.errors import ConfigError
 from relocalizer.geometry import rotation_angle
-from relocalizer.interfaces import PairEstimate, View
+from relocalizer.interfaces import CalibratedImage, PairEstimate
 from relocalizer.network import computation
-from relocalizer.network.computation import Computation, Way, choose_computation, measure_ways, network_of, quickest
+from relocalizer.network.computation import (
+    Runtime,
+    RuntimeChoice,
+    choose_computation,
+    fastest,
+    measure_ways,
+    network_of,
+)
 from relocalizer.network.int8 import Int8Linear
 from relocalizer.network.layers import Linear
 from relocalizer.network.model import Architecture, use_matmul_dtype
 from relocalizer.network.weights import random_model
-from relocalizer.reloc3r_predictor import Reloc3rPredictor
-from slam import pipeline
-from slam.pipeline import PredictorChoice
-from slam.settings import load_config
+from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
+from slam.config.loading import load_config
+from slam.run import assembly, predictor_choice
+from slam.run.predictor_choice import PredictorChoice
 
 CPU = torch.device("cpu")
 TINY = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)
-EXACT, BF16, HALF = Way("torch", "float32"), Way("torch", "bfloat16"), Way("torch", "float16")
-OV, OV_BF16 = Way("openvino", "float32"), Way("openvino", "bfloat16")
+EXACT, BF16, HALF = Runtime("torch", "float32"), Runtime("torch", "bfloat16"), Runtime("torch", "float16")
+OV, OV_BF16 = Runtime("openvino", "float32"), Runtime("openvino", "bfloat16")
 
 
 @pytest.fixture
@@ -39,10 +46,10 @@ def tiny_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Measured times as a test says, and which ways were asked for."""
-    asked: list[Way] = []
+    asked: list[Runtime] = []
 
-    def install(seconds: dict[Way, float], *, openvino: bool = True) -> list[Way]:
-        def measure(ways: list[Way], device: torch.device, size: tuple[int, int]) -> dict[Way, float]:
+    def install(seconds: dict[Runtime, float], *, openvino: bool = True) -> list[Runtime]:
+        def measure(ways: list[Runtime], device: torch.device, size: tuple[int, int]) -> dict[Runtime, float]:
             asked.extend(ways)
             return {way: seconds[way] for way in ways}
 
@@ -102,9 +109,9 @@ def test_without_openvino_auto_is_pytorch(told: Any) -> None:
 
 
 def test_digits_are_not_given_up_for_a_little_time() -> None:
-    assert quickest({EXACT: 0.010, BF16: 0.009, HALF: 0.05}) == EXACT
-    assert quickest({EXACT: 0.010, OV: 0.006, OV_BF16: 0.0055}) == OV
-    assert quickest({EXACT: 0.010, OV: 0.006, OV_BF16: 0.002}) == OV_BF16
+    assert fastest({EXACT: 0.010, BF16: 0.009, HALF: 0.05}) == EXACT
+    assert fastest({EXACT: 0.010, OV: 0.006, OV_BF16: 0.0055}) == OV
+    assert fastest({EXACT: 0.010, OV: 0.006, OV_BF16: 0.002}) == OV_BF16
 
 
 @pytest.mark.usefixtures("tiny_probe")
@@ -156,7 +163,7 @@ def asked_of_predictor(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize("weights", ["predictor.random_weights=true", "predictor.weights=folder"])
 def test_the_settings_reach_the_predictor(asked_of_predictor: dict[str, Any], weights: str) -> None:
     settings = ["predictor.kind=reloc3r-224", "predictor.backend=openvino", "predictor.precision=bfloat16"]
-    pipeline.build_predictor(load_config([], [*settings, "predictor.device=cpu", weights]))
+    assembly.build_predictor(load_config([], [*settings, "predictor.device=cpu", weights]))
     assert asked_of_predictor["device"] == "cpu"
     assert asked_of_predictor["backend"] == "openvino"
     assert asked_of_predictor["precision"] == "bfloat16"
@@ -165,10 +172,10 @@ def test_the_settings_reach_the_predictor(asked_of_predictor: dict[str, Any], we
 def test_what_was_measured_is_decided_for_the_run_and_said(told: Any) -> None:
     told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
     asked = load_config([], ["predictor.kind=reloc3r-224", "predictor.precision=fastest"])
-    config, choice = pipeline.with_computation(asked, PredictorChoice("reloc3r-224", "as asked"))
+    config, choice = predictor_choice.with_computation(asked, PredictorChoice("reloc3r-224", "as asked"))
     assert (config.predictor.backend, config.predictor.precision) == ("torch", "bfloat16")
     assert choice.reason.startswith("as asked; torch bfloat16 on cpu, measured in one layer: torch float32 10 ms")
-    assert pipeline.with_computation(config, choice) == (config, choice)
+    assert predictor_choice.with_computation(config, choice) == (config, choice)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("geometric", "fastest"), ("reloc3r-224", "auto")])
@@ -176,26 +183,26 @@ def test_without_a_network_or_a_wish_nothing_is_measured(told: Any, kind: str, p
     asked = told({})
     config = load_config([], [f"predictor.kind={kind}", f"predictor.precision={precision}"])
     choice = PredictorChoice(kind, "as asked")
-    assert pipeline.with_computation(config, choice) == (config, choice)
+    assert predictor_choice.with_computation(config, choice) == (config, choice)
     assert asked == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_run_on_a_card_that_is_not_there_is_one_line(tmp_path: Path, pictures: Path, slam_command: Any) -> None:
+def test_a_run_on_a_card_that_is_not_there_is_one_line(tmp_path: Path, images: Path, slam_command: Any) -> None:
     options = ("--predictor", "reloc3r-224", "--random-weights", "--set", "predictor.device=cuda")
-    ended = slam_command("run", pictures, "-o", tmp_path / "run", *options)
+    ended = slam_command("run", images, "-o", tmp_path / "run", *options)
     assert ended.code == 2
     assert "device cuda: this machine has 0 CUDA devices" in ended.complaint
     assert "use --set predictor.device=cpu" in ended.complaint
 
 
 def test_the_report_of_a_run_says_what_computed(
-    tmp_path: Path, pictures: Path, slam_command: Any, straight_slam: Any
+    tmp_path: Path, images: Path, slam_command: Any, straight_slam: Any
 ) -> None:
     straight_slam()
     out = tmp_path / "run"
     slam_command(
-        "run", pictures, "-o", out, "--predictor", "reloc3r-224", "--random-weights", "--set",
+        "run", images, "-o", out, "--predictor", "reloc3r-224", "--random-weights", "--set",
         "predictor.precision=bfloat16",
     )  # fmt: skip
     predictor = json.loads((out / "report.json").read_text())["predictor"]
@@ -219,14 +226,14 @@ def test_products_in_8_bits_are_near_the_exact_ones() -> None:
 
 
 def test_an_8_bit_network_has_no_linear_layer_left_but_those_of_its_head() -> None:
-    model = network_of(random_model(TINY), Computation(CPU, Way("torch", "int8-dynamic"), {}))
+    model = network_of(random_model(TINY), RuntimeChoice(CPU, Runtime("torch", "int8-dynamic"), {}))
     assert not any(isinstance(module, Linear) for module in model.modules())  # type: ignore[union-attr]
     assert sum(isinstance(module, Int8Linear) for module in model.modules()) == 1 + 2 * 4 + 2 * 8  # type: ignore[union-attr]
 
 
 def test_an_8_bit_predictor_answers_near_the_exact_one_and_warns() -> None:
     rng = np.random.default_rng(7)
-    views = [View(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in range(2)]
+    views = [CalibratedImage(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in range(2)]
     said: list[str] = []
     rotations = []
     for precision in ("float32", "int8-dynamic"):
@@ -251,10 +258,10 @@ def test_8_bits_are_warned_of_in_a_run_that_announces_nothing(caplog: pytest.Log
 def test_8_bits_are_refused_beside_the_cpu() -> None:
     model = random_model(TINY)
     with pytest.raises(ConfigError, match="precision int8-dynamic: runs on the CPU, not on meta"):
-        network_of(model.to("meta"), Computation(torch.device("meta"), Way("torch", "int8-dynamic"), {}))
+        network_of(model.to("meta"), RuntimeChoice(torch.device("meta"), Runtime("torch", "int8-dynamic"), {}))
 
 
 def test_16_bit_products_are_left_alone_by_the_choice() -> None:
     model = random_model(TINY)
     use_matmul_dtype(model, torch.bfloat16)
-    assert network_of(model, Computation(CPU, BF16, {})) is model
+    assert network_of(model, RuntimeChoice(CPU, BF16, {})) is model

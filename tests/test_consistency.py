@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, odometry_of, small, true_edge
 
-from slam.consistency import (
+from slam.loop_closing.edge_paths import REACH
+from slam.loop_closing.pairwise_consistency import (
     CHI2_7DOF_999,
     WINDOW,
-    Believed,
-    Held,
+    Accepted,
+    Deferred,
     LoopEvidence,
-    departure,
-    disagreement,
+    cycle_mahalanobis,
     largest_consistent_set,
+    map_mahalanobis,
     squared_distance,
 )
-from slam.graph import Edge
-from slam.odometry import REACH
+from slam.map.keyframe_graph import Edge
 
 STRONG, WEAK = 100, 40  # landmarks; alone suffice 90
 LOOP_SIGMA, STEP_SIGMA = 0.01, 0.02
@@ -35,12 +35,12 @@ def loop(poses, i, j, off=(0.0,) * 7, inliers=WEAK, sigma=LOOP_SIGMA):
     return edge(i, j, poses[i].inverse() @ poses[j] @ small(np.array(off)), LOOP, sigma, inliers)
 
 
-def off_by(metres):
-    return (0, 0, 0, metres, 0, 0, 0)
+def off_by(meters):
+    return (0, 0, 0, meters, 0, 0, 0)
 
 
 def compare(a, b, graph):
-    return disagreement(a, b, odometry_of(graph))
+    return cycle_mahalanobis(a, b, odometry_of(graph))
 
 
 def test_a_squared_distance_counts_in_standard_deviations():
@@ -174,14 +174,14 @@ def test_among_many_a_large_set_is_found_and_consistent(rng):
 
 
 def evidence():
-    return LoopEvidence(alone_inliers=90)
+    return LoopEvidence(single_loop_min_inliers=90)
 
 
 def test_a_strong_loop_within_the_drift_is_believed_alone():
     poses = circle()
     one = loop(poses, 0, 20, inliers=STRONG)
-    verdict = evidence().weigh(one, chain_of(poses))
-    assert isinstance(verdict, Believed)
+    verdict = evidence().evaluate(one, chain_of(poses))
+    assert isinstance(verdict, Accepted)
     assert verdict.edges == (one,)
 
 
@@ -189,30 +189,32 @@ def test_a_weak_loop_waits_for_a_second_and_comes_with_it():
     poses = circle()
     graph, jury = chain_of(poses), evidence()
     first, second = loop(poses, 0, 20), loop(poses, 1, 21)
-    assert jury.weigh(first, graph) == Held("40 landmarks and no second loop that agrees, 90 needed alone", alone=True)
-    verdict = jury.weigh(second, graph)
-    assert isinstance(verdict, Believed)
+    assert jury.evaluate(first, graph) == Deferred(
+        "40 landmarks and no second loop that agrees, 90 needed alone", alone=True
+    )
+    verdict = jury.evaluate(second, graph)
+    assert isinstance(verdict, Accepted)
     assert set(verdict.edges) == {first, second}
 
 
 def test_a_second_loop_from_the_same_keyframe_is_no_second_witness():
     poses = circle()
     graph, jury = chain_of(poses), evidence()
-    jury.weigh(loop(poses, 0, 20), graph)
-    assert isinstance(jury.weigh(loop(poses, 1, 20), graph), Held)
+    jury.evaluate(loop(poses, 0, 20), graph)
+    assert isinstance(jury.evaluate(loop(poses, 1, 20), graph), Deferred)
 
 
 def test_a_strong_loop_far_from_where_the_path_leads_is_held_back_with_number_and_limit():
     poses = circle()
-    verdict = evidence().weigh(loop(poses, 0, 20, off=off_by(8.0), inliers=STRONG), chain_of(poses))
-    assert isinstance(verdict, Held)
+    verdict = evidence().evaluate(loop(poses, 0, 20, off=off_by(8.0), inliers=STRONG), chain_of(poses))
+    assert isinstance(verdict, Deferred)
     assert verdict.reason.startswith("chi-square ")
     assert verdict.reason.endswith("from where the path leads, limit 24.3 with 1 loops that agree")
 
 
 def departing(chi_square, poses, graph, i, j):
     """A loop that is off along x so far that its departure has this chi-square."""
-    one = departure(loop(poses, i, j, off=off_by(0.1)), graph, odometry_of(graph))
+    one = map_mahalanobis(loop(poses, i, j, off=off_by(0.1)), graph, odometry_of(graph))
     return loop(poses, i, j, off=off_by(0.1 * np.sqrt(chi_square / one)))
 
 
@@ -222,8 +224,8 @@ def test_drift_beyond_what_one_loop_may_claim_is_believed_of_two():
     first = departing(1.5 * CHI2_7DOF_999, poses, graph, 0, 20)
     same = poses[1].inverse() @ poses[0] @ first.i_from_j @ poses[20].inverse() @ poses[21]
     second = edge(1, 21, same, LOOP, STEP_SIGMA, STRONG)
-    assert isinstance(jury.weigh(first, graph), Held)
-    assert isinstance(jury.weigh(second, graph), Believed)
+    assert isinstance(jury.evaluate(first, graph), Deferred)
+    assert isinstance(jury.evaluate(second, graph), Accepted)
 
 
 def test_any_number_of_loops_with_one_mistake_speaks_only_as_three_do():
@@ -232,7 +234,7 @@ def test_any_number_of_loops_with_one_mistake_speaks_only_as_three_do():
     wrong = at(2.0, -1.0, 0.7)  # a chi-square of 90 to 150: more than three loops may claim, less than seven might
     for n in range(12):
         false = edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG)
-        assert isinstance(jury.weigh(false, graph), Held)
+        assert isinstance(jury.evaluate(false, graph), Deferred)
 
 
 def test_false_loops_that_wait_do_not_keep_a_true_one_out():
@@ -240,8 +242,8 @@ def test_false_loops_that_wait_do_not_keep_a_true_one_out():
     graph, jury = chain_of(poses), evidence()
     wrong = at(4.0, -2.0, 1.5)
     for n in range(5):
-        jury.weigh(edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG), graph)
-    assert isinstance(jury.weigh(loop(poses, 5, 25, inliers=STRONG), graph), Believed)
+        jury.evaluate(edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG), graph)
+    assert isinstance(jury.evaluate(loop(poses, 5, 25, inliers=STRONG), graph), Accepted)
 
 
 def test_believed_loops_of_a_place_speak_against_one_that_contradicts_them():
@@ -249,37 +251,37 @@ def test_believed_loops_of_a_place_speak_against_one_that_contradicts_them():
     graph, jury = chain_of(poses), evidence()
     for n in range(2):
         true = loop(poses, n, 20 + n, inliers=STRONG)
-        jury.weigh(true, graph)
+        jury.evaluate(true, graph)
         graph.set_edge(true)
-    verdict = jury.weigh(loop(poses, 2, 22, off=off_by(0.5), inliers=STRONG), graph)
-    assert verdict == Held("2 loops of its place contradict it, and 0 agree", alone=False)
+    verdict = jury.evaluate(loop(poses, 2, 22, off=off_by(0.5), inliers=STRONG), graph)
+    assert verdict == Deferred("2 loops of its place contradict it, and 0 agree", alone=False)
 
 
 def test_a_loop_that_was_left_out_speaks_against_nobody():
     poses = circle()
     graph, jury = chain_of(poses), evidence()
     false = loop(poses, 0, 20, off=off_by(0.6))
-    jury.weigh(false, graph)
+    jury.evaluate(false, graph)
     graph.set_edge(false)
     graph.set_weights({(0, 20): 0.0})
-    assert isinstance(jury.weigh(loop(poses, 1, 21, inliers=STRONG), graph), Believed)
+    assert isinstance(jury.evaluate(loop(poses, 1, 21, inliers=STRONG), graph), Accepted)
 
 
 def test_two_parts_are_tied_by_two_loops_and_by_no_single_one():
     poses = circle()
     graph, jury = chain_of(poses, broken={19}), evidence()
     first, second = loop(poses, 0, 20, inliers=10_000), loop(poses, 1, 22)
-    assert jury.weigh(first, graph) == Held("1 loop ties the two parts, 2 needed", alone=True)
-    assert isinstance(jury.weigh(second, graph), Believed)
+    assert jury.evaluate(first, graph) == Deferred("1 loop ties the two parts, 2 needed", alone=True)
+    assert isinstance(jury.evaluate(second, graph), Accepted)
 
 
 def test_only_the_newest_loops_are_remembered():
     poses = circle(2 * WINDOW + 40, laps=2.0)
     graph, jury = chain_of(poses), evidence()
     for n in range(WINDOW + 2):
-        jury.weigh(loop(poses, n, n + WINDOW + 20), graph)
-    assert not jury.remembers(0, WINDOW + 20)
-    assert jury.remembers(WINDOW + 1, 2 * WINDOW + 21)
+        jury.evaluate(loop(poses, n, n + WINDOW + 20), graph)
+    assert not jury.is_pending(0, WINDOW + 20)
+    assert jury.is_pending(WINDOW + 1, 2 * WINDOW + 21)
 
 
 def test_more_loops_of_one_place_may_wait_than_are_remembered():
@@ -289,13 +291,13 @@ def test_more_loops_of_one_place_may_wait_than_are_remembered():
     for n in range(WINDOW + 10):
         wrong = small(np.concatenate([rng.normal(0, 1.0, 6), [0.0]]))  # each in its own way, so none is believed
         waiting = edge(n % 5, 100 + n % 7 + 7 * (n // 35), poses[0] @ wrong, LOOP, LOOP_SIGMA, WEAK)
-        assert isinstance(jury.weigh(waiting, graph), Held)
+        assert isinstance(jury.evaluate(waiting, graph), Deferred)
 
 
 def test_a_loop_that_is_measured_again_is_compared_anew_with_all_others():
     poses = circle()
     graph, jury = chain_of(poses), evidence()
-    jury.weigh(loop(poses, 0, 20, off=off_by(1.0)), graph)
-    jury.weigh(loop(poses, 1, 21), graph)
+    jury.evaluate(loop(poses, 0, 20, off=off_by(1.0)), graph)
+    jury.evaluate(loop(poses, 1, 21), graph)
     graph.set_edge(loop(poses, 1, 21))
-    assert isinstance(jury.weigh(loop(poses, 0, 20), graph), Believed)
+    assert isinstance(jury.evaluate(loop(poses, 0, 20), graph), Accepted)

@@ -1,4 +1,4 @@
-"""Real pictures through the whole pipeline: the bundled sequence always, the published ones where they are."""
+"""Real images through the whole pipeline: the bundled sequence always, the published ones where they are."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from relocalizer.images import load_camera
-from slam.config import InputConfig, SlamConfig
-from slam.evaluate import evaluate
-from slam.events import EdgeAccepted, Event, Initialised
-from slam.frame_source import FrameSource
-from slam.frames import Frame
-from slam.graph import EdgeKind
-from slam.pipeline import RunOutcome, build, run
-from slam.sequence import open_source
-from slam.trajectory import Trajectory, read_tum
+from slam.config.schema import InputConfig, SlamConfig
+from slam.evaluation.metrics import evaluate
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
+from slam.events import EdgeAccepted, Event, Initialized
+from slam.input.frame_source import FrameSource
+from slam.input.open_source import open_source
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import EdgeKind
+from slam.run.assembly import build
+from slam.run.runner import RunOutcome, run
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "sequences" / "room_loop"
@@ -49,7 +51,7 @@ def bundled():
 
 def test_every_frame_of_the_bundled_room_has_a_pose(bundled):
     outcome, events = bundled
-    [begun] = [e for e in events if isinstance(e, Initialised)]
+    [begun] = [e for e in events if isinstance(e, Initialized)]
     after = np.arange(begun.frame_indices[0], outcome.frames)
     assert np.array_equal(np.intersect1d(outcome.result.frame_indices, after), after)
 
@@ -89,7 +91,7 @@ def test_a_camera_file_that_is_right_stays(bundled):
 
 
 class Bent:
-    """A source whose pictures a lens bends that its camera does not know."""
+    """A source whose images a lens bends that its camera does not know."""
 
     def __init__(self, source: FrameSource, radial: tuple[float, float]) -> None:
         self._source, self._radial = source, radial
@@ -115,7 +117,7 @@ def test_a_lens_that_the_camera_file_does_not_know_is_found():
     assert ate(result.trajectory, BUNDLED) < 0.003 * length
     found = result.lens.calibration(source.calibration)
     assert found.model == "radtan"
-    at_the_side = np.array([[0.55, 0.0]])  # of the corner the pictures say little
+    at_the_side = np.array([[0.55, 0.0]])  # of the corner the images say little
     true = replace(source.camera, model="radtan", distortion=(-0.03, 0.0, 0.0, 0.0))
     assert found.distorted(at_the_side) == pytest.approx(true.distorted(at_the_side), abs=0.5)
 

@@ -13,8 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError, UserError
 from relocalizer.geometry import Similarity, exp_so3
-from slam.evaluate import associate, evaluate, fit_similarity, plot_evaluation, relative_error
-from slam.trajectory import Trajectory, read_trajectory
+from slam.evaluation.alignment import associate, fit_similarity
+from slam.evaluation.metrics import evaluate, relative_error
+from slam.evaluation.plot import plot_evaluation
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_trajectory
 
 SECOND = 1_000_000_000
 FRAME = SECOND // 10
@@ -59,7 +62,7 @@ def test_the_same_path_in_another_world_and_unit_has_no_error() -> None:
 
 def test_a_path_of_half_the_size_is_right_by_sim3_and_wrong_by_se3() -> None:
     result = evaluate(path_of(np.array(SQUARE) / 2), path_of(SQUARE))
-    # Corners of the true square are sqrt(2) from its centre, of the small one sqrt(2) / 2.
+    # Corners of the true square are sqrt(2) from its center, of the small one sqrt(2) / 2.
     assert result.scale == pytest.approx(2.0)
     assert result.ate_sim3.rmse == pytest.approx(0.0, abs=1e-12)
     for figure in ("rmse", "mean", "median", "max"):
@@ -69,7 +72,7 @@ def test_a_path_of_half_the_size_is_right_by_sim3_and_wrong_by_se3() -> None:
 def test_one_point_off_along_the_axis_of_a_cross_leaves_the_known_error() -> None:
     cross = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
     moved = cross.copy()
-    moved[:2] *= 1.3  # symmetric: the centre stays and no rotation helps
+    moved[:2] *= 1.3  # symmetric: the center stays and no rotation helps
     result = evaluate(path_of(moved), path_of(cross))
     assert result.ate_se3.rmse == pytest.approx(0.3 / np.sqrt(3))
     assert result.ate_se3.mean == pytest.approx(0.1)
@@ -237,7 +240,7 @@ def test_coverage_counts_the_frames_that_should_have_a_pose() -> None:
     assert result.coverage_of == "frames of the sequence"
 
 
-def test_a_missing_frame_is_not_covered_by_its_neighbour() -> None:
+def test_a_missing_frame_is_not_covered_by_its_neighbor() -> None:
     truth = path_of(np.random.default_rng(1).normal(size=(10, 3)), step_ns=SECOND // 100)  # 10 ms, below 20 ms
     keep = np.delete(np.arange(10), 4)
     result = evaluate(
@@ -254,7 +257,7 @@ def test_without_expected_frames_coverage_is_that_of_the_truth_within_the_span()
     assert result.coverage_of == "ground truth poses within the estimate's time span"
 
 
-def test_ground_truth_that_comes_faster_than_pictures_is_covered() -> None:
+def test_ground_truth_that_comes_faster_than_images_is_covered() -> None:
     fast = path_of(np.random.default_rng(3).normal(size=(100, 3)).cumsum(axis=0), step_ns=SECOND // 100)
     result = evaluate(Trajectory(fast.timestamps_ns[::3], fast.world_from_cam[::3]), fast)
     assert (result.matched, result.coverage) == (34, 1.0)
@@ -386,16 +389,16 @@ def test_every_figure_equals_evos_on_real_paths(name: str, evo: Evo) -> None:
     assert ours(estimate, truth, list(theirs)) == pytest.approx(theirs, rel=1e-9)
 
 
-def test_a_plot_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
+def test_a_plot_is_a_image_with_something_on_it(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(7)
     truth = wandering(rng)
     plot_evaluation(evaluate(disturbed(truth, rng), truth), tmp_path / "plot.png")
-    picture = cv2.imread(str(tmp_path / "plot.png"))
-    assert picture is not None
-    assert picture.shape[0] > 400
-    assert picture.shape[1] > 800
-    assert 0.01 < (picture.min(axis=2) < 250).mean() < 0.5
+    image = cv2.imread(str(tmp_path / "plot.png"))
+    assert image is not None
+    assert image.shape[0] > 400
+    assert image.shape[1] > 800
+    assert 0.01 < (image.min(axis=2) < 250).mean() < 0.5
 
 
 def test_the_same_evaluation_gives_the_same_bytes_of_a_plot(tmp_path: Path) -> None:

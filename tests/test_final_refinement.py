@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from relocalizer.images import Camera
-from relocalizer.lens import Lens, LensStep
-from slam.config import RefinementConfig
-from slam.final_refinement import refine_everything
-from slam.lens_evidence import LensEvidence, LensFinding, LensState
-from slam.refinement import GIVEN, LensPrior
-from slam.tracks import Tracks
+from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
+from slam.config.schema import BundleAdjustmentConfig
+from slam.map.tracks import Tracks
+from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
+from slam.mapping.global_refinement import refine_map
+from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
 
 
 class CountingMapper:
@@ -30,22 +30,22 @@ class CountingMapper:
             segment=lambda s: [k for k in range(10) if k // 5 == s],
         )
         self.landmarks = SimpleNamespace(
-            observed=dict.fromkeys(range(10), tracks), has_place=lambda ids: np.ones(len(ids), bool)
+            observed=dict.fromkeys(range(10), tracks), is_triangulated=lambda ids: np.ones(len(ids), bool)
         )
-        self.lenses: dict[int, Lens] = {}
+        self.lenses: dict[int, IntrinsicsCorrection] = {}
         self.lens_evidence: dict[int, LensEvidence] = {}
-        self.steps: list[tuple[int, LensStep]] = []
+        self.steps: list[tuple[int, CorrectionStep]] = []
         self.refined: list[int] = []
-        self.calibrated: list[tuple[int, LensPrior]] = []
+        self.calibrated: list[tuple[int, IntrinsicsPrior]] = []
 
-    def correct_lens(self, segment: int, step: LensStep) -> str:
+    def correct_lens(self, segment: int, step: CorrectionStep) -> str:
         if max(step.radial) > 1.0:
             return "it folds"
         self.steps.append((segment, step))
-        self.lenses[segment] = Lens().then(step, self.graph.keyframes[0].camera)
+        self.lenses[segment] = IntrinsicsCorrection().then(step, self.graph.keyframes[0].camera)
         return ""
 
-    def refine_all(self, segment: int, *, lens: LensPrior | None = None) -> tuple[float, float]:
+    def global_bundle_adjustment(self, segment: int, *, lens: IntrinsicsPrior | None = None) -> tuple[float, float]:
         self.refined.append(segment)
         if lens is not None:
             self.calibrated.append((segment, lens))
@@ -56,9 +56,9 @@ def rounds(
     mapper: CountingMapper, *, frames: int = 100, keyframes: int = 10, may_calibrate: bool = True, **config: Any
 ) -> tuple[int, list[tuple[float, float, str]]]:
     told: list[tuple[float, float, str]] = []
-    done = refine_everything(
+    done = refine_map(
         mapper,  # type: ignore[arg-type]
-        RefinementConfig(**{"calibrate": "never", **config}),
+        BundleAdjustmentConfig(**{"calibrate": "never", **config}),
         frames=frames,
         keyframes=keyframes,
         may_calibrate=may_calibrate,
@@ -77,9 +77,9 @@ def test_every_round_refines_every_segment_and_tells_the_largest_errors():
 def test_each_round_is_announced_before_it_begins_and_no_other_is():
     """A run of ten frames pays for one of three."""
     mapper, told = CountingMapper(seen=5000), []
-    refine_everything(
+    refine_map(
         mapper,  # type: ignore[arg-type]
-        RefinementConfig(calibrate="never"),
+        BundleAdjustmentConfig(calibrate="never"),
         frames=10,
         keyframes=10,
         may_calibrate=True,
@@ -91,8 +91,8 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
 
 KNOWN = LensEvidence(LensState.KNOWN, 0.8, 0.01)
 PLAIN = LensFinding(LensEvidence())
-REFOCUS = LensFinding(KNOWN, LensStep((0.8, 0.8)))
-BENT = LensFinding(LensEvidence(LensState.GIVEN, 1.0, 0.01), may_have_distortion=True)
+REFOCUS = LensFinding(KNOWN, CorrectionStep((0.8, 0.8)))
+BENT = LensFinding(LensEvidence(LensState.CALIBRATED, 1.0, 0.01), may_have_distortion=True)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def footage(monkeypatch):
     """Says what the footage of each segment says of its camera."""
 
     def says(*findings):
-        monkeypatch.setattr("slam.final_refinement._examined", lambda mapper, segment, *_: findings[segment])
+        monkeypatch.setattr("slam.mapping.global_refinement._examined", lambda mapper, segment, *_: findings[segment])
 
     return says
 
@@ -111,9 +111,9 @@ def test_each_segment_has_a_lens_of_its_own(footage):
     rounds(mapper, final_rounds=1, calibrate="auto")
     assert mapper.steps == [(0, REFOCUS.step)]
     [(segment, prior)] = mapper.calibrated
-    assert (segment, prior.radial_sigma) == (1, GIVEN.radial_sigma)
+    assert (segment, prior.radial_sigma) == (1, CALIBRATED.radial_sigma)
     assert prior.most_px == pytest.approx(0.025 * 40.0)  # half the diagonal of 64 x 48 is 40
-    assert [mapper.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.GIVEN]
+    assert [mapper.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.CALIBRATED]
 
 
 def test_where_nothing_speaks_against_a_camera_it_is_held(footage):
@@ -129,7 +129,7 @@ def test_a_corrected_map_is_refined_at_any_cost(footage):
 
 
 def test_a_correction_that_is_no_lens_leaves_a_guess_and_says_why(footage):
-    footage(LensFinding(KNOWN, LensStep(radial=(2.0, 2.0))), PLAIN)
+    footage(LensFinding(KNOWN, CorrectionStep(radial=(2.0, 2.0))), PLAIN)
     mapper = CountingMapper(seen=10, assumed=True)
     rounds(mapper, final_rounds=1, calibrate="auto")
     assert mapper.lens_evidence[0] == LensEvidence(LensState.GUESS, reason="it folds")
@@ -137,7 +137,7 @@ def test_a_correction_that_is_no_lens_leaves_a_guess_and_says_why(footage):
 
 def test_segments_that_want_different_focal_lengths_are_told(footage):
     """Keyframes 0 to 4 and 5 to 9."""
-    wants = [LensFinding(LensEvidence(LensState.GIVEN, ratio, 0.01)) for ratio in (1.0, 1.3)]
+    wants = [LensFinding(LensEvidence(LensState.CALIBRATED, ratio, 0.01)) for ratio in (1.0, 1.3)]
     footage(*wants)
     mapper = CountingMapper(seen=10)
     rounds(mapper, final_rounds=1, calibrate="auto")

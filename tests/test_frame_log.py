@@ -1,4 +1,4 @@
-"""Frames hang off keyframes in the keyframe's own units, so that they move with the graph."""
+"""Frames relative_to_keyframe off keyframes in the keyframe's own units, so that they move with the graph."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
 from relocalizer.images import Camera
-from relocalizer.lens import Lens, LensStep
-from slam.frame_log import REMEMBERED, FrameLog, hang
-from slam.frames import Frame
-from slam.graph import KeyframeGraph
-from slam.tracks import Tracks
+from relocalizer.intrinsics_correction import Lens, LensStep
+from slam.map.frame_log import REMEMBERED, FrameLog, relative_to_keyframe
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.tracks import Tracks
 
 CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
 IMAGE = np.zeros((6, 8, 3), np.uint8)
@@ -62,19 +62,21 @@ def test_frames_are_straightened_by_the_lens_of_their_keyframe(graph, rng):
 def test_hanging_by_hand():
     # The keyframe is at x = 10 and one of its units is two of the map's; the frame is at x = 14.
     keyframe = Similarity(np.eye(3), [10.0, 0.0, 0.0], 2.0)
-    assert np.allclose(translation_of(hang(keyframe, rigid(np.eye(3), [14.0, 0.0, 0.0]))), [2.0, 0.0, 0.0])
+    assert np.allclose(
+        translation_of(relative_to_keyframe(keyframe, rigid(np.eye(3), [14.0, 0.0, 0.0]))), [2.0, 0.0, 0.0]
+    )
 
 
 def test_composing_undoes_hanging_under_any_scale(rng):
     for _ in range(20):
         keyframe, pose = some_similarity(rng), some_rigid(rng)
-        assert same(keyframe.compose_rigid(hang(keyframe, pose)), pose)
+        assert same(keyframe.compose_rigid(relative_to_keyframe(keyframe, pose)), pose)
 
 
 def test_hanging_undoes_composing_under_any_scale(rng):
     for _ in range(20):
         keyframe, hung = some_similarity(rng), some_rigid(rng)
-        assert same(hang(keyframe, keyframe.compose_rigid(hung)), hung)
+        assert same(relative_to_keyframe(keyframe, keyframe.compose_rigid(hung)), hung)
 
 
 def test_a_frame_keeps_its_pose_while_the_graph_stands_still(rng, graph):

@@ -11,8 +11,8 @@ from small_graphs import CAMERA, at, keyframe
 
 from relocalizer.geometry import Similarity
 from relocalizer.images import Camera
-from slam.frames import Frame
-from slam.graph import Edge, EdgeKind, KeyframeGraph
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
 
@@ -48,7 +48,7 @@ def test_a_frame_takes_only_rgb_bytes(image, got):
 
 def test_a_frame_refuses_a_camera_that_still_distorts():
     bent = Camera(width=8, height=6, fx=5, fy=5, cx=3.5, cy=2.5, model="radtan", distortion=(0.1, 0, 0, 0))
-    with pytest.raises(ValueError, match=r"Frame\.camera: pictures are undistorted before they become frames"):
+    with pytest.raises(ValueError, match=r"Frame\.camera: images are undistorted before they become frames"):
         Frame(index=0, timestamp_ns=0, image=IMAGE, camera=bent)
 
 

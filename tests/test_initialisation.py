@@ -14,18 +14,25 @@ from relocalizer.features import match_features
 from relocalizer.geometry import direction_angle, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import NoEstimate
 from relocalizer.triangulation import triangulate
-from slam.config import InitialisationConfig, SlamConfig
-from slam.front_end import FrontEnd
-from slam.graph import KeyframeGraph
-from slam.initialisation import MAX_BETWEEN, FirstPair, Initialiser, Reference, Waiting, placed
-from slam.keyframes import common_pixels
-from slam.landmarks import LandmarkMap
+from slam.config.schema import InitializationConfig, SlamConfig
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.landmarks import LandmarkMap
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.initializer import (
+    MAX_BETWEEN,
+    Initializer,
+    InitialPair,
+    NotInitialized,
+    ReferenceFrame,
+    localize_initial_frames,
+)
+from slam.tracking.keyframe_policy import common_pixels
 
-CENTRE = np.array([0.0, 0.0, 1.5])
-FIRST_PAIR = InitialisationConfig(
+CENTER = np.array([0.0, 0.0, 1.5])
+FIRST_PAIR = InitializationConfig(
     min_parallax_px=24.0, min_landmarks=60, min_landmark_parallax_deg=0.3, min_parallax_deg=1.5
 )
-CONFIG = SlamConfig(initialisation=FIRST_PAIR)
+CONFIG = SlamConfig(initialization=FIRST_PAIR)
 
 
 def world_of(poses, **changes):
@@ -34,23 +41,23 @@ def world_of(poses, **changes):
 
 @dataclass(eq=False)
 class Start:
-    """An initialiser fed from a world, frame by frame."""
+    """An initializer fed from a world, frame by frame."""
 
     world: OracleWorld
-    front_end: FrontEnd
-    initialiser: Initialiser
+    frame_tracker: FrameTracker
+    initializer: Initializer
 
     def take(self, index):
         frame = self.world.frame(index)
-        self.front_end.advance(frame)
-        return self.initialiser.take(frame)
+        self.frame_tracker.track(frame)
+        return self.initializer.process(frame)
 
     def take_all(self):
         """Outcomes up to and with the first pair."""
         outcomes = []
         for index in range(len(self.world.poses)):
             outcomes.append(self.take(index))
-            if isinstance(outcomes[-1], FirstPair):
+            if isinstance(outcomes[-1], InitialPair):
                 break
         return outcomes
 
@@ -58,9 +65,9 @@ class Start:
 def start(world, config=None, predictor=None, **noise):
     config = config or CONFIG
     tracker, landmarks = OracleTracker(world), LandmarkMap()
-    front_end = FrontEnd(config, tracker, KeyframeGraph(), landmarks)
+    frame_tracker = FrameTracker(config, tracker, KeyframeGraph(), landmarks)
     predictor = predictor or OraclePredictor(world, **noise)
-    return Start(world, front_end, Initialiser(config, landmarks, front_end, predictor))
+    return Start(world, frame_tracker, Initializer(config, landmarks, frame_tracker, predictor))
 
 
 # A pair is found
@@ -74,9 +81,9 @@ def walked():
 
 def test_a_walk_gives_a_first_pair_and_until_then_reasons(walked):
     _, outcomes = walked
-    assert isinstance(outcomes[-1], FirstPair)
+    assert isinstance(outcomes[-1], InitialPair)
     assert len(outcomes) > 3
-    assert all(isinstance(o, Waiting) and o.reason for o in outcomes[:-1])
+    assert all(isinstance(o, NotInitialized) and o.reason for o in outcomes[:-1])
 
 
 def test_the_pair_is_the_first_frame_and_the_one_at_hand(walked):
@@ -99,8 +106,8 @@ def test_the_length_puts_the_median_landmark_at_depth_one(walked):
     pair, camera = outcomes[-1], begun.world.camera
     before, now = common_pixels(pair.first.tracks, pair.second.tracks)
     result = triangulate(
-        camera.normalised(before),
-        camera.normalised(now),
+        camera.normalized(before),
+        camera.normalized(now),
         pair.first_from_second,
         noise=1.2 / 500,
         min_parallax_rad=0.0053,
@@ -116,7 +123,7 @@ def test_the_pair_has_the_parallax_that_was_asked_for(walked):
 def test_the_first_frame_lies_where_the_map_has_it(walked):
     begun, outcomes = walked
     somewhere = rigid(np.eye(3), [1.0, 2.0, 3.0])
-    frame, found = next(placed(outcomes[-1], begun.front_end, somewhere))
+    frame, found = next(localize_initial_frames(outcomes[-1], begun.frame_tracker, somewhere))
     assert frame.index == 0
     assert np.allclose(found.world_from_cam.as_matrix(), somewhere.as_matrix())
 
@@ -150,7 +157,7 @@ def test_the_first_frame_is_waited_with_and_says_how_much_it_sees():
     begun = start(world_of(room_path(5, 0.1)))
     outcome = begun.take(0)
     assert re.fullmatch(r"\d{3} points to follow", outcome.reason)
-    assert len(begun.front_end.tracks) == int(outcome.reason.split()[0])
+    assert len(begun.frame_tracker.tracks) == int(outcome.reason.split()[0])
 
 
 def test_a_camera_that_stands_still_waits_for_motion_and_says_how_much():
@@ -163,16 +170,16 @@ def test_a_camera_that_stands_still_waits_for_motion_and_says_how_much():
 
 
 def test_a_camera_that_only_turns_waits_and_says_the_direction_is_unknown():
-    poses = [look_along(CENTRE, np.array([np.cos(a), np.sin(a), 0.0])) for a in np.linspace(0, 0.5, 25)]
+    poses = [look_along(CENTER, np.array([np.cos(a), np.sin(a), 0.0])) for a in np.linspace(0, 0.5, 25)]
     outcomes = start(world_of(poses)).take_all()
-    assert not any(isinstance(o, FirstPair) for o in outcomes)
+    assert not any(isinstance(o, InitialPair) for o in outcomes)
     assert "no baseline" in {o.reason for o in outcomes}
 
 
 def test_a_camera_that_turns_while_a_predictor_makes_up_a_direction_gets_no_map_either():
-    poses = [look_along(CENTRE, np.array([np.cos(a), np.sin(a), 0.0])) for a in np.linspace(0, 0.5, 25)]
+    poses = [look_along(CENTER, np.array([np.cos(a), np.sin(a), 0.0])) for a in np.linspace(0, 0.5, 25)]
     outcomes = start(world_of(poses), min_baseline=0.0, direction_sigma_deg=30.0, rotation_sigma_deg=0.05).take_all()
-    assert not any(isinstance(o, FirstPair) for o in outcomes)
+    assert not any(isinstance(o, InitialPair) for o in outcomes)
 
 
 class NeverSure(OraclePredictor):
@@ -213,14 +220,14 @@ def test_tracks_that_contradict_an_estimate_from_matches_give_no_pair_but_a_coun
     world = world_of(room_path(60, 0.3))
     begun = start(world, predictor=Matched(world, direction_sigma_deg=0.0, rotation_sigma_deg=40.0))
     outcomes = [begun.take(index) for index in range(12)]
-    assert not any(isinstance(o, FirstPair) for o in outcomes)
+    assert not any(isinstance(o, InitialPair) for o in outcomes)
     assert any(re.fullmatch(r"\d+ of \d+ tracks agree with a first pair, 30 needed", o.reason) for o in outcomes)
 
 
 def test_tracks_decide_where_they_contradict_a_networks_answer():
     begun = start(world_of(room_path(60, 0.3)), direction_sigma_deg=30.0, rotation_sigma_deg=40.0)
     pair = begun.take_all()[-1]
-    assert isinstance(pair, FirstPair)
+    assert isinstance(pair, InitialPair)
     truth = begun.world.poses[0].inv() * begun.world.poses[pair.second.frame.index]
     turn = rotation_matrix(truth).T @ rotation_matrix(pair.first_from_second)
     assert np.degrees(rotation_angle(turn)) < 0.5
@@ -235,17 +242,17 @@ def test_a_network_that_tracks_contradict_is_asked_once():
             self.asked += len(pairs)
             return super().relate(pairs)
 
-    config = SlamConfig(initialisation=FIRST_PAIR.model_copy(update={"min_parallax_px": 5.0}))
+    config = SlamConfig(initialization=FIRST_PAIR.model_copy(update={"min_parallax_px": 5.0}))
     world = world_of(room_path(60, 0.3))
     predictor = Counted(world, direction_sigma_deg=30.0, rotation_sigma_deg=40.0)
     outcomes = start(world, config, predictor).take_all()
-    assert isinstance(outcomes[-1], FirstPair)
+    assert isinstance(outcomes[-1], InitialPair)
     assert sum("parallax" in o.reason for o in outcomes[:-1]) > 1
     assert predictor.asked == 1
 
 
 def test_too_little_parallax_is_said_in_degrees():
-    config = SlamConfig(initialisation=FIRST_PAIR.model_copy(update={"min_parallax_deg": 25.0, "min_parallax_px": 5.0}))
+    config = SlamConfig(initialization=FIRST_PAIR.model_copy(update={"min_parallax_deg": 25.0, "min_parallax_px": 5.0}))
     begun = start(world_of(room_path(60, 0.3)), config, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     reasons = [begun.take(index).reason for index in range(15)]
     assert any(re.fullmatch(r"parallax [\d.]+ deg, 25 needed", r) for r in reasons)
@@ -265,14 +272,14 @@ def wide(step=10):
     begun = start(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     tracker = Breaking(world)
     landmarks = LandmarkMap()
-    begun.front_end = FrontEnd(CONFIG, tracker, KeyframeGraph(), landmarks)
+    begun.frame_tracker = FrameTracker(CONFIG, tracker, KeyframeGraph(), landmarks)
     predictor = OraclePredictor(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
-    begun.initialiser = Initialiser(CONFIG, landmarks, begun.front_end, predictor)
+    begun.initializer = Initializer(CONFIG, landmarks, begun.frame_tracker, predictor)
     return begun
 
 
 def names_agree(world, pair):
-    """Of each track of the second picture, whether it is the same point of the world as in the first."""
+    """Of each track of the second image, whether it is the same point of the world as in the first."""
     first, second = world.visible(pair.first.frame.index), world.visible(pair.second.frame.index)
     names = {tuple(p): s for s, p in zip(first[0].tolist(), first[1].tolist(), strict=True)}
     named = dict(zip(pair.first.tracks.ids.tolist(), map(tuple, pair.first.tracks.pixels.tolist()), strict=True))
@@ -281,10 +288,10 @@ def names_agree(world, pair):
     return [names[named[t]] == there[p] for t, p in tracks]
 
 
-def test_where_tracks_break_points_are_recognised_by_their_looks():
+def test_where_tracks_break_points_are_recognized_by_their_looks():
     begun = wide()
     outcomes = begun.take_all()
-    assert isinstance(outcomes[-1], FirstPair)
+    assert isinstance(outcomes[-1], InitialPair)
     same = names_agree(begun.world, outcomes[-1])
     assert len(same) >= 60
     assert np.mean(same) > 0.98
@@ -294,24 +301,24 @@ def test_points_that_look_alike_are_told_apart_along_the_lines_of_a_sure_estimat
     begun = wide()
     begun.world.descriptors[1::2] = begun.world.descriptors[::2]
     pair = begun.take_all()[-1]
-    assert isinstance(pair, FirstPair)
-    by_looks = match_features(pair.first.features, pair.second.features, ratio=0.85)
-    assert len(pair.second.tracks) > 1.1 * len(by_looks)
+    assert isinstance(pair, InitialPair)
+    by_descriptors = match_features(pair.first.features, pair.second.features, ratio=0.85)
+    assert len(pair.second.tracks) > 1.1 * len(by_descriptors)
     assert np.mean(names_agree(begun.world, pair)) > 0.95
 
 
-def test_a_reference_that_was_recognised_has_no_frames_between():
+def test_a_reference_that_was_recognized_has_no_frames_between():
     assert wide().take_all()[-1].between == []
 
 
-def test_when_nothing_is_recognised_it_starts_again_with_the_frame_at_hand():
-    poses = [look_along(CENTRE, np.array([np.cos(a), np.sin(a), 0.0])) for a in (0.0, 0.02, np.pi)]
-    walk = [look_along(CENTRE + np.array([0.0, 0.06 * k, 0.0]), np.array([-1.0, 0.0, 0.0])) for k in range(1, 15)]
+def test_when_nothing_is_recognized_it_starts_again_with_the_frame_at_hand():
+    poses = [look_along(CENTER, np.array([np.cos(a), np.sin(a), 0.0])) for a in (0.0, 0.02, np.pi)]
+    walk = [look_along(CENTER + np.array([0.0, 0.06 * k, 0.0]), np.array([-1.0, 0.0, 0.0])) for k in range(1, 15)]
     begun = start(world_of([*poses, *walk]), rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     outcomes = begun.take_all()
-    assert re.fullmatch(r"tracks broke: \d+ points recognised, 30 needed", outcomes[2].reason)
+    assert re.fullmatch(r"tracks broke: \d+ points recognized, 30 needed", outcomes[2].reason)
     pair = outcomes[-1]
-    assert isinstance(pair, FirstPair)
+    assert isinstance(pair, InitialPair)
     assert pair.first.frame.index == 2
     assert [frame.index for frame, _ in pair.between] == list(range(3, pair.second.frame.index))
 
@@ -319,40 +326,40 @@ def test_when_nothing_is_recognised_it_starts_again_with_the_frame_at_hand():
 def test_restarting_forgets_the_reference_and_what_was_between():
     begun = start(world_of(room_path(60, 0.3)), rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     for index in range(3):
-        assert isinstance(begun.take(index), Waiting)
-    begun.initialiser.restart()
+        assert isinstance(begun.take(index), NotInitialized)
+    begun.initializer.restart()
     outcomes = [begun.take(3)]
     assert "points to follow" in outcomes[0].reason
-    while isinstance(outcomes[-1], Waiting):
+    while isinstance(outcomes[-1], NotInitialized):
         outcomes.append(begun.take(3 + len(outcomes)))
     pair = outcomes[-1]
     assert pair.first.frame.index == 3
     assert [frame.index for frame, _ in pair.between] == list(range(4, pair.second.frame.index))
 
 
-def test_a_picture_that_shows_nothing_is_a_reference_that_is_given_up():
+def test_a_image_that_shows_nothing_is_a_reference_that_is_given_up():
     poses = room_path(60, 0.3)
     begun = start(world_of(poses, blind=frozenset([0, 1])), rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     outcomes = begun.take_all()
     assert outcomes[0].reason == "0 points to follow"
-    assert isinstance(outcomes[-1], FirstPair)
+    assert isinstance(outcomes[-1], InitialPair)
     assert outcomes[-1].first.frame.index == 2
 
 
-def test_a_picture_is_matched_to_references_before_the_one_that_is_followed():
+def test_a_image_is_matched_to_references_before_the_one_that_is_followed():
     ahead, back = np.array([1.0, 0.0, 0.0]), np.array([-1.0, 0.0, 0.0])
-    poses = [look_along(CENTRE, ahead), look_along(CENTRE, back), look_along(CENTRE + np.array([0.0, 0.4, 0.0]), ahead)]
+    poses = [look_along(CENTER, ahead), look_along(CENTER, back), look_along(CENTER + np.array([0.0, 0.4, 0.0]), ahead)]
     outcomes = start(world_of(poses), rotation_sigma_deg=0.05, direction_sigma_deg=0.3).take_all()
     pair = outcomes[-1]
-    assert isinstance(pair, FirstPair)
+    assert isinstance(pair, InitialPair)
     assert (pair.first.frame.index, pair.second.frame.index) == (0, 2)
     assert pair.between == []
 
 
-def test_frames_between_are_remembered_without_their_pictures_and_never_without_bound():
+def test_frames_between_are_remembered_without_their_images_and_never_without_bound():
     frame = world_of(room_path(2, 0.1)).frame(0)
-    tracks = start(world_of(room_path(2, 0.1))).front_end.tracks
-    reference = Reference(None)
+    tracks = start(world_of(room_path(2, 0.1))).frame_tracker.tracks
+    reference = ReferenceFrame(None)
     for _ in range(5 * MAX_BETWEEN):
         reference.remember(frame, tracks)
     assert MAX_BETWEEN // 2 <= len(reference.between) <= MAX_BETWEEN

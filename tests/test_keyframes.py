@@ -7,9 +7,9 @@ import pytest
 
 from relocalizer.geometry import exp_so3
 from relocalizer.images import Camera
-from slam.config import KeyframesConfig
-from slam.keyframes import MAX_PUT_OFF, KeyframePolicy, common_pixels, median_parallax_px
-from slam.tracks import Tracks
+from slam.config.schema import KeyframesConfig
+from slam.map.tracks import Tracks
+from slam.tracking.keyframe_policy import MAX_PUT_OFF, KeyframePolicy, common_pixels, median_parallax_px
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 CONFIG = KeyframesConfig(parallax_px=28.0, min_survival=0.6, rotation_deg=12.0, min_gap=2, blur_ratio=0.5)

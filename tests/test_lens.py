@@ -1,4 +1,4 @@
-"""What a refinement finds of a lens, taken out of pixels and pictures and written as a calibration."""
+"""What a refinement finds of a lens, taken out of pixels and images and written as a calibration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relocalizer.images import Camera, Undistorter
-from relocalizer.lens import Lens, LensStep, radial_of
+from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection, radial_of
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=322.0, cy=238.0)
 GRID = np.stack(np.meshgrid(np.arange(0, 640, 53), np.arange(0, 480, 37)), axis=-1).reshape(-1, 2).astype(float)
@@ -21,78 +21,84 @@ ratios = st.floats(0.9, 1.1)
 
 def through_opencv(pixels, camera, radial):
     """Where a lens shows what the pinhole camera sees at `pixels`."""
-    ahead = np.column_stack([camera.normalised(pixels), np.ones(len(pixels))]).reshape(-1, 1, 3)
+    ahead = np.column_stack([camera.normalized(pixels), np.ones(len(pixels))]).reshape(-1, 1, 3)
     lens, none = np.array([*radial, 0.0, 0.0]), np.zeros(3)
     return cv2.projectPoints(ahead, none, none, camera.matrix, lens)[0].reshape(-1, 2)
 
 
 @given(ratios, ratios, coefficients, coefficients)
 def test_bending_undoes_straightening(rx, ry, k1, k2):
-    step = LensStep((rx, ry), (k1, k2))
-    assert np.allclose(step.bent(step.straightened(GRID, CAMERA), CAMERA), GRID, atol=1e-6)
+    step = CorrectionStep((rx, ry), (k1, k2))
+    assert np.allclose(step.distorted_pixels(step.undistorted_pixels(GRID, CAMERA), CAMERA), GRID, atol=1e-6)
 
 
 def test_the_distortion_is_opencvs():
-    step = LensStep(radial=(-0.03, 0.01))
-    assert np.allclose(step.bent(GRID, CAMERA), through_opencv(GRID, CAMERA, (-0.03, 0.01)), atol=1e-9)
+    step = CorrectionStep(radial=(-0.03, 0.01))
+    assert np.allclose(step.distorted_pixels(GRID, CAMERA), through_opencv(GRID, CAMERA, (-0.03, 0.01)), atol=1e-9)
 
 
 def test_barrel_distortion_is_pushed_outwards():
     """k1 = -0.1 shows x/z = 0.5 at 0.5 * (1 - 0.1 * 0.25) = 0.4875."""
-    step = LensStep(radial=(-0.1, 0.0))
-    [straight] = step.straightened(np.array([[322.0 + 500 * 0.4875, 238.0]]), CAMERA)
+    step = CorrectionStep(radial=(-0.1, 0.0))
+    [straight] = step.undistorted_pixels(np.array([[322.0 + 500 * 0.4875, 238.0]]), CAMERA)
     assert straight == pytest.approx([322.0 + 500 * 0.5, 238.0], abs=1e-6)
 
 
 def test_a_longer_lens_alone_moves_no_pixel():
-    step = LensStep((1.1, 1.2))
-    assert np.array_equal(step.straightened(GRID, CAMERA), GRID)
+    step = CorrectionStep((1.1, 1.2))
+    assert np.array_equal(step.undistorted_pixels(GRID, CAMERA), GRID)
     assert (step.camera(CAMERA).fx, step.camera(CAMERA).fy) == pytest.approx((550.0, 588.0))
 
 
 def test_no_pixels_stay_none():
-    assert LensStep(radial=(0.1, 0.0)).straightened(np.zeros((0, 2)), CAMERA).shape == (0, 2)
+    assert CorrectionStep(radial=(0.1, 0.0)).undistorted_pixels(np.zeros((0, 2)), CAMERA).shape == (0, 2)
 
 
 def test_a_step_that_says_nothing_leaves_the_camera_as_it_was():
-    assert LensStep().camera(CAMERA) is CAMERA
+    assert CorrectionStep().camera(CAMERA) is CAMERA
 
 
 @given(ratios, coefficients, coefficients)
 def test_two_steps_follow_each_other_and_back(ratio, k1, k2):
-    first, second = LensStep((ratio, ratio), (k1, 0.0)), LensStep(radial=(k2, 0.01))
-    lens = Lens().then(first, CAMERA).then(second, first.camera(CAMERA))
-    one_by_one = second.straightened(first.straightened(GRID, CAMERA), first.camera(CAMERA))
-    assert np.allclose(lens.straightened(GRID), one_by_one)
-    assert np.allclose(lens.bent(one_by_one), GRID, atol=1e-6)
+    first, second = CorrectionStep((ratio, ratio), (k1, 0.0)), CorrectionStep(radial=(k2, 0.01))
+    lens = IntrinsicsCorrection().then(first, CAMERA).then(second, first.camera(CAMERA))
+    one_by_one = second.undistorted_pixels(first.undistorted_pixels(GRID, CAMERA), first.camera(CAMERA))
+    assert np.allclose(lens.undistorted_pixels(GRID), one_by_one)
+    assert np.allclose(lens.distorted_pixels(one_by_one), GRID, atol=1e-6)
     assert lens.camera == second.camera(first.camera(CAMERA))
 
 
 def test_without_corrections_nothing_is_known_better():
-    assert (Lens().is_known_better, Lens().bends, Lens().corner_px) == (False, False, 0.0)
-    assert Lens().calibration(CAMERA) is CAMERA
+    assert (
+        IntrinsicsCorrection().is_known_better,
+        IntrinsicsCorrection().has_distortion,
+        IntrinsicsCorrection().max_displacement_px,
+    ) == (False, False, 0.0)
+    assert IntrinsicsCorrection().calibration(CAMERA) is CAMERA
 
 
 def test_an_assumed_camera_is_a_guess_until_its_focal_length_is_known():
     assumed = replace(CAMERA, assumed=True)
-    assert LensStep(radial=(0.01, 0.0)).camera(assumed).assumed
-    assert LensStep((0.9, 0.9), is_guess=True).camera(assumed).assumed
-    assert not LensStep((0.9, 0.9)).camera(assumed).assumed
-    assert not LensStep((0.9, 0.9), is_guess=True).camera(CAMERA).assumed
+    assert CorrectionStep(radial=(0.01, 0.0)).camera(assumed).assumed
+    assert CorrectionStep((0.9, 0.9), is_guess=True).camera(assumed).assumed
+    assert not CorrectionStep((0.9, 0.9)).camera(assumed).assumed
+    assert not CorrectionStep((0.9, 0.9), is_guess=True).camera(CAMERA).assumed
 
 
-def test_a_picture_is_straightened_as_its_pixels_are():
-    lens = Lens().then(LensStep(radial=(-0.1, 0.02)), CAMERA)
+def test_a_image_is_straightened_as_its_pixels_are():
+    lens = IntrinsicsCorrection().then(CorrectionStep(radial=(-0.1, 0.02)), CAMERA)
     image = np.zeros((480, 640, 3), np.uint8)
     cv2.circle(image, (80, 400), 4, (255, 255, 255), -1)
-    rows, columns = np.nonzero(lens.picture(image)[..., 0] > 127)
-    assert [columns.mean(), rows.mean()] == pytest.approx(lens.straightened(np.array([[80.0, 400.0]]))[0], abs=0.5)
+    rows, columns = np.nonzero(lens.undistort_image(image)[..., 0] > 127)
+    assert [columns.mean(), rows.mean()] == pytest.approx(
+        lens.undistorted_pixels(np.array([[80.0, 400.0]]))[0], abs=0.5
+    )
 
 
-def test_the_corner_says_how_far_pictures_are_bent():
-    lens = Lens().then(LensStep(radial=(0.01, 0.0)), CAMERA)
-    corner = np.array([[0.0, 479.0]])  # the farthest from the centre
-    assert lens.corner_px == pytest.approx(np.linalg.norm(lens.straightened(corner) - corner), rel=1e-9)
+def test_the_corner_says_how_far_images_are_bent():
+    lens = IntrinsicsCorrection().then(CorrectionStep(radial=(0.01, 0.0)), CAMERA)
+    corner = np.array([[0.0, 479.0]])  # the farthest from the center
+    assert lens.max_displacement_px == pytest.approx(np.linalg.norm(lens.undistorted_pixels(corner) - corner), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -108,35 +114,35 @@ def test_the_corner_says_how_far_pictures_are_bent():
 def test_the_calibration_says_what_was_given_and_what_was_found(raw):
     """Undistorting by it is undistorting by the given one and straightening then."""
     undistorted = Undistorter(raw).camera
-    lens = Lens().then(LensStep((1.02, 1.02), (0.02, -0.01)), undistorted)
+    lens = IntrinsicsCorrection().then(CorrectionStep((1.02, 1.02), (0.02, -0.01)), undistorted)
     found = lens.calibration(raw)
-    directions = lens.camera.normalised(lens.straightened(GRID))
-    assert np.abs(found.distorted(directions) - raw.distorted(undistorted.normalised(GRID))).max() < 0.1
+    directions = lens.camera.normalized(lens.undistorted_pixels(GRID))
+    assert np.abs(found.distorted(directions) - raw.distorted(undistorted.normalized(GRID))).max() < 0.1
     assert not found.assumed
 
 
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (LensStep(), True),
-        (LensStep((1.5, 1.5), (-0.1, 0.02)), True),
-        (LensStep(radial=(-0.5, 0.0)), False),  # 1 - 1.5 u^2 is none at u = 0.82, and the corner is at 0.81
-        (LensStep(radial=(0.4, -0.9)), False),
-        (LensStep((float("nan"), 1.0)), False),
-        (LensStep((-1.0, -1.0)), False),
-        (LensStep((0.0, 0.0)), False),
-        (LensStep(radial=(float("nan"), 0.0)), False),
-        (LensStep(radial=(1e9, 1e9)), False),
+        (CorrectionStep(), True),
+        (CorrectionStep((1.5, 1.5), (-0.1, 0.02)), True),
+        (CorrectionStep(radial=(-0.5, 0.0)), False),  # 1 - 1.5 u^2 is none at u = 0.82, and the corner is at 0.81
+        (CorrectionStep(radial=(0.4, -0.9)), False),
+        (CorrectionStep((float("nan"), 1.0)), False),
+        (CorrectionStep((-1.0, -1.0)), False),
+        (CorrectionStep((0.0, 0.0)), False),
+        (CorrectionStep(radial=(float("nan"), 0.0)), False),
+        (CorrectionStep(radial=(1e9, 1e9)), False),
     ],
 )
 def test_a_lens_that_folds_the_image_over_itself_has_no_inverse(step, expected):
-    assert Lens().then(step, CAMERA).is_invertible == expected
+    assert IntrinsicsCorrection().then(step, CAMERA).is_invertible == expected
 
 
 def test_two_corrections_can_fold_what_each_does_not():
-    lens, camera, folded = Lens(), CAMERA, []
+    lens, camera, folded = IntrinsicsCorrection(), CAMERA, []
     for _ in range(6):
-        step = LensStep(radial=(-0.1, 0.0))
+        step = CorrectionStep(radial=(-0.1, 0.0))
         lens, camera = lens.then(step, camera), step.camera(camera)
         folded.append(not lens.is_invertible)
     assert folded[0] is False
@@ -147,27 +153,27 @@ def test_two_corrections_can_fold_what_each_does_not():
 def test_the_polynomial_nearest_to_a_division_model_undoes_it(division, division_r4):
     """To a pixel, as far out as the corners."""
     camera = replace(CAMERA, fy=CAMERA.fx)
-    centre = np.array([camera.cx, camera.cy])
-    squared = (((GRID - centre) / (0.5 * np.hypot(640, 480))) ** 2).sum(axis=1, keepdims=True)
-    true = centre + (GRID - centre) / (1.0 + squared * (division + squared * division_r4))
-    step = LensStep(radial=radial_of(division, division_r4, camera))
-    assert np.abs(step.straightened(GRID, camera) - true).max() < 1.0
+    center = np.array([camera.cx, camera.cy])
+    squared = (((GRID - center) / (0.5 * np.hypot(640, 480))) ** 2).sum(axis=1, keepdims=True)
+    true = center + (GRID - center) / (1.0 + squared * (division + squared * division_r4))
+    step = CorrectionStep(radial=radial_of(division, division_r4, camera))
+    assert np.abs(step.undistorted_pixels(GRID, camera) - true).max() < 1.0
 
 
 def test_what_no_camera_says_has_no_calibration():
-    lens = Lens().then(LensStep(radial=(-0.5, 0.0)), CAMERA)
+    lens = IntrinsicsCorrection().then(CorrectionStep(radial=(-0.5, 0.0)), CAMERA)
     assert lens.calibration(replace(CAMERA, model="fisheye", distortion=(0.0, 0.0, 0.0, 0.0))) is None
 
 
 def test_a_guess_makes_a_calibration_that_says_so():
     assumed = replace(CAMERA, assumed=True)
-    assert Lens().then(LensStep((1.1, 1.1), is_guess=True), assumed).calibration(assumed).assumed
+    assert IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), is_guess=True), assumed).calibration(assumed).assumed
 
 
-def test_a_calibration_is_for_pictures_of_the_size_that_was_given():
-    """The run worked on pictures of half the size."""
+def test_a_calibration_is_for_images_of_the_size_that_was_given():
+    """The run worked on images of half the size."""
     large = CAMERA.resized(1280, 960)
-    lens = Lens().then(LensStep(radial=(0.02, 0.0)), CAMERA)
+    lens = IntrinsicsCorrection().then(CorrectionStep(radial=(0.02, 0.0)), CAMERA)
     found = lens.calibration(large)
     assert (found.width, found.height) == (1280, 960)
     assert (found.fx, found.cx, found.cy) == pytest.approx((large.fx, large.cx, large.cy), abs=1e-3)

@@ -7,37 +7,36 @@ import numpy as np
 import pytest
 
 from relocalizer.images import Camera
-from slam.frame_log import FrameLog
-from slam.frames import Frame
-from slam.front_end import NotLocated
-from slam.looking_back import LookingBack, Unplaced
+from slam.map.frame_log import FrameLog
+from slam.map.frames import Frame, PoseNotFound
+from slam.relocalization.deferred import DeferredRelocalizer, UnlocalizedFrames
 
 CAMERA = Camera(width=64, height=48, fx=50.0, fy=50.0, cx=31.5, cy=23.5)
 
 
 def frame(index: int) -> Frame:
     rough = np.random.default_rng(index).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    picture = cv2.resize(rough, (64, 48), interpolation=cv2.INTER_CUBIC)
-    return Frame(index=index, timestamp_ns=1000 * index, image=picture, camera=CAMERA)
+    image = cv2.resize(rough, (64, 48), interpolation=cv2.INTER_CUBIC)
+    return Frame(index=index, timestamp_ns=1000 * index, image=image, camera=CAMERA)
 
 
-def kept(limit: int, count: int) -> Unplaced:
-    unplaced = Unplaced(limit)
+def kept(limit: int, count: int) -> UnlocalizedFrames:
+    unplaced = UnlocalizedFrames(limit)
     for index in range(count):
         unplaced.keep(frame(index))
     return unplaced
 
 
-def tried(unplaced: Unplaced) -> list[int]:
+def tried(unplaced: UnlocalizedFrames) -> list[int]:
     """Indices in the order in which frames are tried when none is ever placed."""
     order: list[int] = []
-    unplaced.place(lambda f: bool(order.append(f.index)))
+    unplaced.relocalize_all(lambda f: bool(order.append(f.index)))
     return order
 
 
 def test_a_frame_comes_back_as_it_was_but_for_what_jpeg_loses():
     back: list[Frame] = []
-    kept(5, 1).place(lambda f: not back.append(f))
+    kept(5, 1).relocalize_all(lambda f: not back.append(f))
     assert (back[0].index, back[0].timestamp_ns, back[0].camera) == (0, 0, CAMERA)
     assert np.abs(back[0].image.astype(int) - frame(0).image).mean() < 4
 
@@ -51,9 +50,9 @@ def test_no_more_than_the_limit_are_kept_and_they_lie_evenly():
     assert indices[-1] > 200
 
 
-def test_a_picture_without_pixels_is_not_kept_as_there_is_nothing_to_look_for():
+def test_a_image_without_pixels_is_not_kept_as_there_is_nothing_to_look_for():
     unplaced = kept(5, 2)
-    unplaced.keep(frame(2).without_picture())
+    unplaced.keep(frame(2).without_image())
     assert [one.index for one in unplaced] == [0, 1]
 
 
@@ -67,7 +66,7 @@ def test_frames_that_have_a_pose_meanwhile_are_not_tried():
     assert set(tried(unplaced)) == {0, 3, 4, 5}
 
 
-def test_a_frame_that_is_placed_helps_its_neighbours_on_both_sides():
+def test_a_frame_that_is_placed_helps_its_neighbors_on_both_sides():
     placed = {4}
 
     def beside_a_placed_one(f: Frame) -> bool:
@@ -78,7 +77,7 @@ def test_a_frame_that_is_placed_helps_its_neighbours_on_both_sides():
 
     unplaced = kept(20, 10)
     unplaced.forget(placed)
-    assert unplaced.place(beside_a_placed_one) == 9
+    assert unplaced.relocalize_all(beside_a_placed_one) == 9
     assert len(unplaced) == 0
 
 
@@ -90,31 +89,31 @@ def test_frames_that_are_nowhere_are_tried_twice_and_no_more(count):
 
 def test_frames_that_are_placed_one_a_pass_do_not_cost_a_pass_each():
     tries: list[int] = []
-    kept(20, 12).place(lambda f: not tries.append(f.index) and f.index == len(tries) % 12)
+    kept(20, 12).relocalize_all(lambda f: not tries.append(f.index) and f.index == len(tries) % 12)
     assert len(tries) <= 24
 
 
 def test_a_frame_that_is_not_found_at_the_end_is_told_of_with_the_reason():
     class Nowhere:
-        """A front end that sees what it is shown, a recogniser that finds nothing, and who is told."""
+        """A front end that sees what it is shown, a recognizer that finds nothing, and who is told."""
 
         def __init__(self):
             self.told = []
 
-        def look_at(self, frame):
+        def extract_from(self, frame):
             return frame
 
-        def recognise(self, seen, active):
-            return NotLocated(f"nothing in {seen.index} is known")
+        def relocalize(self, seen, active):
+            return PoseNotFound(f"nothing in {seen.index} is known")
 
-        def never_placed(self, *what):
+        def not_localized(self, *what):
             self.told.append(what)
 
     nowhere, log = Nowhere(), FrameLog()
     log.nearest = lambda timestamp_ns: type("Record", (), {"keyframe_id": 0})
-    looking_back = LookingBack(10, log, nowhere, nowhere, nowhere)
+    looking_back = DeferredRelocalizer(10, log, nowhere, nowhere, nowhere)
     for index in (3, 4):
         looking_back.keep(frame(index))
-    looking_back.place(lambda found, reason: None)
-    looking_back.tell_left()
+    looking_back.relocalize_all(lambda found, reason: None)
+    looking_back.report_failures()
     assert nowhere.told == [(3, 3000, "nothing in 3 is known"), (4, 4000, "nothing in 4 is known")]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from map_samples import CAMERA, small_map
 
-from relocalizer import map_folder
 from relocalizer.errors import MapError, OutputError
-from relocalizer.map_folder import MANIFEST, JpegPictures, jpeg_of, load_map, save_map
-from relocalizer.reference_map import Provenance, ReferenceMap, Session
+from relocalizer.maps import map_format as map_folder
+from relocalizer.maps.map_format import MANIFEST, JpegImages, jpeg_of, load_map, save_map
+from relocalizer.maps.reference_map import Provenance, ReferenceMap, Session
 
 TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames")
 
@@ -56,13 +56,13 @@ def test_provenance_and_cameras_come_back(folder):
     assert after.cameras == before.cameras
 
 
-def test_where_metres_come_from_comes_back(tmp_path):
-    metric = Provenance(predictor="geometric", descriptor="vlad", units="metres", scale_source="2 m given")
+def test_where_meters_come_from_comes_back(tmp_path):
+    metric = Provenance(predictor="geometric", descriptor="vlad", units="meters", scale_source="2 m given")
     save_map(tmp_path / "map", small_map(provenance=metric))
     assert asdict(load_map(tmp_path / "map").provenance) == asdict(metric)
 
 
-def two_parts(units: str = "metres", unanchored: tuple[int, ...] = (1,)) -> ReferenceMap:
+def two_parts(units: str = "meters", unanchored: tuple[int, ...] = (1,)) -> ReferenceMap:
     """Keyframes 0, 3 and 6 of segment 0; 9, which most frames hang off, of segment 1."""
     m = small_map(provenance=Provenance(predictor="geometric", descriptor="vlad", units=units, unanchored=unanchored))
     return replace(m, keyframes=replace(m.keyframes, segment=np.array([0, 0, 0, 1])))
@@ -72,12 +72,12 @@ def test_segments_that_are_not_metric_come_back(tmp_path):
     save_map(tmp_path / "map", two_parts())
     loaded = load_map(tmp_path / "map")
     assert loaded.provenance.unanchored == (1,)
-    assert (loaded.units_of(0), loaded.units_of(1)) == ("metres", "map units")
+    assert (loaded.units_of(0), loaded.units_of(1)) == ("meters", "map units")
 
 
 @pytest.mark.parametrize(
     ("units", "unanchored"),
-    [("metres", (2,)), ("map units", (1,)), ("metres", (1, 1)), ("metres", (0, 1)), ("feet", ())],
+    [("meters", (2,)), ("map units", (1,)), ("meters", (1, 1)), ("meters", (0, 1)), ("feet", ())],
 )
 def test_units_that_cannot_be_are_refused(tmp_path, units, unanchored):
     with pytest.raises(ValueError, match=r"units|unanchored"):
@@ -112,15 +112,15 @@ def test_of_a_metric_map_of_before_the_largest_segment_of_its_first_session_is_m
 
 def test_of_a_map_of_before_in_map_units_or_of_one_part_nothing_is_doubted(tmp_path):
     assert old_map(tmp_path / "units", two_parts("map units", ())).provenance.unanchored == ()
-    metric = small_map(provenance=Provenance(predictor="geometric", descriptor="vlad", units="metres"))
+    metric = small_map(provenance=Provenance(predictor="geometric", descriptor="vlad", units="meters"))
     assert old_map(tmp_path / "one", metric).provenance.unanchored == ()
 
 
-def test_a_map_of_before_that_was_noted_does_not_say_where_its_metres_come_from(folder):
+def test_a_map_of_before_that_was_noted_does_not_say_where_its_meters_come_from(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["scale_source"]
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    rewritten(folder, units="metres")
+    rewritten(folder, units="meters")
     assert load_map(folder).provenance.scale_source == ""
 
 
@@ -169,11 +169,11 @@ def test_a_loaded_map_is_saved_with_the_same_bytes(folder, tmp_path):
     assert files_of(folder) == files_of(tmp_path / "again")
 
 
-def test_pictures_come_back_nearly_as_they_were(tmp_path):
+def test_images_come_back_nearly_as_they_were(tmp_path):
     smooth = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None] * np.ones((48, 1, 3), np.uint8)
-    save_map(tmp_path / "map", small_map(picture=lambda row: smooth))
+    save_map(tmp_path / "map", small_map(image=lambda row: smooth))
     loaded = load_map(tmp_path / "map")
-    assert np.abs(loaded.picture(2).astype(int) - smooth).max() < 12
+    assert np.abs(loaded.image(2).astype(int) - smooth).max() < 12
 
 
 def test_a_run_folder_stands_for_its_map(folder):
@@ -252,9 +252,9 @@ class Broken(Exception):
 )
 @pytest.mark.parametrize("there", [True, False])
 def test_whatever_breaks_a_save_off_leaves_nothing_beside_and_the_old_map(tmp_path, error, there):
-    """A picture that is gone or not to be read back, Ctrl-C: none of them is the disk's refusal."""
+    """An image that is gone or not to be read back, Ctrl-C: none of them is the disk's refusal."""
 
-    def picture(row):
+    def image(row):
         if row == 2:
             raise error
         return np.zeros((48, 64, 3), np.uint8)
@@ -262,7 +262,7 @@ def test_whatever_breaks_a_save_off_leaves_nothing_beside_and_the_old_map(tmp_pa
     if there:
         save_map(tmp_path / "map", small_map(keyframes=3))
     with pytest.raises(type(error)):
-        save_map(tmp_path / "map", small_map(picture=picture))
+        save_map(tmp_path / "map", small_map(image=image))
     assert [p.name for p in tmp_path.iterdir()] == ["map"] * there
     assert not there or len(load_map(tmp_path / "map").keyframes) == 3
 
@@ -378,7 +378,7 @@ def test_a_file_in_the_place_of_a_map_is_said_to_be_one(folder):
 
 def test_a_run_folder_without_a_map_is_told_apart_from_any_other(tmp_path):
     (tmp_path / "report.json").touch()
-    assert "a run that left no map, as one does that only localised or ended before" in refusal(tmp_path)
+    assert "a run that left no map, as one does that only localized or ended before" in refusal(tmp_path)
 
 
 def test_a_newer_version_is_refused_with_what_to_do(folder):
@@ -400,7 +400,7 @@ def test_a_manifest_changed_by_hand_is_refused(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["../../etc/passwd", "/etc/passwd", "pictures/../../x.jpg", "pictures/a.jpg", "C:\\x.npz", "keyframes.npz\0"],
+    ["../../etc/passwd", "/etc/passwd", "images/../../x.jpg", "images/a.jpg", "C:\\x.npz", "keyframes.npz\0"],
 )
 def test_names_that_lead_out_of_the_map_are_refused(folder, name):
     files = json.loads((folder / MANIFEST).read_text())["files"]
@@ -415,10 +415,10 @@ def test_a_link_in_the_place_of_a_file_is_refused(folder, tmp_path):
     assert "edges.npz is a link" in refusal(folder)
 
 
-def test_a_link_in_the_place_of_the_picture_folder_is_refused(folder, tmp_path):
-    (folder / "pictures").rename(tmp_path / "elsewhere")
-    (folder / "pictures").symlink_to(tmp_path / "elsewhere")
-    assert "pictures: the map is damaged (it is not a folder)" in refusal(folder)
+def test_a_link_in_the_place_of_the_image_folder_is_refused(folder, tmp_path):
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    assert "images: the map is damaged (it is not a folder)" in refusal(folder)
 
 
 def test_a_pipe_in_the_place_of_a_file_does_not_block(folder):
@@ -428,8 +428,8 @@ def test_a_pipe_in_the_place_of_a_file_does_not_block(folder):
 
 
 def test_a_missing_file_is_named(folder):
-    (folder / "pictures" / "000003.jpg").unlink()
-    assert "pictures/000003.jpg is missing" in refusal(folder)
+    (folder / "images" / "000003.jpg").unlink()
+    assert "images/000003.jpg is missing" in refusal(folder)
 
 
 @pytest.mark.parametrize("count", ["keyframes", "features", "landmarks", "descriptor_size"])
@@ -469,8 +469,8 @@ def test_a_table_packed_in_another_way_is_refused(folder, packing):
     assert "is packed in a way a map never is" in refusal(folder)
 
 
-def test_a_picture_of_many_gigabytes_is_refused_before_it_is_read(folder):
-    name = "pictures/000003.jpg"
+def test_a_image_of_many_gigabytes_is_refused_before_it_is_read(folder):
+    name = "images/000003.jpg"
     os.truncate(folder / name, 1 << 36)  # a hole: it takes no room on the disk and minutes to read
     files = json.loads((folder / MANIFEST).read_text())["files"]
     rewritten(folder, files=files | {name: {"bytes": 1 << 36, "sha256": "0" * 64}})
@@ -495,7 +495,7 @@ def test_objects_in_an_array_are_refused_and_never_unpickled(folder, tmp_path):
         ("keyframes", "scales", np.ones(4, np.int64), "expected type <f8, got <i8"),
         ("keyframes", "scales", np.zeros(4), "scales: expected positive numbers"),
         ("keyframes", "ids", np.array([3, 0, 6, 9]), "keyframes.ids: expected 0 or more, ascending"),
-        ("keyframes", "ids", np.array([0, 3, 3, 9]), "pictures/000006.jpg belongs to no keyframe"),
+        ("keyframes", "ids", np.array([0, 3, 3, 9]), "images/000006.jpg belongs to no keyframe"),
         ("keyframes", "camera", np.array([0, 0, 1, 0]), "names a camera that is not there"),
         ("keyframes", "translations", np.full((4, 3), np.nan), "NaN"),
         ("keyframes", "rotations", np.full((4, 3, 3), np.inf), "keyframes.rotations: hold NaN or infinity"),
@@ -531,17 +531,17 @@ def test_cameras_that_cannot_be_are_refused(folder, change):
     assert "cameras" in refusal(folder)
 
 
-def test_a_picture_of_another_size_is_refused_before_it_is_decoded():
+def test_a_image_of_another_size_is_refused_before_it_is_decoded():
     huge = bytes.fromhex("ffd8ffc00011080fa0138803012200021101031101ffd9")
     with pytest.raises(MapError, match="expected 64x48 pixels, got 5000x4000"):
-        JpegPictures(lambda row: huge, [(CAMERA.width, CAMERA.height)])(0)
+        JpegImages(lambda row: huge, [(CAMERA.width, CAMERA.height)])(0)
 
 
-def test_a_picture_that_changed_after_loading_is_refused(folder):
+def test_a_image_that_changed_after_loading_is_refused(folder):
     loaded = load_map(folder)
-    (folder / "pictures" / "000003.jpg").write_bytes(jpeg_of(loaded, 0))
+    (folder / "images" / "000003.jpg").write_bytes(jpeg_of(loaded, 0))
     with pytest.raises(MapError, match="does not match its checksum"):
-        loaded.picture(1)
+        loaded.image(1)
 
 
 def test_two_hundred_damaged_maps_are_each_refused_with_one_sentence(folder, rng):

@@ -9,12 +9,13 @@ from failing_solvers import SINGULAR, NoNumbers, SingularSystem, solver_that
 from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, some_similarity, true_edge
 
 from relocalizer.geometry import Similarity, rotation_angle
-from slam.graph import Edge, KeyframeGraph
-from slam.optimizer import GtsamOptimizer, Solution, first_of_each_part, from_similarity3, to_similarity3
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer, from_similarity3, to_similarity3
+from slam.loop_closing.pose_graph import Solution, first_of_each_part
+from slam.map.keyframe_graph import Edge, KeyframeGraph
 
 
 def solved(graph):
-    return GtsamOptimizer().optimise(graph).world_from_keyframe
+    return GtsamOptimizer().optimize(graph).world_from_keyframe
 
 
 def hexagon():
@@ -57,14 +58,14 @@ def test_a_translation_off_by_one_sigma_costs_one_half_whatever_the_scales(entry
     sigmas = np.ones(7)
     sigmas[entry] = 0.1
     one = Edge(i=0, j=1, i_from_j=off, sigmas=sigmas, kind=ODOMETRY)
-    assert GtsamOptimizer().optimise(graph_of(poses, [one])).error_before == pytest.approx(0.5, rel=1e-6)
+    assert GtsamOptimizer().optimize(graph_of(poses, [one])).error_before == pytest.approx(0.5, rel=1e-6)
 
 
 def test_a_log_scale_off_by_one_sigma_costs_one_half():
     sigmas = np.ones(7)
     sigmas[6] = 0.1
     one = Edge(i=0, j=1, i_from_j=at(0.0, scale=np.exp(0.1)), sigmas=sigmas, kind=ODOMETRY)
-    assert GtsamOptimizer().optimise(graph_of([at(0.0), at(0.0)], [one])).error_before == pytest.approx(0.5, rel=1e-6)
+    assert GtsamOptimizer().optimize(graph_of([at(0.0), at(0.0)], [one])).error_before == pytest.approx(0.5, rel=1e-6)
 
 
 # Known answers
@@ -127,7 +128,7 @@ def test_rotation_alone_is_shared_out_by_variance_too():
 def test_an_error_that_is_told_is_the_errors_own(rng):
     truth = hexagon()
     edges = [true_edge(truth, i, i + 1) for i in range(5)]
-    solution = GtsamOptimizer().optimise(graph_of([truth[0], *[some_similarity(rng) for _ in range(5)]], edges))
+    solution = GtsamOptimizer().optimize(graph_of([truth[0], *[some_similarity(rng) for _ in range(5)]], edges))
     assert solution.error_after < 1e-6 < solution.error_before
 
 
@@ -181,7 +182,7 @@ def test_an_empty_graph_is_solved_by_doing_nothing():
 def test_a_false_loop_does_not_bend_a_chain_that_many_edges_hold():
     truth = [at(float(k)) for k in range(20)]
     edges = [true_edge(truth, i, j) for i in range(20) for j in range(i + 1, min(i + 4, 20))]
-    false = edge(2, 17, at(3.0, 4.0, 1.0), LOOP)  # off by twelve metres: a thousand sigmas
+    false = edge(2, 17, at(3.0, 4.0, 1.0), LOOP)  # off by twelve meters: a thousand sigmas
     found = solved(graph_of(truth, [*edges, false]))
     bend = max(np.linalg.norm(found[k].translation - truth[k].translation) for k in range(20))
     assert bend < 0.06
@@ -218,7 +219,7 @@ def test_true_loops_after_a_long_drift_are_all_followed():
     truth, drifted, edges = a_drifting_round()
     loops = [true_edge(truth, n, n + 20, LOOP, 0.01) for n in range(0, 20, 5)]
     assert off(dict(enumerate(drifted)), truth) > 1.0
-    solution = GtsamOptimizer().optimise(graph_of(drifted, [*edges, *loops]))
+    solution = GtsamOptimizer().optimize(graph_of(drifted, [*edges, *loops]))
     assert set(solution.loop_weights.values()) == {1.0}
     assert off(solution.world_from_keyframe, truth) < 0.3
 
@@ -232,7 +233,7 @@ def test_false_loops_are_left_out_and_true_ones_followed(share, rng):
         for i in rng.choice(24, round(len(true) * share / (1 - share)), replace=False)
     ]
     clean = solved(graph_of(drifted, [*edges, *true]))
-    solution = GtsamOptimizer().optimise(graph_of(drifted, [*edges, *true, *false]))
+    solution = GtsamOptimizer().optimize(graph_of(drifted, [*edges, *true, *false]))
     followed = {key for key, weight in solution.loop_weights.items() if weight > 0}
     assert not followed & {(e.i, e.j) for e in false}
     assert len(followed) >= (1.0 if share < 0.5 else 0.6) * len(true)
@@ -244,7 +245,7 @@ def test_false_loops_that_agree_with_each_other_are_outvoted_by_more_true_ones_o
     true = [true_edge(truth, n, n + 20, LOOP, 0.01) for n in range(6)]
     mistake = at(2.0, -3.0, 1.0)
     false = [edge(n, n + 21, truth[n].inverse() @ mistake @ truth[n + 21], LOOP, 0.01) for n in range(4)]
-    solution = GtsamOptimizer().optimise(graph_of(drifted, [*edges, *true, *false]))
+    solution = GtsamOptimizer().optimize(graph_of(drifted, [*edges, *true, *false]))
     assert {key for key, weight in solution.loop_weights.items() if weight == 0} == {(e.i, e.j) for e in false}
 
 
@@ -252,7 +253,7 @@ def test_the_error_of_a_loop_left_out_is_told_in_its_own_sigmas():
     truth = [at(float(k)) for k in range(20)]
     edges = [true_edge(truth, k, k + 1) for k in range(19)]
     loops = [true_edge(truth, 2, 17, LOOP), true_edge(truth, 2, 16, LOOP), edge(2, 15, at(13.0, 4.0), LOOP)]
-    solution = GtsamOptimizer().optimise(graph_of(truth, [*edges, *loops]))
+    solution = GtsamOptimizer().optimize(graph_of(truth, [*edges, *loops]))
     assert solution.loop_weights == {(2, 17): 1.0, (2, 16): 1.0, (2, 15): 0.0}
     assert solution.loop_errors[2, 15] == pytest.approx((4.0 / 0.01) ** 2, rel=1e-3)
     assert solution.error_after == pytest.approx(0.0, abs=1e-9)
@@ -266,12 +267,12 @@ def test_a_loop_that_was_left_out_comes_back_when_others_say_the_same():
 
     here, there = at(1.5, 0.0, 0.1), at(-1.0, 1.0, 0.0)
     graph = graph_of(truth, [*edges, *saying(there, 0, 1), *saying(here, 1, 3)])
-    first = GtsamOptimizer().optimise(graph)
+    first = GtsamOptimizer().optimize(graph)
     assert first.loop_weights == {(0, 20): 0.0, (1, 21): 1.0, (2, 22): 1.0}
     graph.set_weights(first.loop_weights)
     for one in saying(there, 3, 9):
         graph.set_edge(one)
-    second = GtsamOptimizer().optimise(graph)
+    second = GtsamOptimizer().optimize(graph)
     assert second.loop_weights[0, 20] == 1.0
     assert second.loop_weights[1, 21] == second.loop_weights[2, 22] == 0.0
 
@@ -280,7 +281,7 @@ def test_without_robustness_every_loop_is_followed_wherever_it_leads():
     truth = [at(float(k)) for k in range(20)]
     edges = [true_edge(truth, k, k + 1) for k in range(19)]
     graph = graph_of(truth, [*edges, edge(2, 17, at(15.0, 4.0), LOOP, 0.001)])
-    solution = GtsamOptimizer(robust=False).optimise(graph)
+    solution = GtsamOptimizer(robust=False).optimize(graph)
     assert solution.loop_weights == {(2, 17): 1.0}
     moved = solution.world_from_keyframe[2].inverse() @ solution.world_from_keyframe[17]
     assert moved.translation[1] > 3.5
@@ -328,7 +329,7 @@ def test_the_graph_is_left_as_it_was(rng):
     bent = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
     graph = graph_of(bent, [true_edge(truth, i, i + 1) for i in range(5)])
     edges = dict(graph.edges)
-    GtsamOptimizer().optimise(graph)
+    GtsamOptimizer().optimize(graph)
     assert all(graph.world_from_keyframe[k] is bent[k] for k in range(6))
     assert graph.edges == edges
 
@@ -361,7 +362,7 @@ def test_a_solver_that_fails_keeps_poses_and_weights_and_says_why(kind, said, ro
     loop = edge(0, 19, poses[0].inverse() @ poses[19] @ at(off), LOOP)
     graph = graph_of(poses, [*(true_edge(poses, k, k + 1) for k in range(19)), loop])
     with solver_that(kind):
-        solution = GtsamOptimizer(robust=robust).optimise(graph)
+        solution = GtsamOptimizer(robust=robust).optimize(graph)
     assert solution.why_unusable == said
     assert all(solution.world_from_keyframe[k].is_close(pose) for k, pose in graph.world_from_keyframe.items())
     assert solution.loop_weights == {(0, 19): 1.0}
@@ -369,7 +370,7 @@ def test_a_solver_that_fails_keeps_poses_and_weights_and_says_why(kind, said, ro
 
 
 def test_a_solution_can_be_used_when_all_its_numbers_are_some():
-    assert not GtsamOptimizer().optimise(graph_of(circle(5), [true_edge(circle(5), 0, 1)])).why_unusable
+    assert not GtsamOptimizer().optimize(graph_of(circle(5), [true_edge(circle(5), 0, 1)])).why_unusable
 
 
 @pytest.mark.parametrize("field", ["error_before", "error_after", "loop_weights", "loop_errors"])

@@ -7,13 +7,13 @@ import re
 import cv2
 import numpy as np
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 from scipy.spatial.transform import RigidTransform, Rotation
 
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
-from slam.config import InputConfig
-from slam.posed_sources import open_posed
+from slam.config.schema import InputConfig
+from slam.input.posed_images import open_posed
 
 POSES = [rigid(exp_so3([0.1 * k, -0.2, 0.3]), [1.0 + k, 2.0, -0.5 * k]) for k in range(4)]
 CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 131\ncx: 80\ncy: 60\n"
@@ -23,15 +23,15 @@ def open_(images, poses=None, **options):
     return open_posed(images, poses, config=InputConfig(), **options)
 
 
-def same(pictures, poses):
-    assert len(pictures) == len(poses)
-    for picture, pose in zip(pictures, poses, strict=True):
-        np.testing.assert_allclose(picture.world_from_cam.as_matrix(), pose.as_matrix(), atol=1e-6)
+def same(images, poses):
+    assert len(images) == len(poses)
+    for image, pose in zip(images, poses, strict=True):
+        np.testing.assert_allclose(image.world_from_cam.as_matrix(), pose.as_matrix(), atol=1e-6)
 
 
 @pytest.fixture
 def images(tmp_path):
-    folder = write_pictures(tmp_path / "images", 4)
+    folder = write_images(tmp_path / "images", 4)
     (folder / "camera.yaml").write_text(CAMERA)
     return folder
 
@@ -58,54 +58,54 @@ def timed(folder, times):
     (folder / "rgb.txt").write_text("\n".join(lines) + "\n")
 
 
-def test_a_trajectory_file_gives_each_picture_the_pose_at_its_time(images, tmp_path):
+def test_a_trajectory_file_gives_each_image_the_pose_at_its_time(images, tmp_path):
     timed(images, [0.0, 0.02, 0.04, 0.06])
     source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
-    same(source.pictures, POSES)
-    assert source.units == "metres"
-    assert source.pictures[1].timestamp_ns == 20_000_000
+    same(source.images, POSES)
+    assert source.units == "meters"
+    assert source.images[1].timestamp_ns == 20_000_000
 
 
-def test_a_picture_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
+def test_a_image_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
     cv2.imwrite(str(images / "00000.png"), np.zeros((160, 120, 3), np.uint8))
     timed(images, [0.0, 0.02, 0.04, 0.06])
     source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
-    same(source.pictures, POSES[1:])
-    assert "3 pictures with poses; 1 of another size than 160x120, left out (00000.png: 120x160)" in source.description
+    same(source.images, POSES[1:])
+    assert "3 images with poses; 1 of another size than 160x120, left out (00000.png: 120x160)" in source.description
 
 
-def test_a_first_picture_that_cannot_be_read_does_not_matter_before_it_is_wanted(images, tmp_path):
+def test_a_first_image_that_cannot_be_read_does_not_matter_before_it_is_wanted(images, tmp_path):
     (images / "00000.png").write_bytes(b"")
     timed(images, [0.0, 0.02, 0.04, 0.06])
     source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
-    assert source.pictures[1].read().shape == (120, 160, 3)
+    assert source.images[1].read().shape == (120, 160, 3)
     with pytest.raises(SequenceError, match=r"00000\.png: an empty file"):
-        source.pictures[0].read()
+        source.images[0].read()
 
 
-def test_between_two_poses_a_picture_gets_the_one_in_between(images, tmp_path):
+def test_between_two_poses_a_image_gets_the_one_in_between(images, tmp_path):
     timed(images, [0.01, 0.5, 0.6, 0.7])
     ends = [rigid(np.eye(3), [0.0, 0, 0]), rigid(exp_so3([0, 0.2, 0]), [1.0, 0, 0])]
-    [picture] = open_(images, tum(tmp_path / "poses.txt", ends, step=0.02)).pictures
-    same([picture], [rigid(exp_so3([0, 0.1, 0]), [0.5, 0, 0])])
+    [image] = open_(images, tum(tmp_path / "poses.txt", ends, step=0.02)).images
+    same([image], [rigid(exp_so3([0, 0.1, 0]), [0.5, 0, 0])])
 
 
-def test_a_hole_in_the_poses_leaves_its_pictures_out(images, tmp_path):
+def test_a_hole_in_the_poses_leaves_its_images_out(images, tmp_path):
     timed(images, [0.0, 0.4, 1.0, 2.0])
     source = open_(images, tum(tmp_path / "poses.txt", POSES[:2], step=1.0))
-    same(source.pictures, POSES[:2])
+    same(source.images, POSES[:2])
 
 
 def test_poses_of_another_clock_are_refused_with_what_to_look_at(images, tmp_path):
     timed(images, [100.0, 101.0, 102.0, 103.0])
-    with pytest.raises(TrajectoryError, match=r"none of the poses is within 50 ms of a picture.*rgb\.txt"):
+    with pytest.raises(TrajectoryError, match=r"none of the poses is within 50 ms of an image.*rgb\.txt"):
         open_(images, tum(tmp_path / "poses.txt", POSES))
 
 
 def test_a_folder_of_a_data_set_brings_its_own_poses(images):
     timed(images, [0.0, 1.0, 2.0, 3.0])
     tum(images / "groundtruth.txt", POSES)
-    same(open_(images).pictures, POSES)
+    same(open_(images).images, POSES)
 
 
 def test_a_folder_without_poses_asks_for_them(images):
@@ -113,27 +113,27 @@ def test_a_folder_without_poses_asks_for_them(images):
         open_(images)
 
 
-def test_every_nth_picture_of_a_part_can_be_taken(images):
+def test_every_nth_image_of_a_part_can_be_taken(images):
     timed(images, [0.0, 1.0, 2.0, 3.0])
     tum(images / "groundtruth.txt", POSES)
-    same(open_(images, start=1, stride=2).pictures, [POSES[1], POSES[3]])
-    same(open_(images, max_frames=2).pictures, POSES[:2])
+    same(open_(images, start=1, stride=2).images, [POSES[1], POSES[3]])
+    same(open_(images, max_frames=2).images, POSES[:2])
 
 
 # 7-Scenes
 
 
 def seven_scenes(folder, poses):
-    write_pictures(folder, len(poses))
+    write_images(folder, len(poses))
     for k, pose in enumerate(poses):
         (folder / f"{k:05d}.png").rename(folder / f"frame-{k:06d}.color.png")
         np.savetxt(folder / f"frame-{k:06d}.pose.txt", pose.as_matrix())
     (folder / "camera.yaml").write_text(CAMERA)
 
 
-def test_a_sequence_of_7_scenes_has_a_pose_file_for_each_picture(tmp_path):
+def test_a_sequence_of_7_scenes_has_a_pose_file_for_each_image(tmp_path):
     seven_scenes(tmp_path / "seq-01", POSES)
-    same(open_(tmp_path / "seq-01").pictures, POSES)
+    same(open_(tmp_path / "seq-01").images, POSES)
 
 
 def test_a_scene_of_7_scenes_is_all_the_sequences_it_is_trained_on(tmp_path):
@@ -142,8 +142,8 @@ def test_a_scene_of_7_scenes_is_all_the_sequences_it_is_trained_on(tmp_path):
     seven_scenes(tmp_path / "seq-04", POSES[3:])
     (tmp_path / "TrainSplit.txt").write_text("sequence1\nsequence4\n")
     source = open_(tmp_path)
-    same(source.pictures, [*POSES[:2], POSES[3]])
-    times = [p.timestamp_ns for p in source.pictures]
+    same(source.images, [*POSES[:2], POSES[3]])
+    times = [p.timestamp_ns for p in source.images]
     assert times == sorted(set(times))
     assert "seq-01, seq-04" in source.description
 
@@ -163,17 +163,17 @@ def colmap(folder, poses, *, camera="1 PINHOLE 160 120 130 131 80.5 60.5", name=
     return folder
 
 
-def test_a_colmap_model_gives_poses_cameras_and_no_metres(images, tmp_path):
+def test_a_colmap_model_gives_poses_cameras_and_no_meters(images, tmp_path):
     source = open_(images, colmap(tmp_path / "model", POSES))
-    same(source.pictures, POSES)
+    same(source.images, POSES)
     assert source.units == "map units"
-    camera = source.pictures[0].camera
+    camera = source.images[0].camera
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (130, 131, 80, 60)  # COLMAP's first pixel is at a half
 
 
 def test_a_colmap_project_is_found_by_its_folder_too(images, tmp_path):
     colmap(tmp_path / "project" / "sparse" / "0", POSES)
-    same(open_(images, tmp_path / "project").pictures, POSES)
+    same(open_(images, tmp_path / "project").images, POSES)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_a_colmap_project_is_found_by_its_folder_too(images, tmp_path):
         ("1 OPENCV_FISHEYE 160 120 130 131 80.5 60.5 0.01 0.001 0 0", "fisheye"),
     ],
 )
-def test_pictures_of_every_colmap_camera_come_out_as_a_pinhole_has_them(images, tmp_path, camera, model):
-    picture = open_(images, colmap(tmp_path / "model", POSES, camera=camera)).pictures[0]
-    assert picture.camera.model == "pinhole"
-    assert picture.read().shape == (120, 160, 3)
+def test_images_of_every_colmap_camera_come_out_as_a_pinhole_has_them(images, tmp_path, camera, model):
+    image = open_(images, colmap(tmp_path / "model", POSES, camera=camera)).images[0]
+    assert image.camera.model == "pinhole"
+    assert image.read().shape == (120, 160, 3)
 
 
 def test_a_camera_model_that_is_not_known_is_named_with_those_that_are(images, tmp_path):
@@ -197,9 +197,9 @@ def test_a_camera_model_that_is_not_known_is_named_with_those_that_are(images, t
         open_(images, colmap(tmp_path / "model", POSES, camera="1 FOV 160 120 130 131 80 60 0.9"))
 
 
-def test_pictures_that_a_model_names_and_nobody_has_are_refused(images, tmp_path):
+def test_images_that_a_model_names_and_nobody_has_are_refused(images, tmp_path):
     model = colmap(tmp_path / "model", POSES, name="left/{:05d}.jpg")
-    with pytest.raises(SequenceError, match=r"none of the 4 pictures that .* names is here \(first: .*left/00000\.jpg"):
+    with pytest.raises(SequenceError, match=r"none of the 4 images that .* names is here \(first: .*left/00000\.jpg"):
         open_(images, model)
 
 
@@ -215,17 +215,17 @@ def test_a_binary_model_is_told_how_to_become_text(images, tmp_path):
         open_(images, tmp_path / "model")
 
 
-def test_pictures_of_one_camera_of_many_that_cannot_be_are_left_out_and_told(images, tmp_path):
+def test_images_of_one_camera_of_many_that_cannot_be_are_left_out_and_told(images, tmp_path):
     model = colmap(tmp_path / "model", POSES)
-    cameras, pictures = model / "cameras.txt", model / "images.txt"
+    cameras, listed = model / "cameras.txt", model / "images.txt"
     cameras.write_text(cameras.read_text() + "2 PINHOLE 160 120 0.8 0.8 80 60\n")
-    pictures.write_text(re.sub(r" [0-9]+ 00002\.png", " 2 00002.png", pictures.read_text()))
+    listed.write_text(re.sub(r" [0-9]+ 00002\.png", " 2 00002.png", listed.read_text()))
     source = open_(images, model)
-    same(source.pictures, [POSES[0], POSES[1], POSES[3]])
-    assert "3 pictures with poses; 1 left out" in source.description
-    assert "fx 0.8 and fy 0.8 in pictures of 160x120" in source.description
+    same(source.images, [POSES[0], POSES[1], POSES[3]])
+    assert "3 images with poses; 1 left out" in source.description
+    assert "fx 0.8 and fy 0.8 in images of 160x120" in source.description
     cameras.write_text("".join(f"{k} PINHOLE 160 120 {k / 10} 0.8 80 60\n" for k in (1, 2, 7)))
-    with pytest.raises(SequenceError, match=r"none of 4 pictures can be used: 3 left out"):
+    with pytest.raises(SequenceError, match=r"none of 4 images can be used: 3 left out"):
         open_(images, model)
 
 
@@ -242,13 +242,13 @@ def cambridge(path, poses, *, header=True):
 
 
 @pytest.mark.parametrize("header", [True, False])
-def test_a_cambridge_list_has_centres_and_turns_of_the_world(images, tmp_path, header):
+def test_a_cambridge_list_has_centers_and_turns_of_the_world(images, tmp_path, header):
     source = open_(
         images, cambridge(tmp_path / "dataset_train.txt", POSES, header=header), camera=images / "camera.yaml"
     )
-    same(source.pictures, POSES)
-    assert source.units == "metres"
-    assert source.pictures[0].camera.fx == 130
+    same(source.images, POSES)
+    assert source.units == "meters"
+    assert source.images[0].camera.fx == 130
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_broken_line_of_a_list_is_named(images, tmp_path, line, complaint):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(SequenceError, match="no such folder; expected one with the pictures"):
+    with pytest.raises(SequenceError, match="no such folder; expected one with the images"):
         open_(tmp_path / "nowhere")
 
 
@@ -280,19 +280,19 @@ def test_poses_that_are_not_there_are_named(images, tmp_path):
         open_(images, tmp_path / "nowhere.txt")
 
 
-def test_pictures_are_read_when_asked_for_and_not_before(images, tmp_path):
+def test_images_are_read_when_asked_for_and_not_before(images, tmp_path):
     source = open_(images, colmap(tmp_path / "model", POSES))
     (images / "00003.png").unlink()
-    assert source.pictures[2].read().shape == (120, 160, 3)
+    assert source.images[2].read().shape == (120, 160, 3)
     with pytest.raises(SequenceError, match=r"00003\.png"):
-        source.pictures[3].read()
+        source.images[3].read()
 
 
 def test_the_rotation_of_a_list_is_the_inverse_of_the_pose(images, tmp_path):
     """A camera turned left by 30 degrees: the world turns right in its eyes."""
     turned = RigidTransform.from_components([0.0, 0.0, 0.0], Rotation.from_euler("y", -30, degrees=True))
-    [picture] = open_(images, cambridge(tmp_path / "list.txt", [turned]), camera=images / "camera.yaml").pictures
-    forward = rotation_matrix(picture.world_from_cam)[:, 2]
+    [image] = open_(images, cambridge(tmp_path / "list.txt", [turned]), camera=images / "camera.yaml").images
+    forward = rotation_matrix(image.world_from_cam)[:, 2]
     np.testing.assert_allclose(forward, [-0.5, 0.0, np.sqrt(0.75)], atol=1e-8)
 
 
@@ -301,15 +301,15 @@ def kitti(path, poses):
     path.write_text("\n".join(rows) + "\n")
 
 
-def test_poses_without_times_belong_to_the_pictures_in_their_order(images, tmp_path):
-    """Whatever the times of the pictures are: none that were made up for the poses are compared with them."""
+def test_poses_without_times_belong_to_the_images_in_their_order(images, tmp_path):
+    """Whatever the times of the images are: none that were made up for the poses are compared with them."""
     kitti(tmp_path / "poses.kitti", POSES)
-    same(open_(images, tmp_path / "poses.kitti").pictures, POSES)
+    same(open_(images, tmp_path / "poses.kitti").images, POSES)
     timed(images, [7.0, 7.1, 7.3, 7.9])
-    same(open_(images, tmp_path / "poses.kitti").pictures, POSES)
+    same(open_(images, tmp_path / "poses.kitti").images, POSES)
 
 
-def test_poses_without_times_of_another_number_than_the_pictures_are_refused(images, tmp_path):
+def test_poses_without_times_of_another_number_than_the_images_are_refused(images, tmp_path):
     kitti(tmp_path / "poses.kitti", POSES[:3])
-    with pytest.raises(TrajectoryError, match=r"poses\.kitti: 3 poses without times and 4 pictures: nothing tells"):
+    with pytest.raises(TrajectoryError, match=r"poses\.kitti: 3 poses without times and 4 images: nothing tells"):
         open_(images, tmp_path / "poses.kitti")

@@ -19,15 +19,9 @@ from relocalizer.geometry import (
 )
 from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
-from relocalizer.lens import LensStep
-from slam.refinement import (
-    GIVEN,
-    Bundle,
-    GtsamRefiner,
-    refine_points,
-    reprojection_errors,
-    straightened,
-)
+from relocalizer.intrinsics_correction import CorrectionStep
+from slam.mapping.bundle import CALIBRATED, Bundle, reprojection_errors, structure_only_adjustment, undistorted_pixels
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=320.0, cy=240.0)
 
@@ -73,10 +67,10 @@ def perturbed(bundle, *, angle=0.02, distance=0.05, seed=1, keep=(0,)):
 
 
 def refine(bundle, *, noise_px=0.8, iterations=50):
-    return GtsamRefiner().refine(bundle, noise_px=noise_px, iterations=iterations)
+    return GtsamBundleAdjuster().refine(bundle, noise_px=noise_px, iterations=iterations)
 
 
-def centres(poses):
+def centers(poses):
     return np.array([translation_of(poses[k]) for k in sorted(poses)])
 
 
@@ -93,7 +87,7 @@ def test_without_noise_poses_and_points_come_back_up_to_size(points):
     refined = refine(perturbed(truth))
     size = align_points(points, refined.points_world)
     assert np.allclose(size.apply(refined.points_world), points, atol=1e-3)
-    assert np.allclose(size.apply(centres(refined.world_from_cam)), centres(truth.world_from_cam), atol=1e-3)
+    assert np.allclose(size.apply(centers(refined.world_from_cam)), centers(truth.world_from_cam), atol=1e-3)
     assert np.median(refined.error_px) < 0.02
 
 
@@ -133,7 +127,7 @@ def test_with_fewer_than_two_fixed_one_stays_and_its_farthest_keeps_its_distance
     held = fixed[0] if fixed else 0
     assert np.allclose(refined.world_from_cam[held].as_matrix(), start.world_from_cam[held].as_matrix(), atol=1e-4)
     before, after = (
-        np.linalg.norm(centres(poses) - centres(poses)[held], axis=1)
+        np.linalg.norm(centers(poses) - centers(poses)[held], axis=1)
         for poses in (start.world_from_cam, refined.world_from_cam)
     )
     far = before.argmax()
@@ -247,50 +241,50 @@ def many(rng):
     return rng.uniform([-2.0, -1.5, 3.0], [2.0, 1.5, 6.0], (200, 3))
 
 
-def bent(refined, truth):
+def distorted_pixels(refined, truth):
     """How far points lie from the truth after a similarity, root mean square."""
     away = align_points(truth, refined.points_world).apply(refined.points_world) - truth
     return np.sqrt((away**2).sum(axis=1).mean())
 
 
 def test_the_focal_length_stays(many):
-    assert refine(replace(bundle_of(arc(8), many, noise=0.3), lens=GIVEN)).lens.focal_ratio == (1.0, 1.0)
+    assert refine(replace(bundle_of(arc(8), many, noise=0.3), lens=CALIBRATED)).lens.focal_ratio == (1.0, 1.0)
 
 
 def bent_by(bundle, *radial):
     """The bundle as a lens with that distortion shows it; its camera knows nothing of it."""
     lens = replace(CAMERA, model="radtan", distortion=(*radial, 0.0, 0.0))
-    return replace(bundle, pixels=lens.distorted(CAMERA.normalised(bundle.pixels)))
+    return replace(bundle, pixels=lens.distorted(CAMERA.normalized(bundle.pixels)))
 
 
 @pytest.mark.parametrize("radial", [(0.04, 0.0), (-0.03, 0.01)])
 def test_a_distortion_that_the_calibration_leaves_is_found(many, radial):
     bundle = bent_by(bundle_of(arc(8), many, noise=0.3), *radial)
-    refined, held = refine(replace(bundle, lens=GIVEN)), refine(bundle)
+    refined, held = refine(replace(bundle, lens=CALIBRATED)), refine(bundle)
     at_the_side = np.array([[CAMERA.cx + 0.5 * CAMERA.fx, CAMERA.cy]])  # the two are told together, not apart
-    true = LensStep(radial=radial).bent(at_the_side, CAMERA)
-    assert refined.lens.bent(at_the_side, CAMERA) == pytest.approx(true, abs=0.5)
-    assert bent(refined, many) < 0.5 * bent(held, many)
+    true = CorrectionStep(radial=radial).distorted_pixels(at_the_side, CAMERA)
+    assert refined.lens.distorted_pixels(at_the_side, CAMERA) == pytest.approx(true, abs=0.5)
+    assert distorted_pixels(refined, many) < 0.5 * distorted_pixels(held, many)
     assert np.median(refined.error_px) == pytest.approx(0.3 * np.sqrt(2 * np.log(2)), rel=0.2)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_alone_is_no_distortion(many, seed):
-    assert refine(replace(bundle_of(arc(8), many, noise=0.5, seed=seed), lens=GIVEN)).lens.is_nothing
+    assert refine(replace(bundle_of(arc(8), many, noise=0.5, seed=seed), lens=CALIBRATED)).lens.is_nothing
 
 
 def test_with_the_distortion_known_the_rest_of_it_needs_no_proof(many):
     rest = bent_by(bundle_of(arc(8), many, noise=0.5), 5e-4, 0.0)
-    assert refine(replace(rest, lens=GIVEN)).lens.is_nothing
-    assert any(refine(replace(rest, lens=replace(GIVEN, significant=0.0))).lens.radial)
+    assert refine(replace(rest, lens=CALIBRATED)).lens.is_nothing
+    assert any(refine(replace(rest, lens=replace(CALIBRATED, significant=0.0))).lens.radial)
 
 
 def test_a_bundle_and_its_straightened_one_have_the_same_errors(many):
-    step = LensStep((1.02, 1.01), (0.01, -0.005))
+    step = CorrectionStep((1.02, 1.01), (0.01, -0.005))
     true = bundle_of(arc(4), many)
     camera = replace(CAMERA, fx=CAMERA.fx / 1.02, fy=CAMERA.fy / 1.01)
-    seen = replace(true, cameras=dict.fromkeys(true.cameras, camera), pixels=step.bent(true.pixels, camera))
-    straight = straightened(seen, step)
+    seen = replace(true, cameras=dict.fromkeys(true.cameras, camera), pixels=step.distorted_pixels(true.pixels, camera))
+    straight = undistorted_pixels(seen, step)
     assert reprojection_errors(straight, straight.world_from_cam, many).max() < 1e-6
 
 
@@ -379,7 +373,7 @@ def test_points_moved_alone_return_to_where_their_observations_put_them(rng):
     points = rng.uniform([-1, -1, 4], [2, 1, 8], (40, 3))
     bundle = bundle_of(arc(4), points)
     off = replace(bundle, points_world=points + 0.1 * rng.normal(size=points.shape))
-    assert np.abs(refine_points(off, noise_px=0.8, iterations=20) - points).max() < 1e-3
+    assert np.abs(structure_only_adjustment(off, noise_px=0.8, iterations=20) - points).max() < 1e-3
 
 
 def test_one_wrong_observation_hardly_moves_a_point(rng):
@@ -387,7 +381,7 @@ def test_one_wrong_observation_hardly_moves_a_point(rng):
     bundle = bundle_of(arc(6), points)
     pixels = bundle.pixels.copy()
     pixels[3] += 60.0
-    moved = refine_points(replace(bundle, pixels=pixels), noise_px=0.8, iterations=20)
+    moved = structure_only_adjustment(replace(bundle, pixels=pixels), noise_px=0.8, iterations=20)
     assert np.linalg.norm(moved[3] - points[3]) < 0.05
     assert np.abs(np.delete(moved - points, 3, axis=0)).max() < 1e-6
 
@@ -397,7 +391,7 @@ def test_a_point_behind_every_camera_stays_where_it_was(rng):
     bundle = bundle_of(arc(3), points)
     behind = bundle.points_world.copy()
     behind[2] = [0.0, 0.0, -5.0]
-    moved = refine_points(replace(bundle, points_world=behind), noise_px=0.8)
+    moved = structure_only_adjustment(replace(bundle, points_world=behind), noise_px=0.8)
     assert np.array_equal(moved[2], behind[2])
 
 
@@ -420,7 +414,7 @@ def test_a_keyframe_that_sees_nothing_and_a_point_that_nobody_sees_stay_where_th
 
 
 @pytest.mark.parametrize(("kind", "said"), [(SingularSystem, SINGULAR), (NoNumbers, "the solution is not finite")])
-@pytest.mark.parametrize("lens", [None, GIVEN])
+@pytest.mark.parametrize("lens", [None, CALIBRATED])
 def test_a_solver_that_fails_moves_nothing_and_says_why(kind, said, lens, rng):
     bundle = replace(perturbed(bundle_of(arc(4), rng.uniform([-1, -1, 4], [1, 1, 6], (30, 3)))), lens=lens)
     with solver_that(kind):
@@ -430,4 +424,4 @@ def test_a_solver_that_fails_moves_nothing_and_says_why(kind, said, lens, rng):
     assert np.array_equal(refined.points_world, bundle.points_world)
     errors = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
     assert np.array_equal(refined.error_px, errors)
-    assert refined.lens == LensStep()
+    assert refined.lens == CorrectionStep()

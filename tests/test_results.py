@@ -9,23 +9,29 @@ import pytest
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
 from relocalizer.images import Camera
-from relocalizer.lens import Lens
+from relocalizer.intrinsics_correction import IntrinsicsCorrection
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
     FrameProcessed,
-    GraphOptimised,
+    GraphOptimized,
     LandmarksUpdated,
-    Relocalised,
+    Relocalized,
     TrackingLost,
-    TrackingState,
 )
-from slam.frames import Frame
-from slam.graph import Edge, EdgeKind
-from slam.pipeline import RunStatistics, percentiles
-from slam.results import Checkpoints, EventLog, RunFolder, next_run_folder, read_report, summarise, write_atomically
-from slam.slam_result import Units
-from slam.trajectory import Trajectory, read_tum
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.tracking_status import TrackingState
+from slam.result import Units
+from slam.run.checkpoints import Checkpoints
+from slam.run.event_log import EventLog
+from slam.run.files import write_atomically
+from slam.run.plain_values import summarize
+from slam.run.report import read_report
+from slam.run.run_folder import RunFolder, next_run_folder
+from slam.run.statistics import RunStatistics, percentiles
 
 
 def frame_event(index: int, *, tracked: bool = True, state=TrackingState.TRACKING) -> FrameProcessed:
@@ -74,7 +80,7 @@ def test_the_next_run_folder_is_the_first_free_number(tmp_path):
     assert next_run_folder(tmp_path, "desk").name == "desk-3"
 
 
-def test_a_frame_is_logged_without_its_picture_and_with_counts(tmp_path):
+def test_a_frame_is_logged_without_its_image_and_with_counts(tmp_path):
     log = EventLog(RunFolder.create(tmp_path))
     log(frame_event(3))
     log.close()
@@ -91,7 +97,7 @@ def test_a_frame_is_logged_without_its_picture_and_with_counts(tmp_path):
 
 
 def test_logged_fields_keep_the_order_of_the_event():
-    assert list(summarise(frame_event(0)))[:4] == ["frame", "state", "reason", "world_from_cam"]
+    assert list(summarize(frame_event(0)))[:4] == ["frame", "state", "reason", "world_from_cam"]
 
 
 def test_every_line_of_the_log_is_on_disk_at_once(tmp_path):
@@ -103,16 +109,16 @@ def test_every_line_of_the_log_is_on_disk_at_once(tmp_path):
 
 def test_graphs_and_landmarks_are_logged_by_their_size():
     poses = {k: Similarity(np.eye(3), np.zeros(3), 1.0) for k in range(100)}
-    solved = GraphOptimised(frame_index=9, world_from_keyframe=poses, error_before=2.0, error_after=1.0, cause="loop")
-    assert summarise(solved)["world_from_keyframe"] == {"count": 100}
+    solved = GraphOptimized(frame_index=9, world_from_keyframe=poses, error_before=2.0, error_after=1.0, cause="loop")
+    assert summarize(solved)["world_from_keyframe"] == {"count": 100}
     points = LandmarksUpdated(
-        frame_index=1, ids=np.arange(99), points_world=np.ones((99, 3)), colours=np.zeros((99, 3), np.uint8)
+        frame_index=1, ids=np.arange(99), points_world=np.ones((99, 3)), colors=np.zeros((99, 3), np.uint8)
     )
-    assert summarise(points)["points_world"] == {"shape": [99, 3]}
+    assert summarize(points)["points_world"] == {"shape": [99, 3]}
 
 
 def test_an_edge_is_logged_with_its_similarity_and_sigmas():
-    logged = summarise(EdgeAccepted(edge=loop_edge(), frame_index=4))["edge"]
+    logged = summarize(EdgeAccepted(edge=loop_edge(), frame_index=4))["edge"]
     assert logged["i_from_j"] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 2.0]
     assert (logged["kind"], logged["sigmas"]) == ("loop", [1.0] * 7)
 
@@ -175,7 +181,12 @@ def test_checkpoints_go_on_when_the_disk_has_room_again(tmp_path, monkeypatch, c
 def test_an_empty_trajectory_can_be_written(tmp_path):
     empty = Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
     result = SimpleNamespace(
-        trajectory=empty, segments=[], keyframe_trajectory=empty, online=empty, units=Units(), lens=Lens()
+        trajectory=empty,
+        segments=[],
+        keyframe_trajectory=empty,
+        online=empty,
+        units=Units(),
+        lens=IntrinsicsCorrection(),
     )
     for _, write in RunFolder.create(tmp_path).result_files(result, Camera.assume(64, 48, fov_deg=60.0)):
         write()
@@ -190,12 +201,12 @@ def test_a_folder_without_a_report_is_not_a_run_folder(tmp_path):
 
 def test_statistics_count_frames_loops_and_lost_episodes():
     statistics = RunStatistics()
-    statistics(frame_event(0, tracked=False, state=TrackingState.INITIALISING))
+    statistics(frame_event(0, tracked=False, state=TrackingState.INITIALIZING))
     statistics(frame_event(1))
     statistics(TrackingLost(frame_index=2, timestamp_ns=2, reason="dark"))
     for index in (2, 3, 4):
         statistics(frame_event(index, tracked=False, state=TrackingState.LOST))
-    statistics(Relocalised(frame_index=5, timestamp_ns=5, keyframe_id=0, inliers=40, frames_lost=3))
+    statistics(Relocalized(frame_index=5, timestamp_ns=5, keyframe_id=0, inliers=40, frames_lost=3))
     statistics(frame_event(5))
     statistics(EdgeAccepted(edge=loop_edge(), frame_index=5))
     statistics(EdgeRejected(i=0, j=4, kind=EdgeKind.LOOP, reason="few inliers", frame_index=5))

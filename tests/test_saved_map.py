@@ -10,18 +10,19 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, index_of, room_p
 
 from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
-from relocalizer.map_export import export_map
-from relocalizer.map_facts import facts_of
-from relocalizer.reference_map import ReferenceMap, validate
+from relocalizer.maps.map_export import export_map
+from relocalizer.maps.map_facts import facts_of
+from relocalizer.maps.reference_map import ReferenceMap, validate
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.events import FrameProcessed, KeyframeAdded, Relocalised, TrackingState
-from slam.mapping import Mapper
-from slam.optimizer import GtsamOptimizer
-from slam.refinement import GtsamRefiner
-from slam.saved_map import lies_in, map_of, restore
+from slam.config.schema import SlamConfig
+from slam.evaluation.trajectory_files import read_tum
+from slam.events import FrameProcessed, KeyframeAdded, Relocalized
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.tracking_status import TrackingState
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.mapper import Mapper
+from slam.sessions.stored_map import restore, shares_world_with, to_reference_map
 from slam.system import Slam
-from slam.trajectory import read_tum
 
 FIRST = range(0, 120)  # about half of the way around the room
 TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames")
@@ -44,7 +45,7 @@ def walk(world, indices, **options):
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        adjuster=GtsamBundleAdjuster(),
         observers=[events.append],
         **options,
     )
@@ -54,9 +55,9 @@ def walk(world, indices, **options):
 
 
 def at_rest(slam: Slam, world: OracleWorld) -> ReferenceMap:
-    """The map with pictures as the oracle can read them, which JPEG would spoil."""
+    """The map with images as the oracle can read them, which JPEG would spoil."""
     saved = slam.saved_map()
-    return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
+    return replace(saved, image=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
 
 def of(events, kind):
@@ -124,16 +125,16 @@ def test_of_the_features_those_on_a_track_are_kept(first_run, first_map):
 
 def test_a_map_put_into_an_empty_mapper_and_taken_out_again_has_the_same_bytes(first_map, world):
     predictor = OraclePredictor(world)
-    mapper = Mapper(SlamConfig(), predictor, GtsamRefiner())
+    mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
     earlier = restore(first_map, mapper, predictor, FaissRetriever())
-    again = map_of(mapper, earlier.frames, first_map.provenance, lambda k: b"")
+    again = to_reference_map(mapper, earlier.frames, first_map.provenance, lambda k: b"")
     assert changed(first_map, again) <= {"frames.rotations"}  # they pass through quaternions
     assert np.allclose(again.frames.rotations, first_map.frames.rotations, atol=1e-12)
 
 
 def test_a_second_map_in_the_same_mapper_gets_names_of_its_own(first_map, world):
     predictor = OraclePredictor(world)
-    mapper = Mapper(SlamConfig(), predictor, GtsamRefiner())
+    mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
     restore(first_map, mapper, predictor, None)
     second = restore(first_map, mapper, predictor, None, gap=10)
     last = int(first_map.keyframes.ids[-1])
@@ -141,7 +142,7 @@ def test_a_second_map_in_the_same_mapper_gets_names_of_its_own(first_map, world)
     assert len(set(mapper.graph.segment_of.values())) == 2
     mine = mapper.landmarks.observed[second.keyframe_ids[0]].ids
     assert not np.isin(mine, mapper.landmarks.observed[0].ids).any()
-    twice = mapper.landmarks.points_world(mapper.landmarks.placed_ids(), mapper.graph)
+    twice = mapper.landmarks.points_world(mapper.landmarks.landmark_ids(), mapper.graph)
     assert np.allclose(twice, np.concatenate([first_map.points_world, first_map.points_world]))
 
 
@@ -149,7 +150,7 @@ def test_a_restored_edge_is_believed_as_far_as_it_was(first_map, world):
     weights = np.ones(len(first_map.edges.i))
     weights[3] = 0.25
     doubted = replace(first_map, edges=replace(first_map.edges, weights=weights))
-    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamRefiner())
+    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamBundleAdjuster())
     restore(doubted, mapper, OraclePredictor(world), None)
     pair = (int(doubted.edges.i[3]), int(doubted.edges.j[3]))
     assert mapper.graph.weight(mapper.graph.edges[pair]) == 0.25
@@ -166,7 +167,7 @@ def second_run(first_map, world):
 
 def test_a_run_begun_in_a_map_is_found_at_once_and_lies_in_its_frame(second_run, first_map, world):
     _, result, events = second_run
-    assert [e.frame_index for e in of(events, Relocalised)] == [90]
+    assert [e.frame_index for e in of(events, Relocalized)] == [90]
     assert result.frame_indices.tolist() == list(range(90, 170))
     assert error_in_map(result, first_map, world) < 0.003
 
@@ -182,14 +183,14 @@ def test_the_extended_map_holds_both_runs(second_run, first_map, world):
     assert len(result.keyframe_trajectory) == len(added)
 
 
-def test_the_pictures_of_both_runs_go_into_the_extended_map(first_map, second_run, world):
+def test_the_images_of_both_runs_go_into_the_extended_map(first_map, second_run, world):
     slam, _, events = second_run
     added = {e.keyframe.id for e in of(events, KeyframeAdded)}
     extended = slam.saved_map()
     frame_of = dict(zip(extended.keyframes.ids.tolist(), extended.keyframes.frame_indices.tolist(), strict=True))
     for row, k in enumerate(extended.keyframes.ids.tolist()):
-        assert k in added or first_map.picture(first_map.row_of[k]).shape == (480, 640, 3)
-        assert index_of(extended.picture(row)) == frame_of[k]
+        assert k in added or first_map.image(first_map.row_of[k]).shape == (480, 640, 3)
+        assert index_of(extended.image(row)) == frame_of[k]
 
 
 def test_both_runs_are_sessions_of_the_extended_map(second_run, first_map, world):
@@ -201,7 +202,9 @@ def test_both_runs_are_sessions_of_the_extended_map(second_run, first_map, world
 
 def test_a_keyframe_found_looking_back_belongs_to_its_run(tmp_path, monkeypatch):
     """What is written of it is in order of time, though its id is not."""
-    monkeypatch.setattr("slam.looking_back.MOSTLY_KNOWN", 1.0)  # each frame recognised then becomes a keyframe
+    monkeypatch.setattr(
+        "slam.relocalization.deferred.MOSTLY_KNOWN", 1.0
+    )  # each frame recognized then becomes a keyframe
     path = room_path()
     early = room(path=[*path[:60], *path[115:120], *path[55:135]])
     slam, result, _ = walk(early, range(145))
@@ -228,7 +231,7 @@ def test_a_run_begun_outside_the_map_maps_on_its_own_and_joins_when_it_gets_ther
     new = extended.keyframes.ids > first_map.keyframes.ids[-1]
     joined = extended.keyframes.segment[new] == 0
     assert joined.all()
-    assert lies_in(result, first_map.keyframes.ids.tolist())
+    assert shares_world_with(result, first_map.keyframes.ids.tolist())
     assert error_in_map(result, first_map, world) < 0.02
 
 
@@ -239,19 +242,19 @@ def test_a_run_that_never_sees_the_map_leaves_two_segments(world):
     extended = at_rest(slam, world)
     assert set(extended.keyframes.segment.tolist()) == {0, 1}
     assert result.segment == 1
-    assert not lies_in(result, first_map.keyframes.ids.tolist())
+    assert not shares_world_with(result, first_map.keyframes.ids.tolist())
 
 
-def test_lengths_stay_metres_in_a_metric_map(first_map, world):
-    metric = replace(first_map, provenance=replace(first_map.provenance, units="metres"))
+def test_lengths_stay_meters_in_a_metric_map(first_map, world):
+    metric = replace(first_map, provenance=replace(first_map.provenance, units="meters"))
     slam, result, _ = walk(world, range(100, 110), start_map=metric)
-    assert slam.saved_map().provenance.units == "metres"
-    assert result.units.note == "lengths in metres: that of the map the run began in"
+    assert slam.saved_map().provenance.units == "meters"
+    assert result.units.note == "lengths in meters: that of the map the run began in"
 
 
-def test_a_path_that_nothing_ties_to_the_metric_map_is_not_in_metres(world):
+def test_a_path_that_nothing_ties_to_the_metric_map_is_not_in_meters(world):
     early = at_rest(walk(world, range(0, 40))[0], world)
-    metric = replace(early, provenance=replace(early.provenance, units="metres"))
+    metric = replace(early, provenance=replace(early.provenance, units="meters"))
     _, result, _ = walk(world, range(90, 120), start_map=metric)
     assert len(result.trajectory)
     assert result.units.name == "map units"
@@ -262,15 +265,15 @@ def two_parts(world, unanchored) -> ReferenceMap:
     first = at_rest(walk(world, range(0, 40))[0], world)
     second = at_rest(walk(world, range(90, 150), start_map=first)[0], world)
     assert set(second.keyframes.segment.tolist()) == {0, 1}
-    return replace(second, provenance=replace(second.provenance, units="metres", unanchored=(unanchored,)))
+    return replace(second, provenance=replace(second.provenance, units="meters", unanchored=(unanchored,)))
 
 
 @pytest.mark.parametrize("unanchored", [0, 1])
-def test_a_run_is_in_metres_when_the_part_of_the_map_that_it_goes_on_in_is(world, unanchored):
+def test_a_run_is_in_meters_when_the_part_of_the_map_that_it_goes_on_in_is(world, unanchored):
     parts = two_parts(world, unanchored)
     slam, result, _ = walk(world, range(110, 120), start_map=parts)
     assert result.segment == 1
-    assert result.units.name == ("metres" if unanchored == 0 else "map units")
+    assert result.units.name == ("meters" if unanchored == 0 else "map units")
     assert at_rest(slam, world).provenance.unanchored == (unanchored,)
 
 
@@ -338,7 +341,7 @@ def test_a_map_of_other_weights_is_refused(first_map, world):
     class Trained(OraclePredictor):
         weights_sha256 = "b" * 64
 
-    mapper = Mapper(SlamConfig(), Trained(world), GtsamRefiner())
+    mapper = Mapper(SlamConfig(), Trained(world), GtsamBundleAdjuster())
     other = replace(first_map, provenance=replace(first_map.provenance, weights_sha256="a" * 64))
     with pytest.raises(MapError, match=r"made with the weights aaaaaaaaaaaa\.\.\., these are bbbbbbbbbbbb"):
         restore(other, mapper, Trained(world), None)

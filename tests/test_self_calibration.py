@@ -29,8 +29,8 @@ def footage(*, frames=10, camera=CAMERA, points=POINTS, turn=1.0, noise_px=0.4, 
         rotation = Rotation.from_rotvec(
             turn * np.array([0.25 * np.sin(7 * s), 0.5 * np.cos(5 * s), 0.4 * np.sin(9 * s)])
         )
-        centre = [1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s]
-        in_camera = rotation.inv().apply(points - centre)
+        center = [1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s]
+        in_camera = rotation.inv().apply(points - center)
         ratio = 1.0 if zoom is None else zoom(n)
         lens = replace(camera, fx=camera.fx * ratio, fy=camera.fy * ratio)
         with np.errstate(all="ignore"):

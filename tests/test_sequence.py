@@ -1,4 +1,4 @@
-"""Sources of pictures: folders, videos and live streams, whole and broken, and the thread that reads ahead."""
+"""Sources of images: folders, videos and live streams, whole and broken, and the thread that reads ahead."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ import pytest
 
 from relocalizer.errors import CameraError, SequenceError, UserError
 from relocalizer.images import Camera, Image
-from slam.config import InputConfig
-from slam.frame_source import FrameSource
-from slam.frames import Frame
-from slam.optics import Calibration, Optics
-from slam.sequence import open_source
+from slam.config.schema import InputConfig
+from slam.input.frame_source import FrameSource
+from slam.input.open_source import open_source
+from slam.input.rectification import GivenCamera, Rectifier
+from slam.map.frames import Frame
 
 CAMERA_YAML = "width: 64\nheight: 48\nfx: 50\nfy: 50\ncx: 32\ncy: 24\n"
 AHEAD = InputConfig(prefetch_frames=3)
@@ -38,16 +38,16 @@ def shade(k: int) -> int:
 
 
 def flat(k: int, width: int = 64, height: int = 48) -> Image:
-    """A picture of one grey that tells its number."""
+    """An image of one gray that tells its number."""
     return np.full((height, width, 3), shade(k), dtype=np.uint8)
 
 
 def number_of(frame: Frame) -> int:
-    """The number that `flat` wrote; video encoders make such a grey up to 4 darker."""
+    """The number that `flat` wrote; video encoders make such a gray up to 4 darker."""
     return round((float(np.median(frame.image)) - 18) / 5)
 
 
-def write_pictures(folder: Path, count: int, width: int = 64, height: int = 48) -> Path:
+def write_images(folder: Path, count: int, width: int = 64, height: int = 48) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(count):
         assert cv2.imwrite(str(folder / f"{k:03d}.png"), flat(k, width, height))
@@ -75,11 +75,11 @@ def refusal(place: Path | str, **options: Any) -> str:
     return str(caught.value)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_come_in_order_with_index_time_and_camera(tmp_path: Path) -> None:
-    source = opened(write_pictures(tmp_path / "walk", 5))
+def test_images_come_in_order_with_index_time_and_camera(tmp_path: Path) -> None:
+    source = opened(write_images(tmp_path / "walk", 5))
     frames = list(source)
     assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
     assert [number_of(frame) for frame in frames] == [0, 1, 2, 3, 4]
@@ -99,11 +99,11 @@ def test_pictures_come_in_order_with_index_time_and_camera(tmp_path: Path) -> No
         (0, 1, 3, [0, 1, 2]),
     ],
 )
-@pytest.mark.parametrize("kind", ["pictures", "video"])
-def test_start_stride_and_max_frames_choose_pictures_by_their_number_in_the_source(
+@pytest.mark.parametrize("kind", ["images", "video"])
+def test_start_stride_and_max_frames_choose_images_by_their_number_in_the_source(
     tmp_path: Path, kind: str, start: int, stride: int, most: int | None, expected: list[int]
 ) -> None:
-    place = write_pictures(tmp_path / "a", 10) if kind == "pictures" else write_video(tmp_path / "a.avi", 10, "MJPG")
+    place = write_images(tmp_path / "a", 10) if kind == "images" else write_video(tmp_path / "a.avi", 10, "MJPG")
     source = opened(place, start=start, stride=stride, max_frames=most)
     frames = list(source)
     assert [frame.index for frame in frames] == expected
@@ -111,18 +111,18 @@ def test_start_stride_and_max_frames_choose_pictures_by_their_number_in_the_sour
     assert source.length == len(expected)
 
 
-def test_timestamps_do_not_depend_on_which_pictures_are_chosen(tmp_path: Path) -> None:
+def test_timestamps_do_not_depend_on_which_images_are_chosen(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", 10)
     times = {frame.index: frame.timestamp_ns for frame in opened(video)}
     assert all(times[frame.index] == frame.timestamp_ns for frame in opened(video, start=1, stride=3))
 
 
-def test_one_picture_is_a_sequence(tmp_path: Path) -> None:
-    assert [frame.index for frame in opened(write_pictures(tmp_path, 1))] == [0]
+def test_one_image_is_a_sequence(tmp_path: Path) -> None:
+    assert [frame.index for frame in opened(write_images(tmp_path, 1))] == [0]
 
 
 def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 4)
+    folder = write_images(tmp_path, 4)
     (folder / "002.png").write_bytes(b"")
     source = opened(folder, ALONE)
     once, twice = [frame.index for frame in source], [frame.index for frame in source]
@@ -130,27 +130,27 @@ def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
     assert len(source.skipped) == 1
 
 
-# Pictures that cannot be read
+# Images that cannot be read
 
 
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
-def test_broken_pictures_are_skipped_and_told_and_the_others_keep_their_number(
+def test_broken_images_are_skipped_and_told_and_the_others_keep_their_number(
     tmp_path: Path, config: InputConfig
 ) -> None:
-    folder = write_pictures(tmp_path, 8)
+    folder = write_images(tmp_path, 8)
     whole = (folder / "001.png").read_bytes()
     (folder / "001.png").write_bytes(whole[: len(whole) // 2])
     (folder / "002.png").write_bytes(b"")
-    (folder / "005.png").write_bytes(b"this is no picture")
+    (folder / "005.png").write_bytes(b"this is no image")
     source = opened(folder, config)
     assert [frame.index for frame in source] == [0, 3, 4, 6, 7]
     assert [name for name, _ in source.skipped] == ["001.png", "002.png", "005.png"]
     assert "cut off" in source.skipped[0][1]
     assert "an empty file" in source.skipped[1][1]
-    assert "not a picture" in source.skipped[2][1]
+    assert "not an image" in source.skipped[2][1]
 
 
-def test_a_truncated_jpeg_is_skipped_and_not_filled_with_grey(tmp_path: Path) -> None:
+def test_a_truncated_jpeg_is_skipped_and_not_filled_with_gray(tmp_path: Path) -> None:
     for k in range(3):
         cv2.imwrite(str(tmp_path / f"{k}.jpg"), np.random.default_rng(k).integers(0, 255, (48, 64, 3), np.uint8))
     whole = (tmp_path / "1.jpg").read_bytes()
@@ -161,8 +161,8 @@ def test_a_truncated_jpeg_is_skipped_and_not_filled_with_grey(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
-def test_at_each_picture_just_those_before_it_have_been_skipped(tmp_path: Path, config: InputConfig) -> None:
-    folder = write_pictures(tmp_path, 6)
+def test_at_each_image_just_those_before_it_have_been_skipped(tmp_path: Path, config: InputConfig) -> None:
+    folder = write_images(tmp_path, 6)
     for k in (1, 3, 5):
         (folder / f"00{k}.png").write_bytes(b"")
     source = opened(folder, config)
@@ -171,38 +171,38 @@ def test_at_each_picture_just_those_before_it_have_been_skipped(tmp_path: Path, 
     assert len(source.skipped) == 3
 
 
-def test_a_first_picture_that_is_broken_does_not_matter(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 3)
+def test_a_first_image_that_is_broken_does_not_matter(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 3)
     (folder / "000.png").write_bytes(b"")
     assert [frame.index for frame in opened(folder)] == [1, 2]
 
 
-def test_pictures_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 3)
+def test_images_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 3)
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:40])
     said = refusal(folder)
-    assert "none of 3 pictures can be read" in said
-    assert "000.png: the picture is cut off" in said
+    assert "none of 3 images can be read" in said
+    assert "000.png: the image is cut off" in said
 
 
-def test_pictures_that_the_list_names_and_that_are_not_there_are_skipped(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "images", 2)
+def test_images_that_the_list_names_and_that_are_not_there_are_skipped(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 2)
     (tmp_path / "rgb.txt").write_text("0.0 images/000.png\n0.1 images/gone.png\n0.2 images/001.png\n")
     source = opened(tmp_path)
     assert [frame.index for frame in source] == [0, 2]
     assert [name for name, _ in source.skipped] == ["gone.png"]
 
 
-# Pictures of several sizes
+# Images of several sizes
 
 
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
 @pytest.mark.parametrize("odd", [0, 3, 4])
-def test_a_picture_of_another_size_is_named_before_the_run_and_skipped(
+def test_a_image_of_another_size_is_named_before_the_run_and_skipped(
     tmp_path: Path, config: InputConfig, odd: int
 ) -> None:
-    folder = write_pictures(tmp_path, 5)
+    folder = write_images(tmp_path, 5)
     cv2.imwrite(str(folder / f"00{odd}.png"), flat(odd, 48, 64))
     source = opened(folder, config)
     assert f"1 of another size than 64x48, left out (00{odd}.png: 48x64)" in source.description
@@ -212,8 +212,8 @@ def test_a_picture_of_another_size_is_named_before_the_run_and_skipped(
     assert "64x48" in source.skipped[0][1]
 
 
-def test_the_size_of_most_pictures_counts_and_not_that_of_the_first(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 7)
+def test_the_size_of_most_images_counts_and_not_that_of_the_first(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 7)
     for k in range(3):
         cv2.imwrite(str(folder / f"00{k}.png"), flat(k, 32, 24))
     source = opened(folder)
@@ -222,8 +222,8 @@ def test_the_size_of_most_pictures_counts_and_not_that_of_the_first(tmp_path: Pa
     assert [frame.index for frame in source] == [3, 4, 5, 6]
 
 
-def test_only_pictures_that_were_chosen_count(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 9)
+def test_only_images_that_were_chosen_count(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 9)
     for k in range(4):
         cv2.imwrite(str(folder / f"00{k}.png"), flat(k, 32, 24))
     assert [frame.image.shape for frame in opened(folder, max_frames=4)] == [(24, 32, 3)] * 4
@@ -231,15 +231,15 @@ def test_only_pictures_that_were_chosen_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[(64, 48), (32, 24)] * 3, [(64, 48), (48, 64), (32, 24), (24, 32), (64, 48)]])
-def test_pictures_of_which_no_size_has_more_than_half_are_refused_with_their_sizes(
+def test_images_of_which_no_size_has_more_than_half_are_refused_with_their_sizes(
     tmp_path: Path, sizes: list[tuple[int, int]]
 ) -> None:
     for k, size in enumerate(sizes):
         cv2.imwrite(str(tmp_path / f"{k}.png"), flat(k, *size))
     said = refusal(tmp_path)
     count = sizes.count((64, 48))
-    assert f"{count} pictures are 64x48 (first: 0.png)" in said
-    assert "a sequence needs pictures of one size" in said
+    assert f"{count} images are 64x48 (first: 0.png)" in said
+    assert "a sequence needs images of one size" in said
 
 
 def exif_turned(jpeg: bytes, orientation: int = 6) -> bytes:
@@ -248,7 +248,7 @@ def exif_turned(jpeg: bytes, orientation: int = 6) -> bytes:
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
 
 
-def test_a_picture_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -> None:
+def test_a_image_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -> None:
     """Photos of one phone: stored alike, but one was taken upright; and one stored turned that is like the others."""
     for k in range(5):
         data = cv2.imencode(".jpg", flat(k, 48, 64) if k == 4 else flat(k))[1].tobytes()
@@ -258,8 +258,8 @@ def test_a_picture_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) 
     assert [frame.index for frame in source] == [0, 1, 3, 4]
 
 
-def test_a_data_sets_camera_is_of_the_size_that_most_pictures_have(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "image_0", 4)
+def test_a_data_sets_camera_is_of_the_size_that_most_images_have(tmp_path: Path) -> None:
+    write_images(tmp_path / "image_0", 4)
     cv2.imwrite(str(tmp_path / "image_0" / "000.png"), flat(0, 32, 24))
     (tmp_path / "calib.txt").write_text("P0: 60 0 31.5 0 0 60 23.5 0 0 0 1 0\n")
     source = opened(tmp_path)
@@ -268,7 +268,7 @@ def test_a_data_sets_camera_is_of_the_size_that_most_pictures_have(tmp_path: Pat
 
 
 class ChangingCapture:
-    """Stands in for a video whose pictures change their size from number `at` on, for three pictures."""
+    """Stands in for a video whose images change their size from number `at` on, for three images."""
 
     def __init__(self, count: int = 10, at: int = 4) -> None:
         self._count, self._odd, self._at = count, range(at, at + 3), -1
@@ -293,29 +293,29 @@ class ChangingCapture:
         pass
 
 
-def test_pictures_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
+def test_images_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slam.sequence.open_capture", lambda target: ChangingCapture())
+    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: ChangingCapture())
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [0, 1, 2, 3, 7, 8, 9]
     assert [name for name, _ in source.skipped] == ["a frame 4", "a frame 5", "a frame 6"]
     assert "32x24" in source.skipped[0][1]
 
 
-# Pictures that have not been fetched
+# Images that have not been fetched
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 ANNEX = b"/annex/objects/SHA256E-s31390--f50d7ac4c6b9031379986bc362fcefb65f1e.png\n"
 
 
-def test_links_that_lead_nowhere_are_missing_pictures_and_keep_their_place_in_time(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 10)
+def test_links_that_lead_nowhere_are_missing_images_and_keep_their_place_in_time(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 10)
     for k in (0, 4):
         (folder / f"00{k}.png").unlink()
         (folder / f"00{k}.png").symlink_to(f".git/annex/objects/{k}")
     source = opened(folder)
-    assert "10 pictures, 2 of them missing: links that lead nowhere" in source.description
+    assert "10 images, 2 of them missing: links that lead nowhere" in source.description
     assert "git annex get" in source.description
     frames = list(source)
     assert [frame.index for frame in frames] == [1, 2, 3, 5, 6, 7, 8, 9]
@@ -328,12 +328,12 @@ def test_a_folder_of_nothing_but_such_links_says_so(tmp_path: Path) -> None:
     for k in range(20):
         (tmp_path / f"{k}.png").symlink_to(f".git/annex/objects/{k}")
     said = refusal(tmp_path)
-    assert "all 20 pictures are links that lead nowhere (first: 0.png)" in said
+    assert "all 20 images are links that lead nowhere (first: 0.png)" in said
     assert "git annex get or dvc pull" in said
 
 
 def test_a_link_that_leads_to_itself_is_one_of_them(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 3)
+    folder = write_images(tmp_path, 3)
     (folder / "003.png").symlink_to("003.png")
     source = opened(folder)
     assert len(list(source)) == 3
@@ -341,8 +341,8 @@ def test_a_link_that_leads_to_itself_is_one_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pointer", "advice"), [(LFS, "git lfs pull"), (ANNEX, "git annex get")])
-def test_pointers_in_place_of_pictures_are_told_from_damaged_ones(tmp_path: Path, pointer: bytes, advice: str) -> None:
-    folder = write_pictures(tmp_path, 6)
+def test_pointers_in_place_of_images_are_told_from_damaged_ones(tmp_path: Path, pointer: bytes, advice: str) -> None:
+    folder = write_images(tmp_path, 6)
     for k in (2, 3):
         (folder / f"00{k}.png").write_bytes(pointer)
     source = opened(folder)
@@ -381,7 +381,7 @@ def test_a_video_that_has_not_been_fetched_is_told_from_a_damaged_one(tmp_path: 
 def test_times_and_cameras_that_have_not_been_fetched_are_not_done_without(
     tmp_path: Path, name: str, kind: str
 ) -> None:
-    folder = write_pictures(tmp_path / "a", 3)
+    folder = write_images(tmp_path / "a", 3)
     (folder / name).write_bytes(LFS) if kind == "lfs" else (folder / name).symlink_to(".git/annex/objects/7")
     said = refusal(folder)
     assert said.startswith(f"{folder / name}: a ")
@@ -397,7 +397,7 @@ def test_a_path_that_is_a_link_to_nowhere_is_no_missing_path(tmp_path: Path) -> 
 
 
 def test_without_a_camera_one_is_assumed_and_that_is_said_with_the_way_out(tmp_path: Path) -> None:
-    source = opened(write_pictures(tmp_path, 2), InputConfig(assumed_fov_deg=90.0))
+    source = opened(write_images(tmp_path, 2), InputConfig(assumed_fov_deg=90.0))
     assert source.camera.assumed
     assert source.camera.fx == pytest.approx(32.0)
     assert "no camera given, so focal length 32 px assumed" in source.description
@@ -405,7 +405,7 @@ def test_without_a_camera_one_is_assumed_and_that_is_said_with_the_way_out(tmp_p
 
 
 def test_a_camera_given_by_the_user_counts_before_the_folders_own(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "a", 2)
+    folder = write_images(tmp_path / "a", 2)
     (folder / "camera.yaml").write_text(CAMERA_YAML)
     mine = tmp_path / "mine.yaml"
     mine.write_text(CAMERA_YAML.replace("fx: 50", "fx: 77"))
@@ -415,8 +415,8 @@ def test_a_camera_given_by_the_user_counts_before_the_folders_own(tmp_path: Path
     assert "mine.yaml" in source.description
 
 
-def test_a_camera_of_pictures_in_proportion_is_scaled_and_that_is_said(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 2, 32, 24)
+def test_a_camera_of_images_in_proportion_is_scaled_and_that_is_said(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 2, 32, 24)
     (folder / "camera.yaml").write_text(CAMERA_YAML)
     source = opened(folder)
     assert (source.camera.width, source.camera.height, source.camera.fx) == (32, 24, 25.0)
@@ -424,21 +424,21 @@ def test_a_camera_of_pictures_in_proportion_is_scaled_and_that_is_said(tmp_path:
     assert "32x24, camera of camera.yaml, scaled from 64x48" in source.description
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("kind", ["images", "video"])
 def test_a_camera_of_another_shape_is_refused_with_both_sizes(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    if kind == "pictures":
-        write_pictures(folder, 2, 64, 40)
+    if kind == "images":
+        write_images(folder, 2, 64, 40)
     else:
         write_video(folder / "a.avi", 2, "MJPG", 64, 40)
     (folder / "camera.yaml").write_text(CAMERA_YAML)
     said = refusal(folder)
-    assert f"{folder / 'camera.yaml'}: the camera is for 64x48 pictures, but these are 64x40" in said
+    assert f"{folder / 'camera.yaml'}: the camera is for 64x48 images, but these are 64x40" in said
 
 
-def test_a_camera_of_the_picture_as_it_was_shrunk_is_scaled_back_however_its_sides_were_rounded(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 2, 129, 76)
+def test_a_camera_of_the_image_as_it_was_shrunk_is_scaled_back_however_its_sides_were_rounded(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 2, 129, 76)
     (folder / "camera.yaml").write_text(CAMERA_YAML.replace("height: 48", "height: 38"))  # 37.7 was rounded
     source = opened(folder)
     assert source.camera.fx == pytest.approx(50.0 * 129 / 64)
@@ -449,24 +449,24 @@ OF_MAP = Camera(width=64, height=48, fx=50.0, fy=50.0, cx=32.0, cy=24.0)
 
 
 def test_a_camera_of_the_map_counts_where_no_other_is_known_and_that_is_said(tmp_path: Path) -> None:
-    source = opened(write_pictures(tmp_path, 2), map_cameras=(OF_MAP,))
+    source = opened(write_images(tmp_path, 2), map_cameras=(OF_MAP,))
     assert source.camera == OF_MAP
     assert next(iter(source)).camera == OF_MAP
     assert source.description.endswith("64x48, camera of the map, as no other was named")
 
 
-def test_a_camera_of_the_map_is_scaled_to_the_pictures(tmp_path: Path) -> None:
+def test_a_camera_of_the_map_is_scaled_to_the_images(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.avi", 2, "MJPG", 256, 192)
     source = opened(video, InputConfig(max_side_px=160), map_cameras=(OF_MAP,))
     assert (source.camera.width, source.camera.fx) == (160, 125.0)
     assert "256x192, camera of the map, as no other was named, scaled from 64x48, shrunk to 160" in source.description
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("kind", ["images", "video"])
 def test_the_folders_own_camera_counts_before_that_of_the_map(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    write_pictures(folder, 2) if kind == "pictures" else write_video(folder / "a.avi", 2, "MJPG")
+    write_images(folder, 2) if kind == "images" else write_video(folder / "a.avi", 2, "MJPG")
     (folder / "camera.yaml").write_text(CAMERA_YAML.replace("fx: 50", "fx: 77"))
     assert opened(folder, map_cameras=(OF_MAP,)).camera.fx == 77.0
 
@@ -474,25 +474,25 @@ def test_the_folders_own_camera_counts_before_that_of_the_map(tmp_path: Path, ki
 def test_a_camera_given_by_the_user_counts_before_that_of_the_map(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(CAMERA_YAML.replace("fx: 50", "fx: 77"))
-    assert opened(write_pictures(tmp_path / "a", 2), camera=mine, map_cameras=(OF_MAP,)).camera.fx == 77.0
+    assert opened(write_images(tmp_path / "a", 2), camera=mine, map_cameras=(OF_MAP,)).camera.fx == 77.0
 
 
 def test_a_camera_that_the_map_itself_only_assumed_is_not_taken(tmp_path: Path) -> None:
     guessed = replace(OF_MAP, assumed=True)
-    source = opened(write_pictures(tmp_path, 2), map_cameras=(guessed,))
+    source = opened(write_images(tmp_path, 2), map_cameras=(guessed,))
     assert source.camera == Camera.assume(64, 48, fov_deg=60.0)
     assert "no camera given, so focal length" in source.description
 
 
-def test_pictures_of_another_shape_than_the_maps_get_an_assumed_camera_and_the_reason(tmp_path: Path) -> None:
-    source = opened(write_pictures(tmp_path, 2, 64, 40), map_cameras=(OF_MAP,))
+def test_images_of_another_shape_than_the_maps_get_an_assumed_camera_and_the_reason(tmp_path: Path) -> None:
+    source = opened(write_images(tmp_path, 2, 64, 40), map_cameras=(OF_MAP,))
     assert source.camera.assumed
     assert "no camera given, and those of the map are of another shape (64x48), so focal length" in source.description
 
 
 def test_of_two_cameras_of_the_map_the_first_is_taken_and_that_there_are_two_is_said(tmp_path: Path) -> None:
     wide = replace(OF_MAP, fx=30.0, fy=30.0)
-    source = opened(write_pictures(tmp_path, 2), map_cameras=(OF_MAP, wide))
+    source = opened(write_images(tmp_path, 2), map_cameras=(OF_MAP, wide))
     assert source.camera == OF_MAP
     assert "camera of the map, as no other was named, the first of 2 of this shape" in source.description
 
@@ -500,12 +500,12 @@ def test_of_two_cameras_of_the_map_the_first_is_taken_and_that_there_are_two_is_
 EXCHANGED_YAML = CAMERA_YAML.replace("cx: 32\ncy: 24", "cx: 24\ncy: 32")
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("kind", ["images", "video"])
 @pytest.mark.parametrize("whose", ["mine.yaml", "camera.yaml", "the map"])
 def test_a_camera_that_cannot_be_is_refused_whoever_gives_it(tmp_path: Path, kind: str, whose: str) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    write_pictures(folder, 2) if kind == "pictures" else write_video(folder / "a.avi", 2, "MJPG")
+    write_images(folder, 2) if kind == "images" else write_video(folder / "a.avi", 2, "MJPG")
     mine, options = tmp_path / "mine.yaml", {}
     if whose == "the map":
         options = {"map_cameras": (replace(OF_MAP, cx=24.0, cy=32.0),)}
@@ -520,14 +520,14 @@ def test_a_camera_that_cannot_be_is_refused_whoever_gives_it(tmp_path: Path, kin
 
 
 def test_a_data_sets_calibration_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "image_0", 2)
+    write_images(tmp_path / "image_0", 2)
     (tmp_path / "calib.txt").write_text("P0: 0.8 0 31.5 0 0 0.8 23.5 0 0 0 1 0\n")
     said = refusal(tmp_path)
-    assert said.startswith(f"{tmp_path / 'calib.txt'}: fx 0.8 and fy 0.8 in pictures of 64x48")
+    assert said.startswith(f"{tmp_path / 'calib.txt'}: fx 0.8 and fy 0.8 in images of 64x48")
 
 
-def test_a_camera_of_the_picture_before_it_was_turned_is_refused_with_the_reason(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 2, 48, 64)
+def test_a_camera_of_the_image_before_it_was_turned_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 2, 48, 64)
     (folder / "camera.yaml").write_text(CAMERA_YAML)
     assert "turned as their rotation tag says" in refusal(folder)
 
@@ -536,8 +536,8 @@ def test_a_missing_camera_file_is_said_before_anything_is_opened(tmp_path: Path)
     assert "no such camera file" in refusal(tmp_path / "nowhere", camera=tmp_path / "camera.yaml")
 
 
-def test_large_pictures_are_shrunk_and_the_camera_with_them(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 2, 320, 240)
+def test_large_images_are_shrunk_and_the_camera_with_them(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 2, 320, 240)
     (folder / "camera.yaml").write_text("width: 320\nheight: 240\nfx: 300\nfy: 300\ncx: 159.5\ncy: 119.5\n")
     source = opened(folder, InputConfig(max_side_px=160))
     frame = next(iter(source))
@@ -546,14 +546,14 @@ def test_large_pictures_are_shrunk_and_the_camera_with_them(tmp_path: Path) -> N
     assert "shrunk to 160x120" in source.description
 
 
-def test_portrait_pictures_stay_portrait(tmp_path: Path) -> None:
-    source = opened(write_pictures(tmp_path, 2, 240, 320), InputConfig(max_side_px=160))
+def test_portrait_images_stay_portrait(tmp_path: Path) -> None:
+    source = opened(write_images(tmp_path, 2, 240, 320), InputConfig(max_side_px=160))
     assert next(iter(source)).image.shape == (160, 120, 3)
     assert (source.camera.width, source.camera.height) == (120, 160)
 
 
 @pytest.mark.parametrize("lens", ["radtan", "fisheye"])
-def test_distorted_pictures_come_out_of_a_pinhole_camera(tmp_path: Path, lens: str) -> None:
+def test_distorted_images_come_out_of_a_pinhole_camera(tmp_path: Path, lens: str) -> None:
     given = Camera(
         width=320,
         height=240,
@@ -579,9 +579,9 @@ def test_distorted_pictures_come_out_of_a_pinhole_camera(tmp_path: Path, lens: s
     frame = next(iter(source))
     seen = frame.image[..., 0].astype(float)
     rows, columns = np.mgrid[: seen.shape[0], : seen.shape[1]]
-    centre = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
+    center = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
     assert (frame.camera.model, seen.shape) == ("pinhole", (180, 240))
-    assert np.allclose(centre, frame.camera.project(ray)[0], atol=0.3)
+    assert np.allclose(center, frame.camera.project(ray)[0], atol=0.3)
     assert f"{lens} distortion removed" in source.description
 
 
@@ -591,14 +591,14 @@ def test_distorted_pictures_come_out_of_a_pinhole_camera(tmp_path: Path, lens: s
 @pytest.mark.parametrize(
     ("name", "code"), [("a.mp4", "mp4v"), ("a.mov", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "MJPG"), ("a.webm", "VP80")]
 )
-def test_a_video_gives_its_pictures_at_the_times_of_its_file(tmp_path: Path, name: str, code: str) -> None:
+def test_a_video_gives_its_images_at_the_times_of_its_file(tmp_path: Path, name: str, code: str) -> None:
     source = opened(write_video(tmp_path / name, 20, code))
     frames = list(source)
     assert [frame.index for frame in frames] == list(range(20))
     assert [number_of(frame) for frame in frames] == list(range(20))
     assert np.allclose([frame.timestamp_ns for frame in frames], np.arange(20) * 50_000_000, atol=1000)
     assert (source.name, source.length, source.skipped) == ("a", 20, [])
-    assert "video: 20 pictures at 20 a second" in source.description
+    assert "video: 20 images at 20 a second" in source.description
 
 
 def test_a_video_in_red_is_red(tmp_path: Path) -> None:
@@ -608,7 +608,7 @@ def test_a_video_in_red_is_red(tmp_path: Path) -> None:
     assert np.abs(next(iter(opened(tmp_path / "a.avi"))).image[24, 32].astype(int) - (250, 0, 0)).max() < 12
 
 
-# The rotation matrix of a track header, 16.16 fixed point, for a picture to be turned clockwise by so much.
+# The rotation matrix of a track header, 16.16 fixed point, for an image to be turned clockwise by so much.
 TURNS = {
     90: (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30),
     180: (-65536, 0, 0, 0, -65536, 0, 0, 0, 1 << 30),
@@ -624,10 +624,10 @@ def test_a_phone_video_comes_out_upright(
 ) -> None:
     path = tmp_path / "a.mp4"
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 20.0, (64, 48))
-    picture = np.zeros((48, 64, 3), dtype=np.uint8)
-    picture[:16, :16] = 255  # the white top left corner moves with the turn
+    shown = np.zeros((48, 64, 3), dtype=np.uint8)
+    shown[:16, :16] = 255  # the white top left corner moves with the turn
     for _ in range(3):
-        writer.write(picture)
+        writer.write(shown)
     writer.release()
     data = bytearray(path.read_bytes())
     matrix = data.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2, version 0
@@ -711,7 +711,7 @@ class ClockedCapture:
 def test_video_times_increase_whatever_the_container_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
 ) -> None:
-    monkeypatch.setattr("slam.sequence.open_capture", lambda target: ClockedCapture(times_ms, fps))
+    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: ClockedCapture(times_ms, fps))
     times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
     assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
 
@@ -727,11 +727,11 @@ def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
     frames = list(source)
     assert 5 < len(frames) < 35
     assert [number_of(frame) for frame in frames] == list(range(len(frames)))
-    assert source.skipped == [("a", f"the file ends after {len(frames)} of 40 pictures")]
+    assert source.skipped == [("a", f"the file ends after {len(frames)} of 40 images")]
 
 
 class SpoiltCapture(ChangingCapture):
-    """A video of which one picture decodes."""
+    """A video of which one image decodes."""
 
     def __init__(self, good: int) -> None:
         super().__init__(at=99)
@@ -741,24 +741,24 @@ class SpoiltCapture(ChangingCapture):
         return self._at == self._good, flat(self._at)
 
 
-def test_a_video_whose_first_pictures_do_not_decode_is_read_from_the_first_that_does(
+def test_a_video_whose_first_images_do_not_decode_is_read_from_the_first_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=3))
+    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: SpoiltCapture(good=3))
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [3]
     assert len(source.skipped) == 9
 
 
 def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=-1))
-    assert "no picture in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
+    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: SpoiltCapture(good=-1))
+    assert "no image in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
 
 
-def test_a_video_none_of_whose_chosen_pictures_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.sequence.open_capture", lambda target: SpoiltCapture(good=0))
+def test_a_video_none_of_whose_chosen_images_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: SpoiltCapture(good=0))
     source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
-    with pytest.raises(SequenceError, match=r"a: none of 3 pictures can be used; the first: cannot be decoded"):
+    with pytest.raises(SequenceError, match=r"a: none of 3 images can be used; the first: cannot be decoded"):
         list(source)
     assert [name for name, _ in source.skipped] == ["a frame 2", "a frame 5", "a frame 8"]
 
@@ -820,10 +820,10 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert "File name too long" in refusal("a" * 300)
 
 
-def test_a_picture_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None:
+def test_a_image_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None:
     if not Path("/proc/self/mem").exists():
         pytest.skip("needs a file whose reading fails")
-    folder = write_pictures(tmp_path, 4)
+    folder = write_images(tmp_path, 4)
     (folder / "002.png").unlink()
     (folder / "002.png").symlink_to("/proc/self/mem")
     os.mkfifo(folder / "0025.png")
@@ -836,7 +836,7 @@ def test_a_picture_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_looked_into_is_passed_over_or_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "pictures", 2)
+    write_images(tmp_path / "images", 2)
     sealed = tmp_path / "private"
     sealed.mkdir()
     allowed = os.access
@@ -848,25 +848,25 @@ def test_a_folder_that_cannot_be_looked_into_is_passed_over_or_said(
     assert "image_0: cannot be read (Permission denied)" in refusal(tmp_path)
 
 
-def test_a_single_picture_is_no_sequence(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 1)
-    assert "a single picture; pass the folder" in refusal(tmp_path / "000.png")
+def test_a_single_image_is_no_sequence(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    assert "a single image; pass the folder" in refusal(tmp_path / "000.png")
 
 
 # What a user can ask for, and cannot have
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("kind", ["images", "video"])
 def test_a_start_beyond_the_end_is_refused(tmp_path: Path, kind: str) -> None:
-    place = write_pictures(tmp_path / "a", 5) if kind == "pictures" else write_video(tmp_path / "a.avi", 5, "MJPG")
-    assert "start 5 is beyond its end (5 pictures, the first is 0)" in refusal(place, start=5)
+    place = write_images(tmp_path / "a", 5) if kind == "images" else write_video(tmp_path / "a.avi", 5, "MJPG")
+    assert "start 5 is beyond its end (5 images, the first is 0)" in refusal(place, start=5)
 
 
-def test_a_start_beyond_the_last_picture_of_a_cut_video_is_refused(tmp_path: Path) -> None:
+def test_a_start_beyond_the_last_image_of_a_cut_video_is_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", 40, "MJPG")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert "start 39 is beyond the last picture" in refusal(path, start=39)
+    assert "start 39 is beyond the last image" in refusal(path, start=39)
 
 
 @pytest.mark.parametrize(
@@ -878,8 +878,8 @@ def test_a_start_beyond_the_last_picture_of_a_cut_video_is_refused(tmp_path: Pat
         ({"max_frames": 0}, "max_frames: expected 1 or more, got 0"),
     ],
 )
-def test_an_impossible_choice_of_pictures_is_refused(tmp_path: Path, options: dict[str, int], sentence: str) -> None:
-    assert sentence in refusal(write_pictures(tmp_path, 2), **options)
+def test_an_impossible_choice_of_images_is_refused(tmp_path: Path, options: dict[str, int], sentence: str) -> None:
+    assert sentence in refusal(write_images(tmp_path, 2), **options)
 
 
 def test_a_place_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -919,7 +919,7 @@ def test_a_device_is_no_video_and_the_way_to_name_a_camera_is_said() -> None:
 
 
 def test_a_folder_called_webcam_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pictures(tmp_path / "webcam", 2)
+    write_images(tmp_path / "webcam", 2)
     monkeypatch.chdir(tmp_path)
     assert len(list(opened("webcam"))) == 2
 
@@ -929,7 +929,7 @@ def test_a_folder_called_webcam_is_a_folder(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
-    """The address at which the files of a folder, and a motion JPEG stream of ten pictures, can be had."""
+    """The address at which the files of a folder, and a motion JPEG stream of ten images, can be had."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:
@@ -977,9 +977,9 @@ def test_a_video_file_at_an_address_is_played_whole(served: str, tmp_path: Path)
     assert (source.name, source.dropped) == ("clip", 0)
 
 
-@pytest.mark.parametrize("stage", ["waiting for a picture", "using a picture"])
+@pytest.mark.parametrize("stage", ["waiting for an image", "using an image"])
 def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> None:
-    write_pictures(tmp_path, 30)
+    write_images(tmp_path, 30)
     slow_reading = "sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
     program = f"""
         import time
@@ -987,10 +987,10 @@ def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> No
         from slam.config import InputConfig
         source = sequence.open_source({str(tmp_path)!r}, config=InputConfig(prefetch_frames=2))
         whole = sequence.read_image
-        {slow_reading if stage == "waiting for a picture" else ""}
+        {slow_reading if stage == "waiting for a shown" else ""}
         print("ready", flush=True)
         for frame in source:
-            time.sleep({0 if stage == "waiting for a picture" else 0.5})
+            time.sleep({0 if stage == "waiting for a shown" else 0.5})
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -1012,6 +1012,6 @@ def test_prefetching_changes_nothing_but_the_time(tmp_path: Path) -> None:
 
 
 def test_a_camera_that_does_not_fit_is_refused_by_the_optics() -> None:
-    calibration = Calibration(Camera.assume(640, 480, fov_deg=60), "camera.yaml")
-    with pytest.raises(CameraError, match="the camera is for 640x480 pictures, but these are 600x480"):
-        Optics(600, 480, calibration, ALONE)
+    calibration = GivenCamera(Camera.assume(640, 480, fov_deg=60), "camera.yaml")
+    with pytest.raises(CameraError, match="the camera is for 640x480 images, but these are 600x480"):
+        Rectifier(600, 480, calibration, ALONE)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from relocalizer.errors import ConfigError
-from slam.config import KeyframesConfig, SlamConfig
-from slam.settings import configuration_page, dump_config, load_config, walk_settings
+from slam.config.loading import configuration_page, dump_config, load_config, walk_settings
+from slam.config.schema import KeyframesConfig, SlamConfig
 
 
 def problem(*overrides: str, files: tuple[Path, ...] = ()) -> str:
@@ -145,12 +145,12 @@ def test_a_file_that_is_not_a_plain_list_of_settings_says_why(tmp_path, text, ex
     assert expected in said
 
 
-def test_a_missing_file_a_folder_and_a_picture_are_told_apart(tmp_path):
+def test_a_missing_file_a_folder_and_a_image_are_told_apart(tmp_path):
     assert "no such configuration file" in problem(files=(tmp_path / "none.yaml",))
     assert "cannot be read (Is a directory)" in problem(files=(tmp_path,))
-    picture = tmp_path / "picture.yaml"
-    picture.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
-    assert "not UTF-8 text" in problem(files=(picture,))
+    image = tmp_path / "image.yaml"
+    image.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
+    assert "not UTF-8 text" in problem(files=(image,))
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "input..max_side_px=3", ".seed=3", "seed.=3"])

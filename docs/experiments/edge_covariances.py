@@ -19,40 +19,41 @@ from pathlib import Path
 
 import numpy as np
 
-import slam.linking
+import slam.loop_closing.loop_closer
 from relocalizer.geometry import FloatArray, Similarity, align_points
-from slam.config import SlamConfig
-from slam.consistency import squared_distance
-from slam.graph import EdgeKind, KeyframeGraph
-from slam.odometry import Odometry, covariance_of, difference
-from slam.pipeline import build, run
-from slam.sequence import open_source
+from slam.config.schema import SlamConfig
+from slam.input.open_source import open_source
+from slam.loop_closing.edge_paths import Odometry, covariance_of, difference
+from slam.loop_closing.pairwise_consistency import squared_distance
+from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
+from slam.run.assembly import build
+from slam.run.runner import run
 
 AROUND = 4  # keyframes on each side that tell the unit of length
 STRETCHES = (1, 5, 20)
-# Standard deviations of one pose of the truth: degrees, metres.
+# Standard deviations of one pose of the truth: degrees, meters.
 TRUTH_ERROR = {"7scenes": (0.2, 0.002), "tum": (0.3, 0.003), "kitti": (0.03, 0.02), "room": (0.0, 0.0)}
 
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """Keyframes of a run: the graph, true poses (N, 4, 4) by id, metres in a unit at each, the truth's error."""
+    """Keyframes of a run: the graph, true poses (N, 4, 4) by id, meters in a unit at each, the truth's error."""
 
     graph: KeyframeGraph
     odometry: Odometry
     truth: FloatArray
-    metres: FloatArray
+    meters: FloatArray
     error: tuple[float, float]
 
     def true_pose(self, i: int, j: int) -> Similarity:
         """i_from_j in i's units, its scale the ratio of the units."""
         step = np.linalg.inv(self.truth[i]) @ self.truth[j]
-        return Similarity(step[:3, :3], step[:3, 3] / self.metres[i], float(self.metres[j] / self.metres[i]))
+        return Similarity(step[:3, :3], step[:3, 3] / self.meters[i], float(self.meters[j] / self.meters[i]))
 
     def truth_covariance(self, j: int) -> FloatArray:
         """(7, 7) of a true relative pose in j's units: two poses err."""
-        degrees, metres = self.error
-        sigmas = [*[np.radians(degrees)] * 3, *[metres / self.metres[j]] * 3, 0.0]
+        degrees, meters = self.error
+        sigmas = [*[np.radians(degrees)] * 3, *[meters / self.meters[j]] * 3, 0.0]
         return 2.0 * np.diag(np.square(sigmas))
 
 
@@ -67,13 +68,13 @@ def map_sequence(folder: Path, max_frames: int | None) -> Mapped:
     truth = source.ground_truth.world_from_cam[rows]
     odometry = Odometry()
     odometry.follow(graph)
-    metres = np.array([unit_at(k, odometry, truth) for k in range(len(truth))])
+    meters = np.array([unit_at(k, odometry, truth) for k in range(len(truth))])
     error = next((e for name, e in TRUTH_ERROR.items() if folder.name.startswith(name)), (0.0, 0.0))
-    return Mapped(graph, odometry, truth, metres, error)
+    return Mapped(graph, odometry, truth, meters, error)
 
 
 def unit_at(k: int, odometry: Odometry, truth: FloatArray) -> float:
-    """Metres in keyframe k's unit, from the path around it; NaN where it is torn."""
+    """Meters in keyframe k's unit, from the path around it; NaN where it is torn."""
     near = range(max(k - AROUND, 0), min(k + AROUND + 1, len(truth)))
     found = {m: path for m in near if (path := odometry.path(k, m)) is not None}
     if len(found) < AROUND:
@@ -82,9 +83,9 @@ def unit_at(k: int, odometry: Odometry, truth: FloatArray) -> float:
     return align_points(truth[list(found), :3, 3], places).scale
 
 
-def normalised(mapped: Mapped, i: int, j: int, measured: Similarity, covariance: FloatArray, degrees: int) -> float:
+def normalized(mapped: Mapped, i: int, j: int, measured: Similarity, covariance: FloatArray, degrees: int) -> float:
     """Squared error of a relative pose by degree of freedom; NaN without units."""
-    if not np.isfinite(mapped.metres[[i, j]]).all():
+    if not np.isfinite(mapped.meters[[i, j]]).all():
         return float("nan")
     d = difference(measured, mapped.true_pose(i, j))
     total = (covariance + mapped.truth_covariance(j))[:degrees, :degrees]
@@ -98,13 +99,13 @@ def over_stretches(mapped: Mapped, length: int) -> list[float]:
         if path is not None:
             covariance = path.covariance_in(path.source_from_target.inverse())
             degrees = 7 if length > 2 * AROUND else 6
-            found.append(normalised(mapped, i, i + length, path.source_from_target, covariance, degrees))
+            found.append(normalized(mapped, i, i + length, path.source_from_target, covariance, degrees))
     return found
 
 
 def over_loops(mapped: Mapped) -> list[float]:
     return [
-        normalised(mapped, e.i, e.j, e.i_from_j, covariance_of(e), 7 if e.sigmas[6] < 0.2 else 6)
+        normalized(mapped, e.i, e.j, e.i_from_j, covariance_of(e), 7 if e.sigmas[6] < 0.2 else 6)
         for e in mapped.graph.edges_of(EdgeKind.LOOP)
     ]
 

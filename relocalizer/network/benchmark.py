@@ -1,6 +1,6 @@
 """What the network costs on this machine, beside a naive use of it measured in the same run.
 
-The naive way encodes both pictures for every pair, writes attention matrices out, and runs the two sides of the
+The naive way encodes both images for every pair, writes attention matrices out, and runs the two sides of the
 decoder one after the other. Speed does not depend on the weights, so random ones do.
 """
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from relocalizer.geometry import FloatArray, direction_angle, rotation_angle
-from relocalizer.network.computation import Computation, Network, Way, network_of
+from relocalizer.network.computation import Network, Runtime, RuntimeChoice, network_of
 from relocalizer.network.model import RawPose, Reloc3r, Tokens, use_explicit_attention
 from relocalizer.network.precision import onednn_keeps_float32, onednn_products
 
 KEYFRAMES = 10
 PAIRS_AT_A_TIME = 2
-PICTURES = 4  # related one to the next, to see how far a way moves poses
+IMAGES = 4  # related one to the next, to see how far a way moves poses
 
 T = TypeVar("T")
 
@@ -36,11 +36,11 @@ class WayTimes:
     """What the network costs in one way of computing it: medians, wall time unless said otherwise.
 
     Attributes:
-        encode_s: one picture.
-        decode_s: one pair of encoded pictures, both ways.
-        edge_s: a new picture against an encoded keyframe; one over it is how many keyframes a second the network alone
+        encode_s: one image.
+        decode_s: one pair of encoded images, both ways.
+        edge_s: a new image against an encoded keyframe; one over it is how many keyframes a second the network alone
             sustains.
-        relocalize_s: a new picture against ten encoded keyframes.
+        relocalize_s: a new image against ten encoded keyframes.
         edge_cpu_s, relocalize_cpu_s: of all threads.
         edge_ratio, relocalize_ratio: how many times as long the naive way takes, by CPU seconds, which other
             work on the machine disturbs less than wall time; by wall time on a GPU.
@@ -68,7 +68,7 @@ class NetworkTimes:
     """The naive way, and every other beside it.
 
     Attributes:
-        naive_pair_s, naive_pair_cpu_s: two pictures, nothing remembered; ten keyframes cost ten of it.
+        naive_pair_s, naive_pair_cpu_s: two images, nothing remembered; ten keyframes cost ten of it.
         pose_difference: largest difference of a pose entry between the naive way and the same weights used well.
         peak_bytes: most memory the process had so far with the first way alone; `peak_bytes_all` with all of them.
     """
@@ -115,13 +115,13 @@ class _Taken:
 
 def measure_network(
     load: Callable[[torch.dtype], Reloc3r],
-    ways: Sequence[Way],
+    ways: Sequence[Runtime],
     size: tuple[int, int],
     *,
     device: torch.device | None = None,
     repeats: int = 3,
 ) -> NetworkTimes:
-    """Time the network on pictures of a size (width, height); naive pairs and ten candidates, `repeats` times.
+    """Time the network on images of a size (width, height); naive pairs and ten candidates, `repeats` times.
 
     The ways take turns, so that all see the machine in the same state. At 512 x 384 and one repeat a way takes up to
     half a minute of two CPU cores.
@@ -133,22 +133,22 @@ def measure_network(
     device = device or torch.device("cpu")
     onednn = device.type == "cpu" and onednn_keeps_float32()
     model = load(torch.float16 if device.type == "cuda" else torch.float32).to(device)
-    pictures = _pictures(size, device)
-    taken, networks, moved = _Taken(), dict[Way, Network](), dict[Way, tuple[float, float]]()
+    images = _images(size, device)
+    taken, networks, moved = _Taken(), dict[Runtime, Network](), dict[Runtime, tuple[float, float]]()
     with torch.inference_mode():
         with onednn_products(onednn):
-            exact = _poses(model, pictures)
+            exact = _poses(model, images)
         peak = 0
         for way in ways:
-            networks[way] = _ready(load, model, way, device, pictures, taken, onednn)
+            networks[way] = _ready(load, model, way, device, images, taken, onednn)
             with onednn_products(onednn):
-                moved[way] = _moved_deg(exact, _poses(networks[way], pictures))
+                moved[way] = _moved_deg(exact, _poses(networks[way], images))
             peak = peak or _peak_bytes()
         for _ in range(repeats):
-            naive = taken.time("naive", device, lambda: _naive_pair(model, *pictures[:2]))
+            naive = taken.time("naive", device, lambda: _naive_pair(model, *images[:2]))
             for way, network in networks.items():
                 with onednn_products(onednn):
-                    _take_turn(str(way), network, pictures, device, taken)
+                    _take_turn(str(way), network, images, device, taken)
     return NetworkTimes(
         width=size[0],
         height=size[1],
@@ -164,7 +164,7 @@ def measure_network(
     )
 
 
-def _times_of(way: Way, taken: _Taken, moved: tuple[float, float], *, by_wall: bool) -> WayTimes:
+def _times_of(way: Runtime, taken: _Taken, moved: tuple[float, float], *, by_wall: bool) -> WayTimes:
     encode, decode, ten = (f"{way} {part}" for part in ("encode", "decode", "ten"))
     cost = taken.median_wall if by_wall else taken.median_cpu
     return WayTimes(
@@ -184,36 +184,36 @@ def _times_of(way: Way, taken: _Taken, moved: tuple[float, float], *, by_wall: b
     )
 
 
-def _pictures(size: tuple[int, int], device: torch.device) -> list[Tensor]:
-    shape = (PICTURES, 1, 3, size[1], size[0])
+def _images(size: tuple[int, int], device: torch.device) -> list[Tensor]:
+    shape = (IMAGES, 1, 3, size[1], size[0])
     return list(torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(device))
 
 
 def _ready(
     load: Callable[[torch.dtype], Reloc3r],
     model: Reloc3r,
-    way: Way,
+    way: Runtime,
     device: torch.device,
-    pictures: list[Tensor],
+    images: list[Tensor],
     taken: _Taken,
     onednn: bool,
 ) -> Network:
     """The network in one way, after its first answer."""
-    computation = Computation(device, way, {})
+    computation = RuntimeChoice(device, way, {})
 
     def first_answer() -> Network:
         changed = way.precision == "int8-dynamic" or computation.dtype != model.decoder_embed.weight.dtype
         network = network_of(load(computation.dtype).to(device) if changed else model, computation)
         with onednn_products(onednn):
-            _edge(network, network.encode(pictures[0]), pictures[1])
+            _edge(network, network.encode(images[0]), images[1])
         return network
 
     return taken.time(f"{way} ready", device, first_answer)
 
 
-def _take_turn(name: str, network: Network, pictures: list[Tensor], device: torch.device, taken: _Taken) -> None:
-    keyframe = network.encode(pictures[0])
-    query = taken.time(f"{name} encode", device, lambda: network.encode(pictures[1]))
+def _take_turn(name: str, network: Network, images: list[Tensor], device: torch.device, taken: _Taken) -> None:
+    keyframe = network.encode(images[0])
+    query = taken.time(f"{name} encode", device, lambda: network.encode(images[1]))
     taken.time(f"{name} decode", device, lambda: _both_poses(network.decode_raw(keyframe, query)))
     # The keyframe stands for ten: what is computed does not depend on what they show.
     together = PAIRS_AT_A_TIME if device.type == "cpu" else KEYFRAMES
@@ -225,8 +225,8 @@ def _take_turn(name: str, network: Network, pictures: list[Tensor], device: torc
     )
 
 
-def _edge(network: Network, keyframe: Tokens, picture: Tensor) -> list[FloatArray]:
-    return _both_poses(network.decode_raw(keyframe, network.encode(picture)))
+def _edge(network: Network, keyframe: Tokens, image: Tensor) -> list[FloatArray]:
+    return _both_poses(network.decode_raw(keyframe, network.encode(image)))
 
 
 def _naive_pair(model: Reloc3r, first: Tensor, second: Tensor) -> list[FloatArray]:
@@ -238,9 +238,9 @@ def _naive_pair(model: Reloc3r, first: Tensor, second: Tensor) -> list[FloatArra
         use_explicit_attention(model, explicit=False)
 
 
-def _poses(network: Network, pictures: Sequence[Tensor]) -> list[FloatArray]:
-    """Both poses (4, 4) of every picture and the next."""
-    encoded = [network.encode(picture) for picture in pictures]
+def _poses(network: Network, images: Sequence[Tensor]) -> list[FloatArray]:
+    """Both poses (4, 4) of every image and the next."""
+    encoded = [network.encode(image) for image in images]
     return [pose for pair in pairwise(encoded) for pose in _both_poses(network.decode_raw(*pair))]
 
 

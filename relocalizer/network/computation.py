@@ -1,6 +1,6 @@
 """Who computes the network, and in which precision: as asked, or what is measured to be quickest.
 
-Nothing is measured unless "fastest" or "auto" asks for it. Then one picture goes through one layer of the encoder, at
+Nothing is measured unless "fastest" or "auto" asks for it. Then one image goes through one layer of the encoder, at
 the sizes of the released network, in every way that is allowed and to be had here: about a second in PyTorch, some more
 to make OpenVINO's graphs.
 """
@@ -37,7 +37,7 @@ WARNING_INT8 = (
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Runtime:
     """A library and a precision that products can be computed in."""
 
     backend: str
@@ -48,18 +48,18 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Computation:
+class RuntimeChoice:
     """What computes the network.
 
     Attributes:
         device: "cpu", "cuda:0" and the like.
         way: the library and the precision.
-        measured: seconds a picture takes in one layer of the encoder, by way; empty when nothing was measured.
+        measured: seconds an image takes in one layer of the encoder, by way; empty when nothing was measured.
     """
 
     device: torch.device
-    way: Way
-    measured: dict[Way, float]
+    way: Runtime
+    measured: dict[Runtime, float]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +74,7 @@ class Computation:
 
 def choose_computation(
     *, device: str = "auto", backend: str = "torch", precision: str = "auto", size: tuple[int, int] = (224, 224)
-) -> Computation:
+) -> RuntimeChoice:
     """Decide once what computes the network.
 
     Args:
@@ -82,7 +82,7 @@ def choose_computation(
         backend: "torch"; "openvino", which runs on the CPU; "auto" takes the quicker one, OpenVINO if it is installed.
         precision: of the products. "auto" is float32, or float16 on CUDA, where the published evaluation takes it too.
             "fastest" takes the quickest of those that poses survive: float32, bfloat16 and float16.
-        size: (width, height) of the pictures that ways are measured on.
+        size: (width, height) of the images that ways are measured on.
 
     Raises:
         ConfigError: no such backend or precision, or OpenVINO is not installed or cannot do what is asked of it.
@@ -94,19 +94,19 @@ def choose_computation(
     chosen = choose_device("cpu" if backend == "openvino" else device)
     ways = list(_allowed(chosen, backend, precision))
     if len(ways) == 1:
-        return Computation(chosen, ways[0], {})
+        return RuntimeChoice(chosen, ways[0], {})
     measured = measure_ways(ways, chosen, size)
-    return Computation(chosen, quickest(measured), measured)
+    return RuntimeChoice(chosen, fastest(measured), measured)
 
 
-def every_way(device: torch.device) -> list[Way]:
+def available_runtimes(device: torch.device) -> list[Runtime]:
     """All that can be had here, 8 bits included, less float16 on a CPU, which computes it many times slower."""
     names = ["float32", "bfloat16", "int8-dynamic"] if device.type == "cpu" else ["float16", "float32", "bfloat16"]
-    ways = [Way("torch", name) for name in names]
-    return ways + [Way("openvino", name) for name in ("float32", "bfloat16") if _openvino_is_here(device)]
+    ways = [Runtime("torch", name) for name in names]
+    return ways + [Runtime("openvino", name) for name in ("float32", "bfloat16") if _openvino_is_here(device)]
 
 
-def network_of(model: Reloc3r, computation: Computation) -> Network:
+def network_of(model: Reloc3r, computation: RuntimeChoice) -> Network:
     """What computes a model that was loaded to the device and in the dtype of the computation.
 
     The weights of an int8 network take the place of the model's.
@@ -119,16 +119,16 @@ def network_of(model: Reloc3r, computation: Computation) -> Network:
     return model
 
 
-def quickest(measured: dict[Way, float]) -> Way:
+def fastest(measured: dict[Runtime, float]) -> Runtime:
     """The quickest way, or one before it in the order of measuring that takes hardly longer."""
     best = min(measured.values())
     return next(way for way, seconds in measured.items() if WORTH_IT * seconds <= best)
 
 
-def measure_ways(ways: list[Way], device: torch.device, size: tuple[int, int]) -> dict[Way, float]:
-    """Seconds a picture of a size (width, height) takes in one layer of the encoder, by way, best of a few runs."""
+def measure_ways(ways: list[Runtime], device: torch.device, size: tuple[int, int]) -> dict[Runtime, float]:
+    """Seconds an image of a size (width, height) takes in one layer of the encoder, by way, best of a few runs."""
     images = torch.zeros(1, 3, size[1], size[0], device=device)
-    found: dict[Way, float] = {}
+    found: dict[Runtime, float] = {}
     with torch.inference_mode(), onednn_products(device.type == "cpu" and onednn_keeps_float32()):
         for way in ways:
             best_so_far = min(found.values(), default=float("inf"))
@@ -147,29 +147,29 @@ def _require_known(backend: str, precision: str) -> None:
         raise ConfigError(f"precision: OpenVINO computes in float32 or bfloat16, not in {precision}")
 
 
-def _allowed(device: torch.device, backend: str, precision: str) -> Iterator[Way]:
+def _allowed(device: torch.device, backend: str, precision: str) -> Iterator[Runtime]:
     """In order of preference: more digits first, then what needs no graphs."""
     default = "float16" if device.type == "cuda" else "float32"
     precisions = {"auto": [default], "fastest": ["float32", "bfloat16", "float16"]}.get(precision, [precision])
     with_openvino = backend == "openvino" or (backend == "auto" and _openvino_is_here(device))
     for name in precisions:
         if backend != "openvino":
-            yield Way("torch", name)
+            yield Runtime("torch", name)
         if with_openvino and name in ("float32", "bfloat16"):
-            yield Way("openvino", name)
+            yield Runtime("openvino", name)
 
 
 def _openvino_is_here(device: torch.device) -> bool:
     return device.type == "cpu" and find_spec("openvino") is not None
 
 
-def _probe_of(way: Way, device: torch.device) -> Network:
+def _probe_of(way: Runtime, device: torch.device) -> Network:
     with torch.device("meta"):
         model = Reloc3r(PROBE)
     # Their values do not matter, as long as no result is so small or so large that it costs extra.
     state = {key: torch.full(value.shape, 0.01) for key, value in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
-    computation = Computation(device, way, {})
+    computation = RuntimeChoice(device, way, {})
     use_matmul_dtype(model, computation.dtype)
     return network_of(model.to(device).eval(), computation)
 

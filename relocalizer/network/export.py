@@ -1,8 +1,8 @@
 """The network as two files for machines without PyTorch: ONNX, or OpenVINO's own format, each checked when written.
 
-`encoder` takes images and gives tokens, `decoder` takes the tokens of two pictures and gives what the pose head says
-of both, so that a picture is encoded once however many others it is compared with. The size of a picture is fixed in
-the files, since the tables of positions are made for it; the number of pictures or pairs in a call is free.
+`encoder` takes images and gives tokens, `decoder` takes the tokens of two images and gives what the pose head says
+of both, so that an image is encoded once however many others it is compared with. The size of an image is fixed in
+the files, since the tables of positions are made for it; the number of images or pairs in a call is free.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SUFFIX = {"onnx": "onnx", "openvino": "xml"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCheck:
-    """How far the written files are from PyTorch in float32 on random pictures, largest of all poses.
+    """How far the written files are from PyTorch in float32 on random images, largest of all poses.
 
     Attributes:
         precision: of the products while the files were run.
@@ -86,7 +86,7 @@ class ExportReport:
 
 
 class EncoderGraph(nn.Module):
-    """Pictures of one size to tokens."""
+    """Images of one size to tokens."""
 
     def __init__(self, model: Reloc3r) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Tokens of pairs of pictures, of one size on each side, to the raw poses in the order of `RAW_POSES`."""
+    """Tokens of pairs of images, of one size on each side, to the raw poses in the order of `RAW_POSES`."""
 
     def __init__(self, model: Reloc3r, grid_i: Grid, grid_j: Grid) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def export_checkpoint(
 
     Args:
         source: as `load_model` takes it.
-        size: (width, height) of the pictures; by default 224 x 224 or 512 x 384, whichever the network is for.
+        size: (width, height) of the images; by default 224 x 224 or 512 x 384, whichever the network is for.
 
     Raises:
         WeightsError: no usable checkpoint.
@@ -139,7 +139,7 @@ def export_network(model: Reloc3r, folder: Path, *, format: str, size: tuple[int
         model: in float32, on the CPU.
         folder: made if need be; it may hold exports of other formats and sizes.
         format: "onnx" (.onnx and .onnx.data) or "openvino" (.xml and .bin), weights in float32.
-        size: (width, height) of the pictures, multiples of the patch size.
+        size: (width, height) of the images, multiples of the patch size.
 
     Raises:
         ConfigError: no such format, its extra is not installed, or a size that does not split into patches.
@@ -175,7 +175,7 @@ def _expect_none_of(folder: Path, format: Format, stem: str) -> None:
 
 
 def grid_of_size(model: Reloc3r, size: tuple[int, int]) -> Grid:
-    """Patches of pictures of a size (width, height).
+    """Patches of images of a size (width, height).
 
     Raises:
         ConfigError: a side is no multiple of the patch size.
@@ -187,13 +187,13 @@ def grid_of_size(model: Reloc3r, size: tuple[int, int]) -> Grid:
 
 
 def encoder_program(model: Reloc3r, grid: Grid) -> Any:
-    """PyTorch's own graph (`torch.export`) of the encoder for one size of picture."""
+    """PyTorch's own graph (`torch.export`) of the encoder for one size of image."""
     a = model.architecture
     return _program(EncoderGraph(model), torch.zeros(2, 3, grid.rows * a.patch_size, grid.columns * a.patch_size))
 
 
 def decoder_program(model: Reloc3r, grid_i: Grid, grid_j: Grid) -> Any:
-    """PyTorch's own graph of the decoder with its heads for two sizes of picture."""
+    """PyTorch's own graph of the decoder with its heads for two sizes of image."""
     width = model.architecture.enc_embed_dim
     tokens = (torch.zeros(2, grid.rows * grid.columns, width) for grid in (grid_i, grid_j))
     return _program(DecoderGraph(model, grid_i, grid_j), *tokens)
@@ -278,7 +278,7 @@ def _write_openvino(program: Any, path: Path, inputs: Sequence[str], outputs: Se
 def _checked(
     model: Reloc3r, size: tuple[int, int], format: Format, draft: Path, stem: str, folder: Path
 ) -> Iterator[ExportCheck]:
-    """The files against PyTorch on random pictures, in every precision this machine has.
+    """The files against PyTorch on random images, in every precision this machine has.
 
     Raises:
         OutputError: they differ by more than `TOLERANCE`.

@@ -1,7 +1,7 @@
 """Linear layers in 8 bits, for trying out: half of the products' time or less, and poses that are off by degrees.
 
-Weights are quantised once, with a scale for every output; what comes in is quantised anew in every call, by its own
-range ("dynamic" quantisation). Norms, sums, attention, positions and the pose head stay in float32.
+Weights are quantized once, with a scale for every output; what comes in is quantized anew in every call, by its own
+range ("dynamic" quantization). Norms, sums, attention, positions and the pose head stay in float32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The parts of the network: rotary positions, attention, and the encoder and decoder blocks made of them.
 
 Attribute names are the keys of the released checkpoints. Tokens are (B, N, C) in row-major order of the
-upright picture's grid of patches. The residual stream stays in the dtype of the tokens; a `Linear` works in
+upright image's grid of patches. The residual stream stays in the dtype of the tokens; a `Linear` works in
 the dtype of its weight, so 16-bit weights give 16-bit products between 32-bit norms and sums.
 """
 
@@ -18,7 +18,7 @@ LAYER_NORM_EPS = 1e-6  # the checkpoints were trained with it; torch's default o
 
 
 class Grid(NamedTuple):
-    """Patches of an upright picture: rows and columns."""
+    """Patches of an upright image: rows and columns."""
 
     rows: int
     columns: int
@@ -116,7 +116,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, explicit: bool) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Every token of a picture asks every other."""
+    """Every token of an image asks every other."""
 
     explicit = False
 
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token of a picture asks the tokens of the other picture."""
+    """Every token of an image asks the tokens of the other image."""
 
     explicit = False
 
@@ -171,7 +171,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A block that also looks at the other picture's tokens as they were before this layer."""
+    """A block that also looks at the other image's tokens as they were before this layer."""
 
     def __init__(self, width: int, heads: int, hidden: int, *, norm_memory: bool) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Reloc3r: two pictures in, the pose of each camera seen from the other out.
+"""Reloc3r: two images in, the pose of each camera seen from the other out.
 
 Dong et al., "Reloc3r: Large-Scale Training of Relative Camera Pose Regression for Generalizable, Fast, and
-Accurate Visual Localization", CVPR 2025 (arXiv 2412.08376): a ViT encoder on each picture, one decoder shared
+Accurate Visual Localization", CVPR 2025 (arXiv 2412.08376): a ViT encoder on each image, one decoder shared
 by both sides with cross-attention between them, and a pose head on each side.
 
-    picture 1 -> encode --+-> decode side 1 -> head -> pose1 = 2_from_1
+    image 1 -> encode --+-> decode side 1 -> head -> pose1 = 2_from_1
                           x  (cross-attention)
-    picture 2 -> encode --+-> decode side 2 -> head -> pose2 = 1_from_2
+    image 2 -> encode --+-> decode side 2 -> head -> pose2 = 1_from_2
 
 The translation of a pose is a direction: training never sees its length, so the length means nothing.
 """
@@ -73,7 +73,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """Encoded pictures of one size: features (B, N, enc_embed_dim), N = rows * columns. Worth keeping."""
+    """Encoded images of one size: features (B, N, enc_embed_dim), N = rows * columns. Worth keeping."""
 
     features: Tensor
     grid: Grid
@@ -143,7 +143,7 @@ class PoseHead(nn.Module):
 
 
 class Reloc3r(nn.Module):
-    """The network. Pictures: float (B, 3, H, W) in [-1, 1], upright, H and W multiples of the patch size."""
+    """The network. Images: float (B, 3, H, W) in [-1, 1], upright, H and W multiples of the patch size."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -174,16 +174,16 @@ class Reloc3r(nn.Module):
             view1, view2: (B, 3, H, W) each, or lists of B tensors (3, H, W) of any mix of sizes.
 
         Raises:
-            ValueError: the views differ in number, or a picture does not split into patches.
+            ValueError: the views differ in number, or an image does not split into patches.
         """
         if len(view1) != len(view2):
-            raise ValueError(f"view1 holds {len(view1)} pictures, view2 {len(view2)}")
+            raise ValueError(f"view1 holds {len(view1)} images, view2 {len(view2)}")
         if isinstance(view1, Tensor) and isinstance(view2, Tensor):
             return self.decode(*self._encode_views(view1, view2))
         return self._forward_mixed(list(view1), list(view2))
 
     def encode(self, images: Tensor) -> Tokens:
-        """What the network sees in each of the pictures (B, 3, H, W), whatever they are later paired with.
+        """What the network sees in each of the images (B, 3, H, W), whatever they are later paired with.
 
         Raises:
             ValueError: not three channels, or the sides are no multiples of the patch size.
@@ -196,7 +196,7 @@ class Reloc3r(nn.Module):
         return Tokens(self.enc_norm(x), grid)
 
     def decode(self, tokens1: Tokens, tokens2: Tokens) -> tuple[Tensor, Tensor]:
-        """(pose1, pose2) of pictures encoded before, (B, 4, 4) each."""
+        """(pose1, pose2) of images encoded before, (B, 4, 4) each."""
         raw1, raw2 = self.decode_raw(tokens1, tokens2)
         return raw1.pose(), raw2.pose()
 
@@ -241,7 +241,7 @@ class Reloc3r(nn.Module):
         return Tokens(both.features[:count], both.grid), Tokens(both.features[count:], both.grid)
 
     def _forward_mixed(self, view1: list[Tensor], view2: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pairs of pictures of any sizes; those whose sizes agree run as one batch."""
+        """Pairs of images of any sizes; those whose sizes agree run as one batch."""
         groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
         for index, (a, b) in enumerate(zip(view1, view2, strict=True)):
             groups.setdefault((a.shape, b.shape), []).append(index)
@@ -254,10 +254,10 @@ class Reloc3r(nn.Module):
 
     def _grid_of(self, images: Tensor) -> Grid:
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"pictures: expected (B, 3, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}")
         size, (height, width) = self.architecture.patch_size, images.shape[2:]
         if height < size or width < size or height % size or width % size:
-            raise ValueError(f"pictures: sides must be multiples of {size}, got {width} x {height}")
+            raise ValueError(f"images: sides must be multiples of {size}, got {width} x {height}")
         return Grid(height // size, width // size)
 
     def _encoder_rotary(self, grid: Grid, device: torch.device) -> Rotary:

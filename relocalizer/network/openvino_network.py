@@ -1,6 +1,6 @@
 """The network computed by OpenVINO instead of PyTorch: the same answers, on CPUs with fewer seconds.
 
-Graphs are made from the model when a size of picture is first met, which takes seconds and, while it lasts, memory for
+Graphs are made from the model when a size of image is first met, which takes seconds and, while it lasts, memory for
 another copy of the weights.
 """
 
@@ -64,7 +64,7 @@ class OpenVinoNetwork:
         self._model, self._encoder, self._decoder = model, encoder, decoder
 
     def prepare(self, size: tuple[int, int]) -> None:
-        """Make the graphs for pictures of a size (width, height) now.
+        """Make the graphs for images of a size (width, height) now.
 
         Raises:
             ConfigError: sides that are no multiples of the patch size.

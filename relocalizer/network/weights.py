@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from relocalizer.checkpoints import Checkpoint, locate, published_sha256, resolve, sha256_of
 from relocalizer.errors import WeightsError
 from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
 from relocalizer.network.precision import choose_device
+from relocalizer.predictors.checkpoints import Checkpoint, locate, published_sha256, resolve, sha256_of
 
 CONVERTED_BYTES = 1 << 28  # mapped at a time while tensors are converted
 SEEDS = 1 << 64  # that PyTorch's generator tells apart

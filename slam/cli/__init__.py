@@ -31,14 +31,14 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(short_help="SLAM on a video or a folder of pictures")(run.run)
-app.command(short_help="Locate single pictures in a map")(relocalize.relocalize)
+app.command(short_help="SLAM on a video or a folder of images")(run.run)
+app.command(short_help="Locate single images in a map")(relocalize.relocalize)
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Measure what a run costs, or the network")(bench.bench)
 app.command("eval", short_help="Compare a trajectory with the truth")(evaluation.evaluate_command)
 app.command("config", short_help="Print the effective settings")(settings.config_command)
 app.command(short_help="Convert trajectories: TUM, KITTI, EuRoC")(convert.convert)
-maps.map_app.command("from-poses", short_help="Make one from pictures with known poses")(maps_from_poses.from_poses)
+maps.map_app.command("from-poses", short_help="Make one from images with known poses")(maps_from_poses.from_poses)
 app.add_typer(maps.map_app, name="map", short_help="Saved maps: look into, export, merge, make")
 app.add_typer(weights.weights_app, name="weights", short_help="Reloc3r's weights: find, fetch, verify, export")
 app.command(short_help="Check what is installed and usable")(doctor.doctor)

@@ -34,10 +34,10 @@ from slam.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slam.ablation import Part
-    from slam.config import SlamConfig
-    from slam.frame_source import FrameSource
-    from slam.pipeline import PredictorChoice
+    from slam.bench.ablation import Variant
+    from slam.config.schema import SlamConfig
+    from slam.input.frame_source import FrameSource
+    from slam.run.predictor_choice import PredictorChoice
 
 FRAMES = 200  # measured unless more are asked for
 
@@ -93,8 +93,8 @@ def bench(
     """
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, mask=mask)
 
-    from slam.pipeline import choose_predictor, with_computation, with_predictor
-    from slam.sequence import open_source
+    from slam.input.open_source import open_source
+    from slam.run.predictor_choice import choose_predictor, with_computation, with_predictor
 
     settings = load_settings(config, overrides, flags, verb="slam bench")
     choice = choose_predictor(settings)
@@ -120,7 +120,7 @@ def bench(
 
 
 def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
-    from slam.bench import measure_run
+    from slam.bench.cost import measure_run
     from slam.progress import TaskProgress
 
     count = min(max_frames, frames.length or max_frames)
@@ -133,7 +133,7 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
     if as_json:
         print(json.dumps(cost.to_dict(), indent=2))
     else:
-        from slam.console import bench_rows, render, stage_rows
+        from slam.cli.text_tables import bench_rows, render, stage_rows
 
         print(render(bench_rows(cost)), render(stage_rows(cost.stages)), sep="\n\n")
     if cost.interrupted:
@@ -145,9 +145,9 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
 
 
 def _bench_parts(config: SlamConfig, opened: Callable[[], FrameSource], as_json: bool) -> int:
-    from slam.ablation import PARTS, measure_parts
+    from slam.bench.ablation import PARTS, measure_parts
 
-    def tell(part: Part, number: int, of: int) -> None:
+    def tell(part: Variant, number: int, of: int) -> None:
         changed = " ".join(f"--set {setting}" for setting in part.settings)
         say(f"run {number} of {of}: {part.name}" + (f" ({changed})" if changed else ""))
 
@@ -155,7 +155,7 @@ def _bench_parts(config: SlamConfig, opened: Callable[[], FrameSource], as_json:
     if as_json:
         print(json.dumps([row.to_dict() for row in rows], indent=2))
     elif rows:
-        from slam.console import part_rows, render
+        from slam.cli.text_tables import part_rows, render
 
         print(render(part_rows(rows)))
     if len([row for row in rows if row.wall_s is not None]) < 1 + len(PARTS):
@@ -171,7 +171,7 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
         raise ConfigError(
             "bench: nothing to measure; give a SOURCE, or --predictor reloc3r-224 or reloc3r-512 for the network alone"
         )
-    from slam.bench import measure_predictor
+    from slam.bench.cost import measure_predictor
 
     say(f"predictor: {choice.kind} ({choice.reason})")
     say(f"measuring {repeats} times (all ways on two CPU cores: 20 s each for 224, 90 s for 512)")
@@ -179,6 +179,6 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
     if as_json:
         print(json.dumps(times, indent=2))
         return
-    from slam.console import network_facts, network_rows, render
+    from slam.cli.text_tables import network_facts, network_rows, render
 
     print(render(network_facts(times)), render(network_rows(times)), sep="\n\n")

@@ -34,8 +34,8 @@ def convert(
 
       slam convert poses/07.txt groundtruth.txt --times sequences/07/times.txt
     """
-    from slam.pose_files import open_poses, timed
-    from slam.trajectory import format_of_suffix, read_note, write_trajectory
+    from slam.evaluation.pose_files import open_poses, timed
+    from slam.evaluation.trajectory_files import format_of_suffix, read_note, write_trajectory
 
     expect_new(target)
     format = to_format or format_of_suffix(target)

@@ -22,13 +22,13 @@ def doctor(
 
       slam doctor
     """
-    from slam.doctor import examine
+    from slam.cli.installation_checks import examine
 
     checks = examine(hash_weights=hash_weights)
     if as_json:
         print(json.dumps([check.to_dict() for check in checks], indent=2))
     else:
-        from slam.console import render
+        from slam.cli.text_tables import render
 
         print(render([(check.name, "ok" if check.ok else check.severity, check.finding) for check in checks]))
         for check in checks:

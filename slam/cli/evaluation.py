@@ -12,8 +12,8 @@ from relocalizer.errors import TrajectoryError
 from slam.cli.options import UNUSABLE, AsJson, Times, complain, expect_new, say
 
 if TYPE_CHECKING:
-    from slam.evaluate import Evaluation
-    from slam.pose_files import PoseFile
+    from slam.evaluation.metrics import Evaluation
+    from slam.evaluation.pose_files import PoseFile
 
 LARGEST_OFFSET = 4e9  # seconds; from any clock to one that began in 1970, in 64 bits of nanoseconds
 
@@ -66,9 +66,10 @@ def evaluate_command(
         expect_new(plot, option="--plot")
     from dataclasses import replace
 
-    from slam.evaluate import evaluate, plot_evaluation
-    from slam.pose_files import open_poses, pair
-    from slam.trajectory import read_note
+    from slam.evaluation.metrics import evaluate
+    from slam.evaluation.plot import plot_evaluation
+    from slam.evaluation.pose_files import open_poses, pair
+    from slam.evaluation.trajectory_files import read_note
 
     opened = open_poses(estimate), open_poses(ground_truth)
     for poses in opened:
@@ -115,7 +116,7 @@ def _show(result: Evaluation, note: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**result.to_dict(), "note": note}, indent=2))
         return
-    from slam.console import evaluation_rows, render
+    from slam.cli.text_tables import evaluation_rows, render
 
     print(result.title)
     if note:

@@ -23,11 +23,11 @@ from slam.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from relocalizer.reference_map import ReferenceMap
-    from slam.config import SlamConfig
+    from relocalizer.maps.reference_map import ReferenceMap
+    from slam.config.schema import SlamConfig
 
 # Sections of settings that merging uses.
-MERGING = ("seed", "features", "predictor", "tracks", "landmarks", "refinement", "linking")
+MERGING = ("seed", "features", "predictor", "tracks", "landmarks", "bundle_adjustment", "loop_closing")
 
 ExportForm = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
 MapFolder = Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder that has one.")]
@@ -45,14 +45,14 @@ def info(folder: MapFolder, as_json: AsJson = False) -> None:
 
       slam map info maps/desk --json
     """
-    from relocalizer.map_facts import facts_of, size_on_disk
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_facts import facts_of, size_on_disk
+    from relocalizer.maps.map_format import load_map
 
     facts = {**facts_of(load_map(folder)), "bytes": size_on_disk(folder)}
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    from slam.console import render
+    from slam.cli.text_tables import render
 
     print(render(_info_rows(facts), title=str(folder)))
 
@@ -117,8 +117,8 @@ def export(
     expect_new(out, makes_folders=True)
     import numpy as np
 
-    from relocalizer.map_export import export_map, frame_numbers, segments_by_size
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_export import export_map, frame_numbers, segments_by_size
+    from relocalizer.maps.map_format import load_map
 
     loaded = load_map(folder)
     written = export_map(loaded, form, out, segment=segment)
@@ -154,8 +154,8 @@ def merge(
       slam map merge runs/monday runs/tuesday -o maps/office
     """
     expect_new(out, makes_folders=True)
-    from relocalizer.map_folder import load_map, save_map
-    from slam.pipeline import with_predictor_of
+    from relocalizer.maps.map_format import load_map, save_map
+    from slam.run.predictor_choice import with_predictor_of
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
     settings = load_settings(config, overrides, flags, verb="slam map merge", sections=MERGING, quiet=quiet)
@@ -174,11 +174,11 @@ def merge(
 
 def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> Any:
     from relocalizer.retrieval import FaissRetriever
-    from slam.merging import merge_maps
-    from slam.optimizer import GtsamOptimizer
-    from slam.pipeline import build_predictor
-    from slam.progress import TaskProgress, untold
-    from slam.refinement import GtsamRefiner
+    from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+    from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+    from slam.progress import TaskProgress, no_progress
+    from slam.run.assembly import build_predictor
+    from slam.sessions.merging import merge_maps
 
     progress = TaskProgress(sys.stderr)
     try:
@@ -188,9 +188,9 @@ def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, qui
             settings,
             predictor=build_predictor(settings),
             retriever=FaissRetriever(),
-            optimizer=GtsamOptimizer(robust=settings.linking.robust),
-            refiner=GtsamRefiner(),
-            on_progress=untold if quiet else progress,
+            optimizer=GtsamOptimizer(robust=settings.loop_closing.robust),
+            adjuster=GtsamBundleAdjuster(),
+            on_progress=no_progress if quiet else progress,
         )
     finally:
         if not quiet:

@@ -1,4 +1,4 @@
-"""`slam map from-poses`: a map from pictures whose poses are known."""
+"""`slam map from-poses`: a map from images whose poses are known."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from slam.cli.options import (
 )
 
 USED = ("seed", "input", "features", "predictor")  # sections of settings
-LEAST_LANDMARKS = 10  # a picture, below which poses and pictures hardly belong together
+LEAST_LANDMARKS = 10  # an image, below which poses and images hardly belong together
 
 
 def from_poses(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures, or a data set with poses.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of images, or a data set with poses.")],
     poses: Annotated[
         Path | None,
         typer.Argument(
@@ -50,11 +50,11 @@ def from_poses(
     mask: MaskImage = None,
     start: Start = 0,
     stride: Stride = 1,
-    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Use at most this many pictures.")] = None,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Use at most this many images.")] = None,
     min_distance: Annotated[
         float,
         typer.Option(
-            metavar="LENGTH", min=0, help="Leave out pictures nearer than this to a kept one. Default: keep all."
+            metavar="LENGTH", min=0, help="Leave out images nearer than this to a kept one. Default: keep all."
         ),
     ] = 0.0,
     min_angle: Annotated[
@@ -64,12 +64,12 @@ def from_poses(
         ),
     ] = 10.0,
     units: Annotated[
-        Literal["metres", "map units"] | None,
-        typer.Option(help="Unit of the poses. Default: map units for COLMAP, metres for all others."),
+        Literal["meters", "map units"] | None,
+        typer.Option(help="Unit of the poses. Default: map units for COLMAP, meters for all others."),
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
 ) -> None:
-    """Make a map from pictures whose poses are known, to locate other pictures in.
+    """Make a map from images whose poses are known, to locate other images in.
 
     Examples:
 
@@ -79,15 +79,16 @@ def from_poses(
 
       slam map from-poses Shop Shop/train.txt --camera phone.yaml -o maps/shop
 
-      slam map from-poses pictures colmap/sparse/0 -o maps/garden
+      slam map from-poses images colmap/sparse/0 -o maps/garden
     """
     expect_new(out, makes_folders=True)
     from relocalizer.config import PosedImagesConfig
-    from relocalizer.map_folder import save_map
-    from relocalizer.posed_images import map_from_poses
-    from slam.pipeline import build_predictor, choose_predictor, with_predictor
-    from slam.posed_sources import open_posed
+    from relocalizer.maps.map_format import save_map
+    from relocalizer.maps.map_from_poses import map_from_poses
+    from slam.input.posed_images import open_posed
     from slam.progress import TaskProgress
+    from slam.run.assembly import build_predictor
+    from slam.run.predictor_choice import choose_predictor, with_predictor
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam map from-poses", sections=USED, quiet=quiet)
@@ -100,7 +101,7 @@ def from_poses(
         say(f"predictor: {choice.kind} ({choice.reason})")
     progress = None if quiet else TaskProgress(sys.stderr)
     made = map_from_poses(
-        source.pictures,
+        source.images,
         build_predictor(with_predictor(settings, choice.kind)),
         config=PosedImagesConfig(min_distance=min_distance, min_angle_deg=min_angle),
         features=settings.features,
@@ -113,9 +114,9 @@ def from_poses(
     print(f"{out}: {len(made.keyframes)} keyframes, {len(made.landmarks)} landmarks, {made.provenance.units}")
     if len(made.landmarks) < LEAST_LANDMARKS * len(made.keyframes):
         complain(
-            f"{len(made.landmarks)} landmarks fit the poses of {len(made.keyframes)} pictures: "
-            "are the poses and the camera those of these pictures?"
+            f"{len(made.landmarks)} landmarks fit the poses of {len(made.keyframes)} images: "
+            "are the poses and the camera those of these images?"
         )
         raise typer.Exit(UNUSABLE)
     if not quiet:
-        say(f"next: slam relocalize {out} PICTURES")
+        say(f"next: slam relocalize {out} IMAGES")

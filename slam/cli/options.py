@@ -15,21 +15,21 @@ from relocalizer.errors import ConfigError, OutputError
 from slam.plain_text import plain
 
 if TYPE_CHECKING:
-    from slam.config import SlamConfig
-    from slam.frame_source import FrameSource
-    from slam.pipeline import PredictorChoice
+    from slam.config.schema import SlamConfig
+    from slam.input.frame_source import FrameSource
+    from slam.run.predictor_choice import PredictorChoice
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 # Sections of settings that a run uses; the relocalizer is `slam relocalize`'s.
 SECTIONS = (
-    "seed", "input", "features", "predictor", "tracks", "initialisation", "tracking", "keyframes", "landmarks",
-    "refinement", "linking", "relocalization", "anchor",
+    "seed", "input", "features", "predictor", "tracks", "initialization", "tracking", "keyframes", "landmarks",
+    "bundle_adjustment", "loop_closing", "relocalization", "metric_scale",
 )  # fmt: skip
 
 Predictor = Literal["auto", "reloc3r-512", "reloc3r-224", "geometric"]
-View = Literal["none", "spawn", "web"]
+ViewerMode = Literal["none", "spawn", "web"]
 Format = Literal["tum", "kitti", "euroc"]
 
 ConfigFiles = Annotated[
@@ -54,7 +54,7 @@ RandomWeights = Annotated[
 ]
 CameraFile = Annotated[
     Path | None,
-    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of these pictures."),
+    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of these images."),
 ]
 MaskImage = Annotated[
     Path | None,
@@ -62,7 +62,7 @@ MaskImage = Annotated[
         "--mask",
         metavar="IMAGE",
         help="What is black in this image is ignored, what is white is used: a car's bonnet, a display's text, the own "
-        "robot. Of the pictures' size or shape, as COLMAP's masks. camera.yaml takes rectangles: "
+        "robot. Of the images' size or shape, as COLMAP's masks. camera.yaml takes rectangles: "
         "ignore: [[left, top, right, bottom], ...], pixels.",
         show_default=False,
     ),
@@ -75,8 +75,8 @@ ScaleFrom = Annotated[
     typer.Option(
         "--scale-from",
         metavar="ANCHOR",
-        help="Make lengths metres. frames:A:B=METRES: so far apart are the camera's places in frames A and B. "
-        "groundtruth:METRES: the scale of the first so many metres of ground truth, for evaluation only.",
+        help="Make lengths meters. frames:A:B=METRES: so far apart are the camera's places in frames A and B. "
+        "groundtruth:METRES: the scale of the first so many meters of ground truth, for evaluation only.",
         show_default=False,
     ),
 ]
@@ -152,7 +152,7 @@ def load_settings(
     Raises:
         ConfigError: settings that do not fit, or are set for nothing.
     """
-    from slam.settings import expect_used, load_config
+    from slam.config.loading import expect_used, load_config
 
     config = load_config(files, [*overrides, *flags])
     unused = expect_used(config, overrides, verb, sections)
@@ -182,13 +182,13 @@ def flags_of(
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
-    flags += [f"anchor.scale_from={json.dumps(scale_from)}"] if scale_from else []
-    flags += [f"refinement.final={'always' if refine == 'final' else 'never'}"] if refine else []
+    flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
+    flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])
 
 
 def introduce(say: Callable[[str], None], config: SlamConfig, frames: FrameSource, choice: PredictorChoice) -> None:
-    from slam.pipeline import RANDOM_WEIGHTS
+    from slam.run.predictor_choice import RANDOM_WEIGHTS
 
     say(frames.description)
     say(f"predictor: {choice.kind} ({choice.reason})")

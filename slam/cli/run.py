@@ -31,7 +31,7 @@ from slam.cli.options import (
     Seed,
     Start,
     Stride,
-    View,
+    ViewerMode,
     Weights,
     complain,
     expect_new,
@@ -40,17 +40,17 @@ from slam.cli.options import (
     load_settings,
     say,
 )
-from slam.verdict import Grade
+from slam.run.verdict import Grade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from relocalizer.reference_map import ReferenceMap
-    from slam.config import SlamConfig
+    from relocalizer.maps.reference_map import ReferenceMap
+    from slam.config.schema import SlamConfig
     from slam.events import Observer
-    from slam.frame_source import FrameSource
-    from slam.recorded_run import RecordedRun, RunRecorder
-    from slam.rerun_viewer import RerunViewer
+    from slam.input.frame_source import FrameSource
+    from slam.run.recorded_run import RecordedRun, RunRecorder
+    from slam.viz.rerun_viewer import RerunViewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class _RunRequest:
     source: str
     out: Path | None
     camera: Path | None
-    view: View
+    view: ViewerMode
     wait: bool
     record: Path | None
     start: int
@@ -81,7 +81,7 @@ def run(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Folder of pictures, data set, video file, webcam:0, rtsp://... or http://..."
+            metavar="SOURCE", help="Folder of images, data set, video file, webcam:0, rtsp://... or http://..."
         ),
     ],
     out: Annotated[
@@ -96,7 +96,7 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     view: Annotated[
-        View,
+        ViewerMode,
         typer.Option(help="Watch live: spawn opens the Rerun viewer; web serves a page, after the run until Ctrl-C."),
     ] = "none",
     no_wait: Annotated[
@@ -117,7 +117,7 @@ def run(
             "--map",
             metavar="DIR",
             help="Go on in this map (a map or a run folder); poses are in its frame, it is not changed. "
-            "Pictures that nobody names a camera of are taken to be of the map's.",
+            "Images that nobody names a camera of are taken to be of the map's.",
         ),
     ] = None,
     localize_only: Annotated[
@@ -130,13 +130,13 @@ def run(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run SLAM on a video or a folder of pictures; write a run folder.
+    """Run SLAM on a video or a folder of images; write a run folder.
 
     Examples:
 
       slam run room.mp4
 
-      slam run pictures/ --camera camera.yaml --record room.rrd
+      slam run images/ --camera camera.yaml --record room.rrd
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
@@ -164,22 +164,22 @@ def run(
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
-    from slam import pipeline
-    from slam.anchor import parse_anchor
-    from slam.pipeline import choose_predictor, with_predictor, with_predictor_of
-    from slam.recorded_run import RunRecorder, RunRequest
-    from slam.results import next_run_folder
-    from slam.sequence import open_source
+    from slam.input.open_source import open_source
+    from slam.run import predictor_choice
+    from slam.run.predictor_choice import choose_predictor, with_predictor, with_predictor_of
+    from slam.run.recorded_run import RunRecorder, RunRequest
+    from slam.run.run_folder import next_run_folder
+    from slam.sessions.metric_scale import parse_scale_reference
 
     _check_files(request)
     start_map = _start_map(request)
-    anchor = parse_anchor(config.anchor.scale_from)
+    anchor = parse_scale_reference(config.metric_scale.scale_from)
     if start_map is not None:
         config = with_predictor_of(start_map.provenance, config)
     choice = choose_predictor(config)
     if start_map is not None:
         choice = replace(choice, reason="the map's")
-    config, choice = pipeline.with_computation(with_predictor(config, choice.kind), choice)
+    config, choice = predictor_choice.with_computation(with_predictor(config, choice.kind), choice)
     frames = open_source(
         request.source, config=config.input, camera=request.camera,
         map_cameras=start_map.cameras if start_map is not None else (),
@@ -212,7 +212,7 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
         if request.localize_only:
             raise MapError("--localize-only: in which map? add --map DIR, a map or a run folder")
         return None
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_format import load_map
 
     start_map = load_map(request.map)
     request.say(f"map: {request.map}: {len(start_map.keyframes)} keyframes, {len(start_map.landmarks)} landmarks")
@@ -229,7 +229,7 @@ def _check_files(request: _RunRequest) -> None:
 
 def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) -> int:
     """Run, show, say what came out; the exit code."""
-    from slam import pipeline
+    from slam.run import runner
 
     with ExitStack() as viewing:
         viewers: list[RerunViewer] = []
@@ -246,11 +246,11 @@ def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) ->
         if not page:
             viewing.close()  # so that a recording is whole before anything is said of it
         if "frames" in report:
-            _summarise(request, recorded.folder, report)
+            _summarize(request, recorded.folder, report)
         code = _verdict(request, recorded)
         if page:
             say(f"the run is shown at {page} until Ctrl-C")
-            pipeline.wait_until_told()
+            runner.wait_until_told()
     return code
 
 
@@ -260,7 +260,7 @@ def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
     if recorded.failures:
         return _say_failures(request, recorded)
     if report["units"]["problem"]:
-        complain(f"lengths are map units, not metres: {report['units']['problem']}")
+        complain(f"lengths are map units, not meters: {report['units']['problem']}")
     if report["status"] == "interrupted":
         return INTERRUPTED
     verdict = report["verdict"]
@@ -301,7 +301,7 @@ def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> l
     """The viewer, when one was asked for."""
     if request.view == "none" and request.record is None:
         return []
-    from slam.rerun_viewer import RerunViewer
+    from slam.viz.rerun_viewer import RerunViewer
 
     viewer = RerunViewer(
         record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
@@ -319,7 +319,7 @@ def _with_progress(
     frames: FrameSource,
     observers: Callable[[], Sequence[Observer]],
 ) -> RecordedRun:
-    from slam.console import state_line
+    from slam.cli.text_tables import state_line
     from slam.progress import TaskProgress
 
     if request.quiet:
@@ -335,15 +335,15 @@ def _with_progress(
         progress.close()
 
 
-def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> None:
-    from slam.results import report_text
+def _summarize(request: _RunRequest, folder: Path, report: dict[str, Any]) -> None:
+    from slam.run.report import report_text
 
     if request.as_json:
         print(json.dumps(json.loads(report_text(report)), indent=2))  # in ASCII, so on any terminal
         return
     if request.quiet:
         return
-    from slam.console import render, summary_rows
+    from slam.cli.text_tables import render, summary_rows
 
     print(render(summary_rows(report), title=str(folder)))
     if report["status"] == "failed":
@@ -356,7 +356,7 @@ def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> No
         print(f"\nnext: slam eval {folder} GROUNDTRUTH --plot {folder / 'errors.png'}")
     elif is_usable:
         print(f"\nnext: slam view {folder}")
-    else:  # a recording shows every picture, and where the map could not begin or went wrong
+    else:  # a recording shows every image, and where the map could not begin or went wrong
         in_map = f" --map {request.map}" if request.map else ""
         only = " --localize-only" if request.localize_only else ""
         print(f"\nnext: slam run {request.source}{in_map}{only} --record {folder.name}.rrd")

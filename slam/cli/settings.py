@@ -22,7 +22,7 @@ def config_command(
 
       slam config -c configs/fast.yaml --set seed=3
     """
-    from slam.settings import configuration_page, dump_config, load_config
+    from slam.config.loading import configuration_page, dump_config, load_config
 
     settings = load_config(config, overrides)
     print(configuration_page() if markdown else dump_config(settings), end="")

@@ -14,9 +14,9 @@ from relocalizer.errors import OutputError
 from slam.cli.options import UNUSABLE, complain, expect_new, say
 
 if TYPE_CHECKING:
-    from slam.replay import Replay
-    from slam.rerun_viewer import RerunViewer
-    from slam.trajectory import Trajectory
+    from slam.evaluation.trajectory import Trajectory
+    from slam.run.replay import Replay
+    from slam.viz.rerun_viewer import RerunViewer
 
 
 def view(
@@ -38,7 +38,7 @@ def view(
 ) -> None:
     """Show a finished run in Rerun, from the files of its folder.
 
-    The log keeps no pictures and no points that were followed; keyframes have their pictures from the map.
+    The log keeps no images and no points that were followed; keyframes have their images from the map.
 
     Examples:
 
@@ -48,9 +48,9 @@ def view(
 
       slam view runs/desk --view web --ground-truth groundtruth.txt
     """
-    from slam.pipeline import wait_until_told
-    from slam.replay import open_replay
-    from slam.rerun_viewer import RerunViewer
+    from slam.run.replay import open_replay
+    from slam.run.runner import wait_until_told
+    from slam.viz.rerun_viewer import RerunViewer
 
     if record is not None:
         if record.suffix != ".rrd":
@@ -66,7 +66,7 @@ def view(
             camera=replay.camera,
         )  # fmt: skip
         on_the_way_out.callback(viewer.close)
-        _tell(replay, viewer)
+        _events(replay, viewer)
         if viewer.url and not (no_wait or viewer.problem):
             say(f"the run is shown at {viewer.url} until Ctrl-C")
             wait_until_told()
@@ -80,7 +80,7 @@ def view(
 
 def _truth(run: Path, path: Path) -> Trajectory:
     """The ground truth, on the clock of the run."""
-    from slam.pose_files import open_poses, pair
+    from slam.evaluation.pose_files import open_poses, pair
 
     truth = open_poses(path)
     if truth.trajectory.has_times:
@@ -90,7 +90,7 @@ def _truth(run: Path, path: Path) -> Trajectory:
     return paired.ground_truth
 
 
-def _tell(replay: Replay, viewer: RerunViewer) -> None:
+def _events(replay: Replay, viewer: RerunViewer) -> None:
     """All events to the viewer, saying how far it is."""
     from slam.events import FrameProcessed
     from slam.progress import TaskProgress

@@ -29,13 +29,13 @@ def weights_where(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where weights are on this machine, their size and their licence. Nothing is fetched.
+    """Say where weights are on this machine, their size and their license. Nothing is fetched.
 
     Example:
 
       slam weights where
     """
-    from relocalizer.checkpoints import RELEASED, cache_folder, locate
+    from relocalizer.predictors.checkpoints import RELEASED, cache_folder, locate
 
     found = {name: locate(name) for name in ([source] if source else RELEASED)}
     paths = {name: str(checkpoint.weights) if checkpoint else None for name, checkpoint in found.items()}
@@ -50,8 +50,8 @@ def weights_where(
 
 
 def _terms(source: str) -> str:
-    """Size and licence of published weights; empty for a file of somebody else's."""
-    from relocalizer.checkpoints import RELEASED
+    """Size and license of published weights; empty for a file of somebody else's."""
+    from relocalizer.predictors.checkpoints import RELEASED
 
     return next((r.terms for r in RELEASED.values() if source in (r.name, r.hub_id)), "")
 
@@ -66,7 +66,7 @@ def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
 
       slam weights verify ./my_checkpoint
     """
-    from relocalizer.checkpoints import locate
+    from relocalizer.predictors.checkpoints import locate
 
     if locate(source) is None:
         raise WeightsError(f"weights: {source} is not on this machine; slam weights fetch {source}")
@@ -84,13 +84,13 @@ def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
 
 @weights_app.command("fetch", short_help="Bring published ones into the cache")
 def weights_fetch(source: WeightsSource) -> None:
-    """Bring published weights into the Hugging Face cache; size and licence are said first.
+    """Bring published weights into the Hugging Face cache; size and license are said first.
 
     Example:
 
       slam weights fetch reloc3r-512
     """
-    from relocalizer.checkpoints import fetch, locate
+    from relocalizer.predictors.checkpoints import fetch, locate
 
     was_here = locate(source) is not None
     checkpoint = fetch(source, announce=say)
@@ -104,7 +104,7 @@ def weights_export(
     format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Format of the files.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder they go to.")],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="WxH", help="Pictures. Default: 224x224 or 512x384.")
+        str | None, typer.Option("--size", metavar="WxH", help="Images. Default: 224x224 or 512x384.")
     ] = None,
 ) -> None:
     """Write Reloc3r's encoder and decoder for machines without PyTorch, and check them against it. Takes a minute or

@@ -1,0 +1,112 @@
+"""A trajectory: timestamps and camera poses. Reading and writing of its file formats.
+
+| format | a line | time |
+|---|---|---|
+| TUM | `timestamp tx ty tz qx qy qz qw` | seconds |
+| KITTI | the upper three rows of the 4x4 pose (or all four), row by row: 12 (16) numbers | none: one line a frame |
+| EuRoC | `timestamp,px,py,pz,qw,qx,qy,qz` and more columns that are not used | integer nanoseconds |
+
+A header line that names all columns of a pose decides their order and the unit of time, whatever the format has
+(`slam.evaluation.pose_columns`); blanks, commas and semicolons between columns are read alike.
+
+Every pose is `world_from_x`: x is the camera in TUM and KITTI files, the IMU body in EuRoC's ground truth
+(the caller composes `world_from_body @ body_from_cam`). Time is parsed from its digits, never through a
+float, so a stamp such as 1403636579763555584 ns survives a round trip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocalizer.errors import TrajectoryError
+from slam.evaluation.pose_columns import Columns, named_columns
+from slam.evaluation.trajectory import NO_TIMES
+
+_NAME_COLUMNS = "a header line may name them: # timestamp tx ty tz qx qy qz qw"
+_GZIP = b"\x1f\x8b"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows writes, with its mark at the start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """A text file of numbers.
+
+    Attributes:
+        comments: lines before the first row.
+        rows: (file and line, fields) of each line that holds anything; at least one.
+        commas: between the columns of the first row (or semicolons), and not blanks.
+    """
+
+    comments: list[str]
+    rows: list[tuple[str, list[str]]]
+    commas: bool
+
+    @property
+    def columns(self) -> int:
+        return len(self.rows[0][1])
+
+    @property
+    def named(self) -> Columns | None:
+        """What the last line of comment that names columns says."""
+        found = (named_columns(comment, self.columns) for comment in reversed(self.comments))
+        return next((columns for columns in found if columns is not None), None)
+
+    @property
+    def has_times(self) -> bool:
+        return not any(comment.strip() == NO_TIMES for comment in self.comments)
+
+
+def _read_table(path: Path) -> _Table:
+    """Raises TrajectoryError when there is no such file, or no text with a row in it."""
+    comments: list[str] = []
+    rows: list[tuple[str, list[str]]] = []
+    contents: list[str] = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        content, _, comment = line.partition("#")
+        if content.strip():
+            contents.append(content.strip())
+            rows.append((f"{path}, line {number}", _fields(content.strip())))
+        elif comment and not rows:
+            comments.append(comment)
+    if len(rows) > 1 and not _is_number(rows[0][1][0]) and named_columns(contents[0], len(rows[1][1])):
+        comments.append(contents[0])
+        contents, rows = contents[1:], rows[1:]
+    if not rows:
+        raise TrajectoryError(f"{path}: holds no poses")
+    return _Table(comments, rows, _separator(contents[0]) is not None)
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        if data.startswith(_GZIP):
+            raise TrajectoryError(f"{path}: compressed; unpack it first (gunzip)")
+        return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+    except FileNotFoundError:
+        raise TrajectoryError(f"{path}: no such trajectory file") from None
+    except IsADirectoryError:
+        raise TrajectoryError(f"{path}: a folder; expected a trajectory file, such as one in it") from None
+    except UnicodeDecodeError:
+        raise TrajectoryError(f"{path}: not a text file, so not a trajectory") from None
+    except OSError as error:
+        raise TrajectoryError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _fields(content: str) -> list[str]:
+    """Between commas, semicolons or blanks; a separator at the end of the line is none."""
+    separator = _separator(content)
+    fields = [field.strip() for field in content.split(separator)]
+    return fields[:-1] if separator and not fields[-1] else fields
+
+
+def _separator(content: str) -> str | None:
+    return next((mark for mark in ",;" if mark in content), None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,530 @@
+"""Folders that hold a sequence: each layout is a function from a folder to a table.
+
+A layout recognizes its folder by the files in it, never by the folder's name, and returns None when they are
+not its own; `index_folder` asks each of `LAYOUTS` in turn. A new data set is one more function in that tuple
+(docs/datasets.md has the recipe). Images are not read here, but for the size of the first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.errors import SequenceError
+from relocalizer.geometry import FloatArray, nearest_rotation
+from relocalizer.images import IMAGE_SUFFIXES, Camera, load_camera
+from relocalizer.unfetched import FETCH_LINKED, leads_nowhere, why_unfetched
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_euroc, read_kitti, read_tum
+from slam.input.dataset_calibrations import (
+    ICL_NUIM_CAMERA,
+    SEVEN_SCENES_CAMERA,
+    camera_of,
+    euroc_sensor,
+    kitti_projection,
+    tum_camera,
+)
+from slam.input.text_rows import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
+from slam.mask import Rectangle, ignored_in
+
+TABLES = ("rgb.txt", "camera.yaml", "groundtruth.txt", "calib.txt", "times.txt", "associations.txt")
+NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
+KITTI_FPS = 10
+
+# ICL-NUIM's camera and world have their y axis up (its fy is -480): this turns both to ours, y down.
+_FLIP_Y = np.diag([1.0, -1.0, 1.0, 1.0])
+
+_VIDEO_STARTS = {
+    0: (b"\x1a\x45\xdf\xa3",),
+    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SequenceIndex:
+    """The table of a sequence: which images, when, by which camera, and where it truly was.
+
+    Attributes:
+        name: short, the folder's.
+        layout: what was recognized, such as "TUM RGB-D".
+        image_paths: images in order; some may be missing or damaged, which reading finds out.
+        timestamps_ns: (N,) int64, strictly increasing, one for each image.
+        camera: as calibrated, perhaps with distortion; None when nobody says.
+        camera_source: where that camera comes from, for messages.
+        ignored: rectangles of its images that are to be ignored.
+        ground_truth: poses of the same camera, on the clock of `timestamps_ns`.
+        notes: what else the user should hear.
+        video: the file, when the images are in one; then there are no `image_paths`.
+    """
+
+    name: str
+    layout: str
+    image_paths: tuple[Path, ...] = ()
+    timestamps_ns: NDArray[np.int64]
+    camera: Camera | None = None
+    camera_source: str = ""
+    ignored: tuple[Rectangle, ...] = ()
+    ground_truth: Trajectory | None = None
+    notes: tuple[str, ...] = ()
+    video: Path | None = None
+
+    def __post_init__(self) -> None:
+        times = np.array(self.timestamps_ns, dtype=np.int64)
+        if times.shape != (len(self.image_paths),):
+            raise ValueError(f"SequenceIndex: {times.shape} timestamps for {len(self.image_paths)} images")
+        if (np.diff(times) <= 0).any():
+            raise ValueError("SequenceIndex.timestamps_ns: must increase")
+        times.setflags(write=False)
+        object.__setattr__(self, "timestamps_ns", times)
+
+    @property
+    def description(self) -> str:
+        """One line: what was recognized and what was found."""
+        images = self.video.name if self.video else f"{len(self.image_paths)} images"
+        truth = f"ground truth found ({len(self.ground_truth)} poses)" if self.ground_truth else "no ground truth"
+        return ", ".join([f"{self.layout} layout: {images}", *self.notes, truth])
+
+
+Layout = Callable[[Path], SequenceIndex | None]
+
+
+def index_folder(folder: Path) -> SequenceIndex:
+    """The table of a folder, whichever known layout it has.
+
+    A camera.yaml in the folder counts before the calibration that its data set is published with.
+
+    Raises:
+        SequenceError: no such folder, nothing in it that can be read, or its files contradict each other.
+        CameraError, MaskError, TrajectoryError: its calibration or its ground truth cannot be read.
+    """
+    folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
+    entries = _entries(folder)
+    for path in entries:  # left out without a word, they would leave images without their times or their camera
+        if path.name in TABLES and leads_nowhere(path):
+            raise SequenceError(f"{path}: {why_unfetched(path)}")
+    try:
+        index = next((index for layout in LAYOUTS if (index := layout(folder)) is not None), None)
+    except OSError as error:
+        raise SequenceError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
+    if index is None:
+        raise SequenceError(_what_was_seen(folder, entries))
+    index = replace(index, notes=(*_missing_images(folder, index.image_paths), *index.notes))
+    own_camera = folder / "camera.yaml"
+    if os.path.isfile(own_camera):
+        index = replace(index, camera=load_camera(own_camera), camera_source=str(own_camera))
+        index = replace(index, ignored=ignored_in(own_camera))
+    return index
+
+
+def _missing_images(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """What to say of images that are listed, or linked to, and are not there.
+
+    Raises:
+        SequenceError: none of them is there.
+    """
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if not missing:
+        return []
+    links = [path for path in missing if leads_nowhere(path)]
+    if len(links) == len(paths):
+        raise SequenceError(
+            f"{folder}: all {len(links)} images are links that lead nowhere (first: {links[0].name}); {FETCH_LINKED}"
+        )
+    if len(missing) == len(paths):
+        raise SequenceError(
+            f"{folder}: none of the {len(missing)} images it lists is there (first: {paths[0]}); "
+            "is the download complete?"
+        )
+    if not links:
+        return [f"{len(missing)} of them missing"]
+    which = "links" if len(links) == len(missing) else f"{len(links)} are links"
+    return [f"{len(missing)} of them missing: {which} that lead nowhere ({FETCH_LINKED})"]
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file begins like an MP4, MOV, AVI, MKV or WebM file, whatever it is called.
+
+    FFmpeg would also open text, playlists and images, and make a video of them.
+    """
+    if not os.path.isfile(path):  # opening a pipe would wait for who writes to it
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    if start[:4] == b"RIFF":
+        return start[8:12] == b"AVI "
+    return any(start[offset : offset + 4] in magics for offset, magics in _VIDEO_STARTS.items())
+
+
+def euroc(folder: Path) -> SequenceIndex | None:
+    """EuRoC (and TUM-VI's export): mav0/cam0/{data.csv, sensor.yaml, data/}, ground truth of the IMU body."""
+    root = folder / "mav0" if (folder / "mav0").is_dir() else folder
+    cam0 = root / "cam0"
+    if not (cam0 / "data.csv").is_file():
+        return None
+    rows = list(rows_of(cam0 / "data.csv", separator=","))
+    times = increasing([(place, fields[0], integer_nanoseconds(place, fields[0])) for place, fields in rows])
+    paths = [path_inside(cam0 / "data", fields[-1], place) for place, fields in rows]
+    camera, body_from_cam = None, None
+    notes = ["camera 0 alone"]
+    if (cam0 / "sensor.yaml").is_file():
+        camera, body_from_cam = euroc_sensor(cam0 / "sensor.yaml")
+    truth = root / "state_groundtruth_estimate0" / "data.csv"
+    ground_truth = None
+    if truth.is_file() and body_from_cam is not None:
+        world_from_body = read_euroc(truth)
+        ground_truth = Trajectory(world_from_body.timestamps_ns, world_from_body.world_from_cam @ body_from_cam)
+    elif truth.is_file():
+        notes.append("its ground truth is the body's, and without cam0/sensor.yaml the camera's is unknown")
+    return SequenceIndex(
+        name=folder.parent.name if folder.name == "mav0" else folder.name,
+        layout="EuRoC",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        camera=camera,
+        camera_source=str(cam0 / "sensor.yaml"),
+        ground_truth=ground_truth,
+        notes=tuple(notes),
+    )
+
+
+def kitti(folder: Path) -> SequenceIndex | None:
+    """KITTI odometry: calib.txt, times.txt, image_2/ (color) or image_0/ (gray), and the poses of camera 0.
+
+    The poses are in poses.txt, or where the benchmark puts them: ../../poses/NN.txt.
+    """
+    camera_number = next((k for k in (2, 0, 3, 1) if _images(folder / f"image_{k}")), None)
+    calibration = folder / "calib.txt"
+    if camera_number is None or not calibration.is_file():
+        return None
+    paths = _images(folder / f"image_{camera_number}")
+    numbers = [_number_in(path) for path in paths]
+    times, notes = _kitti_times(folder / "times.txt", max(numbers))
+    projection = kitti_projection(calibration, camera_number)
+    return SequenceIndex(
+        name=folder.name,
+        layout="KITTI odometry",
+        image_paths=tuple(paths),
+        timestamps_ns=times[numbers],
+        camera=camera_of(paths, projection, str(calibration)),
+        camera_source=str(calibration),
+        ground_truth=_kitti_ground_truth(folder, times, projection),
+        notes=(f"image_{camera_number}", *notes),
+    )
+
+
+def seven_scenes(folder: Path) -> SequenceIndex | None:
+    """7-Scenes: frame-NNNNNN.color.png with frame-NNNNNN.pose.txt; times are the frame number at 30 Hz.
+
+    The data set is published with the Kinect's default color focal length only. Its poses are those of
+    KinectFusion's depth camera, some centimetres from the color camera.
+    """
+    paths = [path for path in _images(folder) if re.fullmatch(r"frame-\d+\.color\.\w+", path.name)]
+    if not paths:
+        return None
+    times = _nominal_times([_number_in(path) for path in paths], NOMINAL_FPS)
+    poses = [folder / re.sub(r"\.color\.\w+$", ".pose.txt", path.name) for path in paths]
+    return SequenceIndex(
+        name=f"{folder.parent.name}-{folder.name}",
+        layout="7-Scenes",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        camera=SEVEN_SCENES_CAMERA,
+        camera_source="7-Scenes' published default (focal 525, center 320, 240)",
+        ground_truth=_pose_files(times, poses),
+        notes=("times at 30 Hz",),
+    )
+
+
+def scannet(folder: Path) -> SequenceIndex | None:
+    """ScanNet, exported: color/N.jpg, pose/N.txt, intrinsic/intrinsic_color.txt; times are N at 30 Hz."""
+    paths = _images(folder / "color")
+    if not paths or not (folder / "pose").is_dir():
+        return None
+    times = _nominal_times([_number_in(path) for path in paths], NOMINAL_FPS)
+    camera, source = None, ""
+    for intrinsics in (folder / "intrinsic" / "intrinsic_color.txt", folder / "intrinsic_color.txt"):
+        if intrinsics.is_file():
+            camera, source = camera_of(paths, read_matrix(intrinsics), str(intrinsics)), str(intrinsics)
+            break
+    return SequenceIndex(
+        name=folder.name,
+        layout="ScanNet",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        camera=camera,
+        camera_source=source,
+        ground_truth=_pose_files(times, [folder / "pose" / f"{path.stem}.txt" for path in paths]),
+        notes=("times at 30 Hz",),
+    )
+
+
+def icl_nuim(folder: Path) -> SequenceIndex | None:
+    """ICL-NUIM, the "TUM compatible" download: rgb/N.png, associations.txt, *.gt.freiburg.
+
+    Images and ground truth are numbered, not timed: number N is taken as N / 30 s. The renderer's axes are
+    left-handed with y up; poses are turned to y down in camera and world alike, which leaves an ordinary
+    camera with a positive fy.
+    """
+    paths = _images(folder / "rgb")
+    truths = sorted(folder.glob("*.gt.freiburg"))
+    if not paths or not (truths or _counts_images(folder / "associations.txt")):
+        return None
+    if (folder / "rgb.txt").is_file() and not truths:
+        return None
+    ground_truth = None
+    if truths:
+        numbered = read_tum(truths[0])
+        numbers = [round(time / 1e9) for time in numbered.timestamps_ns.tolist()]
+        poses = _FLIP_Y @ numbered.world_from_cam @ _FLIP_Y
+        ground_truth = Trajectory(_nominal_times(numbers, NOMINAL_FPS), poses)
+    return SequenceIndex(
+        name=folder.name,
+        layout="ICL-NUIM",
+        image_paths=tuple(paths),
+        timestamps_ns=_nominal_times([_number_in(path) for path in paths], NOMINAL_FPS),
+        camera=ICL_NUIM_CAMERA,
+        camera_source="ICL-NUIM's published calibration",
+        ground_truth=ground_truth,
+        notes=("times at 30 Hz",),
+    )
+
+
+def timed_list(folder: Path) -> SequenceIndex | None:
+    """rgb.txt with lines `timestamp filename`: TUM RGB-D, or with a camera.yaml this project's own layout."""
+    table = folder / "rgb.txt"
+    if not table.is_file():
+        return None
+    rows = list(rows_of(table, most_fields=2))
+    for place, fields in rows:
+        if len(fields) != 2:
+            raise SequenceError(f"{place}: expected 'timestamp filename', got {' '.join(fields)!r}")
+    times = increasing([(place, fields[0], nanoseconds_of(place, fields[0])) for place, fields in rows])
+    ground_truth, notes = _ground_truth_beside(folder, times)
+    camera, source = None, ""
+    if not (folder / "camera.yaml").is_file():
+        camera, source = tum_camera(table, folder.name)
+        notes = [source, *notes] if camera else notes
+    return SequenceIndex(
+        name=folder.name,
+        layout="timed list" if (folder / "camera.yaml").is_file() else "TUM RGB-D",
+        image_paths=tuple(path_inside(folder, fields[1], place) for place, fields in rows),
+        timestamps_ns=times,
+        camera=camera,
+        camera_source=source,
+        ground_truth=ground_truth,
+        notes=tuple(notes),
+    )
+
+
+def video_folder(folder: Path) -> SequenceIndex | None:
+    """One video, with camera.yaml and groundtruth.txt beside it when they are known."""
+    videos = [path for path in _files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES and is_video(path)]
+    if not videos or _images(folder):
+        return None
+    if len(videos) > 1:
+        names = ", ".join(path.name for path in videos[:4])
+        raise SequenceError(f"{folder}: {len(videos)} videos ({names}); pass the one to use")
+    truth = folder / "groundtruth.txt"
+    return SequenceIndex(
+        name=folder.name,
+        layout="video folder",
+        timestamps_ns=np.zeros(0, dtype=np.int64),
+        ground_truth=read_tum(truth) if truth.is_file() else None,
+        video=videos[0],
+    )
+
+
+def image_folder(folder: Path) -> SequenceIndex | None:
+    """Images in natural order (2 before 10), in the folder itself or in its one subfolder that has any."""
+    holder = folder
+    if not _images(folder):
+        holders = [path for path in sorted(folder.iterdir()) if _readable_images(path)]
+        if len(holders) != 1:
+            return None
+        holder = holders[0]
+    paths = _images(holder)
+    times = _nominal_times(range(len(paths)), NOMINAL_FPS)
+    ground_truth, notes = _ground_truth_beside(folder, times)
+    place = [] if holder == folder else [f"in {holder.name}/"]
+    return SequenceIndex(
+        name=folder.name,
+        layout="image folder",
+        image_paths=tuple(paths),
+        timestamps_ns=times,
+        ground_truth=ground_truth,
+        notes=(*place, f"no times, so {NOMINAL_FPS} images a second assumed", *notes),
+    )
+
+
+# From the most particular to the most general: the last would take the folders of all others.
+LAYOUTS: tuple[Layout, ...] = (
+    euroc,
+    kitti,
+    seven_scenes,
+    scannet,
+    icl_nuim,
+    timed_list,
+    video_folder,
+    image_folder,
+)
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not os.path.exists(folder):
+        raise SequenceError(f"{folder}: no such file or folder")
+    if not os.path.isdir(folder):
+        raise SequenceError(f"{folder}: not a folder")
+    if not os.access(folder, os.X_OK):
+        raise SequenceError(f"{folder}: cannot be read (Permission denied)")
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise SequenceError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
+    if not entries:
+        return f"{folder}: the folder is empty; expected images, a video or a data set"
+    folders = [path for path in entries if os.path.isdir(path)]
+    with_images = [path.name for path in folders if _readable_images(path)]
+    if with_images:
+        count, named = len(with_images), ", ".join(with_images[:4]) + ", ..." * (len(with_images) > 4)
+        return f"{folder}: images are not here but in {count} folders in it ({named}); pass one of them"
+    unfetched = [(path, why) for path in entries if (why := why_unfetched(path))]
+    if unfetched:
+        return f"{unfetched[0][0]}: {unfetched[0][1]}"
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in entries if os.path.isfile(path))
+    seen = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
+    seen += [f"{len(folders)} folders"] * bool(folders)
+    sealed = [path.name for path in entries if not os.access(path, os.R_OK)]
+    if sealed:
+        seen.append(f"{len(sealed)} that cannot be read ({sealed[0]})")
+    advice = "; dvc pull fetches what a .dvc file stands for" if ".dvc" in kinds else ""
+    return (
+        f"{folder}: no images or video found (looked for {' '.join(IMAGE_SUFFIXES)}, mp4, mov, avi, mkv; "
+        f"saw {', '.join(seen) or 'nothing that is a file'}){advice}"
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files in natural order, and links to files that are not there; hidden ones left out.
+
+    None where there is no such folder. Raises OSError when it cannot be looked into.
+    """
+    if not os.path.isdir(folder):
+        return []
+    if not os.access(folder, os.X_OK):  # its names could be listed, but all would look as if they were not there
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return sorted(
+        (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
+        key=lambda path: _natural(path.name),
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _readable_images(folder: Path) -> list[Path]:
+    """The images of a folder that may be anybody's: none where it cannot be looked into."""
+    try:
+        return _images(folder)
+    except OSError:
+        return []
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # Splitting at digits alternates text and number, so like is compared with like; the name settles ties.
+    parts: list[str | int] = [int(p) if p.isdecimal() else p.lower() for p in re.split(r"([0-9]+)", name)]
+    return parts, name
+
+
+def _number_in(path: Path) -> int:
+    """The frame number in a name such as frame-000012.color.png or 12.jpg."""
+    digits = re.findall(r"[0-9]+", path.name)
+    if not digits or len(digits[0]) > 9:
+        raise SequenceError(f"{path}: expected a frame number in the image's name")
+    return int(digits[0])
+
+
+def _nominal_times(numbers: Sequence[int] | range, fps: int) -> NDArray[np.int64]:
+    """Frame number k at k / fps seconds, rounded to the nanosecond."""
+    for before, number in pairwise(numbers):
+        if number <= before:
+            raise SequenceError(f"frame {number} follows frame {before}; expected every number once")
+    return np.array([(k * 1_000_000_000 + fps // 2) // fps for k in numbers], dtype=np.int64)
+
+
+def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajectory | None, list[str]]:
+    """groundtruth.txt, unless it is of another time than the images: then None, and why."""
+    path = folder / "groundtruth.txt"
+    if not path.is_file():
+        return None, []
+    truth = read_tum(path)
+    if not truth.has_times:
+        return None, ["groundtruth.txt has no times, so it is not used"]
+    if truth.timestamps_ns[-1] < times[0] or truth.timestamps_ns[0] > times[-1]:
+        return None, ["groundtruth.txt shares no time with the images, so it is not used"]
+    return truth, []
+
+
+def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory | None:
+    """One 4x4 world_from_cam a file. Frames without a file, or with infinity or NaN in it, have no pose."""
+    posed = []
+    for time_ns, path in zip(times.tolist(), paths, strict=True):
+        if not path.is_file():
+            continue
+        pose = read_matrix(path)
+        if pose.shape != (4, 4):
+            raise SequenceError(f"{path}: expected a 4x4 pose, got {pose.shape[0]}x{pose.shape[1]} numbers")
+        if np.isfinite(pose).all():
+            pose[:3, :3] = nearest_rotation(pose[:3, :3])
+            pose[3] = (0.0, 0.0, 0.0, 1.0)
+            posed.append((time_ns, pose))
+    if not posed:
+        return None
+    return Trajectory(np.array([time for time, _ in posed]), np.array([pose for _, pose in posed]))
+
+
+def _kitti_times(path: Path, last_frame: int) -> tuple[NDArray[np.int64], list[str]]:
+    """The time of every frame of the sequence, which may be more than there are images."""
+    if not path.is_file():
+        times = _nominal_times(range(last_frame + 1), KITTI_FPS)
+        return times, [f"no times.txt, so {KITTI_FPS} images a second assumed"]
+    times = increasing([(place, fields[0], nanoseconds_of(place, fields[0])) for place, fields in rows_of(path)])
+    if last_frame >= len(times):
+        raise SequenceError(
+            f"{path}: {len(times)} times, but there is an image numbered {last_frame}; "
+            "expected a line for each image, from 0 on"
+        )
+    return times, []
+
+
+def _kitti_ground_truth(folder: Path, times: NDArray[np.int64], projection: FloatArray) -> Trajectory | None:
+    """The poses, which are camera 0's, moved to the camera whose `projection` (3, 4) is given."""
+    for path in (folder / "poses.txt", folder.parent.parent / "poses" / f"{folder.name}.txt"):
+        if path.is_file():
+            cam0_from_cam = np.eye(4)
+            cam0_from_cam[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
+            world_from_cam0 = read_kitti(path, times)
+            return Trajectory(times, world_from_cam0.world_from_cam @ cam0_from_cam)
+    return None
+
+
+def _counts_images(associations: Path) -> bool:
+    """Whether associations.txt numbers its images (ICL-NUIM) rather than giving their times (TUM RGB-D)."""
+    if not associations.is_file():
+        return False
+    return all(fields[0].isdecimal() for _, fields in rows_of(associations))

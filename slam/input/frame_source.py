@@ -1,0 +1,70 @@
+"""What a source of frames promises, and which of its images are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from relocalizer.errors import SequenceError
+from relocalizer.images import Camera
+from slam.evaluation.trajectory import Trajectory
+from slam.map.frames import Frame
+from slam.mask import Mask
+
+
+class FrameSource(Protocol):
+    """A stream of frames, read once from the front.
+
+    Attributes:
+        name: short, for titles and folder names; plain text, whatever the files are called.
+        description: one line of plain text that says what was recognized ("TUM RGB-D layout: 613 images, ...").
+        camera: the pinhole camera of every frame it will give (after undistortion).
+        calibration: the camera of its own images, before they are shrunk and undistorted; given or assumed.
+        mask: (H, W) of every frame, 0 where the image is to be ignored; None when all of it is used.
+        length: frames to come, None for a live stream. A damaged file may give fewer.
+        ground_truth: when the source has it.
+        skipped: images that could not be read so far, as (name, reason).
+        dropped: live frames that were overtaken by newer ones so far.
+    """
+
+    name: str
+    description: str
+    camera: Camera
+    calibration: Camera
+    mask: Mask | None
+    length: int | None
+    ground_truth: Trajectory | None
+    skipped: list[tuple[str, str]]
+    dropped: int
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Every `stride`-th image from number `start` on, at most `max_frames` of them."""
+
+    start: int = 0
+    stride: int = 1
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise SequenceError(f"start: expected 0 or more, got {self.start}")
+        if self.stride < 1:
+            raise SequenceError(f"stride: expected 1 or more, got {self.stride}")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise SequenceError(f"max_frames: expected 1 or more, got {self.max_frames}")
+
+    def of(self, count: int, name: str) -> range:
+        """The numbers it takes out of `count` images. Raises SequenceError when there are none."""
+        if self.start >= count:
+            raise SequenceError(f"{name}: start {self.start} is beyond its end ({count} images, the first is 0)")
+        return range(self.start, count, self.stride)[: self.max_frames]
+
+    def takes(self, index: int) -> bool:
+        """Whether image `index` is one of them, not counting `max_frames`."""
+        return index >= self.start and (index - self.start) % self.stride == 0

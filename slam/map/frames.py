@@ -1,0 +1,99 @@
+"""The images that travel: a frame as it comes, what is seen in it, what is kept of it, and a keyframe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.features import LocalFeatures
+from relocalizer.images import Camera, Image
+from relocalizer.interfaces import CalibratedImage, Encoded
+from slam.map.tracks import Tracks
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Frame:
+    """One image of the stream, already undistorted.
+
+    Attributes:
+        index: position in the source, from 0; gaps where images were skipped or dropped.
+        timestamp_ns: integer nanoseconds, strictly increasing along a stream.
+        image: RGB uint8 (H, W, 3).
+        camera: the pinhole camera of this very image.
+    """
+
+    index: int
+    timestamp_ns: int
+    image: Image
+    camera: Camera
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"Frame.image: expected (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
+        if self.camera.model != "pinhole":
+            raise ValueError("Frame.camera: images are undistorted before they become frames")
+
+    @property
+    def view(self) -> CalibratedImage:
+        return CalibratedImage(self.image, self.camera)
+
+    def without_image(self) -> Frame:
+        """The same frame for when it has been looked at, as small as can be."""
+        return replace(self, image=np.zeros((0, 0, 3), np.uint8))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameObservation:
+    """A frame with its local features and the tracks it sees."""
+
+    frame: Frame
+    features: LocalFeatures
+    tracks: Tracks
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FrameRecord:
+    """Where a frame hangs: its pose in a keyframe, in that keyframe's own units, so it moves with the graph."""
+
+    index: int
+    timestamp_ns: int
+    keyframe_id: int
+    keyframe_from_frame: RigidTransform
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Keyframe:
+    """A frame worth remembering. It has no pose: poses live in the graph and change, a keyframe does not.
+
+    Attributes:
+        id: 0, 1, 2, ... in order of creation.
+        encoded: what the pair predictor remembers of the image (opaque).
+        descriptor: unit vector (D,) float32 for place recognition.
+        features: local features of the image.
+    """
+
+    id: int
+    frame_index: int
+    timestamp_ns: int
+    camera: Camera
+    encoded: Encoded
+    descriptor: NDArray[np.float32]
+    features: LocalFeatures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedPose:
+    """A frame's pose, and the landmarks it rests on."""
+
+    world_from_cam: RigidTransform
+    landmarks: Tracks
+
+
+@dataclass(frozen=True, slots=True)
+class PoseNotFound:
+    """No pose; `reason` is a sentence with the number and the threshold."""
+
+    reason: str

@@ -1,0 +1,170 @@
+"""What the footage says of the camera of a segment: whether its focal length is known, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+
+import numpy as np
+
+from relocalizer.features import match_features
+from relocalizer.images import Camera
+from relocalizer.intrinsics_correction import CorrectionStep, radial_of
+from relocalizer.self_calibration import PRIOR_SIGMA, FocalChange, FocalEstimate, SelfCalibration, ViewPair
+from slam.map.frames import Keyframe
+from slam.run.verdict import Finding, Grade
+
+# Keyframes that are related: so many apart that the camera has turned, and so few that they see the same.
+GAPS = (2, 3, 5)
+FEW_KEYFRAMES = 12  # up to which neighbors are related too
+MATCH_RATIO = 0.8
+# Half the diagonal's share by which a calibration may leave the corners wrong; 0.013 in KITTI, 0.018 in 7-Scenes.
+LEFT_BY_CALIBRATIONS = 0.025
+CONTRADICTION, CONTRADICTION_SIGMAS = 0.04, 4.0  # of a given focal length, for a footage to contradict it
+UNDETERMINED_SIGMA = 0.1  # of a guessed focal length: from here on a map may be bent or stretched so that it is seen
+
+
+class LensState(StrEnum):
+    """How a focal length is known."""
+
+    CALIBRATED = "given"  # by the camera file, and nothing speaks against it
+    KNOWN = "known"  # the footage determines it
+    GUESS = "guess"
+    CONTRADICTED = "contradicted"  # given, and the footage wants another
+
+
+@dataclass(frozen=True, slots=True)
+class LensEvidence:
+    """What is known of the camera of a segment when the run ends.
+
+    Attributes:
+        focal_ratio: the focal length that the footage wants, over that which the run began with; None without one.
+        focal_sigma: standard deviation of its logarithm, a share of it, by errors that are correlated; None without.
+        reason: why the state is no better; empty when it is known, or given and nothing is wrong.
+        change: it is not one focal length, so nothing was made of it.
+    """
+
+    state: LensState = LensState.CALIBRATED
+    focal_ratio: float | None = None
+    focal_sigma: float | None = None
+    reason: str = ""
+    change: FocalChange | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What of it speaks against a run; none where the focal length is known, or given and not contradicted."""
+        if self.change is not None:
+            return (Finding(Grade.PARTIAL, f"{self.change}: no one camera fits this footage"),)
+        if self.state is LensState.CONTRADICTED:
+            return (Finding(Grade.PARTIAL, f"the given calibration does not fit: {self.reason}"),)
+        if self.state is not LensState.GUESS:
+            return ()
+        if self.focal_sigma is not None and self.focal_sigma < UNDETERMINED_SIGMA:
+            return (Finding(Grade.GOOD, f"the focal length is known to {100 * self.focal_sigma:.1f} % only"),)
+        reason = f"the focal length is a guess, and the footage does not determine it ({self.reason})"
+        return (Finding(Grade.PARTIAL, f"{reason}: the map's shape may be wrong; give one with --camera"),)
+
+
+@dataclass(frozen=True, slots=True)
+class LensFinding:
+    """The evidence, the correction to make at once, and whether a joint refinement may look for distortion."""
+
+    evidence: LensEvidence
+    step: CorrectionStep = field(default_factory=CorrectionStep)
+    may_have_distortion: bool = False
+
+
+def matched_pairs(keyframes: Sequence[Keyframe], most: int) -> list[ViewPair]:
+    """At most so many pairs of keyframes, evenly over the footage, with the matches of their local features."""
+    ordered = sorted(keyframes, key=lambda keyframe: keyframe.timestamp_ns)
+    gaps = GAPS if len(ordered) > FEW_KEYFRAMES else (1, *GAPS)
+    pairs = [(n, n + gap) for n in range(len(ordered)) for gap in gaps if n + gap < len(ordered)]
+    if len(pairs) > most:
+        pairs = [pairs[n] for n in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
+    return [_matched(ordered[i], ordered[j]) for i, j in pairs]
+
+
+def _matched(first: Keyframe, second: Keyframe) -> ViewPair:
+    rows = match_features(first.features, second.features, ratio=MATCH_RATIO)
+    return ViewPair(
+        first.frame_index,
+        second.frame_index,
+        first.features.pixels[rows[:, 0]].astype(np.float64),
+        second.features.pixels[rows[:, 1]].astype(np.float64),
+    )
+
+
+def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
+    """Of a camera that was assumed: what the footage tells is taken, as far as it is told."""
+    found = SelfCalibration(pairs, camera).estimate()
+    if not isinstance(found, FocalEstimate):
+        return LensFinding(LensEvidence(LensState.GUESS, reason=found.reason))
+    if found.change is not None or found.flaw:
+        reason = found.flaw or "the focal length changes along the footage"
+        return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
+    # An assumption is evidence too, if weak: the more so the less the footage says.
+    weight = 1.0 / (1.0 + (found.sigma / PRIOR_SIGMA) ** 2)
+    ratio = float((found.focal_px / camera.mean_focal) ** weight)
+    sigma = float(found.sigma * np.sqrt(weight))
+    evidence = LensEvidence(
+        LensState.KNOWN if found.is_known else LensState.GUESS, ratio, sigma, reason=found.doubt
+    )  # fmt: skip
+    return LensFinding(evidence, _step(found, camera, ratio), found.distortion.is_significant)
+
+
+def _step(found: FocalEstimate, camera: Camera, ratio: float) -> CorrectionStep:
+    radial = (0.0, 0.0)
+    if found.distortion.is_clear:
+        distorted_pixels = found.distortion
+        radial = radial_of(distorted_pixels.division, distorted_pixels.division_r4, camera.refocused((ratio, ratio)))
+    return CorrectionStep((ratio, ratio), radial, is_guess=not found.is_known)
+
+
+def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: bool = False) -> LensFinding:
+    """Of a camera that was given: it stays, and what speaks against it is said; `may_refocus` takes what is known.
+
+    Distortion that it leaves is believed only where the matches want it too, in all parts of the footage, and where it
+    is as little as calibrations leave.
+    """
+    if may_refocus:
+        finding = examine_assumed(pairs, camera)
+        if finding.evidence.state is LensState.KNOWN:
+            return finding
+    calibration = SelfCalibration(pairs, camera)
+    found = calibration.check()
+    if not isinstance(found, FocalEstimate) or found.flaw:
+        return LensFinding(LensEvidence())
+    ratio = found.focal_px / camera.mean_focal
+    if found.change is not None:
+        reason = "the focal length changes along the footage"
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason, found.change))
+    if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
+        reason = f"the footage wants a focal length {ratio:.2f} times as long (+- {100 * found.sigma:.1f} %)"
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
+    left = calibration.distortion()
+    if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS:
+        reason = (
+            f"the footage wants the corners moved by {100 * abs(left.division):.1f} % of half the diagonal, "
+            "more than a calibration leaves"
+        )
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
+    evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma)
+    return LensFinding(evidence, may_have_distortion=left.is_significant)
+
+
+def changed_between(segments: Sequence[tuple[LensEvidence, int, int]]) -> FocalChange | None:
+    """Whether two segments one after the other want different focal lengths, and which differ the most.
+
+    Args:
+        segments: (evidence, first frame, last frame) of each; the footage of all began with one camera.
+    """
+    told = [(e.focal_ratio, e.focal_sigma, first, last) for e, first, last in sorted(segments, key=lambda s: s[1])]
+    changes = [
+        FocalChange(late / early - 1.0, float(np.hypot(early_sigma, late_sigma)), last, first)
+        for (early, early_sigma, _, last), (late, late_sigma, first, _) in pairwise(told)
+        if early is not None and late is not None and early_sigma is not None and late_sigma is not None
+    ]
+    changes = [change for change in changes if change.is_clear]
+    return max(changes, key=lambda change: abs(change.share), default=None)

@@ -1,0 +1,66 @@
+"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import Similarity, rigid
+from slam.map.frames import Frame, Keyframe
+
+# Longer arrays are logged by their shape: the log is for reading what happened, not for rebuilding it.
+_LOGGED_NUMBERS = 16
+
+
+def summarize(value: Any) -> dict[str, Any]:
+    """The fields of an event (or another dataclass) as plain values in their order, big arrays by shape."""
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold. Numbers are rounded to nine digits; NaN and infinity become null."""
+    match value:
+        case Enum():
+            return value.value
+        case bool() | int() | str() | None:
+            return value
+        case float() | np.floating():
+            return float(f"{value:.9g}") if math.isfinite(value) else None
+        case np.integer() | np.bool_():
+            return value.item()
+        case RigidTransform():
+            return _plain([*value.translation, *value.rotation.as_quat(canonical=True)])
+        case Similarity():
+            return [*_plain(rigid(value.rotation, value.translation)), _plain(value.scale)]
+        case Frame():
+            return {"index": value.index, "timestamp_ns": value.timestamp_ns}
+        case Keyframe():
+            return {name: getattr(value, name) for name in ("id", "frame_index", "timestamp_ns")}
+        case np.ndarray():
+            return _plain_array(value)
+        case Mapping():
+            if len(value) > _LOGGED_NUMBERS and not all(isinstance(key, str) for key in value):
+                return {"count": len(value)}
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case Path():
+            return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return summarize(value)
+    raise TypeError(f"{type(value).__name__} has no place in a report")
+
+
+def _plain_array(value: np.ndarray[Any, Any]) -> Any:
+    if value.dtype == np.bool_:
+        return {"true": int(value.sum()), "of": int(value.size)}
+    if value.size <= _LOGGED_NUMBERS:
+        return _plain(value.tolist())
+    return {"shape": list(value.shape)}

@@ -1,0 +1,243 @@
+"""A run that leaves a folder: frames through the system, and every file that keeps what came out.
+
+Nothing that goes wrong takes more than itself along. After an exception in a frame or in the last refinement the folder
+holds everything made until then; a file that cannot be written leaves the others whole; an observer that fails is
+dropped. `RecordedRun.failures` has all of it, and the report the tracebacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relocalizer.errors import TrajectoryError
+from slam.config.loading import dump_config
+from slam.map.keyframe_images import FolderImages
+from slam.mask import masked_share
+from slam.progress import Progress, no_progress
+from slam.run import assembly, run_verdict, runner
+from slam.run.checkpoints import Checkpoints
+from slam.run.event_log import EventLog
+from slam.run.predictor_choice import PredictorChoice
+from slam.run.report import closing_report, failed_report, opening_report
+from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
+from slam.run.runner import Failure, RunOutcome
+from slam.run.statistics import RunStatistics
+from slam.run.verdict import Finding, Grade
+from slam.sessions.stored_map import shares_world_with
+
+if TYPE_CHECKING:
+    from relocalizer.maps.reference_map import ReferenceMap
+    from slam.config.schema import SlamConfig
+    from slam.events import Observer
+    from slam.input.frame_source import FrameSource
+    from slam.system import Slam
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class RunRequest:
+    """What to run, and where it leaves its files.
+
+    Attributes:
+        config: with its predictor decided by `choice`.
+        out: folder to make; it may be there and empty.
+        start_map: map to start in, `map_name` what the user called it.
+        localize_only: find the frames in that map and change nothing.
+    """
+
+    frames: FrameSource
+    config: SlamConfig
+    choice: PredictorChoice
+    out: Path
+    start_map: ReferenceMap | None = None
+    map_name: str = ""
+    localize_only: bool = False
+
+    def map_report(self, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
+        """What report.json says of the map that the run starts in."""
+        return {
+            "from": self.map_name,
+            "localize_only": self.localize_only,
+            "found_at_frame": found_at_frame,
+            "poses_in_map": poses_in_map,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class RecordedRun:
+    """What a recorded run left.
+
+    Attributes:
+        report: what report.json holds.
+        failures: what went wrong and took only itself along, the first one first.
+        is_complete: whether every frame went through and the map was finished, whatever became of single files.
+        last_frame_index: of the last frame that went in.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    failures: tuple[Failure, ...]
+    is_complete: bool
+    last_frame_index: int
+
+    @property
+    def has_map(self) -> bool:
+        return (self.folder / MAP).is_dir()
+
+
+@dataclass(slots=True, eq=False)
+class _Attempts:
+    """Things tried one after the other, none of which depends on another's success."""
+
+    failures: list[Failure] = field(default_factory=list)
+
+    @contextmanager
+    def __call__(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failures.append(Failure(doing, error))
+
+
+class RunRecorder:
+    """Makes the run folder, runs, and writes. `start`, then `run`."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self._request = request
+        self._statistics = RunStatistics(start_map=request.map_name)
+        self._opening = {
+            **opening_report(request.config, request.frames, request.choice),
+            "map": request.map_report(),
+            "masked_share": masked_share(request.frames.mask),
+        }
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """Counts of the run so far."""
+        return self._statistics
+
+    def run(
+        self,
+        *,
+        observers: Callable[[], Sequence[Observer]] = tuple,
+        on_progress: Callable[[int], None] | None = None,
+        on_finishing: Progress = no_progress,
+    ) -> RecordedRun:
+        """Run, and write every file of the run folder.
+
+        Args:
+            observers: makes further observers, when the run folder is there.
+            on_progress, on_finishing: as of `runner.run`.
+
+        Raises:
+            UserError: nothing could be started (then there is no run folder), or the source gave too few frames.
+        """
+        request = self._request
+        folder = RunFolder.create(request.out)
+        stop = runner.StopRequest()
+        with ExitStack() as closing, runner.listening(stop):
+            try:
+                folder.write_config(dump_config(request.config))
+                folder.write_report(self._opening)
+                log = EventLog(folder)
+                closing.callback(log.close)
+                images = FolderImages(folder.path / KEYFRAMES_ON_THE_WAY)
+                closing.callback(images.close)
+                checkpoints = Checkpoints(folder, self._opening)
+                slam = assembly.build(
+                    request.config,
+                    observers=[self._statistics, log, checkpoints, *observers()],
+                    images=images,
+                    start_map=request.start_map,
+                    localize_only=request.localize_only,
+                    mask=request.frames.mask,
+                )
+            except BaseException:
+                closing.close()
+                folder.discard()
+                raise
+            stop.busy = True  # from here on files are written whole
+            try:
+                outcome = runner.run(request.frames, slam, on_progress=on_progress, on_finishing=on_finishing)
+                return self._write(folder, slam, outcome, log)
+            except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
+                folder.write_report(failed_report(self._opening, error))
+                raise
+
+    def _write(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, log: EventLog) -> RecordedRun:
+        """Every file, each on its own."""
+        request, attempts = self._request, _Attempts([*outcome.failures])
+        frames, config = request.frames, request.config
+        with attempts("making lengths metric"):
+            outcome = runner.with_metric_scale(outcome, slam, config.metric_scale.scale_from, frames.ground_truth)
+        for name, write in folder.result_files(outcome.result, frames.calibration):
+            with attempts(f"writing {name}"):
+                write()
+        if not request.localize_only:
+            with attempts("writing the map"):
+                self._write_map(folder, slam)
+        evaluation = None
+        with attempts("comparing with the ground truth"):
+            evaluation = _evaluation(frames, outcome)
+        with attempts("writing events.jsonl"):
+            log.close()
+        broken = tuple(attempts.failures)
+        dropped = tuple(
+            Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
+        )
+        report: dict[str, Any] = {}
+        with attempts("making the report"):
+            report = self._closing(outcome, broken, dropped, evaluation)
+        if not report:
+            report = failed_report(self._opening, attempts.failures[0].error)
+        with attempts("writing report.json"):
+            folder.write_report(report)
+        if attempts.failures and attempts.failures[-1].doing == "writing report.json":
+            with attempts("writing a shorter report.json"):
+                folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
+        return RecordedRun(
+            folder=folder.path,
+            report=report,
+            failures=(*attempts.failures, *dropped),
+            is_complete=not outcome.failures,
+            last_frame_index=outcome.last_frame_index,
+        )
+
+    def _write_map(self, folder: RunFolder, slam: Slam) -> None:
+        saved = slam.saved_map()
+        if len(saved.keyframes):
+            folder.write_map(saved)
+
+    def _closing(
+        self,
+        outcome: RunOutcome,
+        broken: Sequence[Failure],
+        dropped: Sequence[Failure],
+        evaluation: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        request = self._request
+        start = request.start_map
+        joined = start is not None and shares_world_with(outcome.result, start.keyframes.ids.tolist())
+        said = [] if evaluation is None else evaluation.get("notes", [])
+        findings = [Finding(Grade.PARTIAL, f"compared with the ground truth, {note}") for note in said]
+        verdict = run_verdict.verdict_of(outcome, self._statistics, request.config, findings)
+        closed = closing_report(
+            self._opening, outcome, self._statistics, verdict, broken=broken, dropped=dropped, evaluation=evaluation
+        )
+        found = self._statistics.found_in_map
+        return {**closed, "map": request.map_report(found_at_frame=found, poses_in_map=joined)}
+
+
+def _evaluation(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | None:
+    """The result compared with the source's ground truth; None when it has none."""
+    if frames.ground_truth is None or not len(outcome.result.trajectory):
+        return None
+    from slam.evaluation.metrics import evaluate
+
+    try:
+        return evaluate(outcome.result.trajectory, frames.ground_truth, expected=outcome.expected_ns).to_dict()
+    except TrajectoryError as error:  # the run is good without it
+        return {"error": str(error)}

@@ -1,0 +1,120 @@
+"""Two maps become one: where they overlap is found as loops are, and what the overlap says is spread by refining.
+
+This is how several sessions, or several cameras, come to share a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from relocalizer.errors import MapError
+from relocalizer.interfaces import PosePredictor, Retriever
+from relocalizer.maps.reference_map import ReferenceMap
+from slam.config.schema import BundleAdjustmentConfig, SlamConfig
+from slam.events import EdgeAccepted, EdgeRejected, Event
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.pose_graph import GraphOptimizer
+from slam.map.keyframe_graph import EdgeKind
+from slam.mapping.bundle import BundleAdjuster
+from slam.mapping.global_refinement import refine_map
+from slam.mapping.mapper import Mapper
+from slam.progress import Progress, no_progress
+from slam.sessions.stored_map import PriorMap, restore, to_reference_map
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Merged:
+    """Two maps in one.
+
+    Attributes:
+        loops: overlaps found between the two, as (keyframe of the first, keyframe of the second, landmarks).
+        apart: segments of the second map that nothing ties to the first; they are in the map, on their own.
+    """
+
+    map: ReferenceMap
+    loops: list[tuple[int, int, int]]
+    apart: int
+
+
+def merge_maps(
+    first: ReferenceMap,
+    second: ReferenceMap,
+    config: SlamConfig,
+    *,
+    predictor: PosePredictor,
+    retriever: Retriever,
+    optimizer: GraphOptimizer,
+    adjuster: BundleAdjuster,
+    on_progress: Progress = no_progress,
+) -> Merged:
+    """The second map joined to the first, in the first one's frame and units.
+
+    Every keyframe of the second looks for places of the first it sees as well; loops that are believed give the
+    similarity between the maps, and then all of it is refined. Keyframes keep their ids in the first map and get new
+    ones in the second.
+
+    Args:
+        retriever: empty; it learns the keyframes of the first map.
+        on_progress: called with (what, how many are done, of how many).
+
+    Raises:
+        MapError: the maps have no overlap, only the second is metric, or another predictor made them.
+    """
+    if first.provenance.units == "map units" and second.provenance.units == "meters":
+        raise MapError("maps: the second is in meters, the first is not; name the metric one first, its units stay")
+    mapper = Mapper(config, predictor, adjuster)
+    events: list[Event] = []
+    loop_closer = LoopCloser(config.loop_closing, mapper, predictor, retriever, optimizer, events.append)
+    a = restore(first, mapper, predictor, retriever)
+    b = restore(second, mapper, predictor, None, gap=config.loop_closing.min_gap)
+    for number, k in enumerate(b.keyframe_ids, start=1):
+        loop_closer.close_loops(k)
+        on_progress("keyframes compared", number, len(b.keyframe_ids))
+    apart = _segments_apart(mapper, a, b)
+    if apart == len({int(s) for s in second.keyframes.segment}):
+        why = why_no_overlap(events, len(b.keyframe_ids))
+        raise MapError(f"maps: no overlap found: {why}; map the ground between them")
+    frames = [*a.frames, *b.frames]
+    _refine(mapper, config.bundle_adjustment, len(frames), on_progress)
+    jpeg = {**a.jpeg, **b.jpeg}
+    sessions = (*a.sessions, *(replace(s, first_frame=s.first_frame + len(a.frames)) for s in b.sessions))
+    merged = to_reference_map(mapper, frames, first.provenance, lambda k: jpeg[k](), sessions)
+    return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
+
+
+def _refine(mapper: Mapper, config: BundleAdjustmentConfig, frames: int, on_progress: Progress) -> None:
+    """All rounds, whatever they cost: nothing else spreads over both maps what their overlap says."""
+    refine_map(
+        mapper,
+        config.model_copy(update={"final": "always"}),
+        frames=frames,
+        keyframes=len(mapper.graph.keyframes),
+        may_calibrate=False,
+        tell=lambda before, after, cause: None,
+        on_round=partial(on_progress, "rounds of refinement"),
+    )
+
+
+def _loops_of(events: Sequence[Event], second: PriorMap) -> list[tuple[int, int, int]]:
+    """Accepted overlaps as (keyframe of the first map, keyframe of the second, landmarks)."""
+    own = set(second.keyframe_ids)
+    edges = [event.edge for event in events if isinstance(event, EdgeAccepted)]
+    return [(e.i, e.j, e.inliers) for e in edges if e.kind is EdgeKind.LOOP and e.i not in own and e.j in own]
+
+
+def _segments_apart(mapper: Mapper, a: PriorMap, b: PriorMap) -> int:
+    """How many segments of the second map have no keyframe of the first."""
+    of = mapper.graph.segment_of
+    return len({of[k] for k in b.keyframe_ids} - {of[k] for k in a.keyframe_ids})
+
+
+def why_no_overlap(events: Sequence[Event], keyframes: int) -> str:
+    """What came of the candidates for `keyframes` keyframes, and why the one that came nearest was none."""
+    rejected = [event for event in events if isinstance(event, EdgeRejected)]
+    if not rejected:
+        return f"none of {keyframes} keyframes looks like a place of the other map"
+    nearest = max(rejected, key=lambda event: event.landmarks)
+    pair = f"keyframes {nearest.i} and {nearest.j}"
+    return f"{len(rejected)} places looked alike, none held (the nearest: {pair}, {nearest.reason})"

@@ -1,0 +1,88 @@
+"""When a frame is worth keeping."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.absolute_pose import rotate_pixels
+from relocalizer.geometry import FloatArray, rotation_angle
+from relocalizer.images import Camera
+from slam.config.schema import KeyframesConfig
+from slam.map.tracks import Tracks
+
+MAX_PUT_OFF = 5  # blurred frames in a row; a blurred keyframe beats a lost camera
+
+
+class KeyframePolicy:
+    """Parallax, lost tracks and turning call for a keyframe; motion blur puts it off for a while."""
+
+    def __init__(self, config: KeyframesConfig) -> None:
+        self._config = config
+        self._recent_sharpness: deque[float] = deque(maxlen=30)
+        self._put_off = 0
+
+    def is_blurred(self, sharpness: float) -> bool:
+        """Whether a frame is much less sharp than the ones before it. Remembers the frame."""
+        recent = self._recent_sharpness
+        blurred = len(recent) >= 5 and sharpness < self._config.blur_ratio * float(np.median(recent))
+        recent.append(sharpness)
+        return blurred
+
+    def reason_to_keep(
+        self,
+        *,
+        seen: Tracks,
+        in_keyframe: Tracks,
+        camera: Camera,
+        keyframe_from_frame_rotation: FloatArray,
+        frames_since: int,
+        blurred: bool,
+    ) -> str:
+        """Why this frame should become a keyframe, as a sentence; empty when it should not.
+
+        Args:
+            seen: landmarks that agree with the frame's pose.
+            in_keyframe: landmarks the active keyframe saw.
+        """
+        reason = self._call(seen, in_keyframe, camera, keyframe_from_frame_rotation, frames_since)
+        if reason and blurred and self._put_off < MAX_PUT_OFF:
+            self._put_off += 1
+            return ""
+        if reason:
+            self._put_off = 0
+        return reason
+
+    def _call(self, seen: Tracks, in_keyframe: Tracks, camera: Camera, rotation: FloatArray, frames_since: int) -> str:
+        config = self._config
+        if frames_since < config.min_gap:
+            return ""
+        before, now = common_pixels(in_keyframe, seen)
+        survival = len(before) / max(len(in_keyframe), 1)
+        if survival < config.min_survival:
+            return f"{survival:.0%} of the keyframe's landmarks are left (limit {config.min_survival:.0%})"
+        turned = float(np.degrees(rotation_angle(rotation)))
+        if turned > config.rotation_deg:
+            return f"turned by {turned:.1f} deg (limit {config.rotation_deg:g})"
+        parallax = median_parallax_px(before, now, camera, rotation)
+        if parallax > config.parallax_px:
+            return f"parallax {parallax:.1f} px (limit {config.parallax_px:g})"
+        return ""
+
+
+def common_pixels(a: Tracks, b: Tracks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels (N, 2) in a and in b of the tracks they share, in order of id."""
+    _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    return a.pixels[in_a], b.pixels[in_b]
+
+
+def median_parallax_px(
+    before: NDArray[np.float32], now: NDArray[np.float32], camera: Camera, before_from_now_rotation: FloatArray
+) -> float:
+    """Median distance (pixels) that points moved beyond what the camera's turning explains; 0 without points."""
+    if len(before) == 0:
+        return 0.0
+    turned_back = rotate_pixels(now, camera, before_from_now_rotation)
+    return float(np.median(np.linalg.norm(turned_back - before, axis=1)))
