@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, exp_so3, rigid, rotation_matrix, translation_of
-from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 
 CHI2_2DOF_95 = 5.991

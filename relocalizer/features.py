@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 
 DESCRIPTOR_SIZE = 128
 CELLS = (8, 6)  # of an image, across and down, in which points are counted

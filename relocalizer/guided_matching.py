@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, skew
-from relocalizer.images import Camera
 
 Indices = NDArray[np.int64]
 LINE_PX = 1.5  # a point's partner lies this near to its epipolar line

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from relocalizer.camera import Camera
 from relocalizer.features import CELLS
 from relocalizer.geometry import FloatArray
-from relocalizer.images import Camera
 from relocalizer.two_view import BoolArray, Matches, find_motion
 
 STILL_PX = 1.0  # a point that stands still is found this near to where it was

@@ -13,9 +13,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, frozen_array
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
+
+CONFIDENT = 0.9  # of a pair estimate; above it the geometric predictor was right on all pairs measured
+
+
+def is_confident(estimate: PairEstimate | NoEstimate) -> bool:
+    """Whether an estimate leaves little doubt, its direction included."""
+    return (
+        isinstance(estimate, PairEstimate)
+        and estimate.i_from_j_direction is not None
+        and estimate.confidence >= CONFIDENT
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from relocalizer.camera import Camera, CameraModel
 from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray
-from relocalizer.images import Camera, CameraModel, Image
+from relocalizer.images import Image
 
 NEWTON_STEPS = 20  # quadratic from the start for any lens that is nearly a pinhole
 GRID_PX = 20  # between the points a calibration is fitted to

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError
-from relocalizer.images import Camera
 from relocalizer.radial_profile import RadialProfile
 
 MIDDLE = (0.25, 0.75)  # of width and height: where a principal point may be

@@ -18,12 +18,13 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, optimize_pose, pose_information, search_pose
 from relocalizer.averaging import AveragedPose, RelativePoseObservation, average_pose
+from relocalizer.camera import Camera
 from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
 from relocalizer.config import RelocalizerConfig
 from relocalizer.features import CELLS, LocalFeatures, detect_features, match_features, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
 from relocalizer.guided_matching import expected_in, one_to_one, similar_nearby
-from relocalizer.images import Camera, to_gray
+from relocalizer.images import to_gray
 from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever
 from relocalizer.maps.map_index import CACHED_KEYFRAMES, MapIndex
 from relocalizer.maps.reference_map import Ids, ReferenceMap, check_predictor, features_of, restore_encoding

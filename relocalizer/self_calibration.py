@@ -21,9 +21,9 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
 
+from relocalizer.calibration_windows import MISFIT, Chosen, FocalChange, find_change, misfit_of, sigmas_of
+from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import (
     DIVISION,
     DIVISION_R4,
@@ -44,7 +44,6 @@ from relocalizer.epipolar_fit import (
     undistorted,
 )
 from relocalizer.geometry import FloatArray
-from relocalizer.images import Camera
 
 FIELD_DEG = (20.0, 170.0)  # of view across the longer side: what lenses have
 KNOWN_SIGMA = 0.03  # of a focal length: a larger one bends a map visibly
@@ -61,14 +60,8 @@ _LEAST_MATCHES, _MOST_MATCHES = 30, 120  # of a pair
 _LEAST_SHARE = 0.4  # of a pair's matches that must agree with its epipolar geometry
 _FLAT = 0.8  # one homography explains this share of a pair's matches: a plane, or no parallax
 _LEAST_PAIRS = 5
-_BLOCKS = 8
-_MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, images 0.5 to 0.7
 _RIVAL = 8.0  # by this much a second minimum must be worse, where pairs tell as much as their scatter says
 _MINIMA, _NEAR = 3, 1.3  # minima that are looked at, and times the least loss up to which they are fitted with care
-_WINDOWS, _WINDOW_PAIRS = 6, 5  # stretches of time that a focal length is fitted to alone
-_WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
-_TOLD_SIGMA = 0.06  # one that is told no better than this says nothing of a change
-_CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
 _USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]
 _BENDING = [DIVISION, DIVISION_R4]
 _STRONG = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y, DIVISION_R4]  # of a lens that distorts much
@@ -82,27 +75,6 @@ class ViewPair:
     second: int
     pixels_first: FloatArray
     pixels_second: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class FocalChange:
-    """The focal length of images after `to_frame` is (1 + share) times that of images before `from_frame`."""
-
-    share: float
-    sigma: float
-    from_frame: int
-    to_frame: int
-
-    def __str__(self) -> str:
-        return (
-            f"the focal length changes by {100 * self.share:+.0f} % (+- {100 * self.sigma:.0f} %) "
-            f"between frames {self.from_frame} and {self.to_frame}"
-        )
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether it is large, and far larger than its error."""
-        return abs(self.share) > max(_CHANGE, _CHANGE_SIGMAS * self.sigma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +135,6 @@ class NotDetermined:
     """Nothing could be estimated."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Chosen:
-    """Pairs whose matches agree with an epipolar geometry, in order of time.
-
-    Attributes:
-        F: (P, 3, 3) of the undistorted points.
-        frames: (P, 2) the images' positions in the footage.
-    """
-
-    batch: PairBatch
-    F: FloatArray
-    frames: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,12 +208,12 @@ class SelfCalibration:
         free = [DIVISION]
         fit = fit_poses(chosen.batch, chosen.F, self._pull.mean)
         fit = refine_lens(chosen.batch, fit, free, self._pull, iterations=20)
-        [sigma] = _sigmas(influence(chosen.batch, fit, free, self._pull))
+        [sigma] = sigmas_of(influence(chosen.batch, fit, free, self._pull))
         return Distortion(float(fit.lens[DIVISION]), float(sigma))
 
     # --- the pairs -------------------------------------------------------------------------------------
 
-    def _choose(self, lens: FloatArray) -> _Chosen | NotDetermined:
+    def _choose(self, lens: FloatArray) -> Chosen | NotDetermined:
         """The pairs that say something, their matches chosen under the distortion of a lens."""
         found, flat = [], 0
         for pair in self._pairs:
@@ -272,7 +230,7 @@ class SelfCalibration:
         distances = fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _BENDING), lens, 0.0))
         noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _LEAST_NOISE_PX / self._unit)
         frames = np.array([[pair.first, pair.second] for pair, _ in found], dtype=np.int64)
-        return _Chosen(replace(batch, noise=noise), F, frames)
+        return Chosen(replace(batch, noise=noise), F, frames)
 
     def _agreeing(self, pair: ViewPair, lens: FloatArray) -> _Matches | None:
         """The matches of a pair that agree with one epipolar geometry; None when they are too few."""
@@ -296,7 +254,7 @@ class SelfCalibration:
     def _log_focal(self, focal_px: float) -> float:
         return float(np.log(focal_px / self._unit))
 
-    def _minima(self, chosen: _Chosen) -> list[EpipolarFit]:
+    def _minima(self, chosen: Chosen) -> list[EpipolarFit]:
         """The lens at each minimum of the loss over the focal lengths, the best first."""
         fits = self._profile(chosen)
         loss = np.array([self._loss(fit) for fit in fits])
@@ -309,7 +267,7 @@ class SelfCalibration:
             [self._refined(chosen, f) if n else f for f, n in zip(refined, near, strict=True)], key=self._loss
         )
 
-    def _refined(self, chosen: _Chosen, fit: EpipolarFit) -> EpipolarFit:
+    def _refined(self, chosen: Chosen, fit: EpipolarFit) -> EpipolarFit:
         """All lens numbers fitted; poses caught in a minimum of their own are looked for anew on the way."""
         for _ in range(2):
             fit = best_of(fit, fit_poses(chosen.batch, chosen.F, fit.lens))
@@ -319,7 +277,7 @@ class SelfCalibration:
     def _loss(self, fit: EpipolarFit) -> float:
         return float(fit.loss.sum()) + self._pull.loss(fit.lens, _USUAL)
 
-    def _profile(self, chosen: _Chosen) -> list[EpipolarFit]:
+    def _profile(self, chosen: Chosen) -> list[EpipolarFit]:
         """Poses and distortion fitted at each focal length of a grid, each begun from its neighbor's."""
         side = max(self._camera.width, self._camera.height)
         longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
@@ -333,7 +291,7 @@ class SelfCalibration:
                 fits[following] = self._carried(chosen, fits[n], float(grid[following]))
         return [fits[n] for n in range(_GRID)]
 
-    def _carried(self, chosen: _Chosen, fit: EpipolarFit, log_focal: float) -> EpipolarFit:
+    def _carried(self, chosen: Chosen, fit: EpipolarFit, log_focal: float) -> EpipolarFit:
         """A fit taken over to another focal length."""
         lens = fit.lens.copy()
         lens[LOG_FOCAL] = log_focal
@@ -344,7 +302,7 @@ class SelfCalibration:
     # --- how far it is to be believed ------------------------------------------------------------------
 
     def _judged(
-        self, chosen: _Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
+        self, chosen: Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
     ) -> FocalEstimate:
         """The estimate at a fit of all lens numbers."""
         logs = [float(fit.lens[LOG_FOCAL])]
@@ -353,7 +311,7 @@ class SelfCalibration:
             fit = refine_lens(chosen.batch, fit, _STRONG, self._pull, iterations=20)
             free, seen, distortion = self._distortion_of(chosen, fit, _STRONG)
             logs.append(float(fit.lens[LOG_FOCAL]))
-        sigmas = _sigmas(seen)
+        sigmas = sigmas_of(seen)
         for simpler, held in self._simpler_models(distortion, free):
             lens = fit.lens.copy()
             lens[held] = 0.0
@@ -371,15 +329,15 @@ class SelfCalibration:
             distortion=distortion,
             pairs=len(chosen.batch),
             flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
-            change=_change(chosen, self._constant_part(fit, distortion), self._pull),
+            change=find_change(chosen, self._constant_part(fit, distortion), self._pull),
         )
 
     def _distortion_of(
-        self, chosen: _Chosen, fit: EpipolarFit, free: list[int]
+        self, chosen: Chosen, fit: EpipolarFit, free: list[int]
     ) -> tuple[list[int], Influence, Distortion]:
         """The free lens numbers of a fit, what says them, and the distortion among them."""
         seen = influence(chosen.batch, fit, free, self._pull)
-        sigma = float(_sigmas(seen)[free.index(DIVISION)])
+        sigma = float(sigmas_of(seen)[free.index(DIVISION)])
         return free, seen, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
 
     def _constant_part(self, fit: EpipolarFit, distortion: Distortion) -> FloatArray:
@@ -399,7 +357,7 @@ class SelfCalibration:
             models.append(([LOG_FOCAL, *offset], _BENDING))
         return models
 
-    def _flaw(self, chosen: _Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:
+    def _flaw(self, chosen: Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:
         """Why the focal length is to be left alone; empty when nothing is wrong with it."""
         side = max(self._camera.width, self._camera.height)
         field = float(np.degrees(2.0 * np.arctan(0.5 * side / focal)))
@@ -410,7 +368,7 @@ class SelfCalibration:
         ]
         if not FIELD_DEG[0] < field < FIELD_DEG[1]:
             return f"the best one means a field of view of {field:.0f} degrees"
-        if _misfit(chosen.batch, fit) > _MISFIT:
+        if misfit_of(chosen.batch, fit) > MISFIT:
             return "no focal length explains how the matched points move"
         if others:
             return f"{others[0] / focal:.2f} times as long a focal length explains the images as well"
@@ -432,79 +390,3 @@ def _too_few(given: int, usable: int, flat: int) -> str:
     if flat > given // 2:
         return f"{flat} of {given} pairs of images show no parallax, or one plane"
     return f"{usable} of {given} pairs of images share enough points (needs {_LEAST_PAIRS})"
-
-
-def _sigmas(seen: Influence) -> FloatArray:
-    """Standard deviations (N,): of the one-step jackknife over blocks of time, widened as Student's t is for so few
-    blocks, and never less than the formal ones."""
-    count = len(seen.gradient)
-    blocks = min(_BLOCKS, count)
-    of = np.arange(count) * blocks // count
-    left_out = np.array(
-        [
-            np.linalg.solve(seen.total - seen.information[of == n].sum(axis=0), seen.gradient[of == n].sum(axis=0))
-            for n in range(blocks)
-        ]
-    )
-    widened = float(stdtrit(blocks - 1, ndtr(2.0))) / 2.0
-    jackknife = widened * np.sqrt((blocks - 1) / blocks * (left_out**2).sum(axis=0))
-    return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(seen.total)))))
-
-
-def _change(chosen: _Chosen, lens: FloatArray, pull: LensPull) -> FocalChange | None:
-    """Whether early and late pairs want different focal lengths, with the rest of the lens as it is in `lens`."""
-    count = len(chosen.batch)
-    windows = min(_WINDOWS, count // _WINDOW_PAIRS)
-    if windows < 2:
-        return None
-    of = np.arange(count) * windows // count
-    parts = [_focal_of(chosen, np.flatnonzero(of == n), lens, pull) for n in range(windows)]
-    parts = [part for part in parts if part.is_told]
-    changes = []
-    for split in range(1, len(parts)):
-        (early, early_variance), (late, late_variance) = _mean(parts[:split]), _mean(parts[split:])
-        sigma = float(np.sqrt(early_variance + late_variance))
-        share = float(np.expm1(late - early))
-        changes.append(FocalChange(share, sigma, parts[split - 1].middle, parts[split].middle))
-    return max((c for c in changes if c.is_clear), key=lambda c: abs(c.share) / c.sigma, default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The logarithm of the focal length that a stretch of the footage wants, its sigma, and the stretch's middle."""
-
-    log_focal: float
-    sigma: float
-    misfit: float
-    middle: int
-
-    @property
-    def is_told(self) -> bool:
-        """In the middle of a zoom no focal length fits."""
-        return self.sigma < _TOLD_SIGMA and self.misfit < _MISFIT
-
-
-def _focal_of(chosen: _Chosen, rows: NDArray[np.int64], lens: FloatArray, pull: LensPull) -> _Part:
-    """What some pairs want with the rest of the lens held."""
-    batch, free = chosen.batch.take(rows), [LOG_FOCAL]
-    fit = refine_lens(batch, fit_poses(batch, chosen.F[rows], lens), free, pull, iterations=15)
-    [sigma] = _sigmas(influence(batch, fit, free, pull))
-    return _Part(
-        log_focal=float(fit.lens[LOG_FOCAL]),
-        sigma=float(np.hypot(sigma, _WINDOW_SIGMA)),
-        misfit=_misfit(batch, fit),
-        middle=int(np.median(chosen.frames[rows])),
-    )
-
-
-def _misfit(batch: PairBatch, fit: EpipolarFit) -> float:
-    """Loss of a match in the median pair."""
-    return float(np.median(fit.loss / batch.weight.sum(axis=1)))
-
-
-def _mean(parts: Sequence[_Part]) -> tuple[float, float]:
-    """The weighted mean of the logarithms and its variance, which their scatter widens."""
-    values, weights = np.array([p.log_focal for p in parts]), np.array([p.sigma**-2 for p in parts])
-    mean = float((weights * values).sum() / weights.sum())
-    scatter = float((weights * (values - mean) ** 2).sum()) / max(len(parts) - 1, 1)
-    return mean, max(1.0, scatter) / float(weights.sum())

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, direction_angle, exp_so3, log_so3, nearest_rotation, skew
-from relocalizer.images import Camera
 
 try:
     import poselib

@@ -27,13 +27,12 @@ from slam.events import (
     ScaleUnobservable,
     TrackingLost,
 )
-from slam.map.frames import Frame, Keyframe
+from slam.map.frames import Frame, InitialPair, Keyframe
 from slam.map.tracks import Tracks
 from slam.mapping.mapper import Mapper
 from slam.relocalization.frame_relocalizer import RelocalizedFrame
 from slam.result import SlamResult
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.initializer import InitialPair
 from slam.tracking.tracking_state import TrackingStateMachine
 
 logger = logging.getLogger(__name__)

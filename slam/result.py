@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, stack_matrices
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frame_log import FrameLog

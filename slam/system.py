@@ -17,11 +17,12 @@ from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.pose_graph import GraphOptimizer
 from slam.loop_closing.segment_joining import join_segments
 from slam.map.frame_log import FrameLog
-from slam.map.frames import Frame, FrameObservation, Keyframe, PoseNotFound, TrackedPose
+from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe, PoseNotFound, TrackedPose
 from slam.map.keyframe_images import KeyframeImages, MemoryImages
 from slam.mapping.bundle import BundleAdjuster
 from slam.mapping.global_refinement import refine_map
 from slam.mapping.mapper import Mapper
+from slam.mapping.segment_start import begin_segment
 from slam.progress import Progress, no_progress
 from slam.relocalization.deferred import DeferredRelocalizer
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
@@ -30,7 +31,7 @@ from slam.result import SlamResult, collect_result
 from slam.sessions.stored_map import PriorMap, in_units_of_earlier, restore, run_to_reference_map
 from slam.stopwatch import Stopwatch
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.initializer import Initializer, InitialPair, NotInitialized, begin_segment, localize_initial_frames
+from slam.tracking.initializer import Initializer, NotInitialized, localize_initial_frames
 from slam.tracking.klt import PointTracker
 from slam.tracking.rotation_only import POSITION_HELD, RotationOnlyTracker
 from slam.tracking.tracking_state import TrackingStateMachine

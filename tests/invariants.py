@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import Similarity
-from relocalizer.maps.reference_map import ReferenceMap, validate
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import ReferenceMap
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from relocalizer.images import Camera
+from relocalizer.camera import Camera
 from relocalizer.maps.reference_map import (
     EdgeTable,
     FeatureTable,

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform, Rotation
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, stack_matrices, translation_of
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frames import Frame

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity, exp_so3
-from relocalizer.images import Camera
 from slam.loop_closing.edge_paths import OdometryTree
 from slam.map.frames import Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph

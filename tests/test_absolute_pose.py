@@ -16,6 +16,7 @@ from relocalizer.absolute_pose import (
     rotate_pixels,
     search_pose,
 )
+from relocalizer.camera import Camera
 from relocalizer.geometry import (
     exp_so3,
     log_so3,
@@ -24,7 +25,6 @@ from relocalizer.geometry import (
     rotation_matrix,
     translation_of,
 )
-from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=480.0, cx=310.0, cy=250.0)

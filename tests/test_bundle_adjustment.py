@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from failing_solvers import SINGULAR, NoNumbers, SingularSystem, solver_that
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import (
     align_points,
     direction_angle,
@@ -17,7 +18,6 @@ from relocalizer.geometry import (
     rotation_matrix,
     translation_of,
 )
-from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
 from slam.mapping.bundle import CALIBRATED, Bundle, reprojection_errors, structure_only_adjustment, undistorted_pixels

@@ -19,15 +19,15 @@ from map_samples import small_map
 from safetensors.torch import save_file
 from typer.main import get_command
 
+from relocalizer.calibration_windows import FocalChange
+from relocalizer.camera import Camera, load_camera
 from relocalizer.errors import MapError, OutputError
-from relocalizer.images import Camera, load_camera
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
-from relocalizer.maps.map_format import save_map
+from relocalizer.maps.map_writer import save_map
 from relocalizer.maps.reference_map import Provenance
 from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model
 from relocalizer.predictors.checkpoints import RELEASED
-from relocalizer.self_calibration import FocalChange
 from slam import __version__
 from slam.cli import app
 from slam.cli.text_tables import state_line
@@ -38,7 +38,7 @@ from slam.evaluation.trajectory_files import read_tum, write_tum
 from slam.mapping.lens_evidence import LensEvidence, LensState
 from slam.run import predictor_choice, runner
 from slam.run.predictor_choice import choose_predictor
-from slam.run.statistics import RunStatistics
+from slam.run.run_statistics import RunStatistics
 
 
 def write_truth(path, times_ns):

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.geometry import rotation_angle
 from relocalizer.images import read_image
-from relocalizer.maps.map_format import load_map, save_map
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_writer import save_map
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_note, read_tum, write_tum

@@ -9,6 +9,7 @@ import gtsam
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import (
     Similarity,
     exp_so3,
@@ -21,7 +22,7 @@ from relocalizer.geometry import (
     skew,
     translation_of,
 )
-from relocalizer.images import Camera, read_image
+from relocalizer.images import read_image
 from relocalizer.interfaces import PairEstimate
 from slam.evaluation.trajectory import nanoseconds_from_seconds
 from slam.map.frames import Frame

@@ -14,12 +14,13 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import slam.input.dataset_layouts
+from relocalizer.camera import load_camera
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError, UserError
-from relocalizer.images import load_camera
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
-from slam.input.dataset_layouts import SequenceIndex, index_folder, is_video
+from slam.input.dataset_layouts import SequenceIndex, index_folder
+from slam.input.folder_listing import is_video
 from slam.input.open_source import open_source
 
 TUM_LINES = "{0} 1 2 3 0 0 0 1\n{1} 2 2 3 0 0 0 1\n"

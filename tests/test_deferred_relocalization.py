@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from relocalizer.images import Camera
+from relocalizer.camera import Camera
 from slam.map.frame_log import FrameLog
 from slam.map.frames import Frame, PoseNotFound
 from slam.relocalization.deferred import DeferredRelocalizer, UnlocalizedFrames

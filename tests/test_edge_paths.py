@@ -7,7 +7,8 @@ import pytest
 from small_graphs import LOOP, ODOMETRY, at, edge, graph_of, keyframe, odometry_of, small, some_similarity, true_edge
 
 from relocalizer.geometry import Similarity
-from slam.loop_closing.edge_paths import REACH, EdgePath, OdometryTree, adjoint, edge_covariance, log_error
+from slam.loop_closing.edge_path import EdgePath, adjoint, edge_covariance, log_error
+from slam.loop_closing.edge_paths import REACH, OdometryTree
 from slam.map.keyframe_graph import Edge, KeyframeGraph
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from relocalizer.images import load_camera
+from relocalizer.camera import load_camera
 from slam.config.schema import InputConfig, SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import Lens, LensStep
 from slam.map.frame_log import REMEMBERED, FrameLog, relative_to_keyframe
 from slam.map.frames import Frame

@@ -4,11 +4,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from relocalizer import two_view
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, ordinary
 from relocalizer.geometry import direction_angle, rotation_angle, skew
-from relocalizer.images import Camera
 from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate
 from relocalizer.predictors.geometric_predictor import GeometricPredictor, build, relate_matches
 from relocalizer.two_view import Matches, find_motion, in_front, sampson_residuals

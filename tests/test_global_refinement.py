@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from relocalizer.images import Camera
+from relocalizer.camera import Camera
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
 from slam.config.schema import BundleAdjustmentConfig
 from slam.map.tracks import Tracks

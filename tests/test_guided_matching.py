@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures, match_features, occupied_cells
 from relocalizer.geometry import rigid
 from relocalizer.guided_matching import expected_in, first_of_each, match_along_lines, one_to_one, similar_nearby
-from relocalizer.images import Camera
 
 CAMERA = Camera(width=100, height=80, fx=50.0, fy=50.0, cx=50.0, cy=40.0)
 LOOKS = np.eye(4, 128, dtype=np.float32)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import exp_so3
 from relocalizer.image_static import MOST, resting, share_of_image, standing_still
-from relocalizer.images import Camera
 from relocalizer.two_view import Matches
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)

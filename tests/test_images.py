@@ -10,18 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera, Undistorter, load_camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import (
-    Camera,
-    Image,
-    Undistorter,
-    is_cut_off,
-    load_camera,
-    read_image,
-    shrink,
-    size_within,
-    to_gray,
-)
+from relocalizer.images import Image, is_cut_off, read_image, shrink, size_within, to_gray
 
 PINHOLE = Camera(width=640, height=480, fx=500.0, fy=510.0, cx=320.0, cy=240.0)
 RADTAN = Camera(

@@ -15,17 +15,11 @@ from relocalizer.geometry import direction_angle, rigid, rotation_angle, rotatio
 from relocalizer.interfaces import NoEstimate
 from relocalizer.triangulation import triangulate
 from slam.config.schema import InitializationConfig, SlamConfig
+from slam.map.frames import InitialPair
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.landmarks import LandmarkMap
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.initializer import (
-    MAX_BETWEEN,
-    Initializer,
-    InitialPair,
-    NotInitialized,
-    ReferenceFrame,
-    localize_initial_frames,
-)
+from slam.tracking.initializer import MAX_BETWEEN, Initializer, NotInitialized, ReferenceFrame, localize_initial_frames
 from slam.tracking.keyframe_policy import common_pixels
 
 CENTER = np.array([0.0, 0.0, 1.5])

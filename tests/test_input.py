@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError, UserError
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from slam.config.schema import InputConfig
 from slam.input.frame_source import FrameSource
 from slam.input.open_source import open_source

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocalizer.images import Camera, Undistorter
+from relocalizer.camera import Camera, Undistorter
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection, radial_of
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=322.0, cy=238.0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_graphs import CAMERA, at, keyframe
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import Similarity
-from relocalizer.images import Camera
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import exp_so3
-from relocalizer.images import Camera
 from slam.config.schema import KeyframesConfig
 from slam.map.tracks import Tracks
 from slam.tracking.keyframe_policy import MAX_PUT_OFF, KeyframePolicy, common_pixels, median_parallax_px

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from relocalizer.calibration_windows import FocalChange
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.images import Camera
-from relocalizer.self_calibration import Distortion, FocalChange, FocalEstimate, NotDetermined
+from relocalizer.self_calibration import Distortion, FocalEstimate, NotDetermined
+from slam.evaluation.verdict import Grade
 from slam.mapping.lens_evidence import (
     LensEvidence,
     LensFinding,
@@ -19,7 +21,6 @@ from slam.mapping.lens_evidence import (
     examine_given,
     matched_pairs,
 )
-from slam.run.verdict import Grade
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.input.frame_source import Selection

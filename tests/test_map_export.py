@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import MapError, OutputError
 from relocalizer.maps.map_export import export_map, frame_numbers, mean_errors_px
-from relocalizer.maps.map_format import save_map
+from relocalizer.maps.map_writer import save_map
 from relocalizer.maps.reference_map import FrameTable, Session
 from slam.evaluation.trajectory_files import read_trajectory
 

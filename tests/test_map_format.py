@@ -16,7 +16,9 @@ from map_samples import CAMERA, small_map
 
 from relocalizer.errors import MapError, OutputError
 from relocalizer.maps import map_format as map_folder
-from relocalizer.maps.map_format import MANIFEST, JpegImages, jpeg_of, load_map, save_map
+from relocalizer.maps.map_format import MANIFEST, JpegImages, jpeg_of
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_writer import save_map
 from relocalizer.maps.reference_map import Provenance, ReferenceMap, Session
 
 TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames")

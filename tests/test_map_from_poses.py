@@ -12,8 +12,9 @@ from scipy.spatial import cKDTree
 from relocalizer.config import PosedImagesConfig
 from relocalizer.errors import MapError, SequenceError
 from relocalizer.geometry import exp_so3, identity, rigid, rotation_matrix, translation_of
-from relocalizer.maps.map_from_poses import PosedImage, choose_pairs, epipolar_px, map_from_poses, thinned
-from relocalizer.maps.reference_map import validate
+from relocalizer.maps.image_matching import PosedImage, choose_pairs, epipolar_px
+from relocalizer.maps.map_from_poses import map_from_poses, thinned
+from relocalizer.maps.map_rules import validate
 
 
 @pytest.fixture(scope="module")

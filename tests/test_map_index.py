@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from relocalizer.images import Camera
+from relocalizer.camera import Camera
 from relocalizer.maps.map_index import MapIndex
 from relocalizer.maps.reference_map import (
     EdgeTable,

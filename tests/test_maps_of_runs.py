@@ -16,7 +16,7 @@ import pytest
 from conftest import write_images
 
 from relocalizer.geometry import align_points
-from relocalizer.maps.map_format import load_map
+from relocalizer.maps.map_reader import load_map
 from slam.cli.text_tables import map_words
 from slam.evaluation.trajectory_files import read_tum
 

@@ -10,7 +10,8 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
-from relocalizer.maps.reference_map import ReferenceMap, validate
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import SlamConfig
 from slam.events import EdgeRejected

@@ -11,8 +11,9 @@ from oracle_map import build, room
 
 from relocalizer.errors import ConfigError
 from relocalizer.geometry import Similarity, rigid
-from relocalizer.maps.map_format import load_map
-from relocalizer.maps.reference_map import Provenance, validate
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import Provenance
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frame_log import FrameLog
 from slam.map.tracks import Tracks

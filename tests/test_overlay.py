@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from relocalizer.camera import load_camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import exp_so3
-from relocalizer.images import Image, load_camera
+from relocalizer.images import Image
 from slam.config.schema import InputConfig, SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
@@ -21,11 +22,11 @@ from slam.events import Event, FrameProcessed
 from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.tracks import Tracks
-from slam.overlay import FADING, Overlay
 from slam.run.assembly import build
+from slam.run.run_statistics import RunStatistics
 from slam.run.run_verdict import no_result
 from slam.run.runner import RunOutcome, run
-from slam.run.statistics import RunStatistics
+from slam.tracking.overlay import FADING, Overlay
 
 BUNDLED = Path(__file__).parents[1] / "sequences" / "room_loop"
 CAMERA = load_camera(BUNDLED / "camera.yaml")

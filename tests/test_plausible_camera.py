@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError
-from relocalizer.images import Camera
 from relocalizer.plausible_camera import angles_across_deg, expect_plausible
 
 ROOM = Camera(width=640, height=480, fx=465.0, fy=465.0, cx=319.5, cy=239.5)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.predictors.preprocessing import network_input, prepare, prepare_calibrated, prepare_loose, trained_size
 
 PARITY = os.environ.get("RELOC3R_PARITY")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import write_images
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera
 from slam.config.schema import InputConfig
 from slam.input.query_images import QueryReader, query_images
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from map_samples import CAMERA, small_map
 
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import MapError
 from relocalizer.features import detect_features, root_sift
-from relocalizer.images import Camera
 from relocalizer.interfaces import CalibratedImage
+from relocalizer.maps.map_rules import validate
 from relocalizer.maps.reference_map import (
     EdgeTable,
     FrameTable,
@@ -22,7 +23,6 @@ from relocalizer.maps.reference_map import (
     quantized,
     restore_encoding,
     restored,
-    validate,
 )
 from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model

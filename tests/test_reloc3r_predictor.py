@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, DeviceError, SequenceError, WeightsError
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import direction_angle, exp_so3, rotation_angle
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate, PosePredictor
 from relocalizer.network.model import Architecture, Reloc3r
 from relocalizer.network.weights import load_model, random_model

@@ -13,8 +13,9 @@ from relocalizer.config import RelocalizerConfig
 from relocalizer.errors import MapError
 from relocalizer.geometry import exp_so3, log_so3, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import CalibratedImage, NoEstimate
-from relocalizer.maps.map_from_poses import PosedImage, map_from_poses
-from relocalizer.maps.reference_map import validate
+from relocalizer.maps.image_matching import PosedImage
+from relocalizer.maps.map_from_poses import map_from_poses
+from relocalizer.maps.map_rules import validate
 from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
 
 MAPPED = range(0, 200, 8)

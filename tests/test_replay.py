@@ -14,7 +14,7 @@ import rerun.chunk as rc
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity
-from relocalizer.maps.map_format import load_map
+from relocalizer.maps.map_reader import load_map
 from slam.cli import main
 from slam.evaluation.trajectory_files import read_tum
 from slam.events import (

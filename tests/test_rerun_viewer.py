@@ -15,10 +15,10 @@ import rerun as rr
 import rerun.chunk as rc
 from scipy.spatial.transform import RigidTransform, Rotation
 
+from relocalizer.camera import Camera
 from relocalizer.errors import OutputError, UserError
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import Similarity, exp_so3
-from relocalizer.images import Camera
 from slam.evaluation.trajectory import Trajectory
 from slam.events import (
     EdgeAccepted,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from relocalizer.features import LocalFeatures
-from relocalizer.retrieval import FaissRetriever, Vlad, Vocabulary, shipped_vlad, train_vocabulary
+from relocalizer.retrieval import FaissRetriever
+from relocalizer.vlad import Vlad, Vocabulary, shipped_vlad, train_vocabulary
 
 
 def unit(*numbers):

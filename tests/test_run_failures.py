@@ -19,9 +19,9 @@ import pytest
 from conftest import Ended
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 
-from relocalizer.images import load_camera
+from relocalizer.camera import load_camera
 from relocalizer.intrinsics_correction import LensStep
-from relocalizer.maps.map_format import load_map
+from relocalizer.maps.map_reader import load_map
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory_files import read_tum

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity, rigid
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
@@ -31,7 +31,7 @@ from slam.run.files import write_atomically
 from slam.run.plain_values import summarize
 from slam.run.report import read_report
 from slam.run.run_folder import RunFolder, next_run_folder
-from slam.run.statistics import RunStatistics, percentiles
+from slam.run.run_statistics import RunStatistics, percentiles
 
 
 def frame_event(index: int, *, tracked: bool = True, state=TrackingState.TRACKING) -> FrameProcessed:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from relocalizer.images import Camera
+from relocalizer.camera import Camera
 from relocalizer.self_calibration import FocalEstimate, NotDetermined, SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)

@@ -12,7 +12,8 @@ from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
 from relocalizer.maps.map_export import export_map
 from relocalizer.maps.map_facts import facts_of
-from relocalizer.maps.reference_map import ReferenceMap, validate
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory_files import read_tum

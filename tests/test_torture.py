@@ -18,7 +18,8 @@ from invariants import Witness, check_live, check_map, check_result
 from torture import HANDS, Failed, Scenario, Tally, torture
 from torture_world import Trouble
 
-from relocalizer.images import Camera, Image
+from relocalizer.camera import Camera
+from relocalizer.images import Image
 from relocalizer.predictors.geometric_predictor import GeometricPredictor
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import SlamConfig

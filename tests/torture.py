@@ -44,7 +44,9 @@ from torture_world import (
 
 from relocalizer.errors import MapError
 from relocalizer.images import encode_jpeg
-from relocalizer.maps.map_format import JpegImages, load_map, save_map
+from relocalizer.maps.map_format import JpegImages
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_writer import save_map
 from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import SlamConfig

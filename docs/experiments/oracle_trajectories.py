@@ -26,8 +26,8 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import RigidTransform
 from scipy.stats import chi
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import direction_angle, rigid, rotation_angle, rotation_matrix, stack_matrices, translation_of
-from relocalizer.images import Camera
 from relocalizer.interfaces import CalibratedImage, PairEstimate, PosePredictor
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import SlamConfig

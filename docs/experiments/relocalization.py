@@ -24,8 +24,9 @@ from relocalizer.config import FeaturesConfig, GeometricConfig, PosedImagesConfi
 from relocalizer.geometry import align_points, rotation_angle, rotation_matrix, translation_of
 from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage
-from relocalizer.maps.map_format import load_map
-from relocalizer.maps.map_from_poses import PosedImage, map_from_poses
+from relocalizer.maps.image_matching import PosedImage
+from relocalizer.maps.map_from_poses import map_from_poses
+from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.predictors.geometric_predictor import GeometricPredictor
 from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer

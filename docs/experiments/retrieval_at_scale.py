@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import detect_features
 from relocalizer.images import to_gray
-from relocalizer.retrieval import FaissRetriever, shipped_vlad
+from relocalizer.retrieval import FaissRetriever
+from relocalizer.vlad import shipped_vlad
 from slam.config.schema import SlamConfig
 from slam.input.open_source import open_source
 

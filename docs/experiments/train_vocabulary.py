@@ -18,7 +18,7 @@ import numpy as np
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import detect_features
 from relocalizer.images import Image
-from relocalizer.retrieval import Vocabulary, train_vocabulary
+from relocalizer.vlad import Vocabulary, train_vocabulary
 
 WORDS, DIMENSIONS, SEED = 64, 64, 0
 DRAWN_IMAGES, EVERY_NTH_FRAME = 40, 6

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from relocalizer.geometry import FloatArray
-from relocalizer.maps.map_format import MANIFEST, counts_of, folder_of_map
+from relocalizer.maps.map_format import MANIFEST, counts_of
+from relocalizer.maps.map_reader import folder_of_map
 from relocalizer.maps.reference_map import ReferenceMap
 
 

@@ -10,14 +10,14 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, detect_features, match_features, occupied_cells, ordinary
 from relocalizer.geometry import exp_so3, log_so3
 from relocalizer.image_static import standing_still
-from relocalizer.images import Camera, Image, to_gray
+from relocalizer.images import Image, to_gray
 from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate
-from relocalizer.retrieval import Vlad, shipped_vlad
 from relocalizer.two_view import (
     Matches,
     Motion,
@@ -29,6 +29,7 @@ from relocalizer.two_view import (
     pose_angle,
     possible_poses,
 )
+from relocalizer.vlad import Vlad, shipped_vlad
 
 # Without translation, four fifths of the matches slide less than 2.6 noise deviations; with real noise, 4.5.
 _PARALLAX_IN_NOISE = 6.0

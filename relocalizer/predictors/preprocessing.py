@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as pillow
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.geometry import FloatArray
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 
 Variant = Literal[224, 512]
 

@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from relocalizer.camera import Camera
 from relocalizer.errors import ConfigError, WeightsError
 from relocalizer.features import LocalFeatures
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate
 from relocalizer.network.computation import (
     WARNING_INT8,

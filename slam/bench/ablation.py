@@ -21,7 +21,7 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
 from slam.run import assembly, run_verdict, runner
-from slam.run.statistics import RunStatistics
+from slam.run.run_statistics import RunStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

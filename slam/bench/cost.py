@@ -10,7 +10,7 @@ import numpy as np
 
 from slam.config.schema import SlamConfig
 from slam.run import assembly, predictor_choice, run_verdict, runner
-from slam.run.statistics import RunStatistics
+from slam.run.run_statistics import RunStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

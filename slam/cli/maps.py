@@ -46,7 +46,7 @@ def info(folder: MapFolder, as_json: AsJson = False) -> None:
       slam map info maps/desk --json
     """
     from relocalizer.maps.map_facts import facts_of, size_on_disk
-    from relocalizer.maps.map_format import load_map
+    from relocalizer.maps.map_reader import load_map
 
     facts = {**facts_of(load_map(folder)), "bytes": size_on_disk(folder)}
     if as_json:
@@ -118,7 +118,7 @@ def export(
     import numpy as np
 
     from relocalizer.maps.map_export import export_map, frame_numbers, segments_by_size
-    from relocalizer.maps.map_format import load_map
+    from relocalizer.maps.map_reader import load_map
 
     loaded = load_map(folder)
     written = export_map(loaded, form, out, segment=segment)
@@ -154,7 +154,8 @@ def merge(
       slam map merge runs/monday runs/tuesday -o maps/office
     """
     expect_new(out, makes_folders=True)
-    from relocalizer.maps.map_format import load_map, save_map
+    from relocalizer.maps.map_reader import load_map
+    from relocalizer.maps.map_writer import save_map
     from slam.run.predictor_choice import with_predictor_of
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)

@@ -83,8 +83,8 @@ def from_poses(
     """
     expect_new(out, makes_folders=True)
     from relocalizer.config import PosedImagesConfig
-    from relocalizer.maps.map_format import save_map
     from relocalizer.maps.map_from_poses import map_from_poses
+    from relocalizer.maps.map_writer import save_map
     from slam.input.posed_images import open_posed
     from slam.progress import TaskProgress
     from slam.run.assembly import build_predictor

@@ -76,7 +76,7 @@ def relocalize(
     """
     if out is not None:
         expect_new(out)
-    from relocalizer.maps.map_format import load_map
+    from relocalizer.maps.map_reader import load_map
     from relocalizer.relocalizer import Relocalizer
     from slam.input.query_images import QueryReader, query_images
 

@@ -40,7 +40,7 @@ from slam.cli.options import (
     load_settings,
     say,
 )
-from slam.run.verdict import Grade
+from slam.evaluation.verdict import Grade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -212,7 +212,7 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
         if request.localize_only:
             raise MapError("--localize-only: in which map? add --map DIR, a map or a run folder")
         return None
-    from relocalizer.maps.map_format import load_map
+    from relocalizer.maps.map_reader import load_map
 
     start_map = load_map(request.map)
     request.say(f"map: {request.map}: {len(start_map.keyframes)} keyframes, {len(start_map.landmarks)} landmarks")

@@ -15,24 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from relocalizer.errors import TrajectoryError
 from relocalizer.geometry import FloatArray, Similarity, align_points
-from slam.evaluation.alignment import MATCHES_NEEDED, associate
+from slam.evaluation.alignment import associate
+from slam.evaluation.comparability import ONE_LINE, expect_matches, expect_motion, expect_times, extents_of
 from slam.evaluation.disagreement import (
     OrientationCheck,
     check_orientations,
-    find_offset,
     note_of_clocks,
     note_of_line,
     note_of_positions,
-    note_of_units,
 )
-from slam.evaluation.trajectory import Trajectory, seconds_from_nanoseconds
+from slam.evaluation.trajectory import Trajectory
 
 MatchedBy = Literal["time", "frame number", "line number"]
 DELTA_TOLERANCE = 0.1  # a pair "1 s apart" is less than this share longer or shorter
-STANDSTILL = 1e-9  # spread of positions, relative to their size, below which nothing moved
-ONE_LINE = 1e-6  # ratio of the two largest extents below which positions lie on one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +182,7 @@ def evaluate(
     rpe_frame = relative_error(aligned, reference, delta_frames=1)
     assert rpe_frame is not None  # three poses make two pairs
     ate, orientation = Statistics.of(position_errors(aligned, reference)), _orientation(aligned, reference)
-    misfit = ate.rmse / float(_extents(reference)[0])
+    misfit = ate.rmse / float(extents_of(reference)[0])
     check = _orientation_check(matched, reference, sim3, misfit)
     notes = _notes(matched, reference, check, orientation, misfit)
     if matched_by == "time" and estimate.has_times:
@@ -265,12 +261,12 @@ def relative_error(
 
 def _matched(estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> tuple[Trajectory, Trajectory]:
     """The poses of both that belong together. Raises TrajectoryError as `evaluate`."""
-    _expect_times(estimate, truth)
+    expect_times(estimate, truth)
     index_e, index_g = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=max_difference_s)
-    _expect_matches(len(index_e), estimate, truth, max_difference_s)
+    expect_matches(len(index_e), estimate, truth, max_difference_s)
     matched, reference = _part(estimate, index_e), _part(truth, index_g)
-    _expect_motion(matched, "estimate")
-    _expect_motion(reference, "ground truth")
+    expect_motion(matched, "estimate")
+    expect_motion(reference, "ground truth")
     return matched, reference
 
 
@@ -285,7 +281,7 @@ def _notes(
     turned = 0.0 if orientation is None else orientation.rmse
     return [
         check.note if check is not None else "",
-        note_of_line(turned, misfit=misfit, extents=_extents(reference)),
+        note_of_line(turned, misfit=misfit, extents=extents_of(reference)),
         note_of_positions(matched.world_from_cam, reference.world_from_cam, misfit=misfit),
     ]
 
@@ -297,54 +293,6 @@ def _note_of_unmatched(estimate: Trajectory, truth: Trajectory, matched: int, ma
         f"{matched} of {len(estimate)} poses of the estimate have a ground truth pose within {max_difference_s:g} s "
         f"(it has {len(truth)} poses); the others are not judged"
     )
-
-
-def _expect_times(estimate: Trajectory, truth: Trajectory) -> None:
-    if estimate.has_times != truth.has_times:
-        without = "ground truth" if estimate.has_times else "estimate"
-        raise TrajectoryError(
-            f"the {without} has no times, so its {len(truth if estimate.has_times else estimate)} poses belong to none "
-            f"of the other's {len(estimate if estimate.has_times else truth)}; give them their times"
-        )
-    if not estimate.has_times and len(estimate) != len(truth):
-        raise TrajectoryError(
-            f"neither side has times, so they belong together line by line, but the estimate has {len(estimate)} poses "
-            f"and the ground truth {len(truth)}; give them their times"
-        )
-
-
-def _expect_matches(matches: int, estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> None:
-    if matches >= MATCHES_NEEDED:
-        return
-    offset = find_offset(estimate, truth, max_difference_s=max_difference_s)
-    advice = note_of_units(estimate, truth) if offset is None else str(offset)
-    advice = advice or "compare the clocks of the two files, or allow a larger difference"
-    raise TrajectoryError(
-        f"{matches} of {len(estimate)} poses have a ground truth pose within {max_difference_s:g} s, "
-        f"{MATCHES_NEEDED} are needed (estimate: {_span(estimate)}; ground truth: {_span(truth)}); {advice}"
-    )
-
-
-def _span(trajectory: Trajectory) -> str:
-    if len(trajectory) == 0:
-        return "no poses"
-    first, last = trajectory.timestamps_ns[[0, -1]].tolist()
-    return f"{seconds_from_nanoseconds(first)} to {seconds_from_nanoseconds(last)} s"
-
-
-def _expect_motion(trajectory: Trajectory, name: str) -> None:
-    extents = _extents(trajectory)
-    if extents[0] <= STANDSTILL * (1.0 + float(np.abs(trajectory.positions).max())):
-        raise TrajectoryError(
-            f"all {len(trajectory)} matched positions of the {name} are at one place, "
-            "so no alignment and no scale can be found"
-        )
-
-
-def _extents(trajectory: Trajectory) -> FloatArray:
-    """RMS extent of the positions along their three principal axes, largest first."""
-    centered = trajectory.positions - trajectory.positions.mean(axis=0)
-    return np.asarray(np.linalg.svd(centered, compute_uv=False) / np.sqrt(len(centered)))
 
 
 def _coverage(
@@ -376,7 +324,7 @@ def _part(trajectory: Trajectory, indices: NDArray[np.intp]) -> Trajectory:
 
 def _orientation(aligned: Trajectory, reference: Trajectory) -> Statistics | None:
     for trajectory in (aligned, reference):
-        extents = _extents(trajectory)
+        extents = extents_of(trajectory)
         if extents[1] <= ONE_LINE * extents[0]:
             return None
     return Statistics.of(orientation_errors_deg(aligned, reference))
@@ -390,7 +338,7 @@ def _orientation_check(
         reference.world_from_cam[:, :3, :3],
         sim3.rotation,
         misfit=misfit,
-        extents=_extents(reference),
+        extents=extents_of(reference),
     )
 
 

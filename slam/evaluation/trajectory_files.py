@@ -37,7 +37,7 @@ from slam.evaluation.trajectory import (
     nanoseconds_from_seconds,
     seconds_from_nanoseconds,
 )
-from slam.evaluation.trajectory_table import _NAME_COLUMNS, _read_table, _Table
+from slam.evaluation.trajectory_table import NAME_COLUMNS, Table, read_table
 
 TrajectoryFormat = Literal["tum", "kitti", "euroc"]
 KITTI_FRAME_NS = 100_000_000  # the odometry sequences run at 10 Hz; numbers the poses when no times are given
@@ -80,7 +80,7 @@ def read_trajectory_file(path: Path, format: TrajectoryFormat | None = None) -> 
     Raises:
         TrajectoryError: as `read_trajectory`.
     """
-    table = _read_table(path)
+    table = read_table(path)
     match format or _format_of(table):
         case "tum":
             return _timed_poses(table, TUM)
@@ -222,7 +222,7 @@ def recognize_format(path: Path) -> TrajectoryFormat:
     Raises:
         TrajectoryError: the file is missing, empty, or of no known format.
     """
-    return _format_of(_read_table(path))
+    return _format_of(read_table(path))
 
 
 def format_of_suffix(path: Path) -> TrajectoryFormat:
@@ -240,7 +240,7 @@ def format_of_suffix(path: Path) -> TrajectoryFormat:
     return formats[path.suffix.lower()]
 
 
-def _format_of(table: _Table) -> TrajectoryFormat:
+def _format_of(table: Table) -> TrajectoryFormat:
     if table.named is not None:
         return "euroc" if table.commas else "tum"
     if table.columns in KITTI_COLUMNS:
@@ -251,11 +251,11 @@ def _format_of(table: _Table) -> TrajectoryFormat:
         return "tum"
     raise TrajectoryError(
         f"{table.rows[0][0]}: no known trajectory format: {table.columns} columns (TUM has 8, KITTI 12 or 16, EuRoC is "
-        f"separated by commas; {_NAME_COLUMNS})"
+        f"separated by commas; {NAME_COLUMNS})"
     )
 
 
-def _timed_poses(table: _Table, assumed: Columns) -> TrajectoryFile:
+def _timed_poses(table: Table, assumed: Columns) -> TrajectoryFile:
     columns = table.named or assumed
     unit, remark = time_unit(columns, [fields[columns.time] for _, fields in table.rows], assumed=assumed.unit or "s")
     parse = _parser_of(unit)
@@ -275,7 +275,7 @@ def _timed_poses(table: _Table, assumed: Columns) -> TrajectoryFile:
     return TrajectoryFile(trajectory, "" if columns.named else columns.order, (remark,) if remark else ())
 
 
-def _untimed_poses(table: _Table) -> Trajectory:
+def _untimed_poses(table: Table) -> Trajectory:
     count = table.columns if table.columns in KITTI_COLUMNS else KITTI_COLUMNS[0]
     values: list[list[float]] = []
     for place, fields in table.rows:
@@ -295,14 +295,14 @@ def _untimed_poses(table: _Table) -> Trajectory:
     )
 
 
-def _expect_columns(place: str, fields: Sequence[str], columns: Columns, table: _Table) -> None:
+def _expect_columns(place: str, fields: Sequence[str], columns: Columns, table: Table) -> None:
     if len(fields) in columns.counts:
         return
     if columns.named:
         first = table.rows[0][0].rpartition(", ")[2]
         raise TrajectoryError(f"{place}: expected {table.columns} columns, as in {first}, got {len(fields)}")
     wanted = " or ".join(map(str, columns.counts))
-    raise TrajectoryError(f"{place}: expected {wanted} columns ({columns.meaning}), got {len(fields)}; {_NAME_COLUMNS}")
+    raise TrajectoryError(f"{place}: expected {wanted} columns ({columns.meaning}), got {len(fields)}; {NAME_COLUMNS}")
 
 
 def _parser_of(unit: TimeUnit) -> Callable[[str], int]:

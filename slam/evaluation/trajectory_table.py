@@ -23,13 +23,13 @@ from relocalizer.errors import TrajectoryError
 from slam.evaluation.pose_columns import Columns, named_columns
 from slam.evaluation.trajectory import NO_TIMES
 
-_NAME_COLUMNS = "a header line may name them: # timestamp tx ty tz qx qy qz qw"
+NAME_COLUMNS = "a header line may name them: # timestamp tx ty tz qx qy qz qw"
 _GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows writes, with its mark at the start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
+class Table:
     """A text file of numbers.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Table:
         return not any(comment.strip() == NO_TIMES for comment in self.comments)
 
 
-def _read_table(path: Path) -> _Table:
+def read_table(path: Path) -> Table:
     """Raises TrajectoryError when there is no such file, or no text with a row in it."""
     comments: list[str] = []
     rows: list[tuple[str, list[str]]] = []
@@ -74,7 +74,7 @@ def _read_table(path: Path) -> _Table:
         contents, rows = contents[1:], rows[1:]
     if not rows:
         raise TrajectoryError(f"{path}: holds no poses")
-    return _Table(comments, rows, _separator(contents[0]) is not None)
+    return Table(comments, rows, _separator(contents[0]) is not None)
 
 
 def _text(path: Path) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from relocalizer.camera import Camera, read_camera_yaml
 from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray, nearest_rotation
-from relocalizer.images import Camera, read_camera_yaml
 from slam.input.image_sizes import ImageSizes
 from slam.input.text_rows import rows_of, text_of
 

@@ -7,22 +7,20 @@ not its own; `index_folder` asks each of `LAYOUTS` in turn. A new data set is on
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera, load_camera
 from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray, nearest_rotation
-from relocalizer.images import IMAGE_SUFFIXES, Camera, load_camera
-from relocalizer.unfetched import FETCH_LINKED, leads_nowhere, why_unfetched
+from relocalizer.images import IMAGE_SUFFIXES
+from relocalizer.unfetched import leads_nowhere, why_unfetched
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_euroc, read_kitti, read_tum
 from slam.input.dataset_calibrations import (
@@ -33,20 +31,26 @@ from slam.input.dataset_calibrations import (
     kitti_projection,
     tum_camera,
 )
+from slam.input.folder_listing import (
+    NOMINAL_FPS,
+    TABLES,
+    entries_of,
+    files,
+    images_in,
+    is_video,
+    missing_images,
+    nominal_times,
+    number_in,
+    readable_images,
+    what_was_seen,
+)
+from slam.input.mask import Rectangle, ignored_in
 from slam.input.text_rows import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
-from slam.mask import Rectangle, ignored_in
 
-TABLES = ("rgb.txt", "camera.yaml", "groundtruth.txt", "calib.txt", "times.txt", "associations.txt")
-NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
 KITTI_FPS = 10
 
 # ICL-NUIM's camera and world have their y axis up (its fy is -480): this turns both to ours, y down.
 _FLIP_Y = np.diag([1.0, -1.0, 1.0, 1.0])
-
-_VIDEO_STARTS = {
-    0: (b"\x1a\x45\xdf\xa3",),
-    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -107,7 +111,7 @@ def index_folder(folder: Path) -> SequenceIndex:
         CameraError, MaskError, TrajectoryError: its calibration or its ground truth cannot be read.
     """
     folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
-    entries = _entries(folder)
+    entries = entries_of(folder)
     for path in entries:  # left out without a word, they would leave images without their times or their camera
         if path.name in TABLES and leads_nowhere(path):
             raise SequenceError(f"{path}: {why_unfetched(path)}")
@@ -116,55 +120,13 @@ def index_folder(folder: Path) -> SequenceIndex:
     except OSError as error:
         raise SequenceError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
     if index is None:
-        raise SequenceError(_what_was_seen(folder, entries))
-    index = replace(index, notes=(*_missing_images(folder, index.image_paths), *index.notes))
+        raise SequenceError(what_was_seen(folder, entries))
+    index = replace(index, notes=(*missing_images(folder, index.image_paths), *index.notes))
     own_camera = folder / "camera.yaml"
     if os.path.isfile(own_camera):
         index = replace(index, camera=load_camera(own_camera), camera_source=str(own_camera))
         index = replace(index, ignored=ignored_in(own_camera))
     return index
-
-
-def _missing_images(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """What to say of images that are listed, or linked to, and are not there.
-
-    Raises:
-        SequenceError: none of them is there.
-    """
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if not missing:
-        return []
-    links = [path for path in missing if leads_nowhere(path)]
-    if len(links) == len(paths):
-        raise SequenceError(
-            f"{folder}: all {len(links)} images are links that lead nowhere (first: {links[0].name}); {FETCH_LINKED}"
-        )
-    if len(missing) == len(paths):
-        raise SequenceError(
-            f"{folder}: none of the {len(missing)} images it lists is there (first: {paths[0]}); "
-            "is the download complete?"
-        )
-    if not links:
-        return [f"{len(missing)} of them missing"]
-    which = "links" if len(links) == len(missing) else f"{len(links)} are links"
-    return [f"{len(missing)} of them missing: {which} that lead nowhere ({FETCH_LINKED})"]
-
-
-def is_video(path: Path) -> bool:
-    """Whether a file begins like an MP4, MOV, AVI, MKV or WebM file, whatever it is called.
-
-    FFmpeg would also open text, playlists and images, and make a video of them.
-    """
-    if not os.path.isfile(path):  # opening a pipe would wait for who writes to it
-        return False
-    try:
-        with path.open("rb") as file:
-            start = file.read(12)
-    except OSError:
-        return False
-    if start[:4] == b"RIFF":
-        return start[8:12] == b"AVI "
-    return any(start[offset : offset + 4] in magics for offset, magics in _VIDEO_STARTS.items())
 
 
 def euroc(folder: Path) -> SequenceIndex | None:
@@ -204,12 +166,12 @@ def kitti(folder: Path) -> SequenceIndex | None:
 
     The poses are in poses.txt, or where the benchmark puts them: ../../poses/NN.txt.
     """
-    camera_number = next((k for k in (2, 0, 3, 1) if _images(folder / f"image_{k}")), None)
+    camera_number = next((k for k in (2, 0, 3, 1) if images_in(folder / f"image_{k}")), None)
     calibration = folder / "calib.txt"
     if camera_number is None or not calibration.is_file():
         return None
-    paths = _images(folder / f"image_{camera_number}")
-    numbers = [_number_in(path) for path in paths]
+    paths = images_in(folder / f"image_{camera_number}")
+    numbers = [number_in(path) for path in paths]
     times, notes = _kitti_times(folder / "times.txt", max(numbers))
     projection = kitti_projection(calibration, camera_number)
     return SequenceIndex(
@@ -230,10 +192,10 @@ def seven_scenes(folder: Path) -> SequenceIndex | None:
     The data set is published with the Kinect's default color focal length only. Its poses are those of
     KinectFusion's depth camera, some centimetres from the color camera.
     """
-    paths = [path for path in _images(folder) if re.fullmatch(r"frame-\d+\.color\.\w+", path.name)]
+    paths = [path for path in images_in(folder) if re.fullmatch(r"frame-\d+\.color\.\w+", path.name)]
     if not paths:
         return None
-    times = _nominal_times([_number_in(path) for path in paths], NOMINAL_FPS)
+    times = nominal_times([number_in(path) for path in paths], NOMINAL_FPS)
     poses = [folder / re.sub(r"\.color\.\w+$", ".pose.txt", path.name) for path in paths]
     return SequenceIndex(
         name=f"{folder.parent.name}-{folder.name}",
@@ -249,10 +211,10 @@ def seven_scenes(folder: Path) -> SequenceIndex | None:
 
 def scannet(folder: Path) -> SequenceIndex | None:
     """ScanNet, exported: color/N.jpg, pose/N.txt, intrinsic/intrinsic_color.txt; times are N at 30 Hz."""
-    paths = _images(folder / "color")
+    paths = images_in(folder / "color")
     if not paths or not (folder / "pose").is_dir():
         return None
-    times = _nominal_times([_number_in(path) for path in paths], NOMINAL_FPS)
+    times = nominal_times([number_in(path) for path in paths], NOMINAL_FPS)
     camera, source = None, ""
     for intrinsics in (folder / "intrinsic" / "intrinsic_color.txt", folder / "intrinsic_color.txt"):
         if intrinsics.is_file():
@@ -277,7 +239,7 @@ def icl_nuim(folder: Path) -> SequenceIndex | None:
     left-handed with y up; poses are turned to y down in camera and world alike, which leaves an ordinary
     camera with a positive fy.
     """
-    paths = _images(folder / "rgb")
+    paths = images_in(folder / "rgb")
     truths = sorted(folder.glob("*.gt.freiburg"))
     if not paths or not (truths or _counts_images(folder / "associations.txt")):
         return None
@@ -288,12 +250,12 @@ def icl_nuim(folder: Path) -> SequenceIndex | None:
         numbered = read_tum(truths[0])
         numbers = [round(time / 1e9) for time in numbered.timestamps_ns.tolist()]
         poses = _FLIP_Y @ numbered.world_from_cam @ _FLIP_Y
-        ground_truth = Trajectory(_nominal_times(numbers, NOMINAL_FPS), poses)
+        ground_truth = Trajectory(nominal_times(numbers, NOMINAL_FPS), poses)
     return SequenceIndex(
         name=folder.name,
         layout="ICL-NUIM",
         image_paths=tuple(paths),
-        timestamps_ns=_nominal_times([_number_in(path) for path in paths], NOMINAL_FPS),
+        timestamps_ns=nominal_times([number_in(path) for path in paths], NOMINAL_FPS),
         camera=ICL_NUIM_CAMERA,
         camera_source="ICL-NUIM's published calibration",
         ground_truth=ground_truth,
@@ -330,8 +292,8 @@ def timed_list(folder: Path) -> SequenceIndex | None:
 
 def video_folder(folder: Path) -> SequenceIndex | None:
     """One video, with camera.yaml and groundtruth.txt beside it when they are known."""
-    videos = [path for path in _files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES and is_video(path)]
-    if not videos or _images(folder):
+    videos = [path for path in files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES and is_video(path)]
+    if not videos or images_in(folder):
         return None
     if len(videos) > 1:
         names = ", ".join(path.name for path in videos[:4])
@@ -349,13 +311,13 @@ def video_folder(folder: Path) -> SequenceIndex | None:
 def image_folder(folder: Path) -> SequenceIndex | None:
     """Images in natural order (2 before 10), in the folder itself or in its one subfolder that has any."""
     holder = folder
-    if not _images(folder):
-        holders = [path for path in sorted(folder.iterdir()) if _readable_images(path)]
+    if not images_in(folder):
+        holders = [path for path in sorted(folder.iterdir()) if readable_images(path)]
         if len(holders) != 1:
             return None
         holder = holders[0]
-    paths = _images(holder)
-    times = _nominal_times(range(len(paths)), NOMINAL_FPS)
+    paths = images_in(holder)
+    times = nominal_times(range(len(paths)), NOMINAL_FPS)
     ground_truth, notes = _ground_truth_beside(folder, times)
     place = [] if holder == folder else [f"in {holder.name}/"]
     return SequenceIndex(
@@ -379,92 +341,6 @@ LAYOUTS: tuple[Layout, ...] = (
     video_folder,
     image_folder,
 )
-
-
-def _entries(folder: Path) -> list[Path]:
-    if not os.path.exists(folder):
-        raise SequenceError(f"{folder}: no such file or folder")
-    if not os.path.isdir(folder):
-        raise SequenceError(f"{folder}: not a folder")
-    if not os.access(folder, os.X_OK):
-        raise SequenceError(f"{folder}: cannot be read (Permission denied)")
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise SequenceError(f"{folder}: cannot be read ({error.strerror})") from None
-
-
-def _what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
-    if not entries:
-        return f"{folder}: the folder is empty; expected images, a video or a data set"
-    folders = [path for path in entries if os.path.isdir(path)]
-    with_images = [path.name for path in folders if _readable_images(path)]
-    if with_images:
-        count, named = len(with_images), ", ".join(with_images[:4]) + ", ..." * (len(with_images) > 4)
-        return f"{folder}: images are not here but in {count} folders in it ({named}); pass one of them"
-    unfetched = [(path, why) for path in entries if (why := why_unfetched(path))]
-    if unfetched:
-        return f"{unfetched[0][0]}: {unfetched[0][1]}"
-    kinds = Counter(path.suffix.lower() or "without suffix" for path in entries if os.path.isfile(path))
-    seen = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
-    seen += [f"{len(folders)} folders"] * bool(folders)
-    sealed = [path.name for path in entries if not os.access(path, os.R_OK)]
-    if sealed:
-        seen.append(f"{len(sealed)} that cannot be read ({sealed[0]})")
-    advice = "; dvc pull fetches what a .dvc file stands for" if ".dvc" in kinds else ""
-    return (
-        f"{folder}: no images or video found (looked for {' '.join(IMAGE_SUFFIXES)}, mp4, mov, avi, mkv; "
-        f"saw {', '.join(seen) or 'nothing that is a file'}){advice}"
-    )
-
-
-def _files(folder: Path) -> list[Path]:
-    """Files in natural order, and links to files that are not there; hidden ones left out.
-
-    None where there is no such folder. Raises OSError when it cannot be looked into.
-    """
-    if not os.path.isdir(folder):
-        return []
-    if not os.access(folder, os.X_OK):  # its names could be listed, but all would look as if they were not there
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    return sorted(
-        (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
-        key=lambda path: _natural(path.name),
-    )
-
-
-def _images(folder: Path) -> list[Path]:
-    return [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def _readable_images(folder: Path) -> list[Path]:
-    """The images of a folder that may be anybody's: none where it cannot be looked into."""
-    try:
-        return _images(folder)
-    except OSError:
-        return []
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    # Splitting at digits alternates text and number, so like is compared with like; the name settles ties.
-    parts: list[str | int] = [int(p) if p.isdecimal() else p.lower() for p in re.split(r"([0-9]+)", name)]
-    return parts, name
-
-
-def _number_in(path: Path) -> int:
-    """The frame number in a name such as frame-000012.color.png or 12.jpg."""
-    digits = re.findall(r"[0-9]+", path.name)
-    if not digits or len(digits[0]) > 9:
-        raise SequenceError(f"{path}: expected a frame number in the image's name")
-    return int(digits[0])
-
-
-def _nominal_times(numbers: Sequence[int] | range, fps: int) -> NDArray[np.int64]:
-    """Frame number k at k / fps seconds, rounded to the nanosecond."""
-    for before, number in pairwise(numbers):
-        if number <= before:
-            raise SequenceError(f"frame {number} follows frame {before}; expected every number once")
-    return np.array([(k * 1_000_000_000 + fps // 2) // fps for k in numbers], dtype=np.int64)
 
 
 def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajectory | None, list[str]]:
@@ -501,7 +377,7 @@ def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory |
 def _kitti_times(path: Path, last_frame: int) -> tuple[NDArray[np.int64], list[str]]:
     """The time of every frame of the sequence, which may be more than there are images."""
     if not path.is_file():
-        times = _nominal_times(range(last_frame + 1), KITTI_FPS)
+        times = nominal_times(range(last_frame + 1), KITTI_FPS)
         return times, [f"no times.txt, so {KITTI_FPS} images a second assumed"]
     times = increasing([(place, fields[0], nanoseconds_of(place, fields[0])) for place, fields in rows_of(path)])
     if last_frame >= len(times):

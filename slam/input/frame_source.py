@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
-from relocalizer.images import Camera
 from slam.evaluation.trajectory import Trajectory
+from slam.input.mask import Mask
 from slam.map.frames import Frame
-from slam.mask import Mask
 
 
 class FrameSource(Protocol):

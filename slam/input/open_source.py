@@ -16,18 +16,20 @@ from urllib.parse import urlsplit
 
 import cv2
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import IMAGE_SUFFIXES, Camera
+from relocalizer.images import IMAGE_SUFFIXES
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
 from slam.input.captures import open_capture, quiet_opencv
-from slam.input.dataset_layouts import SequenceIndex, index_folder, is_video
+from slam.input.dataset_layouts import SequenceIndex, index_folder
+from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
 from slam.input.image_sequence import open_images
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
 from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
-from slam.input.video import VideoFile, _without_password, open_video
+from slam.input.video import VideoFile, open_video, without_password
 from slam.plain_text import plain
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -68,7 +70,7 @@ def open_source(
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
         if scheme[1].lower() not in STREAM_SCHEMES:
             raise SequenceError(
-                f"{_without_password(spec)}: cannot open {scheme[1]}://; "
+                f"{without_password(spec)}: cannot open {scheme[1]}://; "
                 "expected a folder, a video file, webcam:0, rtsp:// or http://"
             )
         return _open_address(spec, given, config, selection)
@@ -146,13 +148,13 @@ def _open_address(address: str, given: CameraHint, config: InputConfig, selectio
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise SequenceError(f"{_without_password(address)}: not an address ({error})") from None
+        raise SequenceError(f"{without_password(address)}: not an address ({error})") from None
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
         # A file somewhere else: every image of it counts, and nothing is gained by dropping any.
         source = open_video(address, Path(parts.path).stem, given, config, selection)
         return _prefetched(source, config.prefetch_frames)
-    shown = _without_password(address)
+    shown = without_password(address)
     advice = "is it running, and can this machine reach it?"
     return _open_live(open_capture(address), shown, name, advice, given, config, selection)
 

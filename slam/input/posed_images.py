@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform, Rotation, Slerp
 
+from relocalizer.camera import Camera, CameraModel
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxyz
-from relocalizer.images import Camera, CameraModel, Image, read_image
-from relocalizer.maps.map_from_poses import PosedImage
+from relocalizer.images import Image, read_image
+from relocalizer.maps.image_matching import PosedImage
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_trajectory, with_times

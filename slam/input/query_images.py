@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, read_image, shrink, size_within
+from relocalizer.images import read_image, shrink, size_within
 from relocalizer.interfaces import CalibratedImage
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
-from slam.input.dataset_layouts import index_folder, is_video
+from slam.input.dataset_layouts import index_folder
+from slam.input.folder_listing import is_video
 from slam.input.rectification import GivenCamera, MapCameras, Rectifier, read_calibration
 from slam.plain_text import plain
 

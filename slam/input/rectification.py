@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from relocalizer.camera import Camera, Undistorter, load_camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, Image, Undistorter, load_camera, shrink, size_within
+from relocalizer.images import Image, shrink, size_within
 from relocalizer.plausible_camera import angles_across_deg, expect_plausible
 from slam.config.schema import InputConfig
-from slam.mask import Mask, Rectangle, binary, expect_some_use, ignored_in, mask_of, masked_share
+from slam.input.mask import Mask, Rectangle, binary, expect_some_use, ignored_in, mask_of, masked_share
 
 SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
 

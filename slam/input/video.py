@@ -113,7 +113,7 @@ def open_video(
         SequenceError: it cannot be opened, no image in it decodes, or `start` is beyond its end.
         CameraError: the camera is not of these images.
     """
-    shown = _without_password(target)
+    shown = without_password(target)
     capture = open_capture(target)
     try:
         if not capture.isOpened():
@@ -148,5 +148,5 @@ def _frame_rate(capture: cv2.VideoCapture) -> float:
     return rate if math.isfinite(rate) and 0.1 <= rate <= 1000 else NOMINAL_FPS
 
 
-def _without_password(address: str) -> str:
+def without_password(address: str) -> str:
     return re.sub(r"://[^/@]*@", "://", address)

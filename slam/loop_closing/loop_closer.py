@@ -19,15 +19,15 @@ from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import Candidate, NoEstimate, PosePredictor, Retriever
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
-from slam.answers import relate
 from slam.config.schema import LoopClosingConfig
 from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, Event, GraphOptimized, ScaleUnobservable
-from slam.loop_closing.edge_paths import edge_covariance, log_error
+from slam.loop_closing.edge_path import edge_covariance, log_error
 from slam.loop_closing.pairwise_consistency import Deferred, LoopEvidence, squared_distance
 from slam.loop_closing.pose_graph import LOOP_LIMIT, GraphOptimizer, Solution
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracks import Tracks
 from slam.mapping.mapper import Mapper
+from slam.predictor_checks import relate
 from slam.relocalization.frame_relocalizer import COVISIBLE_KEYFRAMES, estimate_pose_at_place, match_place
 from slam.relocalization.pose_from_matches import (
     FEATURE_NOISE_PX,

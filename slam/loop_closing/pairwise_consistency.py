@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, Similarity
-from slam.loop_closing.edge_paths import OdometryTree, adjoint, edge_covariance, log_error
+from slam.loop_closing.edge_path import adjoint, edge_covariance, log_error
+from slam.loop_closing.edge_paths import OdometryTree
 from slam.map.keyframe_graph import Edge, KeyframeGraph
 
 CHI2_7DOF_999 = 24.32

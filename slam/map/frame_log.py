@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import Similarity, rigid, rotation_matrix, stack_matrices, translation_of
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frames import Frame, FrameRecord

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.images import Camera, Image
-from relocalizer.interfaces import CalibratedImage, Encoded
+from relocalizer.images import Image
+from relocalizer.interfaces import CalibratedImage, Encoded, PairEstimate
 from slam.map.tracks import Tracks
 
 
@@ -97,3 +98,15 @@ class PoseNotFound:
     """No pose; `reason` is a sentence with the number and the threshold."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InitialPair:
+    """Two frames to begin a map with, at a length that puts the median depth at 1 map unit."""
+
+    first: FrameObservation
+    second: FrameObservation
+    estimate: PairEstimate
+    first_from_second: RigidTransform
+    parallax_deg: float
+    between: list[tuple[Frame, Tracks]]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
-from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
 

@@ -10,8 +10,8 @@ import gtsam_unstable
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rigid
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import CorrectionStep
 from slam.mapping.bundle import (
     HUBER_K,

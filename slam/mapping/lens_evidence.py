@@ -9,12 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from relocalizer.calibration_windows import FocalChange
+from relocalizer.camera import Camera
 from relocalizer.features import match_features
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.self_calibration import PRIOR_SIGMA, FocalChange, FocalEstimate, SelfCalibration, ViewPair
+from relocalizer.self_calibration import PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
+from slam.evaluation.verdict import Finding, Grade
 from slam.map.frames import Keyframe
-from slam.run.verdict import Finding, Grade
 
 # Keyframes that are related: so many apart that the camera has turned, and so few that they see the same.
 GAPS = (2, 3, 5)

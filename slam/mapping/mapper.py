@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.guided_matching import expected_in, similar_nearby
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate, PosePredictor
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
 from relocalizer.maps.reference_map import MAX_COORDINATE
 from relocalizer.triangulation import depths_in, triangulate
-from slam.answers import describe
 from slam.config.schema import SlamConfig
 from slam.events import EstimateRefused, Event
 from slam.map.frames import FrameObservation, Keyframe
@@ -35,6 +35,7 @@ from slam.mapping.bundle import (
     structure_only_adjustment,
 )
 from slam.mapping.lens_evidence import LensEvidence
+from slam.predictor_checks import describe
 from slam.tracking.klt import choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from relocalizer.images import Camera, decode_image, encode_jpeg
+from relocalizer.camera import Camera
+from relocalizer.images import decode_image, encode_jpeg
 from slam.event_publisher import EventPublisher
 from slam.map.frame_log import FrameLog
 from slam.map.frames import Frame, PoseNotFound

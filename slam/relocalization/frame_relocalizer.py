@@ -8,24 +8,31 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.guided_matching import first_of_each, match_along_lines
-from relocalizer.images import Camera
-from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever
+from relocalizer.interfaces import (
+    CONFIDENT,
+    CalibratedImage,
+    Encoded,
+    NoEstimate,
+    PairEstimate,
+    PosePredictor,
+    Retriever,
+    is_confident,
+)
 from relocalizer.triangulation import depths_in
-from slam.answers import describe, relate
 from slam.config.schema import RelocalizationConfig
 from slam.map.frames import FrameObservation, PoseNotFound
 from slam.map.tracks import Tracks
 from slam.mapping.mapper import Mapper
+from slam.predictor_checks import describe, relate
 from slam.relocalization.pose_from_matches import (
-    CONFIDENT,
     EstimatedPose,
     FeatureMatches,
     PlaceNotMatched,
     estimate_pose,
-    is_confident,
     match_keyframes,
     prior_confidence,
     refine_with_guided_matching,

@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, PosePrior, optimize_pose, pair_prior, search_pose
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.geometry import Similarity, rigid, rotation_angle, rotation_matrix
 from relocalizer.guided_matching import expected_in, first_of_each, one_to_one, similar_nearby
-from relocalizer.images import Camera
-from relocalizer.interfaces import NoEstimate, PairEstimate
+from relocalizer.interfaces import NoEstimate, PairEstimate, is_confident
 from relocalizer.scale import LengthFit, fit_length
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.landmarks import LandmarkMap
 from slam.map.tracks import Tracks
 
 MATCH_RATIO = 0.85
-CONFIDENT = 0.9  # of a pair estimate; above it the geometric predictor was right on all pairs measured
 AGREEMENT_RAD = float(np.radians(3.0))
 MIN_INLIER_RATIO = 0.5
 FEATURE_NOISE_PX = 1.2  # detected features are placed less precisely than followed ones
@@ -231,15 +230,6 @@ def prior_confidence(
         return 0.0
     predicted = world_from_i.rigid * rigid(estimate.i_from_j_rotation, np.zeros(3))
     return estimate.confidence if _agrees(world_from_cam, predicted) else 0.0
-
-
-def is_confident(estimate: PairEstimate | NoEstimate) -> bool:
-    """Whether an estimate leaves little doubt, its direction included."""
-    return (
-        isinstance(estimate, PairEstimate)
-        and estimate.i_from_j_direction is not None
-        and estimate.confidence >= CONFIDENT
-    )
 
 
 def _agrees(world_from_cam: RigidTransform, predicted: RigidTransform) -> bool:

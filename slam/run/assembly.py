@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from relocalizer.interfaces import PosePredictor
     from relocalizer.maps.reference_map import ReferenceMap
     from relocalizer.predictors.reloc3r_predictor import Kind
+    from slam.input.mask import Mask
     from slam.map.keyframe_images import KeyframeImages
-    from slam.mask import Mask
     from slam.system import Slam
 
 

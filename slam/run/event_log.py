@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from slam.events import Event
-from slam.run.files import _refused, _writing
+from slam.run.files import refused, writing
 from slam.run.plain_values import summarize
 from slam.run.run_folder import RunFolder
 
@@ -19,7 +19,7 @@ class EventLog:
 
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.path / EVENTS
-        with _writing(self._path):
+        with writing(self._path):
             self._file: TextIO = self._path.open("w", encoding="utf-8", buffering=1)
 
     def __call__(self, event: Event) -> None:
@@ -29,9 +29,9 @@ class EventLog:
         except OSError as error:
             with suppress(OSError):  # closing tries to write the rest once more
                 self._file.close()
-            raise _refused(self._path, error) from None
+            raise refused(self._path, error) from None
 
     def close(self) -> None:
         """Safe to call twice. Raises OutputError when the disk refuses."""
-        with _writing(self._path):
+        with writing(self._path):
             self._file.close()

@@ -18,12 +18,12 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OutputError: no space, no permission, or the like.
     """
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write: it takes its place when it is whole, and goes when it is not."""
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -34,18 +34,18 @@ def _replacing(path: Path) -> Iterator[Path]:
     except (OSError, OutputError) as error:
         with suppress(OSError):
             temporary.unlink()
-        raise error if isinstance(error, OutputError) else _refused(path, error) from None
+        raise error if isinstance(error, OutputError) else refused(path, error) from None
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Whatever the disk says becomes one line."""
     try:
         yield
     except OSError as error:
-        raise _refused(path, error) from None
+        raise refused(path, error) from None
 
 
-def _refused(path: Path, error: OSError) -> OutputError:
+def refused(path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot be written ({reason}); make room or choose another place with --out")

@@ -21,10 +21,10 @@ _LOGGED_NUMBERS = 16
 
 def summarize(value: Any) -> dict[str, Any]:
     """The fields of an event (or another dataclass) as plain values in their order, big arrays by shape."""
-    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold. Numbers are rounded to nine digits; NaN and infinity become null."""
     match value:
         case Enum():
@@ -36,9 +36,9 @@ def _plain(value: Any) -> Any:
         case np.integer() | np.bool_():
             return value.item()
         case RigidTransform():
-            return _plain([*value.translation, *value.rotation.as_quat(canonical=True)])
+            return plain([*value.translation, *value.rotation.as_quat(canonical=True)])
         case Similarity():
-            return [*_plain(rigid(value.rotation, value.translation)), _plain(value.scale)]
+            return [*plain(rigid(value.rotation, value.translation)), plain(value.scale)]
         case Frame():
             return {"index": value.index, "timestamp_ns": value.timestamp_ns}
         case Keyframe():
@@ -48,9 +48,9 @@ def _plain(value: Any) -> Any:
         case Mapping():
             if len(value) > _LOGGED_NUMBERS and not all(isinstance(key, str) for key in value):
                 return {"count": len(value)}
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case Path():
             return str(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -62,5 +62,5 @@ def _plain_array(value: np.ndarray[Any, Any]) -> Any:
     if value.dtype == np.bool_:
         return {"true": int(value.sum()), "of": int(value.size)}
     if value.size <= _LOGGED_NUMBERS:
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return {"shape": list(value.shape)}

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from relocalizer.errors import TrajectoryError
 from slam.config.loading import dump_config
+from slam.evaluation.verdict import Finding, Grade
+from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
-from slam.mask import masked_share
 from slam.progress import Progress, no_progress
 from slam.run import assembly, run_verdict, runner
 from slam.run.checkpoints import Checkpoints
@@ -24,9 +25,8 @@ from slam.run.event_log import EventLog
 from slam.run.predictor_choice import PredictorChoice
 from slam.run.report import closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
+from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
-from slam.run.statistics import RunStatistics
-from slam.run.verdict import Finding, Grade
 from slam.sessions.stored_map import shares_world_with
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.errors import UserError
 from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures
 from relocalizer.geometry import Similarity, rotation_from_quaternion_xyzw
-from relocalizer.images import Camera, Image
-from relocalizer.maps.map_format import load_map
+from relocalizer.images import Image
+from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum

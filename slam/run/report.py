@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
-from relocalizer.images import Camera
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
-from slam.run.plain_values import _plain, summarize
+from slam.evaluation.verdict import Grade, Verdict
+from slam.run.plain_values import plain, summarize
 from slam.run.predictor_choice import PredictorChoice
+from slam.run.run_statistics import RunStatistics, percentiles
 from slam.run.runner import Failure, RunOutcome
-from slam.run.statistics import RunStatistics, percentiles
-from slam.run.verdict import Grade, Verdict
 
 if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
@@ -41,7 +41,7 @@ _DEPENDENCIES = (
 
 def report_text(report: Mapping[str, Any]) -> str:
     """A report as the text of report.json."""
-    return json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorChoice) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
-from relocalizer.images import Camera
-from relocalizer.maps.map_format import save_map
+from relocalizer.maps.map_writer import save_map
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import write_tum
-from slam.run.files import _replacing, write_atomically
+from slam.run.files import replacing, write_atomically
 from slam.run.report import REPORT, report_text
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class RunFolder:
 
     def write_trajectory(self, name: str, trajectory: Trajectory, *, note: str = "") -> None:
         """Replace one trajectory file in one step. Raises OutputError when the disk refuses."""
-        with _replacing(self.path / name) as temporary:
+        with replacing(self.path / name) as temporary:
             write_tum(temporary, trajectory, note=note)
 
     def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:

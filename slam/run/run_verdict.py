@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slam.config.schema import SlamConfig
+from slam.evaluation.verdict import Evidence, Finding, Grade, Verdict, judge
 from slam.run.predictor_choice import RANDOM_WEIGHTS
+from slam.run.run_statistics import RunStatistics
 from slam.run.runner import RunOutcome
-from slam.run.statistics import RunStatistics
-from slam.run.verdict import Evidence, Finding, Grade, Verdict, judge
 
 
 def verdict_of(

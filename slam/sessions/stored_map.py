@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.errors import MapError
 from relocalizer.geometry import Similarity, rigid, rotation_matrix, translation_of
-from relocalizer.images import Camera
 from relocalizer.interfaces import PosePredictor, Retriever
 from relocalizer.maps.map_format import JpegImages, jpeg_of
 from relocalizer.maps.reference_map import (

@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, optimize_pose, rotate_pixels, search_pose
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import rotation_matrix
 from relocalizer.image_static import MOST, resting
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.landmarks import LandmarkMap
 from slam.map.tracks import Tracks
-from slam.overlay import Overlay
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
+from slam.tracking.overlay import Overlay
 
 RESTING_FRAMES = 10  # over which the tracks of a camera that does not move stay where they are
 

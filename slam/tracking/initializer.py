@@ -15,24 +15,22 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.features import LocalFeatures, match_features
-from relocalizer.geometry import FloatArray, Similarity, rigid
+from relocalizer.geometry import FloatArray, rigid
 from relocalizer.guided_matching import match_along_lines
 from relocalizer.image_static import share_of_image, standing_still
-from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor
+from relocalizer.interfaces import CONFIDENT, CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor
 from relocalizer.predictors.geometric_predictor import relate_matches
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches, estimate_rotation
-from slam.answers import relate
 from slam.config.schema import SlamConfig
-from slam.map.frames import Frame, FrameObservation, Keyframe, TrackedPose
+from slam.map.frames import Frame, FrameObservation, InitialPair, TrackedPose
 from slam.map.landmarks import LandmarkMap
 from slam.map.tracks import Tracks
-from slam.mapping.mapper import Mapper
-from slam.overlay import LEAST
-from slam.relocalization.pose_from_matches import CONFIDENT
-from slam.resting import Rest
+from slam.predictor_checks import relate
+from slam.tracking.camera_at_rest import Rest
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels
+from slam.tracking.overlay import LEAST
 
 RETRY_GROWTH = 1.15  # the next attempt waits until the tracks have moved this much further
 MATCH_RATIO = 0.85
@@ -41,18 +39,6 @@ LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # of descriptors matched along epipolar 
 # that moves by itself. Pairs that began maps of real sequences had 2 to 54 %.
 MOST_TURNED = 0.65
 MAX_BETWEEN = 1000  # frames remembered between the two of the pair; of more, every second one
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InitialPair:
-    """Two frames to begin a map with, at a length that puts the median depth at 1 map unit."""
-
-    first: FrameObservation
-    second: FrameObservation
-    estimate: PairEstimate
-    first_from_second: RigidTransform
-    parallax_deg: float
-    between: list[tuple[Frame, Tracks]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,17 +262,6 @@ class Initializer:
     def _encode(self, seen: FrameObservation) -> Encoded:
         [encoded] = self._predictor.encode([CalibratedImage(seen.frame.image, seen.frame.camera, seen.features)])
         return encoded
-
-
-def begin_segment(pair: InitialPair, mapper: Mapper) -> tuple[Keyframe, Keyframe]:
-    """The pair as the first two keyframes of a segment of their own, with their landmarks; the first is its origin."""
-    first, second = pair.first, pair.second
-    segment = 1 + max(mapper.graph.segment_of.values(), default=-1)
-    a = mapper.insert(first, first.tracks, Similarity.identity(), segment)
-    b = mapper.insert(second, second.tracks, Similarity.from_rigid(pair.first_from_second), segment)
-    mapper.remember_pair(a.id, b.id, pair.estimate)
-    mapper.local_bundle_adjustment(b.id)
-    return a, b
 
 
 def localize_initial_frames(

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.absolute_pose import rotate_pixels
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_angle
-from relocalizer.images import Camera
 from slam.config.schema import KeyframesConfig
 from slam.map.tracks import Tracks
 

@@ -28,8 +28,9 @@ import numpy as np
 import rerun as rr
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, Similarity, rotation_matrix, translation_of
-from relocalizer.images import Camera, Image, encode_jpeg
+from relocalizer.images import Image, encode_jpeg
 from slam.evaluation.alignment import associate, fit_similarity
 from slam.evaluation.trajectory import Trajectory, runs_without_gaps
 from slam.events import (

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import rerun as rr
 import rerun.blueprint as rrb
 
+from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
-from relocalizer.images import Camera
 from slam.evaluation.trajectory import Trajectory
 from slam.events import Event
 from slam.plain_text import plain

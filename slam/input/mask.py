@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import MASK_KEYS, Camera, load_camera, read_camera_yaml
 from relocalizer.errors import MaskError, SequenceError
-from relocalizer.images import MASK_KEYS, Camera, load_camera, read_camera_yaml, read_image, size_within, to_gray
+from relocalizer.images import read_image, size_within, to_gray
 
 Mask = NDArray[np.uint8]  # (H, W), 255 where the image is used, 0 where it is ignored
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the image's width and height

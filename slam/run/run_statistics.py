@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from slam.evaluation.verdict import WEAK_LANDMARKS
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
@@ -19,7 +20,6 @@ from slam.events import (
 )
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.tracking_status import TrackingState
-from slam.run.verdict import WEAK_LANDMARKS
 
 
 @dataclass(frozen=True, slots=True)

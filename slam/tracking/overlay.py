@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.image_static import STILL_PX, standing_still
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 from relocalizer.two_view import Matches
 from slam.map.tracks import Pixels, Tracks
 from slam.tracking.keyframe_policy import common_pixels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.image_static import MOST, RESTING_PX, resting
-from relocalizer.images import Camera
 from slam.map.tracks import Pixels
 
 ALL = 0.9  # of the image, that stands still when nothing crosses it: its tracks are the witnesses
