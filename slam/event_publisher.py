@@ -14,8 +14,6 @@ from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.events import (
     Event,
-    FrameLocalizedLater,
-    FrameNotLocalized,
     FrameProcessed,
     GraphOptimized,
     Initialized,
@@ -28,8 +26,8 @@ from slam.events import (
     TrackingLost,
 )
 from slam.map.frames import Frame, InitialPair, Keyframe
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.mapping.mapper import Mapper
 from slam.relocalization.frame_relocalizer import RelocalizedFrame
 from slam.result import SlamResult
 from slam.tracking.frame_tracker import FrameTracker
@@ -60,9 +58,9 @@ class EventPublisher:
         dropped: observers that raised, in order.
     """
 
-    def __init__(self, observers: Sequence[Observer], mapper: Mapper) -> None:
+    def __init__(self, observers: Sequence[Observer], slam_map: SlamMap) -> None:
         self._observers = list(observers)
-        self._mapper = mapper
+        self._map = slam_map
         self.dropped: list[DroppedObserver] = []
 
     def publish(self, event: Event) -> None:
@@ -80,12 +78,12 @@ class EventPublisher:
         logger.warning("%s hears no more of this run: %s", name, error, exc_info=internal)
 
     def keyframe(self, keyframe: Keyframe, reason: str, image: Image) -> None:
-        pose = self._mapper.graph.world_from_keyframe[keyframe.id]
+        pose = self._map.graph.world_from_keyframe[keyframe.id]
         self.publish(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
 
     def initialized(self, pair: InitialPair) -> None:
         indices = (pair.first.frame.index, pair.second.frame.index)
-        landmarks = len(self._mapper.landmarks.landmark_ids())
+        landmarks = len(self._map.landmarks.landmark_ids())
         self.publish(Initialized(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
 
     def scale_unobservable(self, frame: Frame, reason: str) -> None:
@@ -106,29 +104,15 @@ class EventPublisher:
             )
         )
 
-    def localized_later(self, found: RelocalizedFrame) -> None:
-        frame = found.seen.frame
-        self.publish(
-            FrameLocalizedLater(
-                frame_index=frame.index,
-                timestamp_ns=frame.timestamp_ns,
-                keyframe_id=found.keyframe_id,
-                inliers=len(found.landmarks),
-            )
-        )
-
-    def not_localized(self, frame_index: int, timestamp_ns: int, reason: str) -> None:
-        self.publish(FrameNotLocalized(frame_index=frame_index, timestamp_ns=timestamp_ns, reason=reason))
-
     def landmarks_after(self, k: int, frame_index: int) -> None:
         """Tell of the landmarks when keyframe k has come: always in a small map, ever more seldom as it grows."""
-        if k % (1 + len(self._mapper.graph.keyframes) // MAX_KEYFRAMES_FULL_UPDATE) == 0:
+        if k % (1 + len(self._map.graph.keyframes) // MAX_KEYFRAMES_FULL_UPDATE) == 0:
             self.landmarks(frame_index)
 
     def landmarks(self, frame_index: int) -> None:
-        landmarks = self._mapper.landmarks
+        landmarks = self._map.landmarks
         ids = landmarks.landmark_ids()
-        points = landmarks.points_world(ids, self._mapper.graph)
+        points = landmarks.points_world(ids, self._map.graph)
         self.publish(
             LandmarksUpdated(frame_index=frame_index, ids=ids, points_world=points, colors=landmarks.color[ids])
         )
@@ -137,7 +121,7 @@ class EventPublisher:
         self.publish(
             GraphOptimized(
                 frame_index=frame_index,
-                world_from_keyframe=dict(self._mapper.graph.world_from_keyframe),
+                world_from_keyframe=dict(self._map.graph.world_from_keyframe),
                 error_before=before,
                 error_after=after,
                 cause=cause,
@@ -169,7 +153,7 @@ class EventPublisher:
     def _median_depth(self, seen: Tracks, pose: RigidTransform | None) -> float:
         if pose is None or not len(seen):
             return np.nan
-        points = self._mapper.landmarks.points_world(seen.ids, self._mapper.graph)
+        points = self._map.landmarks.points_world(seen.ids, self._map.graph)
         return float(np.median(depths_in(points, pose)))
 
     def finished(self, result: SlamResult, *, interrupted: bool) -> None:

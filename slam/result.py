@@ -14,8 +14,9 @@ from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frame_log import FrameLog
 from slam.map.keyframe_graph import KeyframeGraph
-from slam.mapping.lens_evidence import LensEvidence, LensState
-from slam.mapping.mapper import Mapper
+from slam.map.lens_evidence import LensEvidence
+from slam.map.slam_map import SlamMap
+from slam.mapping.bundle_adjustment import reprojection_px
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,12 @@ class SlamResult:
     reprojection_px: float = 0.0
 
 
-def collect_result(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResult:
+def collect_result(slam_map: SlamMap, log: FrameLog, *, since: int = 0) -> SlamResult:
     """The poses and landmarks as they stand now; the segment with the most frames comes first.
 
     Keyframes before id `since` belong to the map the run began in: they are in the graph, not in the trajectories.
     """
-    graph, landmarks = mapper.graph, mapper.landmarks
+    graph, landmarks = slam_map.graph, slam_map.landmarks
     numbers = set(graph.segment_of.values()) or {0}
     sizes = {s: len(log.of_segment(graph, s)) for s in numbers}
     first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
@@ -97,24 +98,15 @@ def collect_result(mapper: Mapper, log: FrameLog, *, since: int = 0) -> SlamResu
         ),
         online=log.live_trajectory(first),
         camera=keyframes[-1].camera if keyframes else None,
-        lens=mapper.lenses.get(first, IntrinsicsCorrection()),
-        lens_evidence=_lens_evidence(mapper, first),
-        segment_lens_evidence=[_lens_evidence(mapper, s) for s in others if sizes[s]],
-        reprojection_px=mapper.reprojection_px([k.id for k in keyframes]),
+        lens=slam_map.lenses.get(first, IntrinsicsCorrection()),
+        lens_evidence=slam_map.evidence_of(first),
+        segment_lens_evidence=[slam_map.evidence_of(s) for s in others if sizes[s]],
+        reprojection_px=reprojection_px(slam_map, [k.id for k in keyframes]),
         graph=graph,
         landmark_ids=ids,
         landmark_points=landmarks.points_world(ids, graph),
         landmark_colors=landmarks.color[ids],
     )
-
-
-def _lens_evidence(mapper: Mapper, segment: int) -> LensEvidence:
-    """Of a camera that nobody examined: it is what it was at the start."""
-    if segment in mapper.lens_evidence:
-        return mapper.lens_evidence[segment]
-    if any(mapper.graph.keyframes[k].camera.assumed for k in mapper.graph.segment(segment)):
-        return LensEvidence(LensState.GUESS, reason="self-calibration was not done")
-    return LensEvidence()
 
 
 def _indices(log: FrameLog, graph: KeyframeGraph, segment: int) -> NDArray[np.int64]:

@@ -14,6 +14,9 @@ from slam.config.schema import SlamConfig
 from slam.event_publisher import DroppedObserver, EventPublisher
 from slam.events import Event, Observer
 from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.loop_detector import LoopDetector
+from slam.loop_closing.loop_verifier import LoopVerifier
+from slam.loop_closing.odometry_edges import OdometryEdges
 from slam.loop_closing.pose_graph import GraphOptimizer
 from slam.loop_closing.segment_joining import join_segments
 from slam.map.frame_log import FrameLog
@@ -22,7 +25,6 @@ from slam.map.keyframe_images import KeyframeImages, MemoryImages
 from slam.mapping.bundle import BundleAdjuster
 from slam.mapping.global_refinement import refine_map
 from slam.mapping.mapper import Mapper
-from slam.mapping.segment_start import begin_segment
 from slam.progress import Progress, no_progress
 from slam.relocalization.deferred import DeferredRelocalizer
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
@@ -66,19 +68,22 @@ class Slam:
         self._config = config
         self._predictor = predictor
         self._mapper = mapper = Mapper(config, predictor, adjuster, lambda event: self._events.publish(event))
-        self._prior_map = PriorMap() if start_map is None else restore(start_map, mapper, predictor, retriever)
+        self._map = slam_map = mapper.map
+        self._prior_map = PriorMap() if start_map is None else restore(start_map, slam_map, predictor, retriever)
         self._log = log = FrameLog()
         self._watch = Stopwatch()
-        self._events = EventPublisher(observers, mapper)
-        self._frame_tracker = frame_tracker = FrameTracker(config, tracker, mapper.graph, mapper.landmarks)
-        self._initializer = Initializer(config, mapper.landmarks, frame_tracker, predictor)
-        self._rotation_only = RotationOnlyTracker(config, mapper.landmarks, frame_tracker)
-        self._relocalizer = FrameRelocalizer(config.relocalization, mapper, predictor, retriever)
-        self._loop_closer = LoopCloser(
-            config.loop_closing, mapper, predictor, retriever, optimizer, self._events.publish
-        )
+        self._events = EventPublisher(observers, slam_map)
+        self._frame_tracker = frame_tracker = FrameTracker(config, tracker, slam_map.graph, slam_map.landmarks)
+        self._initializer = Initializer(config, slam_map.landmarks, frame_tracker, predictor)
+        self._rotation_only = RotationOnlyTracker(config, slam_map.landmarks, frame_tracker)
+        self._relocalizer = FrameRelocalizer(config.relocalization, slam_map, predictor, retriever)
+        loops, publish = config.loop_closing, self._events.publish
+        self._odometry_edges = OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px)
+        self._loop_detector = LoopDetector(loops, slam_map, retriever)
+        verifier = LoopVerifier(loops, slam_map, predictor, publish)
+        self._loop_closer = LoopCloser(loops, mapper, self._loop_detector, verifier, optimizer, publish)
         self._deferred = DeferredRelocalizer(
-            config.relocalization.look_back, log, frame_tracker, self._relocalizer, self._events
+            config.relocalization.look_back, log, frame_tracker, self._relocalizer, publish
         )
         self._state = TrackingStateMachine(restart_after=None if localize_only else config.relocalization.restart_after)
         if self._prior_map.keyframe_ids:
@@ -137,15 +142,15 @@ class Slam:
 
     def remove_incomplete(self) -> None:
         """Take out what an exception in `step` has left half made; everything before it is whole."""
-        self._mapper.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
-        self._log.keep_frames_of(self._mapper.graph.keyframes)
+        self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
+        self._log.keep_frames_of(self._map.graph.keyframes)
 
     def publish(self, event: Event) -> None:
         """Tell the observers of something that happened outside of the system."""
         self._events.publish(event)
 
     def _conclude(self, *, interrupted: bool) -> SlamResult:
-        result = collect_result(self._mapper, self._log, since=self._prior_map.last_id + 1)
+        result = collect_result(self._map, self._log, since=self._prior_map.last_id + 1)
         self._result = result = in_units_of_earlier(result)
         self._events.landmarks(self._log.last_index)
         self._events.finished(result, interrupted=interrupted)
@@ -159,11 +164,11 @@ class Slam:
     def saved_map(self) -> ReferenceMap:
         """The map as it stands, at rest, the map the run began in included."""
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
-        return run_to_reference_map(self._mapper, self._prior_map, self._log.records, provenance, self._jpeg)
+        return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
 
     def _jpeg(self, keyframe_id: int) -> bytes:
         """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""
-        jpeg, lens = self._images.jpeg(keyframe_id), self._mapper.lens_of(keyframe_id)
+        jpeg, lens = self._images.jpeg(keyframe_id), self._map.lens_of(keyframe_id)
         if not lens.has_distortion:
             return jpeg
         return encode_jpeg(lens.undistort_image(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
@@ -181,15 +186,15 @@ class Slam:
 
     def _begin_map(self, pair: InitialPair) -> None:
         """The first two keyframes of a segment with their landmarks, and poses for the frames between them."""
-        graph = self._mapper.graph
+        graph = self._map.graph
         with self._watch("map"):
-            a, b = begin_segment(pair, self._mapper)
+            a, b = self._mapper.begin_segment(pair)
             self._images.store(a.id, pair.first.frame.image)
             self._images.store(b.id, pair.second.frame.image)
         self._state.map_initialized(a.id, pair.second.frame.index)
         self._events.initialized(pair)
         self._events.keyframe(a, "first of the first pair", pair.first.frame.image)
-        self._loop_closer.remember(a.id)
+        self._loop_detector.add(a.id)
         for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
         self._activate_keyframe(pair.second.frame, b, "second of the first pair")
@@ -226,13 +231,13 @@ class Slam:
     def _record_frame(self, frame: Frame) -> None:
         """Remember where the frame is by its keyframe."""
         here = self._frame_tracker.current
-        self._log.add(frame, here.world_from_cam, here.landmarks, self._state.keyframe_id, self._mapper.graph)
+        self._log.add(frame, here.world_from_cam, here.landmarks, self._state.keyframe_id, self._map.graph)
 
     # --- a keyframe -----------------------------------------------------------------------------------
 
     def _insert_keyframe(self, seen: FrameObservation, reason: str) -> None:
         """The frame becomes a keyframe: landmarks, the relation to the one before, refinement."""
-        graph, active = self._mapper.graph, self._state.keyframe_id
+        graph, active = self._map.graph, self._state.keyframe_id
         pose = Similarity.from_rigid(
             self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
         )
@@ -240,25 +245,25 @@ class Slam:
             keyframe = self._mapper.insert(seen, self._frame_tracker.tracks, pose, graph.segment_of[active])
             self._images.store(keyframe.id, seen.frame.image)
         with self._watch("predictor"):
-            self._loop_closer.relate_to_covisible(keyframe.id)
+            self._odometry_edges.relate_to_covisible(keyframe.id)
         with self._watch("refine"):
-            self._mapper.local_bundle_adjustment(keyframe.id)
+            self._mapper.adjustment.local_bundle_adjustment(keyframe.id)
         self._activate_keyframe(seen.frame, keyframe, reason)
 
     def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
         """Link a new keyframe, close loops from it, and go on from where that leaves it."""
-        mapper, k = self._mapper, keyframe.id
+        slam_map, k = self._map, keyframe.id
         self._events.keyframe(keyframe, reason, frame.image)
         with self._watch("link"):
-            self._loop_closer.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
-            self._loop_closer.add_odometry_edges(k, self._config.bundle_adjustment.window)
+            self._odometry_edges.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
+            self._odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
             closed = self._loop_closer.close_loops(k)
-            self._loop_closer.remember(k)
+            self._loop_detector.add(k)
         if closed:
             with self._watch("refine"):
-                mapper.local_bundle_adjustment(k)
+                self._mapper.adjustment.local_bundle_adjustment(k)
         self._state.set_tracking(k)
-        self._frame_tracker.reset_to(mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k])
+        self._frame_tracker.reset_to(slam_map.graph.world_from_keyframe[k].rigid, slam_map.landmarks.observed[k])
         self._record_frame(frame)
         self._events.landmarks_after(k, frame.index)
 
@@ -319,17 +324,17 @@ class Slam:
         """Join maps begun apart, refine all in rounds, and place every frame in what came out."""
         mapper, log, earlier = self._mapper, self._log, self._prior_map
         least = self._config.loop_closing.min_inliers
-        if join_segments(mapper, self._relocalizer, self._loop_closer, min_inliers=least):
+        if join_segments(self._map, self._relocalizer, self._loop_closer, min_inliers=least):
             self._deferred.relocalize_all(self._continue_from, on_progress)
         rounds = refine_map(
             mapper,
             self._config.bundle_adjustment,
             frames=len(log),
-            keyframes=len(mapper.graph.keyframes) - len(earlier.keyframe_ids),
+            keyframes=len(mapper.map.graph.keyframes) - len(earlier.keyframe_ids),
             may_calibrate=not earlier.keyframe_ids,
             tell=partial(self._events.graph, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
-            log.straighten(mapper.lens_of)
-            log.place_again(mapper.graph, self._frame_tracker.refit)
+            log.straighten(self._map.lens_of)
+            log.place_again(self._map.graph, self._frame_tracker.refit)

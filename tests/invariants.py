@@ -54,8 +54,8 @@ def require(holds: Any, what: str) -> None:
 
 def check_live(slam: Slam) -> None:
     """What changes with every frame."""
-    frame_tracker, where, graph = slam._frame_tracker, slam._state, slam._mapper.graph
-    _check_tracks("the front end's tracks", frame_tracker.tracks, slam._mapper.landmarks)
+    frame_tracker, where, graph = slam._frame_tracker, slam._state, slam._mapper.map.graph
+    _check_tracks("the front end's tracks", frame_tracker.tracks, slam._mapper.map.landmarks)
     if frame_tracker.pose is not None:
         _check_poses("the live pose", [frame_tracker.pose])
     if where.is_tracking:
@@ -67,11 +67,11 @@ def check_live(slam: Slam) -> None:
 
 def check_map(slam: Slam) -> None:
     """What changes with every keyframe: the graph, the landmarks and the frames that hang off them."""
-    check_graph(slam._mapper.graph)
-    check_landmarks(slam._mapper.landmarks, slam._mapper.graph)
-    records, graph, evidence = slam._log.records, slam._mapper.graph, slam._loop_closer._evidence
+    check_graph(slam._mapper.map.graph)
+    check_landmarks(slam._mapper.map.landmarks, slam._mapper.map.graph)
+    records, graph, evidence = slam._log.records, slam._mapper.map.graph, slam._loop_closer._evidence
     require(set().union(*evidence._agree) <= evidence._loops.keys(), "loops are compared that are not remembered")
-    covisible = {k for pair in slam._mapper.pairs for k in pair}
+    covisible = {k for pair in slam._mapper.map.pairs for k in pair}
     require(covisible <= graph.keyframes.keys(), "a pair estimate of a keyframe that is not there")
     require(
         {r.keyframe_id for r in records} <= graph.keyframes.keys(), "a frame hangs off a keyframe that is not there"
@@ -84,7 +84,7 @@ def check_map(slam: Slam) -> None:
 
 def check_memory(slam: Slam) -> None:
     """What is remembered for a while is bounded, and what is keyed is keyed by what is there."""
-    loop_closer, graph = slam._loop_closer, slam._mapper.graph
+    loop_closer, graph = slam._loop_closer, slam._mapper.map.graph
     evidence = loop_closer._evidence
     require(len(evidence._loops) <= WINDOW, f"{len(evidence._loops)} loops remembered")
     require(loop_closer._verified.keys() <= evidence._loops.keys(), "loops wait that are not remembered")

@@ -40,14 +40,14 @@ class MapBuilder:
 
     def gray_of(self, k: int) -> Image:
         """The gray image keyframe k was made of."""
-        return self.tracker.gray(self.world.frame(self.mapper.graph.keyframes[k].frame_index).image)
+        return self.tracker.gray(self.world.frame(self.mapper.map.graph.keyframes[k].frame_index).image)
 
     def followed(self, index: int) -> Tracks:
         """The newest keyframe's tracks, in frame `index`."""
-        k = self.mapper.graph.last_id
+        k = self.mapper.map.graph.last_id
         if k < 0:
             return Tracks.none()
-        before = self.mapper.landmarks.observed[k]
+        before = self.mapper.map.landmarks.observed[k]
         gray = self.tracker.gray(self.world.frame(index).image)
         pixels, found = self.tracker.follow(self.gray_of(k), gray, before.pixels, before.pixels)
         return Tracks(before.ids, pixels).where(found)

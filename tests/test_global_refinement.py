@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
 
 from relocalizer.camera import Camera
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
@@ -15,7 +16,6 @@ from slam.config.schema import BundleAdjustmentConfig
 from slam.map.tracks import Tracks
 from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
 from slam.mapping.global_refinement import refine_map
-from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
 
 
 class CountingMapper:
@@ -113,7 +113,7 @@ def test_each_segment_has_a_lens_of_its_own(footage):
     [(segment, prior)] = mapper.calibrated
     assert (segment, prior.radial_sigma) == (1, CALIBRATED.radial_sigma)
     assert prior.most_px == pytest.approx(0.025 * 40.0)  # half the diagonal of 64 x 48 is 40
-    assert [mapper.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.CALIBRATED]
+    assert [mapper.map.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.CALIBRATED]
 
 
 def test_where_nothing_speaks_against_a_camera_it_is_held(footage):
@@ -132,7 +132,7 @@ def test_a_correction_that_is_no_lens_leaves_a_guess_and_says_why(footage):
     footage(LensFinding(KNOWN, CorrectionStep(radial=(2.0, 2.0))), PLAIN)
     mapper = CountingMapper(seen=10, assumed=True)
     rounds(mapper, final_rounds=1, calibrate="auto")
-    assert mapper.lens_evidence[0] == LensEvidence(LensState.GUESS, reason="it folds")
+    assert mapper.map.lens_evidence[0] == LensEvidence(LensState.GUESS, reason="it folds")
 
 
 def test_segments_that_want_different_focal_lengths_are_told(footage):
@@ -142,7 +142,7 @@ def test_segments_that_want_different_focal_lengths_are_told(footage):
     mapper = CountingMapper(seen=10)
     rounds(mapper, final_rounds=1, calibrate="auto")
     for segment in (0, 1):
-        change = mapper.lens_evidence[segment].change
+        change = mapper.map.lens_evidence[segment].change
         assert change.share == pytest.approx(0.3)
         assert (change.from_frame, change.to_frame) == (4, 5)
 
@@ -154,7 +154,7 @@ def test_a_camera_that_may_not_be_found_is_not_examined(may_calibrate, config, f
     footage(REFOCUS, REFOCUS)
     mapper = CountingMapper(seen=10, assumed=True)
     rounds(mapper, final_rounds=1, may_calibrate=may_calibrate, **{"calibrate": "auto", **config})
-    assert (mapper.steps, mapper.lens_evidence) == ([], {})
+    assert (mapper.steps, mapper.map.lens_evidence) == ([], {})
 
 
 def test_never_refines_nothing_and_tells_nothing():

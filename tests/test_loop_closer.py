@@ -58,7 +58,7 @@ class Linked:
 
     @property
     def graph(self):
-        return self.builder.mapper.graph
+        return self.builder.mapper.map.graph
 
     def of(self, kind):
         return [e for e in self.events if isinstance(e, kind)]
@@ -111,7 +111,7 @@ def add(connected, index, **where):
 def recognized_at(connected, k, *, index):
     """Frame `index` as a keyframe after a loss: it sees what keyframe k sees, and nothing else; its id."""
     builder = connected.builder
-    tracks = builder.mapper.landmarks.observed[k]
+    tracks = builder.mapper.map.landmarks.observed[k]
     gray = builder.tracker.gray(builder.world.frame(index).image)
     pixels, found = builder.tracker.follow(builder.gray_of(k), gray, tracks.pixels, tracks.pixels)
     recognized = type(tracks)(tracks.ids, pixels).where(found)
@@ -201,7 +201,7 @@ def test_the_sigmas_of_an_edge_are_small_but_not_nothing(few):
 
 
 def test_the_predictors_answer_about_the_last_two_keyframes_is_remembered(few):
-    assert sorted(few.builder.mapper.pairs) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert sorted(few.builder.mapper.map.pairs) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def test_a_keyframe_that_does_not_overlap_with_the_one_before_is_related_to_the_most_covisible_one():
@@ -210,10 +210,10 @@ def test_a_keyframe_that_does_not_overlap_with_the_one_before_is_related_to_the_
         add(connected, index)
     for index in (100, 100 + STEP):
         add(connected, index, follow=index > 100)
-    connected.builder.mapper.pairs.clear()
+    connected.builder.mapper.map.pairs.clear()
     new = recognized_at(connected, 0, index=2)
     connected.loop_closer.relate_to_covisible(new)
-    assert sorted(connected.builder.mapper.pairs) == [(0, new)]
+    assert sorted(connected.builder.mapper.map.pairs) == [(0, new)]
 
 
 def test_a_keyframe_that_shares_no_landmark_with_any_other_is_related_to_none():
@@ -221,7 +221,7 @@ def test_a_keyframe_that_shares_no_landmark_with_any_other_is_related_to_none():
     add(connected, 0)
     new = connected.builder.add(ROUND // 2, follow=False)
     connected.loop_closer.relate_to_covisible(new)
-    assert not connected.builder.mapper.pairs
+    assert not connected.builder.mapper.map.pairs
 
 
 def test_an_estimate_that_is_more_likely_wrong_than_right_is_no_prior():
@@ -233,7 +233,7 @@ def test_an_estimate_that_is_more_likely_wrong_than_right_is_no_prior():
     connected = linked(builder, predictor=Unsure(builder.world))
     for index in range(0, 3 * STEP, STEP):
         add(connected, index)
-    assert not builder.mapper.pairs
+    assert not builder.mapper.map.pairs
 
 
 def test_a_keyframe_that_shares_no_landmark_with_the_one_before_says_nothing_of_the_scale():
@@ -250,7 +250,7 @@ def test_a_first_keyframe_has_nobody_to_be_tied_to():
     connected = linked(build(room()))
     add(connected, 0)
     assert not connected.graph.edges
-    assert not connected.builder.mapper.pairs
+    assert not connected.builder.mapper.map.pairs
 
 
 def test_a_keyframe_recognized_at_a_place_long_ago_is_tied_to_that_place():
@@ -335,7 +335,7 @@ def test_the_first_keyframe_stays_and_the_solution_is_told(closed):
 def test_after_a_loop_both_ends_see_the_same_landmarks(closed):
     connected, _ = closed
     [edge] = connected.loops()
-    landmarks = connected.builder.mapper.landmarks
+    landmarks = connected.builder.mapper.map.landmarks
     seen = [landmarks.observed[k].ids[landmarks.is_triangulated(landmarks.observed[k].ids)] for k in (edge.i, edge.j)]
     assert len(np.intersect1d(*seen)) >= 30
     for tracks in landmarks.observed.values():
@@ -349,7 +349,7 @@ def test_what_the_new_keyframe_called_by_its_own_names_gets_the_old_ones():
     connected = linked(builder, Told(0))
     for index in range(0, ROUND + STEP, STEP):
         j = add(connected, index)
-    landmarks = builder.mapper.landmarks
+    landmarks = builder.mapper.map.landmarks
     own = landmarks.feature_tracks[j].copy()
     assert connected.loop_closer.close_loops(j)
     now = landmarks.feature_tracks[j]
@@ -399,14 +399,14 @@ def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
         j = add(connected, k * STEP, pose=poses[k * STEP])
         before, names = (
             dict(connected.graph.world_from_keyframe),
-            connected.builder.mapper.landmarks._replaced_by.copy(),
+            connected.builder.mapper.map.landmarks._replaced_by.copy(),
         )
         connected.loop_closer.close_loops(j)
         connected.loop_closer.remember(j)
         k += 1
     [loop] = connected.loops()
     assert connected.graph.world_from_keyframe == before
-    assert np.array_equal(connected.builder.mapper.landmarks._replaced_by, names)
+    assert np.array_equal(connected.builder.mapper.map.landmarks._replaced_by, names)
     assert connected.graph.weight(loop) == 1.0
     assert [e.reason for e in connected.of(EstimateRefused)] == [f"graph optimization: {said}"]
     assert not connected.of(GraphOptimized)
@@ -658,7 +658,7 @@ def test_the_scale_between_the_worlds_is_found(joined):
 
 
 def test_the_landmarks_of_the_joined_segment_come_along(joined):
-    landmarks, world = joined.builder.mapper.landmarks, joined.builder.world
+    landmarks, world = joined.builder.mapper.map.landmarks, joined.builder.world
     ids = landmarks.landmark_ids()
     ids = ids[landmarks.anchor[ids] >= 12]
     nearest = np.linalg.norm(landmarks.points_world(ids, joined.graph)[:, None] - world.points[None], axis=2).min(

@@ -190,8 +190,8 @@ def side_by_side(a: ReferenceMap, b: ReferenceMap, world: OracleWorld) -> Refere
     from slam.sessions.stored_map import restore, to_reference_map
 
     mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamBundleAdjuster())
-    first = restore(a, mapper, OraclePredictor(world), None)
-    second = restore(b, mapper, OraclePredictor(world), None, gap=10)
+    first = restore(a, mapper.map, OraclePredictor(world), None)
+    second = restore(b, mapper.map, OraclePredictor(world), None, gap=10)
     jpeg = {**first.jpeg, **second.jpeg}
-    saved = to_reference_map(mapper, [*first.frames, *second.frames], a.provenance, lambda k: jpeg[k]())
+    saved = to_reference_map(mapper.map, [*first.frames, *second.frames], a.provenance, lambda k: jpeg[k]())
     return replace(saved, image=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)

@@ -42,7 +42,7 @@ FAR = 120  # half a turn later: it sees nothing of the map
 def walk():
     """Eight keyframes at their true poses, refined. Read only."""
     builder = build(room(), range(0, 8 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
-    builder.mapper.local_bundle_adjustment(7)
+    builder.mapper.adjustment.local_bundle_adjustment(7)
     return builder
 
 
@@ -54,18 +54,18 @@ def error_of(pose, builder, index):
 
 def estimate_of(builder, c, index):
     [encoded] = builder.predictor.encode([builder.world.frame(index).view])
-    [estimate] = builder.predictor.relate([(builder.mapper.graph.keyframes[c].encoded, encoded)])
+    [estimate] = builder.predictor.relate([(builder.mapper.map.graph.keyframes[c].encoded, encoded)])
     return estimate
 
 
 def localized(builder, index, *, keyframes=(4, 5), estimate=None, min_inliers=20, matches=None):
     features = builder.seen(index).features
-    matches = matches or match_keyframes(features, keyframes, builder.mapper.graph, builder.mapper.landmarks)
+    matches = matches or match_keyframes(features, keyframes, builder.mapper.map.graph, builder.mapper.map.landmarks)
     return estimate_pose(
         matches,
         builder.world.camera,
-        builder.mapper.landmarks,
-        builder.mapper.graph,
+        builder.mapper.map.landmarks,
+        builder.mapper.map.graph,
         reference=keyframes[0],
         estimate=estimate or estimate_of(builder, keyframes[0], index),
         min_inliers=min_inliers,
@@ -87,10 +87,10 @@ def point_of(world, index, pixels):
 
 def test_matches_are_the_same_points(walk):
     features = walk.seen(NEAR).features
-    matches = match_keyframes(features, [4], walk.mapper.graph, walk.mapper.landmarks)
+    matches = match_keyframes(features, [4], walk.mapper.map.graph, walk.mapper.map.landmarks)
     assert len(matches.tracks) > 50
-    at_k = walk.mapper.landmarks.feature_tracks[4]
-    pixels_k = walk.mapper.graph.keyframes[4].features.pixels
+    at_k = walk.mapper.map.landmarks.feature_tracks[4]
+    pixels_k = walk.mapper.map.graph.keyframes[4].features.pixels
     then = np.array([pixels_k[np.flatnonzero(at_k == t)[0]] for t in matches.tracks.ids])
     same = point_of(walk.world, 4 * STEP, then) == point_of(walk.world, NEAR, matches.tracks.pixels)
     assert same.mean() > 0.98
@@ -98,23 +98,23 @@ def test_matches_are_the_same_points(walk):
 
 
 def test_matches_of_several_keyframes_name_no_track_and_no_feature_twice(walk):
-    one = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
-    many = match_keyframes(walk.seen(NEAR).features, [4, 5, 3, 6], walk.mapper.graph, walk.mapper.landmarks)
+    one = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.map.graph, walk.mapper.map.landmarks)
+    many = match_keyframes(walk.seen(NEAR).features, [4, 5, 3, 6], walk.mapper.map.graph, walk.mapper.map.landmarks)
     assert len(np.unique(many.tracks.ids)) == len(many.tracks)
     assert len(np.unique(many.feature)) == len(many.feature)
     assert len(many.tracks) > len(one.tracks)
 
 
 def test_the_keyframe_named_first_wins(walk):
-    first = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
-    both = match_keyframes(walk.seen(NEAR).features, [4, 6], walk.mapper.graph, walk.mapper.landmarks)
+    first = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.map.graph, walk.mapper.map.landmarks)
+    both = match_keyframes(walk.seen(NEAR).features, [4, 6], walk.mapper.map.graph, walk.mapper.map.landmarks)
     named = dict(zip(both.feature.tolist(), both.tracks.ids.tolist(), strict=True))
     assert all(named[f] == t for f, t in zip(first.feature.tolist(), first.tracks.ids.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("keyframes", [(4,), (4, 5, 3, 6), (2, 7)])
 def test_matches_that_are_known_already_are_not_made_again_and_change_nothing(walk, keyframes, monkeypatch):
-    features, graph, landmarks = walk.seen(NEAR).features, walk.mapper.graph, walk.mapper.landmarks
+    features, graph, landmarks = walk.seen(NEAR).features, walk.mapper.map.graph, walk.mapper.map.landmarks
     at_once = match_keyframes(features, keyframes, graph, landmarks)
     known = match_keyframes(features, keyframes[:1], graph, landmarks)
     made = []
@@ -129,7 +129,9 @@ def test_matches_that_are_known_already_are_not_made_again_and_change_nothing(wa
 
 
 def test_no_keyframes_give_no_matches(walk):
-    assert len(match_keyframes(walk.seen(NEAR).features, [], walk.mapper.graph, walk.mapper.landmarks).tracks) == 0
+    assert (
+        len(match_keyframes(walk.seen(NEAR).features, [], walk.mapper.map.graph, walk.mapper.map.landmarks).tracks) == 0
+    )
 
 
 # Localizing
@@ -183,7 +185,7 @@ def test_an_estimate_off_by_a_few_of_its_sigmas_does_not_drag_the_frame(walk):
 
 def test_the_landmarks_returned_are_those_that_agree(walk):
     found = localized(walk, NEAR)
-    points = walk.mapper.landmarks.points_world(found.matches.tracks.ids, walk.mapper.graph)
+    points = walk.mapper.map.landmarks.points_world(found.matches.tracks.ids, walk.mapper.map.graph)
     expected = walk.world.camera.project(np.asarray(found.fit.world_from_cam.inv().apply(points)))
     off = np.linalg.norm(expected - found.matches.tracks.pixels, axis=1)
     assert len(off) == found.fit.inlier_count
@@ -192,21 +194,21 @@ def test_the_landmarks_returned_are_those_that_agree(walk):
 
 def test_recognized_points_without_a_place_are_kept_apart(walk):
     found = localized(walk, NEAR)
-    is_triangulated = walk.mapper.landmarks.is_triangulated
+    is_triangulated = walk.mapper.map.landmarks.is_triangulated
     assert is_triangulated(found.matches.tracks.ids).all()
     assert len(found.untriangulated) > 0
     assert not is_triangulated(found.untriangulated.ids).any()
 
 
 def test_too_few_recognized_landmarks_are_counted(walk):
-    matches = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.graph, walk.mapper.landmarks)
-    placed = matches.where(walk.mapper.landmarks.is_triangulated(matches.tracks.ids))
+    matches = match_keyframes(walk.seen(NEAR).features, [4], walk.mapper.map.graph, walk.mapper.map.landmarks)
+    placed = matches.where(walk.mapper.map.landmarks.is_triangulated(matches.tracks.ids))
     few = placed.where(np.arange(len(placed.tracks)) < 7)
     assert localized(walk, NEAR, matches=few) == PlaceNotMatched("7 landmarks recognized, 20 needed", landmarks=7)
 
 
 def test_landmarks_that_agree_on_no_pose_are_refused_with_both_numbers(walk):
-    matches = match_keyframes(walk.seen(NEAR).features, [4, 5], walk.mapper.graph, walk.mapper.landmarks)
+    matches = match_keyframes(walk.seen(NEAR).features, [4, 5], walk.mapper.map.graph, walk.mapper.map.landmarks)
     mixed = np.random.default_rng(1).permutation(len(matches.tracks))
     wrong = replace(matches, tracks=replace(matches.tracks, pixels=matches.tracks.pixels[mixed]))
     found = localized(walk, NEAR, matches=wrong, min_inliers=30)
@@ -228,11 +230,11 @@ def test_depths_are_along_the_cameras_axis_by_hand():
 
 def recognized(builder, c, index, min_inliers=25):
     estimate, features = estimate_of(builder, c, index), builder.seen(index).features
-    matches = match_place(features, c, builder.mapper, min_inliers=min_inliers)
+    matches = match_place(features, c, builder.mapper.map, min_inliers=min_inliers)
     if isinstance(matches, PlaceNotMatched):
         return matches
     return estimate_pose_at_place(
-        features, builder.world.camera, c, matches, estimate, builder.mapper, min_inliers=min_inliers
+        features, builder.world.camera, c, matches, estimate, builder.mapper.map, min_inliers=min_inliers
     )
 
 
@@ -294,7 +296,7 @@ def test_a_place_that_looks_alike_is_tried_when_the_active_keyframe_fails(walk):
 
 def test_a_real_retriever_finds_the_place_among_all(walk):
     retriever = FaissRetriever()
-    for k, keyframe in walk.mapper.graph.keyframes.items():
+    for k, keyframe in walk.mapper.map.graph.keyframes.items():
         retriever.add(k, keyframe.descriptor)
     found = relocalizer(walk, retriever).relocalize(walk.seen(6 * STEP + 2), active=0)
     assert isinstance(found, RelocalizedFrame)
@@ -303,7 +305,7 @@ def test_a_real_retriever_finds_the_place_among_all(walk):
 
 def test_what_is_recognized_goes_on_as_tracks_with_and_without_a_place(walk):
     found = relocalizer(walk, Fixed()).relocalize(walk.seen(NEAR), active=4)
-    is_triangulated = walk.mapper.landmarks.is_triangulated
+    is_triangulated = walk.mapper.map.landmarks.is_triangulated
     assert is_triangulated(found.landmarks.ids).all()
     assert len(found.landmarks) >= 25
     assert np.isin(found.landmarks.ids, found.tracks.ids).all()
@@ -334,7 +336,7 @@ def test_a_frame_that_is_nowhere_is_told_of_by_the_keyframe_that_came_nearest(wa
 
 
 def test_recognizing_changes_nothing_in_the_map(walk):
-    landmarks, graph = walk.mapper.landmarks, walk.mapper.graph
+    landmarks, graph = walk.mapper.map.landmarks, walk.mapper.map.graph
     poses, observed = dict(graph.world_from_keyframe), {k: t.ids.copy() for k, t in landmarks.observed.items()}
     places = landmarks.point_in_anchor.copy()
     relocalizer(walk, Fixed(5)).relocalize(walk.seen(NEAR), active=4)
@@ -358,11 +360,11 @@ def test_a_predictor_that_knows_nothing_still_leaves_the_search(walk):
 
 
 def all_landmarks(builder):
-    return builder.mapper.landmarks.landmark_ids()
+    return builder.mapper.map.landmarks.landmark_ids()
 
 
 def looked_closer(builder, index, first, ids):
-    landmarks, graph = builder.mapper.landmarks, builder.mapper.graph
+    landmarks, graph = builder.mapper.map.landmarks, builder.mapper.map.graph
     features, camera = builder.seen(index).features, builder.world.camera
     return refine_with_guided_matching(
         first, features, camera, ids, landmarks, graph, radius_px=10.0, min_similarity=0.8
@@ -424,7 +426,7 @@ def test_landmarks_that_speak_alone_must_be_many_and_all_over_the_image(walk, co
 def test_a_keyframe_is_recognized_in_another_map_by_an_older_one_alone():
     world = room()
     builder = build(world, range(0, 5 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
-    builder.mapper.local_bundle_adjustment(4)
+    builder.mapper.adjustment.local_bundle_adjustment(4)
     builder.add(2 * STEP + 1, segment=1, follow=False)
     builder.add(3 * STEP + 1, segment=1)
     searching = relocalizer(builder, Fixed(2, 3))
@@ -437,7 +439,7 @@ def test_a_keyframe_is_recognized_in_another_map_by_an_older_one_alone():
 def test_a_keyframe_of_another_map_is_looked_for_beside_it_in_time_though_nothing_looks_alike():
     world = room()
     builder = build(world, range(0, 5 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
-    builder.mapper.local_bundle_adjustment(4)
+    builder.mapper.adjustment.local_bundle_adjustment(4)
     builder.add(4 * STEP + 2, segment=1, follow=False)
     builder.add(4 * STEP + 4, segment=1)
     places = list(relocalizer(builder, Fixed()).find_in_other_segments(5, min_inliers=30))

@@ -119,7 +119,7 @@ def test_a_run_leaves_a_map_that_keeps_the_rules_and_holds_all_it_made(first_run
 
 
 def test_of_the_features_those_on_a_track_are_kept(first_run, first_map):
-    on_track = sum(int((t >= 0).sum()) for t in first_run[0]._mapper.landmarks.feature_tracks.values())
+    on_track = sum(int((t >= 0).sum()) for t in first_run[0]._mapper.map.landmarks.feature_tracks.values())
     assert len(first_map.features.landmark) == on_track
     assert (first_map.features.landmark >= 0).all()
 
@@ -127,8 +127,8 @@ def test_of_the_features_those_on_a_track_are_kept(first_run, first_map):
 def test_a_map_put_into_an_empty_mapper_and_taken_out_again_has_the_same_bytes(first_map, world):
     predictor = OraclePredictor(world)
     mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
-    earlier = restore(first_map, mapper, predictor, FaissRetriever())
-    again = to_reference_map(mapper, earlier.frames, first_map.provenance, lambda k: b"")
+    earlier = restore(first_map, mapper.map, predictor, FaissRetriever())
+    again = to_reference_map(mapper.map, earlier.frames, first_map.provenance, lambda k: b"")
     assert changed(first_map, again) <= {"frames.rotations"}  # they pass through quaternions
     assert np.allclose(again.frames.rotations, first_map.frames.rotations, atol=1e-12)
 
@@ -136,14 +136,14 @@ def test_a_map_put_into_an_empty_mapper_and_taken_out_again_has_the_same_bytes(f
 def test_a_second_map_in_the_same_mapper_gets_names_of_its_own(first_map, world):
     predictor = OraclePredictor(world)
     mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
-    restore(first_map, mapper, predictor, None)
-    second = restore(first_map, mapper, predictor, None, gap=10)
+    restore(first_map, mapper.map, predictor, None)
+    second = restore(first_map, mapper.map, predictor, None, gap=10)
     last = int(first_map.keyframes.ids[-1])
     assert second.keyframe_ids[0] == last + 11
-    assert len(set(mapper.graph.segment_of.values())) == 2
-    mine = mapper.landmarks.observed[second.keyframe_ids[0]].ids
-    assert not np.isin(mine, mapper.landmarks.observed[0].ids).any()
-    twice = mapper.landmarks.points_world(mapper.landmarks.landmark_ids(), mapper.graph)
+    assert len(set(mapper.map.graph.segment_of.values())) == 2
+    mine = mapper.map.landmarks.observed[second.keyframe_ids[0]].ids
+    assert not np.isin(mine, mapper.map.landmarks.observed[0].ids).any()
+    twice = mapper.map.landmarks.points_world(mapper.map.landmarks.landmark_ids(), mapper.map.graph)
     assert np.allclose(twice, np.concatenate([first_map.points_world, first_map.points_world]))
 
 
@@ -152,10 +152,10 @@ def test_a_restored_edge_is_believed_as_far_as_it_was(first_map, world):
     weights[3] = 0.25
     doubted = replace(first_map, edges=replace(first_map.edges, weights=weights))
     mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamBundleAdjuster())
-    restore(doubted, mapper, OraclePredictor(world), None)
+    restore(doubted, mapper.map, OraclePredictor(world), None)
     pair = (int(doubted.edges.i[3]), int(doubted.edges.j[3]))
-    assert mapper.graph.weight(mapper.graph.edges[pair]) == 0.25
-    assert sum(mapper.graph.weight(edge) for edge in mapper.graph.edges.values()) == len(weights) - 0.75
+    assert mapper.map.graph.weight(mapper.map.graph.edges[pair]) == 0.25
+    assert sum(mapper.map.graph.weight(edge) for edge in mapper.map.graph.edges.values()) == len(weights) - 0.75
 
 
 # --- going on in a map --------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_a_map_of_other_weights_is_refused(first_map, world):
     mapper = Mapper(SlamConfig(), Trained(world), GtsamBundleAdjuster())
     other = replace(first_map, provenance=replace(first_map.provenance, weights_sha256="a" * 64))
     with pytest.raises(MapError, match=r"made with the weights aaaaaaaaaaaa\.\.\., these are bbbbbbbbbbbb"):
-        restore(other, mapper, Trained(world), None)
+        restore(other, mapper.map, Trained(world), None)
 
 
 def test_place_descriptors_of_another_length_are_refused(first_map, world):

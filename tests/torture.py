@@ -276,7 +276,7 @@ class Scenario:
             **options,
         )
         self._lie(slam, shots)
-        earlier, checked = len(slam._mapper.graph.keyframes), 0
+        earlier, checked = len(slam._mapper.map.graph.keyframes), 0
         quiet = QUIET if self.rng.random() < 0.85 else 0
         for shot, frame in zip(shots, self.world.frames_of(shots), strict=True):
             self.where = f"run {number}, frame {frame.index}"
@@ -285,7 +285,7 @@ class Scenario:
             self.troubles.quiet = len(witness.frames) < quiet
             slam.step(frame)
             check_live(slam)
-            keyframes = len(slam._mapper.graph.keyframes)
+            keyframes = len(slam._mapper.map.graph.keyframes)
             if keyframes - checked >= (CHECK_EVERY if keyframes > LARGE else 1):
                 check_map(slam)
                 checked = keyframes
@@ -303,7 +303,7 @@ class Scenario:
         saved = self._with_readable_images(saved, slam)
         self.digest.update(result.trajectory.world_from_cam.tobytes())
         self.digest.update(saved.landmarks.points_in_anchor.tobytes())
-        made = len(slam._mapper.graph.keyframes) - earlier
+        made = len(slam._mapper.map.graph.keyframes) - earlier
         assert witness.kinds["FrameProcessed"] == len(shots)
         assert witness.finished == 1
         assert len(witness.keyframes) == made
@@ -319,7 +319,7 @@ class Scenario:
 
     def _note_end(self, slam: Slam, witness: Witness) -> None:
         """Count what came of itself."""
-        begun, left = witness.kinds["Initialized"], len({*slam._mapper.graph.segment_of.values()})
+        begun, left = witness.kinds["Initialized"], len({*slam._mapper.map.graph.segment_of.values()})
         ends = {
             Trouble.ENDS_LOST: slam._state.is_lost,
             Trouble.ENDS_WAITING: not slam._state.has_map,
@@ -332,7 +332,7 @@ class Scenario:
 
     def _with_readable_images(self, saved: ReferenceMap, slam: Slam) -> ReferenceMap:
         """The squares that say which frame an image is are drawn again: a lens that bends has moved them."""
-        keyframes, sizes = slam._mapper.graph.keyframes, [(CAMERA.width, CAMERA.height)] * len(saved.keyframes)
+        keyframes, sizes = slam._mapper.map.graph.keyframes, [(CAMERA.width, CAMERA.height)] * len(saved.keyframes)
         numbers = [keyframes[int(k)].encoded.index for k in saved.keyframes.ids]
 
         def jpeg(row: int) -> bytes:

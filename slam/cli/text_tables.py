@@ -15,7 +15,7 @@ from slam.run.predictor_choice import RANDOM_WEIGHTS
 from slam.run.run_statistics import RunStatistics
 
 if TYPE_CHECKING:
-    from slam.mapping.lens_evidence import LensEvidence
+    from slam.map.lens_evidence import LensEvidence
 
 
 TOLD_OVERLAY = 0.01  # of the points; a speck of dirt is not worth a line

@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from slam.config.schema import BundleAdjustmentConfig
+from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
-from slam.mapping.lens_evidence import (
+from slam.mapping.lens_examination import (
     LEFT_BY_CALIBRATIONS,
-    LensEvidence,
     LensFinding,
-    LensState,
     changed_between,
     examine_assumed,
     examine_given,
@@ -56,17 +55,17 @@ def refine_map(
     Returns:
         How many rounds there were.
     """
-    segments = sorted(set(mapper.graph.segment_of.values()), key=lambda s: (-len(mapper.graph.segment(s)), s))
+    segments = sorted(set(mapper.map.graph.segment_of.values()), key=lambda s: (-len(mapper.map.graph.segment(s)), s))
     budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
     priors: dict[int, IntrinsicsPrior] = {}
     if may_calibrate and config.final != "never" and config.calibrate != "never":
         priors = calibrate(mapper, segments, config, budget_s)
-    corrected = bool(mapper.lenses)
+    corrected = bool(mapper.map.lenses)
     done = 0
     while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, priors, corrected):
         budget_s -= round_cost_s(config, mapper, priors)
         on_round(done, config.final_rounds)
-        errors = [mapper.global_bundle_adjustment(s, lens=priors.get(s)) for s in segments]
+        errors = [mapper.adjustment.global_bundle_adjustment(s, lens=priors.get(s)) for s in segments]
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
         tell(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
@@ -83,12 +82,12 @@ def calibrate(
     """
     priors = {}
     for segment in segments:
-        camera = mapper.graph.keyframes[mapper.graph.segment(segment)[0]].camera
+        camera = mapper.map.graph.keyframes[mapper.map.graph.segment(segment)[0]].camera
         finding = _examined(mapper, segment, config, budget_s)
-        mapper.lens_evidence[segment] = finding.evidence
-        if problem := "" if finding.step.is_nothing else mapper.correct_lens(segment, finding.step):
+        mapper.map.lens_evidence[segment] = finding.evidence
+        if problem := "" if finding.step.is_nothing else mapper.adjustment.correct_lens(segment, finding.step):
             state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
-            mapper.lens_evidence[segment] = LensEvidence(state, reason=problem)
+            mapper.map.lens_evidence[segment] = LensEvidence(state, reason=problem)
         if finding.may_have_distortion:
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
             priors[segment] = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
@@ -98,16 +97,16 @@ def calibrate(
 
 def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
     """Note it when segments want different focal lengths."""
-    frames = {s: [mapper.graph.keyframes[k].frame_index for k in mapper.graph.segment(s)] for s in segments}
-    change = changed_between([(mapper.lens_evidence[s], min(frames[s]), max(frames[s])) for s in segments])
+    frames = {s: [mapper.map.graph.keyframes[k].frame_index for k in mapper.map.graph.segment(s)] for s in segments}
+    change = changed_between([(mapper.map.lens_evidence[s], min(frames[s]), max(frames[s])) for s in segments])
     for s in segments if change is not None else []:
-        evidence = mapper.lens_evidence[s]
-        mapper.lens_evidence[s] = replace(evidence, change=evidence.change or change)
+        evidence = mapper.map.lens_evidence[s]
+        mapper.map.lens_evidence[s] = replace(evidence, change=evidence.change or change)
 
 
 def _examined(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:
     """What the footage of a segment says of its camera."""
-    keyframes = [mapper.graph.keyframes[k] for k in mapper.graph.segment(segment)]
+    keyframes = [mapper.map.graph.keyframes[k] for k in mapper.map.graph.segment(segment)]
     camera = keyframes[0].camera
     if camera.assumed:
         return examine_assumed(matched_pairs(keyframes, MOST_PAIRS), camera)
@@ -119,7 +118,7 @@ def _examined(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budg
 
 def round_cost_s(config: BundleAdjustmentConfig, mapper: Mapper, priors: dict[int, IntrinsicsPrior]) -> float:
     """What one round over the map as it stands is counted at, seconds."""
-    landmarks = mapper.landmarks
+    landmarks = mapper.map.landmarks
     observations = sum(int(landmarks.is_triangulated(tracks.ids).sum()) for tracks in landmarks.observed.values())
     return (LENS_COST if priors else 1.0) * OBSERVATION_S * config.final_iterations * observations
 

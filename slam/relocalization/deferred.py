@@ -9,7 +9,7 @@ from itertools import count
 
 from relocalizer.camera import Camera
 from relocalizer.images import decode_image, encode_jpeg
-from slam.event_publisher import EventPublisher
+from slam.events import Event, FrameLocalizedLater, FrameNotLocalized
 from slam.map.frame_log import FrameLog
 from slam.map.frames import Frame, PoseNotFound
 from slam.progress import Progress, no_progress
@@ -29,7 +29,7 @@ class DeferredRelocalizer:
         log: FrameLog,
         frame_tracker: FrameTracker,
         relocalizer: FrameRelocalizer,
-        tell: EventPublisher,
+        publish: Callable[[Event], None],
     ) -> None:
         """Args:
         limit: frames kept at most.
@@ -38,7 +38,7 @@ class DeferredRelocalizer:
         self._log = log
         self._frame_tracker = frame_tracker
         self._relocalizer = relocalizer
-        self._events = tell
+        self._publish = publish
         self._refused: dict[int, str] = {}  # by frame, why it was not recognized when it was tried last
 
     def keep(self, frame: Frame) -> None:
@@ -65,7 +65,8 @@ class DeferredRelocalizer:
     def report_failures(self) -> None:
         """Say of every frame that was looked for in vain why it was not found."""
         for kept in self._unlocalized:
-            self._events.not_localized(kept.index, kept.timestamp_ns, self._refused.get(kept.index, "it was not tried"))
+            reason = self._refused.get(kept.index, "it was not tried")
+            self._publish(FrameNotLocalized(frame_index=kept.index, timestamp_ns=kept.timestamp_ns, reason=reason))
 
     def _retry(self, frame: Frame, take: Callable[[RelocalizedFrame, str], None]) -> bool:
         beside = self._log.nearest(frame.timestamp_ns).keyframe_id
@@ -73,7 +74,14 @@ class DeferredRelocalizer:
         if isinstance(found, PoseNotFound):
             self._refused[frame.index] = found.reason
             return False
-        self._events.localized_later(found)
+        self._publish(
+            FrameLocalizedLater(
+                frame_index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=found.keyframe_id,
+                inliers=len(found.landmarks),
+            )
+        )
         known = self._relocalizer.observed_ratio(found) > MOSTLY_KNOWN
         take(found, "" if known else f"recognized {len(found.landmarks)} landmarks, looking back")
         return True

@@ -25,8 +25,8 @@ from relocalizer.interfaces import (
 from relocalizer.triangulation import depths_in
 from slam.config.schema import RelocalizationConfig
 from slam.map.frames import FrameObservation, PoseNotFound
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.mapping.mapper import Mapper
 from slam.predictor_checks import describe, relate
 from slam.relocalization.pose_from_matches import (
     EstimatedPose,
@@ -90,10 +90,10 @@ class FrameRelocalizer:
     """Tries the active keyframe first, then the places that look most alike."""
 
     def __init__(
-        self, config: RelocalizationConfig, mapper: Mapper, predictor: PosePredictor, retriever: Retriever
+        self, config: RelocalizationConfig, slam_map: SlamMap, predictor: PosePredictor, retriever: Retriever
     ) -> None:
         self._config = config
-        self._mapper = mapper
+        self._map = slam_map
         self._predictor = predictor
         self._retriever = retriever
 
@@ -120,7 +120,7 @@ class FrameRelocalizer:
 
         Those that look most alike are tried, and those nearest in time: where one map ends another may begin.
         """
-        graph = self._mapper.graph
+        graph = self._map.graph
         keyframe = graph.keyframes[k]
         others = [i for i in graph.keyframes if i < k and graph.segment_of[i] != graph.segment_of[k]]
         excluded = frozenset(graph.keyframes) - frozenset(others)
@@ -135,23 +135,23 @@ class FrameRelocalizer:
 
     def observed_ratio(self, found: RelocalizedFrame) -> float:
         """How much of what the keyframe saw, by which an image was recognized, the image sees: 0 to 1."""
-        landmarks = self._mapper.landmarks
+        landmarks = self._map.landmarks
         ids = landmarks.observed[found.keyframe_id].ids
         ids = ids[landmarks.is_triangulated(ids)]
         return float(np.isin(ids, found.landmarks.ids).sum()) / max(len(ids), 1)
 
     def _try(self, features: LocalFeatures, camera: Camera, encoded: Encoded, c: int) -> PlaceMatch | PlaceNotMatched:
-        matches = match_place(features, c, self._mapper, min_inliers=2 * MIN_POINTS)
+        matches = match_place(features, c, self._map, min_inliers=2 * MIN_POINTS)
         if isinstance(matches, PlaceNotMatched):
             return PlaceNotMatched(matches.reason)
-        estimate = relate(self._predictor, self._mapper.graph.keyframes[c].encoded, encoded)
+        estimate = relate(self._predictor, self._map.graph.keyframes[c].encoded, encoded)
         first = estimate_pose_at_place(
             features,
             camera,
             c,
             matches,
             estimate,
-            self._mapper,
+            self._map,
             min_inliers=min(MIN_HYPOTHESIS, self._config.min_confirming),
             covisible_keyframes=self._config.covisible_keyframes,
             search_too=True,
@@ -159,7 +159,7 @@ class FrameRelocalizer:
         )
         if not isinstance(first, EstimatedPose):
             return first
-        pose_c = self._mapper.graph.world_from_keyframe[c]
+        pose_c = self._map.graph.world_from_keyframe[c]
         sure = prior_confidence(first.fit.world_from_cam, estimate, pose_c) >= CONFIDENT
         found = self._refine_pose(features, camera, c, first, unsure_depths=sure)
         return self._judge(PlaceMatch(c, found, prior_confidence(found.fit.world_from_cam, estimate, pose_c)), camera)
@@ -169,20 +169,20 @@ class FrameRelocalizer:
 
         Now that its pose is known they are looked for along their epipolar lines; each is a landmark to be.
         """
-        graph, landmarks, found = self._mapper.graph, self._mapper.landmarks, place.found
+        graph, landmarks, found = self._map.graph, self._map.landmarks, place.found
         more = found.matches.tracks.joined(found.untriangulated)
-        for k in [place.keyframe_id, *self._mapper.covisible(place.keyframe_id, NEIGHBORS)]:
+        for k in [place.keyframe_id, *self._map.covisible(place.keyframe_id, NEIGHBORS)]:
             k_from_cam = graph.world_from_keyframe[k].rigid.inv() * found.fit.world_from_cam
             if not self._is_apart(k, k_from_cam):
                 continue
             lines = rotation_matrix(k_from_cam), translation_of(k_from_cam)
-            tracks = match_lines_of(features, camera, k, *lines, self._mapper).tracks
+            tracks = match_lines_of(features, camera, k, *lines, self._map).tracks
             more = more.with_new(tracks.where(~landmarks.is_triangulated(tracks.ids)))
         return more.where(np.arange(len(more)) >= len(found.matches.tracks))
 
     def _is_apart(self, k: int, k_from_cam: RigidTransform) -> bool:
         """Whether a camera stands so far from keyframe k, for the depth of what k sees, that lines are to be told."""
-        graph, landmarks = self._mapper.graph, self._mapper.landmarks
+        graph, landmarks = self._map.graph, self._map.landmarks
         ids = landmarks.observed[k].ids
         ids = ids[landmarks.is_triangulated(ids)]
         if len(ids) == 0:
@@ -193,8 +193,8 @@ class FrameRelocalizer:
     def _refine_pose(
         self, features: LocalFeatures, camera: Camera, c: int, first: EstimatedPose, *, unsure_depths: bool
     ) -> EstimatedPose:
-        graph, landmarks = self._mapper.graph, self._mapper.landmarks
-        around = [c, *self._mapper.covisible(c, AROUND)]
+        graph, landmarks = self._map.graph, self._map.landmarks
+        around = [c, *self._map.covisible(c, AROUND)]
         ids = np.unique(np.concatenate([landmarks.observed[k].ids for k in around]))
         return refine_with_guided_matching(
             first,
@@ -242,13 +242,13 @@ def needed_share(recognized: int, most: float, confidence: float = 0.0) -> float
 
 
 def match_place(
-    features: LocalFeatures, c: int, mapper: Mapper, *, min_inliers: int
+    features: LocalFeatures, c: int, slam_map: SlamMap, *, min_inliers: int
 ) -> FeatureMatches | PlaceNotMatched:
     """Points of keyframe c recognized in an image, or why they are too few for the image to show c's place.
 
     Milliseconds, where a network takes long to relate the two: to be asked first, since most candidates are wrong.
     """
-    matches = match_keyframes(features, [c], mapper.graph, mapper.landmarks)
+    matches = match_keyframes(features, [c], slam_map.graph, slam_map.landmarks)
     enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
     if len(matches.tracks) < enough:
         recognized = len(matches.tracks)
@@ -262,7 +262,7 @@ def estimate_pose_at_place(
     c: int,
     matches: FeatureMatches,
     estimate: PairEstimate | NoEstimate,
-    mapper: Mapper,
+    slam_map: SlamMap,
     *,
     min_inliers: int,
     min_confirming: int | None = None,
@@ -278,14 +278,14 @@ def estimate_pose_at_place(
     Args:
         matches: of c alone, as `match_place` gives them; the relatives are matched now that the place may be right.
     """
-    graph, landmarks = mapper.graph, mapper.landmarks
-    matches = match_keyframes(features, mapper.covisible(c, covisible_keyframes), graph, landmarks, earlier=matches)
+    graph, landmarks = slam_map.graph, slam_map.landmarks
+    matches = match_keyframes(features, slam_map.covisible(c, covisible_keyframes), graph, landmarks, earlier=matches)
     sure = along_lines and is_confident(estimate)
     if sure:
         assert isinstance(estimate, PairEstimate)
         assert estimate.i_from_j_direction is not None
         lines = estimate.i_from_j_rotation, estimate.i_from_j_direction
-        matches = matches.with_new(match_lines_of(features, camera, c, *lines, mapper))
+        matches = matches.with_new(match_lines_of(features, camera, c, *lines, slam_map))
     return estimate_pose(
         matches,
         camera,
@@ -306,10 +306,10 @@ def match_lines_of(
     k: int,
     k_from_cam_rotation: FloatArray,
     k_from_cam_direction: FloatArray,
-    mapper: Mapper,
+    slam_map: SlamMap,
 ) -> FeatureMatches:
     """Tracks of keyframe k found among the features of an image along their epipolar lines."""
-    keyframe = mapper.graph.keyframes[k]
+    keyframe = slam_map.graph.keyframes[k]
     pairs = match_along_lines(
         keyframe.features,
         features,
@@ -320,7 +320,7 @@ def match_lines_of(
         ratio=LINE_RATIO,
         min_similarity=LINE_SIMILARITY,
     )
-    ids = mapper.landmarks.feature_tracks[k][pairs[:, 0]]
+    ids = slam_map.landmarks.feature_tracks[k][pairs[:, 0]]
     kept = np.flatnonzero(ids >= 0)
     kept = kept[first_of_each(ids[kept])]
     return FeatureMatches(Tracks(ids[kept], features.pixels[pairs[kept, 1]]), pairs[kept, 1])

@@ -22,7 +22,7 @@ from slam.run.runner import Failure, RunOutcome
 if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
-    from slam.mapping.lens_evidence import LensEvidence
+    from slam.map.lens_evidence import LensEvidence
 
 
 REPORT_FORMAT = 1

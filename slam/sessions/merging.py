@@ -15,8 +15,11 @@ from relocalizer.maps.reference_map import ReferenceMap
 from slam.config.schema import BundleAdjustmentConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event
 from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.loop_detector import LoopDetector
+from slam.loop_closing.loop_verifier import LoopVerifier
 from slam.loop_closing.pose_graph import GraphOptimizer
 from slam.map.keyframe_graph import EdgeKind
+from slam.map.slam_map import SlamMap
 from slam.mapping.bundle import BundleAdjuster
 from slam.mapping.global_refinement import refine_map
 from slam.mapping.mapper import Mapper
@@ -66,13 +69,15 @@ def merge_maps(
         raise MapError("maps: the second is in meters, the first is not; name the metric one first, its units stay")
     mapper = Mapper(config, predictor, adjuster)
     events: list[Event] = []
-    loop_closer = LoopCloser(config.loop_closing, mapper, predictor, retriever, optimizer, events.append)
-    a = restore(first, mapper, predictor, retriever)
-    b = restore(second, mapper, predictor, None, gap=config.loop_closing.min_gap)
+    detector = LoopDetector(config.loop_closing, mapper.map, retriever)
+    verifier = LoopVerifier(config.loop_closing, mapper.map, predictor, events.append)
+    loop_closer = LoopCloser(config.loop_closing, mapper, detector, verifier, optimizer, events.append)
+    a = restore(first, mapper.map, predictor, retriever)
+    b = restore(second, mapper.map, predictor, None, gap=config.loop_closing.min_gap)
     for number, k in enumerate(b.keyframe_ids, start=1):
         loop_closer.close_loops(k)
         on_progress("keyframes compared", number, len(b.keyframe_ids))
-    apart = _segments_apart(mapper, a, b)
+    apart = _segments_apart(mapper.map, a, b)
     if apart == len({int(s) for s in second.keyframes.segment}):
         why = why_no_overlap(events, len(b.keyframe_ids))
         raise MapError(f"maps: no overlap found: {why}; map the ground between them")
@@ -80,7 +85,7 @@ def merge_maps(
     _refine(mapper, config.bundle_adjustment, len(frames), on_progress)
     jpeg = {**a.jpeg, **b.jpeg}
     sessions = (*a.sessions, *(replace(s, first_frame=s.first_frame + len(a.frames)) for s in b.sessions))
-    merged = to_reference_map(mapper, frames, first.provenance, lambda k: jpeg[k](), sessions)
+    merged = to_reference_map(mapper.map, frames, first.provenance, lambda k: jpeg[k](), sessions)
     return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
 
 
@@ -90,7 +95,7 @@ def _refine(mapper: Mapper, config: BundleAdjustmentConfig, frames: int, on_prog
         mapper,
         config.model_copy(update={"final": "always"}),
         frames=frames,
-        keyframes=len(mapper.graph.keyframes),
+        keyframes=len(mapper.map.graph.keyframes),
         may_calibrate=False,
         tell=lambda before, after, cause: None,
         on_round=partial(on_progress, "rounds of refinement"),
@@ -104,9 +109,9 @@ def _loops_of(events: Sequence[Event], second: PriorMap) -> list[tuple[int, int,
     return [(e.i, e.j, e.inliers) for e in edges if e.kind is EdgeKind.LOOP and e.i not in own and e.j in own]
 
 
-def _segments_apart(mapper: Mapper, a: PriorMap, b: PriorMap) -> int:
+def _segments_apart(slam_map: SlamMap, a: PriorMap, b: PriorMap) -> int:
     """How many segments of the second map have no keyframe of the first."""
-    of = mapper.graph.segment_of
+    of = slam_map.graph.segment_of
     return len({of[k] for k in b.keyframe_ids} - {of[k] for k in a.keyframe_ids})
 
 

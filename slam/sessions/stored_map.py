@@ -32,8 +32,8 @@ from relocalizer.maps.reference_map import (
 from slam.map.frames import FrameRecord, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph
 from slam.map.landmarks import LandmarkMap
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.mapping.mapper import Mapper
 from slam.result import SlamResult, Units
 
 Ids = NDArray[np.int64]
@@ -41,7 +41,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PriorMap:
-    """What a loaded map brings that the mapper does not hold; nothing, for a run that begins in none.
+    """What a loaded map brings that the slam_map does not hold; nothing, for a run that begins in none.
 
     Attributes:
         keyframe_ids: names its keyframes have now, in the order of the map's rows.
@@ -69,7 +69,7 @@ class PriorMap:
 
 
 def run_to_reference_map(
-    mapper: Mapper,
+    slam_map: SlamMap,
     earlier: PriorMap,
     frames: Sequence[FrameRecord],
     provenance: Provenance,
@@ -81,7 +81,7 @@ def run_to_reference_map(
         frames, jpeg: of the run alone.
     """
     return to_reference_map(
-        mapper,
+        slam_map,
         [*earlier.frames, *frames],
         provenance,
         lambda k: earlier.image(k, jpeg),
@@ -90,7 +90,7 @@ def run_to_reference_map(
 
 
 def to_reference_map(
-    mapper: Mapper,
+    slam_map: SlamMap,
     frames: Sequence[FrameRecord],
     provenance: Provenance,
     jpeg: Callable[[int], bytes],
@@ -104,7 +104,7 @@ def to_reference_map(
         frames: all frames that hang off the map's keyframes.
         jpeg: image of a keyframe, by its id, as the bytes of a JPEG file.
     """
-    graph, landmarks = mapper.graph, mapper.landmarks
+    graph, landmarks = slam_map.graph, slam_map.landmarks
     ids = sorted(graph.keyframes)
     cameras = tuple(dict.fromkeys(graph.keyframes[k].camera for k in ids))
     new_name = _new_names(landmarks, ids)
@@ -251,15 +251,15 @@ def _renamed(tracks: Ids, new_name: Ids) -> Ids:
 
 def restore(
     reference_map: ReferenceMap,
-    mapper: Mapper,
+    slam_map: SlamMap,
     predictor: PosePredictor,
     retriever: Retriever | None,
     *,
     gap: int = 0,
 ) -> PriorMap:
-    """Put a map into a mapper, beside what is there: keyframes, tracks and segments get new names after the old ones.
+    """Put a map into a slam_map, beside what is there: keyframes, tracks and segments get new names after the old ones.
 
-    Into an empty mapper everything goes under its own name.
+    Into an empty slam_map everything goes under its own name.
 
     Args:
         retriever: learns the keyframes' descriptors; None leaves that to the caller.
@@ -269,10 +269,10 @@ def restore(
         MapError: the predictor cannot read this map, or an image it needs is gone.
     """
     check_predictor(reference_map.provenance, predictor)
-    graph, table = mapper.graph, reference_map.keyframes
+    graph, table = slam_map.graph, reference_map.keyframes
     first_id = graph.last_id + 1 + gap if graph.keyframes else 0
     first_segment = 1 + max(graph.segment_of.values(), default=-1)
-    first_track = _restore_tracks(reference_map, mapper.landmarks, first_id)
+    first_track = _restore_tracks(reference_map, slam_map.landmarks, first_id)
     for number in np.unique(table.segment).tolist():
         if reference_map.units_of(number) == "meters":
             graph.metric[number + first_segment] = reference_map.provenance.scale_source
@@ -280,7 +280,7 @@ def restore(
         keyframe = _keyframe(reference_map, row, predictor, first_id)
         segment = int(table.segment[row]) + first_segment
         graph.add_keyframe(keyframe, table.world_from_keyframe(row), segment)
-        _restore_observations(reference_map, row, mapper.landmarks, keyframe.id, first_track)
+        _restore_observations(reference_map, row, slam_map.landmarks, keyframe.id, first_track)
         if retriever is not None:
             retriever.add(keyframe.id, keyframe.descriptor)
     _restore_edges(reference_map.edges, graph, first_id)

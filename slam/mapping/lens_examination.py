@@ -1,10 +1,9 @@
-"""What the footage says of the camera of a segment: whether its focal length is known, and what to do about it."""
+"""Examination of the camera of a segment: whether the footage determines its focal length, and what to correct."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
@@ -14,8 +13,8 @@ from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
 from relocalizer.self_calibration import PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
-from slam.evaluation.verdict import Finding, Grade
 from slam.map.frames import Keyframe
+from slam.map.lens_evidence import LensEvidence, LensState
 
 # Keyframes that are related: so many apart that the camera has turned, and so few that they see the same.
 GAPS = (2, 3, 5)
@@ -24,48 +23,6 @@ MATCH_RATIO = 0.8
 # Half the diagonal's share by which a calibration may leave the corners wrong; 0.013 in KITTI, 0.018 in 7-Scenes.
 LEFT_BY_CALIBRATIONS = 0.025
 CONTRADICTION, CONTRADICTION_SIGMAS = 0.04, 4.0  # of a given focal length, for a footage to contradict it
-UNDETERMINED_SIGMA = 0.1  # of a guessed focal length: from here on a map may be bent or stretched so that it is seen
-
-
-class LensState(StrEnum):
-    """How a focal length is known."""
-
-    CALIBRATED = "given"  # by the camera file, and nothing speaks against it
-    KNOWN = "known"  # the footage determines it
-    GUESS = "guess"
-    CONTRADICTED = "contradicted"  # given, and the footage wants another
-
-
-@dataclass(frozen=True, slots=True)
-class LensEvidence:
-    """What is known of the camera of a segment when the run ends.
-
-    Attributes:
-        focal_ratio: the focal length that the footage wants, over that which the run began with; None without one.
-        focal_sigma: standard deviation of its logarithm, a share of it, by errors that are correlated; None without.
-        reason: why the state is no better; empty when it is known, or given and nothing is wrong.
-        change: it is not one focal length, so nothing was made of it.
-    """
-
-    state: LensState = LensState.CALIBRATED
-    focal_ratio: float | None = None
-    focal_sigma: float | None = None
-    reason: str = ""
-    change: FocalChange | None = None
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """What of it speaks against a run; none where the focal length is known, or given and not contradicted."""
-        if self.change is not None:
-            return (Finding(Grade.PARTIAL, f"{self.change}: no one camera fits this footage"),)
-        if self.state is LensState.CONTRADICTED:
-            return (Finding(Grade.PARTIAL, f"the given calibration does not fit: {self.reason}"),)
-        if self.state is not LensState.GUESS:
-            return ()
-        if self.focal_sigma is not None and self.focal_sigma < UNDETERMINED_SIGMA:
-            return (Finding(Grade.GOOD, f"the focal length is known to {100 * self.focal_sigma:.1f} % only"),)
-        reason = f"the focal length is a guess, and the footage does not determine it ({self.reason})"
-        return (Finding(Grade.PARTIAL, f"{reason}: the map's shape may be wrong; give one with --camera"),)
 
 
 @dataclass(frozen=True, slots=True)
