@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, stack_matrices
@@ -16,7 +17,32 @@ from slam.map.frame_log import FrameLog
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.lens_evidence import LensEvidence
 from slam.map.slam_map import SlamMap
+from slam.map.tracking_status import TrackingState
 from slam.mapping.bundle_adjustment import reprojection_px
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FrameResult:
+    """Result of one frame, as it is live.
+
+    Attributes:
+        state: whether the camera is tracked.
+        reason: why the state is what it is, a sentence; empty while all is well.
+        world_from_cam: pose of the camera in map units; None without one.
+        keyframe_id: the frame's reference keyframe; -1 before there is a map.
+    """
+
+    frame_index: int
+    timestamp_ns: int
+    state: TrackingState
+    reason: str
+    world_from_cam: RigidTransform | None
+    keyframe_id: int
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether the frame has a pose."""
+        return self.world_from_cam is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,76 +4,124 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from relocalizer.errors import MapError
 from relocalizer.geometry import Similarity
 from relocalizer.images import decode_image, encode_jpeg
-from relocalizer.interfaces import PosePredictor, Retriever
 from relocalizer.maps.map_format import JPEG_QUALITY
 from relocalizer.maps.reference_map import ReferenceMap, provenance_of
 from slam.config.schema import SlamConfig
 from slam.event_publisher import DroppedObserver, EventPublisher
-from slam.events import Event, Observer
+from slam.events import Event, Observer, ScaleSet
 from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.loop_detector import LoopDetector
 from slam.loop_closing.loop_verifier import LoopVerifier
 from slam.loop_closing.odometry_edges import OdometryEdges
-from slam.loop_closing.pose_graph import GraphOptimizer
 from slam.loop_closing.segment_joining import join_segments
 from slam.map.frame_log import FrameLog
 from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe, PoseNotFound, TrackedPose
 from slam.map.keyframe_images import KeyframeImages, MemoryImages
-from slam.mapping.bundle import BundleAdjuster
 from slam.mapping.global_refinement import refine_map
 from slam.mapping.mapper import Mapper
 from slam.progress import Progress, no_progress
 from slam.relocalization.deferred import DeferredRelocalizer
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
 from slam.relocalization.localization_mode import LocalizationMode
-from slam.result import SlamResult, collect_result
+from slam.result import FrameResult, SlamResult, collect_result
+from slam.sessions.metric_scale import ScaleReference, in_meters
 from slam.sessions.stored_map import PriorMap, in_units_of_earlier, restore, run_to_reference_map
 from slam.stopwatch import Stopwatch
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.initializer import Initializer, NotInitialized, localize_initial_frames
-from slam.tracking.klt import PointTracker
 from slam.tracking.rotation_only import POSITION_HELD, RotationOnlyTracker
 from slam.tracking.tracking_state import TrackingStateMachine
+
+if TYPE_CHECKING:
+    from slam.components.assembly import Components
+    from slam.evaluation.trajectory import Trajectory
+    from slam.input.mask import Mask
 
 
 class Slam:
     """Monocular SLAM: `step` every frame in order, then `finish`."""
 
+    @classmethod
+    def create(
+        cls,
+        config: SlamConfig | None = None,
+        *,
+        start_map: ReferenceMap | str | Path | None = None,
+        localize_only: bool = False,
+        observers: Sequence[Observer] = (),
+        images: KeyframeImages | None = None,
+        mask: Mask | None = None,
+    ) -> Slam:
+        """The system with the components that `config` asks for; defaults without one.
+
+        Args:
+            start_map: a map, or the folder of one; without a predictor asked for, the map's is taken.
+            mask: (H, W) uint8; no point is detected or followed where it is zero.
+            localize_only, observers, images: as for the constructor.
+
+        Raises:
+            MapError: the map cannot be read, or the predictor cannot read it.
+            UserError: the predictor that was asked for cannot be had; the message says why.
+        """
+        from slam.components.assembly import assemble
+        from slam.components.predictor_choice import with_predictor_of
+
+        config = SlamConfig() if config is None else config
+        if isinstance(start_map, str | Path):
+            from relocalizer.maps.map_reader import load_map
+
+            start_map = load_map(Path(start_map))
+        if start_map is not None:
+            config = with_predictor_of(start_map.provenance, config)
+        components = assemble(config, mask=mask)
+        return cls(
+            config,
+            components,
+            observers=observers,
+            images=images,
+            start_map=start_map,
+            localize_only=localize_only,
+        )
+
     def __init__(
         self,
         config: SlamConfig,
+        components: Components,
         *,
-        predictor: PosePredictor,
-        tracker: PointTracker,
-        retriever: Retriever,
-        optimizer: GraphOptimizer,
-        adjuster: BundleAdjuster,
         observers: Sequence[Observer] = (),
         images: KeyframeImages | None = None,
         start_map: ReferenceMap | None = None,
         localize_only: bool = False,
     ) -> None:
         """Args:
-            observers: are told every event. One that raises is dropped, and `dropped_observers` says which and why.
-            images: keeps the keyframes' images for the map that is saved; in memory by default.
-            start_map: go on in this map: the first frames are looked for in it, and their poses are in its frame.
+            observers: receive every event, in order. One that raises is dropped; `dropped_observers` lists it.
+            images: stores the keyframes' images for the saved map; in memory by default.
+            start_map: map to continue: the first frames are relocalized in it, and their poses are in its frame.
             localize_only: never change that map; a frame has a pose in it or none.
 
         Raises:
             MapError: the predictor cannot read the map.
         """
+        predictor, retriever = components.predictor, components.retriever
         self._config = config
         self._predictor = predictor
-        self._mapper = mapper = Mapper(config, predictor, adjuster, lambda event: self._events.publish(event))
+        self._mapper = mapper = Mapper(
+            config, predictor, components.adjuster, lambda event: self._events.publish(event)
+        )
         self._map = slam_map = mapper.map
         self._prior_map = PriorMap() if start_map is None else restore(start_map, slam_map, predictor, retriever)
         self._log = log = FrameLog()
         self._watch = Stopwatch()
         self._events = EventPublisher(observers, slam_map)
-        self._frame_tracker = frame_tracker = FrameTracker(config, tracker, slam_map.graph, slam_map.landmarks)
+        self._frame_tracker = frame_tracker = FrameTracker(
+            config, components.tracker, slam_map.graph, slam_map.landmarks
+        )
         self._initializer = Initializer(config, slam_map.landmarks, frame_tracker, predictor)
         self._rotation_only = RotationOnlyTracker(config, slam_map.landmarks, frame_tracker)
         self._relocalizer = FrameRelocalizer(config.relocalization, slam_map, predictor, retriever)
@@ -81,7 +129,7 @@ class Slam:
         self._odometry_edges = OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px)
         self._loop_detector = LoopDetector(loops, slam_map, retriever)
         verifier = LoopVerifier(loops, slam_map, predictor, publish)
-        self._loop_closer = LoopCloser(loops, mapper, self._loop_detector, verifier, optimizer, publish)
+        self._loop_closer = LoopCloser(loops, mapper, self._loop_detector, verifier, components.optimizer, publish)
         self._deferred = DeferredRelocalizer(
             config.relocalization.look_back, log, frame_tracker, self._relocalizer, publish
         )
@@ -96,8 +144,8 @@ class Slam:
 
     # --- the story ------------------------------------------------------------------------------------
 
-    def step(self, frame: Frame) -> None:
-        """Take the next frame; what comes of it is told to the observers.
+    def step(self, frame: Frame) -> FrameResult:
+        """Process the next frame; observers receive the events of it.
 
         Raises:
             RuntimeError: the run is finished.
@@ -117,6 +165,14 @@ class Slam:
             with self._watch("keep for later"):
                 self._deferred.keep(frame)
         self._events.frame(frame, self._state, self._frame_tracker, self._watch.stage_ms)
+        return FrameResult(
+            frame_index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            state=self._state.state,
+            reason=self._state.reason,
+            world_from_cam=self._frame_tracker.pose if self._state.is_tracking else None,
+            keyframe_id=self._state.keyframe_id,
+        )
 
     def finish(self, *, interrupted: bool = False, on_progress: Progress = no_progress) -> SlamResult:
         """Refine the whole map once more, place every frame in it, and say what came out; the same when asked again.
@@ -165,6 +221,35 @@ class Slam:
         """The map as it stands, at rest, the map the run began in included."""
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
         return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
+
+    def save_map(self, folder: str | Path) -> None:
+        """Write the map as it stands to a folder that does not exist yet, or that holds a map, which is replaced.
+
+        Raises:
+            MapError: there is no keyframe to save.
+            OutputError: the folder cannot be written; what was there is still whole.
+        """
+        from relocalizer.maps.map_writer import save_map
+
+        saved = self.saved_map()
+        if not len(saved.keyframes):
+            raise MapError(f"{folder}: there is no map to save: no keyframe was made")
+        save_map(Path(folder), saved)
+
+    def make_metric(self, reference: ScaleReference, ground_truth: Trajectory | None = None) -> SlamResult:
+        """Scale the finished map, and its result, to meters; a map saved from now on is metric too.
+
+        Raises:
+            RuntimeError: the run is not finished.
+            ScaleError: the reference does not give a scale; nothing has changed.
+            ValueError: it is metric already.
+        """
+        if self._result is None:
+            raise RuntimeError("Slam.make_metric: finish the run first")
+        self._result = in_meters(self._result, reference, ground_truth)
+        assert self._result.units.meters_per_unit is not None
+        self._events.publish(ScaleSet(meters_per_unit=self._result.units.meters_per_unit, source=reference.source))
+        return self._result
 
     def _jpeg(self, keyframe_id: int) -> bytes:
         """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from slam.mapping.lens_evidence import LensEvidence
 
 from relocalizer.geometry import rigid
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
@@ -20,7 +21,6 @@ from slam.evaluation.trajectory import Trajectory
 from slam.events import FrameProcessed, Initialized, RunFinished, TrackingLost
 from slam.map.frames import Frame
 from slam.map.tracking_status import TrackingState
-from slam.mapping.lens_evidence import LensEvidence
 from slam.progress import no_progress
 from slam.result import Units
 
@@ -194,6 +194,6 @@ def straight_slam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def build(config: object, *, observers: Sequence[Any] = (), **_: Any) -> StraightSlam:
             return StraightSlam(observers, **options)
 
-        monkeypatch.setattr("slam.run.assembly.build", build)
+        monkeypatch.setattr("slam.system.Slam.create", build)
 
     return install

@@ -23,7 +23,8 @@ from relocalizer.absolute_pose import PoseFit
 from relocalizer.features import occupied_cells
 from relocalizer.geometry import FloatArray, Similarity, align_points, exp_so3, rotation_angle
 from slam.evaluation.trajectory import Trajectory
-from slam.loop_closing.loop_closer import LoopCloser, Verified
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.loop_verifier import Verified
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracks import Tracks
 from slam.relocalization.pose_from_matches import EstimatedPose, FeatureMatches, PlaceNotMatched

@@ -17,7 +17,6 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import write_tum
 from slam.input.open_source import open_source
-from slam.run import assembly
 
 
 def along_x(places: Sequence[float]) -> Trajectory:
@@ -34,13 +33,13 @@ def part_of(path: Trajectory, rows: Sequence[int]) -> Trajectory:
 def built(monkeypatch: pytest.MonkeyPatch, straight_slam: Callable[..., None]) -> list[SlamConfig]:
     """The configuration of every system that is built, in order; the systems are stand-ins."""
     straight_slam(waits=0)
-    stand_in, configs = assembly.build, []
+    stand_in, configs = Slam.create, []
 
     def build(config: SlamConfig, **options: Any) -> Any:
         configs.append(config)
         return stand_in(config, **options)
 
-    monkeypatch.setattr("slam.run.assembly.build", build)
+    monkeypatch.setattr("slam.system.Slam.create", build)
     return configs
 
 

@@ -17,6 +17,7 @@ import pytest
 from conftest import write_images
 from map_samples import small_map
 from safetensors.torch import save_file
+from slam.mapping.lens_evidence import LensEvidence, LensState
 from typer.main import get_command
 
 from relocalizer.calibration_windows import FocalChange
@@ -31,13 +32,13 @@ from relocalizer.predictors.checkpoints import RELEASED
 from slam import __version__
 from slam.cli import app
 from slam.cli.text_tables import state_line
+from slam.components import predictor_choice
+from slam.components.predictor_choice import choose_predictor
 from slam.config.loading import load_config
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum, write_tum
-from slam.mapping.lens_evidence import LensEvidence, LensState
-from slam.run import predictor_choice, runner
-from slam.run.predictor_choice import choose_predictor
+from slam.run import runner
 from slam.run.run_statistics import RunStatistics
 
 
@@ -308,7 +309,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, images, slam_command
     def broken(config, *, observers=(), **_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("slam.run.assembly.build", broken)
+    monkeypatch.setattr("slam.system.Slam.create", broken)
     if is_there:
         (tmp_path / "out").mkdir()
     ended = slam_command("run", images, "-o", tmp_path / "out")
@@ -498,7 +499,7 @@ def test_the_first_run_on_a_machine_with_a_card_works_without_weights(
     tmp_path, images, slam_command, straight_slam, monkeypatch, hub_cache
 ):
     straight_slam()
-    monkeypatch.setattr("slam.run.predictor_choice.find_accelerator", lambda: "cuda")
+    monkeypatch.setattr("slam.components.predictor_choice.find_accelerator", lambda: "cuda")
     ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert "predictor: geometric (auto: there is a CUDA card, but the weights of reloc3r-512" in ended.err

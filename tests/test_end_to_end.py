@@ -21,8 +21,8 @@ from slam.input.frame_source import FrameSource
 from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import EdgeKind
-from slam.run.assembly import build
 from slam.run.runner import RunOutcome, run
+from slam.system import Slam
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "sequences" / "room_loop"
@@ -36,7 +36,7 @@ def play(folder: Path, *, max_frames: int | None = None, seed: int = 0) -> tuple
     events: list[Event] = []
     config = SlamConfig(seed=seed)
     source = open_source(str(folder), config=InputConfig(), max_frames=max_frames)
-    slam = build(config, observers=[events.append])
+    slam = Slam.create(config, observers=[events.append])
     return run(source, slam), events
 
 
@@ -111,7 +111,7 @@ class Bent:
 
 def test_a_lens_that_the_camera_file_does_not_know_is_found():
     source = Bent(open_source(str(BUNDLED), config=InputConfig(), max_frames=150), (-0.03, 0.0))
-    result = run(source, build(SlamConfig())).result
+    result = run(source, Slam.create(SlamConfig())).result
     truth = read_tum(BUNDLED / "groundtruth.txt")
     length = Trajectory(truth.timestamps_ns[:150], truth.world_from_cam[:150]).length
     assert ate(result.trajectory, BUNDLED) < 0.003 * length

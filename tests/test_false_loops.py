@@ -12,6 +12,7 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.geometry import exp_so3, rigid
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.events import EdgeAccepted, EdgeRejected, Event
@@ -63,11 +64,13 @@ def walk(
     events: list[Event] = []
     slam = Slam(
         config,
-        predictor=OraclePredictor(world),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(robust=robust),
-        adjuster=GtsamBundleAdjuster(),
+        Components(
+            predictor=OraclePredictor(world),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(robust=robust),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[events.append],
     )
     rng = np.random.default_rng(7)

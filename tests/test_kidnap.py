@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from slam.components.predictor_choice import with_predictor
 from slam.config.schema import InputConfig, SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
@@ -19,8 +20,7 @@ from slam.map.frames import Frame
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.tracking_status import TrackingState
 from slam.result import SlamResult
-from slam.run.assembly import build
-from slam.run.predictor_choice import with_predictor
+from slam.system import Slam
 
 ROOM = Path(__file__).parents[1] / "sequences" / "room_loop"
 CONFIG = with_predictor(SlamConfig(input=InputConfig(max_side_px=480)), "geometric")
@@ -50,7 +50,7 @@ def shown(frames: list[Frame]) -> list[Frame]:
 
 def run(frames: list[Frame]) -> tuple[SlamResult, list[Event]]:
     events: list[Event] = []
-    slam = build(CONFIG, observers=[events.append])
+    slam = Slam.create(CONFIG, observers=[events.append])
     for frame in frames:
         slam.step(frame)
     return slam.finish(), events

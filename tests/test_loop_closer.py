@@ -25,7 +25,8 @@ from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import LandmarksConfig, LoopClosingConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, GraphOptimized, ScaleUnobservable
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
-from slam.loop_closing.loop_closer import UNKNOWN_LOG_SCALE, LoopCloser, Verified
+from slam.loop_closing.loop_closer import UNKNOWN_LOG_SCALE, LoopCloser
+from slam.loop_closing.loop_verifier import Verified
 from slam.loop_closing.pose_graph import Solution, first_of_each_part
 from slam.map.keyframe_graph import EdgeKind
 from slam.relocalization.pose_from_matches import PlaceNotMatched

@@ -13,6 +13,7 @@ from relocalizer.geometry import align_points
 from relocalizer.maps.map_rules import validate
 from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.events import EdgeRejected
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
@@ -32,11 +33,13 @@ def room() -> OracleWorld:
 def mapped(world: OracleWorld, indices) -> ReferenceMap:
     slam = Slam(
         SlamConfig(),
-        predictor=OraclePredictor(world),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        Components(
+            predictor=OraclePredictor(world),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
     )
     for index in indices:
         slam.step(world.frame(index))

@@ -22,10 +22,10 @@ from slam.events import Event, FrameProcessed
 from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.tracks import Tracks
-from slam.run.assembly import build
 from slam.run.run_statistics import RunStatistics
 from slam.run.run_verdict import no_result
 from slam.run.runner import RunOutcome, run
+from slam.system import Slam
 from slam.tracking.overlay import FADING, Overlay
 
 BUNDLED = Path(__file__).parents[1] / "sequences" / "room_loop"
@@ -65,7 +65,7 @@ def play(
 ) -> tuple[RunOutcome, RunStatistics, list[Event]]:
     events: list[Event] = []
     statistics, film = RunStatistics(), Film(numbers, draw, mask)
-    outcome = run(film, build(SlamConfig(), observers=[events.append, statistics], mask=mask))
+    outcome = run(film, Slam.create(SlamConfig(), observers=[events.append, statistics], mask=mask))
     return outcome, statistics, events
 
 

@@ -13,6 +13,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.geometry import direction_angle, rotation_angle
 from relocalizer.interfaces import CalibratedImage
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory_files import read_tum
@@ -103,11 +104,13 @@ def run(
     world = OracleWorld(poses, points, facing=facing, pixel_noise=0.5, seed=1, max_depth=1.2 * farthest)
     slam = Slam(
         SlamConfig(),
-        predictor=OraclePredictor(world, errors=RELOC3R[errors]),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        Components(
+            predictor=OraclePredictor(world, errors=RELOC3R[errors]),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
     )
     for frame in world.frames():
         slam.step(frame)

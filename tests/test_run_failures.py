@@ -18,19 +18,21 @@ import numpy as np
 import pytest
 from conftest import Ended
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
 
 from relocalizer.camera import load_camera
 from relocalizer.intrinsics_correction import LensStep
 from relocalizer.maps.map_reader import load_map
 from relocalizer.retrieval import FaissRetriever
+from slam.components import predictor_choice
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory_files import read_tum
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_images import FolderImages
 from slam.mapping.bundle import AdjustedBundle, Bundle
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
-from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
-from slam.run import predictor_choice, runner
+from slam.run import runner
 from slam.run.recorded_run import RunRecorder, RunRequest
 from slam.run.run_folder import RunFolder
 from slam.system import Slam
@@ -80,11 +82,13 @@ def oracle_build(world: OracleWorld) -> Callable[..., Slam]:
     def build(config: SlamConfig, *, mask: None = None, **options: Any) -> Slam:
         return Slam(
             config,
-            predictor=OraclePredictor(world),
-            tracker=OracleTracker(world, max_features=250),
-            retriever=FaissRetriever(),
-            optimizer=GtsamOptimizer(),
-            adjuster=GtsamBundleAdjuster(),
+            Components(
+                predictor=OraclePredictor(world),
+                tracker=OracleTracker(world, max_features=250),
+                retriever=FaissRetriever(),
+                optimizer=GtsamOptimizer(),
+                adjuster=GtsamBundleAdjuster(),
+            ),
             **options,
         )
 
@@ -197,7 +201,7 @@ def oracle_run(monkeypatch, tmp_path, slam_command) -> Callable[..., Ended]:
         made = world()
         source = OracleSource(made)
         prepare(source)
-        monkeypatch.setattr("slam.run.assembly.build", oracle_build(made))
+        monkeypatch.setattr("slam.system.Slam.create", oracle_build(made))
         monkeypatch.setattr("slam.input.open_source.open_source", lambda *a, **o: source)
         return slam_command("run", "oracle", "-o", tmp_path / "out", *QUICK, *options)
 
@@ -262,7 +266,7 @@ def observers_of_a_run(tmp_path: Path) -> list[str]:
 
     patch = pytest.MonkeyPatch()
     try:
-        patch.setattr("slam.run.assembly.build", build)
+        patch.setattr("slam.system.Slam.create", build)
         choice = predictor_choice.PredictorChoice("geometric", "")
         request = RunRequest(frames=OracleSource(world()), config=SlamConfig(), choice=choice, out=tmp_path / "seen")
         RunRecorder(request).run()

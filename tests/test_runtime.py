@@ -28,9 +28,9 @@ from relocalizer.network.layers import Linear
 from relocalizer.network.model import Architecture, use_matmul_dtype
 from relocalizer.network.weights import random_model
 from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
+from slam.components import assembly, predictor_choice
+from slam.components.predictor_choice import PredictorChoice
 from slam.config.loading import load_config
-from slam.run import assembly, predictor_choice
-from slam.run.predictor_choice import PredictorChoice
 
 CPU = torch.device("cpu")
 TINY = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)

@@ -15,6 +15,7 @@ from relocalizer.maps.map_facts import facts_of
 from relocalizer.maps.map_rules import validate
 from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory_files import read_tum
 from slam.events import FrameProcessed, KeyframeAdded, Relocalized
@@ -42,11 +43,13 @@ def walk(world, indices, **options):
     events: list = []
     slam = Slam(
         options.pop("config", SlamConfig()),
-        predictor=OraclePredictor(world),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        Components(
+            predictor=OraclePredictor(world),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[events.append],
         **options,
     )

@@ -8,6 +8,7 @@ from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, look_alo
 
 from relocalizer.geometry import rotation_angle, rotation_matrix
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.events import (
@@ -50,11 +51,13 @@ def run(
     config = config or SlamConfig()
     slam = Slam(
         config,
-        predictor=OraclePredictor(world, **noise),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever() if retriever is None else retriever,
-        optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        Components(
+            predictor=OraclePredictor(world, **noise),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever() if retriever is None else retriever,
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[events.append],
     )
     for frame in world.frames():

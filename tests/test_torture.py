@@ -22,6 +22,7 @@ from relocalizer.camera import Camera
 from relocalizer.images import Image
 from relocalizer.predictors.geometric_predictor import GeometricPredictor
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.frames import Frame
@@ -113,11 +114,13 @@ def test_the_real_tracker_and_predictor_bear_images_of_all_kinds():
     config = config.model_copy(update={n: getattr(config, n).model_copy(update=u) for n, u in sections.items()})
     slam = Slam(
         config,
-        predictor=GeometricPredictor(config.features, config.predictor.geometric),
-        tracker=KltTracker(config.tracks, config.features),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        Components(
+            predictor=GeometricPredictor(config.features, config.predictor.geometric),
+            tracker=KltTracker(config.tracks, config.features),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[witness],
     )
     for index, image in enumerate(images_of_all_kinds(np.random.default_rng(4))):

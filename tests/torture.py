@@ -49,6 +49,7 @@ from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.map_writer import save_map
 from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.sessions.merging import merge_maps
 from slam.system import Slam
@@ -267,11 +268,13 @@ class Scenario:
         self.where = f"run {number}, at its beginning"
         slam = Slam(
             self.config,
-            predictor=TroubledPredictor(self.world, self.troubles),
-            tracker=TroubledTracker(self.world, self.troubles),
-            retriever=FaissRetriever(),
-            optimizer=self._optimizer(),
-            adjuster=TroubledRefiner(self.troubles),
+            Components(
+                predictor=TroubledPredictor(self.world, self.troubles),
+                tracker=TroubledTracker(self.world, self.troubles),
+                retriever=FaissRetriever(),
+                optimizer=self._optimizer(),
+                adjuster=TroubledRefiner(self.troubles),
+            ),
             observers=[witness],
             **options,
         )

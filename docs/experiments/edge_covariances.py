@@ -26,7 +26,7 @@ from slam.input.open_source import open_source
 from slam.loop_closing.edge_paths import Odometry, covariance_of, difference
 from slam.loop_closing.pairwise_consistency import squared_distance
 from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
-from slam.run.assembly import build
+from slam.components.assembly import build
 from slam.run.runner import run
 
 AROUND = 4  # keyframes on each side that tell the unit of length

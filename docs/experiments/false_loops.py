@@ -38,7 +38,7 @@ from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
-from slam.run.assembly import build
+from slam.components.assembly import build
 from slam.system import Slam
 
 TRUE_DEG = 5.0  # an accepted loop's rotation may be off by this from the truth

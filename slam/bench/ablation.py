@@ -20,8 +20,9 @@ from slam.config.loading import with_overrides
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
-from slam.run import assembly, run_verdict, runner
+from slam.run import run_verdict, runner
 from slam.run.run_statistics import RunStatistics
+from slam.system import Slam
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,7 +98,7 @@ def measure_parts(
         on_run: told before each run which it is, its number from 1, and how many there are.
 
     Raises:
-        UserError: as `assembly.build` and `runner.run`.
+        UserError: as `Slam.create` and `runner.run`.
     """
     rows: list[AblationRow] = []
     everything = [WHOLE, *parts]
@@ -106,7 +107,7 @@ def measure_parts(
             on_run(part, number, len(everything))
         statistics = RunStatistics()
         frames = open_frames()
-        slam = assembly.build(with_overrides(config, part.settings), observers=[statistics], mask=frames.mask)
+        slam = Slam.create(with_overrides(config, part.settings), observers=[statistics], mask=frames.mask)
         cpu_before = time.process_time()
         outcome = runner.run(frames, slam)
         outcome.raise_failure()

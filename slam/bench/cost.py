@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slam.components import predictor_choice
 from slam.config.schema import SlamConfig
-from slam.run import assembly, predictor_choice, run_verdict, runner
+from slam.run import run_verdict, runner
 from slam.run.run_statistics import RunStatistics
+from slam.system import Slam
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,11 +79,11 @@ def measure_run(
         on_progress: called after each frame with the number of frames so far.
 
     Raises:
-        UserError: as `assembly.build` and `runner.run`.
+        UserError: as `Slam.create` and `runner.run`.
     """
     statistics = RunStatistics()
     started = time.perf_counter()
-    slam = assembly.build(config, observers=[statistics], mask=source.mask)
+    slam = Slam.create(config, observers=[statistics], mask=source.mask)
     ready_s, cpu_before = time.perf_counter() - started, time.process_time()
     outcome = runner.run(source, slam, on_progress=on_progress)
     outcome.raise_failure()

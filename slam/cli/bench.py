@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slam.bench.ablation import Variant
+    from slam.components.predictor_choice import PredictorChoice
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
-    from slam.run.predictor_choice import PredictorChoice
 
 FRAMES = 200  # measured unless more are asked for
 
@@ -93,8 +93,8 @@ def bench(
     """
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, mask=mask)
 
+    from slam.components.predictor_choice import choose_predictor, with_computation, with_predictor
     from slam.input.open_source import open_source
-    from slam.run.predictor_choice import choose_predictor, with_computation, with_predictor
 
     settings = load_settings(config, overrides, flags, verb="slam bench")
     choice = choose_predictor(settings)

@@ -156,7 +156,7 @@ def merge(
     expect_new(out, makes_folders=True)
     from relocalizer.maps.map_reader import load_map
     from relocalizer.maps.map_writer import save_map
-    from slam.run.predictor_choice import with_predictor_of
+    from slam.components.predictor_choice import with_predictor_of
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
     settings = load_settings(config, overrides, flags, verb="slam map merge", sections=MERGING, quiet=quiet)
@@ -175,10 +175,10 @@ def merge(
 
 def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> Any:
     from relocalizer.retrieval import FaissRetriever
+    from slam.components.assembly import build_predictor
     from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
     from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
     from slam.progress import TaskProgress, no_progress
-    from slam.run.assembly import build_predictor
     from slam.sessions.merging import merge_maps
 
     progress = TaskProgress(sys.stderr)

@@ -85,10 +85,10 @@ def from_poses(
     from relocalizer.config import PosedImagesConfig
     from relocalizer.maps.map_from_poses import map_from_poses
     from relocalizer.maps.map_writer import save_map
+    from slam.components.assembly import build_predictor
+    from slam.components.predictor_choice import choose_predictor, with_predictor
     from slam.input.posed_images import open_posed
     from slam.progress import TaskProgress
-    from slam.run.assembly import build_predictor
-    from slam.run.predictor_choice import choose_predictor, with_predictor
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam map from-poses", sections=USED, quiet=quiet)

@@ -15,9 +15,9 @@ from relocalizer.errors import ConfigError, OutputError
 from slam.plain_text import plain
 
 if TYPE_CHECKING:
+    from slam.components.predictor_choice import PredictorChoice
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
-    from slam.run.predictor_choice import PredictorChoice
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -188,7 +188,7 @@ def flags_of(
 
 
 def introduce(say: Callable[[str], None], config: SlamConfig, frames: FrameSource, choice: PredictorChoice) -> None:
-    from slam.run.predictor_choice import RANDOM_WEIGHTS
+    from slam.components.predictor_choice import RANDOM_WEIGHTS
 
     say(frames.description)
     say(f"predictor: {choice.kind} ({choice.reason})")

@@ -105,8 +105,8 @@ def relocalize(
 def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
     """The predictor that the map was made with, and with the settings of its features."""
     from relocalizer.maps.reference_map import features_of
-    from slam.run.assembly import build_predictor
-    from slam.run.predictor_choice import PREDICTORS, with_predictor_of
+    from slam.components.assembly import build_predictor
+    from slam.components.predictor_choice import PREDICTORS, with_predictor_of
 
     made_by = reference_map.provenance.predictor
     if made_by not in PREDICTORS:  # random weights have words after the name

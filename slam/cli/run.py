@@ -164,9 +164,9 @@ def run(
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
+    from slam.components import predictor_choice
+    from slam.components.predictor_choice import choose_predictor, with_predictor, with_predictor_of
     from slam.input.open_source import open_source
-    from slam.run import predictor_choice
-    from slam.run.predictor_choice import choose_predictor, with_predictor, with_predictor_of
     from slam.run.recorded_run import RunRecorder, RunRequest
     from slam.run.run_folder import next_run_folder
     from slam.sessions.metric_scale import parse_scale_reference

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from slam.bench.ablation import AblationRow
 from slam.bench.cost import RunCost, StageCost
-from slam.run.predictor_choice import RANDOM_WEIGHTS
+from slam.components.predictor_choice import RANDOM_WEIGHTS
 from slam.run.run_statistics import RunStatistics
 
 if TYPE_CHECKING:

@@ -14,27 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relocalizer.errors import TrajectoryError
+from slam.components.predictor_choice import PredictorChoice
 from slam.config.loading import dump_config
 from slam.evaluation.verdict import Finding, Grade
 from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.progress import Progress, no_progress
-from slam.run import assembly, run_verdict, runner
+from slam.run import run_verdict, runner
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
-from slam.run.predictor_choice import PredictorChoice
 from slam.run.report import closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
 from slam.sessions.stored_map import shares_world_with
+from slam.system import Slam
 
 if TYPE_CHECKING:
     from relocalizer.maps.reference_map import ReferenceMap
     from slam.config.schema import SlamConfig
     from slam.events import Observer
     from slam.input.frame_source import FrameSource
-    from slam.system import Slam
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -147,7 +147,7 @@ class RunRecorder:
                 images = FolderImages(folder.path / KEYFRAMES_ON_THE_WAY)
                 closing.callback(images.close)
                 checkpoints = Checkpoints(folder, self._opening)
-                slam = assembly.build(
+                slam = Slam.create(
                     request.config,
                     observers=[self._statistics, log, checkpoints, *observers()],
                     images=images,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
+from slam.components.predictor_choice import PredictorChoice
 from slam.evaluation.verdict import Grade, Verdict
 from slam.run.plain_values import plain, summarize
-from slam.run.predictor_choice import PredictorChoice
 from slam.run.run_statistics import RunStatistics, percentiles
 from slam.run.runner import Failure, RunOutcome
 

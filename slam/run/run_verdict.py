@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slam.components.predictor_choice import RANDOM_WEIGHTS
 from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Evidence, Finding, Grade, Verdict, judge
-from slam.run.predictor_choice import RANDOM_WEIGHTS
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import RunOutcome
 

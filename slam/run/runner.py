@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relocalizer.errors import SequenceError, UserError
-from slam.events import FramesSkipped, ScaleSet
+from slam.events import FramesSkipped
 from slam.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -249,18 +249,15 @@ def with_metric_scale(outcome: RunOutcome, slam: Slam, scale_from: str, ground_t
     Raises:
         ConfigError: `scale_from` is none of the forms that `slam.sessions.metric_scale` knows.
     """
-    from slam.sessions.metric_scale import ScaleError, in_meters, parse_scale_reference
+    from slam.sessions.metric_scale import ScaleError, parse_scale_reference
 
-    anchor = parse_scale_reference(scale_from)
-    if anchor is None:
+    reference = parse_scale_reference(scale_from)
+    if reference is None:
         return outcome
     try:
-        result = in_meters(outcome.result, anchor, ground_truth)
+        return replace(outcome, result=slam.make_metric(reference, ground_truth))
     except ScaleError as error:  # an hour of video is not thrown away for it
         return replace(outcome, scale_problem=str(error))
-    assert result.units.meters_per_unit is not None
-    slam.publish(ScaleSet(meters_per_unit=result.units.meters_per_unit, source=anchor.source))
-    return replace(outcome, result=result)
 
 
 def _timed(source: FrameSource) -> Iterator[tuple[Frame, float]]:

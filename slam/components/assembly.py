@@ -1,57 +1,61 @@
-"""From a configuration to a `Slam`, and from a source to a finished run: wiring, the loop, timing, Ctrl-C."""
+"""Assembly of the components that a configuration asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from slam.components.predictor_choice import choose_predictor
 from slam.config.schema import SlamConfig
-from slam.events import Observer
-from slam.run.predictor_choice import choose_predictor
 
 if TYPE_CHECKING:
-    from relocalizer.interfaces import PosePredictor
-    from relocalizer.maps.reference_map import ReferenceMap
+    from relocalizer.interfaces import PosePredictor, Retriever
     from relocalizer.predictors.reloc3r_predictor import Kind
     from slam.input.mask import Mask
-    from slam.map.keyframe_images import KeyframeImages
-    from slam.system import Slam
+    from slam.loop_closing.pose_graph import GraphOptimizer
+    from slam.mapping.bundle import BundleAdjuster
+    from slam.tracking.klt import PointTracker
 
 
-def build(
-    config: SlamConfig,
-    *,
-    observers: Sequence[Observer] = (),
-    images: KeyframeImages | None = None,
-    start_map: ReferenceMap | None = None,
-    localize_only: bool = False,
-    mask: Mask | None = None,
-) -> Slam:
-    """Everything a run needs, wired together; `start_map` is the map to go on in, or only to be found in.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Components:
+    """The exchangeable parts of the system, each behind a protocol.
 
-    `mask` is the one of the source: where it is zero no point is found or followed.
+    Attributes:
+        predictor: relative pose of two images.
+        tracker: points followed from image to image.
+        retriever: place recognition.
+        optimizer: pose graph optimization.
+        adjuster: bundle adjustment.
+    """
+
+    predictor: PosePredictor
+    tracker: PointTracker
+    retriever: Retriever
+    optimizer: GraphOptimizer
+    adjuster: BundleAdjuster
+
+
+def assemble(config: SlamConfig, *, mask: Mask | None = None) -> Components:
+    """The parts that a configuration asks for.
+
+    Args:
+        mask: of the source; no point is detected or followed where it is zero.
 
     Raises:
-        MapError: the predictor cannot read the map.
         UserError: the predictor that was asked for cannot be had; the message says why.
     """
     from relocalizer.retrieval import FaissRetriever
     from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
     from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
-    from slam.system import Slam
     from slam.tracking.klt import KltTracker
 
-    return Slam(
-        config,
+    return Components(
         predictor=build_predictor(config),
         tracker=KltTracker(config.tracks, config.features, mask),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(robust=config.loop_closing.robust),
         adjuster=GtsamBundleAdjuster(),
-        observers=observers,
-        images=images,
-        start_map=start_map,
-        localize_only=localize_only,
     )
 
 
