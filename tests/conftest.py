@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from slam.mapping.lens_evidence import LensEvidence
 
 from relocalizer.geometry import rigid
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
@@ -20,9 +19,11 @@ from slam.cli import main
 from slam.evaluation.trajectory import Trajectory
 from slam.events import FrameProcessed, Initialized, RunFinished, TrackingLost
 from slam.map.frames import Frame
+from slam.map.lens_evidence import LensEvidence
 from slam.map.tracking_status import TrackingState
 from slam.progress import no_progress
 from slam.result import Units
+from slam.sessions.metric_scale import in_meters
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -136,6 +137,9 @@ class StraightSlam:
             segment_lens_evidence=[],
             reprojection_px=0.5,
         )
+
+    def make_metric(self, reference: Any, ground_truth: Any) -> Any:
+        return in_meters(self.finish(on_progress=no_progress), reference, ground_truth)
 
     def abort(self) -> Any:
         return self.finish(interrupted=True, on_progress=no_progress)

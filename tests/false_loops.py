@@ -23,6 +23,7 @@ from relocalizer.absolute_pose import PoseFit
 from relocalizer.features import occupied_cells
 from relocalizer.geometry import FloatArray, Similarity, align_points, exp_so3, rotation_angle
 from slam.evaluation.trajectory import Trajectory
+from slam.loop_closing.edge_information import covisible_enough
 from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.loop_verifier import Verified
 from slam.map.keyframe_graph import Edge, EdgeKind
@@ -119,7 +120,7 @@ class FalseLoops:
 
         def second_look(c: int, k: int) -> Verified | None:
             if self.clustered and (c, k) in self.told:
-                before = self.loop_closer._mapper.map.before(k)
+                before = self.loop_closer._map.before(k)
                 lie = None if before is None or before <= c else self._told(c, before)
                 return None if lie is None else self._standing(lie)
             return true_look(c, k)
@@ -131,7 +132,7 @@ class FalseLoops:
         """What is left of a lie after the image, as far as it is not deceived, was looked at; None for nothing."""
         if self.deceived:
             return lie
-        borne_out = self.loop_closer._refine_pose(lie)
+        borne_out = self.loop_closer._verifier._refine_pose(lie)
         if isinstance(borne_out, PlaceNotMatched):
             self.refused[lie.edge.i, lie.edge.j] = borne_out.reason
             self.loop_closer._reject(lie.edge.i, lie.edge.j, borne_out.reason, borne_out.landmarks)
@@ -167,7 +168,7 @@ class FalseLoops:
         return self._elsewhere(k) if self.slip is None else self._slipped(k, self.slip)
 
     def _elsewhere(self, k: int) -> Mistake | None:
-        graph = self.loop_closer._mapper.map.graph
+        graph = self.loop_closer._map.graph
         c = self._another_place(k)
         if c is None:
             return None
@@ -195,7 +196,7 @@ class FalseLoops:
 
     def _another_place(self, k: int) -> int | None:
         """An old keyframe that k is surely not at."""
-        graph = self.loop_closer._mapper.map.graph
+        graph = self.loop_closer._map.graph
         here = graph.world_from_keyframe[k]
         for c in self.rng.permutation(self._old(k)).tolist():
             if not len(self._placed(c)):  # as happens in a map that lies have torn apart
@@ -210,8 +211,8 @@ class FalseLoops:
     def _same_place(self, k: int) -> int | None:
         """An old keyframe that sees much of what k sees, one of the few best that no landmarks tie to it."""
         old = self._old(k)
-        connected = self.loop_closer._connected(k, old)
-        free = [c for c in old if c not in connected and (c, k) not in self.loop_closer._mapper.map.graph.edges]
+        connected = covisible_enough(self.loop_closer._map, k, old)
+        free = [c for c in old if c not in connected and (c, k) not in self.loop_closer._map.graph.edges]
         if not free:
             return None
         here = self._true_pose(k)
@@ -224,35 +225,35 @@ class FalseLoops:
         return int(self.rng.choice(sorted(free, key=apart)[:PLAUSIBLE]))
 
     def _old(self, k: int) -> list[int]:
-        return [c for c in self.loop_closer._mapper.map.graph.keyframes if c < k - self.min_gap]
+        return [c for c in self.loop_closer._map.graph.keyframes if c < k - self.min_gap]
 
     def _true_pose(self, k: int) -> FloatArray:
         assert self.truth is not None
-        stamp = self.loop_closer._mapper.map.graph.keyframes[k].timestamp_ns
+        stamp = self.loop_closer._map.graph.keyframes[k].timestamp_ns
         return self.truth.world_from_cam[int(np.abs(self.truth.timestamps_ns - stamp).argmin())]
 
     def _unit(self, c: int) -> float:
         """The truth's unit in keyframe c's own, by the path around it."""
-        poses = self.loop_closer._mapper.map.graph.world_from_keyframe
+        poses = self.loop_closer._map.graph.world_from_keyframe
         near = [k for k in range(c - AROUND, c + AROUND + 1) if k in poses]
         truth = np.array([self._true_pose(k)[:3, 3] for k in near])
         return align_points(truth, np.array([poses[k].translation for k in near])).scale * poses[c].scale
 
     def _depth(self, c: int) -> float:
         """Median depth of what a keyframe sees, in its own units."""
-        mapper = self.loop_closer._mapper
-        points = mapper.map.landmarks.points_world(self._placed(c), mapper.map.graph)
-        return float(np.median(mapper.map.graph.world_from_keyframe[c].inverse().apply(points)[:, 2]))
+        slam_map = self.loop_closer._map
+        points = slam_map.landmarks.points_world(self._placed(c), slam_map.graph)
+        return float(np.median(slam_map.graph.world_from_keyframe[c].inverse().apply(points)[:, 2]))
 
     def _placed(self, c: int) -> NDArray[np.int64]:
-        landmarks = self.loop_closer._mapper.map.landmarks
+        landmarks = self.loop_closer._map.landmarks
         ids = landmarks.observed[c].ids
         return ids[landmarks.is_triangulated(ids)]
 
     def _told(self, c: int, k: int) -> Verified | None:
         """The loop c-k as the mistake has it, with a true loop's noise; None where too little of it could be seen."""
         assert self._mistake is not None
-        graph = self.loop_closer._mapper.map.graph
+        graph = self.loop_closer._map.graph
         if c not in graph.keyframes or c >= k:  # a merged map has no keyframe of every number
             return None
         believed = self._mistake.seen_from(c, k)
@@ -263,7 +264,7 @@ class FalseLoops:
         cells = occupied_cells(found.matches.tracks.pixels, graph.keyframes[k].camera)
         if cells < self.loop_closer._config.min_cells:
             return None
-        sigmas = np.array(self.loop_closer._loop_edge(c, k, found).sigmas)
+        sigmas = np.array(self.loop_closer._verifier.loop_edge(c, k, found).sigmas)
         sigmas[6] = LOG_SCALE_SIGMA
         noise = self.rng.normal(0, sigmas)
         i_from_j = believed @ Similarity(exp_so3(noise[:3]), noise[3:6] / believed.scale, float(np.exp(noise[6])))
@@ -274,14 +275,14 @@ class FalseLoops:
 
     def _seen_from(self, k: int, ids: NDArray[np.int64], world_from_k: Similarity) -> FloatArray:
         """Pixels (N, 2) of landmarks in keyframe k at a pose; far outside where they lie behind it."""
-        mapper = self.loop_closer._mapper
-        in_cam = np.asarray(world_from_k.rigid.inv().apply(mapper.map.landmarks.points_world(ids, mapper.map.graph)))
-        pixels = mapper.map.graph.keyframes[k].camera.project(np.where(in_cam[:, 2:] > 0, in_cam, [1e6, 1e6, 1.0]))
+        slam_map = self.loop_closer._map
+        in_cam = np.asarray(world_from_k.rigid.inv().apply(slam_map.landmarks.points_world(ids, slam_map.graph)))
+        pixels = slam_map.graph.keyframes[k].camera.project(np.where(in_cam[:, 2:] > 0, in_cam, [1e6, 1e6, 1.0]))
         return np.where(in_cam[:, 2:] > 0, pixels, 1e6)
 
     def _near_features(self, c: int, k: int, world_from_k: Similarity) -> dict[int, int]:
         """Landmarks of c and the feature of k that each lies next to, seen from the false pose; the nearest first."""
-        keyframe, ids = self.loop_closer._mapper.map.graph.keyframes[k], self._placed(c)
+        keyframe, ids = self.loop_closer._map.graph.keyframes[k], self._placed(c)
         away, feature = cKDTree(keyframe.features.pixels).query(self._seen_from(k, ids, world_from_k))
         nearest = [n for n in np.argsort(away, kind="stable") if away[n] < NEAR_PX]
         most, pairs = int(self.rng.integers(*self.landmarks)), {}

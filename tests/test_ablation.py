@@ -17,6 +17,7 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import write_tum
 from slam.input.open_source import open_source
+from slam.system import Slam
 
 
 def along_x(places: Sequence[float]) -> Trajectory:

@@ -17,7 +17,6 @@ import pytest
 from conftest import write_images
 from map_samples import small_map
 from safetensors.torch import save_file
-from slam.mapping.lens_evidence import LensEvidence, LensState
 from typer.main import get_command
 
 from relocalizer.calibration_windows import FocalChange
@@ -38,6 +37,7 @@ from slam.config.loading import load_config
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum, write_tum
+from slam.map.lens_evidence import LensEvidence, LensState
 from slam.run import runner
 from slam.run.run_statistics import RunStatistics
 

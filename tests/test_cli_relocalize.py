@@ -148,7 +148,7 @@ def test_a_setting_that_the_verb_does_not_use_is_refused(slam_command, room, roo
 
 def test_settings_of_a_file_that_the_verb_does_not_use_are_named(slam_command, room, room_map, tmp_path):
     """A file may be of a run, which has other settings too; those with their default values are not worth a word."""
-    (tmp_path / "run.yaml").write_text("tracks:\n  max_tracks: 400\nrefinement:\n  window: 8\nseed: 3\n")
+    (tmp_path / "run.yaml").write_text("tracks:\n  max_tracks: 400\nbundle_adjustment:\n  window: 8\nseed: 3\n")
     ended = slam_command("relocalize", room_map, room / "0006.png", "-c", tmp_path / "run.yaml")
     assert ended.code == 0
     assert "not used by slam relocalize: tracks.max_tracks\n" in ended.err

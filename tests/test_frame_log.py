@@ -7,7 +7,7 @@ import pytest
 
 from relocalizer.camera import Camera
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
-from relocalizer.intrinsics_correction import Lens, LensStep
+from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
 from slam.map.frame_log import REMEMBERED, FrameLog, relative_to_keyframe
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import KeyframeGraph
@@ -51,12 +51,12 @@ def test_frames_are_straightened_by_the_lens_of_their_keyframe(graph, rng):
     log, pixels, placed = FrameLog(), np.float32([[0.0, 0.0], [7.0, 5.0]]), []
     for k in (0, 2):
         log.add(frame(k), some_rigid(rng), Tracks(np.arange(2), pixels), k, graph)
-    bent = Lens().then(LensStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
-    log.straighten(lambda k: bent if k == 2 else Lens())
+    bent = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
+    log.straighten(lambda k: bent if k == 2 else IntrinsicsCorrection())
     log.place_again(graph, lambda seen, camera, pose: placed.append((seen.pixels, camera)) or pose)
     assert [camera for _, camera in placed] == [CAMERA, bent.camera]
     assert np.array_equal(placed[0][0], pixels)
-    assert np.allclose(placed[1][0], bent.straightened(pixels), atol=1e-5)
+    assert np.allclose(placed[1][0], bent.undistorted_pixels(pixels), atol=1e-5)
 
 
 def test_hanging_by_hand():

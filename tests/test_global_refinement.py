@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
 
 from relocalizer.camera import Camera
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
 from slam.config.schema import BundleAdjustmentConfig
+from slam.map.lens_evidence import LensEvidence, LensState
 from slam.map.tracks import Tracks
 from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
 from slam.mapping.global_refinement import refine_map
+from slam.mapping.lens_examination import LensFinding
 
 
 class CountingMapper:
@@ -37,6 +38,14 @@ class CountingMapper:
         self.steps: list[tuple[int, CorrectionStep]] = []
         self.refined: list[int] = []
         self.calibrated: list[tuple[int, IntrinsicsPrior]] = []
+
+    @property
+    def map(self) -> CountingMapper:
+        return self
+
+    @property
+    def adjustment(self) -> CountingMapper:
+        return self
 
     def correct_lens(self, segment: int, step: CorrectionStep) -> str:
         if max(step.radial) > 1.0:

@@ -12,15 +12,8 @@ from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.self_calibration import Distortion, FocalEstimate, NotDetermined
 from slam.evaluation.verdict import Grade
-from slam.mapping.lens_evidence import (
-    LensEvidence,
-    LensFinding,
-    LensState,
-    changed_between,
-    examine_assumed,
-    examine_given,
-    matched_pairs,
-)
+from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping.lens_examination import LensFinding, changed_between, examine_assumed, examine_given, matched_pairs
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)
@@ -34,7 +27,7 @@ def footage(monkeypatch):
 
     def says(found, left=NONE):
         stub = SimpleNamespace(estimate=lambda: found, check=lambda: found, distortion=lambda: left)
-        monkeypatch.setattr("slam.mapping.lens_evidence.SelfCalibration", lambda pairs, camera: stub)
+        monkeypatch.setattr("slam.mapping.lens_examination.SelfCalibration", lambda pairs, camera: stub)
 
     return says
 

@@ -25,7 +25,7 @@ class Image:
     def __init__(self, count: int) -> None:
         self.inlier_tracks = tracks(count)
 
-    def go_on_from(self, pose: RigidTransform, seen: Tracks) -> None:
+    def reset_to(self, pose: RigidTransform, seen: Tracks) -> None:
         self.inlier_tracks = seen
 
 

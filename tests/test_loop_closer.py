@@ -24,9 +24,12 @@ from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import LandmarksConfig, LoopClosingConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, GraphOptimized, ScaleUnobservable
+from slam.loop_closing.edge_information import UNKNOWN_LOG_SCALE
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
-from slam.loop_closing.loop_closer import UNKNOWN_LOG_SCALE, LoopCloser
-from slam.loop_closing.loop_verifier import Verified
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.loop_detector import LoopDetector
+from slam.loop_closing.loop_verifier import LoopVerifier, Verified
+from slam.loop_closing.odometry_edges import OdometryEdges
 from slam.loop_closing.pose_graph import Solution, first_of_each_part
 from slam.map.keyframe_graph import EdgeKind
 from slam.relocalization.pose_from_matches import PlaceNotMatched
@@ -54,6 +57,9 @@ class Linked:
     """A map with a linker, and what the linker said."""
 
     builder: MapBuilder
+    edges: OdometryEdges
+    detector: LoopDetector
+    verifier: LoopVerifier
     loop_closer: LoopCloser
     events: list = field(default_factory=list)
 
@@ -80,15 +86,13 @@ class Idle:
 
 def linked(builder, retriever=None, predictor=None, *, optimizer=None, **changes):
     events = []
-    loop_closer = LoopCloser(
-        CONFIG.model_copy(update=changes),
-        builder.mapper,
-        predictor or builder.predictor,
-        retriever or FaissRetriever(),
-        optimizer or GtsamOptimizer(),
-        events.append,
-    )
-    return Linked(builder, loop_closer, events)
+    config, slam_map = CONFIG.model_copy(update=changes), builder.mapper.map
+    predictor = predictor or builder.predictor
+    edges = OdometryEdges(config, builder.mapper, predictor, events.append, noise_px=SlamConfig().tracks.noise_px)
+    detector = LoopDetector(config, slam_map, retriever or FaissRetriever())
+    verifier = LoopVerifier(config, slam_map, predictor, events.append)
+    loop_closer = LoopCloser(config, builder.mapper, detector, verifier, optimizer or GtsamOptimizer(), events.append)
+    return Linked(builder, edges, detector, verifier, loop_closer, events)
 
 
 def drifting(world, shrink):
@@ -104,8 +108,8 @@ def drifting(world, shrink):
 def add(connected, index, **where):
     """A keyframe as the system takes it: inserted, related, tied."""
     k = connected.builder.add(index, **where)
-    connected.loop_closer.relate_to_covisible(k)
-    connected.loop_closer.add_odometry_edges(k, window=8)
+    connected.edges.relate_to_covisible(k)
+    connected.edges.add_odometry_edges(k, window=8)
     return k
 
 
@@ -127,7 +131,7 @@ def walk_round(*, shrink=1.0, retriever=None, **config):
     poses = drifting(builder.world, shrink)
     for index in range(0, ROUND, STEP):
         k = add(connected, index, pose=poses[index])
-        connected.loop_closer.remember(k)
+        connected.detector.add(k)
     return connected, poses
 
 
@@ -213,7 +217,7 @@ def test_a_keyframe_that_does_not_overlap_with_the_one_before_is_related_to_the_
         add(connected, index, follow=index > 100)
     connected.builder.mapper.map.pairs.clear()
     new = recognized_at(connected, 0, index=2)
-    connected.loop_closer.relate_to_covisible(new)
+    connected.edges.relate_to_covisible(new)
     assert sorted(connected.builder.mapper.map.pairs) == [(0, new)]
 
 
@@ -221,7 +225,7 @@ def test_a_keyframe_that_shares_no_landmark_with_any_other_is_related_to_none():
     connected = linked(build(room()))
     add(connected, 0)
     new = connected.builder.add(ROUND // 2, follow=False)
-    connected.loop_closer.relate_to_covisible(new)
+    connected.edges.relate_to_covisible(new)
     assert not connected.builder.mapper.map.pairs
 
 
@@ -243,7 +247,7 @@ def test_a_keyframe_that_shares_no_landmark_with_the_one_before_says_nothing_of_
         add(connected, index)
     for index, follow in ((ROUND // 2, False), (ROUND // 2 + STEP, True)):
         k = connected.builder.add(index, follow=follow)
-        connected.loop_closer.check_parallax(k, 0.5)
+        connected.edges.check_parallax(k, 0.5)
     assert not connected.of(ScaleUnobservable)
 
 
@@ -259,7 +263,7 @@ def test_a_keyframe_recognized_at_a_place_long_ago_is_tied_to_that_place():
     connected, _ = walk_round()
     k = connected.graph.last_id
     new = recognized_at(connected, 0, index=2)
-    connected.loop_closer.add_odometry_edges(new, window=8)
+    connected.edges.add_odometry_edges(new, window=8)
     connected.loop_closer.close_loops(new)
     assert new == k + 1
     assert [e for e in connected.graph.edges.values() if e.j == new]
@@ -280,7 +284,7 @@ def closed():
         j = add(connected, k * STEP, pose=poses[k * STEP])
         before[j] = connected.graph.world_from_keyframe[j]
         stood = connected.loop_closer.close_loops(j)
-        connected.loop_closer.remember(j)
+        connected.detector.add(j)
         assert stood == bool(connected.loops())
         k += 1
     return connected, before
@@ -403,7 +407,7 @@ def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
             connected.builder.mapper.map.landmarks._replaced_by.copy(),
         )
         connected.loop_closer.close_loops(j)
-        connected.loop_closer.remember(j)
+        connected.detector.add(j)
         k += 1
     [loop] = connected.loops()
     assert connected.graph.world_from_keyframe == before
@@ -513,37 +517,37 @@ def test_a_loop_candidate_is_matched_once(seen_again, monkeypatch):
         return match_features(a, b, ratio=ratio)
 
     monkeypatch.setattr("slam.relocalization.pose_from_matches.match_features", match)
-    assert isinstance(seen_again.loop_closer._verify(0, seen_again.graph.last_id), Verified)
+    assert isinstance(seen_again.verifier.verify(0, seen_again.graph.last_id), Verified)
     assert matched.count(0) == 1
     assert len(matched) == len(set(matched)) > 1
 
 
 def test_a_loop_that_is_a_little_off_is_put_right_by_the_image(seen_again):
-    loop_closer = seen_again.loop_closer
-    loop = loop_closer._verify(0, seen_again.graph.last_id)
+    verifier = seen_again.verifier
+    loop = verifier.verify(0, seen_again.graph.last_id)
     aside = moved(loop, 2 * loop.edge.sigmas[3])
-    off, left = (error_of(edge, seen_again)[2] for edge in (aside.edge, loop_closer._refine_pose(aside).edge))
+    off, left = (error_of(edge, seen_again)[2] for edge in (aside.edge, verifier._refine_pose(aside).edge))
     assert off > 1.5 * loop.edge.sigmas[3]
     assert left < 0.1 * off
 
 
 def test_a_loop_that_is_further_off_than_it_can_be_is_refused_with_the_number_and_the_threshold(seen_again):
-    loop_closer = seen_again.loop_closer
-    loop = loop_closer._verify(0, seen_again.graph.last_id)
-    outcome = loop_closer._refine_pose(moved(loop, 8 * loop.edge.sigmas[3]))
+    verifier = seen_again.verifier
+    loop = verifier.verify(0, seen_again.graph.last_id)
+    outcome = verifier._refine_pose(moved(loop, 8 * loop.edge.sigmas[3]))
     assert re.fullmatch(r"looked at closer, chi-square \d+\.\d from where they put it, limit 22\.5", outcome.reason)
 
 
 def asked_a_second_time(connected, c, k):
     """The pairs that a second look at the loop c-k verifies."""
-    loop_closer, asked = linked(connected.builder).loop_closer, []
+    fresh, asked = linked(connected.builder), []
 
     def verify(*pair):
         asked.append(pair)
         return PlaceNotMatched("dark")
 
-    loop_closer._verify = verify
-    loop_closer._second_look(c, k)
+    fresh.verifier.verify = verify
+    fresh.loop_closer._second_look(c, k)
     return asked
 
 
@@ -570,7 +574,7 @@ def test_a_candidate_that_looks_much_less_alike_than_the_neighbors_is_not_even_t
 
 def test_places_that_are_tied_already_do_not_crowd_out_others(half, monkeypatch):
     monkeypatch.setattr(
-        "slam.loop_closing.loop_closer.QUERIED", 1
+        "slam.loop_closing.loop_detector.QUERIED", 1
     )  # a query returns no more than the one candidate that is wanted
     [event] = refused(half, Told(17, 16, 2), candidates=1, min_gap=2).of(EdgeRejected)
     assert event.i == 2
@@ -602,14 +606,14 @@ def two_segments(optimizer=None):
     """A first segment, and a second one in a world of its own that comes to the place of the first."""
     connected = linked(build(room()), optimizer=optimizer)
     for index in range(0, 12 * STEP, STEP):
-        connected.loop_closer.remember(add(connected, index))
+        connected.detector.add(add(connected, index))
     for index in range(ROUND - 6 * STEP, ROUND + 3 * STEP, STEP):
         here = (OTHER_WORLD @ Similarity.from_rigid(connected.builder.world.poses[index])).rigid
         first = index == ROUND - 6 * STEP
         k = add(connected, index, pose=Similarity.from_rigid(here), segment=1, follow=not first)
         if connected.loop_closer.close_loops(k):
             break
-        connected.loop_closer.remember(k)
+        connected.detector.add(k)
     return connected
 
 
@@ -638,7 +642,7 @@ def test_two_loops_that_agree_join_two_segments(joined):
 def test_one_loop_alone_joins_no_segments_however_many_landmarks_it_has():
     connected = linked(build(room()), single_loop_min_inliers=8)
     for index in range(0, 12 * STEP, STEP):
-        connected.loop_closer.remember(add(connected, index))
+        connected.detector.add(add(connected, index))
     here = (OTHER_WORLD @ Similarity.from_rigid(connected.builder.world.poses[1])).rigid
     k = add(connected, 1, pose=Similarity.from_rigid(here), segment=1, follow=False)
     assert not connected.loop_closer.close_loops(k)
@@ -672,7 +676,7 @@ def test_the_landmarks_of_the_joined_segment_come_along(joined):
 def test_a_scale_that_no_landmark_tells_is_said_to_be_unknown_and_not_made_up():
     connected = linked(build(room()))
     for index in range(0, 12 * STEP, STEP):
-        connected.loop_closer.remember(add(connected, index))
+        connected.detector.add(add(connected, index))
     # A first keyframe of a new segment has tracks, but no depth of its own.
     for index in (1, 1 + STEP):  # the second, with the first, has some
         here = (OTHER_WORLD @ Similarity.from_rigid(connected.builder.world.poses[index])).rigid

@@ -238,7 +238,7 @@ def test_a_refusing_disk_leaves_the_old_map(folder, monkeypatch):
     def full(path: Path, data: bytes) -> dict[str, object]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(map_folder, "_write_file", full)
+    monkeypatch.setattr("relocalizer.maps.map_writer._write_file", full)
     with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
         save_map(folder, small_map(keyframes=9))
     assert len(load_map(folder).keyframes) == 4
@@ -305,7 +305,8 @@ KILL_FIFTY_SAVES = """
 import os, random, signal, sys, time
 from pathlib import Path
 from map_samples import small_map
-from relocalizer.map_folder import load_map, save_map
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_writer import save_map
 
 folder, maps, moments = Path(sys.argv[1]), [small_map(keyframes=3 + k) for k in range(4)], random.Random(0)
 for trial in range(50):
@@ -337,7 +338,7 @@ def test_a_save_killed_at_any_of_fifty_moments_leaves_a_readable_map(folder):
 def rewritten(folder: Path, **changes: object) -> None:
     """Change the manifest and make its checksum fit, as somebody with bad intentions would."""
     manifest = json.loads((folder / MANIFEST).read_text()) | changes
-    manifest["checksum"] = map_folder._checksum(manifest)
+    manifest["checksum"] = map_folder.checksum_of(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -18,6 +18,7 @@ from slam.config.schema import BundleAdjustmentConfig, LandmarksConfig, SlamConf
 from slam.events import EstimateRefused
 from slam.map.tracks import Tracks
 from slam.mapping.bundle import CALIBRATED
+from slam.mapping.bundle_adjustment import reprojection_px
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 
 STEP = 6  # frames between keyframes of the walk around the room
@@ -62,14 +63,14 @@ def test_keyframes_are_numbered_in_order_and_carry_their_frame(walk):
 
 def test_the_first_keyframe_starts_tracks_and_places_none():
     first = build(room(), [0]).mapper
-    assert len(first.landmarks.observed[0]) > 100
-    assert len(first.landmarks.landmark_ids()) == 0
+    assert len(first.map.landmarks.observed[0]) > 100
+    assert len(first.map.landmarks.landmark_ids()) == 0
 
 
 def test_the_second_keyframe_gives_the_tracks_a_place():
     two = build(room(), [0, STEP]).mapper
-    assert len(two.landmarks.landmark_ids()) > 50
-    assert (two.landmarks.anchor[two.landmarks.landmark_ids()] == 0).all()
+    assert len(two.map.landmarks.landmark_ids()) > 50
+    assert (two.map.landmarks.anchor[two.map.landmarks.landmark_ids()] == 0).all()
 
 
 def test_landmarks_lie_where_the_points_are(walk):
@@ -105,19 +106,19 @@ def test_keyframes_of_another_scale_hold_the_same_landmarks_in_their_own_units(w
         pose=lambda index: Similarity.from_rigid(walk.world.poses[index], scale),
     ).mapper
     ids = walk.mapper.map.landmarks.landmark_ids()
-    assert np.array_equal(other.landmarks.landmark_ids(), ids)
-    here, there = (m.landmarks.points_world(ids, m.graph) for m in (walk.mapper, other))
+    assert np.array_equal(other.map.landmarks.landmark_ids(), ids)
+    here, there = (m.map.landmarks.points_world(ids, m.map.graph) for m in (walk.mapper, other))
     assert np.allclose(here, there, atol=1e-9)
-    assert np.allclose(other.landmarks.point_in_anchor[ids], walk.mapper.map.landmarks.point_in_anchor[ids] / scale)
-    sigmas = (m.landmarks.inverse_depth_sigma[ids] for m in (walk.mapper, other))
+    assert np.allclose(other.map.landmarks.point_in_anchor[ids], walk.mapper.map.landmarks.point_in_anchor[ids] / scale)
+    sigmas = (m.map.landmarks.inverse_depth_sigma[ids] for m in (walk.mapper, other))
     assert np.divide(*sigmas) == pytest.approx(1 / scale)
 
 
 def test_tracks_without_enough_parallax_wait_for_a_place():
     config = SlamConfig(landmarks=LandmarksConfig(min_parallax_deg=25.0))
     few = build(room(), [0, STEP], config=config).mapper
-    assert len(few.landmarks.landmark_ids()) < 10
-    assert len(few.landmarks.observed[1]) > 50
+    assert len(few.map.landmarks.landmark_ids()) < 10
+    assert len(few.map.landmarks.observed[1]) > 50
 
 
 def test_a_keyframe_holds_no_track_twice_and_no_feature_two_tracks(walk):
@@ -131,7 +132,7 @@ def test_a_keyframe_holds_no_track_twice_and_no_feature_two_tracks(walk):
 def test_the_number_of_tracks_stays_within_what_the_settings_say():
     config = SlamConfig(tracks=TracksConfig(max_tracks=80), landmarks=LandmarksConfig(search_keyframes=0))
     small = build(room(), range(0, 4 * STEP, STEP), config=config).mapper
-    assert all(len(tracks) <= 80 for tracks in small.landmarks.observed.values())
+    assert all(len(tracks) <= 80 for tracks in small.map.landmarks.observed.values())
 
 
 def test_a_new_track_takes_its_color_from_the_image_in_rgb():
@@ -458,15 +459,15 @@ def halves(fresh):
 
 
 def test_the_lens_of_one_segment_leaves_the_keyframes_of_another(halves):
-    cameras = {k: keyframe.camera for k, keyframe in halves.graph.keyframes.items()}
-    pixels = {k: tracks.pixels for k, tracks in halves.landmarks.observed.items()}
-    assert halves.correct_lens(1, CorrectionStep((1.02, 1.02), (0.01, 0.0))) == ""
-    assert not halves.lens_of(0).is_known_better
-    assert halves.lens_of(4).has_distortion
-    for k, keyframe in halves.graph.keyframes.items():
+    cameras = {k: keyframe.camera for k, keyframe in halves.map.graph.keyframes.items()}
+    pixels = {k: tracks.pixels for k, tracks in halves.map.landmarks.observed.items()}
+    assert halves.adjustment.correct_lens(1, CorrectionStep((1.02, 1.02), (0.01, 0.0))) == ""
+    assert not halves.map.lens_of(0).is_known_better
+    assert halves.map.lens_of(4).has_distortion
+    for k, keyframe in halves.map.graph.keyframes.items():
         ratio = keyframe.camera.mean_focal / cameras[k].mean_focal
         assert ratio == pytest.approx(1.02 if k >= 3 else 1.0)
-        assert (k >= 3) or np.array_equal(halves.landmarks.observed[k].pixels, pixels[k])
+        assert (k >= 3) or np.array_equal(halves.map.landmarks.observed[k].pixels, pixels[k])
 
 
 def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
@@ -483,10 +484,10 @@ def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
 
 
 def test_a_correction_that_is_no_lens_changes_nothing_and_says_why(halves):
-    cameras = [keyframe.camera for keyframe in halves.graph.keyframes.values()]
-    assert halves.correct_lens(1, CorrectionStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"
-    assert [keyframe.camera for keyframe in halves.graph.keyframes.values()] == cameras
-    assert halves.lenses == {}
+    cameras = [keyframe.camera for keyframe in halves.map.graph.keyframes.values()]
+    assert halves.adjustment.correct_lens(1, CorrectionStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"
+    assert [keyframe.camera for keyframe in halves.map.graph.keyframes.values()] == cameras
+    assert halves.map.lenses == {}
 
 
 def test_distortion_beyond_what_calibrations_leave_is_refused_and_said(fresh):

@@ -27,7 +27,7 @@ SMALLER = 0.25  # the map is this much smaller than the world
 
 @pytest.fixture
 def run():
-    """A mapper and log in map units that are four meters long: 24 frames, every sixth a keyframe; frames 40 to 43 lie
+    """A slam_map and log in map units that are four meters long: 24 frames, every sixth a keyframe; frames 40 to 43 lie
     in a second segment, with units of their own."""
     builder = build(room())
     log, world = FrameLog(), builder.world
@@ -43,7 +43,7 @@ def run():
         if index == 40:
             other = builder.add(index, pose=pose, segment=1, follow=False)
         log.add(world.frame(index), pose.rigid, Tracks.none(), other, builder.mapper.map.graph)
-    return builder.mapper, log
+    return builder.mapper.map, log
 
 
 def truth_of(log: FrameLog) -> Trajectory:
@@ -104,8 +104,8 @@ def test_a_frame_named_twice_is_refused():
 
 
 def test_a_known_distance_makes_every_length_meters(run):
-    mapper, log = run
-    metric = in_meters(collect_result(mapper.map, log), known(2, 21), None)
+    slam_map, log = run
+    metric = in_meters(collect_result(slam_map, log), known(2, 21), None)
     truth = truth_of(log).positions[: len(metric.trajectory)]
     assert np.allclose(metric.trajectory.positions, truth, atol=1e-9)
     assert np.allclose(metric.keyframe_trajectory.positions, truth[::STEP], atol=1e-9)
@@ -117,10 +117,10 @@ def test_a_known_distance_makes_every_length_meters(run):
 
 
 def test_the_map_that_is_saved_afterwards_is_metric_too(run):
-    mapper, log = run
-    before = collect_result(mapper.map, log)
+    slam_map, log = run
+    before = collect_result(slam_map, log)
     metric = in_meters(before, known(0, 20), None)
-    again = collect_result(mapper.map, log)  # from the graph, which the run's map is written from
+    again = collect_result(slam_map, log)  # from the graph, which the run's map is written from
     assert np.allclose(again.trajectory.world_from_cam, metric.trajectory.world_from_cam)
     assert len(again.landmark_ids) > 100
     assert np.allclose(again.landmark_points, metric.landmark_points)
@@ -128,20 +128,20 @@ def test_the_map_that_is_saved_afterwards_is_metric_too(run):
 
 
 def test_parts_that_nothing_ties_to_the_first_keep_their_own_units(run):
-    mapper, log = run
-    before = collect_result(mapper.map, log).segments[0]
-    in_meters(collect_result(mapper.map, log), known(0, 20), None)
-    assert np.array_equal(collect_result(mapper.map, log).segments[0].world_from_cam, before.world_from_cam)
+    slam_map, log = run
+    before = collect_result(slam_map, log).segments[0]
+    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    assert np.array_equal(collect_result(slam_map, log).segments[0].world_from_cam, before.world_from_cam)
 
 
-def at_rest(mapper, log):
-    return to_reference_map(mapper.map, log.records, Provenance(predictor="oracle", descriptor="oracle"), lambda k: b"")
+def at_rest(slam_map, log):
+    return to_reference_map(slam_map, log.records, Provenance(predictor="oracle", descriptor="oracle"), lambda k: b"")
 
 
 def test_a_map_is_metric_in_the_segment_that_was_anchored_alone(run, tmp_path):
-    mapper, log = run
-    in_meters(collect_result(mapper.map, log), known(0, 20), None)
-    saved = at_rest(mapper, log)
+    slam_map, log = run
+    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    saved = at_rest(slam_map, log)
     assert (saved.units_of(0), saved.units_of(1)) == ("meters", "map units")
     assert saved.provenance.units == "meters"
     assert saved.provenance.scale_source == known(0, 20).source
@@ -151,10 +151,10 @@ def test_a_map_is_metric_in_the_segment_that_was_anchored_alone(run, tmp_path):
 
 def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run):
     """Whatever the order: the units that a map names are those that its lengths are in."""
-    mapper, log = run
-    before = at_rest(mapper, log)
-    in_meters(collect_result(mapper.map, log), known(0, 20), None)
-    after = at_rest(mapper, log)
+    slam_map, log = run
+    before = at_rest(slam_map, log)
+    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    after = at_rest(slam_map, log)
     assert (before.provenance.units, before.provenance.scale_source) == ("map units", "")
     assert before.units_of(0) == "map units"
     assert np.allclose(after.keyframes.translations[:4], before.keyframes.translations[:4] / SMALLER)
@@ -163,67 +163,67 @@ def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run
 
 def test_a_result_is_not_made_metric_twice(run):
     """Its graph is stretched in place, and would be stretched again."""
-    mapper, log = run
-    result = collect_result(mapper.map, log)
+    slam_map, log = run
+    result = collect_result(slam_map, log)
     metric = in_meters(result, known(0, 20), None)
-    poses = dict(mapper.map.graph.world_from_keyframe)
+    poses = dict(slam_map.graph.world_from_keyframe)
     with pytest.raises(ValueError, match="in map units, but its graph is in meters"):
         in_meters(result, known(0, 20), None)
-    assert all(mapper.map.graph.world_from_keyframe[k] is pose for k, pose in poses.items())
+    assert all(slam_map.graph.world_from_keyframe[k] is pose for k, pose in poses.items())
     again = in_meters(metric, KnownDistance(0, 20, 2 * known(0, 20).meters), None)  # a better distance
     assert np.allclose(again.trajectory.positions, 2 * metric.trajectory.positions)
 
 
 @pytest.mark.parametrize("other", [True, False])
 def test_meters_stay_when_segments_join_whichever_was_recognized_in_the_other(run, other):
-    mapper, log = run
-    in_meters(collect_result(mapper.map, log), known(0, 20), None)
-    before = dict(mapper.map.graph.world_from_keyframe)
-    first, second = 0, mapper.map.graph.last_id
+    slam_map, log = run
+    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    before = dict(slam_map.graph.world_from_keyframe)
+    first, second = 0, slam_map.graph.last_id
     change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)  # world of the first from that of the second
     pair = (second, first, change.inverse()) if other else (first, second, change)
-    mapper.map.join_segments(*pair)
-    assert set(mapper.map.graph.segment_of.values()) == {0}
-    assert mapper.map.graph.world_from_keyframe[first].is_close(before[first])
-    assert mapper.map.graph.world_from_keyframe[second].is_close(change @ before[second])
-    assert at_rest(mapper, log).provenance.unanchored == ()
+    slam_map.join_segments(*pair)
+    assert set(slam_map.graph.segment_of.values()) == {0}
+    assert slam_map.graph.world_from_keyframe[first].is_close(before[first])
+    assert slam_map.graph.world_from_keyframe[second].is_close(change @ before[second])
+    assert at_rest(slam_map, log).provenance.unanchored == ()
 
 
 def test_a_metric_segment_keeps_its_world_when_an_older_one_joins_it(run):
-    mapper, _ = run
-    last = mapper.map.graph.last_id
-    mapper.map.graph.stretch(1, 2.0, "a plumb line")
-    before = mapper.map.graph.world_from_keyframe[last]
+    slam_map, _ = run
+    last = slam_map.graph.last_id
+    slam_map.graph.stretch(1, 2.0, "a plumb line")
+    before = slam_map.graph.world_from_keyframe[last]
     change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)
-    mapper.map.join_segments(0, last, change)
-    assert mapper.map.graph.world_from_keyframe[last].is_close(before)
-    assert mapper.map.graph.metric == {1: "a plumb line"}
-    assert set(mapper.map.graph.segment_of.values()) == {1}
+    slam_map.join_segments(0, last, change)
+    assert slam_map.graph.world_from_keyframe[last].is_close(before)
+    assert slam_map.graph.metric == {1: "a plumb line"}
+    assert set(slam_map.graph.segment_of.values()) == {1}
 
 
 def test_edges_between_keyframes_still_fit_their_poses(run):
-    mapper, log = run
-    graph = mapper.map.graph
+    slam_map, log = run
+    graph = slam_map.graph
     i_from_j = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
-    in_meters(collect_result(mapper.map, log), known(0, 20), None)
+    in_meters(collect_result(slam_map, log), known(0, 20), None)
     after = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
     assert after.is_close(i_from_j, atol=1e-12)
 
 
 def test_the_beginning_of_the_ground_truth_gives_the_scale_in_any_world(run):
-    mapper, log = run
+    slam_map, log = run
     turned = Similarity.from_rigid(rigid(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), [5, 6, 7]))
-    metric = in_meters(collect_result(mapper.map, log), GroundTruthPrefix(0.3), truth_of(log).transformed(turned))
+    metric = in_meters(collect_result(slam_map, log), GroundTruthPrefix(0.3), truth_of(log).transformed(turned))
     assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
     assert metric.units.source == "the first 0.3 m of the ground truth, for evaluation only"
 
 
 def test_only_the_beginning_of_the_ground_truth_counts(run):
-    mapper, log = run
+    slam_map, log = run
     truth = truth_of(log).world_from_cam.copy()
     truth[12:, :3, 3] += 100.0  # nonsense, far behind the first centimetres
     metric = in_meters(
-        collect_result(mapper.map, log), GroundTruthPrefix(0.05), Trajectory(truth_of(log).timestamps_ns, truth)
+        collect_result(slam_map, log), GroundTruthPrefix(0.05), Trajectory(truth_of(log).timestamps_ns, truth)
     )
     assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
 
@@ -242,8 +242,8 @@ def test_a_frame_of_another_part_of_the_map_is_refused(run):
 
 
 def test_two_frames_at_one_place_give_no_scale(run):
-    mapper, log = run
-    result = collect_result(mapper.map, log)
+    slam_map, log = run
+    result = collect_result(slam_map, log)
     still = result.trajectory.world_from_cam.copy()
     still[5] = still[4]
     object.__setattr__(result, "trajectory", Trajectory(result.trajectory.timestamps_ns, still))
@@ -257,14 +257,14 @@ def test_without_ground_truth_its_beginning_is_refused(run):
 
 
 def test_ground_truth_without_times_gives_no_scale(run):
-    mapper, log = run
+    slam_map, log = run
     untimed = replace(truth_of(log), has_times=False)
-    assert "the ground truth has no times" in refusal(collect_result(mapper.map, log), GroundTruthPrefix(0.3), untimed)
+    assert "the ground truth has no times" in refusal(collect_result(slam_map, log), GroundTruthPrefix(0.3), untimed)
 
 
 def test_a_map_that_stands_still_where_the_ground_truth_moves_is_refused(run):
-    mapper, log = run
-    result = collect_result(mapper.map, log)
+    slam_map, log = run
+    result = collect_result(slam_map, log)
     still = np.tile(result.trajectory.world_from_cam[0], (len(result.trajectory), 1, 1))
     object.__setattr__(result, "trajectory", Trajectory(result.trajectory.timestamps_ns, still))
     assert "the map does not move as the ground truth does there" in refusal(
@@ -273,8 +273,8 @@ def test_a_map_that_stands_still_where_the_ground_truth_moves_is_refused(run):
 
 
 def test_more_ground_truth_than_there_is_is_refused(run):
-    mapper, log = run
-    said = refusal(collect_result(mapper.map, log), GroundTruthPrefix(500.0), truth_of(log))
+    slam_map, log = run
+    said = refusal(collect_result(slam_map, log), GroundTruthPrefix(500.0), truth_of(log))
     assert "the ground truth of the tracked frames is " in said
     assert said.endswith("m long; give a smaller number")
 
@@ -299,7 +299,7 @@ def test_a_run_that_was_anchored_says_everywhere_in_what_and_from_what(tmp_path,
     for name in ("trajectory.txt", "keyframes.txt", "trajectory_online.txt"):
         assert (tmp_path / "out" / name).read_text().splitlines()[1] == f"# lengths in meters: {source}"
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
-    assert [e["source"] for e in events if e["event"] == "ScaleAnchored"] == [source]
+    assert [e["source"] for e in events if e["event"] == "ScaleSet"] == [source]
     assert not [e for e in events if e["event"] == "GraphOptimized" and e["cause"].startswith("final")]
     judged = slam_command("eval", tmp_path / "out", root / "sequences" / "room_loop" / "groundtruth.txt")
     assert f"estimate: lengths in meters: {source}" in judged.out

@@ -272,7 +272,7 @@ CONFIG = RelocalizationConfig(candidates=5, min_inliers=25)
 
 
 def relocalizer(builder, retriever):
-    return FrameRelocalizer(CONFIG, builder.mapper, builder.predictor, retriever)
+    return FrameRelocalizer(CONFIG, builder.mapper.map, builder.predictor, retriever)
 
 
 def test_the_active_keyframe_is_tried_first(walk):
@@ -328,7 +328,10 @@ def test_a_dark_frame_is_not_located():
 
 def test_a_frame_that_is_nowhere_is_told_of_by_the_keyframe_that_came_nearest(walk):
     strict = FrameRelocalizer(
-        CONFIG.model_copy(update={"min_inliers": 1000, "min_confirming": 1000}), walk.mapper, walk.predictor, Fixed(0)
+        CONFIG.model_copy(update={"min_inliers": 1000, "min_confirming": 1000}),
+        walk.mapper.map,
+        walk.predictor,
+        Fixed(0),
     )
     found = strict.relocalize(walk.seen(NEAR), active=4)
     assert isinstance(found, PoseNotFound)
@@ -350,7 +353,7 @@ def test_a_predictor_that_knows_nothing_still_leaves_the_search(walk):
         def relate(self, pairs):
             return [NoEstimate("mute")] * len(pairs)
 
-    mute = FrameRelocalizer(CONFIG, walk.mapper, Mute(walk.world), Fixed())
+    mute = FrameRelocalizer(CONFIG, walk.mapper.map, Mute(walk.world), Fixed())
     found = mute.relocalize(walk.seen(NEAR), active=4)
     assert isinstance(found, RelocalizedFrame)
     assert error_of(found.world_from_cam, walk, NEAR)[1] < 0.02
@@ -417,7 +420,7 @@ def test_landmarks_that_speak_alone_must_be_many_and_all_over_the_image(walk, co
         def relate(self, pairs):
             return [NoEstimate("mute")] * len(pairs)
 
-    strict = FrameRelocalizer(CONFIG.model_copy(update=config), walk.mapper, Mute(walk.world), Fixed())
+    strict = FrameRelocalizer(CONFIG.model_copy(update=config), walk.mapper.map, Mute(walk.world), Fixed())
     found = strict.relocalize(walk.seen(NEAR), active=4)
     assert isinstance(found, PoseNotFound)
     assert f"{next(iter(config.values()))}" in found.reason

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from conftest import Ended
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
-from slam.mapping.lens_evidence import LensEvidence, LensFinding, LensState
 
 from relocalizer.camera import load_camera
-from relocalizer.intrinsics_correction import LensStep
+from relocalizer.intrinsics_correction import CorrectionStep
 from relocalizer.maps.map_reader import load_map
 from relocalizer.retrieval import FaissRetriever
 from slam.components import predictor_choice
@@ -30,11 +29,16 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory_files import read_tum
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_images import FolderImages
+from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.bundle import AdjustedBundle, Bundle
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.lens_examination import LensFinding
 from slam.run import runner
+from slam.run.checkpoints import Checkpoints
+from slam.run.event_log import EventLog
 from slam.run.recorded_run import RunRecorder, RunRequest
 from slam.run.run_folder import RunFolder
+from slam.run.run_statistics import RunStatistics
 from slam.system import Slam
 
 FAILS_AFTER = 24  # frames; the map begins with the first few, so there is something to lose
@@ -284,10 +288,7 @@ def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, monkeypatch, caplog, name):
-    import slam.run.run_folder
-    import slam.run.runner
-
-    kind = getattr(slam.results, name, None) or getattr(slam.pipeline, name)
+    kind = {"RunStatistics": RunStatistics, "EventLog": EventLog, "Checkpoints": Checkpoints}[name]
     wire = Tripwire(target=name, always=True, from_the_start=True)
     monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
     ended = oracle_run()
@@ -353,8 +354,8 @@ class Folding(GtsamBundleAdjuster):
         return refined if bundle.lens is None else replace(refined, lens=FOLDS)
 
 
-FOLDS = LensStep((0.9, 0.9), (-2.0, 0.0))
-LENS = LensStep((1.01, 1.01), (0.005, 0.0))
+FOLDS = CorrectionStep((0.9, 0.9), (-2.0, 0.0))
+LENS = CorrectionStep((1.01, 1.01), (0.005, 0.0))
 
 
 @pytest.mark.parametrize(

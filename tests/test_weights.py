@@ -311,13 +311,13 @@ def test_no_network_is_one_sentence_after_size_and_license_were_said(tmp_path: P
     pytest.importorskip("huggingface_hub")
     # In a process of its own: the hub's client reads its address when it is imported.
     code = (
-        "from relocalizer.checkpoints import fetch\n"
+        "from relocalizer.predictors.checkpoints import fetch\n"
         "from relocalizer.errors import WeightsError\n"
         "try: fetch('reloc3r-224', announce=print)\n"
         "except WeightsError as error: print(error)\n"
     )
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "cache")}
-    root = str(Path(checkpoints.__file__).parents[1])
+    root = str(Path(checkpoints.__file__).parents[2])
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, timeout=60
     )

@@ -43,7 +43,7 @@ from slam.map.keyframe_graph import KeyframeGraph
 from slam.mapping import global_refinement as final_refinement
 from slam.mapping.bundle import AdjustedBundle, Bundle
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
-from slam.mapping.lens_evidence import LensFinding
+from slam.mapping.lens_examination import LensFinding
 
 ROOMS, APART = 3, 100.0  # places that see nothing of one another
 

@@ -215,7 +215,7 @@ class _EventReader:
                 return FrameNotLocalized(**value)
             case "FramesSkipped":
                 return FramesSkipped(**value)
-            case "ScaleAnchored":
+            case "ScaleSet":
                 return ScaleSet(**value)
         return None  # of a newer version
 
