@@ -19,9 +19,10 @@ from relocalizer.errors import CameraError, SequenceError, TrajectoryError, User
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
-from slam.input.dataset_layouts import SequenceIndex, index_folder
+from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.open_source import open_source
+from slam.input.sequence_index import SequenceIndex
 
 TUM_LINES = "{0} 1 2 3 0 0 0 1\n{1} 2 2 3 0 0 0 1\n"
 POSE = "1 0 0 {x}\n0 1 0 2\n0 0 1 3\n0 0 0 1\n"
