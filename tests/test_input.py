@@ -297,7 +297,7 @@ class ChangingCapture:
 def test_images_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: ChangingCapture())
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: ChangingCapture())
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [0, 1, 2, 3, 7, 8, 9]
     assert [name for name, _ in source.skipped] == ["a frame 4", "a frame 5", "a frame 6"]
@@ -654,7 +654,7 @@ def test_a_video_folder_brings_its_camera_and_ground_truth(tmp_path: Path) -> No
     assert source.camera.fx == 50.0
     assert source.ground_truth is not None
     assert len(list(source)) == 5
-    assert source.description.startswith("video folder layout: video.mp4, ground truth found (2 poses); video: 5 pic")
+    assert source.description.startswith("video folder layout: video.mp4, ground truth found (2 poses); video: 5 ima")
 
 
 def test_a_video_beside_a_camera_file_says_that_there_is_one(tmp_path: Path) -> None:
@@ -712,7 +712,7 @@ class ClockedCapture:
 def test_video_times_increase_whatever_the_container_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
 ) -> None:
-    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: ClockedCapture(times_ms, fps))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: ClockedCapture(times_ms, fps))
     times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
     assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
 
@@ -745,19 +745,19 @@ class SpoiltCapture(ChangingCapture):
 def test_a_video_whose_first_images_do_not_decode_is_read_from_the_first_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: SpoiltCapture(good=3))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=3))
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [3]
     assert len(source.skipped) == 9
 
 
 def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: SpoiltCapture(good=-1))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=-1))
     assert "no image in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
 
 
 def test_a_video_none_of_whose_chosen_images_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.input.open_source.open_capture", lambda target: SpoiltCapture(good=0))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=0))
     source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
     with pytest.raises(SequenceError, match=r"a: none of 3 images can be used; the first: cannot be decoded"):
         list(source)
@@ -799,8 +799,8 @@ def test_libraries_say_nothing_of_a_broken_video_on_standard_error(tmp_path: Pat
     path.write_bytes(data[: len(data) // 2])
     program = f"""
         from relocalizer.errors import UserError
-        from slam.config import InputConfig
-        from slam.sequence import open_source
+        from slam.config.schema import InputConfig
+        from slam.input.open_source import open_source
         try:
             open_source({str(path)!r}, config=InputConfig())
         except UserError as error:
@@ -981,17 +981,18 @@ def test_a_video_file_at_an_address_is_played_whole(served: str, tmp_path: Path)
 @pytest.mark.parametrize("stage", ["waiting for an image", "using an image"])
 def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> None:
     write_images(tmp_path, 30)
-    slow_reading = "sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
+    slow_reading = "image_sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
     program = f"""
         import time
-        from slam import sequence
-        from slam.config import InputConfig
-        source = sequence.open_source({str(tmp_path)!r}, config=InputConfig(prefetch_frames=2))
-        whole = sequence.read_image
-        {slow_reading if stage == "waiting for a shown" else ""}
+        from slam.config.schema import InputConfig
+        from slam.input import image_sequence
+        from slam.input.open_source import open_source
+        source = open_source({str(tmp_path)!r}, config=InputConfig(prefetch_frames=2))
+        whole = image_sequence.read_image
+        {slow_reading if stage == "waiting for an image" else ""}
         print("ready", flush=True)
         for frame in source:
-            time.sleep({0 if stage == "waiting for a shown" else 0.5})
+            time.sleep({0 if stage == "waiting for an image" else 0.5})
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

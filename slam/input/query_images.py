@@ -63,7 +63,7 @@ def _images_at(path: Path) -> list[QueryImage]:
         return [QueryImage(path, 0, _beside(path.parent))]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not found:
-        raise SequenceError(f"{path}: {why_unfetched(path) or 'no such query or folder'}")
+        raise SequenceError(f"{path}: {why_unfetched(path) or 'no such image or folder'}")
     return [QueryImage(name, 0, _beside(name.parent)) for name in found]
 
 
