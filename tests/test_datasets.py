@@ -14,14 +14,15 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import slam.input.dataset_layouts
-from relocalizer.camera import load_camera
+from relocalizer.camera import Camera, load_camera
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError, UserError
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
-from slam.input.dataset_layouts import SequenceIndex, index_folder
+from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.open_source import open_source
+from slam.input.sequence_index import SequenceIndex
 
 TUM_LINES = "{0} 1 2 3 0 0 0 1\n{1} 2 2 3 0 0 0 1\n"
 POSE = "1 0 0 {x}\n0 1 0 2\n0 0 1 3\n0 0 0 1\n"
@@ -612,7 +613,7 @@ def test_an_index_whose_times_do_not_fit_its_images_cannot_be_made(tmp_path: Pat
 def test_the_documented_recipe_for_a_new_data_set_works(tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
     (recipe,) = [block for block in text.split("```python\n")[1:] if block.startswith("def ")]
-    names: dict[str, Any] = {**vars(slam.input.dataset_layouts), "Rotation": Rotation}
+    names: dict[str, Any] = {**vars(slam.input.dataset_layouts), "Camera": Camera, "Rotation": Rotation}
     exec("from __future__ import annotations\n" + recipe.partition("```")[0], names)
     for k in range(2):
         write_image(tmp_path / "image_left" / f"{k:06d}_left.png", 640, 480)

@@ -64,11 +64,6 @@ def write_video(path: Path, count: int = 20, code: str = "mp4v", width: int = 64
     return path
 
 
-def patch_capture(monkeypatch: pytest.MonkeyPatch, capture: Callable[[str], object]) -> None:
-    for module in ("open_source", "video"):
-        monkeypatch.setattr(f"slam.input.{module}.open_capture", capture)
-
-
 def opened(place: Path | str, config: InputConfig = AHEAD, **options: Any) -> FrameSource:
     return open_source(str(place), config=config, **options)
 
@@ -302,7 +297,7 @@ class ChangingCapture:
 def test_images_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch_capture(monkeypatch, lambda target: ChangingCapture())
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: ChangingCapture())
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [0, 1, 2, 3, 7, 8, 9]
     assert [name for name, _ in source.skipped] == ["a frame 4", "a frame 5", "a frame 6"]
@@ -717,7 +712,7 @@ class ClockedCapture:
 def test_video_times_increase_whatever_the_container_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
 ) -> None:
-    patch_capture(monkeypatch, lambda target: ClockedCapture(times_ms, fps))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: ClockedCapture(times_ms, fps))
     times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
     assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
 
@@ -750,19 +745,19 @@ class SpoiltCapture(ChangingCapture):
 def test_a_video_whose_first_images_do_not_decode_is_read_from_the_first_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch_capture(monkeypatch, lambda target: SpoiltCapture(good=3))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=3))
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [3]
     assert len(source.skipped) == 9
 
 
 def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patch_capture(monkeypatch, lambda target: SpoiltCapture(good=-1))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=-1))
     assert "no image in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
 
 
 def test_a_video_none_of_whose_chosen_images_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patch_capture(monkeypatch, lambda target: SpoiltCapture(good=0))
+    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=0))
     source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
     with pytest.raises(SequenceError, match=r"a: none of 3 images can be used; the first: cannot be decoded"):
         list(source)
@@ -989,9 +984,9 @@ def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> No
     slow_reading = "image_sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
     program = f"""
         import time
+        from slam.config.schema import InputConfig
         from slam.input import image_sequence
         from slam.input.open_source import open_source
-        from slam.config.schema import InputConfig
         source = open_source({str(tmp_path)!r}, config=InputConfig(prefetch_frames=2))
         whole = image_sequence.read_image
         {slow_reading if stage == "waiting for an image" else ""}

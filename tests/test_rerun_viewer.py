@@ -41,7 +41,7 @@ from slam.events import (
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
-from slam.viz import rerun_drawing, rerun_viewer, viewer_process
+from slam.viz import canvas, live_view, map_view, rerun_viewer, viewer_process
 from slam.viz.rerun_viewer import RerunViewer, blueprint
 
 START_NS = 1_403_636_579_763_555_584
@@ -278,8 +278,8 @@ def test_a_point_has_the_color_of_what_it_is(record: Path) -> None:
     def packed(color: tuple[int, int, int]) -> int:
         return int.from_bytes([*color, 255], "big")
 
-    assert before == [packed(rerun_drawing.WAITING)] * 3
-    inlier, outlier = packed(rerun_drawing.INLIER), packed(rerun_drawing.OUTLIER)
+    assert before == [packed(canvas.WAITING)] * 3
+    inlier, outlier = packed(canvas.INLIER), packed(canvas.OUTLIER)
     assert tracked == [inlier, outlier, inlier]
 
 
@@ -407,14 +407,14 @@ def test_the_last_landmarks_are_there_at_the_end(record: Path) -> None:
 def test_a_huge_map_is_thinned(record: Path) -> None:
     recorded(record, [keyframe_event(0, 0), landmarks_event(0, 120_001)])
     shown = len(column(record, "/world/landmarks", "Points3D:positions")[-1][1])
-    assert 25_000 < shown <= rerun_drawing.MAX_LANDMARKS
+    assert 25_000 < shown <= map_view.MAX_LANDMARKS
 
 
 def test_a_keyframes_frustum_follows_its_size(record: Path) -> None:
     twice = Similarity(np.eye(3), np.array([0.0, 0.0, 7.0]), 2.0)
     recorded(record, [frame_event(0), keyframe_event(0, 0, Similarity.identity()), keyframe_event(1, 1, twice)])
     one, two = strips(record, "/world/keyframes")
-    depth = rerun_drawing.FRUSTUM * 4.0  # of the median depth in the first frame
+    depth = live_view.FRUSTUM * 4.0  # of the median depth in the first frame
     assert one[:, 2].max() == pytest.approx(depth)
     assert two[:, 2].max() - 7.0 == pytest.approx(2 * depth)
     assert one[:, 0].max() == pytest.approx(depth * CAMERA.width / 2 / CAMERA.fx)

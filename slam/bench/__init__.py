@@ -1,1 +1,1 @@
-"""slam.bench.cost"""
+"""Measurements of a run: cost, and ablation."""

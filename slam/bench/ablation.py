@@ -1,8 +1,8 @@
-"""What each part of the system is worth: the same frames, again without it.
+"""Ablation: runs SLAM over the same frames with and without each part of the system.
 
-A part is left out by a setting, so that everything else is what it is. Two figures need no run of their own: the
-poses as they were live, and the path with all steps of one length, which is what is left of a run when nothing
-decides lengths. Nothing is written.
+A part is disabled by a setting, so everything else is unchanged. Two rows need no run of their own: the live poses,
+and the path with equal steps between keyframes, which is the result without any scale estimation. No files are
+written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIVE, ONE_LENGTH = "as it was live", "lengths: all steps between keyframes alike
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A part of the system, and the settings that leave it out."""
+    """A variant of the system: its name and the settings that disable a part."""
 
     name: str
     settings: tuple[str, ...]
@@ -57,13 +57,15 @@ PARTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblationRow:
-    """One row: what came out without a part.
+    """Result of one variant.
 
     Attributes:
-        settings: what was changed for it, as for `--set`.
-        reason: why the result is of no use, or could not be measured; empty otherwise.
-        ate_sim3, ate_se3: RMSE in the ground truth's unit; None without one. SE(3) means something for meters only.
-        cpu_s: of all threads, the last refinement included; None where the figure cost no run of its own.
+        settings: changed settings, as for `--set`.
+        reason: why the result is unusable or could not be evaluated; empty otherwise.
+        ate_sim3, ate_se3: RMSE in the ground truth's unit; None without ground truth. SE(3) is meaningful only if the
+            estimate is in meters.
+        wall_s: wall time, seconds; None for a row without a run of its own.
+        cpu_s: CPU time of all threads, including the final refinement, seconds; None for a row without a run.
     """
 
     name: str
@@ -91,11 +93,11 @@ def measure_parts(
     parts: Sequence[Variant] = PARTS,
     on_run: Callable[[Variant, int, int], None] | None = None,
 ) -> list[AblationRow]:
-    """Run SLAM over the same frames as a whole, then without each part. Ctrl-C ends it with the rows there are.
+    """Run the complete system and each variant over the same frames. Ctrl-C returns the rows measured so far.
 
     Args:
-        open_frames: opens the source anew for every run.
-        on_run: told before each run which it is, its number from 1, and how many there are.
+        open_frames: opens the source again for every run.
+        on_run: called before each run with the variant, its number from 1, and the number of runs.
 
     Raises:
         UserError: as `Slam.create` and `runner.run`.
@@ -154,7 +156,7 @@ def _row(
 def _errors(
     trajectory: Trajectory, truth: Trajectory | None, expected_ns: NDArray[np.int64]
 ) -> tuple[float | None, float | None, str]:
-    """ATE under Sim(3) and SE(3), and why there is none."""
+    """ATE after Sim(3) and after SE(3), and the reason if they cannot be computed."""
     if truth is None or not len(trajectory):
         return None, None, ""
     try:
@@ -165,30 +167,30 @@ def _errors(
 
 
 def with_equal_steps(result: SlamResult) -> Trajectory:
-    """The result's path with its rotations and directions kept and the lengths thrown away.
+    """The result's path with equal steps between keyframes; rotations and directions are kept.
 
-    Every step from a keyframe to the next gets the median length, and what lies between two keyframes is stretched
-    with their step. It bounds what a system that knows rotations and directions, and no lengths, can reach on a
-    path without loops: here the directions are as good as those of the whole system.
+    Every step between consecutive keyframes is scaled to the median length, together with the frames in between. It is
+    an upper bound for a system that estimates rotations and directions but no scale, on a path without loops, because
+    its directions are as accurate as those of the complete system.
     """
     path, times = result.trajectory, result.keyframe_trajectory.timestamps_ns
     rows = np.searchsorted(path.timestamps_ns, times)
     if len(rows) < 2:
         return path
     lengths = np.linalg.norm(np.diff(path.positions[rows], axis=0), axis=1)
-    alike = float(np.median(lengths))
-    stretch = np.divide(alike, lengths, out=np.ones_like(lengths), where=lengths > 0)
-    # Frames before the first keyframe or after the last go with the nearest step.
+    median_length = float(np.median(lengths))
+    stretch = np.divide(median_length, lengths, out=np.ones_like(lengths), where=lengths > 0)
+    # Frames before the first keyframe or after the last are scaled with the nearest step.
     step_of = np.clip(np.searchsorted(rows, np.arange(len(path)), side="right") - 1, 0, len(stretch) - 1)
     poses = path.world_from_cam.copy()
-    poses[:, :3, 3] = _walked(path.positions, rows, stretch, step_of)
+    poses[:, :3, 3] = _scaled_positions(path.positions, rows, stretch, step_of)
     return Trajectory(path.timestamps_ns, poses)
 
 
-def _walked(
+def _scaled_positions(
     positions: FloatArray, rows: NDArray[np.intp], stretch: FloatArray, step_of: NDArray[np.intp]
 ) -> FloatArray:
-    """Positions (N, 3) when each step begins where the one before it ends."""
+    """Positions (N, 3) with scaled steps, each of which begins where the previous one ends."""
     steps = np.diff(positions[rows], axis=0) * stretch[:, None]
     starts = np.vstack([positions[rows[0]], positions[rows[0]] + np.cumsum(steps, axis=0)])
     return np.asarray(starts[step_of] + (positions - positions[rows[step_of]]) * stretch[step_of][:, None])

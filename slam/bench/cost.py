@@ -1,4 +1,4 @@
-"""What things cost on this machine: a whole run by stage, or the Reloc3r network alone. Nothing is written."""
+"""Cost on this machine: of a complete run per stage, or of the Reloc3r network alone. No files are written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage of a run: how many frames ran it, and its milliseconds in those."""
+    """Cost of one stage of a run: the number of frames that executed it, and its time per frame and in total."""
 
     frames: int
     p50_ms: float
@@ -34,16 +34,16 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCost:
-    """What a run over some frames took.
+    """Cost of a run.
 
     Attributes:
         backend, precision: of Reloc3r, as configured.
-        reason: why the result is of no use; empty when it is. The times are real all the same.
-        ready_s: from the configuration to a system that takes frames: weights read, libraries loaded.
-        live_fps: frames a second without the last refinement; `fps` with it.
-        cpu_s: of all threads of this process, less disturbed by other work on the machine than wall time.
-        stages: `read` is the wait for the image, `frame` all the system does for it, the others parts of `frame`.
-        peak_memory_mb: of this process so far.
+        reason: why the result is unusable; empty if it is usable. The times are valid in either case.
+        ready_s: time to build the system, including loading of weights and libraries, seconds.
+        live_fps: frames per second without the final refinement; `fps` includes it.
+        cpu_s: CPU time of all threads of this process, seconds; it depends less on other load than wall time.
+        stages: `read` is the wait for the image, `frame` its complete processing; the others are parts of `frame`.
+        peak_memory_mb: peak memory of this process so far, megabytes.
     """
 
     source: str
@@ -73,7 +73,7 @@ class RunCost:
 def measure_run(
     config: SlamConfig, source: FrameSource, *, on_progress: Callable[[int], None] | None = None
 ) -> RunCost:
-    """Run SLAM over a source and keep the times alone.
+    """Run SLAM over a source and return only the cost.
 
     Args:
         on_progress: called after each frame with the number of frames so far.
@@ -117,16 +117,16 @@ def _stage_cost(milliseconds: list[float]) -> StageCost:
 
 
 def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
-    """Time the Reloc3r network that the configuration names, at its largest size, beside a naive use of it.
+    """Time the configured Reloc3r network at its largest input size, compared with a naive use of it.
 
-    With the default backend and precision every way of computing it is measured, otherwise the one that was asked for.
+    With the default backend and precision, all available runtimes are measured, otherwise the configured one.
 
     Args:
-        repeats: every figure is the median of so many.
+        repeats: number of repetitions, of which every figure is the median.
 
     Raises:
-        WeightsError: trained weights were asked for and cannot be had.
-        ConfigError: the backend or the precision cannot be had here.
+        WeightsError: trained weights are configured and not available.
+        ConfigError: the backend or the precision is not available on this machine.
     """
     from relocalizer.network.benchmark import KEYFRAMES, measure_network
     from relocalizer.network.computation import available_runtimes, choose_computation
@@ -134,19 +134,21 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
     from relocalizer.network.weights import load_model, random_model
     from relocalizer.predictors.preprocessing import TRAINED_SIZES
 
-    asked = config.predictor
-    [size, *_] = TRAINED_SIZES[224 if asked.kind == "reloc3r-224" else 512]
-    chosen = choose_computation(device=asked.device, backend=asked.backend, precision=asked.precision, size=size)
-    by_default = (asked.backend, asked.precision) == ("torch", "auto")
+    requested = config.predictor
+    [size, *_] = TRAINED_SIZES[224 if requested.kind == "reloc3r-224" else 512]
+    chosen = choose_computation(
+        device=requested.device, backend=requested.backend, precision=requested.precision, size=size
+    )
+    is_default = (requested.backend, requested.precision) == ("torch", "auto")
 
     def load(dtype: torch.dtype) -> Reloc3r:
-        if not asked.random_weights:
-            return load_model(asked.weights or asked.kind, dtype=dtype)
+        if not requested.random_weights:
+            return load_model(requested.weights or requested.kind, dtype=dtype)
         model = random_model(Architecture(), seed=config.seed)
         use_matmul_dtype(model, dtype)
         return model
 
-    ways = available_runtimes(chosen.device) if by_default else [chosen.way]
-    times = measure_network(load, ways, size, device=chosen.device, repeats=repeats).as_dict()
-    weights = {"predictor": asked.kind, "random_weights": asked.random_weights}
+    runtimes = available_runtimes(chosen.device) if is_default else [chosen.way]
+    times = measure_network(load, runtimes, size, device=chosen.device, repeats=repeats).as_dict()
+    weights = {"predictor": requested.kind, "random_weights": requested.random_weights}
     return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, "chosen": str(chosen), **times}

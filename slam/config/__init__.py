@@ -1,1 +1,1 @@
-"""slam.config.schema"""
+"""Settings: their schema, and how they are loaded."""

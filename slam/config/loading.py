@@ -1,7 +1,7 @@
-"""Settings from YAML files and `--set`, checked against `slam.config.schema`; and the same settings written back.
+"""Settings from YAML files and `--set`, validated against `slam.config.schema`, and written as YAML and Markdown.
 
-Later layers win: defaults in code, then each file in turn, then each `key.path=value`. Whatever does not fit
-becomes one `ConfigError` of one line that names where it stands, the key, and what would have been right.
+Later layers override earlier ones: defaults in code, then each file in turn, then each `key.path=value`. Invalid
+settings raise one `ConfigError` of one line that names the file or option, the key, and the expected value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from relocalizer.errors import ConfigError
 from slam.config.schema import SlamConfig
 
 # YAML 1.1 reads `on` and `no` as booleans, `1e-3` as text, `010` as eight and `1:30` as ninety. These are
-# the rules of YAML 1.2 (core schema) instead, less the words for infinity and not-a-number.
+# the rules of YAML 1.2 (core schema) instead, without infinity and not-a-number.
 _NUMBER_START = "-+.0123456789"
 _SCALARS = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -66,7 +66,7 @@ def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Sl
     """The defaults, changed by each YAML file in turn, then by each `key.path=value`.
 
     Raises:
-        ConfigError: a file that cannot be read, or keys and values that do not fit; one line for all of them.
+        ConfigError: a file cannot be read, or keys or values are invalid; one line for all of them.
     """
     layers = [(str(path), _read_yaml(path)) for path in files]
     layers += [_parse_override(override) for override in overrides]
@@ -74,24 +74,24 @@ def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Sl
 
 
 def with_overrides(config: SlamConfig, overrides: Sequence[str]) -> SlamConfig:
-    """A configuration changed by each `key.path=value`.
+    """A configuration with each `key.path=value` applied.
 
     Raises:
-        ConfigError: keys and values that do not fit; one line for all of them.
+        ConfigError: keys or values are invalid; one line for all of them.
     """
     return _layered(json.loads(config.model_dump_json()), [_parse_override(override) for override in overrides])
 
 
 def expect_used(config: SlamConfig, overrides: Sequence[str], verb: str, sections: Collection[str]) -> list[str]:
-    """Refuse settings that a verb does not use: nobody sets something for nothing.
+    """Reject overrides of settings that a command does not use.
 
     Args:
-        overrides: as given with `--set`.
-        verb: to be named, such as 'slam relocalize'.
-        sections: that the verb uses, of those of `SlamConfig`.
+        overrides: `key.path=value` as given with `--set`.
+        verb: the command's name for errors, such as 'slam relocalize'.
+        sections: the sections of `SlamConfig` that the command uses.
 
     Returns:
-        Keys of other sections that files have changed, which may have been written for another verb.
+        Changed keys of other sections. They come from files, which may have been written for another command.
 
     Raises:
         ConfigError: an override is of another section.
@@ -113,13 +113,13 @@ def expect_used(config: SlamConfig, overrides: Sequence[str], verb: str, section
 
 
 def _layered(merged: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> SlamConfig:
-    """`merged` with the layers on it, each with its origin for errors."""
+    """The settings `merged`, overridden by each (origin, layer) in turn; the origin is named in errors."""
     origins: dict[str, str] = {}
     for origin, layer in layers:
         _merge(merged, layer, origin, origins)
     try:
-        # Through JSON, because only there does pydantic's strict mode still take a list for a tuple and text
-        # for a path while refusing `true` for a number.
+        # Through JSON, because only for JSON does pydantic's strict mode accept a list as a tuple and text as a path
+        # while rejecting `true` as a number.
         return SlamConfig.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         problems = dict.fromkeys(_explain(cast("Mapping[str, Any]", e), origins) for e in error.errors())
@@ -182,7 +182,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = "") -> None:
-    """Sections merge key by key, everything else is replaced; `origins` remembers who set each dotted key."""
+    """Merge sections key by key and replace all other values; `origins` gets the origin of each dotted key."""
     for name, value in layer.items():
         dotted = f"{at}{name}"
         if isinstance(value, dict):
@@ -196,7 +196,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins:
 
 
 def _explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """One of pydantic's errors as: where, the dotted key, what was expected, what was there."""
+    """A pydantic error as text: origin, dotted key, expected value, actual value."""
     names = [str(part) for part in error["loc"]]
     field, used = _field_at(names)
     dotted = ".".join(names[:used]) if error["type"] != "extra_forbidden" else ".".join(names)
@@ -220,7 +220,7 @@ def _prefixes(dotted: str) -> Iterator[str]:
 
 
 def _field_at(names: Sequence[str]) -> tuple[FieldInfo | None, int]:
-    """The deepest setting that the path reaches, and how many names lead to it."""
+    """The deepest field on the path, and the number of names that lead to it."""
     section: type[BaseModel] | None = SlamConfig
     field = None
     for used, name in enumerate(names):
@@ -245,7 +245,7 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _suggest(names: Sequence[str]) -> str:
-    """What to do: the nearest key beside the unknown one, else the same name elsewhere, else it has to go."""
+    """Advice for an unknown key: the nearest sibling, otherwise a similar name elsewhere, otherwise to delete it."""
     *parents, name = names
     siblings = list(_section_at(parents).model_fields)
     leaves = {dotted.rpartition(".")[2]: dotted for dotted, _, _ in walk_settings(SlamConfig())}
@@ -259,7 +259,7 @@ def _suggest(names: Sequence[str]) -> str:
 
 
 def expectation(field: FieldInfo) -> str:
-    """What a setting takes, in words: 'an integer, at least 50, at most 10000'."""
+    """The values a setting accepts, in words: 'an integer, at least 50, at most 10000'."""
     bounds = [
         words.format(f"{getattr(rule, name):g}")
         for rule in field.metadata
@@ -292,13 +292,13 @@ def _kind(annotation: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as YAML would have it, cut short."""
+    """A value as YAML, truncated to 60 characters."""
     text = _yaml_scalar(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def walk_settings(config: BaseModel, at: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Every setting as (dotted key, field, value), in the order of the code, without the sections."""
+    """Every setting (sections excluded) as (dotted key, field, value), in the order of the code."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
@@ -308,8 +308,8 @@ def walk_settings(config: BaseModel, at: str = "") -> Iterator[tuple[str, FieldI
 
 
 def dump_config(config: SlamConfig) -> str:
-    """The whole configuration as commented YAML; loading it gives the same configuration."""
-    lines = ["# Every setting and its value. Give this file to --config to use the same settings again.", ""]
+    """The complete configuration as commented YAML; loading it gives the same configuration."""
+    lines = ["# Every setting and its value. Pass this file to --config to use the same settings again.", ""]
     lines += _dump_section(config, type(config)(), indent="")
     return "\n".join(lines) + "\n"
 
@@ -327,7 +327,7 @@ def _dump_section(section: BaseModel, defaults: BaseModel, indent: str) -> Itera
 
 
 def _yaml_scalar(value: Any) -> str:
-    """JSON, which is YAML too, but plain words stand without quotes."""
+    """A value as JSON, which is also YAML; plain words are not quoted."""
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and isinstance(_parse(value), str):
@@ -336,12 +336,12 @@ def _yaml_scalar(value: Any) -> str:
 
 
 def configuration_page() -> str:
-    """docs/configuration.md: every setting with its default, what it takes and what it does."""
+    """Content of docs/configuration.md: every setting with its default, accepted values and description."""
     lines = [
         "# Configuration",
         "",
-        "Generated by `make docs` from the code; do not edit. Every setting has a default, so a file holds",
-        "only differences. Later layers win: the defaults, each `--config FILE` in turn, each",
+        "Generated by `make docs` from the code; do not edit. Every setting has a default, so a file contains",
+        "only differences. Later layers override earlier ones: the defaults, each `--config FILE` in turn, each",
         "`--set key.path=value`. `slam config` prints the effective settings.",
     ]
     lines += _page_section(SlamConfig(), "")
@@ -358,7 +358,7 @@ def _page_section(section: BaseModel, at: str) -> Iterator[str]:
     if about:
         yield from ["", about]
     if here:
-        yield from ["", "| key | default | takes | what it does |", "|---|---|---|---|"]
+        yield from ["", "| key | default | values | description |", "|---|---|---|---|"]
     for name, field in here.items():
         default = _yaml_scalar(getattr(section, name))
         cells = [

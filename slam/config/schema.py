@@ -1,4 +1,4 @@
-"""Every tunable: typed, bounded, documented, with its default here. YAML files hold only differences."""
+"""All settings, typed and bounded, with their defaults and descriptions. YAML files contain only differences."""
 
 from __future__ import annotations
 
@@ -10,235 +10,275 @@ from relocalizer.config import FeaturesConfig, GeometricConfig, RelocalizerConfi
 
 
 class InputConfig(Section):
-    """How images come in."""
+    """Reading of images."""
 
     assumed_fov_deg: float = Field(
-        60.0, gt=10, lt=150, description="Angle of view across the longer side when no camera is given, degrees."
+        60.0, gt=10, lt=150, description="Field of view assumed along the longer side when no camera is given, degrees."
     )
     max_side_px: int = Field(
-        1280, ge=160, le=4096, description="Larger images are shrunk so that their longer side has this many pixels."
+        1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."
     )
     mask: str = Field(
         "",
-        description="An image of the size or shape of the source's: what is black in it is ignored, what is white is "
-        "used, as in COLMAP; empty masks nothing.",
+        description="Mask image with the size or aspect ratio of the source's images: black pixels are ignored, white "
+        "ones used, as in COLMAP; empty uses the whole image.",
     )
-    prefetch_frames: int = Field(8, ge=0, le=256, description="Images read ahead by the reading thread.")
+    prefetch_frames: int = Field(
+        8,
+        ge=0,
+        le=256,
+        description="Maximum number of images read ahead by the reader thread; 0 reads in the main thread.",
+    )
 
 
 class PredictorConfig(Section):
-    """Who estimates the pose of a pair of images."""
+    """Predictor of the relative pose of an image pair."""
 
     kind: Literal["auto", "geometric", "reloc3r-512", "reloc3r-224"] = Field(
-        "auto", description="The pair predictor; auto takes the network where a GPU makes it cheap."
+        "auto", description="Pair predictor; auto chooses the network when a GPU makes it fast."
     )
     weights: str = Field(
-        "", description="Reloc3r checkpoint: a folder, a file or a Hugging Face id; empty takes the released one."
+        "", description="Reloc3r checkpoint: a folder, a file or a Hugging Face id; empty loads the released one."
     )
     random_weights: bool = Field(
-        False, description="Reloc3r with random weights: the cost is real, the poses mean nothing."
+        False, description="Use Reloc3r with random weights, to measure its cost; the poses are meaningless."
     )
-    device: str = Field("auto", description="Where Reloc3r runs: auto, cpu, cuda, cuda:N or mps.")
+    device: str = Field("auto", description="Device of Reloc3r: auto, cpu, cuda, cuda:N or mps.")
     backend: Literal["auto", "torch", "openvino"] = Field(
-        "torch", description="What computes Reloc3r; auto measures at start which is quicker, OpenVINO if installed."
+        "torch", description="Runtime of Reloc3r; auto measures the installed ones at start and uses the fastest."
     )
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8-dynamic", "fastest"] = Field(
         "auto",
-        description="Of Reloc3r's products. auto is float32, the exact one (on CUDA float16, as published); fastest "
-        "measures at start; int8-dynamic is for trying out.",
+        description="Precision of Reloc3r's matrix products. auto is float32 (on CUDA float16, as published); fastest "
+        "measures them at start; int8-dynamic is experimental.",
     )
     geometric: GeometricConfig = GeometricConfig()
 
 
 class TracksConfig(Section):
-    """Corner tracks between images."""
+    """KLT tracking of corners."""
 
-    max_tracks: int = Field(700, ge=50, le=5000, description="Points followed at a time.")
-    min_distance_px: float = Field(9.0, ge=1, le=100, description="Least distance between points, pixels.")
-    window_px: int = Field(21, ge=5, le=61, description="Side of the window matched by KLT, pixels.")
-    pyramid_levels: int = Field(4, ge=1, le=8, description="Pyramid levels of KLT.")
+    max_tracks: int = Field(700, ge=50, le=5000, description="Maximum number of points tracked at a time.")
+    min_distance_px: float = Field(9.0, ge=1, le=100, description="Minimum distance between tracked points, pixels.")
+    window_px: int = Field(21, ge=5, le=61, description="Side length of the KLT window, pixels.")
+    pyramid_levels: int = Field(4, ge=1, le=8, description="Number of KLT pyramid levels.")
     forward_backward_px: float = Field(
-        0.7, gt=0, le=10, description="A track that does not come back to its start within this is dropped, pixels."
+        0.7, gt=0, le=10, description="Maximum forward-backward error of a track, pixels."
     )
-    noise_px: float = Field(0.8, gt=0.05, le=10, description="Standard deviation assumed of a track, pixels.")
+    noise_px: float = Field(0.8, gt=0.05, le=10, description="Assumed standard deviation of a tracked point, pixels.")
 
 
 class InitializationConfig(Section):
-    """The first pair."""
+    """Initialization of the map from two frames."""
 
     min_parallax_px: float = Field(
-        24.0, gt=0, le=500, description="Median motion of the tracks before the first pair is tried, pixels."
+        24.0, gt=0, le=500, description="Minimum median motion of the tracks for a frame pair to be tried, pixels."
     )
-    min_landmarks: int = Field(60, ge=10, le=5000, description="Landmarks the first pair must give.")
+    min_landmarks: int = Field(
+        60, ge=10, le=5000, description="Minimum number of landmarks triangulated from the initial pair."
+    )
     min_confirming: int = Field(
-        30, ge=10, le=5000, description="Landmarks that suffice where matches make the pair estimate confident."
+        30, ge=10, le=5000, description="Minimum number of landmarks when the pair estimate is confident."
     )
     references: int = Field(
-        4, ge=1, le=20, description="Earlier images that one too far off to be followed is matched to."
+        4, ge=1, le=20, description="Number of reference frames a new frame is matched to when KLT tracking fails."
     )
     min_landmark_parallax_deg: float = Field(
-        0.3, gt=0, le=30, description="Least angle between the rays of a landmark of the first pair, degrees."
+        0.3, gt=0, le=30, description="Minimum triangulation angle of a landmark of the initial pair, degrees."
     )
     min_parallax_deg: float = Field(
-        1.5, gt=0, le=30, description="Median angle between the rays of the first pair's landmarks, degrees."
+        1.5, gt=0, le=30, description="Minimum median triangulation angle of the initial pair, degrees."
     )
 
 
 class KeyframesConfig(Section):
-    """When a frame is worth keeping."""
+    """Selection of keyframes."""
 
     parallax_px: float = Field(
-        28.0, gt=0, le=500, description="Median motion of landmarks, without the camera's turning, pixels."
+        28.0,
+        gt=0,
+        le=500,
+        description="Median motion of the landmarks, rotation removed, at which a keyframe is inserted, pixels.",
     )
     min_survival: float = Field(
-        0.6, gt=0, lt=1, description="A keyframe is due when fewer than this share of its landmarks is still tracked."
+        0.6,
+        gt=0,
+        lt=1,
+        description="Fraction of the last keyframe's landmarks still tracked below which a keyframe is inserted.",
     )
-    rotation_deg: float = Field(12.0, gt=0, le=90, description="A keyframe is due after turning by this, degrees.")
-    min_gap: int = Field(2, ge=1, le=100, description="Frames between keyframes, at least.")
+    rotation_deg: float = Field(
+        12.0, gt=0, le=90, description="Rotation since the last keyframe at which one is inserted, degrees."
+    )
+    min_gap: int = Field(2, ge=1, le=100, description="Minimum number of frames between keyframes.")
     blur_ratio: float = Field(
-        0.5, ge=0, lt=1, description="Frames less sharp than this share of the recent median are not kept."
+        0.5, ge=0, lt=1, description="Minimum sharpness of a keyframe, relative to the median of recent frames."
     )
 
 
 class TrackingConfig(Section):
-    """The pose of every frame."""
+    """Pose estimation of every frame."""
 
-    min_inliers: int = Field(20, ge=6, le=1000, description="Landmarks that must agree with a pose.")
-    min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Share of tracked landmarks that must agree.")
+    min_inliers: int = Field(20, ge=6, le=1000, description="Minimum number of inlier landmarks of a pose.")
+    min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Minimum inlier ratio among the tracked landmarks.")
 
 
 class LandmarksConfig(Section):
-    """Points of the map."""
+    """Landmarks of the map."""
 
-    min_parallax_deg: float = Field(
-        1.0, gt=0, le=30, description="Least angle between rays for a point to get a place, degrees."
-    )
+    min_parallax_deg: float = Field(1.0, gt=0, le=30, description="Minimum triangulation angle of a landmark, degrees.")
     search_radius_px: float = Field(
-        8.0, gt=0, le=100, description="Known landmarks are searched for this far from where they should be, pixels."
+        8.0, gt=0, le=100, description="Search radius around the projection of a landmark, pixels."
     )
     search_keyframes: int = Field(
-        12, ge=0, le=200, description="Keyframes whose landmarks are looked for again in a new keyframe."
+        12,
+        ge=0,
+        le=200,
+        description="Number of covisible keyframes whose landmarks are projected into a new keyframe and matched.",
     )
-    min_similarity: float = Field(
-        0.85, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point."
-    )
+    min_similarity: float = Field(0.85, gt=0, lt=1, description="Minimum inner product of two matching descriptors.")
 
 
 class BundleAdjustmentConfig(Section):
-    """Joint refinement of recent keyframes and landmarks."""
+    """Local bundle adjustment during the run, and global bundle adjustment at its end."""
 
-    window: int = Field(8, ge=2, le=50, description="Keyframes refined together.")
+    window: int = Field(8, ge=2, le=50, description="Number of latest keyframes optimized by local bundle adjustment.")
     covisible: int = Field(
-        6, ge=0, le=50, description="Further keyframes that see the same landmarks, held fixed in the window."
+        6, ge=0, le=50, description="Maximum number of covisible keyframes added to the window with fixed poses."
     )
-    max_landmarks: int = Field(400, ge=50, le=20000, description="Landmarks in the window, the most seen first.")
-    iterations: int = Field(6, ge=0, le=100, description="Levenberg-Marquardt iterations for a window; 0 refines none.")
-    pair_priors: bool = Field(True, description="Hold refinements to the pair estimates between keyframes.")
+    max_landmarks: int = Field(
+        400, ge=50, le=20000, description="Maximum number of landmarks in the window, the most observed ones."
+    )
+    iterations: int = Field(
+        6, ge=0, le=100, description="Levenberg-Marquardt iterations per window; 0 disables local bundle adjustment."
+    )
+    pair_priors: bool = Field(True, description="Use the pair estimates between keyframes as priors.")
     final: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Refine the whole map once more when the run ends; auto: while that costs less than the run did.",
+        description="Global bundle adjustment at the end of the run; auto: unless it would take longer than the run.",
     )
     calibrate: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Find what the camera file does not say of the lens in the last refinement; auto: distortion that "
-        "is left, and the focal length when it was only assumed; always: the focal length too.",
+        description="Refine intrinsics in the global bundle adjustment. auto: the residual distortion, and the focal "
+        "length if it was assumed; always: both; never: none.",
     )
-    final_rounds: int = Field(3, ge=1, le=20, description="Rounds of recognizing and refining the whole map.")
+    final_rounds: int = Field(
+        3, ge=1, le=20, description="Maximum rounds of matching landmarks again and global bundle adjustment."
+    )
     final_covisible: int = Field(
-        40, ge=0, le=1000, description="Keyframes whose landmarks are looked for in each keyframe in a final round."
+        40,
+        ge=0,
+        le=1000,
+        description="Number of covisible keyframes whose landmarks are projected into each keyframe in a final round.",
     )
-    final_iterations: int = Field(8, ge=1, le=200, description="Iterations of each final round.")
+    final_iterations: int = Field(8, ge=1, le=200, description="Levenberg-Marquardt iterations per final round.")
 
 
 class LoopClosingConfig(Section):
-    """Edges between keyframes."""
+    """Edges of the pose graph: odometry and loops."""
 
-    neighbors: int = Field(4, ge=1, le=30, description="Earlier keyframes each new one is tied to.")
-    candidates: int = Field(4, ge=0, le=50, description="Retrieved keyframes that are tried as loops.")
-    min_gap: int = Field(10, ge=1, le=1000, description="Keyframes between the two ends of a loop, at least.")
+    neighbors: int = Field(
+        4, ge=1, le=30, description="Number of earlier keyframes that a new one gets odometry edges to."
+    )
+    candidates: int = Field(4, ge=0, le=50, description="Number of retrieved keyframes verified as loops.")
+    min_gap: int = Field(10, ge=1, le=1000, description="Minimum number of keyframes between the two ends of a loop.")
     min_similarity: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Similarity of a loop candidate, as a share of that between neighboring keyframes.",
+        description="Minimum similarity of a loop candidate, relative to that between neighboring keyframes.",
     )
     suppression: int = Field(
-        2, ge=0, le=100, description="Of candidates this many keyframes apart only the most similar is tried."
+        2, ge=0, le=100, description="Distance, in keyframes, within which only the most similar candidate is verified."
     )
     min_confidence: float = Field(
-        0.1, ge=0, le=1, description="Confidence of the pair estimate below which a candidate is not looked at further."
+        0.1, ge=0, le=1, description="Minimum confidence of the pair estimate of a loop candidate."
     )
-    min_inliers: int = Field(30, ge=8, le=1000, description="Landmarks that must agree with a loop.")
+    min_inliers: int = Field(30, ge=8, le=1000, description="Minimum number of inlier landmarks of a loop.")
     min_cells: int = Field(
-        10, ge=1, le=48, description="Cells of the image, of 8 by 6, in which they must lie: one poster is no place."
+        10,
+        ge=1,
+        le=48,
+        description="Minimum number of image cells (of 8 x 6) with inliers: a poster can occur at several places.",
     )
     single_loop_min_inliers: int = Field(
-        90, ge=8, le=10000, description="Landmarks with which a loop needs no second one that agrees with it."
+        90,
+        ge=8,
+        le=10000,
+        description="Minimum number of inlier landmarks of a loop that is accepted without a second, consistent one.",
     )
     robust: bool = Field(
-        True, description="Close only loops that agree with one another and the path; false closes each, to compare."
+        True, description="Accept only mutually consistent loops; false accepts every verified loop (for ablation)."
     )
 
 
 class RelocalizationConfig(Section):
-    """After the camera was lost, in a run (slam run)."""
+    """Relocalization after tracking loss, in a run (slam run)."""
 
-    candidates: int = Field(5, ge=1, le=50, description="Keyframes tried for each frame.")
+    candidates: int = Field(5, ge=1, le=50, description="Number of retrieved keyframes tried per frame.")
     min_inliers: int = Field(
-        40, ge=6, le=1000, description="Landmarks that must agree, found near where they should be."
+        40, ge=6, le=1000, description="Minimum number of inlier landmarks, matched by projection."
     )
     min_confirming: int = Field(
         10,
         ge=6,
         le=1000,
-        description="Landmarks that suffice where a confident pair estimate agrees with the pose; others need more.",
+        description="Minimum number of inlier landmarks if a confident pair estimate is consistent with the pose.",
     )
     min_cells: int = Field(
-        8, ge=1, le=48, description="Cells of the image, of 8 by 6, in which landmarks that agree alone must lie."
+        8,
+        ge=1,
+        le=48,
+        description="Minimum number of image cells (of 8 x 6) with inliers if the pair estimate is not confident.",
     )
     min_share: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="Share of the landmarks recognized near where a pose puts them that must agree, where few.",
+        description="Minimum inlier ratio among landmarks matched by projection, applied when they are few.",
     )
     covisible_keyframes: int = Field(
-        8, ge=0, le=100, description="Keyframes that see what a candidate sees, whose landmarks are matched as well."
+        8,
+        ge=0,
+        le=100,
+        description="Number of keyframes covisible with a candidate whose landmarks are matched as well.",
     )
     search_radius_px: float = Field(
-        10.0, gt=0, le=100, description="Landmarks are looked for this far from where a first pose puts them, pixels."
+        10.0,
+        gt=0,
+        le=100,
+        description="Search radius around the projection of a landmark under the initial pose, pixels.",
     )
     min_similarity: float = Field(
-        0.8, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point there."
+        0.8, gt=0, lt=1, description="Minimum inner product of two descriptors matched by projection."
     )
     look_back: int = Field(
         300,
         ge=0,
         le=10000,
-        description="Frames without a pose that are kept, and looked for again in the whole map when the run ends.",
+        description="Maximum number of frames without a pose that are stored and relocalized at the end of the run.",
     )
     restart_after: int = Field(
         10,
         ge=1,
         le=100000,
-        description="Frames lost before a new segment of the map may begin, unless recognized first.",
+        description="Number of lost frames after which a new map segment may be initialized.",
     )
 
 
 class MetricScaleConfig(Section):
-    """What makes map units meters."""
+    """Conversion of map units to meters."""
 
     scale_from: str = Field(
         "",
         description="frames:A:B=METRES, a known distance between two frames; groundtruth:METRES, for evaluation only; "
-        "empty leaves map units.",
+        "empty keeps map units.",
     )
 
 
 class SlamConfig(Section):
-    """The whole configuration. A verb uses some of the sections, and refuses settings of the others."""
+    """The complete configuration. A command uses some of the sections and rejects settings of the others."""
 
-    seed: int = Field(0, ge=0, description="Seed of every random choice; the same seed gives the same bytes.")
+    seed: int = Field(0, ge=0, description="Random seed; the same seed gives byte-identical results.")
     input: InputConfig = InputConfig()
     features: FeaturesConfig = FeaturesConfig()
     predictor: PredictorConfig = PredictorConfig()

@@ -1,1 +1,1 @@
-"""slam.evaluation"""
+"""Trajectories: their files, and their evaluation against ground truth."""

@@ -1,4 +1,4 @@
-"""Whether two trajectories can be compared, and what a reader should know of the comparison."""
+"""Preconditions of comparing two trajectories; errors explain what is missing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from slam.evaluation.alignment import MATCHES_NEEDED
 from slam.evaluation.disagreement import find_offset, note_of_units
 from slam.evaluation.trajectory import Trajectory, seconds_from_nanoseconds
 
-STANDSTILL = 1e-9  # spread of positions, relative to their size, below which nothing moved
-ONE_LINE = 1e-6  # ratio of the two largest extents below which positions lie on one line
+STANDSTILL = 1e-9  # Largest extent of positions, relative to their magnitude, below which there is no motion.
+ONE_LINE = 1e-6  # Ratio of the two largest extents below which positions are collinear.
 
 
 def expect_times(estimate: Trajectory, truth: Trajectory) -> None:
+    """Raises TrajectoryError unless both trajectories have times, or neither has and they have equal lengths."""
     if estimate.has_times != truth.has_times:
         without = "ground truth" if estimate.has_times else "estimate"
         raise TrajectoryError(
@@ -29,6 +30,7 @@ def expect_times(estimate: Trajectory, truth: Trajectory) -> None:
 
 
 def expect_matches(matches: int, estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> None:
+    """Raises TrajectoryError with advice if there are too few matches for an alignment."""
     if matches >= MATCHES_NEEDED:
         return
     offset = find_offset(estimate, truth, max_difference_s=max_difference_s)
@@ -48,6 +50,7 @@ def _span(trajectory: Trajectory) -> str:
 
 
 def expect_motion(trajectory: Trajectory, name: str) -> None:
+    """Raises TrajectoryError if all positions are equal."""
     extents = extents_of(trajectory)
     if extents[0] <= STANDSTILL * (1.0 + float(np.abs(trajectory.positions).max())):
         raise TrajectoryError(

@@ -1,9 +1,9 @@
-"""Why two trajectories may disagree though neither is bad: what is wrong with the files, or differs between them.
+"""Diagnosis of conventions that make two correct trajectories disagree.
 
-A quaternion's columns in another order, another body's axes, inverted poses, left-handed axes, another clock: each
-leaves figures that look like a bad estimate. Each is told by its own evidence, the other reading of the files that
-makes them agree; a bad estimate has no such reading. The limits were set on recorded paths with generated errors: of
-estimates that are merely bad, in noise, drift or at random, none came near `BETTER`.
+Quaternion columns in another order, axes of another body, inverted poses, left-handed axes or another clock result in
+errors that look like a bad estimate. Each is detected by an alternative reading of the files that makes them agree; a
+bad estimate has no such reading. The limits were chosen on recorded paths with generated errors: no estimate with only
+noise, drift or random errors came near `BETTER`.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from slam.evaluation.trajectory import Trajectory, seconds_from_nanoseconds
 
 Side = Literal["estimate", "ground truth"]
 
-BETTER = 0.25  # share of the disagreement that another reading must leave at most to be believed
-NOTED = 1 / 3  # share of the RMSE that a constant rotation must leave at most to be noted
-AGREES = 0.25  # error of positions, of their extent, up to which orientations can be judged by their alignment
-FLAT = 0.02  # ratio of a path's extents below which its positions leave the roll about it open
-GROSS_DEG = 3.0  # disagreement of orientations below which nothing is wrong with their order
-PLAIN_DEG = 45.0  # constant rotation from which on another order of the quaternion is as plain a reason for it
-LITTLE_DEG = 15.0  # RMSE that a constant rotation must leave at most to be noted
-LEAST_CONSTANT_DEG = 3.0  # constant rotation from which on it is noted
-UNEXPLAINED_DEG = 30.0  # disagreement that no noise makes while positions agree
-BAD = 0.05  # error of positions, of their extent, from which on another reading of them is looked for
-SUSPECTED = 0.02  # the same, from which on the clocks may differ
-FITS = 0.1  # the same, up to which two paths are one
-ALIKE = 0.25  # of the estimate's duration: offsets that fit as well lie within this, or nothing decides between them
-ALIKE_DURATION = 3.0  # ratio of two durations that may still be of one recording
-OFFSET_POSES, OFFSETS_TRIED = 200, 1000
-POSES_NEEDED = 8  # fewer may fit anything
-_REWEIGHTINGS = 8
+BETTER = 0.25  # Maximum residual of an alternative reading, relative to the original disagreement.
+NOTED = 1 / 3  # Maximum RMSE after a constant rotation is removed, relative to before, for it to be noted.
+AGREES = 0.25  # Maximum position error at which orientations can be compared, relative to the path's extent.
+FLAT = 0.02  # Ratio of a path's two largest extents below which positions do not determine the roll about it.
+GROSS_DEG = 3.0  # Disagreement of orientations below which their quaternions are in the right order, degrees.
+PLAIN_DEG = 45.0  # Constant rotation above which another quaternion order is as plausible a cause, degrees.
+LITTLE_DEG = 15.0  # Maximum RMSE after a constant rotation is removed, for it to be noted, degrees.
+LEAST_CONSTANT_DEG = 3.0  # Minimum constant rotation that is noted, degrees.
+UNEXPLAINED_DEG = 30.0  # Disagreement that noise cannot cause while positions agree, degrees.
+BAD = 0.05  # Position error above which alternative readings are tried, relative to the path's extent.
+SUSPECTED = 0.02  # Position error above which the clocks may differ, relative to the path's extent.
+FITS = 0.1  # Maximum position error between two versions of one path, relative to its extent.
+ALIKE = 0.25  # Maximum spread of equally good clock offsets, relative to the duration; otherwise they are ambiguous.
+ALIKE_DURATION = 3.0  # Maximum ratio between the durations of two trajectories of one recording.
+OFFSET_POSES, OFFSETS_TRIED = 200, 1000  # Number of poses compared per clock offset, and of offsets tried.
+POSES_NEEDED = 8  # Minimum number of poses; fewer fit by chance.
+_REWEIGHTINGS = 8  # Iterations of the geodesic median.
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Another way to read the orientations of one file, and what it leaves.
+    """An alternative reading of the orientations of one file, and its residual.
 
     Attributes:
-        order, read_as: of the quaternions by this reading ("w x y z"), and as they were read; both empty where the
-            rotations are taken to be inverse.
-        constant_deg, residual_deg: as of `OrientationCheck`, read so.
+        order, read_as: quaternion order in this reading ("w x y z"), and the order in which they were read; both empty
+            if this reading inverts the rotations.
+        constant_deg, residual_deg: as in `OrientationCheck`, for this reading.
     """
 
     side: Side
@@ -58,20 +58,20 @@ class Reading:
 
     @property
     def words(self) -> str:
-        """What the orientations are, by this reading: "they are ..."."""
+        """Description of this reading that completes "the orientations are ..."."""
         return f"{self.order} and were read as {self.read_as}" if self.order else "inverse (camera from world)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrientationCheck:
-    """How the orientations of two trajectories go together once their positions are aligned.
+    """Agreement of the orientations of two trajectories after their positions are aligned.
 
     Attributes:
-        constant_deg: angle of the constant rotation between the two files' bodies (camera, IMU, ...) that fits best.
-        residual_deg, residual_rmse_deg: median and RMSE of the angles that are left without it.
-        readings: other ways to read one file that leave at most `BETTER` of the median, the best first; empty when the
-            orientations agree, or are merely bad.
-        note: all this in a sentence; empty when there is nothing to say.
+        constant_deg: angle of the best constant rotation between the bodies (camera, IMU, ...) of the two files.
+        residual_deg, residual_rmse_deg: median and RMSE of the angles after it is removed.
+        readings: alternative readings with at most `BETTER` of the median, the best first; empty if the orientations
+            agree, or are only inaccurate.
+        note: a sentence on the disagreement; empty if there is none.
     """
 
     constant_deg: float
@@ -84,48 +84,48 @@ class OrientationCheck:
 def check_orientations(
     estimate: FloatArray, truth: FloatArray, truth_from_estimate: FloatArray, *, misfit: float, extents: FloatArray
 ) -> OrientationCheck | None:
-    """Judge the orientations of matched poses by the alignment of their positions.
+    """Check the orientations of matched poses, using the alignment of their positions.
 
     Args:
         estimate, truth: (N, 3, 3) orientations, each in its own world.
-        truth_from_estimate: (3, 3), from the positions.
-        misfit: RMSE of the aligned positions, as a share of the true path's largest extent.
-        extents: (3,) of the true positions along their principal axes, largest first.
+        truth_from_estimate: (3, 3) rotation from the alignment of the positions.
+        misfit: RMSE of the aligned positions, relative to the true path's largest extent.
+        extents: (3,) extents of the true positions along their principal axes, largest first.
 
     Returns:
-        None when the positions tell nothing of the orientations: they do not agree, or lie nearly on a line.
+        None if the positions do not agree or are nearly collinear, so that the alignment is not reliable.
     """
     if misfit > AGREES or extents[1] < FLAT * extents[0]:
         return None
     aligned = truth_from_estimate @ estimate
     raw = _angles_deg(truth, aligned)
-    constant_deg, left = _beyond_a_constant_rotation(truth, aligned)
+    constant_deg, residuals = _remove_constant_rotation(truth, aligned)
     check = OrientationCheck(
-        constant_deg=constant_deg, residual_deg=float(np.median(left)), residual_rmse_deg=_rms(left)
+        constant_deg=constant_deg, residual_deg=float(np.median(residuals)), residual_rmse_deg=_rms(residuals)
     )
-    others = list(_other_readings(estimate, truth, truth_from_estimate)) if len(truth) >= POSES_NEEDED else []
+    others = list(_alternative_readings(estimate, truth, truth_from_estimate)) if len(truth) >= POSES_NEEDED else []
     if check.residual_deg >= GROSS_DEG:
         better = [reading for reading in others if reading.residual_deg < BETTER * check.residual_deg]
         least = min((reading.residual_deg for reading in better), default=0.0)
         better.sort(key=lambda reading: (reading.residual_deg > 1.5 * least + 0.1, reading.constant_deg))
         check = replace(check, readings=tuple(better))
-    tilt_deg = float(np.degrees(np.arctan2(misfit * extents[0], extents[1])))  # by which the alignment may be turned
+    tilt_deg = float(np.degrees(np.arctan2(misfit * extents[0], extents[1])))  # Possible error of the alignment.
     is_constant = constant_deg > max(LEAST_CONSTANT_DEG, 1.5 * tilt_deg)
-    leaves_little = _rms(left) < min(NOTED * _rms(raw), LITTLE_DEG)
+    leaves_little = _rms(residuals) < min(NOTED * _rms(raw), LITTLE_DEG)
     if check.readings:
         return replace(check, note=_note_of_reading(check))
     if is_constant and leaves_little:
         return replace(check, note=_note_of_constant(check, others))
     if np.median(raw) > UNEXPLAINED_DEG:
-        return replace(check, note=_note_of_nothing(check, float(np.median(raw))))
+        return replace(check, note=_note_of_unexplained(check, float(np.median(raw))))
     return check
 
 
 def note_of_line(orientation_rmse_deg: float, *, misfit: float, extents: FloatArray) -> str:
-    """That a large disagreement of orientations tells nothing, where it does not; or nothing.
+    """A sentence if a large disagreement of orientations is only due to nearly collinear positions, otherwise "".
 
     Args:
-        misfit, extents: as of `check_orientations`.
+        misfit, extents: as in `check_orientations`.
     """
     if misfit > AGREES or extents[1] >= FLAT * extents[0] or orientation_rmse_deg < UNEXPLAINED_DEG:
         return ""
@@ -154,7 +154,7 @@ def _note_of_constant(check: OrientationCheck, others: Sequence[Reading]) -> str
     return f"{note}; or those of the {plain[0].side} are {plain[0].words}: the camera turned too little to tell"
 
 
-def _note_of_nothing(check: OrientationCheck, raw_deg: float) -> str:
+def _note_of_unexplained(check: OrientationCheck, raw_deg: float) -> str:
     return (
         f"the positions agree and the orientations do not ({raw_deg:.1f} deg at the median, {check.residual_deg:.1f} "
         "beyond a constant rotation): are they camera to world, their quaternions in the order x y z w or as a header "
@@ -162,48 +162,51 @@ def _note_of_nothing(check: OrientationCheck, raw_deg: float) -> str:
     )
 
 
-def _other_readings(estimate: FloatArray, truth: FloatArray, truth_from_estimate: FloatArray) -> Iterator[Reading]:
+def _alternative_readings(
+    estimate: FloatArray, truth: FloatArray, truth_from_estimate: FloatArray
+) -> Iterator[Reading]:
     aligned = truth_from_estimate @ estimate
-    for order, read_as, other in _read_otherwise(truth):
-        constant_deg, left = _beyond_a_constant_rotation(other, aligned)
-        yield Reading("ground truth", order, read_as, constant_deg, float(np.median(left)))
-    for order, read_as, other in _read_otherwise(estimate):
-        constant_deg, left = _beyond_a_constant_rotation(truth, truth_from_estimate @ other)
-        yield Reading("estimate", order, read_as, constant_deg, float(np.median(left)))
+    for order, read_as, other in _alternative_rotations(truth):
+        constant_deg, residuals = _remove_constant_rotation(other, aligned)
+        yield Reading("ground truth", order, read_as, constant_deg, float(np.median(residuals)))
+    for order, read_as, other in _alternative_rotations(estimate):
+        constant_deg, residuals = _remove_constant_rotation(truth, truth_from_estimate @ other)
+        yield Reading("estimate", order, read_as, constant_deg, float(np.median(residuals)))
 
 
-def _read_otherwise(rotations: FloatArray) -> Iterator[tuple[str, str, FloatArray]]:
-    """(order, what was read for it, rotations (N, 3, 3)): with quaternions in another order, or the other way round."""
+def _alternative_rotations(rotations: FloatArray) -> Iterator[tuple[str, str, FloatArray]]:
+    """(order, order it was read as, rotations (N, 3, 3)), with quaternions in another order or rotations inverted."""
     quaternions = Rotation.from_matrix(rotations).as_quat()
     yield "w x y z", "x y z w", Rotation.from_quat(np.roll(quaternions, -1, axis=1)).as_matrix()
     yield "x y z w", "w x y z", Rotation.from_quat(np.roll(quaternions, 1, axis=1)).as_matrix()
     yield "", "", rotations.transpose(0, 2, 1)
 
 
-def _beyond_a_constant_rotation(a: FloatArray, b: FloatArray) -> tuple[float, NDArray[np.float64]]:
-    """Angle of the rotation a_from_b in the bodies' axes that fits best, and what it leaves (N,), degrees.
+def _remove_constant_rotation(a: FloatArray, b: FloatArray) -> tuple[float, NDArray[np.float64]]:
+    """Angle of the best constant rotation a_from_b in the body's axes, and the residual angles (N,), degrees.
 
-    The geodesic median, by reweighted chordal means (Hartley et al., "Rotation averaging", 2013).
+    It is the geodesic median, computed by reweighted chordal means (Hartley et al., "Rotation averaging", 2013).
     """
-    turns = a.transpose(0, 2, 1) @ b
-    weights = np.ones(len(turns))
+    rotations = a.transpose(0, 2, 1) @ b
+    weights = np.ones(len(rotations))
     for _ in range(_REWEIGHTINGS):
-        middle = nearest_rotation((weights[:, None, None] * turns).sum(axis=0))
-        left = np.asarray(Rotation.from_matrix(middle.T @ turns).magnitude())
-        weights = 1.0 / np.maximum(left, 1e-3)
-    return float(np.degrees(Rotation.from_matrix(middle).magnitude())), np.degrees(left)
+        median = nearest_rotation((weights[:, None, None] * rotations).sum(axis=0))
+        residuals = np.asarray(Rotation.from_matrix(median.T @ rotations).magnitude())
+        weights = 1.0 / np.maximum(residuals, 1e-3)
+    return float(np.degrees(Rotation.from_matrix(median).magnitude())), np.degrees(residuals)
 
 
 # --- positions ----------------------------------------------------------------------------------------
 
 
 def note_of_positions(estimate: FloatArray, truth: FloatArray, *, misfit: float) -> str:
-    """What the files must be for the positions of matched poses to agree, in a sentence; empty when they do, or when no
-    other reading makes them.
+    """A sentence on the reading of the files that makes the positions of matched poses agree.
+
+    It is empty if they already agree, or if there is no such reading.
 
     Args:
         estimate, truth: (N, 4, 4) poses, each in its own world.
-        misfit: as of `check_orientations`.
+        misfit: as in `check_orientations`.
     """
     if misfit < BAD or len(estimate) < POSES_NEEDED:
         return ""
@@ -224,13 +227,13 @@ def _inverse_positions(poses: FloatArray) -> FloatArray:
 
 
 def _misfit(a: FloatArray, b: FloatArray) -> float:
-    """RMSE of positions (N, 3) after a similarity, as a share of the extent of a; infinite where nothing moves."""
+    """RMSE of positions (N, 3) after alignment, relative to the extent of a; infinite if there is no motion."""
     try:
-        off = align_points(a, b).apply(b) - a
+        residuals = align_points(a, b).apply(b) - a
     except ValueError:
         return np.inf
     extent = float(np.linalg.norm(a - a.mean(axis=0), 2)) / np.sqrt(len(a))
-    return float(np.sqrt((off**2).sum(axis=1).mean())) / extent if extent > 0 else np.inf
+    return float(np.sqrt((residuals**2).sum(axis=1).mean())) / extent if extent > 0 else np.inf
 
 
 # --- times --------------------------------------------------------------------------------------------
@@ -238,11 +241,12 @@ def _misfit(a: FloatArray, b: FloatArray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ClockOffset:
-    """What to add to the estimate's times for the paths to agree.
+    """Offset between two clocks.
 
     Attributes:
-        matched: poses of the estimate that then have a true pose.
-        misfit: RMSE of their positions, as a share of the path's extent.
+        offset_ns: offset to be added to the estimate's times, nanoseconds.
+        matched: number of poses of the estimate that then have a ground truth pose.
+        misfit: RMSE of their aligned positions, relative to the path's extent.
     """
 
     offset_ns: int
@@ -259,10 +263,11 @@ class ClockOffset:
 def note_of_clocks(
     estimate: Trajectory, truth: Trajectory, *, matched: int, misfit: float, max_difference_s: float
 ) -> str:
-    """That another offset between the clocks makes paths agree which do not, or far more poses match; or nothing.
+    """A sentence if a clock offset makes the paths agree, or lets far more poses match; otherwise "".
 
     Args:
-        matched: poses that match now. misfit: as of `check_orientations`.
+        matched: number of poses that match without an offset.
+        misfit: as in `check_orientations`.
     """
     if misfit < SUSPECTED and matched >= min(len(estimate), len(truth)) / 2:
         return ""
@@ -275,7 +280,7 @@ def note_of_clocks(
 
 
 def note_of_units(estimate: Trajectory, truth: Trajectory) -> str:
-    """That the times of one may be in another unit, as it lasts a thousand times as long as the other; or nothing."""
+    """A sentence if the ratio of the durations suggests that the times of one are in another unit; otherwise ""."""
     if min(estimate.duration_s, truth.duration_s) <= 0:
         return ""
     ratio = estimate.duration_s / truth.duration_s
@@ -290,10 +295,10 @@ def note_of_units(estimate: Trajectory, truth: Trajectory) -> str:
 
 
 def find_offset(estimate: Trajectory, truth: Trajectory, *, max_difference_s: float) -> ClockOffset | None:
-    """The offset between two clocks by which the paths agree best; None unless one stands out among all.
+    """The offset between two clocks at which the paths agree best; None unless it is unambiguous.
 
-    Each true pose is tried as the one of the estimate's middle, and the path decides: of two streams of even times
-    any shift by whole frames matches as well.
+    Each ground truth pose (at most `OFFSETS_TRIED`) is tried as the match of the estimate's middle pose. Offsets are
+    compared by the paths, because between streams with constant frame rates all shifts by whole frames match equally.
     """
     if min(len(estimate), len(truth)) < POSES_NEEDED:
         return None
@@ -312,8 +317,8 @@ def find_offset(estimate: Trajectory, truth: Trajectory, *, max_difference_s: fl
     if best.misfit > FITS or not stands_out:
         return None
     step = len(truth) // OFFSETS_TRIED + 1
-    place = int(np.searchsorted(truth.timestamps_ns, middle + best.offset_ns))
-    around = truth.timestamps_ns[max(place - step, 0) : place + step + 1] - middle
+    k = int(np.searchsorted(truth.timestamps_ns, middle + best.offset_ns))
+    around = truth.timestamps_ns[max(k - step, 0) : k + step + 1] - middle
     finer = [_at_offset(estimate, truth, np.arange(len(estimate)), int(offset), limit) for offset in around]
     return min(finer, key=lambda found: found.misfit)
 

@@ -1,9 +1,9 @@
-"""How far a trajectory is from the truth, with the alignment said aloud.
+"""Evaluation of a trajectory against ground truth.
 
-A monocular trajectory has no scale of its own, so it is aligned to the ground truth by a similarity, Sim(3);
-the rigid alignment, SE(3), stands beside it and says how good the scale was. Measures as in Sturm et al.,
-"A benchmark for the evaluation of RGB-D SLAM systems", 2012: absolute trajectory error (ATE) and relative
-pose error (RPE); alignment by Umeyama 1991.
+A monocular trajectory has no metric scale, so it is aligned to the ground truth by a similarity, Sim(3). The errors
+after a rigid alignment, SE(3), are reported too and show the error of the scale. Metrics as in Sturm et al., "A
+benchmark for the evaluation of RGB-D SLAM systems", 2012: absolute trajectory error (ATE) and relative pose error
+(RPE); alignment by Umeyama 1991.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from slam.evaluation.disagreement import (
 from slam.evaluation.trajectory import Trajectory
 
 MatchedBy = Literal["time", "frame number", "line number"]
-DELTA_TOLERANCE = 0.1  # a pair "1 s apart" is less than this share longer or shorter
+DELTA_TOLERANCE = 0.1  # Maximum relative deviation of a pair's time difference from the requested one.
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Summary of non-negative errors, in their unit."""
+    """Statistics of non-negative errors, in their unit."""
 
     rmse: float
     mean: float
@@ -42,7 +42,7 @@ class Statistics:
 
     @staticmethod
     def of(errors: FloatArray) -> Statistics:
-        """Of (N,) errors, N >= 1."""
+        """Statistics of (N,) errors, N >= 1."""
         return Statistics(
             rmse=float(np.sqrt(np.mean(errors**2))),
             mean=float(np.mean(errors)),
@@ -53,7 +53,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class RelativeError:
-    """RPE over all pairs of poses that lie `delta` apart; translation in the ground truth's unit."""
+    """RPE over all pairs of poses `delta` apart; translation in the ground truth's unit."""
 
     delta: str
     pairs: int
@@ -63,24 +63,25 @@ class RelativeError:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Evaluation:
-    """An estimate compared with the truth. Lengths are in the ground truth's unit.
+    """Comparison of an estimate with the ground truth. Lengths are in the ground truth's unit.
 
     Attributes:
-        matched: poses of the estimate that have a ground truth pose within `max_difference_s`, or of the same number.
-        matched_by: what told which poses belong together.
-        expected, covered: frames that should have a pose, and those of them that have one.
-        coverage_of: what the expected frames are.
-        path_length: of the ground truth, from the first matched pose to the last.
-        scale: ground truth units per unit of the estimate, by the Sim(3) alignment.
+        matched: number of poses of the estimate with a ground truth pose within `max_difference_s`, or with the same
+            number.
+        matched_by: criterion of the matching.
+        expected, covered: number of frames that should have a pose, and of those that have one.
+        coverage_of: description of the expected frames.
+        path_length: length of the ground truth from the first matched pose to the last.
+        scale: ground truth units per unit of the estimate, from the Sim(3) alignment.
         ate_sim3, ate_se3: distance between matched positions after each alignment.
-        orientation_deg: angle between matched orientations after the alignment (the rotation of both is the
-            same); None when all positions lie on one line, which leaves the roll about it open.
-        orientation_check: whether the orientations disagree because the files do (the order of a quaternion, another
-            body's axes); None when the positions cannot tell.
-        notes: what in the files may be wrong, a sentence each, that of `orientation_check` included.
-        rpe_frame: RPE from each matched pose to the next; rpe_second: over one second, None in a shorter run, and
-            where nothing tells the times. Both after scaling by `scale`.
-        drift_percent: error of the motion from first to last matched pose, per path length, after scaling.
+        orientation_deg: angle between matched orientations after the alignment (Sim(3) and SE(3) have the same
+            rotation); None if all positions are collinear, which does not determine the roll about the line.
+        orientation_check: whether the orientations disagree because of the files' conventions (order of the quaternion,
+            axes of another body); None if the positions do not allow a check.
+        notes: possible errors in the files, one sentence each, including that of `orientation_check`.
+        rpe_frame: RPE from each matched pose to the next; rpe_second: over one second, None in a shorter run or
+            without times. Both after scaling by `scale`.
+        drift_percent: error of the motion from first to last matched pose, per path length, after scaling, percent.
         aligned, reference: the matched poses, (matched,) each, the estimate's after Sim(3).
     """
 
@@ -107,7 +108,7 @@ class Evaluation:
 
     @property
     def coverage(self) -> float:
-        """Share of expected frames that have a pose, in [0, 1]."""
+        """Fraction of the expected frames that have a pose, in [0, 1]."""
         return self.covered / self.expected
 
     @property
@@ -117,7 +118,7 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """What was aligned, and how."""
+        """Number of matched poses, how they were matched, and the alignments."""
         how = f"within {self.max_difference_s:g} s" if self.matched_by == "time" else f"by {self.matched_by}"
         return (
             f"{self.matched} poses matched {how}, "
@@ -160,19 +161,19 @@ def evaluate(
     expected: NDArray[np.int64] | None = None,
     matched_by: MatchedBy = "time",
 ) -> Evaluation:
-    """Compare an estimate with the truth.
+    """Compare an estimate with the ground truth.
 
-    Two trajectories without times belong together line by line, and nothing is measured in seconds.
+    Two trajectories without times are matched line by line, and no metric per second is computed.
 
     Args:
-        max_difference_s: stamps further apart than this do not belong together.
-        expected: (N,) nanoseconds, increasing: the frames that should have a pose. Without them coverage is
-            that of the ground truth's stamps between the first and the last pose of the estimate.
-        matched_by: what gave both the same stamps, to be said.
+        max_difference_s: maximum time difference of matched poses, seconds.
+        expected: (N,) increasing timestamps of the frames that should have a pose, nanoseconds. Without them, coverage
+            is computed over the ground truth's timestamps between the first and the last pose of the estimate.
+        matched_by: how the timestamps of both were made comparable, for the report.
 
     Raises:
-        TrajectoryError: fewer than three poses match, one side has no times, or neither has and they differ in
-            length, or all positions of one side are at one place.
+        TrajectoryError: fewer than three poses match, only one side has times, neither has and their lengths differ,
+            or all positions of one side are equal.
     """
     matched, reference = _matched(estimate, ground_truth, max_difference_s)
     sim3 = align_points(reference.positions, matched.positions)
@@ -180,7 +181,7 @@ def evaluate(
     aligned = matched.transformed(sim3)
     covered, of_expected, coverage_of = _coverage(estimate, ground_truth, expected, max_difference_s)
     rpe_frame = relative_error(aligned, reference, delta_frames=1)
-    assert rpe_frame is not None  # three poses make two pairs
+    assert rpe_frame is not None  # Three poses have two such pairs.
     ate, orientation = Statistics.of(position_errors(aligned, reference)), _orientation(aligned, reference)
     misfit = ate.rmse / float(extents_of(reference)[0])
     check = _orientation_check(matched, reference, sim3, misfit)
@@ -232,13 +233,13 @@ def relative_error(
     delta_frames: int | None = None,
     delta_s: float | None = None,
 ) -> RelativeError | None:
-    """Error of the motion between poses that lie a number of frames, or of seconds, apart; all such pairs.
+    """RPE over all pairs of poses that are a number of frames, or of seconds, apart.
 
     Args:
-        estimate, reference: N poses each, matched; the reference's stamps count.
+        estimate, reference: N matched poses each; the reference's timestamps are used.
 
     Returns:
-        None when no two poses lie that far apart.
+        None if there is no such pair.
 
     Raises:
         ValueError: neither or both of the deltas are given, or one is not positive.
@@ -260,7 +261,7 @@ def relative_error(
 
 
 def _matched(estimate: Trajectory, truth: Trajectory, max_difference_s: float) -> tuple[Trajectory, Trajectory]:
-    """The poses of both that belong together. Raises TrajectoryError as `evaluate`."""
+    """The matched poses of both. Raises TrajectoryError as `evaluate`."""
     expect_times(estimate, truth)
     index_e, index_g = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=max_difference_s)
     expect_matches(len(index_e), estimate, truth, max_difference_s)
@@ -277,11 +278,11 @@ def _notes(
     orientation: Statistics | None,
     misfit: float,
 ) -> list[str]:
-    """What matched poses tell of their files; some may be empty."""
-    turned = 0.0 if orientation is None else orientation.rmse
+    """Possible errors in the files, found from matched poses; some of the sentences may be empty."""
+    rotation_rmse_deg = 0.0 if orientation is None else orientation.rmse
     return [
         check.note if check is not None else "",
-        note_of_line(turned, misfit=misfit, extents=extents_of(reference)),
+        note_of_line(rotation_rmse_deg, misfit=misfit, extents=extents_of(reference)),
         note_of_positions(matched.world_from_cam, reference.world_from_cam, misfit=misfit),
     ]
 
@@ -301,7 +302,7 @@ def _coverage(
     expected: NDArray[np.int64] | None,
     max_difference_s: float,
 ) -> tuple[int, int, str]:
-    """(covered, expected, of what)."""
+    """(covered, expected, description of the expected frames)."""
     if expected is not None:
         if len(expected) == 0:
             raise ValueError("evaluate: no frames are expected")
@@ -310,7 +311,7 @@ def _coverage(
     limit = round(max_difference_s * 1e9)
     times, stamps = ground_truth.timestamps_ns, estimate.timestamps_ns
     times = times[(times >= stamps[0] - limit) & (times <= stamps[-1] + limit)]
-    # Not one to one here: ground truth often comes faster than images do.
+    # Not one to one: the rate of the ground truth is often higher than the frame rate.
     after = np.clip(np.searchsorted(stamps, times), 1, len(stamps) - 1)
     gaps = np.minimum(np.abs(stamps[after] - times), np.abs(times - stamps[after - 1]))
     return int((gaps <= limit).sum()), len(times), "ground truth poses within the estimate's time span"
@@ -349,13 +350,15 @@ def _drift_percent(aligned: Trajectory, reference: Trajectory) -> float:
 
 
 def _pairs_apart(times_ns: NDArray[np.int64], delta_s: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """For each stamp the one nearest to `delta_s` later, where there is one within the tolerance."""
+    """Index pairs (i, j): j is nearest to `delta_s` after i, if within the tolerance."""
     wanted = times_ns + round(delta_s * 1e9)
     after = np.clip(np.searchsorted(times_ns, wanted), 1, len(times_ns) - 1)
     j = np.where(wanted - times_ns[after - 1] <= times_ns[after] - wanted, after - 1, after)
-    off = np.abs(times_ns[j] - wanted)
-    near = (off < DELTA_TOLERANCE * delta_s * 1e9) & (j > np.arange(len(times_ns)))
-    i = np.flatnonzero(near & (wanted <= times_ns[-1]))  # past the end the last stamp would be taken too often
+    deviation = np.abs(times_ns[j] - wanted)
+    near = (deviation < DELTA_TOLERANCE * delta_s * 1e9) & (j > np.arange(len(times_ns)))
+    i = np.flatnonzero(
+        near & (wanted <= times_ns[-1])
+    )  # Beyond the end, the last timestamp would be paired repeatedly.
     return i, j[i]
 
 

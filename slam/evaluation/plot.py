@@ -1,10 +1,4 @@
-"""How far a trajectory is from the truth, with the alignment said aloud.
-
-A monocular trajectory has no scale of its own, so it is aligned to the ground truth by a similarity, Sim(3);
-the rigid alignment, SE(3), stands beside it and says how good the scale was. Measures as in Sturm et al.,
-"A benchmark for the evaluation of RGB-D SLAM systems", 2012: absolute trajectory error (ATE) and relative
-pose error (RPE); alignment by Umeyama 1991.
-"""
+"""Plot of an evaluation: both paths from above, and the errors over time."""
 
 from __future__ import annotations
 
@@ -27,13 +21,13 @@ PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Draw both paths from above and the errors over time into a .png, .pdf or .svg.
+    """Plot both paths from above and the errors over time into a .png, .pdf or .svg.
 
-    "Above" is the axis of the ground truth's world along which it extends least.
+    The vertical axis is that of the ground truth's world along which the path extends least.
 
     Raises:
         UserError: matplotlib is not installed.
-        OutputError: another suffix, or the file cannot be written.
+        OutputError: the suffix is another one, or the file cannot be written.
     """
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise OutputError(f"{path}: a plot is written as {', '.join(PLOT_SUFFIXES)}, not {path.suffix!r}")
@@ -85,13 +79,13 @@ def _draw_errors(upper: Axes, lower: Axes, evaluation: Evaluation) -> None:
         fontsize=10,
     )
     upper.set_ylabel("position error")
-    turned = orientation_errors_deg(aligned, reference)
-    _draw_line(lower, stamps, seconds, turned, color="tab:orange", width=1.0)
+    rotation_deg = orientation_errors_deg(aligned, reference)
+    _draw_line(lower, stamps, seconds, rotation_deg, color="tab:orange", width=1.0)
     orientation = evaluation.orientation_deg
-    found = "not determined: positions on one line"
+    summary = "not determined: positions on one line"
     if orientation is not None:
-        found = f"median {orientation.median:.3g} deg, RMSE {orientation.rmse:.3g} deg"
-    lower.set_title(f"Orientation: {found}", fontsize=10)
+        summary = f"median {orientation.median:.3g} deg, RMSE {orientation.rmse:.3g} deg"
+    lower.set_title(f"Orientation: {summary}", fontsize=10)
     lower.set_ylabel("orientation error, deg")
     lower.set_xlabel("time, s")
     for axes in (upper, lower):
@@ -109,6 +103,6 @@ def _draw_line(
     width: float,
     label: str | None = None,
 ) -> None:
-    """A line that does not pretend to know what was where no pose is."""
+    """A line with gaps where poses are missing."""
     for run in runs_without_gaps(stamps):
         axes.plot(x[run], y[run], color=color, linewidth=width, label=label if run.start == 0 else None)

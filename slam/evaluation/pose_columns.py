@@ -1,7 +1,7 @@
-"""Which column of a trajectory file holds what: as a header line names them, or as a format has them.
+"""Columns of a trajectory file, from a header line that names them or from a format.
 
-Files that look alike differ in this: EuRoC's ground truth has the quaternion's w first and nanoseconds, TUM's has it
-last and seconds, DROID-SLAM ships EuRoC's columns with blanks between them. Only a header tells them apart.
+Similar files differ in their columns: EuRoC's ground truth has the quaternion's w first and times in nanoseconds, TUM's
+has w last and seconds, DROID-SLAM distributes EuRoC's columns separated by blanks. Only a header distinguishes them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
 NANOSECONDS_IN: dict[TimeUnit, int] = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
-SMALLEST_EPOCH_NS = 10**17  # nanoseconds of 1973; as seconds this is three billion years
+SMALLEST_EPOCH_NS = 10**17  # Time above which numbers cannot be seconds: the year 1973, nanoseconds.
 _UNITS: dict[str, TimeUnit] = {
     "s": "s", "sec": "s", "secs": "s", "seconds": "s",
     "ms": "ms", "msec": "ms", "milliseconds": "ms",
@@ -30,13 +30,13 @@ _QUATERNION = re.compile(r"(?:.*[^a-z])?(?:q|quat|quaternion|rot|rotation|orient
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Columns, counted from 0, of a pose with a time.
+    """Indices of the columns of a timed pose, counted from 0.
 
     Attributes:
-        unit: of the time; None where a header names the columns and not the unit.
-        counts: how many columns a line may have.
+        unit: unit of the time; None if a header names the columns without it.
+        counts: allowed numbers of columns per line.
         meaning: the columns in words, for errors.
-        named: by a header of the file; otherwise they are those of a format.
+        named: whether a header of the file names the columns; otherwise they are those of a format.
     """
 
     time: int
@@ -49,7 +49,7 @@ class Columns:
 
     @property
     def order(self) -> str:
-        """Of the quaternion: "x y z w" or "w x y z", or any other."""
+        """Order of the quaternion's columns, such as "x y z w" or "w x y z"."""
         return " ".join(axis for _, axis in sorted(zip(self.quaternion_xyzw, "xyzw", strict=True)))
 
 
@@ -72,10 +72,10 @@ EUROC = Columns(
 
 
 def named_columns(header: str, count: int) -> Columns | None:
-    """The columns that a header line names, of lines of `count` fields; None unless it names a whole timed pose.
+    """The columns named by a header line, for lines of `count` fields; None unless it names a complete timed pose.
 
-    The time may be called time, stamp or timestamp, with its unit in brackets or after an underscore; the position
-    x, tx, p_x, position.x and the like; the quaternion qx, q_x, q_RS_x, orientation.x and the like.
+    Accepted names are, for the time, time, stamp and timestamp, with the unit in brackets or after an underscore; for
+    the position, variants such as x, tx, p_x, position.x; for the quaternion, qx, q_x, q_RS_x, orientation.x.
     """
     names = _split(header)
     if len(names) > count and names[0].endswith(":"):
@@ -99,18 +99,18 @@ def named_columns(header: str, count: int) -> Columns | None:
 
 
 def time_unit(columns: Columns, times: Sequence[str], *, assumed: TimeUnit) -> tuple[TimeUnit, str]:
-    """The unit of the times of a file, and a sentence when it is not what stands there; that may be empty.
+    """The unit of the times of a file, and a remark if it differs from the stated one, otherwise "".
 
     Args:
-        times: as they stand in the file.
-        assumed: the unit where nothing names one.
+        times: the times as text.
+        assumed: the unit if none is stated.
     """
     numbers = [number for text in times if (number := _decimal(text)) is not None]
     whole = len(numbers) == len(times) and all(number == number.to_integral_value() for number in numbers)
     unit = columns.unit or assumed
-    if unit == "ns" and columns.named and not whole:  # a nanosecond has no parts
-        said = "its header says nanoseconds, but its times have fractions, so they are read as seconds"
-        return "s", said if columns.unit else ""
+    if unit == "ns" and columns.named and not whole:  # Nanoseconds are integers.
+        remark = "its header says nanoseconds, but its times have fractions, so they are read as seconds"
+        return "s", remark if columns.unit else ""
     if (
         unit == "s"
         and not (columns.named and columns.unit)
@@ -122,7 +122,7 @@ def time_unit(columns: Columns, times: Sequence[str], *, assumed: TimeUnit) -> t
 
 
 def _split(header: str) -> list[str]:
-    """Names of a header line; a unit in brackets stays with its name, longer remarks in brackets go."""
+    """Names in a header line; a unit in brackets is kept with its name, longer text in brackets is removed."""
     text = re.sub(r"\([^()]*[\s,;][^()]*\)", " ", header).strip().lstrip("#% ")
     for separator in (",", ";"):
         if separator in text:
@@ -131,12 +131,12 @@ def _split(header: str) -> list[str]:
 
 
 def _bare(name: str) -> str:
-    """A name in small letters, without quotes and what stands in brackets."""
+    """A name in lower case, without quotes and without text in brackets."""
     return re.sub(r"[\[(].*?[\])]", "", name).strip(" \t\"'#%").lower()
 
 
 def _axes(names: Sequence[str], pattern: re.Pattern[str]) -> dict[str, int]:
-    """First column of each axis whose name the pattern fits."""
+    """First column of each axis whose name matches the pattern."""
     found: dict[str, int] = {}
     for k, name in enumerate(names):
         if match := pattern.fullmatch(_bare(name)):

@@ -1,8 +1,7 @@
-"""A trajectory as a person names it: a run folder or a file; and two of them, so that it is known which poses belong
-together.
+"""Trajectories named by a run folder or a file, and the pairing of two of them for evaluation.
 
-KITTI's files have no times: a line is a frame, of a sequence whose every frame has a pose. So poses without times are
-paired by their numbers where these are known, never by times that somebody made up.
+KITTI's files have no times: each line is a frame, and every frame of the sequence has a pose. Poses without times are
+therefore paired by frame number if it is known, never by invented times.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from slam.evaluation.metrics import MatchedBy
 from slam.evaluation.trajectory import Trajectory, frames_missing, nanoseconds_from_seconds
 from slam.evaluation.trajectory_files import TrajectoryFile, TrajectoryFormat, read_trajectory_file, with_times
 
-TRAJECTORY, EVENTS = "trajectory.txt", "events.jsonl"  # in a run folder
-TIMES = "times.txt"  # as KITTI names them
+TRAJECTORY, EVENTS = "trajectory.txt", "events.jsonl"  # Files of a run folder.
+TIMES = "times.txt"  # KITTI's file of times.
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -29,8 +28,8 @@ class PoseFile:
     """A trajectory file.
 
     Attributes:
-        frames: number in its source of each frame of the run that made the file, by the frame's time; empty when no
-            run folder is around it.
+        frames: index in its source of each frame of the run that wrote the file, by the frame's timestamp; empty if
+            the file is not in a run folder.
     """
 
     path: Path
@@ -43,7 +42,7 @@ class PoseFile:
 
     @property
     def frames_without_pose(self) -> int:
-        """How many frames of the sequence have none: as the run counted them, or as gaps between the times say."""
+        """Number of frames of the sequence without a pose, from the run's log or estimated from gaps in time."""
         stamps = self.trajectory.timestamps_ns
         if self.frames:
             return len(self.frames) - len(stamps)
@@ -52,7 +51,12 @@ class PoseFile:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Pair:
-    """Two trajectories whose equal times belong together, and what was done for it, in a sentence that may be empty."""
+    """Two trajectories on one clock.
+
+    Attributes:
+        expected: (N,) timestamps of the frames that should have a pose, nanoseconds; None if unknown.
+        said: sentence on how poses without times were paired; may be empty.
+    """
 
     estimate: Trajectory
     ground_truth: Trajectory
@@ -62,7 +66,7 @@ class Pair:
 
 
 def open_poses(path: Path, format: TrajectoryFormat | None = None) -> PoseFile:
-    """A trajectory file, or that of a run folder.
+    """Read a trajectory file, or that of a run folder.
 
     Raises:
         TrajectoryError: it cannot be read.
@@ -76,7 +80,7 @@ def timed(poses: PoseFile, times: Path) -> PoseFile:
     """The poses with the times of a file.
 
     Raises:
-        TrajectoryError: they have times, or the file has not one for each pose.
+        TrajectoryError: the poses already have times, or the numbers of times and poses differ.
     """
     if poses.trajectory.has_times:
         raise TrajectoryError(f"--times {times}: {poses.path} has times of its own; leave the option out")
@@ -85,10 +89,10 @@ def timed(poses: PoseFile, times: Path) -> PoseFile:
 
 
 def read_times(path: Path) -> list[int]:
-    """Nanoseconds of a file with a time in seconds a line; `#` starts a comment.
+    """Timestamps, in nanoseconds, of a file with one time in seconds per line; `#` starts a comment.
 
     Raises:
-        TrajectoryError: the file cannot be read, or a line holds anything else; names the line.
+        TrajectoryError: the file cannot be read, or a line is not a time; names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -106,16 +110,16 @@ def read_times(path: Path) -> list[int]:
 
 
 def pair(estimate: PoseFile, truth: PoseFile, times: Path | None = None) -> Pair:
-    """Two trajectories on one clock.
+    """Pair two trajectories.
 
-    Where one has no times, its lines are frames: those of the run that made the estimate, or as many as the other has
-    poses, or they have their times in `times.txt` beside.
+    If one has no times, its lines are interpreted as frames of the run that wrote the estimate; otherwise, if both
+    have the same number of poses, they are paired line by line; otherwise its times are read from a `times.txt`.
 
     Args:
-        times: of the one that has none, or of both.
+        times: file with the times of the trajectory without times, or of both.
 
     Raises:
-        TrajectoryError: nothing tells which poses belong together; says what is needed.
+        TrajectoryError: the poses cannot be paired; states what is needed.
     """
     without = [poses for poses in (estimate, truth) if not poses.trajectory.has_times]
     if times is not None:
@@ -140,7 +144,7 @@ def _with_given_times(estimate: PoseFile, truth: PoseFile, times: Path) -> Pair:
 
 
 def _by_frame(estimate: PoseFile, truth: PoseFile) -> Pair:
-    """Line k + 1 of the truth is frame k of the source, whose times the run knows."""
+    """Line k + 1 of the truth is frame k of the source, whose timestamps are in the run's log."""
     lines, last = len(truth.trajectory), max(estimate.frames[t] for t in estimate.trajectory.timestamps_ns.tolist())
     if last >= lines:
         raise TrajectoryError(
@@ -165,13 +169,13 @@ def _by_line(estimate: PoseFile, truth: PoseFile) -> Pair:
     if a.has_times or b.has_times:
         a, b = Trajectory(stamps, a.world_from_cam), Trajectory(stamps, b.world_from_cam)
     gaps = frames_missing(stamps)
-    doubt = f", though the times have gaps as of {gaps} frames without a pose" if gaps else ""
-    said = f"{without}: no times; both have {len(a)} poses and are paired line by line{doubt}"
+    caveat = f", though the times have gaps as of {gaps} frames without a pose" if gaps else ""
+    said = f"{without}: no times; both have {len(a)} poses and are paired line by line{caveat}"
     return Pair(estimate=a, ground_truth=b, matched_by="line number", said=said)
 
 
 def _times_beside(poses: PoseFile) -> Path | None:
-    """The times that KITTI has for a file of poses, when there are as many."""
+    """KITTI's file of times for a file of poses, if the numbers of times and poses are equal."""
     folder, name = poses.path.parent, poses.path.stem
     for path in (folder / TIMES, folder.parent / "sequences" / name / TIMES):
         if path.is_file() and len(read_times(path)) == len(poses.trajectory):
@@ -194,7 +198,7 @@ def _cannot_pair(estimate: PoseFile, truth: PoseFile) -> TrajectoryError:
 
 
 def _frames_of_run(events: Path, trajectory: Trajectory) -> dict[int, int]:
-    """Number of each frame by its time; empty unless the log beside a trajectory is that of its run."""
+    """Frame indices by timestamp; empty unless the log beside a trajectory is that of its run."""
     if not trajectory.has_times or not events.is_file():
         return {}
     frames: dict[int, int] = {}
@@ -204,6 +208,6 @@ def _frames_of_run(events: Path, trajectory: Trajectory) -> dict[int, int]:
                 try:
                     frame = json.loads(line)["frame"]
                     frames[int(frame["timestamp_ns"])] = int(frame["index"])
-                except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
+                except (ValueError, KeyError, TypeError):  # The truncated last line of a killed run.
                     continue
     return frames if frames.keys() >= set(trajectory.timestamps_ns.tolist()) else {}

@@ -1,18 +1,4 @@
-"""A trajectory: timestamps and camera poses. Reading and writing of its file formats.
-
-| format | a line | time |
-|---|---|---|
-| TUM | `timestamp tx ty tz qx qy qz qw` | seconds |
-| KITTI | the upper three rows of the 4x4 pose (or all four), row by row: 12 (16) numbers | none: one line a frame |
-| EuRoC | `timestamp,px,py,pz,qw,qx,qy,qz` and more columns that are not used | integer nanoseconds |
-
-A header line that names all columns of a pose decides their order and the unit of time, whatever the format has
-(`slam.evaluation.pose_columns`); blanks, commas and semicolons between columns are read alike.
-
-Every pose is `world_from_x`: x is the camera in TUM and KITTI files, the IMU body in EuRoC's ground truth
-(the caller composes `world_from_body @ body_from_cam`). Time is parsed from its digits, never through a
-float, so a stamp such as 1403636579763555584 ns survives a round trip.
-"""
+"""Trajectory: timestamps and camera poses."""
 
 from __future__ import annotations
 
@@ -25,22 +11,22 @@ from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, Similarity, frozen_array
 
-LARGEST_SECONDS = 2**63 // 10**9  # what 64 bits of nanoseconds hold
-GAP = 5.0  # steps in time, relative to the median one, that mean nothing was there
-MISSING = 1.5  # steps in time, relative to the usual one, from which on a frame is missing
+LARGEST_SECONDS = 2**63 // 10**9  # Largest time that 64 bits of nanoseconds can represent, seconds.
+GAP = 5.0  # Time step above which a trajectory has a gap, relative to the median step.
+MISSING = 1.5  # Time step above which a frame is missing, relative to the usual step.
 NO_TIMES = "times are not known: pose k stands at k / 10 s"
-FARTHEST = 1e12  # of positions, beyond which sums of squares lose all digits
+FARTHEST = 1e12  # Limit of coordinates, above which sums of squares lose all digits.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """Camera poses over time, in map units (or meters, when whoever made it knew them).
+    """Camera poses over time, in map units or meters.
 
     Attributes:
         timestamps_ns: (N,) int64, strictly increasing.
         world_from_cam: (N, 4, 4) rigid matrices.
-        has_times: False when the stamps only number the poses (pose k at k / 10 s), as nothing told their times;
-            then they must not be compared with those of anything else.
+        has_times: False if the times are unknown and the timestamps only number the poses (pose k at k / 10 s); then
+            they must not be compared with timestamps of other trajectories.
     """
 
     timestamps_ns: NDArray[np.int64]
@@ -76,7 +62,7 @@ class Trajectory:
         return float(self.timestamps_ns[-1] - self.timestamps_ns[0]) * 1e-9 if len(self) else 0.0
 
     def transformed(self, a_from_world: Similarity) -> Trajectory:
-        """The same path in frame a; a similarity's scale stretches positions, orientations turn with it."""
+        """The same path in frame a: positions are scaled, rotated and translated, orientations rotated."""
         poses = self.world_from_cam.copy()
         poses[:, :3, :3] = a_from_world.rotation @ poses[:, :3, :3]
         poses[:, :3, 3] = a_from_world.apply(self.positions)
@@ -88,12 +74,12 @@ class Trajectory:
 
 
 def nanoseconds_from_seconds(text: str) -> int:
-    """Seconds written in decimal, such as "1403636579.763555584" or "1.5e-1", as nanoseconds, exactly.
+    """Exact nanoseconds of decimal seconds such as "1403636579.763555584" or "1.5e-1".
 
-    Digits below a nanosecond are rounded to the nearest, half to even.
+    Fractions of a nanosecond are rounded to the nearest, half to even.
 
     Raises:
-        ValueError: not a finite number, or too large for 64 bits (nanoseconds where seconds belong).
+        ValueError: not a finite number, or too large for 64 bits (as when nanoseconds are given instead of seconds).
     """
     try:
         seconds = Decimal(text)
@@ -110,16 +96,16 @@ def nanoseconds_from_seconds(text: str) -> int:
 
 
 def seconds_from_nanoseconds(timestamp_ns: int) -> str:
-    """Nanoseconds as decimal seconds with all nine digits; `nanoseconds_from_seconds` reads them back."""
+    """Nanoseconds as decimal seconds with nine decimals, the inverse of `nanoseconds_from_seconds`."""
     seconds, nanoseconds = divmod(abs(timestamp_ns), 1_000_000_000)
     return f"{'-' * (timestamp_ns < 0)}{seconds}.{nanoseconds:09d}"
 
 
 def frames_missing(timestamps_ns: NDArray[np.int64]) -> int:
-    """How many frames seem to have no pose between the first of these increasing stamps and the last.
+    """Estimated number of frames without a pose between the first and the last of increasing timestamps (N,).
 
-    A step of about n usual ones stands for n - 1 of them. The usual step is the first quartile: a frame without a pose
-    makes a step longer, and nothing makes one shorter.
+    A step of about n usual steps counts n - 1 frames. The usual step is the first quartile of the steps, because
+    frames without a pose only make steps longer.
     """
     steps = np.diff(timestamps_ns)
     if len(steps) == 0:
@@ -129,9 +115,9 @@ def frames_missing(timestamps_ns: NDArray[np.int64]) -> int:
 
 
 def runs_without_gaps(timestamps_ns: NDArray[np.int64]) -> list[slice]:
-    """Stretches of increasing stamps without a hole, to draw as one line each.
+    """Slices of increasing timestamps (N,) without a gap, each to be drawn as one line.
 
-    A step of more than `GAP` times the median step is a hole.
+    A gap is a step of more than `GAP` times the median step.
     """
     steps = np.diff(timestamps_ns)
     if len(steps) == 0:

@@ -1,25 +1,23 @@
-"""A trajectory: timestamps and camera poses. Reading and writing of its file formats.
+"""Reading and writing of trajectory files.
 
-| format | a line | time |
+| format | line | time |
 |---|---|---|
 | TUM | `timestamp tx ty tz qx qy qz qw` | seconds |
-| KITTI | the upper three rows of the 4x4 pose (or all four), row by row: 12 (16) numbers | none: one line a frame |
-| EuRoC | `timestamp,px,py,pz,qw,qx,qy,qz` and more columns that are not used | integer nanoseconds |
+| KITTI | the upper three rows of the 4x4 pose (or all four), row by row: 12 (16) numbers | none: one line per frame |
+| EuRoC | `timestamp,px,py,pz,qw,qx,qy,qz` and further columns, which are ignored | integer nanoseconds |
 
-A header line that names all columns of a pose decides their order and the unit of time, whatever the format has
-(`slam.evaluation.pose_columns`); blanks, commas and semicolons between columns are read alike.
+A header line that names all columns of a pose overrides the format's column order and unit of time
+(`slam.evaluation.pose_columns`); columns may be separated by blanks, commas or semicolons in every format.
 
 Every pose is `world_from_x`: x is the camera in TUM and KITTI files, the IMU body in EuRoC's ground truth
-(the caller composes `world_from_body @ body_from_cam`). Time is parsed from its digits, never through a
-float, so a stamp such as 1403636579763555584 ns survives a round trip.
+(the caller composes `world_from_body @ body_from_cam`). Times are parsed as decimals, never as floats, so a timestamp
+such as 1403636579763555584 ns survives a round trip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,20 +27,21 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError
 from relocalizer.geometry import FloatArray, quaternion_xyzw_from_rotation, rotation_from_quaternion_xyzw
-from slam.evaluation.pose_columns import EUROC, NANOSECONDS_IN, TUM, Columns, TimeUnit, time_unit
-from slam.evaluation.trajectory import (
-    FARTHEST,
-    NO_TIMES,
-    Trajectory,
-    nanoseconds_from_seconds,
-    seconds_from_nanoseconds,
+from slam.evaluation.pose_columns import EUROC, TUM, Columns, time_unit
+from slam.evaluation.trajectory import NO_TIMES, Trajectory, seconds_from_nanoseconds
+from slam.evaluation.trajectory_fields import (
+    expect_columns,
+    expect_position,
+    expect_rotation,
+    expect_unit_quaternion,
+    parse_numbers,
+    parse_time,
+    time_parser,
 )
 from slam.evaluation.trajectory_table import NAME_COLUMNS, Table, read_table
 
 TrajectoryFormat = Literal["tum", "kitti", "euroc"]
-KITTI_FRAME_NS = 100_000_000  # the odometry sequences run at 10 Hz; numbers the poses when no times are given
-QUATERNION_TOLERANCE = 0.1  # further from length one, the columns are not what they should be
-ROTATION_TOLERANCE = 1e-2  # entries of R R^T - 1; files carry six digits or so
+KITTI_FRAME_NS = 100_000_000  # Frame period of the odometry sequences, used if no times are given, nanoseconds.
 KITTI_COLUMNS = (12, 16)
 TUM_HEADER = "# timestamp tx ty tz qx qy qz qw"
 EUROC_HEADER = "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],q_RS_w [],q_RS_x [],q_RS_y [],q_RS_z []"
@@ -50,12 +49,12 @@ EUROC_HEADER = "#timestamp [ns],p_RS_R_x [m],p_RS_R_y [m],p_RS_R_z [m],q_RS_w []
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryFile:
-    """What a trajectory file holds.
+    """Content of a trajectory file.
 
     Attributes:
-        assumed_order: of the quaternion, as the format has it ("x y z w" or "w x y z"); empty where a header names
-            its columns, or there is no quaternion.
-        remarks: what its reader had to decide and a person should know, a sentence each.
+        assumed_order: order of the quaternion according to the format ("x y z w" or "w x y z"); empty if a header
+            names the columns, or there is no quaternion.
+        remarks: assumptions of the reader that the user should know, one sentence each.
     """
 
     trajectory: Trajectory
@@ -64,9 +63,9 @@ class TrajectoryFile:
 
 
 def read_trajectory(path: Path, format: TrajectoryFormat | None = None) -> Trajectory:
-    """Read a trajectory file; without `format` the first lines decide.
+    """Read a trajectory file; without `format` it is recognized from the first lines.
 
-    12 or 16 columns are KITTI, which has no times; any other commas mean EuRoC, 8 columns TUM.
+    12 or 16 columns are KITTI, which has no times; otherwise commas are EuRoC, and 8 columns without commas TUM.
 
     Raises:
         TrajectoryError: the file is missing, of no known format, or damaged; names the line.
@@ -75,7 +74,7 @@ def read_trajectory(path: Path, format: TrajectoryFormat | None = None) -> Traje
 
 
 def read_trajectory_file(path: Path, format: TrajectoryFormat | None = None) -> TrajectoryFile:
-    """`read_trajectory`, with what had to be decided on the way.
+    """`read_trajectory`, with the assumptions made.
 
     Raises:
         TrajectoryError: as `read_trajectory`.
@@ -93,12 +92,12 @@ def read_trajectory_file(path: Path, format: TrajectoryFormat | None = None) -> 
 def write_trajectory(
     path: Path, trajectory: Trajectory, format: TrajectoryFormat | None = None, *, note: str = ""
 ) -> None:
-    """Write a trajectory file; without `format` the suffix decides.
+    """Write a trajectory file; without `format` it is chosen by the suffix.
 
-    .csv is EuRoC, .kitti KITTI, .txt and .tum TUM; TUM alone has a place for the note.
+    .csv is EuRoC, .kitti KITTI, .txt and .tum TUM; the note is written in TUM files only.
 
     Raises:
-        TrajectoryError: no format given and a suffix that means none.
+        TrajectoryError: no format is given, and the suffix is of none.
         OutputError: the file cannot be written.
     """
     match format or format_of_suffix(path):
@@ -111,7 +110,7 @@ def write_trajectory(
 
 
 def read_tum(path: Path) -> Trajectory:
-    """Read `timestamp tx ty tz qx qy qz qw` lines, seconds, or what a header names; `#` starts a comment.
+    """Read lines `timestamp tx ty tz qx qy qz qw` (seconds), or as a header names them; `#` starts a comment.
 
     Raises:
         TrajectoryError: the file is missing, empty or damaged; names the line and what was expected.
@@ -122,10 +121,10 @@ def read_tum(path: Path) -> Trajectory:
 def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
     """Write TUM lines with nine decimals; the same trajectory gives the same bytes.
 
-    A comment says so when the trajectory has no times, and `read_tum` believes it.
+    If the trajectory has no times, a comment states it, and `read_tum` restores `has_times` from it.
 
     Args:
-        note: a second line of comment at the top, such as what the lengths are.
+        note: second comment line at the top, such as the unit of lengths.
 
     Raises:
         OutputError: the file cannot be written.
@@ -139,7 +138,7 @@ def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
 
 
 def read_note(path: Path) -> str:
-    """The note that `write_tum` put at the head of a file; empty when there is none, or no such file."""
+    """The note written by `write_tum`; empty if there is none, or no such file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             first, second = file.readline().rstrip("\n"), file.readline().rstrip("\n")
@@ -150,27 +149,27 @@ def read_note(path: Path) -> str:
 
 
 def read_kitti(path: Path, timestamps_ns: ArrayLike | None = None) -> Trajectory:
-    """Read lines of 12 numbers: the 3x4 `world_from_cam`, row by row; or of 16, the 4x4.
+    """Read lines of 12 numbers, the 3x4 `world_from_cam` row by row, or of 16, the 4x4.
 
     Args:
-        timestamps_ns: (N,) nanoseconds, one for each line. Without them the trajectory has no times, and pose k
-            stands at k / 10 s.
+        timestamps_ns: (N,) nanoseconds, one per line. Without them the trajectory has no times, and pose k has the
+            timestamp k / 10 s.
 
     Raises:
-        TrajectoryError: the file is missing, empty or damaged, or has not as many lines as there are times.
+        TrajectoryError: the file is missing, empty or damaged, or the numbers of lines and times differ.
     """
     untimed = read_trajectory_file(path, "kitti").trajectory
     return untimed if timestamps_ns is None else with_times(untimed, timestamps_ns, str(path))
 
 
 def with_times(untimed: Trajectory, timestamps_ns: ArrayLike, name: str) -> Trajectory:
-    """The poses with their times (N,), nanoseconds.
+    """The poses with these times (N,), nanoseconds.
 
     Args:
-        name: of the poses, for errors.
+        name: name of the poses, for errors.
 
     Raises:
-        TrajectoryError: there are not as many times as poses, or they do not increase.
+        TrajectoryError: the numbers of times and poses differ, or the times do not increase.
     """
     times = np.asarray(timestamps_ns)
     if times.shape != (len(untimed),):
@@ -181,7 +180,7 @@ def with_times(untimed: Trajectory, timestamps_ns: ArrayLike, name: str) -> Traj
 
 
 def write_kitti(path: Path, trajectory: Trajectory) -> None:
-    """Write 12 numbers a line with nine decimals; timestamps are lost, as the format has none.
+    """Write 12 numbers per line with nine decimals; the format has no timestamps.
 
     Raises:
         OutputError: the file cannot be written.
@@ -190,7 +189,7 @@ def write_kitti(path: Path, trajectory: Trajectory) -> None:
 
 
 def read_euroc(path: Path) -> Trajectory:
-    """Read a data.csv: nanoseconds, position, quaternion w x y z, or what its header names; others are not used.
+    """Read a data.csv: nanoseconds, position, quaternion w x y z, or as its header names them; others are ignored.
 
     EuRoC's own ground truth gives the pose of the IMU body, `world_from_body`: compose it with the camera's
     `body_from_cam` before comparing it with a camera.
@@ -204,7 +203,7 @@ def read_euroc(path: Path) -> Trajectory:
 def write_euroc(path: Path, trajectory: Trajectory) -> None:
     """Write EuRoC's first eight columns with nine decimals; the same trajectory gives the same bytes.
 
-    A comment says so when the trajectory has no times, and `read_euroc` believes it.
+    If the trajectory has no times, a comment states it, and `read_euroc` restores `has_times` from it.
 
     Raises:
         OutputError: the file cannot be written.
@@ -217,7 +216,7 @@ def write_euroc(path: Path, trajectory: Trajectory) -> None:
 
 
 def recognize_format(path: Path) -> TrajectoryFormat:
-    """By a header that names the columns, or the first line that holds anything.
+    """The format of a file, from a header that names the columns or from the first line that is not empty.
 
     Raises:
         TrajectoryError: the file is missing, empty, or of no known format.
@@ -226,10 +225,10 @@ def recognize_format(path: Path) -> TrajectoryFormat:
 
 
 def format_of_suffix(path: Path) -> TrajectoryFormat:
-    """What a file of this name holds: .csv is EuRoC, .kitti KITTI, .txt and .tum TUM.
+    """The format of a file name: .csv is EuRoC, .kitti KITTI, .txt and .tum TUM.
 
     Raises:
-        TrajectoryError: the suffix names no format.
+        TrajectoryError: the suffix is of no format.
     """
     formats: dict[str, TrajectoryFormat] = {".csv": "euroc", ".kitti": "kitti", ".txt": "tum", ".tum": "tum"}
     if path.suffix.lower() not in formats:
@@ -258,16 +257,16 @@ def _format_of(table: Table) -> TrajectoryFormat:
 def _timed_poses(table: Table, assumed: Columns) -> TrajectoryFile:
     columns = table.named or assumed
     unit, remark = time_unit(columns, [fields[columns.time] for _, fields in table.rows], assumed=assumed.unit or "s")
-    parse = _parser_of(unit)
+    parse = time_parser(unit)
     times: list[int] = []
     values: list[list[float]] = []
     for place, fields in table.rows:
-        _expect_columns(place, fields, columns, table)
-        times.append(_parse_time(place, fields[columns.time], parse, times))
+        expect_columns(place, fields, columns, table)
+        times.append(parse_time(place, fields[columns.time], parse, times))
         pose = [fields[k] for k in (*columns.position, *columns.quaternion_xyzw)]
-        values.append(_parse_numbers(place, pose))
-        _expect_position(place, values[-1][:3])
-        _expect_unit_quaternion(place, values[-1][3:])
+        values.append(parse_numbers(place, pose))
+        expect_position(place, values[-1][:3])
+        expect_unit_quaternion(place, values[-1][3:])
     numbers = np.array(values, dtype=np.float64)
     trajectory = _trajectory(
         times, rotation_from_quaternion_xyzw(numbers[:, 3:]), numbers[:, :3], has_times=table.has_times
@@ -283,9 +282,9 @@ def _untimed_poses(table: Table) -> Trajectory:
             raise TrajectoryError(
                 f"{place}: expected {count} columns (the 3x4 pose row by row, or the 4x4), got {len(fields)}"
             )
-        values.append(_parse_numbers(place, fields))
-        _expect_position(place, values[-1][3:12:4])
-        _expect_rotation(place, np.reshape(values[-1][:12], (3, 4))[:, :3])
+        values.append(parse_numbers(place, fields))
+        expect_position(place, values[-1][3:12:4])
+        expect_rotation(place, np.reshape(values[-1][:12], (3, 4))[:, :3])
         if not np.allclose(values[-1][12:], [0.0, 0.0, 0.0, 1.0][: count - 12]):
             raise TrajectoryError(f"{place}: expected 0 0 0 1 in columns 13-16, the last row of a 4x4 pose")
     poses = np.array(values, dtype=np.float64)[:, :12].reshape(-1, 3, 4)
@@ -293,97 +292,6 @@ def _untimed_poses(table: Table) -> Trajectory:
     return _trajectory(
         range(0, len(poses) * KITTI_FRAME_NS, KITTI_FRAME_NS), rotations, poses[:, :, 3], has_times=False
     )
-
-
-def _expect_columns(place: str, fields: Sequence[str], columns: Columns, table: Table) -> None:
-    if len(fields) in columns.counts:
-        return
-    if columns.named:
-        first = table.rows[0][0].rpartition(", ")[2]
-        raise TrajectoryError(f"{place}: expected {table.columns} columns, as in {first}, got {len(fields)}")
-    wanted = " or ".join(map(str, columns.counts))
-    raise TrajectoryError(f"{place}: expected {wanted} columns ({columns.meaning}), got {len(fields)}; {NAME_COLUMNS}")
-
-
-def _parser_of(unit: TimeUnit) -> Callable[[str], int]:
-    match unit:
-        case "s":
-            return nanoseconds_from_seconds
-        case "ns":
-            return _nanoseconds_from_integer
-        case _:
-            return partial(_nanoseconds_from, unit)
-
-
-def _parse_time(place: str, text: str, parse: Callable[[str], int], before: Sequence[int]) -> int:
-    try:
-        time = parse(text)
-    except ValueError as error:
-        raise TrajectoryError(f"{place}: {error}") from None
-    if before and time <= before[-1]:
-        raise TrajectoryError(
-            f"{place}: timestamps must increase, but {seconds_from_nanoseconds(time)} s "
-            f"follows {seconds_from_nanoseconds(before[-1])} s; sort the file and remove duplicates"
-        )
-    return time
-
-
-def _nanoseconds_from(unit: TimeUnit, text: str) -> int:
-    try:
-        time = Decimal(text)
-    except InvalidOperation:
-        raise ValueError(f"expected a time in {unit}, got {text!r}") from None
-    if not abs(time) < 2**63 // NANOSECONDS_IN[unit]:
-        raise ValueError(f"expected a time in {unit}, got {text!r}")
-    return int((time * NANOSECONDS_IN[unit]).to_integral_value())
-
-
-def _nanoseconds_from_integer(text: str) -> int:
-    try:
-        time = Decimal(text)
-    except InvalidOperation:
-        time = Decimal("NaN")
-    if not time.is_finite() or time != time.to_integral_value():
-        raise ValueError(
-            f"expected a time in integer nanoseconds, got {text!r}; where it is in seconds, a header must say so: "
-            "# timestamp[s],tx,ty,tz,qx,qy,qz,qw"
-        )
-    if abs(time) >= 2**63:
-        raise ValueError(f"expected a time in integer nanoseconds, got {text}, which needs more than 64 bits")
-    return int(time)
-
-
-def _parse_numbers(place: str, fields: Sequence[str]) -> list[float]:
-    try:
-        numbers = [float(field) for field in fields]
-    except ValueError as error:
-        raise TrajectoryError(f"{place}: expected numbers ({error})") from None
-    if not np.isfinite(numbers).all():
-        raise TrajectoryError(f"{place}: holds NaN or infinity; remove the line if there is no pose")
-    return numbers
-
-
-def _expect_position(place: str, position: Sequence[float]) -> None:
-    far = max(position, key=abs)
-    if abs(far) >= FARTHEST:
-        raise TrajectoryError(f"{place}: {far:g} is no position; expected numbers below {FARTHEST:g}")
-
-
-def _expect_unit_quaternion(place: str, quaternion: Sequence[float]) -> None:
-    length = float(np.linalg.norm(quaternion))
-    if abs(length - 1.0) > QUATERNION_TOLERANCE:
-        raise TrajectoryError(f"{place}: expected a unit quaternion, got one of length {length:.3g}")
-
-
-def _expect_rotation(place: str, matrix: FloatArray) -> None:
-    off = float(np.abs(matrix @ matrix.T - np.eye(3)).max())
-    if off > ROTATION_TOLERANCE:
-        raise TrajectoryError(f"{place}: expected a rotation in columns 1-3, 5-7 and 9-11, off by {off:.3g}")
-    if np.linalg.det(matrix) < 0:
-        raise TrajectoryError(
-            f"{place}: expected a rotation in columns 1-3, 5-7 and 9-11, got a mirrored one (determinant -1): "
-            "its axes are left-handed; turn one axis of the world and of the camera around first"
-        )
 
 
 def _trajectory(times: Sequence[int], rotations: FloatArray, positions: FloatArray, *, has_times: bool) -> Trajectory:
@@ -394,7 +302,7 @@ def _trajectory(times: Sequence[int], rotations: FloatArray, positions: FloatArr
 
 
 def _decimals(values: FloatArray) -> list[str]:
-    return [f"{value + 0.0:.9f}" for value in np.round(values, 9)]  # + 0.0 turns -0.0 into 0.0
+    return [f"{value + 0.0:.9f}" for value in np.round(values, 9)]  # + 0.0 converts -0.0 to 0.0
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -1,18 +1,4 @@
-"""A trajectory: timestamps and camera poses. Reading and writing of its file formats.
-
-| format | a line | time |
-|---|---|---|
-| TUM | `timestamp tx ty tz qx qy qz qw` | seconds |
-| KITTI | the upper three rows of the 4x4 pose (or all four), row by row: 12 (16) numbers | none: one line a frame |
-| EuRoC | `timestamp,px,py,pz,qw,qx,qy,qz` and more columns that are not used | integer nanoseconds |
-
-A header line that names all columns of a pose decides their order and the unit of time, whatever the format has
-(`slam.evaluation.pose_columns`); blanks, commas and semicolons between columns are read alike.
-
-Every pose is `world_from_x`: x is the camera in TUM and KITTI files, the IMU body in EuRoC's ground truth
-(the caller composes `world_from_body @ body_from_cam`). Time is parsed from its digits, never through a
-float, so a stamp such as 1403636579763555584 ns survives a round trip.
-"""
+"""Reads a trajectory file as a table of text fields."""
 
 from __future__ import annotations
 
@@ -25,7 +11,7 @@ from slam.evaluation.trajectory import NO_TIMES
 
 NAME_COLUMNS = "a header line may name them: # timestamp tx ty tz qx qy qz qw"
 _GZIP = b"\x1f\x8b"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Windows writes, with its mark at the start
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # Byte order marks, as written by Windows programs.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +19,9 @@ class Table:
     """A text file of numbers.
 
     Attributes:
-        comments: lines before the first row.
-        rows: (file and line, fields) of each line that holds anything; at least one.
-        commas: between the columns of the first row (or semicolons), and not blanks.
+        comments: comment lines before the first row.
+        rows: (file and line number, fields) of each line that is not empty; at least one.
+        commas: whether the columns of the first row are separated by commas or semicolons instead of blanks.
     """
 
     comments: list[str]
@@ -48,7 +34,7 @@ class Table:
 
     @property
     def named(self) -> Columns | None:
-        """What the last line of comment that names columns says."""
+        """The columns named by the last comment line that names any; None without one."""
         found = (named_columns(comment, self.columns) for comment in reversed(self.comments))
         return next((columns for columns in found if columns is not None), None)
 
@@ -58,7 +44,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Raises TrajectoryError when there is no such file, or no text with a row in it."""
+    """Read a file. Raises TrajectoryError if there is no such file, it is not text, or it has no row."""
     comments: list[str] = []
     rows: list[tuple[str, list[str]]] = []
     contents: list[str] = []
@@ -94,7 +80,7 @@ def _text(path: Path) -> str:
 
 
 def _fields(content: str) -> list[str]:
-    """Between commas, semicolons or blanks; a separator at the end of the line is none."""
+    """Fields separated by commas, semicolons or blanks; a separator at the end of the line is ignored."""
     separator = _separator(content)
     fields = [field.strip() for field in content.split(separator)]
     return fields[:-1] if separator and not fields[-1] else fields

@@ -1,7 +1,7 @@
-"""How far a run can be trusted, from evidence, in words: what its report, its summary and its exit code say.
+"""Verdict on the quality of a run, used by its report, its summary and its exit code.
 
-A grade is the worst of what each piece of evidence gives. The limits are policy, not measurement: they separate runs
-that people use as they are from runs that they look at first. docs/results.md has the verdicts of all measured runs.
+The grade is the worst of all findings. The limits are policy, not measurement: they separate runs that can be used
+directly from runs that need inspection. docs/results.md lists the verdicts of all measured runs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from enum import StrEnum
 
 
 class Grade(StrEnum):
-    """From worst to best."""
+    """Quality of a run, from worst to best."""
 
-    FAILED = "failed"  # there is no result, or it means nothing
-    POOR = "poor"  # most of the footage is not in the map, or the map contradicts what it was made from
-    PARTIAL = "partial"  # usable in part: read the reasons first
+    FAILED = "failed"  # There is no result, or it is meaningless.
+    POOR = "poor"  # Most frames have no pose in the map, or the map is inconsistent with its observations.
+    PARTIAL = "partial"  # Usable in part; see the reasons.
     GOOD = "good"
 
     @property
@@ -29,7 +29,7 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One piece of evidence against a run: how bad it makes it, and a sentence with the numbers."""
+    """One deficiency of a run: the best grade it allows, and a sentence with the numbers."""
 
     grade: Grade
     reason: str
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A grade and why it is not better, the gravest reason first; a good run may have remarks."""
+    """A grade and the reasons for it, the worst first; a good run may have remarks."""
 
     grade: Grade
     reasons: tuple[str, ...]
@@ -48,17 +48,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What is known of a run when it has ended.
+    """Statistics of a finished run.
 
     Attributes:
-        frames: that went in. tracked: those with a pose in the largest segment.
-        other_segments: frames with a pose in each other segment, which nothing ties to the largest.
-        lost_times, lost_frames: losses of tracking, and the frames that had no pose for it live.
-        weak_frames: live poses that rest on fewer than `WEAK_LANDMARKS` landmarks, or on none (a held position).
-        overlay_share: of the points followed, the share that stands still in the image while the world moves.
-        reprojection_px: root of the mean squared reprojection error over the largest segment's observations.
-        noise_px: the standard deviation that an observation is assumed to have.
-        no_result: why nobody can use the result at all; empty when somebody can.
+        frames: number of input frames.
+        tracked: number of frames with a pose in the largest segment.
+        other_segments: number of frames with a pose in each other segment, none of which is connected to the largest.
+        lost_times: number of tracking losses.
+        lost_frames: number of frames without a live pose because tracking was lost.
+        weak_frames: number of live poses from fewer than `WEAK_LANDMARKS` landmarks, or from none (position held).
+        overlay_share: fraction of the tracked points that are static in the image while the scene moves.
+        reprojection_px: RMS reprojection error over the largest segment's observations, pixels.
+        noise_px: assumed standard deviation of an observation, pixels.
+        no_result: why the result cannot be used at all; empty if it can.
         notes: findings of other parts, such as the lens or the ground truth.
     """
 
@@ -75,14 +77,15 @@ class Evidence:
     notes: tuple[Finding, ...] = ()
 
 
-WEAK_LANDMARKS = 30
-# Shares of the frames at which a finding makes a run partial, and poor.
+WEAK_LANDMARKS = 30  # Number of inlier landmarks below which a pose is weak.
+# Fractions of the frames at which a finding makes a run partial, and poor.
 _COVERAGE = (0.9, 0.5)
 _WEAK = (0.2, 0.6)
 _LOST = (0.1, 0.4)
-_OVERLAY = 0.1
-_LOSSES = 3  # from which they are worth a word, however short
-# Root mean square over the assumed noise; outliers beyond three deviations are dropped before.
+_OVERLAY = 0.1  # Fraction of static points at which a run is partial.
+_LOSSES = 3  # Number of tracking losses at which a run is partial, regardless of their duration.
+# RMS reprojection error relative to the assumed noise at which a run is partial, and poor. Outliers beyond three
+# standard deviations are excluded from it.
 _REPROJECTION = (1.35, 2.0)
 
 

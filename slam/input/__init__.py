@@ -1,1 +1,1 @@
-"""slam.input"""
+"""Input: images, videos, streams and data sets as sources of frames."""

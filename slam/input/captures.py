@@ -1,4 +1,4 @@
-"""Videos and streams opened through OpenCV: quietly, within a time, and whatever their file is called."""
+"""Opening of videos and streams with OpenCV: without output, with a timeout, and for any file name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import cv2
 
 from relocalizer.errors import SequenceError
 
-CONNECT_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_MS = 10_000  # Timeout for opening a stream and for reading from it, milliseconds.
 
 
 def open_capture(target: str) -> cv2.VideoCapture:
-    """A capture through FFmpeg of a file, by absolute path, or an address; opened or not.
+    """An FFmpeg capture of a file, given by its absolute path, or of an address; check `isOpened()`.
 
-    What went wrong is told by us and not on stderr. OpenCV hands names on as UTF-8, and crashes on one that is none: a
-    file of such a name is opened through a link with a plain one, which is gone again when this returns.
+    OpenCV's own messages on stderr are suppressed. OpenCV passes names on as UTF-8, and crashes on a name that is not
+    valid UTF-8: such a file is opened through a temporary link, which is removed before this returns.
 
     Raises:
-        SequenceError: no such link can be made.
+        SequenceError: the link cannot be created.
     """
     if _is_utf8(target):
         return _capture(target)
@@ -42,7 +42,7 @@ def open_capture(target: str) -> cv2.VideoCapture:
 
 
 def _is_utf8(target: str) -> bool:
-    """Whether the bytes by which the system knows a path are those that OpenCV makes of it."""
+    """Whether the path's bytes in the file system equal the UTF-8 that OpenCV passes on."""
     try:
         return target.encode("utf-8") == os.fsencode(target)
     except UnicodeEncodeError:
@@ -50,7 +50,7 @@ def _is_utf8(target: str) -> bool:
 
 
 def _capture(target: str) -> cv2.VideoCapture:
-    # FFmpeg takes its log level from here when it is first used, and never again.
+    # FFmpeg reads its log level from the environment only when it is first used.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     timeouts = [
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
@@ -66,7 +66,7 @@ def _capture(target: str) -> cv2.VideoCapture:
 
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """OpenCV prints what it could not open, line by line; the error we raise says it once."""
+    """Suppress OpenCV's messages about captures that cannot be opened; our errors report them."""
     levels = cv2.utils.logging
     before = levels.setLogLevel(levels.LOG_LEVEL_SILENT)
     try:

@@ -1,4 +1,4 @@
-"""Calibrations as data sets come with them: published beside the data, or in files of their own formats."""
+"""Calibrations of data sets: published values, and readers of their calibration files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from relocalizer.geometry import FloatArray, nearest_rotation
 from slam.input.image_sizes import ImageSizes
 from slam.input.text_rows import rows_of, text_of
 
-# Calibrations that the authors publish beside their data, not in it.
-TUM_CAMERAS = {  # fx, fy, cx, cy, distortion by the number in "freiburgN"; the benchmark's file_formats page
+# Calibrations published by the authors, but not contained in the data sets.
+TUM_CAMERAS = {  # fx, fy, cx, cy, distortion by the number in "freiburgN", from the benchmark's file_formats page.
     "1": (517.3, 516.5, 318.6, 255.3, (0.2624, -0.9531, -0.0054, 0.0026, 1.1633)),
     "2": (520.9, 521.0, 325.1, 249.7, (0.2312, -0.7849, -0.0033, -0.0001, 0.9172)),
     "3": (535.4, 539.2, 320.1, 247.6, ()),
@@ -26,9 +26,12 @@ ICL_NUIM_CAMERA = Camera(width=640, height=480, fx=481.2, fy=480.0, cx=319.5, cy
 
 
 def camera_of(paths: Sequence[Path], K: ArrayLike, source: str) -> Camera | None:
-    """The camera of a calibration that states no image size: that of the most images.
+    """The camera of a calibration matrix K (3, 3) or larger, for the most common image size.
 
-    None when the size of none is known, which the reader of the images reports.
+    None if no image size is known, which the reader of the images reports.
+
+    Raises:
+        CameraError: the matrix is too small, or its principal point is far from the center of the images.
     """
     K = np.asarray(K, dtype=np.float64)
     if K.shape[0] < 3 or K.shape[1] < 3:
@@ -46,7 +49,11 @@ def camera_of(paths: Sequence[Path], K: ArrayLike, source: str) -> Camera | None
 
 
 def euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
-    """The camera of a sensor.yaml and body_from_cam (4, 4), which EuRoC calls T_BS."""
+    """The camera of a sensor.yaml, and body_from_cam (4, 4), which EuRoC calls T_BS.
+
+    Raises:
+        CameraError: the file cannot be read, or its distortion model is not known.
+    """
     data = read_camera_yaml(path)
     models = {"radial-tangential": "radtan", "radtan": "radtan", "equidistant": "fisheye"}
     model = models.get(str(data.get("distortion_model")))
@@ -78,7 +85,11 @@ def euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
 
 
 def kitti_projection(path: Path, camera_number: int) -> FloatArray:
-    """P0 to P3 of a calib.txt, (3, 4): pixels of that camera from points in camera 0."""
+    """P0 to P3 of a calib.txt, (3, 4): projects points in camera 0 to pixels of that camera.
+
+    Raises:
+        CameraError: there is no such line, or it has not 12 numbers.
+    """
     for place, fields in rows_of(path):
         if fields[0] == f"P{camera_number}:":
             try:
@@ -89,7 +100,10 @@ def kitti_projection(path: Path, camera_number: int) -> FloatArray:
 
 
 def tum_camera(table: Path, folder_name: str) -> tuple[Camera | None, str]:
-    """The published calibration of freiburg1, 2 or 3, which rgb.txt's header or the folder names."""
+    """The published calibration of freiburg1, 2 or 3, and its source; the header of rgb.txt or the folder names it.
+
+    (None, "") if neither does.
+    """
     header = [line for line in text_of(table).splitlines() if line.startswith("#")]
     named = re.search(r"freiburg([123])", " ".join([*header, folder_name]))
     if not named:

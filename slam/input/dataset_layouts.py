@@ -1,8 +1,8 @@
-"""Folders that hold a sequence: each layout is a function from a folder to a table.
+"""Data set layouts: each layout is a function from a folder to a `SequenceIndex`.
 
-A layout recognizes its folder by the files in it, never by the folder's name, and returns None when they are
-not its own; `index_folder` asks each of `LAYOUTS` in turn. A new data set is one more function in that tuple
-(docs/datasets.md has the recipe). Images are not read here, but for the size of the first.
+A layout recognizes its folder by the files in it, never by the folder's name, and returns None for other folders;
+`index_folder` tries each of `LAYOUTS` in turn. A new data set is one more function in that tuple (docs/datasets.md
+has the recipe). Of the images, only headers are read here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.camera import Camera, load_camera
+from relocalizer.camera import load_camera
 from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray, nearest_rotation
 from relocalizer.images import IMAGE_SUFFIXES
@@ -44,75 +44,31 @@ from slam.input.folder_listing import (
     readable_images,
     what_was_seen,
 )
-from slam.input.mask import Rectangle, ignored_in
+from slam.input.mask import ignored_in
+from slam.input.sequence_index import SequenceIndex
 from slam.input.text_rows import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
 
-KITTI_FPS = 10
+KITTI_FPS = 10  # Frame rate of the odometry sequences, images per second.
 
-# ICL-NUIM's camera and world have their y axis up (its fy is -480): this turns both to ours, y down.
+# ICL-NUIM's camera and world have their y axis up (its fy is -480): this converts both to ours, with y down.
 _FLIP_Y = np.diag([1.0, -1.0, 1.0, 1.0])
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class SequenceIndex:
-    """The table of a sequence: which images, when, by which camera, and where it truly was.
-
-    Attributes:
-        name: short, the folder's.
-        layout: what was recognized, such as "TUM RGB-D".
-        image_paths: images in order; some may be missing or damaged, which reading finds out.
-        timestamps_ns: (N,) int64, strictly increasing, one for each image.
-        camera: as calibrated, perhaps with distortion; None when nobody says.
-        camera_source: where that camera comes from, for messages.
-        ignored: rectangles of its images that are to be ignored.
-        ground_truth: poses of the same camera, on the clock of `timestamps_ns`.
-        notes: what else the user should hear.
-        video: the file, when the images are in one; then there are no `image_paths`.
-    """
-
-    name: str
-    layout: str
-    image_paths: tuple[Path, ...] = ()
-    timestamps_ns: NDArray[np.int64]
-    camera: Camera | None = None
-    camera_source: str = ""
-    ignored: tuple[Rectangle, ...] = ()
-    ground_truth: Trajectory | None = None
-    notes: tuple[str, ...] = ()
-    video: Path | None = None
-
-    def __post_init__(self) -> None:
-        times = np.array(self.timestamps_ns, dtype=np.int64)
-        if times.shape != (len(self.image_paths),):
-            raise ValueError(f"SequenceIndex: {times.shape} timestamps for {len(self.image_paths)} images")
-        if (np.diff(times) <= 0).any():
-            raise ValueError("SequenceIndex.timestamps_ns: must increase")
-        times.setflags(write=False)
-        object.__setattr__(self, "timestamps_ns", times)
-
-    @property
-    def description(self) -> str:
-        """One line: what was recognized and what was found."""
-        images = self.video.name if self.video else f"{len(self.image_paths)} images"
-        truth = f"ground truth found ({len(self.ground_truth)} poses)" if self.ground_truth else "no ground truth"
-        return ", ".join([f"{self.layout} layout: {images}", *self.notes, truth])
 
 
 Layout = Callable[[Path], SequenceIndex | None]
 
 
 def index_folder(folder: Path) -> SequenceIndex:
-    """The table of a folder, whichever known layout it has.
+    """The index of a folder with any known layout.
 
-    A camera.yaml in the folder counts before the calibration that its data set is published with.
+    A camera.yaml in the folder overrides the published calibration of its data set.
 
     Raises:
-        SequenceError: no such folder, nothing in it that can be read, or its files contradict each other.
-        CameraError, MaskError, TrajectoryError: its calibration or its ground truth cannot be read.
+        SequenceError: there is no such folder, it has no known layout, or its files are inconsistent.
+        CameraError, MaskError, TrajectoryError: the calibration or the ground truth cannot be read.
     """
-    folder = Path(os.path.abspath(folder))  # so that "." has a name; links keep theirs
+    folder = Path(os.path.abspath(folder))  # Absolute, so that "." has a name; links are not resolved.
     entries = entries_of(folder)
-    for path in entries:  # left out without a word, they would leave images without their times or their camera
+    for path in entries:  # Ignoring them silently would lose the images' times or camera.
         if path.name in TABLES and leads_nowhere(path):
             raise SequenceError(f"{path}: {why_unfetched(path)}")
     try:
@@ -164,7 +120,7 @@ def euroc(folder: Path) -> SequenceIndex | None:
 def kitti(folder: Path) -> SequenceIndex | None:
     """KITTI odometry: calib.txt, times.txt, image_2/ (color) or image_0/ (gray), and the poses of camera 0.
 
-    The poses are in poses.txt, or where the benchmark puts them: ../../poses/NN.txt.
+    The poses are in poses.txt, or at the benchmark's own path, ../../poses/NN.txt.
     """
     camera_number = next((k for k in (2, 0, 3, 1) if images_in(folder / f"image_{k}")), None)
     calibration = folder / "calib.txt"
@@ -190,7 +146,7 @@ def seven_scenes(folder: Path) -> SequenceIndex | None:
     """7-Scenes: frame-NNNNNN.color.png with frame-NNNNNN.pose.txt; times are the frame number at 30 Hz.
 
     The data set is published with the Kinect's default color focal length only. Its poses are those of
-    KinectFusion's depth camera, some centimetres from the color camera.
+    KinectFusion's depth camera, a few centimeters from the color camera.
     """
     paths = [path for path in images_in(folder) if re.fullmatch(r"frame-\d+\.color\.\w+", path.name)]
     if not paths:
@@ -235,9 +191,9 @@ def scannet(folder: Path) -> SequenceIndex | None:
 def icl_nuim(folder: Path) -> SequenceIndex | None:
     """ICL-NUIM, the "TUM compatible" download: rgb/N.png, associations.txt, *.gt.freiburg.
 
-    Images and ground truth are numbered, not timed: number N is taken as N / 30 s. The renderer's axes are
-    left-handed with y up; poses are turned to y down in camera and world alike, which leaves an ordinary
-    camera with a positive fy.
+    Images and ground truth have numbers instead of times: number N is converted to N / 30 s. The renderer's axes are
+    left-handed with y up; the poses are converted to y down in both camera and world, which gives an ordinary camera
+    with a positive fy.
     """
     paths = images_in(folder / "rgb")
     truths = sorted(folder.glob("*.gt.freiburg"))
@@ -264,7 +220,7 @@ def icl_nuim(folder: Path) -> SequenceIndex | None:
 
 
 def timed_list(folder: Path) -> SequenceIndex | None:
-    """rgb.txt with lines `timestamp filename`: TUM RGB-D, or with a camera.yaml this project's own layout."""
+    """rgb.txt with lines `timestamp filename`: TUM RGB-D, or, with a camera.yaml, this project's own layout."""
     table = folder / "rgb.txt"
     if not table.is_file():
         return None
@@ -291,7 +247,7 @@ def timed_list(folder: Path) -> SequenceIndex | None:
 
 
 def video_folder(folder: Path) -> SequenceIndex | None:
-    """One video, with camera.yaml and groundtruth.txt beside it when they are known."""
+    """One video, optionally with camera.yaml and groundtruth.txt beside it."""
     videos = [path for path in files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES and is_video(path)]
     if not videos or images_in(folder):
         return None
@@ -309,7 +265,7 @@ def video_folder(folder: Path) -> SequenceIndex | None:
 
 
 def image_folder(folder: Path) -> SequenceIndex | None:
-    """Images in natural order (2 before 10), in the folder itself or in its one subfolder that has any."""
+    """Images in natural order (2 before 10), in the folder itself or in its only subfolder with images."""
     holder = folder
     if not images_in(folder):
         holders = [path for path in sorted(folder.iterdir()) if readable_images(path)]
@@ -330,7 +286,7 @@ def image_folder(folder: Path) -> SequenceIndex | None:
     )
 
 
-# From the most particular to the most general: the last would take the folders of all others.
+# From the most specific to the most general: the last one would also match folders of most other layouts.
 LAYOUTS: tuple[Layout, ...] = (
     euroc,
     kitti,
@@ -344,7 +300,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajectory | None, list[str]]:
-    """groundtruth.txt, unless it is of another time than the images: then None, and why."""
+    """groundtruth.txt, and remarks. It is None, with the reason, if its times do not overlap those of the images."""
     path = folder / "groundtruth.txt"
     if not path.is_file():
         return None, []
@@ -357,7 +313,7 @@ def _ground_truth_beside(folder: Path, times: NDArray[np.int64]) -> tuple[Trajec
 
 
 def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory | None:
-    """One 4x4 world_from_cam a file. Frames without a file, or with infinity or NaN in it, have no pose."""
+    """One 4x4 world_from_cam per file. Frames without a file, or with infinity or NaN in it, have no pose."""
     posed = []
     for time_ns, path in zip(times.tolist(), paths, strict=True):
         if not path.is_file():
@@ -375,7 +331,7 @@ def _pose_files(times: NDArray[np.int64], paths: Sequence[Path]) -> Trajectory |
 
 
 def _kitti_times(path: Path, last_frame: int) -> tuple[NDArray[np.int64], list[str]]:
-    """The time of every frame of the sequence, which may be more than there are images."""
+    """Times of all frames of the sequence, which may have more frames than images, and remarks."""
     if not path.is_file():
         times = nominal_times(range(last_frame + 1), KITTI_FPS)
         return times, [f"no times.txt, so {KITTI_FPS} images a second assumed"]
@@ -389,7 +345,7 @@ def _kitti_times(path: Path, last_frame: int) -> tuple[NDArray[np.int64], list[s
 
 
 def _kitti_ground_truth(folder: Path, times: NDArray[np.int64], projection: FloatArray) -> Trajectory | None:
-    """The poses, which are camera 0's, moved to the camera whose `projection` (3, 4) is given."""
+    """The poses of camera 0, converted to those of the camera with this `projection` (3, 4)."""
     for path in (folder / "poses.txt", folder.parent.parent / "poses" / f"{folder.name}.txt"):
         if path.is_file():
             cam0_from_cam = np.eye(4)

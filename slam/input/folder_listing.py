@@ -1,4 +1,4 @@
-"""What lies in a folder: images in natural order, videos, tables, and what is missing."""
+"""Contents of a folder: images in natural order, videos, tables, and missing files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from relocalizer.images import IMAGE_SUFFIXES
 from relocalizer.unfetched import FETCH_LINKED, leads_nowhere, why_unfetched
 
 TABLES = ("rgb.txt", "camera.yaml", "groundtruth.txt", "calib.txt", "times.txt", "associations.txt")
-NOMINAL_FPS = 30  # where a layout has no times: the rate of the cameras these data sets were taken with
+NOMINAL_FPS = 30  # Frame rate assumed where a layout has no times, images per second.
 
+# Signatures of video files by their offset in the file.
 _VIDEO_STARTS = {
     0: (b"\x1a\x45\xdf\xa3",),
     4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),
@@ -27,10 +28,10 @@ _VIDEO_STARTS = {
 
 
 def missing_images(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """What to say of images that are listed, or linked to, and are not there.
+    """Remarks about images that are listed or linked to, but do not exist.
 
     Raises:
-        SequenceError: none of them is there.
+        SequenceError: none of the images exists.
     """
     missing = [path for path in paths if not os.path.isfile(path)]
     if not missing:
@@ -52,11 +53,11 @@ def missing_images(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file begins like an MP4, MOV, AVI, MKV or WebM file, whatever it is called.
+    """Whether a file has the signature of MP4, MOV, AVI, MKV or WebM, independent of its name.
 
-    FFmpeg would also open text, playlists and images, and make a video of them.
+    FFmpeg would also open text, playlists and images as videos.
     """
-    if not os.path.isfile(path):  # opening a pipe would wait for who writes to it
+    if not os.path.isfile(path):  # Opening a pipe would block until there is a writer.
         return False
     try:
         with path.open("rb") as file:
@@ -69,6 +70,7 @@ def is_video(path: Path) -> bool:
 
 
 def entries_of(folder: Path) -> list[Path]:
+    """Sorted entries of a folder without hidden ones. Raises SequenceError when it cannot be read."""
     if not os.path.exists(folder):
         raise SequenceError(f"{folder}: no such file or folder")
     if not os.path.isdir(folder):
@@ -82,6 +84,7 @@ def entries_of(folder: Path) -> list[Path]:
 
 
 def what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
+    """Error message for a folder without a known layout: what it contains, and advice."""
     if not entries:
         return f"{folder}: the folder is empty; expected images, a video or a data set"
     folders = [path for path in entries if os.path.isdir(path)]
@@ -106,13 +109,14 @@ def what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """Files in natural order, and links to files that are not there; hidden ones left out.
+    """Files in natural order, including broken links and without hidden files; empty if there is no such folder.
 
-    None where there is no such folder. Raises OSError when it cannot be looked into.
+    Raises:
+        OSError: the folder cannot be read.
     """
     if not os.path.isdir(folder):
         return []
-    if not os.access(folder, os.X_OK):  # its names could be listed, but all would look as if they were not there
+    if not os.access(folder, os.X_OK):  # Its names could be listed, but all files would seem missing.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return sorted(
         (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
@@ -121,11 +125,12 @@ def files(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
+    """Image files of a folder in natural order. Raises OSError when the folder cannot be read."""
     return [path for path in files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def readable_images(folder: Path) -> list[Path]:
-    """The images of a folder that may be anybody's: none where it cannot be looked into."""
+    """Image files of a folder in natural order; empty if the folder cannot be read."""
     try:
         return images_in(folder)
     except OSError:
@@ -133,13 +138,13 @@ def readable_images(folder: Path) -> list[Path]:
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    # Splitting at digits alternates text and number, so like is compared with like; the name settles ties.
+    # Splitting at digits alternates text and numbers, so equal types are compared; the name breaks ties.
     parts: list[str | int] = [int(p) if p.isdecimal() else p.lower() for p in re.split(r"([0-9]+)", name)]
     return parts, name
 
 
 def number_in(path: Path) -> int:
-    """The frame number in a name such as frame-000012.color.png or 12.jpg."""
+    """The frame number in a name such as frame-000012.color.png or 12.jpg. Raises SequenceError without one."""
     digits = re.findall(r"[0-9]+", path.name)
     if not digits or len(digits[0]) > 9:
         raise SequenceError(f"{path}: expected a frame number in the image's name")
@@ -147,7 +152,11 @@ def number_in(path: Path) -> int:
 
 
 def nominal_times(numbers: Sequence[int] | range, fps: int) -> NDArray[np.int64]:
-    """Frame number k at k / fps seconds, rounded to the nanosecond."""
+    """Timestamps of numbered frames, nanoseconds: frame k is at k / fps seconds.
+
+    Raises:
+        SequenceError: the numbers do not increase.
+    """
     for before, number in pairwise(numbers):
         if number <= before:
             raise SequenceError(f"frame {number} follows frame {before}; expected every number once")

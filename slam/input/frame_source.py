@@ -1,4 +1,4 @@
-"""What a source of frames promises, and which of its images are wanted."""
+"""The interface of frame sources, and the selection of frames."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from slam.map.frames import Frame
 
 
 class FrameSource(Protocol):
-    """A stream of frames, read once from the front.
+    """A stream of frames, read once from the beginning.
 
     Attributes:
-        name: short, for titles and folder names; plain text, whatever the files are called.
-        description: one line of plain text that says what was recognized ("TUM RGB-D layout: 613 images, ...").
-        camera: the pinhole camera of every frame it will give (after undistortion).
-        calibration: the camera of its own images, before they are shrunk and undistorted; given or assumed.
-        mask: (H, W) of every frame, 0 where the image is to be ignored; None when all of it is used.
-        length: frames to come, None for a live stream. A damaged file may give fewer.
-        ground_truth: when the source has it.
+        name: short name for titles and folder names, plain text.
+        description: one line of plain text stating what was recognized ("TUM RGB-D layout: 613 images, ...").
+        camera: the pinhole camera of every frame (after undistortion).
+        calibration: the camera of the original images, before they are shrunk and undistorted; given or assumed.
+        mask: (H, W), valid for every frame, 0 where the image is to be ignored; None if the whole image is used.
+        length: number of frames, None if unknown, as for a live stream. A damaged file may give fewer.
+        ground_truth: poses of `camera`, if the source has them.
         skipped: images that could not be read so far, as (name, reason).
-        dropped: live frames that were overtaken by newer ones so far.
+        dropped: number of live frames dropped so far because a newer one was available.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Selection:
             raise SequenceError(f"max_frames: expected 1 or more, got {self.max_frames}")
 
     def of(self, count: int, name: str) -> range:
-        """The numbers it takes out of `count` images. Raises SequenceError when there are none."""
+        """Indices of the selected images among `count`. Raises SequenceError when there are none."""
         if self.start >= count:
             raise SequenceError(f"{name}: start {self.start} is beyond its end ({count} images, the first is 0)")
         return range(self.start, count, self.stride)[: self.max_frames]
 
     def takes(self, index: int) -> bool:
-        """Whether image `index` is one of them, not counting `max_frames`."""
+        """Whether image `index` is selected, ignoring `max_frames`."""
         return index >= self.start and (index - self.start) % self.stride == 0

@@ -1,8 +1,4 @@
-"""Images in order: how a source of them is opened, and the readers of images and videos.
-
-What leaves here is upright, RGB, of one size, no larger than asked for, and undistorted; `Frame.camera` is
-the pinhole camera of exactly that image.
-"""
+"""Frame source of image files."""
 
 from __future__ import annotations
 
@@ -12,26 +8,26 @@ from pathlib import Path
 from relocalizer.errors import SequenceError
 from relocalizer.images import Image, read_image
 from slam.config.schema import InputConfig
-from slam.input.dataset_layouts import SequenceIndex
 from slam.input.frame_source import Selection
 from slam.input.image_sizes import ImageSizes, first_readable
 from slam.input.rectification import CameraHint, GivenCamera, Rectifier
+from slam.input.sequence_index import SequenceIndex
 from slam.map.frames import Frame
 from slam.plain_text import plain
 
 
 class ImageSequence:
-    """The images of a table, read one by one.
+    """The images of a `SequenceIndex`, read one by one.
 
-    Those that cannot be read, or are of another size than most, are skipped and counted.
+    Images that cannot be read, or whose size is not the most common one, are skipped and listed in `skipped`.
     """
 
     def __init__(self, index: SequenceIndex, frames: range, rectifier: Rectifier, sizes: ImageSizes) -> None:
-        """Take images `frames` of `index`, of these `sizes`; `open_images` is the way to get one."""
+        """Use `open_images` instead. Reads the images numbered `frames` of `index`, which have these `sizes`."""
         self._index = index
         self._frames = frames
-        self._optics = rectifier
-        self._others = sizes.others(sizes.most_common)
+        self._rectifier = rectifier
+        self._other_sizes = sizes.others(sizes.most_common)
         self.name = plain(index.name)
         self.description = plain("; ".join([index.description, rectifier.note, *sizes.notes(sizes.most_common)]))
         self.camera, self.calibration, self.mask = rectifier.camera, rectifier.calibration, rectifier.mask
@@ -52,22 +48,22 @@ class ImageSequence:
             yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
 
     def _read(self, path: Path) -> Image:
-        if path in self._others:  # perhaps huge, and not to be decoded for being thrown away
-            self._optics.expect(*self._others[path], str(path))
-        return self._optics(read_image(path), str(path))
+        if path in self._other_sizes:  # Rejected before decoding, because it may be huge.
+            self._rectifier.expect(*self._other_sizes[path], str(path))
+        return self._rectifier(read_image(path), str(path))
 
     def close(self) -> None:
-        """Nothing is held open between images."""
+        """Do nothing: no file is open between two images."""
 
 
 def open_images(
     index: SequenceIndex, calibration: CameraHint | None, config: InputConfig, selection: Selection
 ) -> ImageSequence:
-    """A reader of a table's images; a camera that was given counts before the table's own, and that before a map's.
+    """A reader of indexed images. A given camera takes precedence over the index's own, and that over a map's.
 
     Raises:
-        SequenceError: none of the selected images can be read, or none of their sizes is that of most.
-        CameraError: the camera is not of these images.
+        SequenceError: none of the selected images can be read, or no size is that of more than half of them.
+        CameraError: the camera does not match the images.
     """
     frames = selection.of(len(index.image_paths), index.name)
     if not isinstance(calibration, GivenCamera) and index.camera is not None:

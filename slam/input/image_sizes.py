@@ -1,4 +1,4 @@
-"""Which size the images of a sequence have, and which of them have another: known from their heads before a run."""
+"""Sizes of the images of a sequence, read from their headers before a run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from relocalizer.image_headers import image_size
 from relocalizer.images import Image, read_image
 from relocalizer.unfetched import leads_nowhere, why_unfetched
 
-Size = tuple[int, int]  # width, height
-_NAMED = 2
+Size = tuple[int, int]  # Width and height, pixels.
+_NAMED = 2  # Maximum number of examples in a message.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSizes:
-    """What the heads of images say.
+    """Image files and their sizes.
 
     Attributes:
-        paths: the images.
-        sizes: of each, upright; None where a file is missing, or its head does not say.
+        paths: the image files.
+        sizes: upright size of each image; None where a file is missing or its header has no size.
     """
 
     paths: tuple[Path, ...]
@@ -34,7 +34,7 @@ class ImageSizes:
 
     @property
     def most_common(self) -> Size | None:
-        """The size of the most images, the first one of equals; None when none is known."""
+        """The most common size, the first one if several are equally common; None if no size is known."""
         counts = self._counts()
         return counts.most_common(1)[0][0] if counts else None
 
@@ -42,14 +42,14 @@ class ImageSizes:
         return self.paths[self.sizes.index(size)]
 
     def alike(self, size: Size | None) -> list[Path]:
-        """The images of a size; with None those whose size is unknown."""
+        """The images of a size; for None, those of unknown size."""
         return [path for path, own in zip(self.paths, self.sizes, strict=True) if own == size]
 
     def of_more_than_half(self, name: str) -> Size | None:
-        """The size of more than half of the images whose size is known; None when none is known.
+        """The size of more than half of the images of known size; None if no size is known.
 
         Raises:
-            SequenceError: no size has so many.
+            SequenceError: there is no such size.
         """
         counts, size = self._counts(), self.most_common
         if size is None or 2 * counts[size] > counts.total():
@@ -63,12 +63,12 @@ class ImageSizes:
         )
 
     def others(self, size: Size | None) -> dict[Path, Size]:
-        """The images known to be of another size."""
+        """The images with another, known size."""
         known = zip(self.paths, self.sizes, strict=True)
         return {path: own for path, own in known if own is not None and own != size}
 
     def notes(self, size: Size | None) -> list[str]:
-        """What to say of images that are of another size than `size`, or stand for ones that are not here."""
+        """Remarks about images of another size than `size`, and about files that are only pointers to images."""
         notes, others = [], self.others(size)
         if size is not None and others:
             named = ", ".join([f"{path.name}: {in_words(own)}" for path, own in others.items()][:_NAMED])
@@ -88,7 +88,7 @@ def in_words(size: Size) -> str:
 
 
 def first_readable(paths: Sequence[Path]) -> Image:
-    """The first image that decodes, as its head may not say how it comes out. Raises SequenceError when none does."""
+    """The first image that can be decoded; its header may state another size. Raises SequenceError if there is none."""
     reason = ""
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""Images that another thread reads: live streams, of which the newest counts, and sources read ahead."""
+"""Frame source of a live stream: a thread reads it, and the consumer gets the newest image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from slam.map.frames import Frame
 
 log = logging.getLogger(__name__)
 
-JOIN_TIMEOUT_S = 2.0  # a reader blocked in the driver for longer is left behind; it is a daemon thread
+JOIN_TIMEOUT_S = (
+    2.0  # Timeout for the reader thread to end, seconds. One blocked in the driver is abandoned (a daemon).
+)
 
 
 class VideoCapture(Protocol):
-    """What a live stream needs of cv2.VideoCapture."""
+    """The part of cv2.VideoCapture used by a live stream."""
 
     def read(self) -> tuple[bool, Any]: ...
 
@@ -31,19 +33,19 @@ class VideoCapture(Protocol):
 
 
 class LiveStream:
-    """A camera or an address that gives images as they happen: the newest is taken, older ones are dropped.
+    """A camera or network stream. The consumer gets the newest image; older ones are dropped.
 
-    A thread reads all the time, so that a slow consumer gets a fresh image and not the driver's backlog.
-    `Frame.index` counts every image that came, `dropped` those that were overtaken.
-    Timestamps are the wall clock when the stream was opened plus a clock that never jumps.
+    A thread reads continuously, so that a slow consumer gets a recent image instead of the driver's backlog.
+    `Frame.index` counts all images received, `dropped` those replaced by a newer one.
+    Timestamps are the wall clock at the opening of the stream plus a monotonic clock.
     """
 
     def __init__(
         self, capture: VideoCapture, name: str, description: str, rectifier: Rectifier, selection: Selection
     ) -> None:
-        """Reads `capture` from now on alone, and releases it; `open_source` is the way to get one."""
+        """Use `open_source` instead. The stream owns `capture` from now on, and releases it."""
         self._capture = capture
-        self._optics = rectifier
+        self._rectifier = rectifier
         self._selection = selection
         self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self._changed = threading.Condition()
@@ -69,8 +71,8 @@ class LiveStream:
             while given != self._selection.max_frames and (newest := self._take()) is not None:
                 index, timestamp_ns, raw = newest
                 try:
-                    image = self._optics(bgr_to_rgb(raw), f"{self.name}, image {index}")
-                except SequenceError as error:  # a camera that has changed its mode may change it back
+                    image = self._rectifier(bgr_to_rgb(raw), f"{self.name}, image {index}")
+                except SequenceError as error:  # The camera's mode has changed and may change back.
                     self._skip(f"{self.name} image {index}", error)
                     continue
                 yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
@@ -84,7 +86,7 @@ class LiveStream:
         self.skipped.append((name, str(error)))
 
     def close(self) -> None:
-        """Stop reading and release the camera. Does nothing the second time."""
+        """Stop reading and release the camera. A second call does nothing."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
@@ -94,7 +96,7 @@ class LiveStream:
             self._reader.join(JOIN_TIMEOUT_S)
 
     def _take(self) -> tuple[int, int, NDArray[Any]] | None:
-        """The newest image, waiting for one; None when no more will come."""
+        """Wait for the newest image, (index, nanoseconds, BGR); None at the end of the stream."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._over or self._stop)
             if self._stop:
@@ -105,10 +107,10 @@ class LiveStream:
             return newest
 
     def _read(self) -> None:
-        """The reading thread. It alone touches the capture: releasing one while it reads crashes OpenCV."""
+        """Body of the reader thread, the only user of the capture: releasing it during a read crashes OpenCV."""
         try:
             self._read_to_the_end()
-        except BaseException as error:  # whatever it is belongs to the consumer, who has no other way to see it
+        except BaseException as error:  # Any error is raised again in the consumer.
             self._error = error
         finally:
             self._capture.release()

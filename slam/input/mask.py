@@ -1,7 +1,7 @@
-"""Parts of the image that do not show the world: a mask image and rectangles in camera.yaml say which.
+"""Masks of image parts that do not show the scene, from a mask image and from rectangles in camera.yaml.
 
-A car's bonnet, a display's text or the own robot's arm stands still in the image while the world moves, and points on
-it contradict every motion of the camera. Masks are as COLMAP and ORB-SLAM have them: black is ignored, white is used.
+A car's hood, overlaid text or a robot's own arm is static in the image while the scene moves, so points on it are
+inconsistent with the camera's motion. As in COLMAP, black is ignored and white is used.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from relocalizer.camera import MASK_KEYS, Camera, load_camera, read_camera_yaml
 from relocalizer.errors import MaskError, SequenceError
 from relocalizer.images import read_image, size_within, to_gray
 
-Mask = NDArray[np.uint8]  # (H, W), 255 where the image is used, 0 where it is ignored
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the image's width and height
+Mask = NDArray[np.uint8]  # (H, W), 255 where the image is used, 0 where it is ignored.
+Rectangle = tuple[float, float, float, float]  # Left, top, right, bottom, as fractions of the image's width and height.
 
 
 def mask_of(width: int, height: int, image: Path | None, ignored: Sequence[Rectangle] = ()) -> Mask | None:
-    """The mask of width x height images: what is white in the mask image and in none of the rectangles is used.
+    """The mask of width x height images: used are pixels that are white in the mask image and in no rectangle.
 
     Args:
-        image: of the images' own size, or of their shape and resized; None when there is none.
+        image: mask image of the same size, or of the same aspect ratio (then it is resized); None if there is none.
+
+    Returns:
+        The mask; None if there is neither a mask image nor a rectangle.
 
     Raises:
-        MaskError: it cannot be read, is of another shape, masks nothing, or nothing is left to be used.
+        MaskError: the mask image cannot be read, has another aspect ratio or masks nothing, or everything is masked.
     """
     if image is None and not ignored:
         return None
@@ -41,24 +44,24 @@ def mask_of(width: int, height: int, image: Path | None, ignored: Sequence[Recta
 
 
 def read_mask(path: Path, width: int, height: int) -> Mask:
-    """A mask image, for images of width x height.
+    """Read a mask image, resized to width x height.
 
-    Whatever is darker than half of its brightest pixel is black: 0 and 1 mean the same as 0 and 255, and what JPEG
-    makes of black stays black.
+    Pixels not brighter than half of the brightest one are black: 0 and 1 are equivalent to 0 and 255, and compression
+    artifacts of JPEG have no effect.
 
     Raises:
-        MaskError: it cannot be read, is of another shape, or is of one brightness everywhere.
+        MaskError: it cannot be read, has another aspect ratio, or is uniformly black or white.
     """
     try:
         gray = to_gray(read_image(path))
     except SequenceError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise MaskError(f"{path}: cannot be read as a mask ({reason}); expected a grayscale image") from None
-    theirs = gray.shape[1], gray.shape[0]
-    small, large = sorted((theirs, (width, height)), key=max)
+    size = gray.shape[1], gray.shape[0]
+    small, large = sorted((size, (width, height)), key=max)
     if size_within(*large, max(small)) != small:
         raise MaskError(
-            f"{path}: the mask is {theirs[0]}x{theirs[1]}, the images are {width}x{height}; "
+            f"{path}: the mask is {size[0]}x{size[1]}, the images are {width}x{height}; "
             "it must be of their size, or of the same shape"
         )
     if gray.max() == 0:
@@ -70,31 +73,31 @@ def read_mask(path: Path, width: int, height: int) -> Mask:
 
 
 def binary(gray: NDArray[np.uint8]) -> Mask:
-    """255 where (H, W) is brighter than half of its brightest pixel, else 0."""
+    """255 where an image (H, W) is brighter than half of its brightest pixel, otherwise 0."""
     return np.where(gray > gray.max() / 2, 255, 0).astype(np.uint8)
 
 
 def masked_share(mask: Mask | None) -> float:
-    """Share of the image that is ignored, 0 to 1."""
+    """Fraction of the image that is ignored, 0 to 1."""
     return 0.0 if mask is None else float((mask == 0).mean())
 
 
 def expect_some_use(mask: Mask) -> Mask:
-    """The mask itself. Raises MaskError when it ignores the whole image."""
+    """Return the mask. Raises MaskError when it ignores the whole image."""
     if not mask.any():
         raise MaskError("mask: the mask and the rectangles to ignore cover the whole image, so nothing would be used")
     return mask
 
 
 def ignored_in(path: Path) -> tuple[Rectangle, ...]:
-    """The rectangles that a camera.yaml says are to be ignored.
+    """The rectangles of a camera.yaml that are to be ignored.
 
-    Either `ignore: [[left, top, right, bottom], ...]`, pixels of the camera's own width x height, of which right and
-    bottom are the first that are used again; or `mask_rectangles: [[x_min, x_max, y_min, y_max], ...]`, shares of width
-    and height, as stella_vslam has them.
+    Either `ignore: [[left, top, right, bottom], ...]`, in pixels of the camera's width x height, with right and bottom
+    exclusive; or `mask_rectangles: [[x_min, x_max, y_min, y_max], ...]`, in fractions of width and height, as in
+    stella_vslam.
 
     Raises:
-        MaskError: they are not such lists, are empty or lie outside the image.
+        MaskError: the entries are not such lists, or a rectangle is empty or outside the image.
         CameraError: the file cannot be read.
     """
     if path.suffix.lower() not in (".yaml", ".yml"):
@@ -109,7 +112,7 @@ def ignored_in(path: Path) -> tuple[Rectangle, ...]:
 
 
 def _rows(path: Path, data: dict[str, object], key: str, names: str) -> list[list[float]]:
-    """Rows of four finite numbers under a key of the file; none when it is not there."""
+    """Rows of four finite numbers under a key of the file; empty if the key is missing."""
     rows = data.get(key) or []
     if not isinstance(rows, list):
         raise MaskError(f"{path}: {key}: expected a list of [{names}], got {rows!r}")

@@ -1,7 +1,7 @@
-"""Images in order: how a source of them is opened, and the readers of images and videos.
+"""Opens a frame source by its name: a folder, a video file, a webcam or an address.
 
-What leaves here is upright, RGB, of one size, no larger than asked for, and undistorted; `Frame.camera` is
-the pinhole camera of exactly that image.
+All sources give upright, undistorted RGB images of one size, no larger than configured; `Frame.camera` is the
+pinhole camera of exactly these images.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from relocalizer.images import IMAGE_SUFFIXES
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
 from slam.input.captures import open_capture, quiet_opencv
-from slam.input.dataset_layouts import SequenceIndex, index_folder
+from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
 from slam.input.image_sequence import open_images
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
 from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
+from slam.input.sequence_index import SequenceIndex
 from slam.input.video import VideoFile, open_video, without_password
 from slam.plain_text import plain
 
@@ -46,19 +47,19 @@ def open_source(
     stride: int = 1,
     max_frames: int | None = None,
 ) -> FrameSource:
-    """Open images by whatever names them; what was recognized is said in `.description`.
+    """Open a source of frames; its `description` states what was recognized.
 
     Args:
         spec: a folder (images, a video, or a data set of a known layout), a video file, `webcam:0`, or an
             rtsp://, http:// or https:// address.
-        camera: a camera.yaml that counts before any that the source has itself.
-        map_cameras: those of a map the images belong to; of images that nobody names a camera of, one of the same
-            shape counts, unless it was itself assumed.
+        camera: a camera.yaml that overrides the source's own camera.
+        map_cameras: cameras of a map the images belong to. If no camera is given otherwise, one with the images'
+            aspect ratio is used, unless it was itself assumed.
         start, stride, max_frames: every `stride`-th image from number `start` on, at most `max_frames`.
 
     Raises:
-        SequenceError: there is nothing there that can be read.
-        CameraError: the camera file cannot be used, or is not of these images.
+        SequenceError: the source cannot be read.
+        CameraError: the camera file is invalid, or does not match the images.
         TrajectoryError: the source's ground truth cannot be read.
     """
     selection = Selection(start, stride, max_frames)
@@ -74,7 +75,7 @@ def open_source(
                 "expected a folder, a video file, webcam:0, rtsp:// or http://"
             )
         return _open_address(spec, given, config, selection)
-    path = Path(os.path.expanduser(spec))  # which leaves ~ of somebody unknown alone, as shells do
+    path = Path(os.path.expanduser(spec))  # Keeps ~user of an unknown user, as shells do.
     return _prefetched(_open_path(path, given, config, selection), config.prefetch_frames)
 
 
@@ -109,14 +110,14 @@ def _open_video_folder(
 def _open_video_path(path: Path, name: str, given: CameraHint, config: InputConfig, selection: Selection) -> VideoFile:
     try:
         status = path.stat()
-    except (FileNotFoundError, ValueError):  # or a name that no file can have
+    except (FileNotFoundError, ValueError):  # ValueError: an invalid file name.
         raise SequenceError(f"{path}: {why_unfetched(path) or 'no such file or folder'}") from None
     except OSError as error:
         raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
     if not stat.S_ISREG(status.st_mode):
         raise SequenceError(f"{path}: not a file; a camera is named webcam:0, webcam:1 and so on")
     _expect_video(path, status.st_size)
-    # An absolute path, as FFmpeg takes "name:rest" for a protocol.
+    # An absolute path, because FFmpeg would interpret "name:rest" as a protocol.
     return open_video(os.path.abspath(path), name, given, config, selection)
 
 
@@ -151,7 +152,7 @@ def _open_address(address: str, given: CameraHint, config: InputConfig, selectio
         raise SequenceError(f"{without_password(address)}: not an address ({error})") from None
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
-        # A file somewhere else: every image of it counts, and nothing is gained by dropping any.
+        # A remote file is read completely, without dropping images as for a live stream.
         source = open_video(address, Path(parts.path).stem, given, config, selection)
         return _prefetched(source, config.prefetch_frames)
     shown = without_password(address)

@@ -1,11 +1,11 @@
-"""Images with known poses, as data sets and programs write them: each layout becomes a list of `PosedImage`.
+"""Images with known poses, from data sets and other programs, read as a list of `PosedImage`.
 
 | POSES | images |
 |---|---|
-| none | a data set whose folder has poses in it: 7-Scenes (a sequence, or a scene with TrainSplit.txt), TUM, ... |
+| none | a data set whose folder contains poses: 7-Scenes (a sequence, or a scene with TrainSplit.txt), TUM, ... |
 | a trajectory file | any folder with times: each image gets the pose at its time |
-| a COLMAP model in text | `images.txt` and `cameras.txt`, images by name under IMAGES |
-| a list as Cambridge Landmarks has it | `name x y z qw qx qy qz`, images by name under IMAGES |
+| a COLMAP model in text | `images.txt` and `cameras.txt`; names relative to IMAGES |
+| a list in Cambridge Landmarks format | `name x y z qw qx qy qz`; names relative to IMAGES |
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from slam.input.dataset_layouts import index_folder
 from slam.input.frame_source import Selection
 from slam.input.image_sizes import ImageSizes, first_readable
 from slam.input.rectification import GivenCamera, Rectifier, read_calibration
-from slam.input.text_rows import path_inside, rows_of, text_of
+from slam.input.text_rows import lines_of, path_inside, rows_of, text_of
 
-MAX_GAP_NS = 50_000_000  # a pose is interpolated only between two that are this near to the image
+MAX_GAP_NS = 50_000_000  # Maximum time between an image and the poses interpolated for it, nanoseconds.
 CAMBRIDGE_HEADER = "Visual Landmark Dataset"
 _QUATERNION_TOLERANCE = 0.01
 _NANOSECONDS = 1_000_000_000
@@ -42,7 +42,7 @@ _NANOSECONDS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PosedSource:
-    """Images with poses, the unit of these, and one line that says what was recognized."""
+    """Images with poses, the unit of the poses, and one line stating what was recognized."""
 
     images: list[PosedImage]
     units: str
@@ -51,7 +51,7 @@ class PosedSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """An image's file, its pose, its time, and its camera where the poses name one."""
+    """An image file with its pose and time, and its camera if the file of poses has one."""
 
     path: Path
     world_from_cam: RigidTransform
@@ -69,31 +69,31 @@ def open_posed(
     stride: int = 1,
     max_frames: int | None = None,
 ) -> PosedSource:
-    """Images of a folder with their poses, whichever known form these have.
+    """Images of a folder with their poses in any known format.
 
     Args:
-        poses: a trajectory file, a COLMAP model's folder or a Cambridge list; None where the folder has poses itself.
-        camera: a camera.yaml that counts before any other.
-        start, stride, max_frames: of the images that have a pose, every `stride`-th from number `start` on, at
-            most `max_frames`.
+        poses: a trajectory file, a COLMAP model's folder or a Cambridge list; None if the folder itself has poses.
+        camera: a camera.yaml that overrides all other cameras.
+        start, stride, max_frames: selection among the images that have a pose: every `stride`-th from number `start`
+            on, at most `max_frames`.
 
     Raises:
-        SequenceError: nothing there that can be read, or images that are named and missing.
-        TrajectoryError: poses that cannot be read, or share no time with the images.
-        CameraError: the camera file cannot be used, or is not of these images.
+        SequenceError: the images cannot be read, or all of them are missing.
+        TrajectoryError: the poses cannot be read, or their times do not match the images.
+        CameraError: the camera file is invalid, or does not match the images.
     """
     if not os.path.isdir(images):
         raise SequenceError(f"{images}: no such folder; expected one with the images")
-    entries, calibration, units, what = _recognize(images, poses)
+    entries, calibration, units, format_name = _recognize(images, poses)
     given = read_calibration(camera) if camera is not None else None
     chosen = Selection(start, stride, max_frames).of(len(entries), str(images))
     posed, notes = _images([entries[k] for k in chosen], given, calibration, config)
-    description = "; ".join([f"{what}: {len(posed)} images with poses", *notes])
+    description = "; ".join([f"{format_name}: {len(posed)} images with poses", *notes])
     return PosedSource(images=posed, units=units, description=description)
 
 
 def _recognize(images: Path, poses: Path | None) -> tuple[list[_Entry], GivenCamera | None, str, str]:
-    """(entries, the camera of all, unit, what it is)."""
+    """(entries, shared camera, unit, name of the format)."""
     if poses is None:
         scene = images / "TrainSplit.txt"
         if os.path.isfile(scene):
@@ -118,7 +118,7 @@ def _recognize(images: Path, poses: Path | None) -> tuple[list[_Entry], GivenCam
 
 
 def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], GivenCamera | None, str, str]:
-    """A folder with times, and the poses at these times."""
+    """A folder with times, and a trajectory interpolated at these times."""
     index = index_folder(images)
     truth = index.ground_truth if poses is None else read_trajectory(poses)
     if not index.image_paths:
@@ -145,7 +145,7 @@ def _data_set(images: Path, poses: Path | None) -> tuple[list[_Entry], GivenCame
 
 
 def _in_order(untimed: Trajectory, times_ns: NDArray[np.int64], name: str) -> Trajectory:
-    """Poses without times, as many as there are images, with the times of these."""
+    """Poses without times, given the times of the images. Raises TrajectoryError unless there is one per image."""
     if len(untimed) != len(times_ns):
         raise TrajectoryError(
             f"{name}: {len(untimed)} poses without times and {len(times_ns)} images: nothing tells which belong "
@@ -155,7 +155,7 @@ def _in_order(untimed: Trajectory, times_ns: NDArray[np.int64], name: str) -> Tr
 
 
 def _seven_scenes_scene(scene: Path, split: Path) -> tuple[list[_Entry], GivenCamera | None, str, str]:
-    """All sequences that a 7-Scenes scene is trained on; they share one world. Times follow one another."""
+    """All training sequences of a 7-Scenes scene, which share one world. Their times are made consecutive."""
     entries: list[_Entry] = []
     calibration = None
     names = []
@@ -171,11 +171,13 @@ def _seven_scenes_scene(scene: Path, split: Path) -> tuple[list[_Entry], GivenCa
 
 
 def _colmap(images: Path, model: Path) -> list[_Entry]:
-    """images.txt and cameras.txt: cam_from_world, quaternion w first; a line of points after every image's."""
+    """images.txt and cameras.txt: cam_from_world, quaternion w first; a line of points follows every image line."""
     cameras = _colmap_cameras(model / "cameras.txt")
-    lines = _lines(model / "images.txt")[::2]
+    # Empty lines count: an image without points has an empty second line.
+    image_lines = list(lines_of(model / "images.txt"))[::2]
     entries = []
-    for place, fields in lines:
+    for place, line in image_lines:
+        fields = line.split()
         if len(fields) < 10 or fields[8] not in cameras:
             raise TrajectoryError(
                 f"{place}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME with a camera of cameras.txt"
@@ -187,12 +189,7 @@ def _colmap(images: Path, model: Path) -> list[_Entry]:
     return _numbered(images, sorted(entries, key=lambda entry: str(entry.path)), str(model))
 
 
-def _lines(path: Path) -> list[tuple[str, list[str]]]:
-    """Every line that is no comment, empty ones too: an image without points has an empty second line."""
-    numbered = [(f"{path}, line {n}", line.split()) for n, line in enumerate(text_of(path).splitlines(), start=1)]
-    return [(place, fields) for place, fields in numbered if not (fields and fields[0].startswith("#"))]
-
-
+# COLMAP's camera models: ours, and the split of the parameters into (fx, fy, cx, cy) and distortion.
 _COLMAP_MODELS: dict[str, tuple[CameraModel, Callable[[FloatArray], tuple[list[float], list[float]]]]] = {
     "SIMPLE_PINHOLE": ("pinhole", lambda p: ([p[0], p[0], p[1], p[2]], [])),
     "PINHOLE": ("pinhole", lambda p: (list(p[:4]), [])),
@@ -211,7 +208,8 @@ _COLMAP_COUNTS = {
 def _colmap_cameras(path: Path) -> dict[str, GivenCamera]:
     """cameras.txt: CAMERA_ID MODEL WIDTH HEIGHT PARAMS; the center of COLMAP's first pixel is at (0.5, 0.5)."""
     cameras: dict[str, GivenCamera] = {}
-    for place, fields in _lines(path):
+    for place, line in lines_of(path):
+        fields = line.split()
         if len(fields) < 5 or fields[1] not in _COLMAP_MODELS:
             raise CameraError(
                 f"{place}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, a MODEL of {', '.join(_COLMAP_MODELS)}"
@@ -230,7 +228,7 @@ def _colmap_cameras(path: Path) -> dict[str, GivenCamera]:
 
 
 def _is_cambridge(path: Path) -> bool:
-    """A list with names in the first column, with or without the data set's header."""
+    """Whether a file is a list with names in the first column, with or without the data set's header."""
     try:
         start = text_of(path)[:4096]
     except SequenceError:
@@ -242,10 +240,11 @@ def _is_cambridge(path: Path) -> bool:
 
 
 def _cambridge(images: Path, path: Path) -> list[_Entry]:
-    """`name x y z qw qx qy qz`: the camera's center, and the rotation from the world to the camera."""
+    """`name x y z qw qx qy qz`: the camera center in the world, and the rotation cam_from_world."""
     entries = []
-    for place, fields in _lines(path):
-        if not fields or fields[0] in ("Visual", "ImageFile,"):  # the two lines of its header
+    for place, line in lines_of(path):
+        fields = line.split()
+        if not fields or fields[0] in ("Visual", "ImageFile,"):  # The two lines of its header.
             continue
         if len(fields) != 8:
             raise TrajectoryError(f"{place}: expected 'name x y z qw qx qy qz', got {len(fields)} columns")
@@ -256,15 +255,15 @@ def _cambridge(images: Path, path: Path) -> list[_Entry]:
 
 
 def _numbered(images: Path, entries: Sequence[_Entry], source: str) -> list[_Entry]:
-    """Entries whose images are there, a second apart: these lists have no times."""
-    there = [entry for entry in entries if os.path.isfile(entry.path)]
-    if not there:
+    """Entries whose images exist, one second apart, because these formats have no times."""
+    existing = [entry for entry in entries if os.path.isfile(entry.path)]
+    if not existing:
         first = f" (first: {entries[0].path})" if entries else ""
         raise SequenceError(
             f"{images}: none of the {len(entries)} images that {source} names is here{first}; "
             "pass the folder that its names start from"
         )
-    return [replace(entry, timestamp_ns=k * _NANOSECONDS) for k, entry in enumerate(there)]
+    return [replace(entry, timestamp_ns=k * _NANOSECONDS) for k, entry in enumerate(existing)]
 
 
 def _numbers(place: str, fields: Sequence[str]) -> FloatArray:
@@ -287,7 +286,7 @@ def _rotation(place: str, wxyz: FloatArray) -> FloatArray:
 
 
 def _poses_at(truth: Trajectory, times_ns: Sequence[int]) -> list[RigidTransform | None]:
-    """The pose at each time, between the two next to it; None where there are none near enough."""
+    """The pose at each time, interpolated between its two neighbors; None where they are too far away in time."""
     known = truth.timestamps_ns
     found: list[RigidTransform | None] = []
     for time in times_ns:
@@ -307,9 +306,9 @@ def _poses_at(truth: Trajectory, times_ns: Sequence[int]) -> list[RigidTransform
 def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidTransform:
     pair = truth.world_from_cam[[before, after]]
     span = int(truth.timestamps_ns[after] - truth.timestamps_ns[before])
-    share = (time_ns - int(truth.timestamps_ns[before])) / span
-    turned = Slerp([0.0, 1.0], Rotation.from_matrix(pair[:, :3, :3]))(share)
-    return rigid(turned.as_matrix(), (1 - share) * pair[0, :3, 3] + share * pair[1, :3, 3])
+    fraction = (time_ns - int(truth.timestamps_ns[before])) / span
+    rotation = Slerp([0.0, 1.0], Rotation.from_matrix(pair[:, :3, :3]))(fraction)
+    return rigid(rotation.as_matrix(), (1 - fraction) * pair[0, :3, 3] + fraction * pair[1, :3, 3])
 
 
 # --- images -----------------------------------------------------------------------------------------
@@ -318,12 +317,12 @@ def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidT
 def _images(
     entries: Sequence[_Entry], given: GivenCamera | None, shared: GivenCamera | None, config: InputConfig
 ) -> tuple[list[PosedImage], list[str]]:
-    """Readers of the images that can be used, and what to say of the others.
+    """The usable images, and remarks about the excluded ones.
 
-    Those of another size than most of their camera are left out, and those of a camera that cannot be used.
+    Images are excluded if their size is not the most common one of their camera, or if their camera is not usable.
 
     Raises:
-        SequenceError, CameraError: none is left.
+        SequenceError, CameraError: no image is usable.
     """
     by_camera: dict[str, list[_Entry]] = {}
     for entry in entries:

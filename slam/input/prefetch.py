@@ -1,4 +1,4 @@
-"""Images that another thread reads: live streams, of which the newest counts, and sources read ahead."""
+"""Frame source that reads another one ahead in a thread."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from slam.map.frames import Frame
 
 
 class Prefetched:
-    """Another source, read ahead by a thread: decoding goes on while the consumer computes.
+    """Another source, read ahead by a thread: images are decoded while the consumer computes.
 
-    Frames, their order and `skipped` at each frame are exactly those of the source, whatever the timing. An
-    error of the source comes out where it would have without the thread: after the frames before it.
+    Frames, their order and `skipped` at each frame equal those of the source, independent of timing. An error of the
+    source is raised after the frames before it, as without the thread.
     """
 
     def __init__(self, source: FrameSource, frames: int) -> None:
-        """Keep at most `frames` >= 1 images ready."""
+        """Buffer at most `frames` >= 1 images."""
         self._source = source
-        self._most = frames
+        self._capacity = frames
         self._changed = threading.Condition()
-        self._ready: deque[tuple[Frame, int]] = deque()  # with how many had been skipped before it
+        self._ready: deque[tuple[Frame, int]] = deque()  # Frames and the number of images skipped before each.
         self._error: BaseException | None = None
         self._over = False
         self._stop = False
@@ -47,7 +47,7 @@ class Prefetched:
             self.close()
 
     def close(self) -> None:
-        """Stop reading ahead. Does nothing the second time."""
+        """Stop reading ahead. A second call does nothing."""
         with self._changed:
             self._stop = True
             self._ready.clear()
@@ -63,28 +63,28 @@ class Prefetched:
             if self._stop:
                 return None
             if not self._ready:
-                self._learn_skipped(len(self._source.skipped))
+                self._update_skipped(len(self._source.skipped))
                 if self._error is not None:
                     raise self._error
                 return None
             frame, skipped = self._ready.popleft()
             self._changed.notify_all()
-        self._learn_skipped(skipped)
+        self._update_skipped(skipped)
         return frame
 
-    def _learn_skipped(self, count: int) -> None:
+    def _update_skipped(self, count: int) -> None:
         self.skipped.extend(self._source.skipped[len(self.skipped) : count])
 
     def _read(self) -> None:
         try:
             for frame in self._source:
                 with self._changed:
-                    self._changed.wait_for(lambda: len(self._ready) < self._most or self._stop)
+                    self._changed.wait_for(lambda: len(self._ready) < self._capacity or self._stop)
                     if self._stop:
                         return
                     self._ready.append((frame, len(self._source.skipped)))
                     self._changed.notify_all()
-        except BaseException as error:  # whatever it is belongs to the consumer, who has no other way to see it
+        except BaseException as error:  # Any error is raised again in the consumer.
             self._error = error
         finally:
             self._source.close()

@@ -1,4 +1,4 @@
-"""Images to be located one by one: which files are meant, and which camera took them."""
+"""Query images for relocalization: their files and cameras."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_CAMERA = "no camera known, so compared with keyframes alone; with --camera la
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryImage:
-    """An image's file, the time it gets in a trajectory, and the camera its folder says took it."""
+    """An image file, its timestamp in a trajectory, and its camera if its folder has a calibration."""
 
     path: Path
     timestamp_ns: int
@@ -35,21 +35,21 @@ class QueryImage:
 def query_images(given: Sequence[str]) -> list[QueryImage]:
     """The images of folders, files and patterns such as 'holiday/*.jpg'.
 
-    One folder's images keep its times; any other choice is a second apart. Of what a pattern finds, folders are
-    left out.
+    The images of a single folder keep its times; all others get times one second apart. Folders that match a pattern
+    are ignored.
 
     Raises:
-        SequenceError: no image is there, or a folder has a video in the place of images.
+        SequenceError: there is no image, or a folder contains a video instead of images.
     """
-    places = [Path(os.path.expanduser(text)) for text in given]  # which leaves ~ of somebody unknown alone
-    groups = [_of(place) for place in places]
+    paths = [Path(os.path.expanduser(text)) for text in given]  # Keeps ~user of an unknown user.
+    groups = [_images_at(path) for path in paths]
     images = [query for group in groups for query in group]
-    if len(groups) == 1 and os.path.isdir(places[0]):
+    if len(groups) == 1 and os.path.isdir(paths[0]):
         return images
     return [QueryImage(p.path, k * SECOND_NS, p.calibration) for k, p in enumerate(images)]
 
 
-def _of(path: Path) -> list[QueryImage]:
+def _images_at(path: Path) -> list[QueryImage]:
     if os.path.isdir(path):
         index = index_folder(path)
         if index.video is not None:
@@ -63,54 +63,54 @@ def _of(path: Path) -> list[QueryImage]:
         return [QueryImage(path, 0, _beside(path.parent))]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not found:
-        raise SequenceError(f"{path}: {why_unfetched(path) or 'no such query or folder'}")
+        raise SequenceError(f"{path}: {why_unfetched(path) or 'no such image or folder'}")
     return [QueryImage(name, 0, _beside(name.parent)) for name in found]
 
 
 def _beside(folder: Path) -> GivenCamera | None:
-    """The camera.yaml of a folder of images, in it or in the one above."""
+    """The camera.yaml of a folder of images, in the folder itself or in its parent."""
     paths = (folder / "camera.yaml", folder.resolve().parent / "camera.yaml")
     found = next((path for path in paths if os.path.isfile(path)), None)
     return read_calibration(found) if found is not None else None
 
 
 class QueryReader:
-    """Reads images as the pinhole camera that is known of them sees them.
+    """Reads images and rectifies them to a pinhole camera.
 
-    That is the camera that was given, else the one of the image's folder, else a map's camera whose images
-    have the same shape; else none, for a predictor that needs none.
+    The camera is, in this order: the given one, that of the image's folder, a map's camera with the same aspect ratio.
+    Without any, the image is not rectified, which is accepted if the predictor needs no camera.
 
     Attributes:
-        notes: what the user should know of the cameras, a line for each kind of image.
+        notes: remarks about the cameras, one line per image size and camera.
     """
 
     def __init__(
         self, given: Path | None, map_cameras: Sequence[Camera], config: InputConfig, *, camera_needed: bool = True
     ) -> None:
-        """`given` is a camera.yaml; `camera_needed` says that the predictor can do nothing without a camera."""
+        """`given` is a camera.yaml; `camera_needed` is whether the predictor needs a camera."""
         self._given = read_calibration(given) if given is not None else None
         self._map_cameras, self._config = MapCameras(tuple(map_cameras)), config
         self._camera_needed = camera_needed
-        self._optics: dict[tuple[int, int, str], Rectifier | None] = {}
+        self._rectifiers: dict[tuple[int, int, str], Rectifier | None] = {}
         self.notes: list[str] = []
 
     def read(self, query: QueryImage) -> CalibratedImage:
         """The image and its camera.
 
         Raises:
-            SequenceError: it cannot be read.
-            CameraError: the camera is of other images, or none is known and one is needed.
+            SequenceError: the image cannot be read.
+            CameraError: the camera does not match the image, or none is known and one is needed.
         """
         image = read_image(query.path)
         height, width = image.shape[:2]
         calibration = self._given or query.calibration or self._of_map(query.path, width, height)
         key = (width, height, repr(calibration))
-        if key not in self._optics:
-            self._optics[key] = None if calibration is None else Rectifier(width, height, calibration, self._config)
-            rectifier = self._optics[key]
+        if key not in self._rectifiers:
+            self._rectifiers[key] = None if calibration is None else Rectifier(width, height, calibration, self._config)
+            rectifier = self._rectifiers[key]
             note = f"{width}x{height}, {NO_CAMERA}" if rectifier is None else rectifier.note
             self.notes.append(plain(f"{query.path.name}: {note}"))
-        rectifier = self._optics[key]
+        rectifier = self._rectifiers[key]
         if rectifier is None:
             return CalibratedImage(shrink(image, *size_within(width, height, self._config.max_side_px)))
         return CalibratedImage(rectifier(image, str(query.path)), rectifier.camera, mask=rectifier.mask)

@@ -1,4 +1,4 @@
-"""The camera of a source's images, and what is done to each of them once, before it becomes a frame."""
+"""The camera of a source's images, and the resizing and undistortion of each image before it becomes a frame."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from relocalizer.plausible_camera import angles_across_deg, expect_plausible
 from slam.config.schema import InputConfig
 from slam.input.mask import Mask, Rectangle, binary, expect_some_use, ignored_in, mask_of, masked_share
 
-SAME_VIEW = 1.02  # ratio of focal lengths, below which it does not matter whose is taken
+SAME_VIEW = 1.02  # Ratio of focal lengths up to which two cameras are considered equal.
 
 
 @dataclass(frozen=True, slots=True)
 class GivenCamera:
-    """A camera as somebody gave it, who did, and the rectangles of its images that are to be ignored."""
+    """A known camera, its source (for messages), and the rectangles of its images that are to be ignored."""
 
     camera: Camera
     source: str
@@ -25,7 +25,12 @@ class GivenCamera:
 
 
 def read_calibration(path: Path) -> GivenCamera:
-    """That of a camera.yaml. Raises CameraError or MaskError when it cannot be read, or cannot be a camera's."""
+    """The camera of a camera.yaml.
+
+    Raises:
+        CameraError: it cannot be read, or is not plausible.
+        MaskError: its rectangles to ignore are invalid.
+    """
     camera = load_camera(path)
     expect_plausible(camera, str(path))
     return GivenCamera(camera, str(path), ignored_in(path))
@@ -33,12 +38,12 @@ def read_calibration(path: Path) -> GivenCamera:
 
 @dataclass(frozen=True, slots=True)
 class MapCameras:
-    """Cameras that images of a map were taken with, for new images that nobody names a camera of."""
+    """Cameras of the images of a map, used for new images without a given camera."""
 
     cameras: tuple[Camera, ...]
 
     def of(self, width: int, height: int) -> GivenCamera | None:
-        """The first one of images of this shape; its source says when others of that shape differ from it."""
+        """The first camera of this aspect ratio, None if there is none; its source states if others differ from it."""
         fitting = [camera for camera in self.cameras if is_in_proportion(camera, width, height)]
         if not fitting:
             return None
@@ -47,27 +52,26 @@ class MapCameras:
         return GivenCamera(fitting[0], f"the map, as no other was named{several}")
 
 
-CameraHint = GivenCamera | MapCameras  # the camera somebody gave, or a map's for when nobody did
+CameraHint = GivenCamera | MapCameras  # A known camera, or a map's cameras to choose from if none is known.
 
 
 def is_in_proportion(camera: Camera, width: int, height: int) -> bool:
-    """Whether width x height images are those of a camera but for their size, whose sides were perhaps rounded."""
-    theirs, ours = (camera.width, camera.height), (width, height)
-    small, large = sorted((theirs, ours), key=max)
+    """Whether width x height, scaled and rounded, is the image size of a camera."""
+    small, large = sorted(((camera.width, camera.height), (width, height)), key=max)
     return size_within(*large, max(small)) == small
 
 
 class Rectifier:
-    """What is done to each image of a source, once: its size is checked, it is shrunk and undistorted.
+    """Checks the size of each image of a source, shrinks it and removes distortion.
 
-    Shrinking comes first, as distortion does not depend on the resolution and a smaller image is cheaper.
+    Images are shrunk first, because distortion does not depend on the resolution and a smaller image is cheaper.
 
     Attributes:
-        size: (width, height) of the images that go in.
-        camera: the pinhole camera of the images that come out.
-        calibration: the camera of those that go in.
-        mask: (H, W) of the images that come out, 0 where they are to be ignored; None when nowhere.
-        note: what the user should know about it, part of a description.
+        size: (width, height) of the input images.
+        camera: the pinhole camera of the output images.
+        calibration: the camera of the input images.
+        mask: (H, W) of the output images, 0 where they are to be ignored; None if the whole image is used.
+        note: remarks for the user, part of a description.
     """
 
     def __init__(self, width: int, height: int, calibration: CameraHint | None, config: InputConfig) -> None:
@@ -88,13 +92,13 @@ class Rectifier:
             self.note += f", {100 * masked_share(self.mask):.0f} % of the image masked"
 
     def _mask(self, mask: Mask | None) -> Mask | None:
-        """The mask of the source's own images as one of those that come out."""
+        """The mask of the input images, converted to one of the output images."""
         if mask is None:
             return None
         return expect_some_use(binary(self._undistort(shrink(mask, *self._shrunk))))
 
     def expect(self, width: int, height: int, name: str) -> None:
-        """Raises SequenceError for an image of another size than those that the camera is of."""
+        """Raises SequenceError if the size of an image is not that of the input images."""
         if (width, height) != self.size:
             raise SequenceError(
                 f"{name}: this image is {width}x{height}, not {self.size[0]}x{self.size[1]}; "
@@ -105,27 +109,27 @@ class Rectifier:
         """The image as `camera` sees it.
 
         Raises:
-            SequenceError: the image is of another size than those that the camera is of.
+            SequenceError: its size is not that of the input images.
         """
         self.expect(image.shape[1], image.shape[0], name)
         return self._undistort(shrink(image, *self._shrunk))
 
 
 def _camera_of_images(width: int, height: int, calibration: CameraHint | None, fov_deg: float) -> tuple[Camera, str]:
-    """The camera of width x height images, perhaps distorted, and what to say about it.
+    """The camera of width x height images, possibly with distortion, and remarks about it.
 
     Raises:
-        CameraError: the calibration is of images of another shape, or of no camera there could be.
+        CameraError: the calibration has another aspect ratio, or is not plausible.
     """
-    size, but = f"{width}x{height}", ""
+    size, mismatch = f"{width}x{height}", ""
     if isinstance(calibration, MapCameras):
         shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
-        but = f", and those of the map are of another shape ({shapes})" if shapes else ""
+        mismatch = f", and those of the map are of another shape ({shapes})" if shapes else ""
         calibration = calibration.of(width, height)
     if calibration is None:
         assumed = Camera.assume(width, height, fov_deg=fov_deg)
         return assumed, (
-            f"{size}, no camera given{but}, so focal length {assumed.fx:.0f} px assumed "
+            f"{size}, no camera given{mismatch}, so focal length {assumed.fx:.0f} px assumed "
             f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
         )
     camera, source = calibration.camera, calibration.source
@@ -133,10 +137,10 @@ def _camera_of_images(width: int, height: int, calibration: CameraHint | None, f
     short = Path(source).name
     if (camera.width, camera.height) == (width, height):
         return camera, f"{size}, camera of {short}"
-    theirs = f"{camera.width}x{camera.height}"
+    calibrated = f"{camera.width}x{camera.height}"
     if is_in_proportion(camera, width, height):
-        return camera.resized(width, height), f"{size}, camera of {short}, scaled from {theirs}"
+        return camera.resized(width, height), f"{size}, camera of {short}, scaled from {calibrated}"
     hint = "pass --camera with one made for these images"
     if (camera.height, camera.width) == (width, height):
         hint = "images are turned as their rotation tag says; the camera must be that of the turned ones"
-    raise CameraError(f"{source}: the camera is for {theirs} images, but these are {size}; {hint}")
+    raise CameraError(f"{source}: the camera is for {calibrated} images, but these are {size}; {hint}")

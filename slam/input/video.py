@@ -1,8 +1,4 @@
-"""Images in order: how a source of them is opened, and the readers of images and videos.
-
-What leaves here is upright, RGB, of one size, no larger than asked for, and undistorted; `Frame.camera` is
-the pinhole camera of exactly that image.
-"""
+"""Frame source of a video file."""
 
 from __future__ import annotations
 
@@ -23,14 +19,14 @@ from slam.input.rectification import CameraHint, Rectifier
 from slam.map.frames import Frame
 from slam.plain_text import plain
 
-NOMINAL_FPS = 30.0  # of a video whose header gives no sensible rate
+NOMINAL_FPS = 30.0  # Frame rate assumed for a video whose header has no plausible one, images per second.
 
 
 class VideoFile:
     """The images of a video file, upright, with the file's own timestamps.
 
-    Timestamps are those of the container, and where it has none or repeats one, a frame's length after the
-    last. A file that ends before its header says is played as far as it goes, and `skipped` says so.
+    Timestamps are those of the container. Where one is missing or does not increase, it is one frame period after the
+    previous one. A truncated file is read to its actual end, which is noted in `skipped`.
     """
 
     def __init__(
@@ -42,9 +38,14 @@ class VideoFile:
         count: int | None,
         selection: Selection,
     ) -> None:
-        """`open_video` is the way to get one."""
+        """Use `open_video` instead.
+
+        Args:
+            target: absolute path or address.
+            count: number of images by the file's header; None if unknown.
+        """
         self._target = target
-        self._optics = rectifier
+        self._rectifier = rectifier
         self._count = count
         self._selection = selection
         self.name = plain(name)
@@ -57,13 +58,13 @@ class VideoFile:
 
     def __iter__(self) -> Iterator[Frame]:
         self.skipped.clear()
-        given, chosen = 0, 0
+        given, selected = 0, 0
         capture = open_capture(self._target)
         try:
             for index, timestamp_ns in self._grab(capture):
                 if not self._selection.takes(index):
                     continue
-                chosen += 1
+                selected += 1
                 try:
                     image = self._retrieve(capture, index)
                 except SequenceError as error:
@@ -75,19 +76,19 @@ class VideoFile:
                     return
         finally:
             capture.release()
-        if not chosen:
+        if not selected:
             raise SequenceError(f"{self.name}: start {self._selection.start} is beyond the last image of the video")
         if not given:
-            raise SequenceError(f"{self.name}: none of {chosen} images can be used; the first: {self.skipped[0][1]}")
+            raise SequenceError(f"{self.name}: none of {selected} images can be used; the first: {self.skipped[0][1]}")
 
     def _retrieve(self, capture: cv2.VideoCapture, index: int) -> Image:
         ok, image = capture.retrieve()
         if not ok:
             raise SequenceError("cannot be decoded")
-        return self._optics(bgr_to_rgb(image), f"{self.name}, frame {index}")
+        return self._rectifier(bgr_to_rgb(image), f"{self.name}, frame {index}")
 
     def _grab(self, capture: cv2.VideoCapture) -> Iterator[tuple[int, int]]:
-        """(number, nanoseconds) of each frame to the end; notes an end that comes too early."""
+        """(index, timestamp in nanoseconds) of each frame; notes it in `skipped` when the file is truncated."""
         frame_ns = round(1e9 / _frame_rate(capture))
         index, last_ns = 0, -frame_ns
         while capture.grab():
@@ -96,22 +97,22 @@ class VideoFile:
             last_ns = time_ns if time_ns > last_ns else last_ns + frame_ns
             yield index, last_ns
             index += 1
-        # Containers without a frame count get theirs from duration and rate, which is a frame or so off.
+        # For containers without a frame count, it is computed from duration and rate, which may be off by a few frames.
         if self._count is not None and self._count - index > max(1, 0.02 * self._count):
             self.skipped.append((self.name, f"the file ends after {index} of {self._count} images"))
 
     def close(self) -> None:
-        """The file is open only while it is being read."""
+        """Do nothing: the file is open only during iteration."""
 
 
 def open_video(
     target: str, name: str, calibration: CameraHint | None, config: InputConfig, selection: Selection
 ) -> VideoFile:
-    """A reader of a video, by absolute path or address.
+    """A reader of a video, given by its absolute path or address.
 
     Raises:
-        SequenceError: it cannot be opened, no image in it decodes, or `start` is beyond its end.
-        CameraError: the camera is not of these images.
+        SequenceError: the video cannot be opened, none of its images can be decoded, or `start` is beyond its end.
+        CameraError: the camera does not match the images.
     """
     shown = without_password(target)
     capture = open_capture(target)
@@ -123,11 +124,11 @@ def open_video(
         image = _first_image(capture)
         if image is None:
             raise SequenceError(f"{shown}: no image in this video can be decoded")
-        said = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        stated_count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         rate = _frame_rate(capture)
     finally:
         capture.release()
-    count = int(said) if 0 < said < 2**53 else None
+    count = int(stated_count) if 0 < stated_count < 2**53 else None
     height, width = image.shape[:2]
     rectifier = Rectifier(width, height, calibration, config)
     frames = "an unknown number of images" if count is None else f"{count} images"
@@ -135,7 +136,7 @@ def open_video(
 
 
 def _first_image(capture: cv2.VideoCapture) -> Image | None:
-    """The first image that decodes, in OpenCV's colors."""
+    """The first image that can be decoded, BGR."""
     while capture.grab():
         ok, image = capture.retrieve()
         if ok:
@@ -149,4 +150,5 @@ def _frame_rate(capture: cv2.VideoCapture) -> float:
 
 
 def without_password(address: str) -> str:
+    """An address without the user name and password, for messages."""
     return re.sub(r"://[^/@]*@", "://", address)

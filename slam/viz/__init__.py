@@ -1,1 +1,1 @@
-"""slam.viz"""
+"""Visualization of a run in Rerun."""

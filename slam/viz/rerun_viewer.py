@@ -1,6 +1,6 @@
-"""A run in Rerun, live or in a file: where the recording goes, how it is laid out, and what happens when it fails.
+"""Rerun viewer of a run: opens the sinks (window, web page, file), sets the layout and handles failures.
 
-`slam.viz.rerun_drawing` says what is drawn; these two files alone know Rerun.
+`slam.viz.rerun_drawing` describes what is drawn.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ViewerMode = Literal["none", "spawn", "web"]
 class RerunViewer:
     """An observer that shows a run in Rerun, live, into a file, or both.
 
-    A run does not depend on its viewer: when it fails on the way (window closed, disk full), the run goes on
-    without it, and at the latest in `close` a warning is logged and `problem` says what happened.
+    A run does not depend on its viewer: when the viewer fails (window closed, disk full), the run continues
+    without it. A warning is logged and `problem` is set, in `close` at the latest.
 
     Attributes:
-        url: of the page to open, for `view="web"`; empty otherwise. It is served until `close`.
-        problem: why nothing is shown any more; empty while all is well.
+        url: address of the page to open, for `view="web"`; empty otherwise. The page is served until `close`.
+        problem: why nothing is shown any more; empty while the viewer works.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class RerunViewer:
         """Open the file and the viewer.
 
         Args:
-            record: .rrd file to write, None for none.
+            record: the .rrd file to write; None writes no file.
             view: "spawn" opens a window on this machine, "web" serves a page on this machine.
             ground_truth: drawn beside the estimate.
-            camera: of the sequence, noted among the recording's properties; images come with their own.
+            camera: camera of the sequence, stored among the recording's properties; images are sent with their own.
 
         Raises:
-            OutputError: the file exists already or cannot be written.
+            OutputError: the file already exists or cannot be written.
             UserError: the viewer cannot be started.
         """
         self.url = ""
@@ -61,7 +61,7 @@ class RerunViewer:
         self._viewer: subprocess.Popen[bytes] | None = None
         sinks = self._sinks(record, view)
         self._recording = self._connect(sinks, record)
-        self._closed = not sinks  # Rerun would keep everything in memory until somebody asks for it
+        self._closed = not sinks  # Without a sink, Rerun would buffer everything in memory.
         self._recording.send_recording_name(plain(title))
         self._drawing = Drawing(self._recording, ground_truth=ground_truth, camera=camera)
 
@@ -71,32 +71,32 @@ class RerunViewer:
             return
         try:
             self._drawing.show(event)
-        except Exception as error:  # whatever it is, the run goes on without a viewer
+        except Exception as error:  # The run continues without a viewer after any error.
             self._give_up(error)
 
     def close(self) -> None:
-        """Write out what is pending and end the file with its footer; a second call does nothing."""
+        """Flush pending data and end the file with its footer; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        began, stuck = time.monotonic(), False
+        started, blocked = time.monotonic(), False
         try:
             self._recording.flush(timeout_sec=START_S)
         except Exception as error:
             self._give_up(error)
-            stuck = time.monotonic() - began >= START_S
+            blocked = time.monotonic() - started >= START_S
         finally:
-            if stuck:
-                # A disk that fills up stops Rerun's writer for good, once in some hundred times: then it would wait for
-                # it without end: here, when the recording is freed (so it never is), and when the process ends.
+            if blocked:
+                # A full disk blocks Rerun's writer thread forever, about once in a hundred times. Waiting for it would
+                # never end: neither here, nor when the recording is freed (so it is leaked), nor at process exit.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._recording))
                 rr.unregister_shutdown()
             else:
                 self._recording.disconnect()
-            if self.url and self._viewer is not None:  # a window stays open, a page without its data is no use
+            if self.url and self._viewer is not None:  # A window stays open; the page has no data any more.
                 end(self._viewer)
 
-    # --- where it goes --------------------------------------------------------------------------------
+    # --- sinks ----------------------------------------------------------------------------------------
 
     def _sinks(self, record: Path | None, view: ViewerMode) -> list[rr.FileSink | rr.GrpcSink | rr.GrpcServerSink]:
         sinks: list[rr.FileSink | rr.GrpcSink | rr.GrpcServerSink] = []
@@ -128,15 +128,15 @@ class RerunViewer:
         return recording
 
     def _give_up(self, error: Exception) -> None:
-        gone = self._viewer is not None and self._viewer.poll() is not None
-        self.problem = "the viewer was closed" if gone else _one_line(error)
-        is_rerun = isinstance(error, RuntimeError)  # its word for a sink that cannot be written to; all else is a bug
+        is_closed = self._viewer is not None and self._viewer.poll() is not None
+        self.problem = "the viewer was closed" if is_closed else _one_line(error)
+        is_rerun = isinstance(error, RuntimeError)  # Raised by Rerun when a sink cannot be written to.
         logger.warning("Rerun shows no more of this run: %s", self.problem, exc_info=None if is_rerun else error)
 
 
 def blueprint() -> rrb.Blueprint:
-    """How the viewer is laid out: the map at the left; image, plots and reasons at the right."""
-    so_far = [
+    """Layout of the viewer: the map at the left; image, plots and reasons at the right."""
+    until_now = [
         rrb.VisibleTimeRange(
             timeline,
             start=rrb.TimeRangeBoundary.infinite(),
@@ -148,7 +148,7 @@ def blueprint() -> rrb.Blueprint:
         origin="/world",
         name="Map",
         contents=["$origin/**", "- $origin/camera/image/tracks"],
-        overrides={"world/trajectory/live": rrb.VisibleTimeRanges(so_far)},
+        overrides={"world/trajectory/live": rrb.VisibleTimeRanges(until_now)},
         background=[18, 20, 26],
         line_grid=False,
     )

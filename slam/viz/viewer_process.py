@@ -1,4 +1,4 @@
-"""The processes that show a recording: Rerun's window, and its page. They are told where to listen, and ended."""
+"""Viewer processes: starts and ends Rerun's native window and its web viewer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 
 from relocalizer.errors import UserError
 
-HOST = "127.0.0.1"  # nobody else on the network is meant to look
-GRPC_PORT, WEB_PORT = 9876, 9090  # Rerun's own; the next free ones when they are taken
-START_S = 20.0  # a viewer that does not answer by then will not
+HOST = "127.0.0.1"  # Local address, so that a run cannot be viewed from the network.
+GRPC_PORT, WEB_PORT = 9876, 9090  # Rerun's default ports; any free port is used when one is taken.
+START_S = 20.0  # Timeout for a viewer to start, seconds.
 
 
 def free_port(wanted: int) -> int:
+    """The wanted port if it is free, otherwise any free port. Raises UserError when there is none."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:
@@ -29,7 +30,11 @@ def free_port(wanted: int) -> int:
 
 
 def open_window(port: int) -> subprocess.Popen[bytes]:
-    """Rerun's own window, listening for this run; it outlives it."""
+    """Start Rerun's native viewer, listening on `port`. It stays open after the run.
+
+    Raises:
+        UserError: there is no display, or the viewer does not start.
+    """
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise UserError(
             "--view spawn: there is no screen (DISPLAY and WAYLAND_DISPLAY are not set); "
@@ -40,17 +45,24 @@ def open_window(port: int) -> subprocess.Popen[bytes]:
 
 
 def serve_page(uri: str, web_port: int) -> subprocess.Popen[bytes]:
-    """The viewer as a web page that reads from `uri`; ends with this run."""
+    """Serve the web viewer, which reads from `uri`, on `web_port`. The caller ends it with the run.
+
+    Raises:
+        UserError: the viewer does not start.
+    """
     options = ["--serve-web", uri, "--bind", HOST, "--web-viewer-port", str(web_port)]
     return _started([executable(), *options], web_port, "web")
 
 
 def _started(command: list[str], port: int, view: str) -> subprocess.Popen[bytes]:
-    """The process, once it listens on its port. Its own session, so that Ctrl-C ends the run and not the viewer."""
-    silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, start_new_session=True)
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and process.poll() is None:
+    """Start a process and wait until it listens on its port.
+
+    It gets its own session, so that Ctrl-C ends the run and not the viewer.
+    """
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex((HOST, port)) == 0:
                 return process
@@ -62,6 +74,7 @@ def _started(command: list[str], port: int, view: str) -> subprocess.Popen[bytes
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
+    """Terminate a process; kill it if it does not exit within 5 seconds."""
     process.terminate()
     try:
         process.wait(timeout=5.0)
@@ -71,7 +84,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def executable() -> str:
-    """The viewer that came with the package: it is not on PATH when the environment is not activated."""
+    """Path of the viewer installed with rerun-sdk, which is not on PATH unless the environment is activated.
+
+    Raises:
+        UserError: it is not installed.
+    """
     spec = find_spec("rerun_cli")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for name in ("Rerun.app/Contents/MacOS/Rerun", "rerun"):
