@@ -21,12 +21,12 @@ import numpy as np
 
 import slam.loop_closing.loop_closer
 from relocalizer.geometry import FloatArray, Similarity, align_points
+from slam.components.assembly import build
 from slam.config.schema import SlamConfig
 from slam.input.open_source import open_source
 from slam.loop_closing.edge_paths import Odometry, covariance_of, difference
 from slam.loop_closing.pairwise_consistency import squared_distance
 from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
-from slam.components.assembly import build
 from slam.run.runner import run
 
 AROUND = 4  # keyframes on each side that tell the unit of length

@@ -29,6 +29,7 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.geometry import rotation_angle
 from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import build
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
@@ -38,7 +39,6 @@ from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
-from slam.components.assembly import build
 from slam.system import Slam
 
 TRUE_DEG = 5.0  # an accepted loop's rotation may be off by this from the truth
