@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,9 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.images import Image
-from relocalizer.interfaces import CalibratedImage, Encoded, PairEstimate
+from relocalizer.interfaces import CalibratedImage, Encoded, PairEstimate, PosePredictor
 from slam.map.tracks import Tracks
+from slam.predictor_checks import describe
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -46,13 +47,45 @@ class Frame:
         return replace(self, image=np.zeros((0, 0, 3), np.uint8))
 
 
+@dataclass(slots=True, eq=False)
+class _Encoding:
+    """Encoding and place descriptor of one image, filled in when they are first needed."""
+
+    encoded: Encoded | None = None
+    descriptor: NDArray[np.float32] | None = None
+    is_usable: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameObservation:
-    """A frame with its local features and the tracks it sees."""
+    """A frame with its local features and its tracks; it is encoded at most once.
+
+    Copies made by `dataclasses.replace` with other tracks share the encoding, which depends on image and features only.
+    """
 
     frame: Frame
     features: LocalFeatures
     tracks: Tracks
+    _encoding: _Encoding = field(default_factory=_Encoding, repr=False)
+
+    def encoded(self, predictor: PosePredictor) -> Encoded:
+        """The predictor's encoding of the image. All calls for one frame must name the same predictor."""
+        if self._encoding.encoded is None:
+            view = CalibratedImage(self.frame.image, self.frame.camera, self.features)
+            [self._encoding.encoded] = predictor.encode([view])
+        return self._encoding.encoded
+
+    def descriptor(self, predictor: PosePredictor) -> tuple[NDArray[np.float32], bool]:
+        """Unit vector (D,) for place recognition, and whether it is usable, as `predictor_checks.describe`."""
+        if self._encoding.descriptor is None:
+            self._encoding.descriptor, self._encoding.is_usable = describe(predictor, self.encoded(predictor))
+        return self._encoding.descriptor, self._encoding.is_usable
+
+    def with_features(self, features: LocalFeatures) -> FrameObservation:
+        """The same frame with a part of its features; it has to be encoded again if that is not all of them."""
+        if len(features) == len(self.features):
+            return self
+        return FrameObservation(self.frame, features, self.tracks)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import Similarity
 from relocalizer.images import Image
-from relocalizer.interfaces import CalibratedImage, PosePredictor
+from relocalizer.interfaces import PosePredictor
 from relocalizer.triangulation import triangulate
 from slam.config.schema import SlamConfig
 from slam.events import EstimateRefused, Event
@@ -19,7 +19,6 @@ from slam.map.frames import FrameObservation, Keyframe
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.mapping.landmark_fusion import LandmarkFusion
-from slam.predictor_checks import describe
 from slam.tracking.klt import choose_new
 
 SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
@@ -57,8 +56,8 @@ class KeyframeInserter:
     def _make_keyframe(self, seen: FrameObservation) -> Keyframe:
         """Make a keyframe of a frame; it is not in the graph yet."""
         frame = seen.frame
-        [encoded] = self._predictor.encode([CalibratedImage(frame.image, frame.camera, seen.features)])
-        descriptor, usable = describe(self._predictor, encoded)
+        encoded = seen.encoded(self._predictor)
+        descriptor, usable = seen.descriptor(self._predictor)
         if not usable:
             self._publish(
                 EstimateRefused(

@@ -14,7 +14,6 @@ from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.guided_matching import first_of_each, match_along_lines
 from relocalizer.interfaces import (
     CONFIDENT,
-    CalibratedImage,
     Encoded,
     NoEstimate,
     PairEstimate,
@@ -27,7 +26,7 @@ from slam.config.schema import RelocalizationConfig
 from slam.map.frames import FrameObservation, PoseNotFound
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.predictor_checks import describe, relate
+from slam.predictor_checks import relate
 from slam.relocalization.pose_from_matches import (
     EstimatedPose,
     FeatureMatches,
@@ -101,8 +100,8 @@ class FrameRelocalizer:
         """The frame's pose from landmarks of remembered keyframes, or why none agrees."""
         if len(seen.features) < MIN_POINTS:
             return PoseNotFound(f"{len(seen.features)} points in the image, {MIN_POINTS} needed")
-        [encoded] = self._predictor.encode([CalibratedImage(seen.frame.image, seen.frame.camera, seen.features)])
-        descriptor, _ = describe(self._predictor, encoded)
+        encoded = seen.encoded(self._predictor)
+        descriptor, _ = seen.descriptor(self._predictor)
         found = self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
         best = PlaceNotMatched("no keyframe to compare with", -1)
         for c in [active, *(candidate.key for candidate in found)]:

@@ -42,6 +42,7 @@ class FrameTracker:
         self._landmarks = landmarks
         self._policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
+        self._observation: FrameObservation | None = None  # of the newest frame, once its features were needed
         self._overlay = Overlay(0.5 * config.tracks.window_px)
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
         self.is_resting = False
@@ -63,7 +64,7 @@ class FrameTracker:
             self.tracks = Tracks(tracks.ids, pixels).where(found & inside)
             self._overlay.follow(self._gray, gray)
             self.leave_out(self._overlay.look(self.tracks, agreeing, frame.camera))
-        self._gray = gray
+        self._gray, self._observation = gray, None
         self._watch_rest(frame.camera)
 
     def leave_out(self, ids: NDArray[np.int64]) -> None:
@@ -88,7 +89,10 @@ class FrameTracker:
 
     def extract(self, frame: Frame) -> FrameObservation:
         """The frame whose image was taken last, with its features."""
-        return self.without_overlay(FrameObservation(frame, self._detect(self._gray, frame.camera), self.tracks))
+        if self._observation is None or self._observation.frame is not frame:
+            self._observation = FrameObservation(frame, self._detect(self._gray, frame.camera), self.tracks)
+        self._observation = self.without_overlay(replace(self._observation, tracks=self.tracks))
+        return self._observation
 
     def extract_from(self, frame: Frame) -> FrameObservation:
         """A frame out of turn, with its features; nothing was followed into it."""
@@ -97,7 +101,7 @@ class FrameTracker:
 
     def without_overlay(self, seen: FrameObservation) -> FrameObservation:
         """A frame without the features that lie on what stands still in the image, as far as that is known by now."""
-        return replace(seen, features=self._overlay.cleared(seen.features))
+        return seen.with_features(self._overlay.cleared(seen.features))
 
     def _gray_of(self, frame: Frame) -> Image:
         return self._tracker.gray(frame.image) if frame.image.size else np.zeros((0, 0), np.uint8)

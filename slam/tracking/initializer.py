@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.features import LocalFeatures, match_features
+from relocalizer.features import match_features
 from relocalizer.geometry import FloatArray, rigid
 from relocalizer.guided_matching import match_along_lines
 from relocalizer.image_static import share_of_image, standing_still
-from relocalizer.interfaces import CONFIDENT, CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor
+from relocalizer.interfaces import CONFIDENT, NoEstimate, PairEstimate, PosePredictor
 from relocalizer.predictors.geometric_predictor import relate_matches
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches, estimate_rotation
@@ -53,7 +53,6 @@ class ReferenceFrame:
     """An image that may become the first of the pair, and the frames since that its points were followed through."""
 
     seen: FrameObservation
-    encoded: Encoded | None = None
     use_track_geometry: bool = False
     between: list[tuple[Frame, Tracks]] = field(default_factory=list)
 
@@ -97,7 +96,7 @@ class Initializer:
     def process(self, frame: Frame) -> InitialPair | NotInitialized:
         """Try the current frame, whose tracks the front end holds, against the reference."""
         if not self._references:
-            return self._begin(frame, self._frame_tracker.extract(frame).features)
+            return self._begin(self._frame_tracker.extract(frame))
         followed = self._references[0]
         before, _ = common_pixels(followed.seen.tracks, self._frame_tracker.tracks)
         if len(before) < self._config.min_landmarks:
@@ -107,12 +106,13 @@ class Initializer:
             followed.remember(frame, self._frame_tracker.tracks)
         return outcome
 
-    def _begin(self, frame: Frame, features: LocalFeatures) -> NotInitialized:
+    def _begin(self, observation: FrameObservation) -> NotInitialized:
         """Take this frame as the reference that is followed."""
-        tracks = self._landmarks.start(features.pixels, features.descriptors, frame.image)
+        features = observation.features
+        tracks = self._landmarks.start(features.pixels, features.descriptors, observation.frame.image)
         witnesses = self._frame_tracker.tracks.where(self._rest.is_witness(self._frame_tracker.tracks.ids))
         self._frame_tracker.tracks = tracks = tracks.joined(witnesses)
-        self._references.appendleft(ReferenceFrame(FrameObservation(frame, features, tracks)))
+        self._references.appendleft(ReferenceFrame(replace(observation, tracks=tracks)))
         self._next_try_px = self._config.min_parallax_px
         return NotInitialized(f"{len(features)} points to follow")
 
@@ -144,36 +144,35 @@ class Initializer:
 
     def _try_descriptors(self, frame: Frame) -> InitialPair | NotInitialized:
         """Where the step was too wide to follow, points of the references are recognized by their descriptors."""
-        features = self._frame_tracker.extract(frame).features
+        observation = self._frame_tracker.extract(frame)
         reasons = []
         for reference in self._references:
-            outcome = self._try_reference(reference, frame, features)
+            outcome = self._try_reference(reference, observation)
             if isinstance(outcome, InitialPair):
                 return outcome
             reasons.append(outcome.reason)
-        self._begin(frame, features)
+        self._begin(observation)
         return NotInitialized(f"tracks broke: {reasons[0]}")
 
-    def _try_reference(
-        self, first: ReferenceFrame, frame: Frame, features: LocalFeatures
-    ) -> InitialPair | NotInitialized:
+    def _try_reference(self, first: ReferenceFrame, observation: FrameObservation) -> InitialPair | NotInitialized:
+        features = observation.features
         pairs = match_features(first.seen.features, features, ratio=MATCH_RATIO)
-        pairs = pairs[~self._is_overlay(first.seen, frame, features, pairs)]
+        pairs = pairs[~self._is_overlay(first.seen, observation, pairs)]
         tracks = Tracks(first.seen.tracks.ids[pairs[:, 0]], features.pixels[pairs[:, 1]])
         needed = min(self._config.min_confirming, self._config.min_landmarks)
         if len(tracks) < needed:
             return NotInitialized(f"{len(tracks)} points recognized, {needed} needed")
-        return self._try(first, FrameObservation(frame, features, tracks), by_descriptors=True)
+        return self._try(first, replace(observation, tracks=tracks), by_descriptors=True)
 
     def _is_overlay(
-        self, first: FrameObservation, frame: Frame, features: LocalFeatures, pairs: NDArray[np.int64]
+        self, first: FrameObservation, second: FrameObservation, pairs: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Which matches (N, 2) stand still in the image while the others move; no points are begun there."""
         before = first.features.pixels[pairs[:, 0]].astype(np.float64)
-        now = features.pixels[pairs[:, 1]].astype(np.float64)
-        still = standing_still(Matches(before, now, first.frame.camera, frame.camera))
+        now = second.features.pixels[pairs[:, 1]].astype(np.float64)
+        still = standing_still(Matches(before, now, first.frame.camera, second.frame.camera))
         if still.any():
-            self._frame_tracker.leave_out_overlay(features.pixels[pairs[still, 1]])
+            self._frame_tracker.leave_out_overlay(second.features.pixels[pairs[still, 1]])
         return still
 
     def _try(
@@ -182,9 +181,8 @@ class Initializer:
         """Relate the reference to a frame, and see whether their common tracks give enough landmarks."""
         if first.use_track_geometry:
             return self._validate(first, second, self._relate_tracks(first.seen, second), by_descriptors)
-        if first.encoded is None:
-            first.encoded = self._encode(first.seen)
-        estimate = relate(self._predictor, first.encoded, self._encode(second))
+        encoded = [observation.encoded(self._predictor) for observation in (first.seen, second)]
+        estimate = relate(self._predictor, *encoded)
         outcome = self._validate(first, second, estimate, by_descriptors)
         if isinstance(outcome, NotInitialized) and _is_of_a_network(estimate):
             # It may be off by degrees, while tracks tell a pose to a fraction of one: where they disagree, they decide,
@@ -258,10 +256,6 @@ class Initializer:
         config = self._config
         sure = estimate.confidence >= CONFIDENT and estimate.inliers >= config.min_confirming
         return min(config.min_confirming, config.min_landmarks) if sure else config.min_landmarks
-
-    def _encode(self, seen: FrameObservation) -> Encoded:
-        [encoded] = self._predictor.encode([CalibratedImage(seen.frame.image, seen.frame.camera, seen.features)])
-        return encoded
 
 
 def localize_initial_frames(
