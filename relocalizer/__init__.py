@@ -1,6 +1,6 @@
-"""Where was this image taken? From images whose poses are known.
+"""Visual relocalization: the camera pose of an image, estimated from images with known poses.
 
-Importing this package loads no heavy library; names are fetched when first used.
+Importing this package loads no heavy library; public names are imported on first use.
 """
 
 from importlib import import_module
