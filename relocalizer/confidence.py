@@ -11,6 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import erf, exp, log, sqrt
 
+import numpy as np
+
+from relocalizer.geometry import FloatArray
+
 # Logistic coefficients of 1, log(inliers - rival), log(cells), from docs/experiments/relocalization.py fit.
 _RIGHT_PLACE = (-6.2, 2.42, 2.43)
 # Inlier lead over the rival pose, as a fraction of the inliers, below which the confidence is reduced in proportion:
@@ -22,6 +26,25 @@ _SIGMA_INFLATION = 2.0
 # consistent views were always right, but a network's errors are less independent. Gives 0.70, 0.91, 0.97 for two,
 # three, four views.
 _LOG_FALSE_RATE_PER_VIEW = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBound:
+    """The bound of a confidence: a pose is correct when both of its errors are below it.
+
+    Attributes:
+        distance: bound of the position error, in `units`.
+        angle_rad: bound of the rotation error.
+        units: units of the segment of the pose, 'meters' or 'map units'.
+    """
+
+    distance: float
+    angle_rad: float
+    units: str
+
+    def relative_position_sigma(self, covariance: FloatArray) -> float:
+        """Largest standard deviation of the position of a pose, in units of `distance`."""
+        return float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / self.distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

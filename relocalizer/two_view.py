@@ -37,10 +37,10 @@ _MAX_SAMPLES = 4000
 _OPENCV_THRESHOLD_RATIO = 0.7
 # Smallest standard deviation of a keypoint coordinate, pixels.
 _MIN_NOISE_PX = 0.1
-# Factor by which the linearized sigma is too small, because errors of matches are correlated and the pose itself selects
-# its inliers (docs/experiments.md, triplets and drawn scenes).
+# Factor by which the linearized sigma is too small, because errors of matches are correlated and the pose selects its
+# own inliers (docs/experiments.md, triplets and drawn scenes).
 _SIGMA_INFLATION = 1.5
-# Minimum number of inliers in front of both cameras of a possible pose, as a fraction of the largest number of any pose.
+# Minimum number of inliers in front of both cameras of a possible pose, as a fraction of the maximum over all poses.
 _IN_FRONT_RATIO = 0.9
 # Maximum angle between two poses that count as duplicates, radians.
 _SAME_POSE_RAD = np.radians(3.0)
