@@ -34,7 +34,7 @@ def oracle_features(monkeypatch, world):
         positive = np.maximum(found.descriptors, 0.0)
         return replace(found, descriptors=positive / np.linalg.norm(positive, axis=1, keepdims=True))
 
-    monkeypatch.setattr("relocalizer.maps.map_from_poses.detect_features", detect)
+    monkeypatch.setattr("relocalizer.maps.image_matching.detect_features", detect)
 
 
 def images_of(world, indices, *, moved=None):

@@ -59,7 +59,7 @@ class Room:
             for k in mapped
         ]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("relocalizer.maps.map_from_poses.detect_features", lambda gray, *_: self.tracker.detect(gray))
+            patch.setattr("relocalizer.maps.image_matching.detect_features", lambda gray, *_: self.tracker.detect(gray))
             return map_from_poses(images, self.predictor)
 
     def view(self, k, *, camera=True):
