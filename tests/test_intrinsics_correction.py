@@ -70,7 +70,7 @@ def test_two_steps_follow_each_other_and_back(ratio, k1, k2):
 
 def test_without_corrections_nothing_is_known_better():
     assert (
-        IntrinsicsCorrection().is_known_better,
+        IntrinsicsCorrection().has_corrections,
         IntrinsicsCorrection().has_distortion,
         IntrinsicsCorrection().max_displacement_px,
     ) == (False, False, 0.0)

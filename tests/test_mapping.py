@@ -461,7 +461,7 @@ def test_the_lens_of_one_segment_leaves_the_keyframes_of_another(halves):
     cameras = {k: keyframe.camera for k, keyframe in halves.graph.keyframes.items()}
     pixels = {k: tracks.pixels for k, tracks in halves.landmarks.observed.items()}
     assert halves.correct_lens(1, CorrectionStep((1.02, 1.02), (0.01, 0.0))) == ""
-    assert not halves.lens_of(0).is_known_better
+    assert not halves.lens_of(0).has_corrections
     assert halves.lens_of(4).has_distortion
     for k, keyframe in halves.graph.keyframes.items():
         ratio = keyframe.camera.mean_focal / cameras[k].mean_focal
