@@ -1,6 +1,6 @@
-"""Where was this image taken? From images whose poses are known.
+"""Visual relocalization: the camera pose of an image, estimated from images with known poses.
 
-Importing this package loads no heavy library; names are fetched when first used.
+Importing this package loads no heavy library; public names are imported on first use.
 """
 
 from importlib import import_module
@@ -9,22 +9,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Camera": "relocalizer.images",
+    "CalibratedImage": "relocalizer.interfaces",
+    "Camera": "relocalizer.camera",
     "Candidate": "relocalizer.interfaces",
     "NoEstimate": "relocalizer.interfaces",
     "NotFound": "relocalizer.relocalizer",
     "PairEstimate": "relocalizer.interfaces",
     "PosePredictor": "relocalizer.interfaces",
-    "PosedImage": "relocalizer.maps.map_from_poses",
+    "PosedImage": "relocalizer.maps.image_matching",
     "ReferenceMap": "relocalizer.maps.reference_map",
     "Relocalization": "relocalizer.relocalizer",
     "Relocalizer": "relocalizer.relocalizer",
     "Retriever": "relocalizer.interfaces",
     "Similarity": "relocalizer.geometry",
     "UserError": "relocalizer.errors",
-    "View": "relocalizer.interfaces",
-    "load_map": "relocalizer.maps.map_format",
-    "save_map": "relocalizer.maps.map_format",
+    "load_map": "relocalizer.maps.map_reader",
+    "save_map": "relocalizer.maps.map_writer",
     "map_from_poses": "relocalizer.maps.map_from_poses",
 }
 

@@ -1,4 +1,4 @@
-"""Whether the focal length changes along the footage, and standard deviations that count correlated errors."""
+"""Detection of focal length changes along a sequence, and standard deviations under correlated errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relocalizer.epipolar_fit import (
     LOG_FOCAL,
     EpipolarFit,
     Influence,
-    LensPull,
+    LensPrior,
     PairBatch,
     fit_poses,
     influence,
@@ -21,12 +21,12 @@ from relocalizer.epipolar_fit import (
 )
 from relocalizer.geometry import FloatArray
 
-_BLOCKS = 8
-MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, images 0.5 to 0.7
-_WINDOWS, _WINDOW_PAIRS = 6, 5  # stretches of time that a focal length is fitted to alone
-_WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
-_TOLD_SIGMA = 0.06  # one that is told no better than this says nothing of a change
-_CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
+_BLOCKS = 8  # maximum number of jackknife blocks
+MISFIT = 1.0  # maximum loss per match in the median pair; 0.4 for Gaussian noise, 0.5 to 0.7 for images
+_WINDOWS, _WINDOW_PAIRS = 6, 5  # maximum number of time windows, and minimum number of pairs in each
+_WINDOW_SIGMA = 0.02  # relative error of a window's focal length due to model errors
+_OBSERVABLE_SIGMA = 0.06  # maximum relative standard deviation of a window's focal length to be used
+_CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # minimum relative change of the focal length, and in standard deviations
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,17 @@ class FocalChange:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is large, and far larger than its error."""
+        """Whether the change is large and significant."""
         return abs(self.share) > max(_CHANGE, _CHANGE_SIGMAS * self.sigma)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
-    """Pairs whose matches agree with an epipolar geometry, in order of time.
+    """Pairs with their inlier matches, in order of time.
 
     Attributes:
-        F: (P, 3, 3) of the undistorted points.
-        frames: (P, 2) the images' positions in the footage.
+        F: (P, 3, 3) fundamental matrices of the undistorted points.
+        frames: (P, 2) positions of the images in the sequence.
     """
 
     batch: PairBatch
@@ -64,32 +64,35 @@ class Chosen:
     frames: NDArray[np.int64]
 
 
-def sigmas_of(seen: Influence) -> FloatArray:
-    """Standard deviations (N,): of the one-step jackknife over blocks of time, widened as Student's t is for so few
-    blocks, and never less than the formal ones."""
-    count = len(seen.gradient)
+def sigmas_of(pairs: Influence) -> FloatArray:
+    """Standard deviations (N,) by a one-step jackknife over blocks of time, at least the formal ones.
+
+    They are inflated by Student's t for the small number of blocks.
+    """
+    count = len(pairs.gradient)
     blocks = min(_BLOCKS, count)
-    of = np.arange(count) * blocks // count
-    left_out = np.array(
+    block_of = np.arange(count) * blocks // count
+    members = [block_of == n for n in range(blocks)]
+    steps = np.array(
         [
-            np.linalg.solve(seen.total - seen.information[of == n].sum(axis=0), seen.gradient[of == n].sum(axis=0))
-            for n in range(blocks)
+            np.linalg.solve(pairs.total - pairs.information[m].sum(axis=0), pairs.gradient[m].sum(axis=0))
+            for m in members
         ]
     )
-    widened = float(stdtrit(blocks - 1, ndtr(2.0))) / 2.0
-    jackknife = widened * np.sqrt((blocks - 1) / blocks * (left_out**2).sum(axis=0))
-    return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(seen.total)))))
+    inflation = float(stdtrit(blocks - 1, ndtr(2.0))) / 2.0
+    jackknife = inflation * np.sqrt((blocks - 1) / blocks * (steps**2).sum(axis=0))
+    return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(pairs.total)))))
 
 
-def find_change(chosen: Chosen, lens: FloatArray, pull: LensPull) -> FocalChange | None:
-    """Whether early and late pairs want different focal lengths, with the rest of the lens as it is in `lens`."""
+def find_change(chosen: Chosen, lens: FloatArray, prior: LensPrior) -> FocalChange | None:
+    """The most significant change of the focal length along the sequence, with the other lens parameters fixed."""
     count = len(chosen.batch)
     windows = min(_WINDOWS, count // _WINDOW_PAIRS)
     if windows < 2:
         return None
-    of = np.arange(count) * windows // count
-    parts = [_focal_of(chosen, np.flatnonzero(of == n), lens, pull) for n in range(windows)]
-    parts = [part for part in parts if part.is_told]
+    window_of = np.arange(count) * windows // count
+    parts = [_focal_of(chosen, np.flatnonzero(window_of == n), lens, prior) for n in range(windows)]
+    parts = [part for part in parts if part.is_observable]
     changes = []
     for split in range(1, len(parts)):
         (early, early_variance), (late, late_variance) = _mean(parts[:split]), _mean(parts[split:])
@@ -100,8 +103,8 @@ def find_change(chosen: Chosen, lens: FloatArray, pull: LensPull) -> FocalChange
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """The logarithm of the focal length that a stretch of the footage wants, its sigma, and the stretch's middle."""
+class _Window:
+    """The logarithm of the focal length in a time window, its sigma and misfit, and the window's middle frame."""
 
     log_focal: float
     sigma: float
@@ -109,17 +112,17 @@ class _Part:
     middle: int
 
     @property
-    def is_told(self) -> bool:
-        """In the middle of a zoom no focal length fits."""
-        return self.sigma < _TOLD_SIGMA and self.misfit < MISFIT
+    def is_observable(self) -> bool:
+        """Whether the focal length is well determined; during a zoom no focal length fits."""
+        return self.sigma < _OBSERVABLE_SIGMA and self.misfit < MISFIT
 
 
-def _focal_of(chosen: Chosen, rows: NDArray[np.int64], lens: FloatArray, pull: LensPull) -> _Part:
-    """What some pairs want with the rest of the lens held."""
+def _focal_of(chosen: Chosen, rows: NDArray[np.int64], lens: FloatArray, prior: LensPrior) -> _Window:
+    """The focal length of some pairs, with the other lens parameters fixed."""
     batch, free = chosen.batch.take(rows), [LOG_FOCAL]
-    fit = refine_lens(batch, fit_poses(batch, chosen.F[rows], lens), free, pull, iterations=15)
-    [sigma] = sigmas_of(influence(batch, fit, free, pull))
-    return _Part(
+    fit = refine_lens(batch, fit_poses(batch, chosen.F[rows], lens), free, prior, iterations=15)
+    [sigma] = sigmas_of(influence(batch, fit, free, prior))
+    return _Window(
         log_focal=float(fit.lens[LOG_FOCAL]),
         sigma=float(np.hypot(sigma, _WINDOW_SIGMA)),
         misfit=misfit_of(batch, fit),
@@ -128,12 +131,12 @@ def _focal_of(chosen: Chosen, rows: NDArray[np.int64], lens: FloatArray, pull: L
 
 
 def misfit_of(batch: PairBatch, fit: EpipolarFit) -> float:
-    """Loss of a match in the median pair."""
+    """Loss per match in the median pair."""
     return float(np.median(fit.loss / batch.weight.sum(axis=1)))
 
 
-def _mean(parts: Sequence[_Part]) -> tuple[float, float]:
-    """The weighted mean of the logarithms and its variance, which their scatter widens."""
+def _mean(parts: Sequence[_Window]) -> tuple[float, float]:
+    """The weighted mean of the logarithms and its variance, inflated by their scatter (reduced chi-square)."""
     values, weights = np.array([p.log_focal for p in parts]), np.array([p.sigma**-2 for p in parts])
     mean = float((weights * values).sum() / weights.sum())
     scatter = float((weights * (values - mean) ** 2).sum()) / max(len(parts) - 1, 1)

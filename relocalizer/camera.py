@@ -1,4 +1,4 @@
-"""Cameras: intrinsics and distortion, camera.yaml, and undistortion to a pinhole camera."""
+"""Camera model (intrinsics and distortion), camera.yaml, and undistortion to a pinhole camera."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray
-from relocalizer.images import LONGER, LONGER_STEPS, Image
+from relocalizer.images import Image
 from relocalizer.radial_profile import RadialProfile
 from relocalizer.unfetched import pointer_words, why_unfetched
 
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
 
 CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
-MASK_KEYS = ("ignore", "mask_rectangles")  # in the same file, read by slam.mask
+MASK_KEYS = ("ignore", "mask_rectangles")  # keys of the same file that slam.input.mask reads
 DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
-MOST_ACROSS_DEG = 110.0  # of an undistorted image's longer side; TUM-VI's 512 pixels are as sharp as its lens there
-UNSEEN_BORDER = 0.01  # of the width: OpenCV looks for the seen rectangle at a few points of each side
-BORDER_POINTS = 65
+# Maximum angle of view of an undistorted image along its longer side, degrees. At this angle an undistorted TUM-VI
+# image of 512 pixels is as sharp as the original.
+MOST_ACROSS_DEG = 110.0
+# Tolerated border without image content, as a fraction of the width: OpenCV samples only a few points per side to find
+# the valid rectangle.
+UNSEEN_BORDER = 0.01
+_FOCAL_STEP, _FOCAL_STEPS = 1.02, 200  # ratio and maximum number of the steps that narrow a view
+BORDER_POINTS = 65  # number of points per side at which a view's border is checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
-    """Intrinsics in pixels. `distortion` is in OpenCV's order.
+    """Camera intrinsics in pixels, and lens distortion.
 
-    That is k1 k2 p1 p2 [k3 [k4 k5 k6]] for radtan, k1 k2 k3 k4 for fisheye.
+    Attributes:
+        distortion: coefficients in OpenCV's order: k1 k2 p1 p2 [k3 [k4 k5 k6]] for radtan, k1 k2 k3 k4 for fisheye.
+        assumed: whether the focal length is only an assumption from the image's size, without a calibration.
     """
 
     width: int
@@ -42,7 +49,7 @@ class Camera:
     cy: float
     model: CameraModel = "pinhole"
     distortion: tuple[float, ...] = ()
-    assumed: bool = False  # guessed from the image's size, not given by anybody
+    assumed: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
@@ -66,11 +73,11 @@ class Camera:
 
     @property
     def mean_focal(self) -> float:
-        """Pixels a radian spans near the center."""
+        """Mean of fx and fy: pixels per radian near the image center."""
         return 0.5 * (self.fx + self.fy)
 
     def refocused(self, ratio: tuple[float, float]) -> Camera:
-        """The same camera with its focal lengths (x, y) found to be so much longer; it is no guess any more."""
+        """The camera with its focal lengths (x, y) multiplied by `ratio`, and no longer `assumed`."""
         return replace(self, fx=self.fx * ratio[0], fy=self.fy * ratio[1], assumed=False)
 
     def to_yaml(self) -> str:
@@ -98,17 +105,17 @@ class Camera:
         return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
 
     def project(self, points_cam: FloatArray) -> FloatArray:
-        """Points (N, 3) in camera coordinates to pixels (N, 2). Pinhole only; z must be positive."""
+        """Project points (N, 3) in camera coordinates to pixels (N, 2). Pinhole only; z must be positive."""
         x, y, z = np.asarray(points_cam, dtype=np.float64).T
         return np.stack([self.fx * x / z + self.cx, self.fy * y / z + self.cy], axis=1)
 
     def normalized(self, pixels: NDArray[Any]) -> FloatArray:
-        """Pixels (N, 2) to coordinates on the plane z = 1, (N, 2). Pinhole only."""
+        """Normalized image coordinates (N, 2), on the plane z = 1, of pixels (N, 2). Pinhole only."""
         centered = np.asarray(pixels, dtype=np.float64) - np.array([self.cx, self.cy])
         return np.asarray(centered / np.array([self.fx, self.fy]), dtype=np.float64)
 
     def distorted(self, directions: NDArray[Any]) -> FloatArray:
-        """Pixels (N, 2) of points on the plane z = 1 (N, 2), through the lens that `model` describes."""
+        """Pixels (N, 2) of normalized image coordinates (N, 2), with the distortion of `model`."""
         ahead = np.column_stack([directions, np.ones(len(directions))]).reshape(-1, 1, 3).astype(np.float64)
         still, distortion = np.zeros(3), np.array(self.distortion, dtype=np.float64)
         if self.model == "fisheye":
@@ -118,14 +125,14 @@ class Camera:
         return np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
 
     def contains(self, pixels: FloatArray, *, margin: float = 0.0) -> NDArray[np.bool_]:
-        """Which pixels (N, 2) lie inside the image, at least `margin` pixels from its border."""
+        """Mask (N,) of the pixels (N, 2) inside the image, at least `margin` pixels from its border."""
         x, y = pixels[:, 0], pixels[:, 1]
         inside = (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
         return np.asarray(inside)
 
     @staticmethod
     def assume(width: int, height: int, *, fov_deg: float) -> Camera:
-        """A centered pinhole camera with the given angle of view across its longer side."""
+        """A centered pinhole camera with the given angle of view along its longer side."""
         focal = 0.5 * max(width, height) / np.tan(0.5 * np.radians(fov_deg))
         return Camera(
             width=width,
@@ -141,10 +148,10 @@ class Camera:
 def load_camera(path: Path) -> Camera:
     """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion.
 
-    Without `model` it is radtan when there is distortion, else pinhole.
+    The default of `model` is radtan when there is distortion, else pinhole.
 
     Raises:
-        CameraError: the file is missing, not YAML, lacks a key, has one too many, or its numbers do not fit.
+        CameraError: the file is missing, is not YAML, lacks a key, has an unknown key, or has invalid numbers.
     """
     data = read_camera_yaml(path)
     missing = [key for key in CAMERA_KEYS[:6] if key not in data]
@@ -171,10 +178,10 @@ def load_camera(path: Path) -> Camera:
 
 
 def read_camera_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file that describes a camera, ours or a data set's.
+    """The mapping in a YAML file with a camera calibration, in our format or in that of a dataset.
 
     Raises:
-        CameraError: the file is missing, unreadable, not YAML, or not keys with values.
+        CameraError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -198,7 +205,7 @@ def read_camera_yaml(path: Path) -> dict[str, Any]:
 
 
 def _number(key: str, value: object) -> float:
-    # PyYAML reads 5e2 as text, so text that is a number is taken; `true` is not a number here.
+    # PyYAML parses 5e2 as text, so numeric text is accepted; booleans are rejected.
     try:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)
@@ -215,17 +222,16 @@ def _whole(key: str, value: object) -> int:
 
 
 class Undistorter:
-    """Removes lens distortion once, at the edge: images of `given` become images of a pinhole camera.
+    """Undistorts images of the camera `given` to images of a pinhole camera. Applied once, when images are read.
 
-    A pinhole camera needs ever more pixels for a degree the further it is from the center: one of 150 degrees has a
-    quarter of the pixels in its middle that its lens had, and little else than stretched border. So what lies beyond
-    MOST_ACROSS_DEG is cut.
+    A pinhole image uses more pixels per degree the farther from the center: at 150 degrees its middle has a quarter of
+    the pixels of the original, and the rest is stretched border. Therefore the view is cropped to MOST_ACROSS_DEG.
 
     Attributes:
         given: the camera as calibrated.
-        camera: the pinhole camera of the images that come out, of the same size. Its field of view is the
-            largest in which every pixel was really seen by the lens, so that no black border can be tracked.
-        is_cut: whether the lens saw more than a pinhole camera is good for.
+        camera: the pinhole camera of the undistorted images, of the same size. Its field of view is the largest in
+            which every pixel has image content, so that no black border can be tracked.
+        is_cut: whether the view was cropped.
     """
 
     def __init__(self, given: Camera) -> None:
@@ -247,10 +253,10 @@ class Undistorter:
         self._maps = rectify(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
 
     def __call__(self, image: Image) -> Image:
-        """The image (H, W, 3) as the pinhole camera `self.camera` would have taken it.
+        """The image (H, W, 3) undistorted to the pinhole camera `self.camera`.
 
         Raises:
-            ValueError: the image is not of the camera's size.
+            ValueError: the image's size differs from the camera's.
         """
         if image.shape[:2] != (self.given.height, self.given.width):
             raise ValueError(
@@ -264,7 +270,7 @@ class Undistorter:
 
 
 def _whole_view(given: Camera) -> Camera | None:
-    """The pinhole camera of all that a lens sees, as OpenCV finds it; None where that is too wide, or nonsense."""
+    """OpenCV's pinhole camera for the lens's whole field of view; None when it is too wide or degenerate."""
     K, distortion, size = given.matrix, np.array(given.distortion, dtype=np.float64), (given.width, given.height)
     if given.model == "fisheye":
         new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
@@ -279,15 +285,15 @@ def _whole_view(given: Camera) -> Camera | None:
 
 
 def _middle_view(given: Camera) -> Camera:
-    """The pinhole camera that looks along the lens' axis, MOST_ACROSS_DEG across or as far as all of it was seen.
+    """The pinhole camera along the optical axis, MOST_ACROSS_DEG wide or narrower if not all of that has content.
 
     Raises:
-        CameraError: the lens model folds back right at its center.
+        CameraError: the distortion is not monotonic even near the center.
     """
     half = float(np.tan(np.radians(0.5 * MOST_ACROSS_DEG)))
-    longer = max(0.5 * given.width / (half * given.fx), 0.5 * given.height / (half * given.fy))
-    for step in range(LONGER_STEPS):
-        ratio = longer * LONGER**step
+    widest = max(0.5 * given.width / (half * given.fx), 0.5 * given.height / (half * given.fy))
+    for step in range(_FOCAL_STEPS):
+        ratio = widest * _FOCAL_STEP**step
         view = _pinhole(given, ratio * given.fx, ratio * given.fy, given.cx, given.cy)
         if _shows_all(given, view):
             return view
@@ -299,9 +305,9 @@ def _pinhole(given: Camera, fx: float, fy: float, cx: float, cy: float) -> Camer
 
 
 def _shows_all(given: Camera, view: Camera, *, margin: float = 0.0) -> bool:
-    """Whether the lens saw all of a view: no border pixel of it lies beyond the image, or beyond the model's fold.
+    """Whether all of a view has image content: its border maps into the image, where the distortion is monotonic.
 
-    Up to `margin` pixels beyond the image do not count.
+    Border points up to `margin` pixels outside the image are accepted.
     """
     x, y = np.linspace(0, view.width - 1, BORDER_POINTS), np.linspace(0, view.height - 1, BORDER_POINTS)
     across = [np.column_stack([x, np.full_like(x, row)]) for row in (0, view.height - 1)]

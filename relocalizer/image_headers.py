@@ -1,4 +1,4 @@
-"""The size of an image from the head of its file, without decoding it."""
+"""The size of an image from the header of its file, without decoding it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from PIL import ExifTags
 from PIL import Image as pillow
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-TURNED = (5, 6, 7, 8)  # orientations by which width and height change places (TIFF 6.0, tag 274)
+TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) of an image file as `read_image` gives it, upright; None where its head does not say."""
-    if not os.path.isfile(path):  # opening a pipe would wait for who writes to it
+    """(width, height) of the upright image that `read_image` returns; None when the header does not contain it."""
+    if not os.path.isfile(path):  # opening a pipe would block until there is a writer
         return None
     try:
         with _of_any_size(), pillow.open(path) as image:
             return _upright_size(image)
-    # What Pillow raises for heads that are damaged.
+    # Pillow raises these for damaged headers.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
         return None
 
 
 @contextmanager
 def _of_any_size() -> Iterator[None]:
-    """Pillow refuses to open what would not fit into memory; here nothing is decoded."""
+    """Lift Pillow's size limit, which guards against decoding too large images; here nothing is decoded."""
     limit = pillow.MAX_IMAGE_PIXELS
     pillow.MAX_IMAGE_PIXELS = None
     try:
@@ -41,8 +41,11 @@ def _of_any_size() -> Iterator[None]:
 
 
 def _upright_size(image: pillow.Image) -> tuple[int, int]:
-    """The tag is read from the Exif block alone, as OpenCV does; Pillow would look into XMP and decode a PNG for it."""
-    if isinstance(image, TiffImageFile):  # whether `size` is upright depends on Pillow's version
+    """The size after applying the orientation tag.
+
+    The tag is read only from the Exif block, as in OpenCV; Pillow would also read XMP, and decode a PNG for that.
+    """
+    if isinstance(image, TiffImageFile):  # depending on Pillow's version, `size` is upright or not
         tags = image.tag_v2
         width, height, orientation = int(tags[IMAGEWIDTH]), int(tags[IMAGELENGTH]), tags.get(ExifTags.Base.Orientation)
     else:

@@ -1,6 +1,6 @@
-"""Images and the camera that took them. BGR ends here: everything past this file is RGB.
+"""Reading, encoding and resizing of images. OpenCV's BGR is converted here: all other modules use RGB.
 
-A camera follows its pixels: resizing or cropping an image goes with `Camera.resized` or `Camera.cropped`.
+When an image is resized or cropped, its camera needs `Camera.resized` or `Camera.cropped`.
 Pixel (0, 0) is the center of the top-left pixel.
 """
 
@@ -21,25 +21,24 @@ from relocalizer.unfetched import pointer_words, why_unfetched
 Image = NDArray[np.uint8]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
-LARGEST_FILE_BYTES = 2**31 - 1  # what OpenCV can be handed
-LONGER, LONGER_STEPS = 1.02, 200
+LARGEST_FILE_BYTES = 2**31 - 1  # largest buffer that OpenCV decodes, bytes
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # not FF 00 (a data byte) nor D0-D7 (a restart)
+_JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # excludes FF 00 (a data byte) and D0-D7 (restart markers)
 
 
 def read_image(path: Path) -> Image:
-    """An image file as RGB (H, W, 3) uint8, upright; gray, RGBA and 16-bit files become that too.
+    """Read an image file as upright RGB (H, W, 3) uint8; gray, RGBA and 16-bit files are converted.
 
-    A JPEG's orientation tag is applied, so a portrait photo comes out portrait.
+    A JPEG's orientation tag is applied.
 
     Raises:
         SequenceError: the file is missing, not fetched, empty, truncated, too large or not an image.
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would never end, or never begin
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could block
             raise SequenceError(f"{path}: not a file")
         if status.st_size > LARGEST_FILE_BYTES:
             raise SequenceError(f"{path}: too large for an image ({status.st_size / 1e9:.1f} GB)")
@@ -52,10 +51,10 @@ def read_image(path: Path) -> Image:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """The bytes of an image file as RGB (H, W, 3) uint8; `name` stands in the errors.
+    """Decode the bytes of an image file to RGB (H, W, 3) uint8; `name` is its name in error messages.
 
     Raises:
-        SequenceError: truncated, too large or not an image.
+        SequenceError: the data are truncated, too large or not an image.
     """
     if is_cut_off(data):
         raise SequenceError(f"{name}: the image is cut off (copied or downloaded only in part?)")
@@ -69,7 +68,7 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """An image (H, W, 3) as the bytes of a JPEG file, quality 1 to 100, with codes made for it (a tenth smaller)."""
+    """Encode an image (H, W, 3) as JPEG, quality 1 to 100, with optimized Huffman codes (a tenth smaller)."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
@@ -78,10 +77,10 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Whether the bytes of a JPEG, PNG or WebP stop before the image does.
+    """Whether the bytes of a JPEG, PNG or WebP are truncated.
 
-    Some versions of OpenCV decode such a file without complaint and fill what is missing with gray, which
-    a tracker takes for a wall. The other formats carry their size, and OpenCV refuses them by itself.
+    Some versions of OpenCV decode a truncated file without an error and fill the missing part with gray, which
+    a tracker cannot distinguish from a wall. The other formats store their size, and OpenCV rejects truncated files.
     """
     if data.startswith(b"\xff\xd8"):
         return not data.rstrip(b"\0").endswith(b"\xff\xd9") and not _jpeg_has_end(data)
@@ -93,10 +92,10 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def _jpeg_has_end(data: bytes) -> bool:
-    """Whether an end marker follows the image's data; phones append films and thumbnails after it.
+    """Whether an end marker follows the image's data; phones append videos and thumbnails after it.
 
-    Headers are stepped over by their stated length (ITU-T T.81, annex B), as a thumbnail inside has an end
-    marker of its own.
+    Headers are skipped by their stated length (ITU-T T.81, annex B), because an embedded thumbnail has its own end
+    marker.
     """
     position = 2
     while found := _JPEG_MARKER.search(data, position):
@@ -107,17 +106,17 @@ def _jpeg_has_end(data: bytes) -> bool:
 
 
 def bgr_to_rgb(image: NDArray[Any]) -> Image:
-    """OpenCV's channel order (H, W, 3) to ours."""
+    """Convert OpenCV's channel order (H, W, 3) to RGB."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def to_gray(image: Image) -> Image:
-    """RGB (H, W, 3) to gray (H, W)."""
+    """Convert RGB (H, W, 3) to gray (H, W)."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def size_within(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """(width, height) shrunk in proportion so that the longer side has at most `max_side` pixels."""
+    """(width, height) reduced proportionally so that the longer side has at most `max_side` pixels."""
     scale = max_side / max(width, height)
     if scale >= 1.0:
         return width, height
@@ -125,7 +124,7 @@ def size_within(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 
 def shrink(image: Image, width: int, height: int) -> Image:
-    """The image (H, W, 3) averaged down to width x height; `Camera.resized` gives its camera."""
+    """The image (H, W, 3) downsampled to width x height by area averaging; `Camera.resized` gives its camera."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)

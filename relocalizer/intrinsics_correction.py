@@ -1,4 +1,4 @@
-"""What a joint refinement found of the lens that the calibration does not say."""
+"""Corrections of the intrinsics found by bundle adjustment: focal length and radial distortion."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
 
-NEWTON_STEPS = 20  # quadratic from the start for any lens that is nearly a pinhole
-GRID_PX = 20  # between the points a calibration is fitted to
-MIN_SLOPE = 0.1  # of the distortion along a radius: a lens that folds pixels onto one another has none left
-MARGIN = 1.1  # times the farthest pixel's distance, up to where a correction must have an inverse
-RADII = 200  # at which a lens is tried, from the principal point to there
-BACK_PX = 0.01  # by which the way there and back may miss
-MAX_FOCAL_RATIO = 100.0  # of one correction, either way
-MISFIT_PX = 1.0  # a calibration farther off than this says something else than what was found
+NEWTON_STEPS = 20  # number of Newton iterations; convergence is quadratic for a nearly undistorted lens
+GRID_PX = 20  # spacing of the points to which a calibration is fitted, pixels
+MIN_SLOPE = 0.1  # minimum radial derivative of the distortion; it reaches zero where the image folds
+MARGIN = 1.1  # range in which a correction must be invertible, relative to the farthest pixel's distance
+RADII = 200  # number of radii in this range at which invertibility is tested
+BACK_PX = 0.01  # maximum round-trip error of undistortion and distortion, pixels
+MAX_FOCAL_RATIO = 100.0  # maximum focal ratio of one correction, and of its inverse
+MISFIT_PX = 1.0  # maximum error of a calibration that represents the corrections, pixels
 
 
 @dataclass(frozen=True, slots=True)
 class CorrectionStep:
-    """One correction of a camera taken for a pinhole.
+    """One correction of a pinhole camera.
 
     Attributes:
-        focal_ratio: by how much its focal lengths (x, y) have grown.
+        focal_ratio: ratios of the corrected to the previous focal lengths (x, y).
         radial: distortion (k1, k2) of its images, in OpenCV's convention.
-        is_guess: an assumed focal length stays an assumed one, if a better one.
+        is_guess: whether an assumed focal length remains `assumed` after the correction.
     """
 
     focal_ratio: tuple[float, float] = (1.0, 1.0)
@@ -45,32 +45,32 @@ class CorrectionStep:
 
     @property
     def has_distortion(self) -> bool:
-        """Whether it says anything of distortion."""
+        """Whether the correction includes distortion."""
         return self.radial != (0.0, 0.0)
 
     def camera(self, camera: Camera) -> Camera:
-        """The pinhole camera of the straightened images; an assumed one is a guess until a focal length is known."""
+        """The pinhole camera of the undistorted images; it stays `assumed` until its focal length is known."""
         if self.is_nothing:
             return camera
         stays = self.is_guess or self.focal_ratio == (1.0, 1.0)
         return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and stays)
 
     def undistorted_pixels(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
-        """Where the corrected pinhole camera sees what `camera`'s images show at `pixels` (N, 2)."""
+        """Pixels (N, 2) in the corrected pinhole camera of `pixels` in the images of `camera`."""
         corrected, (k1, k2) = self.camera(camera), self.radial
         center, focal = (corrected.cx, corrected.cy), (corrected.fx, corrected.fy)
-        seen = (np.asarray(pixels, dtype=np.float64) - center) / focal
-        distorted_pixels = np.linalg.norm(seen, axis=1)
-        straight = distorted_pixels.copy()
-        with np.errstate(over="ignore", invalid="ignore"):  # a lens that folds the image has no answer
+        distorted = (np.asarray(pixels, dtype=np.float64) - center) / focal
+        distorted_radius = np.linalg.norm(distorted, axis=1)
+        radius = distorted_radius.copy()
+        with np.errstate(over="ignore", invalid="ignore"):  # there is no solution beyond a fold
             for _ in range(NEWTON_STEPS):
-                squared = straight**2
+                squared = radius**2
                 slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
-                straight += (distorted_pixels - straight * (1 + squared * (k1 + squared * k2))) / slope
-            return np.asarray(seen * (straight / np.maximum(distorted_pixels, 1e-12))[:, None] * focal + center)
+                radius += (distorted_radius - radius * (1 + squared * (k1 + squared * k2))) / slope
+            return np.asarray(distorted * (radius / np.maximum(distorted_radius, 1e-12))[:, None] * focal + center)
 
     def distorted_pixels(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
-        """The way back of `straightened`: where `camera`'s images show what the corrected camera sees at `pixels`."""
+        """Inverse of `undistorted_pixels`: pixels in the images of `camera` of `pixels` in the corrected camera."""
         corrected = self.camera(camera)
         directions = corrected.normalized(pixels)
         squared = (directions**2).sum(axis=1, keepdims=True)
@@ -83,69 +83,70 @@ class CorrectionStep:
 
 @dataclass(frozen=True, slots=True)
 class IntrinsicsCorrection:
-    """All corrections of one camera, the first one first; none at the start.
+    """The sequence of corrections of one camera.
 
     Attributes:
-        start: the camera before any; None without corrections.
+        start: the camera before the first correction; None without corrections.
+        steps: the corrections, the first one first.
     """
 
     start: Camera | None = None
     steps: tuple[CorrectionStep, ...] = ()
 
     @property
-    def is_known_better(self) -> bool:
-        """Whether there is anything the calibration did not say."""
+    def has_corrections(self) -> bool:
+        """Whether there is any correction."""
         return bool(self.steps)
 
     @property
     def has_distortion(self) -> bool:
-        """Whether a distortion was found."""
+        """Whether any correction includes distortion."""
         return any(step.has_distortion for step in self.steps)
 
     def then(self, step: CorrectionStep, camera: Camera) -> IntrinsicsCorrection:
-        """With one more correction, of `camera` as it is now."""
+        """The sequence with one more correction, of the current `camera`."""
         return IntrinsicsCorrection(self.start or camera, (*self.steps, step))
 
     @property
     def camera(self) -> Camera:
-        """The pinhole camera of the straightened images. Raises ValueError without corrections."""
+        """The pinhole camera of the undistorted images. Raises ValueError without corrections."""
         return self._cameras()[-1]
 
     def undistorted_pixels(self, pixels: NDArray[Any]) -> FloatArray:
-        """Where the corrected pinhole camera sees what the images show at `pixels` (N, 2)."""
-        straight = np.asarray(pixels, dtype=np.float64)
+        """Pixels (N, 2) in the corrected pinhole camera of `pixels` in the images."""
+        undistorted = np.asarray(pixels, dtype=np.float64)
         for step, camera in zip(self.steps, self._cameras(), strict=False):
-            straight = step.undistorted_pixels(straight, camera)
-        return straight
+            undistorted = step.undistorted_pixels(undistorted, camera)
+        return undistorted
 
     def distorted_pixels(self, pixels: NDArray[Any]) -> FloatArray:
-        """The way back of `straightened`."""
-        distorted_pixels = np.asarray(pixels, dtype=np.float64)
+        """Inverse of `undistorted_pixels`."""
+        distorted = np.asarray(pixels, dtype=np.float64)
         for step, camera in reversed(list(zip(self.steps, self._cameras(), strict=False))):
-            distorted_pixels = step.distorted_pixels(distorted_pixels, camera)
-        return distorted_pixels
+            distorted = step.distorted_pixels(distorted, camera)
+        return distorted
 
     def undistort_image(self, image: Image) -> Image:
-        """An image (H, W, 3) straightened; what it does not show at its border is its edge repeated."""
+        """An image (H, W, 3) undistorted; beyond its border its edge pixels are repeated."""
         height, width = image.shape[:2]
         at = self.distorted_pixels(_grid(width, height, 1)).astype(np.float32).reshape(height, width, 2)
-        straight = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(straight, dtype=np.uint8)
+        undistorted = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(undistorted, dtype=np.uint8)
 
     @property
     def max_displacement_px(self) -> float:
-        """How far the images are bent where they are bent most, pixels."""
+        """Largest displacement of an image corner by the distortion, pixels."""
         if self.start is None:
             return 0.0
         corners = corners_of(self.start)
-        unbent = self.camera.normalized(self.undistorted_pixels(corners)) - self.camera.normalized(corners)
-        return float(np.linalg.norm(unbent * (self.camera.fx, self.camera.fy), axis=1).max())
+        displacement = self.camera.normalized(self.undistorted_pixels(corners)) - self.camera.normalized(corners)
+        return float(np.linalg.norm(displacement * (self.camera.fx, self.camera.fy), axis=1).max())
 
     @property
     def is_invertible(self) -> bool:
-        """Whether every pixel has one place in the undistorted image, and a stable one; with a margin of `MARGIN`.
+        """Whether the mapping to the undistorted image is invertible and stable, within a margin of `MARGIN`.
 
-        Distortion is radial, so the pixels between the principal point and the farthest corner tell.
+        Distortion is radial, so it suffices to test the pixels between the principal point and the farthest corner.
         """
         if self.start is None:
             return True
@@ -156,33 +157,34 @@ class IntrinsicsCorrection:
         corner = corners[np.linalg.norm(corners - center, axis=1).argmax()]
         pixels = center + np.linspace(0.0, 1.0, RADII)[:, None] * (corner - center)
         with np.errstate(over="ignore", invalid="ignore"):
-            straight = self.undistorted_pixels(pixels)
-            wider = np.diff((straight - center) @ (corner - center)) / np.diff((pixels - center) @ (corner - center))
-            back = np.abs(self.distorted_pixels(straight) - pixels)
-            return bool((wider > 0.0).all() and (wider < 1.0 / MIN_SLOPE).all() and (back < BACK_PX).all())
+            undistorted = self.undistorted_pixels(pixels)
+            axis = corner - center
+            slope = np.diff((undistorted - center) @ axis) / np.diff((pixels - center) @ axis)
+            error = np.abs(self.distorted_pixels(undistorted) - pixels)
+            return bool((slope > 0.0).all() and (slope < 1.0 / MIN_SLOPE).all() and (error < BACK_PX).all())
 
     def calibration(self, given: Camera) -> Camera | None:
-        """One camera that says what `given` says and what was found, for the source's own images.
+        """One camera for the source's original images that combines the calibration `given` with all corrections.
 
         Args:
-            given: of those images, of any size; they were undistorted by it before anything was found.
+            given: calibration of these images, of any size, by which they were undistorted before the corrections.
 
         Returns:
-            None when no camera of the model of `given` comes within `MISFIT_PX` of it.
+            None when no camera of the model of `given` represents the corrections within `MISFIT_PX`.
         """
         if self.start is None:
             return given
         before = given.resized(self.start.width, self.start.height)
         pixels = _grid(before.width, before.height, GRID_PX)
-        seen = before.distorted(self.start.normalized(pixels))
+        original = before.distorted(self.start.normalized(pixels))
         directions = self.camera.normalized(self.undistorted_pixels(pixels))
-        found = fitted(before, directions, seen)
-        if found is None or np.abs(found.distorted(directions) - seen).max() > MISFIT_PX:
+        found = fitted(before, directions, original)
+        if found is None or np.abs(found.distorted(directions) - original).max() > MISFIT_PX:
             return None
         return replace(found.resized(given.width, given.height), assumed=self.camera.assumed)
 
     def _cameras(self) -> list[Camera]:
-        """The camera before each correction, and after the last one."""
+        """The cameras before each correction, and the one after the last."""
         if self.start is None:
             raise ValueError("Lens: there is no correction")
         cameras = [self.start]
@@ -195,8 +197,8 @@ def radial_of(division: float, division_r4: float, camera: Camera) -> tuple[floa
     """k1 and k2 nearest to a distortion of the division model: undistorted = distorted / (1 + a r^2 + b r^4).
 
     Args:
-        division, division_r4: a and b, about the camera's principal point, with r in halves of its image's diagonal.
-        camera: whose focal length the undistorted image has.
+        division, division_r4: a and b, about the camera's principal point, with r relative to half the image diagonal.
+        camera: the camera of the undistorted image.
     """
     reach = float(np.linalg.norm(corners_of(camera, margin=MARGIN) - (camera.cx, camera.cy), axis=1).max())
     distorted = np.linspace(0.0, reach, 100)[1:]
@@ -208,16 +210,17 @@ def radial_of(division: float, division_r4: float, camera: Camera) -> tuple[floa
 
 
 def corners_of(camera: Camera, *, margin: float = 1.0) -> FloatArray:
-    """Pixels (4, 2) of the corners of a camera's images, `margin` times as far from the principal point."""
+    """Pixels (4, 2) of the image corners of a camera, scaled by `margin` about the principal point."""
     w, h = camera.width - 1.0, camera.height - 1.0
     center = np.array([camera.cx, camera.cy])
     return np.asarray(center + margin * (np.array([[0.0, 0.0], [w, 0.0], [0.0, h], [w, h]]) - center))
 
 
 def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera | None:
-    """The camera that sees `directions` (N, 2; on the plane z = 1) at `pixels` (N, 2), of the model of `start`.
+    """Least-squares fit of a camera of the model of `start` to `directions` (N, 2; on the plane z = 1) and their
+    `pixels` (N, 2).
 
-    Least squares. A pinhole becomes radtan, as a lens bends more than that. None where that has no answer.
+    A pinhole model becomes radtan, to represent the distortion. None when the fit fails.
     """
     model: CameraModel = "fisheye" if start.model == "fisheye" else "radtan"
     count = max(len(start.distortion), 4 if model == "fisheye" else 5)
@@ -240,11 +243,11 @@ def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera 
         return None
     try:
         return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
-    except (CameraError, ValueError):  # a step to a camera that there is not, or to numbers that are none
+    except (CameraError, ValueError):  # a step to an invalid camera, or to non-finite numbers
         return None
 
 
 def _grid(width: int, height: int, step: int) -> FloatArray:
-    """Pixels (N, 2) all over an image."""
+    """Pixels (N, 2) on a regular grid over an image."""
     x, y = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float64)

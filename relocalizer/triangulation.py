@@ -1,4 +1,4 @@
-"""Where a point lies that two cameras see."""
+"""Two-view triangulation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Triangulation:
-    """points_i (N, 3) in camera i; parallax_rad (N,) angle between the rays; good (N,) those that can be trusted."""
+    """Triangulated points.
+
+    Attributes:
+        points_i: (N, 3) in camera i.
+        parallax_rad: (N,) angle between the rays.
+        good: (N,) whether the point passes the depth, reprojection and parallax tests.
+    """
 
     points_i: FloatArray
     parallax_rad: FloatArray
@@ -28,14 +34,14 @@ def triangulate(
     noise: float,
     min_parallax_rad: float,
 ) -> Triangulation:
-    """Points seen in two cameras, by the midpoint of their rays weighted to the depths.
+    """Triangulate points from two views by the midpoint of their rays, weighted by inverse depth.
 
-    Good points lie in front of both cameras, reproject within 3 `noise` in both, and their rays meet at
-    `min_parallax_rad` or more. (Lee and Civera, "Triangulation: why optimize?", BMVC 2019, equations 10-11.)
+    Good points lie in front of both cameras, reproject within 3 `noise` in both, and have a parallax of at least
+    `min_parallax_rad`. (Lee and Civera, "Triangulation: why optimize?", BMVC 2019, equations 10-11.)
 
     Args:
         normalized_i, normalized_j: (N, 2) on the plane z = 1.
-        i_from_j: pose of camera j in camera i; its length sets the unit of the points.
+        i_from_j: pose of camera j in camera i; the points have the unit of its translation.
         noise: standard deviation of the normalized coordinates.
     """
     R, t = rotation_matrix(i_from_j), translation_of(i_from_j)
@@ -48,7 +54,7 @@ def triangulate(
     normal_i, normal_j = np.cross(t, f_i), np.cross(t, f_j)
     p = np.maximum(np.linalg.norm(cross, axis=1), 1e-12)
     q, r = np.linalg.norm(normal_i, axis=1), np.linalg.norm(normal_j, axis=1)
-    meet = ((normal_i * cross).sum(axis=1) > 0) & ((normal_j * cross).sum(axis=1) > 0)  # in front, not behind
+    meet = ((normal_i * cross).sum(axis=1) > 0) & ((normal_j * cross).sum(axis=1) > 0)  # the rays meet in front
     depth_i, depth_j = r / p, q / p  # along the unit rays, from the sine rule
     on_i, on_j = depth_i[:, None] * f_i, t + depth_j[:, None] * f_j
     weight_i = (q / np.maximum(q + r, 1e-12))[:, None]
@@ -64,6 +70,6 @@ def triangulate(
 
 
 def depths_in(points_world: FloatArray, world_from_cam: RigidTransform) -> FloatArray:
-    """Depth (N,) of points along the camera's axis, map units."""
+    """Depths (N,) of points along the optical axis, map units."""
     z_axis = rotation_matrix(world_from_cam)[:, 2]
     return np.asarray((points_world - translation_of(world_from_cam)) @ z_axis)

@@ -16,12 +16,12 @@ from relocalizer.features import LocalFeatures
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vocabulary:
-    """What local descriptors look like in general.
+    """Visual vocabulary: principal axes and cluster centers of local descriptors.
 
     Attributes:
-        mean: (128,) of RootSIFT descriptors.
+        mean: (128,) mean of RootSIFT descriptors.
         axes: (128, D) their D strongest principal directions.
-        words: (W, D) centers of their clusters along these.
+        words: (W, D) cluster centers in the coordinates of these axes.
     """
 
     mean: NDArray[np.float32]
@@ -37,12 +37,12 @@ class Vocabulary:
             )
 
     def reduce(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Descriptors (N, 128) along the axes, (N, D)."""
+        """Coordinates (N, D) of descriptors (N, 128) along the axes."""
         return np.asarray((descriptors - self.mean) @ self.axes, dtype=np.float32)
 
 
 class Vlad:
-    """An image's vector from its local features: how they lie around the words of a vocabulary.
+    """VLAD descriptor of an image: sums of the residuals of its local features to the words of a vocabulary.
 
     Jegou et al., "Aggregating local descriptors into a compact image representation", 2010, on reduced
     descriptors, with a signed square root and per-word normalization (Arandjelovic and Zisserman,
@@ -58,12 +58,12 @@ class Vlad:
         return self._vocabulary.words.size
 
     def describe(self, features: LocalFeatures) -> NDArray[np.float32]:
-        """A unit vector (dimension,) float32; the same one for all images without any feature."""
+        """A unit vector (dimension,) float32; a constant vector for images without features."""
         if not len(features):
             return _unit(np.ones(self.dimension, dtype=np.float32))
         words = self._vocabulary.words
         reduced = self._vocabulary.reduce(features.descriptors)
-        # The nearest word: |d - w|^2 is smallest where d.w - |w|^2 / 2 is largest.
+        # The nearest word maximizes d.w - |w|^2 / 2, which minimizes |d - w|^2.
         nearest = (reduced @ words.T - self._half_norms).argmax(axis=1)
         member = np.zeros((len(words), len(reduced)), dtype=np.float32)
         member[nearest, np.arange(len(reduced))] = 1.0
@@ -95,7 +95,7 @@ def train_vocabulary(
 
 @cache
 def shipped_vlad() -> Vlad:
-    """The VLAD of the vocabulary that comes with the package (docs/experiments.md: what it was trained on)."""
+    """The VLAD with the vocabulary of the package (its training data: docs/experiments.md)."""
     with (files("relocalizer") / "vocabulary.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
         return Vlad(Vocabulary(*(data[name].astype(np.float32) for name in ("mean", "axes", "words"))))
 

@@ -131,7 +131,7 @@ class StraightSlam:
             frame_indices=indices,
             online=trajectory,
             units=Units(),
-            camera=self._lens.camera if self._lens.is_known_better else None,
+            camera=self._lens.camera if self._lens.has_corrections else None,
             lens=self._lens,
             lens_evidence=self._lens_evidence,
             segment_lens_evidence=[],

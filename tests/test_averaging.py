@@ -85,8 +85,8 @@ def test_exact_sightings_give_the_exact_pose(seed, count):
     averaged = average_pose(exact_sightings(rng, count, truth))
     assert averaged.world_from_cam is not None, averaged.position_unknown
     assert max(off(averaged.world_from_cam, truth)) < 1e-6
-    assert averaged.rotation_agrees.all()
-    assert averaged.position_agrees.all()
+    assert averaged.rotation_inliers.all()
+    assert averaged.position_inliers.all()
 
 
 @given(seeds)
@@ -237,7 +237,7 @@ def test_rotations_by_half_a_turn_average_whatever_the_signs_of_their_quaternion
     samples = np.array([truth @ exp_so3(rng.normal(0, 0.02, 3)) for _ in range(9)])
     averaged = average_rotations(samples, np.full(9, 0.02), gate_rad=0.2)
     assert rotation_angle(averaged.rotation.T @ truth) < 0.05
-    assert averaged.agrees.all()
+    assert averaged.inliers.all()
 
 
 def test_the_chordal_mean_of_two_rotations_lies_halfway():
@@ -261,7 +261,7 @@ def test_two_of_five_rotations_may_agree_with_each_other_and_be_wrong(seed):
     samples = np.array([truth, truth, truth, lie, lie])[rng.permutation(5)]
     averaged = average_rotations(samples, np.full(5, 0.01), gate_rad=0.05)
     assert rotation_angle(averaged.rotation.T @ truth) < 1e-6
-    assert averaged.agrees.sum() == 3
+    assert averaged.inliers.sum() == 3
 
 
 def test_rotations_average_the_same_when_the_world_turns(rng):
@@ -341,5 +341,5 @@ def test_a_ray_that_points_elsewhere_is_named(rng):
     directions[2] = exp_so3([0.0, 0.5, 0.0]) @ directions[2]
     met = intersect_rays(centers, directions, np.full(5, 0.02), **GATES)
     assert isinstance(met, RayIntersection)
-    assert met.agrees.tolist() == [True, True, False, True, True]
+    assert met.inliers.tolist() == [True, True, False, True, True]
     assert direction_angle(met.point, target) < 1e-6

@@ -78,7 +78,7 @@ def test_the_loop_of_the_bundled_room_is_found_and_true(bundled):
 def test_a_video_without_a_camera_tells_its_focal_length():
     outcome, _ = play(BUNDLED / "video.mp4", max_frames=150)
     given, truth = load_camera(BUNDLED / "camera.yaml"), read_tum(BUNDLED / "groundtruth.txt")
-    assert outcome.result.lens.is_known_better
+    assert outcome.result.lens.has_corrections
     assert outcome.result.camera.fx == pytest.approx(given.fx, rel=0.01)  # 554 is assumed, a fifth too long
     length = Trajectory(truth.timestamps_ns[:150], truth.world_from_cam[:150]).length
     assert ate(outcome.result.trajectory, BUNDLED) < 0.005 * length
@@ -86,7 +86,7 @@ def test_a_video_without_a_camera_tells_its_focal_length():
 
 def test_a_camera_file_that_is_right_stays(bundled):
     outcome, _ = bundled
-    assert not outcome.result.lens.is_known_better
+    assert not outcome.result.lens.has_corrections
     assert outcome.result.camera == load_camera(BUNDLED / "camera.yaml")
 
 

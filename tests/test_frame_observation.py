@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from oracle import OracleEncoded, OraclePredictor, OracleTracker, OracleWorld, index_of
-from oracle import room_path, world_of  # isort: skip
+import numpy as np
+from oracle import OracleEncoded, OraclePredictor, OracleTracker, OracleWorld, index_of, room_path, room_points
 
 from relocalizer.features import LocalFeatures
 from relocalizer.images import Image
@@ -46,7 +46,8 @@ class CountingPredictor(OraclePredictor):
 
 
 def test_features_encoding_and_descriptor_of_a_frame_are_computed_once_also_when_it_is_lost_and_found_again():
-    world = world_of(room_path(200), blind=range(120, 140))
+    points = room_points(np.random.default_rng(3), 2000)
+    world = OracleWorld(room_path(200), points, pixel_noise=0.3, blind=frozenset(range(120, 140)))
     tracker, predictor, events = CountingTracker(world), CountingPredictor(world), list[Event]()
     components = Components(
         predictor=predictor,

@@ -68,9 +68,9 @@ def test_two_steps_follow_each_other_and_back(ratio, k1, k2):
     assert lens.camera == second.camera(first.camera(CAMERA))
 
 
-def test_without_corrections_nothing_is_known_better():
+def test_without_corrections_nothing_has_corrections():
     assert (
-        IntrinsicsCorrection().is_known_better,
+        IntrinsicsCorrection().has_corrections,
         IntrinsicsCorrection().has_distortion,
         IntrinsicsCorrection().max_displacement_px,
     ) == (False, False, 0.0)

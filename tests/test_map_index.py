@@ -73,7 +73,7 @@ def index():
 
 
 def test_features_are_those_whose_track_has_a_place_with_rows_of_landmarks(index):
-    placed = index.placed(1)
+    placed = index.landmark_features(1)
     assert placed.landmark.tolist() == [2, 3]
     np.testing.assert_allclose(placed.descriptors, np.eye(6, 128)[4:])
 
@@ -108,4 +108,4 @@ def test_without_landmarks_the_depth_is_how_far_the_keyframes_spread():
     none = LandmarkTable(**{name: getattr(table, name)[:0] for name in table.__dataclass_fields__})
     index = MapIndex(replace(small, landmarks=none))
     assert index.depth_of(0) == pytest.approx(0.5)
-    assert len(index.placed(0).landmark) == 0
+    assert len(index.landmark_features(0).landmark) == 0

@@ -462,7 +462,7 @@ def test_the_lens_of_one_segment_leaves_the_keyframes_of_another(halves):
     cameras = {k: keyframe.camera for k, keyframe in halves.map.graph.keyframes.items()}
     pixels = {k: tracks.pixels for k, tracks in halves.map.landmarks.observed.items()}
     assert halves.adjustment.correct_lens(1, CorrectionStep((1.02, 1.02), (0.01, 0.0))) == ""
-    assert not halves.map.lens_of(0).is_known_better
+    assert not halves.map.lens_of(0).has_corrections
     assert halves.map.lens_of(4).has_distortion
     for k, keyframe in halves.map.graph.keyframes.items():
         ratio = keyframe.camera.mean_focal / cameras[k].mean_focal

@@ -147,7 +147,7 @@ def test_many_images_are_encoded_and_related_in_one_call_each(room):
 
     relocalizer = Relocalizer(room.map, Counting(room.world), config=RelocalizerConfig(candidates=5))
     for row in range(len(room.map.keyframes)):
-        relocalizer._recall(row)
+        relocalizer._restore(row)
     calls.clear()
     relocalizer.locate_many([room.view(k) for k in (10, 77, 140)])
     assert calls == [("encode", 3), ("relate", 15)]

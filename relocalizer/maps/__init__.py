@@ -1,1 +1,1 @@
-"""relocalizer.maps"""
+"""Reference maps: data, files, construction from posed images, export."""

@@ -20,9 +20,9 @@ from relocalizer.images import Image, to_gray
 from relocalizer.interfaces import CalibratedImage, PosePredictor
 from relocalizer.maps.reference_map import Ids, quantized, restored
 
-# An image is matched to the ones it resembles at these ranks: some near, for long tracks, some far, for parallax.
+# Growth of the similarity ranks at which an image is matched: near ones give long tracks, far ones parallax.
 RANK_GROWTH = 1.5
-_CACHED_IMAGES = 128
+_CACHED_IMAGES = 128  # number of images whose restored descriptors are cached
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PosedImage:
-    """An image, read when it is needed, and where it was taken.
+    """An image, read on demand, and its pose.
 
     Attributes:
-        name: for messages.
-        read: gives it as RGB (H, W, 3), undistorted.
-        camera: the pinhole camera of what `read` gives.
-        world_from_cam: its pose; the map is in this world and its unit.
-        mask: (H, W), features only where it is not zero.
+        name: name of the image in messages.
+        read: returns the undistorted image, RGB (H, W, 3).
+        camera: the pinhole camera of the undistorted image.
+        world_from_cam: its pose; the map has the same world and units.
+        mask: (H, W); features are extracted only where it is nonzero.
     """
 
     name: str
@@ -55,12 +55,18 @@ def expect_two(images: Sequence[PosedImage], unreadable: Sequence[str]) -> None:
         raise MapError(f"a map needs at least two images from different poses, got {len(images)}{why}")
 
 
-# --- what each image shows --------------------------------------------------------------------------
+# --- features ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """Features of all images, one after the other; image k owns offsets[k]:offsets[k + 1]."""
+class ExtractedFeatures:
+    """Features of all images, concatenated; image k has the rows offsets[k]:offsets[k + 1].
+
+    Attributes:
+        offsets: (N + 1,). pixels: (F, 2). scales: (F,).
+        descriptors: (F, 128), quantized RootSIFT. colors: (F, 3) RGB.
+        places: (N, D) place descriptors of the images.
+    """
 
     offsets: Ids
     pixels: NDArray[np.float32]
@@ -80,17 +86,18 @@ class Seen:
         return restored(self.descriptors[int(self.offsets[k]) : int(self.offsets[k + 1])])
 
 
-def look(
+def extract(
     images: Sequence[PosedImage], predictor: PosePredictor, config: FeaturesConfig, report: Progress
-) -> tuple[list[PosedImage], Seen]:
-    """Read every image once; its features and its place descriptor are all that stays in memory.
+) -> tuple[list[PosedImage], ExtractedFeatures]:
+    """Read every image once and extract its features and its place descriptor; the pixels are not kept in memory.
 
-    With them go the images that can be read.
+    Returns:
+        The images that can be read, and their features.
     """
     readable: list[PosedImage] = []
     unreadable: list[str] = []
     found: list[LocalFeatures] = []
-    coarse: list[NDArray[np.uint8]] = []
+    descriptors: list[NDArray[np.uint8]] = []
     colors: list[NDArray[np.uint8]] = []
     places: list[NDArray[np.float32]] = []
     for k, posed in enumerate(images):
@@ -103,18 +110,18 @@ def look(
         features = detect_features(to_gray(image), config, posed.mask)
         [encoded] = predictor.encode([CalibratedImage(image, posed.camera, features)])
         places.append(predictor.describe(encoded))
-        coarse.append(quantized(features.descriptors))
+        descriptors.append(quantized(features.descriptors))
         colors.append(_colors(image, features.pixels))
         found.append(replace(features, descriptors=np.zeros((0, DESCRIPTOR_SIZE), np.float32)))
         report("images", k + 1, len(images))
     expect_two(readable, unreadable)
     if unreadable:
         _log.warning("%d images cannot be read and are left out; the first: %s", len(unreadable), unreadable[0])
-    return readable, Seen(
+    return readable, ExtractedFeatures(
         offsets=np.concatenate([[0], np.cumsum([len(f) for f in found])]).astype(np.int64),
         pixels=np.concatenate([f.pixels for f in found]),
         scales=np.concatenate([f.scales for f in found]),
-        descriptors=np.concatenate(coarse),
+        descriptors=np.concatenate(descriptors),
         colors=np.concatenate(colors),
         places=np.array(places, dtype=np.float32),
     )
@@ -125,16 +132,16 @@ def _colors(image: Image, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.asarray(image[np.clip(y, 0, image.shape[0] - 1), np.clip(x, 0, image.shape[1] - 1)])
 
 
-# --- which images to match, and their matches --------------------------------------------------------
+# --- image pairs and their matches -------------------------------------------------------------------
 
 
 def choose_pairs(
     places: NDArray[np.float32], poses: Sequence[RigidTransform], config: PosedImagesConfig
 ) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, worth matching, in order: alike in looks, and turned apart by less than a limit.
+    """Pairs (i, j), i < j, to be matched, in order: similar place descriptors and similar viewing directions.
 
-    Each image takes those it resembles at growing ranks (1, 2, 3, 5, 8, ...), so that a dense video gives it
-    near ones and far ones, whatever its unit of length and its frame rate.
+    Each image is paired with images at growing ranks of similarity (1, 2, 3, 5, 8, ...), so that it gets near and far
+    partners in a dense video, independent of the unit of length and the frame rate.
     """
     axes = np.array([rotation_matrix(pose)[:, 2] for pose in poses])
     cosine = float(np.cos(np.radians(config.max_angle_deg)))
@@ -153,20 +160,20 @@ def choose_pairs(
 
 def match_all(
     images: Sequence[PosedImage],
-    seen: Seen,
+    features: ExtractedFeatures,
     pairs: Sequence[tuple[int, int]],
     config: PosedImagesConfig,
     report: Progress,
 ) -> NDArray[np.int64]:
-    """(L, 2) numbers of features, over all images, that match and that the poses allow to be one point."""
-    descriptors = lru_cache(maxsize=_CACHED_IMAGES)(seen.descriptors_of)
+    """Matches (L, 2) that are consistent with the poses, as rows of the features of all images."""
+    descriptors = lru_cache(maxsize=_CACHED_IMAGES)(features.descriptors_of)
     links = [np.zeros((0, 2), np.int64)]
     for done, (i, j) in enumerate(pairs):
         found = match_features(descriptors(i), descriptors(j), ratio=config.match_ratio)
-        off = epipolar_px(images[i], images[j], seen.pixels_of(i)[found[:, 0]], seen.pixels_of(j)[found[:, 1]])
-        allowed = found[off < config.epipolar_px]
-        if len(allowed) >= config.min_matches:
-            links.append(allowed + np.array([seen.offsets[i], seen.offsets[j]]))
+        pixels_i, pixels_j = features.pixels_of(i)[found[:, 0]], features.pixels_of(j)[found[:, 1]]
+        consistent = found[epipolar_px(images[i], images[j], pixels_i, pixels_j) < config.epipolar_px]
+        if len(consistent) >= config.min_matches:
+            links.append(consistent + np.array([features.offsets[i], features.offsets[j]]))
         report("pairs", done + 1, len(pairs))
     return np.concatenate(links)
 
@@ -174,9 +181,9 @@ def match_all(
 def epipolar_px(
     i: PosedImage, j: PosedImage, pixels_i: NDArray[np.float32], pixels_j: NDArray[np.float32]
 ) -> FloatArray:
-    """(N,) the larger distance of each match from its epipolar lines under the poses, pixels.
+    """The larger distance (N,) of each match from its two epipolar lines under the poses, pixels.
 
-    Images from one place have no epipolar lines; there it is the distance from where turning moves the point.
+    Images from the same position have no epipolar lines; for them it is the reprojection error under the rotation.
     """
     i_from_j = i.world_from_cam.inv() * j.world_from_cam
     R, t = rotation_matrix(i_from_j), translation_of(i_from_j)
@@ -184,11 +191,11 @@ def epipolar_px(
     x_j = np.column_stack([j.camera.normalized(pixels_j), np.ones(len(pixels_j))])
     distance = float(np.linalg.norm(t))
     if distance == 0:
-        turned = x_j @ R.T
-        return np.asarray(np.linalg.norm(i.camera.project(turned) - pixels_i, axis=1))
+        rotated = x_j @ R.T
+        return np.asarray(np.linalg.norm(i.camera.project(rotated) - pixels_i, axis=1))
     E = skew(t / distance) @ R
     line_i, line_j = x_j @ E.T, x_i @ E
-    apart = np.abs((x_i * line_i).sum(axis=1))
-    in_i = apart / np.maximum(np.linalg.norm(line_i[:, :2], axis=1), 1e-12) * i.camera.mean_focal
-    in_j = apart / np.maximum(np.linalg.norm(line_j[:, :2], axis=1), 1e-12) * j.camera.mean_focal
+    algebraic = np.abs((x_i * line_i).sum(axis=1))
+    in_i = algebraic / np.maximum(np.linalg.norm(line_i[:, :2], axis=1), 1e-12) * i.camera.mean_focal
+    in_j = algebraic / np.maximum(np.linalg.norm(line_j[:, :2], axis=1), 1e-12) * j.camera.mean_focal
     return np.asarray(np.maximum(in_i, in_j))

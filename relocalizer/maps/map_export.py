@@ -1,7 +1,7 @@
-"""A map for other programs: COLMAP and nerfstudio (images with poses), PLY (points), TUM and KITTI (trajectories).
+"""Export of a map to other formats: COLMAP and nerfstudio (posed images), PLY (points), TUM and KITTI (trajectories).
 
-Segments of a map share no world, so each export holds one of them. COLMAP and nerfstudio put pixel (0, 0) at the
-corner of the top-left pixel, we put it at its center: half a pixel is added on the way out.
+Segments of a map share no world, so an export contains one segment. COLMAP and nerfstudio define pixel (0, 0) as the
+corner of the top-left pixel, this project as its center: half a pixel is added on export.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from relocalizer.maps.map_format import jpeg_of
 from relocalizer.maps.reference_map import ReferenceMap
 
 ExportFormat = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
-HALF_PIXEL = 0.5
-# From our camera axes (x right, y down, z forward) to OpenGL's (x right, y up, z back), in which nerfstudio writes.
+HALF_PIXEL = 0.5  # offset between the two pixel conventions, pixels
+# Change from OpenCV camera axes (x right, y down, z forward) to OpenGL axes (x right, y up, z back) of nerfstudio.
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """What one segment holds: rows of its keyframes and of the landmarks that hang off them."""
+class _Segment:
+    """Rows of a segment's keyframes, and of the landmarks anchored in them."""
 
     rows: NDArray[np.int64]
     landmarks: NDArray[np.int64]
 
 
 def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, segment: int | None = None) -> list[Path]:
-    """Write a segment of a map, by default the one with the most keyframes; the files or the folder made.
+    """Export a segment of a map, by default the one with the most keyframes; returns the files or the folder written.
 
-    `colmap` makes a folder with cameras.txt, images.txt, points3D.txt and images/; `nerfstudio` one with
-    transforms.json, points3D.ply and images/; `ply` a file of colored points. `tum` and `kitti` make a file with the
-    poses of all frames, or of the keyframes when the map holds no frames, in order of time; each session, which may
-    have a clock of its own, has its own file (OUT, OUT_2, ...).
+    `colmap` writes a folder with cameras.txt, images.txt, points3D.txt and images/; `nerfstudio` one with
+    transforms.json, points3D.ply and images/; `ply` a file of colored points. `tum` and `kitti` write the poses of all
+    frames, or of the keyframes when the map has no frames, in order of time, to one file per session (OUT, OUT_2, ...),
+    because sessions may have different clocks.
 
     Raises:
-        MapError: the map holds no keyframes, or not this segment, or an image cannot be read.
-        OutputError: `out` is there already, or the disk refuses.
-        ValueError: there is no such format.
+        MapError: the map has no keyframes or no such segment, or an image cannot be read.
+        OutputError: `out` already exists, or writing fails.
+        ValueError: the format is unknown.
     """
     if form not in get_args(ExportFormat):
         raise ValueError(f"export_map: no format {form!r}")
-    part = _part_of(reference_map, segment)
-    writers: Mapping[str, Callable[[ReferenceMap, _Part, Path], list[Path]]] = {
+    exported = _segment_of(reference_map, segment)
+    writers: Mapping[str, Callable[[ReferenceMap, _Segment, Path], list[Path]]] = {
         "colmap": _write_colmap,
         "nerfstudio": _write_nerfstudio,
         "ply": _write_ply,
@@ -58,7 +58,7 @@ def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, se
         "kitti": lambda m, p, o: _write_trajectories(m, p, o, _kitti_lines),
     }
     try:
-        return writers[form](reference_map, part, out)
+        return writers[form](reference_map, exported, out)
     except FileExistsError as error:
         raise OutputError(f"{error.filename}: is there already; choose another name or remove it") from None
     except OSError as error:
@@ -67,13 +67,13 @@ def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, se
 
 
 def segments_by_size(reference_map: ReferenceMap) -> dict[int, int]:
-    """Keyframes of each segment, the largest first."""
+    """Number of keyframes of each segment, in descending order."""
     numbers, counts = np.unique(reference_map.keyframes.segment, return_counts=True)
     order = np.lexsort((numbers, -counts))
     return {int(numbers[n]): int(counts[n]) for n in order}
 
 
-def _part_of(m: ReferenceMap, segment: int | None) -> _Part:
+def _segment_of(m: ReferenceMap, segment: int | None) -> _Segment:
     sizes = segments_by_size(m)
     if not sizes:
         raise MapError("map: it holds no keyframes, so there is nothing to export")
@@ -81,26 +81,26 @@ def _part_of(m: ReferenceMap, segment: int | None) -> _Part:
         raise MapError(f"map: no segment {segment}; it has {', '.join(map(str, sorted(sizes)))}")
     chosen = next(iter(sizes)) if segment is None else segment
     rows = np.flatnonzero(m.keyframes.segment == chosen)
-    return _Part(rows, np.flatnonzero(np.isin(m.landmarks.anchor, m.keyframes.ids[rows])))
+    return _Segment(rows, np.flatnonzero(np.isin(m.landmarks.anchor, m.keyframes.ids[rows])))
 
 
 # --- COLMAP -------------------------------------------------------------------------------------------
 
 
-def _write_colmap(m: ReferenceMap, part: _Part, out: Path) -> list[Path]:
-    """https://colmap.github.io/format.html#text-format; image and point numbers begin at 1."""
+def _write_colmap(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+    """https://colmap.github.io/format.html#text-format; image and point ids start at 1."""
     out.mkdir(parents=True)
-    tracks: dict[int, list[tuple[int, int]]] = {int(m.landmarks.ids[n]): [] for n in part.landmarks}
+    tracks: dict[int, list[tuple[int, int]]] = {int(m.landmarks.ids[n]): [] for n in segment.landmarks}
     number_of = {track: number for number, track in enumerate(tracks, start=1)}
     images = [
         "# Image list: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME, then POINTS2D[] as X, Y, POINT3D_ID"
     ]
-    for row in part.rows.tolist():
+    for row in segment.rows.tolist():
         images += _image_lines(m, row, tracks, number_of)
     _write_lines(out / "images.txt", images)
     _write_lines(out / "cameras.txt", _camera_lines(m))
-    _write_lines(out / "points3D.txt", _point_lines(m, part, tracks))
-    _write_images(m, part, out / "images")
+    _write_lines(out / "points3D.txt", _point_lines(m, segment, tracks))
+    _write_images(m, segment, out / "images")
     return [out]
 
 
@@ -115,45 +115,45 @@ def _camera_lines(m: ReferenceMap) -> list[str]:
 def _image_lines(
     m: ReferenceMap, row: int, tracks: dict[int, list[tuple[int, int]]], number_of: Mapping[int, int]
 ) -> list[str]:
-    """The two lines of a keyframe; its observations are noted with their tracks."""
+    """The two lines of a keyframe; its observations are appended to `tracks`."""
     cam_from_world = m.keyframes.rotations[row].T
     x, y, z, w = quaternion_xyzw_from_rotation(cam_from_world)
     position = -cam_from_world @ m.keyframes.translations[row]
     camera = int(m.keyframes.camera[row]) + 1
     head = f"{row + 1} {_numbers([w, x, y, z, *position])} {camera} {_image_name(m, row)}"
-    seen = m.observations
+    observations = m.observations
     points = []
-    for n, k in enumerate(range(int(seen.offsets[row]), int(seen.offsets[row + 1]))):
-        track, (px, py) = int(seen.landmark[k]), seen.pixels[k].astype(np.float64) + HALF_PIXEL
+    for n, k in enumerate(range(int(observations.offsets[row]), int(observations.offsets[row + 1]))):
+        track, (px, py) = int(observations.landmark[k]), observations.pixels[k].astype(np.float64) + HALF_PIXEL
         if track in tracks:
             tracks[track].append((row + 1, n))
         points.append(f"{px:.6g} {py:.6g} {number_of.get(track, -1)}")
     return [head, " ".join(points)]
 
 
-def _point_lines(m: ReferenceMap, part: _Part, tracks: Mapping[int, Sequence[tuple[int, int]]]) -> list[str]:
+def _point_lines(m: ReferenceMap, segment: _Segment, tracks: Mapping[int, Sequence[tuple[int, int]]]) -> list[str]:
     lines = ["# 3D point list: POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"]
     points, errors = m.points_world, mean_errors_px(m)
-    for number, n in enumerate(part.landmarks.tolist(), start=1):
+    for number, n in enumerate(segment.landmarks.tolist(), start=1):
         track = tracks[int(m.landmarks.ids[n])]
         color = " ".join(str(int(c)) for c in m.landmarks.colors[n])
-        seen = " ".join(f"{image} {point}" for image, point in track)
-        lines.append(f"{number} {_numbers(points[n])} {color} {errors[n]:.6g} {seen}".rstrip())
+        observers = " ".join(f"{image} {point}" for image, point in track)
+        lines.append(f"{number} {_numbers(points[n])} {color} {errors[n]:.6g} {observers}".rstrip())
     return lines
 
 
 def mean_errors_px(m: ReferenceMap) -> FloatArray:
-    """Mean distance (M,) of each landmark's observations from where it projects, pixels; 0 without any in front."""
+    """Mean reprojection error (M,) of each landmark, pixels; 0 without observations in front of the camera."""
     row_of_track = {int(track): n for n, track in enumerate(m.landmarks.ids)}
     sums, counts = np.zeros(len(m.landmarks)), np.zeros(len(m.landmarks))
     for row in range(len(m.keyframes)):
-        part = slice(int(m.observations.offsets[row]), int(m.observations.offsets[row + 1]))
-        found = np.array([row_of_track.get(t, -1) for t in m.observations.landmark[part].tolist()], dtype=np.int64)
+        own = slice(int(m.observations.offsets[row]), int(m.observations.offsets[row + 1]))
+        found = np.array([row_of_track.get(t, -1) for t in m.observations.landmark[own].tolist()], dtype=np.int64)
         points = m.points_world[found[found >= 0]] - m.keyframes.translations[row]
         in_cam = points @ m.keyframes.rotations[row]
         front = in_cam[:, 2] > 1e-9
-        off = m.camera_of(row).project(in_cam[front]) - m.observations.pixels[part][found >= 0][front]
-        np.add.at(sums, found[found >= 0][front], np.linalg.norm(off, axis=1))
+        error = m.camera_of(row).project(in_cam[front]) - m.observations.pixels[own][found >= 0][front]
+        np.add.at(sums, found[found >= 0][front], np.linalg.norm(error, axis=1))
         np.add.at(counts, found[found >= 0][front], 1.0)
     return np.asarray(sums / np.maximum(counts, 1.0))
 
@@ -161,14 +161,14 @@ def mean_errors_px(m: ReferenceMap) -> FloatArray:
 # --- nerfstudio ---------------------------------------------------------------------------------------
 
 
-def _write_nerfstudio(m: ReferenceMap, part: _Part, out: Path) -> list[Path]:
+def _write_nerfstudio(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
     """https://docs.nerf.studio/quickstart/data_conventions.html; each frame has its own camera."""
     out.mkdir(parents=True)
-    frames = [_nerfstudio_frame(m, row) for row in part.rows.tolist()]
+    frames = [_nerfstudio_frame(m, row) for row in segment.rows.tolist()]
     transforms = {"camera_model": "OPENCV", "ply_file_path": "points3D.ply", "frames": frames}
     (out / "transforms.json").write_text(json.dumps(transforms, indent=1) + "\n", encoding="utf-8")
-    _write_ply(m, part, out / "points3D.ply")
-    _write_images(m, part, out / "images")
+    _write_ply(m, segment, out / "points3D.ply")
+    _write_images(m, segment, out / "images")
     return [out]
 
 
@@ -195,9 +195,9 @@ def _pose_matrix(m: ReferenceMap, row: int) -> FloatArray:
 # --- points -------------------------------------------------------------------------------------------
 
 
-def _write_ply(m: ReferenceMap, part: _Part, out: Path) -> list[Path]:
-    vertices = np.empty(len(part.landmarks), dtype=[("position", "<f4", 3), ("color", "u1", 3)])
-    vertices["position"], vertices["color"] = m.points_world[part.landmarks], m.landmarks.colors[part.landmarks]
+def _write_ply(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+    vertices = np.empty(len(segment.landmarks), dtype=[("position", "<f4", 3), ("color", "u1", 3)])
+    vertices["position"], vertices["color"] = m.points_world[segment.landmarks], m.landmarks.colors[segment.landmarks]
     properties = [f"property float {axis}" for axis in "xyz"]
     properties += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
     head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
@@ -212,7 +212,7 @@ def _write_ply(m: ReferenceMap, part: _Part, out: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Poses:
-    """Poses (T, 4, 4) with their times, their frames' numbers in the source, and the rows of their keyframes."""
+    """Poses (T, 4, 4) with their times, their frame numbers in the source, and the rows of their keyframes."""
 
     times: NDArray[np.int64]
     numbers: NDArray[np.int64]
@@ -221,20 +221,20 @@ class _Poses:
 
 
 def frame_numbers(reference_map: ReferenceMap, segment: int | None = None) -> list[NDArray[np.int64]]:
-    """The number (T,) in its source of each frame that a trajectory export writes, by line, for each of its files.
+    """Frame numbers (T,) in the source of the lines of a trajectory export, for each of its files.
 
     Raises:
         MapError: as `export_map`.
     """
-    return [session.numbers for session in _sessions(reference_map, _part_of(reference_map, segment))]
+    return [session.numbers for session in _sessions(reference_map, _segment_of(reference_map, segment))]
 
 
-def _sessions(m: ReferenceMap, part: _Part) -> list[_Poses]:
-    """The poses of each session, by time; of equal times the first counts."""
+def _sessions(m: ReferenceMap, segment: _Segment) -> list[_Poses]:
+    """The poses of each session in order of time; of poses with equal times only the first is kept."""
     has_frames = len(m.frames.indices) > 0
     every = _all_frames(m) if has_frames else _all_keyframes(m)
     session_of = m.session_of_frame if has_frames else m.session_of_keyframe
-    inside = np.isin(every.rows, part.rows)
+    inside = np.isin(every.rows, segment.rows)
     found = []
     for session in np.unique(session_of[inside]):
         chosen = np.flatnonzero(inside & (session_of == session))
@@ -260,9 +260,9 @@ def _all_frames(m: ReferenceMap) -> _Poses:
 
 
 def _write_trajectories(
-    m: ReferenceMap, part: _Part, out: Path, lines_of: Callable[[NDArray[np.int64], FloatArray], list[str]]
+    m: ReferenceMap, segment: _Segment, out: Path, lines_of: Callable[[NDArray[np.int64], FloatArray], list[str]]
 ) -> list[Path]:
-    sessions = _sessions(m, part)
+    sessions = _sessions(m, segment)
     names = [out] + [out.with_name(f"{out.stem}_{n}{out.suffix}") for n in range(2, len(sessions) + 1)]
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, session in zip(names, sessions, strict=True):
@@ -288,9 +288,9 @@ def _image_name(m: ReferenceMap, row: int) -> str:
     return f"{int(m.keyframes.ids[row]):06d}.jpg"
 
 
-def _write_images(m: ReferenceMap, part: _Part, folder: Path) -> None:
+def _write_images(m: ReferenceMap, segment: _Segment, folder: Path) -> None:
     folder.mkdir()
-    for row in part.rows.tolist():
+    for row in segment.rows.tolist():
         (folder / _image_name(m, row)).write_bytes(jpeg_of(m, row))
 
 
@@ -300,7 +300,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def _numbers(values: Sequence[float] | FloatArray) -> str:
-    """With all their digits, so that nothing is lost."""
+    """Numbers with all digits, so that the conversion is lossless."""
     return " ".join(repr(float(value)) for value in values)
 
 

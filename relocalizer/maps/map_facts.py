@@ -1,4 +1,4 @@
-"""What a map holds, in numbers: for people, and for programs as plain values."""
+"""Statistics of a map as plain values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relocalizer.maps.reference_map import ReferenceMap
 
 
 def facts_of(reference_map: ReferenceMap) -> dict[str, Any]:
-    """Counts, segments, extent and provenance; lengths in the units of their segment. All values are plain ones."""
+    """Counts, segments, extent and provenance, as plain values; lengths are in the units of their segment."""
     m = reference_map
     cameras = [
         {"width": c.width, "height": c.height, "fx": c.fx, "fy": c.fy, "cx": c.cx, "cy": c.cy, "assumed": c.assumed}
@@ -57,7 +57,7 @@ def _extent(points: FloatArray) -> list[float]:
 
 
 def size_on_disk(folder: Path) -> dict[str, int]:
-    """Bytes of the manifest, the tables and the images of a map that can be loaded."""
+    """Size of the manifest, the tables and the images of a map, bytes; 0 when there is no map."""
     found = folder_of_map(folder)
     if found is None:
         return {"manifest": 0, "tables": 0, "images": 0}

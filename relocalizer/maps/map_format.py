@@ -1,7 +1,6 @@
-"""A map on disk: a manifest, tables of arrays, and the keyframes' images. docs/map-format.md describes it.
+"""Map file format: a manifest, tables of arrays, and the keyframes' images. docs/map-format.md describes it.
 
-Saving never leaves half a map, and loading believes nothing: sizes are checked before anything is allocated,
-checksums before anything is read, ranges before anything is used.
+Saving is atomic. Loading checks sizes before allocating, checksums before parsing, and ranges before use.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ IMAGE_NAME = re.compile(r"images/[0-9]{6,12}\.jpg")
 
 MAKE_ANEW = "copy the map again, or make it anew with slam run"
 
-# Every array of every table: its type on disk and its shape, in numbers and in the manifest's counts.
+# Every array of every table: its type on disk and its shape, as numbers and names of the manifest's counts.
 SCHEMA: dict[str, dict[str, tuple[str, tuple[str | int, ...]]]] = {
     "keyframes": {
         "ids": ("<i8", ("keyframes",)),
@@ -88,23 +87,27 @@ COUNTS = ("keyframes", "descriptor_size", "features", "observations", "landmarks
 
 
 def image_name(keyframe_id: int) -> str:
-    """Where a keyframe's image lies in a map's folder."""
+    """Path of a keyframe's image relative to the map folder."""
     return f"{IMAGES}/{keyframe_id:06d}.jpg"
 
 
 class JpegImages:
-    """Keyframes' images kept as JPEG: `images(row)` is RGB, `images.jpeg(row)` the bytes."""
+    """Keyframe images stored as JPEG: `images(row)` is RGB, `images.jpeg(row)` the bytes of the file."""
 
     def __init__(self, jpeg: Callable[[int], bytes], sizes: Sequence[tuple[int, int]]) -> None:
-        """`jpeg(row)` reads the bytes, `sizes` are the (width, height) the images must have."""
+        """`jpeg(row)` reads the bytes, `sizes` are the expected (width, height) of the images."""
         self.jpeg, self._sizes = jpeg, sizes
 
     def __call__(self, row: int) -> Image:
-        """Raises MapError when the bytes are no JPEG image, or one of another size than its camera's."""
+        """Decode an image.
+
+        Raises:
+            MapError: the bytes are not a JPEG image, or its size differs from its camera's.
+        """
         data, name = self.jpeg(row), f"image {row} of the map"
         width, height = self._sizes[row]
         try:
-            with PillowImage.open(io.BytesIO(data), formats=["JPEG"]) as header:  # the header alone: nothing is decoded
+            with PillowImage.open(io.BytesIO(data), formats=["JPEG"]) as header:  # reads only the header
                 size = header.size
             if size != (width, height):
                 raise MapError(f"{name}: expected {width}x{height} pixels, got {size[0]}x{size[1]}; {MAKE_ANEW}")
@@ -115,14 +118,14 @@ class JpegImages:
 
 
 def jpeg_of(reference_map: ReferenceMap, row: int) -> bytes:
-    """A keyframe's image as a JPEG file: as it was stored, for packing it again would lose a little each time."""
+    """A keyframe's image as a JPEG file, unchanged if it is stored as one, because re-encoding loses quality."""
     if isinstance(reference_map.image, JpegImages):
         return reference_map.image.jpeg(row)
     return encode_jpeg(reference_map.image(row), JPEG_QUALITY)
 
 
 def counts_of(m: ReferenceMap) -> dict[str, int]:
-    """How many rows each table has, and how long a place descriptor is."""
+    """Number of rows of each table, and length of a place descriptor."""
     return {
         "keyframes": len(m.keyframes),
         "descriptor_size": int(m.keyframes.descriptors.shape[1]),

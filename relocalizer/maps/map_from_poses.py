@@ -1,4 +1,4 @@
-"""A map from images whose poses are known: no SLAM, only features, matches and triangulation under those poses."""
+"""Reference map from images with known poses: features, matches and triangulation under these poses, without SLAM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, PosedImagesConfig
 from relocalizer.geometry import rotation_matrix, translation_of
 from relocalizer.interfaces import PosePredictor
-from relocalizer.maps.image_matching import PosedImage, Progress, Seen, choose_pairs, expect_two, look, match_all
+from relocalizer.maps.image_matching import (
+    ExtractedFeatures,
+    PosedImage,
+    Progress,
+    choose_pairs,
+    expect_two,
+    extract,
+    match_all,
+)
 from relocalizer.maps.multi_view_triangulation import Landmarks, tracks_of, triangulate_tracks
 from relocalizer.maps.reference_map import (
     EdgeTable,
@@ -36,40 +44,40 @@ def map_from_poses(
     units: str = "meters",
     on_progress: Progress | None = None,
 ) -> ReferenceMap:
-    """A map whose keyframes are the images, or those of them that `config` does not thin out.
+    """Build a map whose keyframes are the images, or the subset that remains after thinning by `config`.
 
-    Images that look alike and look the same way are matched, matches that the poses forbid are dropped, and
-    what is left is joined to tracks and triangulated. The poses themselves are believed and not changed.
+    Similar images with similar viewing directions are matched, matches inconsistent with the poses are removed, and the
+    remaining ones are joined to tracks and triangulated. The poses are not changed.
 
     Args:
-        predictor: describes the places; the map can be searched with it alone.
-        features: settings of the local features that become landmarks.
-        units: of the poses, 'meters' or 'map units'.
-        on_progress: called with (what, how many are done, of how many).
+        predictor: computes the place descriptors; the map can only be searched with the same predictor.
+        features: settings of the local feature extraction.
+        units: units of the poses, 'meters' or 'map units'.
+        on_progress: called with (stage, number done, total number).
 
     Raises:
-        MapError: fewer than two images that can be read. The others are left out, and a warning is logged.
+        MapError: fewer than two images can be read. Unreadable images are left out with a logged warning.
     """
     config, features = config or PosedImagesConfig(), features or FeaturesConfig()
     kept = thinned(images, config)
     expect_two(kept, [])
     report = on_progress or (lambda what, done, total: None)
-    kept, seen = look(kept, predictor, features, report)
-    pairs = choose_pairs(seen.places, [p.world_from_cam for p in kept], config)
-    links = match_all(kept, seen, pairs, config, report)
-    tracks = tracks_of(seen, links)
-    landmarks = triangulate_tracks(kept, seen, tracks, config)
-    features_on_landmarks = _feature_table(seen, landmarks)
+    kept, extracted = extract(kept, predictor, features, report)
+    pairs = choose_pairs(extracted.places, [p.world_from_cam for p in kept], config)
+    links = match_all(kept, extracted, pairs, config, report)
+    tracks = tracks_of(extracted, links)
+    landmarks = triangulate_tracks(kept, extracted, tracks, config)
+    features_on_landmarks = _feature_table(extracted, landmarks)
     scale_source = SCALE_SOURCE if units == "meters" else ""
     provenance = replace(provenance_of(predictor, features.model_dump()), units=units, scale_source=scale_source)
     cameras = tuple(dict.fromkeys(p.camera for p in kept))
     return ReferenceMap(
         provenance=provenance,
         cameras=cameras,
-        keyframes=_keyframe_table(images, kept, cameras, seen),
+        keyframes=_keyframe_table(images, kept, cameras, extracted),
         features=features_on_landmarks,
         observations=_observation_table(features_on_landmarks),
-        landmarks=_landmark_table(kept, seen, landmarks),
+        landmarks=_landmark_table(kept, extracted, landmarks),
         edges=EdgeTable.none(),
         frames=FrameTable.none(),
         image=lambda row: kept[row].read(),
@@ -77,7 +85,7 @@ def map_from_poses(
 
 
 def thinned(images: Sequence[PosedImage], config: PosedImagesConfig) -> list[PosedImage]:
-    """The images in order, but for those nearer to a kept one, and less turned from it, than `config` asks for."""
+    """The images in order, without those within `min_distance` and `min_angle_deg` of a kept image."""
     if config.min_distance <= 0:
         return list(images)
     kept: list[PosedImage] = []
@@ -96,56 +104,56 @@ def thinned(images: Sequence[PosedImage], config: PosedImagesConfig) -> list[Pos
 
 
 def _keyframe_table(
-    images: Sequence[PosedImage], kept: Sequence[PosedImage], cameras: tuple[Camera, ...], seen: Seen
+    images: Sequence[PosedImage], kept: Sequence[PosedImage], cameras: tuple[Camera, ...], extracted: ExtractedFeatures
 ) -> KeyframeTable:
-    place = {id(image): k for k, image in enumerate(images)}
+    index_of = {id(image): k for k, image in enumerate(images)}
     count = len(kept)
     return KeyframeTable(
         ids=np.arange(count),
-        frame_indices=np.array([place[id(p)] for p in kept], dtype=np.int64),
+        frame_indices=np.array([index_of[id(p)] for p in kept], dtype=np.int64),
         timestamps_ns=np.array([p.timestamp_ns for p in kept], dtype=np.int64),
         camera=np.array([cameras.index(p.camera) for p in kept], dtype=np.int64),
         segment=np.zeros(count, np.int64),
         rotations=np.array([rotation_matrix(p.world_from_cam) for p in kept]),
         translations=np.array([translation_of(p.world_from_cam) for p in kept]),
         scales=np.ones(count),
-        descriptors=seen.places,
+        descriptors=extracted.places,
     )
 
 
-def _feature_table(seen: Seen, landmarks: Landmarks) -> FeatureTable:
-    """The features that lie on a landmark, in order of image; the others find nothing and cost as much."""
+def _feature_table(extracted: ExtractedFeatures, landmarks: Landmarks) -> FeatureTable:
+    """The features with a landmark, in order of image; features without one are of no use for matching."""
     order = np.argsort(landmarks.tracks.feature, kind="stable")
     feature = landmarks.tracks.feature[order]
     return FeatureTable(
-        offsets=np.searchsorted(feature, seen.offsets).astype(np.int64),
-        pixels=seen.pixels[feature],
-        scales=seen.scales[feature],
-        descriptors=seen.descriptors[feature],
+        offsets=np.searchsorted(feature, extracted.offsets).astype(np.int64),
+        pixels=extracted.pixels[feature],
+        scales=extracted.scales[feature],
+        descriptors=extracted.descriptors[feature],
         landmark=landmarks.tracks.track[order],
     )
 
 
 def _observation_table(features: FeatureTable) -> ObservationTable:
-    """Every feature that was kept sees its landmark."""
+    """One observation per kept feature."""
     return ObservationTable(offsets=features.offsets, landmark=features.landmark, pixels=features.pixels)
 
 
-def _landmark_table(images: Sequence[PosedImage], seen: Seen, landmarks: Landmarks) -> LandmarkTable:
+def _landmark_table(images: Sequence[PosedImage], extracted: ExtractedFeatures, landmarks: Landmarks) -> LandmarkTable:
     tracks, points = landmarks.tracks, landmarks.points
     first = tracks.feature[np.searchsorted(tracks.track, np.arange(tracks.count))]
-    anchor = seen.image_of[first]
+    anchor = extracted.image_of[first]
     rotations = np.array([rotation_matrix(p.world_from_cam) for p in images])
     centers = np.array([translation_of(p.world_from_cam) for p in images])
     focal = np.array([p.camera.mean_focal for p in images])
     local = np.einsum("nji,nj->ni", rotations[anchor], points - centers[anchor])
-    # An error of a pixel in a ray shifts inverse depth by that angle / (depth * parallax).
+    # A ray error of one pixel changes the inverse depth by its angle / (depth * parallax).
     sigma = 1.0 / focal[anchor] / np.maximum(local[:, 2] * landmarks.parallax_rad, 1e-9)
     return LandmarkTable(
         ids=np.arange(tracks.count),
         anchor=anchor.astype(np.int64),
         points_in_anchor=local,
         inverse_depth_sigma=sigma,
-        descriptors=seen.descriptors[first],
-        colors=seen.colors[first],
+        descriptors=extracted.descriptors[first],
+        colors=extracted.colors[first],
     )

@@ -1,4 +1,4 @@
-"""A reference map made ready for asking: which landmarks a keyframe shows, who sees the same, how deep the scene is."""
+"""Lookup structures over a reference map: landmarks of a keyframe, covisible keyframes, scene depth."""
 
 from __future__ import annotations
 
@@ -13,99 +13,102 @@ from scipy.sparse import csr_array
 from relocalizer.geometry import FloatArray
 from relocalizer.maps.reference_map import Ids, ReferenceMap, restored
 
-CACHED_KEYFRAMES = 256  # about 0.5 MB each
+CACHED_KEYFRAMES = 256  # number of keyframes whose features are cached, about 0.5 MB each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlacedFeatures:
-    """Features of a keyframe that lie on landmarks: their unit `descriptors` (N, 128) and `landmark` rows (N,)."""
+class LandmarkFeatures:
+    """Features of a keyframe with a triangulated landmark: unit `descriptors` (N, 128) and `landmark` rows (N,)."""
 
     descriptors: NDArray[np.float32]
     landmark: Ids
 
 
 class MapIndex:
-    """Rows of keyframes and of landmarks, and how they hang together. Never changes the map."""
+    """Index over the rows of keyframes and landmarks of a map. It does not modify the map."""
 
     def __init__(self, reference_map: ReferenceMap) -> None:
         self.map = reference_map
         self._row_of_track = _rows(reference_map)
-        self.placed = lru_cache(maxsize=CACHED_KEYFRAMES)(self._placed)
+        self.landmark_features = lru_cache(maxsize=CACHED_KEYFRAMES)(self._landmark_features)
 
     def descriptors(self, landmarks: Ids) -> NDArray[np.float32]:
         """Unit descriptors (N, 128) of landmark rows (N,)."""
         return restored(self.map.landmarks.descriptors[landmarks])
 
-    def _placed(self, row: int) -> PlacedFeatures:
-        """The features of keyframe `row` whose tracks have a place."""
+    def _landmark_features(self, row: int) -> LandmarkFeatures:
+        """The features of keyframe `row` whose tracks are triangulated."""
         table = self.map.features
         part = slice(int(table.offsets[row]), int(table.offsets[row + 1]))
         landmark = self._landmark_rows(table.landmark[part])
         is_triangulated = landmark >= 0
-        return PlacedFeatures(restored(table.descriptors[part][is_triangulated]), landmark[is_triangulated])
+        return LandmarkFeatures(restored(table.descriptors[part][is_triangulated]), landmark[is_triangulated])
 
     def _landmark_rows(self, tracks: Ids) -> Ids:
-        """Row of each track's landmark, -1 where it has none."""
+        """Row of each track's landmark, -1 for a track that is not triangulated."""
         known = (tracks >= 0) & (tracks < len(self._row_of_track))
         return np.where(known, self._row_of_track[np.where(known, tracks, 0)], -1)
 
     @cached_property
-    def _sees(self) -> csr_array:
-        """(keyframes, landmarks), 1 where a keyframe saw a landmark."""
+    def _visibility(self) -> csr_array:
+        """Visibility matrix (keyframes, landmarks), 1 where a keyframe observes a landmark."""
         table = self.map.observations
         keyframe = np.repeat(np.arange(len(self.map.keyframes)), np.diff(table.offsets))
         landmark = self._landmark_rows(table.landmark)
-        seen = landmark >= 0
+        known = landmark >= 0
         shape = (len(self.map.keyframes), len(self.map.landmarks))
-        return csr_array((np.ones(int(seen.sum()), np.int32), (keyframe[seen], landmark[seen])), shape=shape)
+        return csr_array((np.ones(int(known.sum()), np.int32), (keyframe[known], landmark[known])), shape=shape)
 
     def landmarks_of(self, rows: Sequence[int]) -> Ids:
-        """Rows, rising, of the landmarks that any of these keyframes saw."""
-        table = self._sees
+        """Rows, ascending, of the landmarks observed by any of these keyframes."""
+        table = self._visibility
         parts = [table.indices[table.indptr[row] : table.indptr[row + 1]] for row in rows]
         return np.unique(np.concatenate([*parts, np.zeros(0, np.int64)])).astype(np.int64)
 
     def covisible_keyframes(self, landmarks: Ids, count: int, exclude: Sequence[int] = ()) -> list[int]:
-        """Keyframes that see the most of these landmark rows, at most `count`, the strongest first."""
+        """Rows of at most `count` keyframes that observe the most of these landmark rows, in descending order."""
         wanted = np.zeros(len(self.map.landmarks), np.int32)
         wanted[landmarks] = 1
-        shared = np.asarray(self._sees @ wanted)
+        shared = np.asarray(self._visibility @ wanted)
         shared[list(exclude)] = 0
         order = np.argsort(-shared, kind="stable")[:count]
         return [int(row) for row in order if shared[row] > 0]
 
     @cached_property
     def depths(self) -> FloatArray:
-        """(N,) median distance of each keyframe's landmarks, or of all of its segment's, in the segment's units."""
-        table, centers = self._sees, self.map.keyframes.translations
+        """Median landmark distance (N,) of each keyframe, in the units of its segment.
+
+        The median over the segment replaces that of a keyframe without landmarks.
+        """
+        table, centers = self._visibility, self.map.keyframes.translations
         points = self.map.points_world
         own = np.full(len(centers), np.nan)
         for row in range(len(centers)):
-            seen = table.indices[table.indptr[row] : table.indptr[row + 1]]
-            if len(seen):
-                own[row] = np.median(np.linalg.norm(points[seen] - centers[row], axis=1))
-        for segment in np.unique(self.map.keyframes.segment):  # segments share no units
+            observed = table.indices[table.indptr[row] : table.indptr[row + 1]]
+            if len(observed):
+                own[row] = np.median(np.linalg.norm(points[observed] - centers[row], axis=1))
+        for segment in np.unique(self.map.keyframes.segment):  # each segment has its own units
             rows = self.map.keyframes.segment == segment
             own[rows] = np.where(np.isfinite(own[rows]), own[rows], _overall(own[rows], centers[rows]))
         return own
 
     def depth_of(self, segment: int) -> float:
-        """Median distance of the scene from the keyframes of a segment, in its units."""
+        """Median over a segment's keyframes of their landmark distance, in the segment's units."""
         return float(np.median(self.depths[self.map.keyframes.segment == segment]))
 
     @cached_property
     def depth_sigma_world(self) -> FloatArray:
-        """(M, 3) one standard deviation of each landmark along the ray it was found by, in the world, map units."""
+        """Displacement (M, 3) of each landmark by one sigma along its anchor's ray, in the world, map units."""
         table, keyframes = self.map.landmarks, self.map.keyframes
         anchor = np.array([self.map.row_of[int(a)] for a in table.anchor], dtype=np.int64)
-        # Inverse depth w has dz = z^2 dw, and the point moves by dz / z of itself.
+        # With inverse depth w, dz = z^2 dw, and the point moves by the fraction dz / z of its coordinates.
         local = table.points_in_anchor * (table.points_in_anchor[:, 2] * table.inverse_depth_sigma)[:, None]
         turned = np.einsum("nij,nj->ni", keyframes.rotations[anchor].reshape(-1, 3, 3), local)
         return np.asarray(turned * keyframes.scales[anchor][:, None])
 
 
 def _rows(reference_map: ReferenceMap) -> Ids:
-    """Row of the landmark of each track id, -1 for tracks without a place."""
+    """Row of the landmark of each track id, -1 for tracks that are not triangulated."""
     ids = reference_map.landmarks.ids
     rows = np.full(int(ids.max(initial=-1)) + 2, -1, np.int64)
     rows[ids] = np.arange(len(ids))
@@ -113,7 +116,7 @@ def _rows(reference_map: ReferenceMap) -> Ids:
 
 
 def _overall(own: FloatArray, centers: FloatArray) -> float:
-    """The depth of a scene: of its landmarks, or without any how far the keyframes lie apart."""
+    """Depth of a segment: the median of its keyframes, or without landmarks the extent of the keyframe positions."""
     if np.isfinite(own).any():
         return float(np.nanmedian(own))
     spread = float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max(initial=0.0))

@@ -1,4 +1,4 @@
-"""Reads a map folder, and believes nothing that it has not checked."""
+"""Loading and checking of a map folder."""
 
 from __future__ import annotations
 
@@ -58,14 +58,12 @@ from relocalizer.maps.table_reader import (
     require,
 )
 
-# --- loading ------------------------------------------------------------------------------------------
-
 
 def load_map(folder: Path) -> ReferenceMap:
-    """Read a map, or the map of a run folder. Everything is checked; images are read when asked for.
+    """Load a map folder, or the map of a run folder. All data are checked; images are read on demand.
 
     Raises:
-        MapError: there is no map, it is damaged, or a newer version wrote it. Says what is wrong and what to do.
+        MapError: there is no map, it is damaged, or a newer version wrote it. States the problem and the remedy.
     """
     found = folder_of_map(folder)
     if found is None:
@@ -87,12 +85,12 @@ def _why_no_map(folder: Path) -> str:
 
 
 def folder_of_map(folder: Path) -> Path | None:
-    """Where the map lies: in the folder, set aside by a save that was cut off, or in `map` below a run folder."""
+    """Path of the map: the folder itself, its copy set aside by an interrupted save, or `map` in a run folder."""
     for named in (folder, folder / "map"):
         absolute = Path(os.path.abspath(named))
-        for place in (absolute, replaced_folder(absolute) if not is_there(absolute) else None):
-            if place is not None and is_there(place / MANIFEST):
-                return place
+        for path in (absolute, replaced_folder(absolute) if not is_there(absolute) else None):
+            if path is not None and is_there(path / MANIFEST):
+                return path
     return None
 
 
@@ -199,7 +197,7 @@ def _check_listing(folder: Path, listed: set[str], expected: set[str]) -> None:
 def _read_provenance(folder: Path, manifest: Mapping[str, Any]) -> Provenance:
     path = folder / MANIFEST
     texts: dict[str, Any] = {key: manifest.get(key) for key in ("predictor", "descriptor", "weights_sha256", "units")}
-    texts["scale_source"] = manifest.get("scale_source", "")  # not noted in the first maps
+    texts["scale_source"] = manifest.get("scale_source", "")  # missing in old maps
     for key, value in texts.items():
         require(isinstance(value, str) and len(value) <= 200, path, f"{key}: expected a short text")
     require(isinstance(manifest.get("features"), dict), path, "features: expected settings")
@@ -224,7 +222,7 @@ def _read_unanchored(folder: Path, manifest: Mapping[str, Any]) -> tuple[int, ..
 
 
 def _likely_unanchored(keyframes: KeyframeTable, frames: FrameTable, sessions: Sequence[Session]) -> tuple[int, ...]:
-    """Of metric maps of before it was noted: all segments but the largest of the first session, which was anchored."""
+    """Unanchored segments of an old metric map without that list: all except the largest of the first session."""
     segments = np.unique(keyframes.segment)
     if len(segments) < 2:
         return ()
@@ -237,7 +235,7 @@ def _likely_unanchored(keyframes: KeyframeTable, frames: FrameTable, sessions: S
 
 
 def _sessions_by_time(keyframes: KeyframeTable, frames: FrameTable) -> tuple[Session, ...]:
-    """Of the first maps, which did not note them: one begins where time goes back from a keyframe to the next."""
+    """Sessions of an old map without that list: a session starts where time decreases between two keyframes."""
     starts = keyframes.ids[1:][np.diff(keyframes.timestamps_ns) < 0].tolist()
     firsts = [np.flatnonzero(frames.keyframe >= start) for start in starts]
     rows = [int(first[0]) if len(first) else len(frames.keyframe) for first in firsts]

@@ -1,4 +1,4 @@
-"""What must hold in every map."""
+"""Validity rules of a map."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from relocalizer.maps.reference_map import (
     Session,
 )
 
-# --- what must hold of every map ----------------------------------------------------------------------
-
 
 def validate(reference_map: ReferenceMap) -> None:
-    """Check everything that readers of a map rely on: shapes, ranges, order, and that no id leads nowhere.
+    """Check the invariants of a map: shapes, ranges, order, and that every id refers to an existing row.
 
     Raises:
-        ValueError: says what does not hold.
+        ValueError: states the violated rule.
     """
     for check in (_check_keyframes, _check_features, _check_observations, _check_landmarks, _check_edges):
         check(reference_map)
@@ -160,5 +158,5 @@ def _within(values: Ids, low: int, high: int) -> bool:
 
 
 def _track_limit(m: ReferenceMap) -> int:
-    """Track ids stay below the number of rows that could name one, so that arrays indexed by them stay small."""
+    """Upper bound of track ids: the number of rows that can refer to one, so that arrays indexed by id stay small."""
     return len(m.features.landmark) + len(m.observations.landmark) + len(m.landmarks)

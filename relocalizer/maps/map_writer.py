@@ -1,4 +1,4 @@
-"""Writes a map folder: whole or not at all."""
+"""Atomic writing of a map folder."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ from relocalizer.maps.map_format import (
 from relocalizer.maps.map_rules import validate
 from relocalizer.maps.reference_map import ReferenceMap
 
-# --- saving -------------------------------------------------------------------------------------------
-
 
 def save_map(folder: Path, reference_map: ReferenceMap) -> None:
-    """Write a map as `folder`, replacing the map that is there.
+    """Write a map to `folder`, replacing an existing map.
 
-    The new map is written whole beside the old one (.NAME.saving), flushed to the disk, and takes its place by
-    renaming: NAME to .NAME.replaced, .NAME.saving to NAME. Between the two `load_map` finds .NAME.replaced, so after
-    a crash at any moment there is the old map or the new one.
+    The new map is written completely beside the old one (.NAME.saving), flushed to disk, and moved into place by
+    renaming: NAME to .NAME.replaced, then .NAME.saving to NAME. Between the two renames `load_map` finds
+    .NAME.replaced, so a crash at any moment leaves the old map or the new one.
 
-    What breaks it off, Ctrl-C too, leaves the old map and nothing beside it; a kill leaves what the next save removes.
+    An exception, including Ctrl-C, leaves only the old map; temporary folders left by a kill are removed by the next
+    save.
 
     Raises:
-        OutputError: the disk refuses, or something stands there that is not a map.
-        MapError: an image of the map, which may come from another folder, cannot be read any more.
-        ValueError: the map breaks a rule of `validate`.
+        OutputError: writing fails, or `folder` exists and is not a map.
+        MapError: an image of the map, which may come from another folder, can no longer be read.
+        ValueError: the map violates a rule of `validate`.
     """
     validate(reference_map)
     folder = Path(os.path.abspath(folder))
@@ -61,8 +60,8 @@ def save_map(folder: Path, reference_map: ReferenceMap) -> None:
 
 
 def _replace(folder: Path, reference_map: ReferenceMap) -> None:
-    """The new map in the place of the old one; whatever breaks it off leaves the old one, and nothing beside it."""
-    saving, replaced = _saving(folder), replaced_folder(folder)
+    """Replace the old map by the new one; an exception restores the old one and removes temporary folders."""
+    saving, replaced = _saving_folder(folder), replaced_folder(folder)
     try:
         _remove(saving)
         _write(saving, reference_map)
@@ -80,7 +79,7 @@ def _replace(folder: Path, reference_map: ReferenceMap) -> None:
         raise
 
 
-def _saving(folder: Path) -> Path:
+def _saving_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.saving")
 
 
@@ -100,7 +99,7 @@ def _remove(folder: Path) -> None:
 
 
 def _write(folder: Path, reference_map: ReferenceMap) -> None:
-    """All files, the manifest last, each on the disk when this returns."""
+    """Write all files, the manifest last, and flush them to disk."""
     (folder / IMAGES).mkdir(parents=True)
     files: dict[str, dict[str, Any]] = {}
     for table, columns in SCHEMA.items():

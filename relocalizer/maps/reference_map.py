@@ -1,7 +1,7 @@
-"""A map at rest: keyframes with poses, what each saw, the landmarks they share. Arrays only, so that it can be saved.
+"""Reference map: keyframes with poses, their observations, and landmarks, as arrays that can be saved.
 
-`slam run` makes one, `map from-poses` makes one from images whose poses are known; the relocalizer reads either.
-`relocalizer.maps.map_format` writes it to disk and reads it back.
+`slam run` builds one by SLAM, `map from-poses` from images with known poses; the relocalizer reads both.
+`map_writer` saves it and `map_reader` loads it.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from relocalizer.interfaces import CalibratedImage, Encoded, PosePredictor
 Ids = NDArray[np.int64]
 
 UNITS = ("map units", "meters")
-MAX_KEYFRAME_ID = 10**9  # far beyond use, and twice of it still fits into 32 bits
-MAX_ID = 10**12  # of frames and segments
-MAX_COORDINATE = 1e12
-ROTATION_TOLERANCE = 1e-4  # products of many rotations drift a little
+MAX_KEYFRAME_ID = 10**9  # upper bound of keyframe ids; twice this value fits into 32 bits
+MAX_ID = 10**12  # upper bound of frame indices and segment numbers
+MAX_COORDINATE = 1e12  # upper bound of the absolute value of a coordinate
+ROTATION_TOLERANCE = 1e-4  # tolerance of orthonormality; products of many rotations drift
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Provenance:
-    """Where a map comes from: who related its images, and in which units it is.
+    """Origin of a map: the predictor and its settings, and the units.
 
     Attributes:
         predictor: name of the pair predictor, such as 'geometric' or 'reloc3r-512'.
-        weights_sha256: of the network's weights; empty for a predictor without weights.
-        descriptor: what the place descriptors are, such as 'vlad' or 'reloc3r-512-gem'; two maps are searched
-            together only when this is equal.
-        units: 'map units', or 'meters' when something anchored the scale of a segment.
-        unanchored: segments of a map in meters whose lengths are map units of their own, as nothing ties them to one
-            that was anchored; rising. `ReferenceMap.units_of` says it of each segment.
-        scale_source: where meters come from, in words; empty for map units, and in metric maps of before it was noted.
-        features: settings the local features were detected with.
+        weights_sha256: checksum of the network's weights; empty for a predictor without weights.
+        descriptor: type of the place descriptors, such as 'vlad' or 'reloc3r-512-gem'; only maps of the same type can
+            be searched together.
+        units: 'map units', or 'meters' when a segment has metric scale.
+        unanchored: segments of a map in meters that have no metric scale and hence their own map units, ascending.
+            `ReferenceMap.units_of` gives the units of each segment.
+        scale_source: description of the source of metric scale; empty for map units, and in old metric maps.
+        features: settings of the local feature extraction.
     """
 
     predictor: str
@@ -63,11 +63,11 @@ class KeyframeTable:
 
     Attributes:
         ids, frame_indices, timestamps_ns: (N,) int64.
-        camera: (N,) int64, row of each one's camera in `ReferenceMap.cameras`.
-        segment: (N,) int64; keyframes of one segment share a world, segments know nothing of each other.
-        rotations: (N, 3, 3) world_from_keyframe; translations: (N, 3) map units; scales: (N,) map units a
+        camera: (N,) int64, row of the keyframe's camera in `ReferenceMap.cameras`.
+        segment: (N,) int64; the keyframes of one segment share a world, those of different segments do not.
+        rotations: (N, 3, 3) world_from_keyframe; translations: (N, 3) map units; scales: (N,) map units per
             keyframe unit.
-        descriptors: (N, D) float32 unit rows, for place recognition.
+        descriptors: (N, D) float32 unit rows, place descriptors.
     """
 
     ids: Ids
@@ -89,15 +89,15 @@ class KeyframeTable:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FeatureTable:
-    """Local features of all keyframes, one after the other; row k of the keyframes owns offsets[k]:offsets[k + 1].
+    """Local features of all keyframes, concatenated; keyframe row k has the rows offsets[k]:offsets[k + 1].
 
     Attributes:
         offsets: (N + 1,) int64.
         pixels: (F, 2) float32. scales: (F,) float32.
         descriptors: (F, 128) uint8, RootSIFT times 256 (see `quantized`).
-        landmark: (F,) int64, id of the track the feature lies on, -1 for none; a track may have no place (yet).
+        landmark: (F,) int64, id of the feature's track, -1 for none; a track may be untriangulated.
 
-    A map on disk should hold the features that lie on a track; the others find nothing and cost as much.
+    A map on disk should only contain features with a track; those without one are of no use for matching.
     """
 
     offsets: Ids
@@ -117,7 +117,7 @@ class FeatureTable:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ObservationTable:
-    """Which keyframe saw which track at which pixel; row k of the keyframes owns offsets[k]:offsets[k + 1]."""
+    """Observations of tracks in keyframes; keyframe row k has the rows offsets[k]:offsets[k + 1]."""
 
     offsets: Ids
     landmark: Ids
@@ -126,11 +126,12 @@ class ObservationTable:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LandmarkTable:
-    """M tracks with a place, in order of id.
+    """M triangulated tracks, in order of id.
 
     Attributes:
-        ids: (M,). anchor: (M,) keyframe id whose units and axes the point is in.
-        points_in_anchor: (M, 3). inverse_depth_sigma: (M,) of 1 / depth in the anchor.
+        ids: (M,). anchor: (M,) id of the host keyframe.
+        points_in_anchor: (M, 3) in the host keyframe's axes and units.
+        inverse_depth_sigma: (M,) standard deviation of 1 / depth in the host keyframe.
         descriptors: (M, 128) uint8, quantized RootSIFT. colors: (M, 3) uint8 RGB.
     """
 
@@ -147,12 +148,15 @@ class LandmarkTable:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EdgeTable:
-    """E measured similarities i_from_j between keyframes, i < j, with seven sigmas each (rotation, translation, log
-    scale); `is_loop` (E,) bool tells loops from odometry, `inliers` (E,) counts the observations behind each.
+    """E measured similarities i_from_j between keyframes, i < j.
 
     Attributes:
-        shares: (E,) above 0 to 1, what of the evidence is an edge's own when others are made of it too.
-        weights: (E,) 0 to 1, how far an edge is believed.
+        sigmas: (E, 7) standard deviations of rotation, translation and log scale.
+        is_loop: (E,) whether the edge is a loop closure rather than odometry.
+        inliers: (E,) number of observations behind the edge.
+        shares: (E,) in (0, 1], fraction of the information attributed to the edge when several edges are derived from
+            the same observations.
+        weights: (E,) in [0, 1], robust weight of the edge.
     """
 
     i: Ids
@@ -185,7 +189,7 @@ class EdgeTable:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FrameTable:
-    """T frames that hang off keyframes: index, time, keyframe id, and keyframe_from_frame in the keyframe's units."""
+    """T frames relative to their reference keyframe: index, time, keyframe id, and keyframe_from_frame in its units."""
 
     indices: Ids
     timestamps_ns: Ids
@@ -203,10 +207,10 @@ class FrameTable:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A run whose frames share a clock: its keyframes have ids from `first_keyframe` on, its frames rows from
-    `first_frame` on, both up to those of the session after it.
+    """A run whose frames share a clock.
 
-    Time need not grow with the ids: a frame can become a keyframe when the run ends, long after it came.
+    Its keyframe ids start at `first_keyframe` and its frame rows at `first_frame`, both up to the next session.
+    Time need not increase with the ids: a frame can become a keyframe at the end of the run.
     """
 
     first_keyframe: int
@@ -215,7 +219,7 @@ class Session:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReferenceMap:
-    """Everything a map remembers. Poses are world_from_keyframe; `image(row)` reads a keyframe's image (RGB).
+    """All data of a map. Poses are world_from_keyframe; `image(row)` reads a keyframe's image (RGB).
 
     A map from posed images has one session, one segment, no edges and no frames.
     """
@@ -233,13 +237,13 @@ class ReferenceMap:
 
     @cached_property
     def session_of_keyframe(self) -> Ids:
-        """Number (N,) of each keyframe's session."""
+        """Session number (N,) of each keyframe."""
         starts = np.array([session.first_keyframe for session in self.sessions], dtype=np.int64)
         return np.searchsorted(starts, self.keyframes.ids, side="right").astype(np.int64) - 1
 
     @cached_property
     def session_of_frame(self) -> Ids:
-        """Number (T,) of each frame's session."""
+        """Session number (T,) of each frame."""
         starts = np.array([session.first_frame for session in self.sessions], dtype=np.int64)
         rows = np.arange(len(self.frames.indices))
         return np.searchsorted(starts, rows, side="right").astype(np.int64) - 1
@@ -250,7 +254,7 @@ class ReferenceMap:
         return {int(k): row for row, k in enumerate(self.keyframes.ids)}
 
     def units_of(self, segment: int) -> str:
-        """'meters' or 'map units': what a length of 1 is in the world of a segment."""
+        """Units of a segment's world, 'meters' or 'map units'."""
         return "map units" if segment in self.provenance.unanchored else self.provenance.units
 
     def camera_of(self, row: int) -> Camera:
@@ -258,27 +262,27 @@ class ReferenceMap:
 
     @cached_property
     def points_world(self) -> FloatArray:
-        """Landmarks (M, 3) in the world of their anchor's segment, map units."""
+        """Landmark positions (M, 3) in the world of their segment, map units."""
         rows = np.array([self.row_of[int(a)] for a in self.landmarks.anchor], dtype=np.int64)
         local = self.landmarks.points_in_anchor * self.keyframes.scales[rows][:, None]
-        turned = np.einsum("nij,nj->ni", self.keyframes.rotations[rows].reshape(-1, 3, 3), local)
-        return np.asarray(turned + self.keyframes.translations[rows].reshape(-1, 3))
+        rotated = np.einsum("nij,nj->ni", self.keyframes.rotations[rows].reshape(-1, 3, 3), local)
+        return np.asarray(rotated + self.keyframes.translations[rows].reshape(-1, 3))
 
 
 def quantized(descriptors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """RootSIFT rows (N, 128) in a quarter of the space: entries are at most 1, and a 256th is far below their noise."""
+    """RootSIFT rows (N, 128) as bytes; entries are at most 1, and a quantization step of 1/256 is far below noise."""
     return np.asarray(np.clip(np.rint(descriptors * 256.0), 0, 255), dtype=np.uint8)
 
 
 def restored(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Unit rows (N, 128) from quantized ones; quantizing them again moves entries by one at most."""
+    """Unit rows (N, 128) from quantized ones; quantizing them again changes entries by at most 1."""
     rows = descriptors.astype(np.float32)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 @runtime_checkable
 class RestoresEncoding(Protocol):
-    """A pair predictor that can take up a remembered image without computing everything again."""
+    """A pair predictor that can restore an image's encoding from a map without recomputing all of it."""
 
     def restore_encoding(
         self,
@@ -287,17 +291,17 @@ class RestoresEncoding(Protocol):
         descriptor: NDArray[np.float32],
         image: Callable[[], Image],
     ) -> Encoded:
-        """What `encode` would remember of an image, from what a map holds of it; `image()` reads it."""
+        """The encoding of an image from its data in a map; `image()` reads the image itself."""
         ...
 
 
 def restore_encoding(predictor: PosePredictor, reference_map: ReferenceMap, row: int) -> Encoded:
-    """What the predictor remembers of a keyframe, made again from the map.
+    """The predictor's encoding of a keyframe, restored from the map.
 
-    Predictors that are not `Recalls` encode the keyframe's image anew.
+    Predictors that are not `RestoresEncoding` encode the keyframe's image again.
 
     Raises:
-        MapError: the image was needed and cannot be read.
+        MapError: the image is needed and cannot be read.
     """
     features, camera = reference_map.features.of(row), reference_map.camera_of(row)
     if isinstance(predictor, RestoresEncoding):
@@ -308,7 +312,7 @@ def restore_encoding(predictor: PosePredictor, reference_map: ReferenceMap, row:
 
 
 def provenance_of(predictor: PosePredictor, features: dict[str, Any]) -> Provenance:
-    """Where a map of this predictor comes from, with the settings its local features are detected with."""
+    """Provenance of a map built with a predictor and the given settings of local feature extraction."""
     return Provenance(
         predictor=predictor.name,
         descriptor=str(getattr(predictor, "descriptor", predictor.name)),
@@ -318,10 +322,10 @@ def provenance_of(predictor: PosePredictor, features: dict[str, Any]) -> Provena
 
 
 def features_of(provenance: Provenance) -> FeaturesConfig:
-    """Settings the map's local features were detected with; an image's must be comparable with them.
+    """Settings of the map's local feature extraction; an image's features must be comparable with the map's.
 
     Raises:
-        MapError: they are none that this version knows.
+        MapError: the settings are invalid in this version.
     """
     known = {key: value for key, value in provenance.features.items() if key in FeaturesConfig.model_fields}
     try:
@@ -334,10 +338,10 @@ def features_of(provenance: Provenance) -> FeaturesConfig:
 
 
 def check_predictor(provenance: Provenance, predictor: PosePredictor) -> None:
-    """Refuse a predictor that cannot read a map: another one, other weights, or other place descriptors.
+    """Reject a predictor that does not fit a map: another predictor, other weights, or other place descriptors.
 
     Raises:
-        MapError: says what differs and which option makes it equal.
+        MapError: states the difference and the option that resolves it.
     """
     own = provenance_of(predictor, {})
     if own.predictor != provenance.predictor or own.descriptor != provenance.descriptor:

@@ -1,4 +1,4 @@
-"""Reads the arrays of a map folder: sizes and types are checked before anything is unpacked."""
+"""Reading of the arrays of a map folder; sizes and types are checked before decompression."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from numpy.typing import NDArray
 from relocalizer.errors import MapError
 from relocalizer.maps.map_format import MAKE_ANEW, SCHEMA
 
-MAX_COUNT = 1 << 40
-# What tables may grow to when they are unpacked; those of real maps grow to a little more than twice their size.
+MAX_COUNT = 1 << 40  # upper bound of a count in the manifest
+# Maximum size of a decompressed table: this ratio to its file, plus a constant in bytes. The ratio of real maps is
+# slightly above 2.
 _MAX_GROWTH, _SMALL_BYTES = 64, 1 << 20
-_CHUNK = 1 << 20
-_MAX_HEADER_BYTES = 1024
-MAX_IMAGE_BYTES, MAX_TABLE_BYTES = 64 << 20, 8 << 30
-_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack more than was asked for
+_CHUNK = 1 << 20  # size of a block of a file read for its checksum, bytes
+_MAX_HEADER_BYTES = 1024  # maximum size of the header of an array, bytes
+MAX_IMAGE_BYTES, MAX_TABLE_BYTES = 64 << 20, 8 << 30  # maximum sizes of an image file and of a table file, bytes
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods can decompress more than the requested size
 _NPY_HEADER = re.compile(r"\{'descr': '([^']{2,8})', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A file as the manifest lists it."""
+    """Size and checksum of a file in the manifest."""
 
     bytes: int
     sha256: str
@@ -56,7 +57,7 @@ def is_within(values: NDArray[np.int64], count: int) -> bool:
 def read_table(
     folder: Path, table: str, listed: Mapping[str, Listed], counts: Mapping[str, int]
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of a table; nothing is unpacked before the sizes agree with the manifest and with each other."""
+    """The arrays of a table; sizes are compared with the manifest and with each other before decompression."""
     name = f"{table}.npz"
     path, columns = folder / name, SCHEMA[table]
     shapes = {column: _shape(shape, counts) for column, (_, shape) in columns.items()}
@@ -94,7 +95,7 @@ def _check_members(path: Path, archive: zipfile.ZipFile, sizes: Mapping[str, int
 def _read_array(
     path: Path, archive: zipfile.ZipFile, column: str, dtype: str, shape: tuple[int, ...], size: int
 ) -> NDArray[Any]:
-    """An array of a known type and shape. The header is compared, not interpreted."""
+    """Read an array of a known type and shape. The header is compared with the expected one, not interpreted."""
     with archive.open(f"{column}.npy") as file:
         data = file.read(size + _MAX_HEADER_BYTES + 1)
     start = data[:10]
@@ -118,7 +119,7 @@ def _read_array(
 
 
 def opened(path: Path, name: str, listed: Listed) -> BinaryIO:
-    """A file of the map, after its size and checksum were compared with the manifest's."""
+    """Open a file of the map after comparing its size and checksum with the manifest."""
     file = _open_plain(path, name)
     try:
         size = os.fstat(file.fileno()).st_size
@@ -135,7 +136,7 @@ def opened(path: Path, name: str, listed: Listed) -> BinaryIO:
 
 
 def _open_plain(path: Path, name: str) -> BinaryIO:
-    """A plain file itself: no link that could lead out of the map, nothing that could block."""
+    """Open a regular file; links, which could point outside the map, and files that could block are rejected."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(path, flags)
@@ -160,7 +161,7 @@ def read_whole(path: Path, name: str, limit: int) -> bytes:
 
 
 def read_listed(path: Path, sha256: str) -> bytes:
-    """A file that was there when the map was loaded; it must still be the same."""
+    """Read a file again that was checked when the map was loaded; its checksum must be unchanged."""
     data = read_whole(path, path.name, MAX_IMAGE_BYTES)
     require(hashlib.sha256(data).hexdigest() == sha256, path, "it does not match its checksum")
     return data

@@ -1,4 +1,4 @@
-"""Two-view pose from local features, for machines without a graphics card: no weights, any license."""
+"""Relative pose predictor based on local features, for machines without a GPU: no weights, any license."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from relocalizer.two_view import (
 )
 from relocalizer.vlad import Vlad, shipped_vlad
 
-# Without translation, four fifths of the matches slide less than 2.6 noise deviations; with real noise, 4.5.
+# Minimum parallax of an observable direction, in standard deviations of the noise. Without translation the 80th
+# percentile of the residuals of a pure rotation is 2.6 of them, and 4.5 with real noise.
 _PARALLAX_IN_NOISE = 6.0
-_BENDS_IN_NOISE = 3.5
-# From this share of matches on one plane a second pose is looked for.
-_PLANE_SHARE = 0.85
-# A second pose is out when it explains this many matches less, or these shares of the right and of the wrong
-# ones: so many fall to either pose by chance.
+_ROTATION_BIAS_IN_NOISE = 3.5  # parallax that biases a pure rotation, in standard deviations of the noise
+_PLANE_RATIO = 0.85  # minimum fraction of the matches on one plane for which a second pose is searched
+# A second pose is ruled out when it explains fewer matches than the best one by at least the maximum of: this number,
+# this fraction of the inliers, and this fraction of the outliers. Smaller differences occur by chance.
 _RIVAL_MATCHES = 5.0
 _RIVAL_INLIERS = 0.03
 _RIVAL_OUTLIERS = 0.05
-# This share of wrong matches agrees with a pose by chance: the band around the epipolar lines, and the pose's choice.
+# Fraction of wrong matches that are inliers by chance, due to the epipolar band and the selection of the pose.
 _CHANCE = 0.05
-# Where half of the poses are right, and how fast that changes: in agreeing matches, and in cells that hold some.
+# Center and width of the logistic probability of a correct pose, in inliers, and in image cells with inliers.
 _ENOUGH_INLIERS = (12.0, 4.0)
 _ENOUGH_CELLS = (7.2, 1.3)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeometricEncoded:
-    """What the geometric predictor remembers of an image.
+    """The geometric predictor's encoding of an image.
 
     Attributes:
         features: its local features.
         camera: the pinhole camera that took it.
-        order: a number made from the features; pairs are computed the smaller first, so that both
-            directions of a pair are one computation.
+        order: checksum of the features. A pair is always computed with the smaller one first, so that (i, j) and
+            (j, i) give the same result.
     """
 
     features: LocalFeatures
@@ -65,13 +65,13 @@ class GeometricEncoded:
 
 
 class GeometricPredictor:
-    """SIFT, a robust essential matrix, and the two cases in which it lies: no parallax, and one plane."""
+    """SIFT matches and a robust essential matrix, with tests for its degenerate cases: no parallax, planar scene."""
 
     name = "geometric"
     descriptor = "vlad"
 
     def __init__(self, features: FeaturesConfig, config: GeometricConfig, vlad: Vlad | None = None) -> None:
-        """`vlad` describes images for place recognition; None takes the vocabulary that is shipped."""
+        """`vlad` computes the place descriptors; None uses the shipped vocabulary."""
         self._features = features
         self._config = config
         self._vlad = vlad
@@ -85,7 +85,7 @@ class GeometricPredictor:
         return [self._encode(view) for view in views]
 
     def encode_features(self, features: LocalFeatures, camera: Camera) -> GeometricEncoded:
-        """The same from features that were detected already."""
+        """The encoding of an image from its extracted features."""
         data = features.pixels.tobytes() + features.descriptors.tobytes()
         return GeometricEncoded(features, camera, zlib.crc32(data))
 
@@ -96,18 +96,18 @@ class GeometricPredictor:
         descriptor: NDArray[np.float32],
         image: Callable[[], Image],
     ) -> GeometricEncoded:
-        """What is remembered of a keyframe of a saved map; its features suffice."""
+        """The encoding of a keyframe of a saved map, from its stored features."""
         return self.encode_features(features, camera)
 
     def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:
-        """For each (i, j): the pose of camera j seen from camera i, or why there is none.
+        """For each (i, j): the pose of camera j in camera i, or the reason why it cannot be estimated.
 
-        `relate([(i, j)])` and `relate([(j, i)])` are the same evidence, reversed.
+        `relate([(j, i)])` is the exact inverse of `relate([(i, j)])`.
         """
         return [self._relate(cast(GeometricEncoded, i), cast(GeometricEncoded, j)) for i, j in pairs]
 
     def describe(self, encoded: Encoded) -> NDArray[np.float32]:
-        """VLAD of the local features: a unit vector (D,), a pure function of the image."""
+        """VLAD of the local features, a unit vector (D,); deterministic."""
         vlad = self._vlad if self._vlad is not None else shipped_vlad()
         return vlad.describe(ordinary(cast(GeometricEncoded, encoded).features, self._features))
 
@@ -147,55 +147,55 @@ def build(features: FeaturesConfig, config: GeometricConfig) -> GeometricPredict
 
 
 def relate_matches(matches: Matches, config: GeometricConfig) -> PairEstimate | NoEstimate:
-    """Pose of camera j seen from camera i, from matched pixels of which some may be wrong."""
+    """Relative pose of camera j in camera i, from matched pixels with outliers."""
     if len(matches) < config.min_inliers:
         return NoEstimate(f"{len(matches)} matches (needs {config.min_inliers})")
     motion = find_motion(matches, config.epipolar_px)
     if motion is None:
         return NoEstimate(f"no pose agrees with 5 or more of the {len(matches)} matches")
-    turn = estimate_rotation(matches, motion.rotation, config.epipolar_px)
-    if _parallax_px(motion, turn) < _needed_parallax_px(motion, config):
-        return _without_direction(matches, motion, turn, config)
+    rotation = estimate_rotation(matches, motion.rotation, config.epipolar_px)
+    if _parallax_px(motion, rotation) < _needed_parallax_px(motion, config):
+        return _without_direction(matches, motion, rotation, config)
     poses = [motion]
-    if plane_share(matches.subset(motion.agrees), config.epipolar_px) > _PLANE_SHARE:
+    if plane_share(matches.subset(motion.inliers), config.epipolar_px) > _PLANE_RATIO:
         poses = possible_poses([motion, *motions_of_plane(matches, config.epipolar_px)])
-    best, inliers = poses[0], int(poses[0].agrees.sum())
+    best, inliers = poses[0], int(poses[0].inliers.sum())
     if inliers < config.min_inliers:
         return NoEstimate(f"{inliers} of {len(matches)} matches agree with one pose (needs {config.min_inliers})")
-    apart = max(_RIVAL_MATCHES, _RIVAL_INLIERS * inliers, _RIVAL_OUTLIERS * (len(matches) - inliers))
-    rivals = [pose for pose in poses[1:] if pose.cost - best.cost < apart]
+    margin = max(_RIVAL_MATCHES, _RIVAL_INLIERS * inliers, _RIVAL_OUTLIERS * (len(matches) - inliers))
+    rivals = [pose for pose in poses[1:] if pose.cost - best.cost < margin]
     if rivals:
-        return _two_poses(matches, best, max(rivals, key=lambda pose: pose_angle(best, pose)), apart)
+        return _ambiguous(matches, best, max(rivals, key=lambda pose: pose_angle(best, pose)), margin)
     return PairEstimate(
         i_from_j_rotation=best.rotation,
         i_from_j_direction=best.direction,
-        confidence=_confidence(matches, best.agrees),
+        confidence=_confidence(matches, best.inliers),
         rotation_sigma_rad=best.rotation_sigma_rad,
         direction_sigma_rad=min(best.direction_sigma_rad, float(np.pi)),
         inliers=inliers,
     )
 
 
-def _parallax_px(motion: Motion, turn: PureRotation) -> float:
-    """How far the best rotation alone leaves a fifth of the agreeing matches, or more, from their place."""
-    return float(np.quantile(turn.residual_px[motion.agrees], 0.8)) if motion.agrees.any() else 0.0
+def _parallax_px(motion: Motion, rotation: PureRotation) -> float:
+    """80th percentile of the residuals that a pure rotation leaves on the inliers, pixels."""
+    return float(np.quantile(rotation.residual_px[motion.inliers], 0.8)) if motion.inliers.any() else 0.0
 
 
 def _without_direction(
-    matches: Matches, motion: Motion, turn: PureRotation, config: GeometricConfig
+    matches: Matches, motion: Motion, rotation: PureRotation, config: GeometricConfig
 ) -> PairEstimate | NoEstimate:
-    """The rotation of a pair whose direction is noise."""
-    parallax, needed = _parallax_px(motion, turn), _needed_parallax_px(motion, config)
-    # Too little to tell the direction can be enough to bend a rotation that was fitted as if there were none.
-    bent = parallax > _BENDS_IN_NOISE * motion.noise_px
-    best = motion if bent else turn
-    inliers = int(best.agrees.sum())
+    """The estimate for a pair with too little parallax: a rotation without direction."""
+    parallax, needed = _parallax_px(motion, rotation), _needed_parallax_px(motion, config)
+    # Parallax too small for a direction can still bias the pure rotation, which assumes none.
+    is_biased = parallax > _ROTATION_BIAS_IN_NOISE * motion.noise_px
+    best = motion if is_biased else rotation
+    inliers = int(best.inliers.sum())
     if inliers < config.min_inliers:
         return NoEstimate(f"{inliers} of {len(matches)} matches agree with one rotation (needs {config.min_inliers})")
     return PairEstimate(
         i_from_j_rotation=best.rotation,
         i_from_j_direction=None,
-        confidence=_confidence(matches, best.agrees),
+        confidence=_confidence(matches, best.inliers),
         rotation_sigma_rad=best.rotation_sigma_rad,
         direction_sigma_rad=float(np.pi),
         inliers=inliers,
@@ -207,37 +207,37 @@ def _needed_parallax_px(motion: Motion, config: GeometricConfig) -> float:
     return max(config.min_parallax_px, _PARALLAX_IN_NOISE * motion.noise_px)
 
 
-def _two_poses(matches: Matches, best: Motion, rival: Motion, apart: float) -> PairEstimate:
-    """One plane: the rotation halfway between the two poses, its sigma reaching both, and no direction."""
+def _ambiguous(matches: Matches, best: Motion, rival: Motion, margin: float) -> PairEstimate:
+    """The estimate for a planar scene with two poses: the mean rotation, a sigma that covers both, no direction."""
     half = 0.5 * log_so3(best.rotation.T @ rival.rotation)
     reason = (
         f"one plane and two poses {np.degrees(pose_angle(best, rival)):.0f} deg apart: "
-        f"the worse explains {rival.cost - best.cost:.1f} matches less (needs {apart:.1f})"
+        f"the worse explains {rival.cost - best.cost:.1f} matches less (needs {margin:.1f})"
     )
     return PairEstimate(
         i_from_j_rotation=best.rotation @ exp_so3(half),
         i_from_j_direction=None,
-        confidence=_confidence(matches, best.agrees),
+        confidence=_confidence(matches, best.inliers),
         rotation_sigma_rad=float(np.hypot(best.rotation_sigma_rad, np.linalg.norm(half))),
         direction_sigma_rad=float(np.pi),
-        inliers=int(best.agrees.sum()),
+        inliers=int(best.inliers.sum()),
         direction_unknown=reason,
     )
 
 
-def _confidence(matches: Matches, agrees: NDArray[np.bool_]) -> float:
-    """How likely the pose is right: enough matches beyond chance, and spread over both images.
+def _confidence(matches: Matches, inliers: NDArray[np.bool_]) -> float:
+    """Probability that the pose is correct, from the number of inliers beyond chance and their coverage of both images.
 
-    Two logistic steps; docs/experiments.md has the counts they were read off and how they hold elsewhere.
+    Product of two logistic functions; docs/experiments.md has the counts they were fitted to and their validation.
     """
-    by_chance = _CHANCE * float((~agrees).sum())
-    enough = _step(float(agrees.sum()) - by_chance, *_ENOUGH_INLIERS)
-    spread = min(
-        occupied_cells(matches.pixels_i[agrees], matches.camera_i),
-        occupied_cells(matches.pixels_j[agrees], matches.camera_j),
+    by_chance = _CHANCE * float((~inliers).sum())
+    enough = _logistic(float(inliers.sum()) - by_chance, *_ENOUGH_INLIERS)
+    cells = min(
+        occupied_cells(matches.pixels_i[inliers], matches.camera_i),
+        occupied_cells(matches.pixels_j[inliers], matches.camera_j),
     )
-    return enough * _step(spread, *_ENOUGH_CELLS)
+    return enough * _logistic(cells, *_ENOUGH_CELLS)
 
 
-def _step(value: float, middle: float, width: float) -> float:
-    return float(1.0 / (1.0 + np.exp(-(value - middle) / width)))
+def _logistic(value: float, center: float, width: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-(value - center) / width)))

@@ -32,9 +32,10 @@ from slam.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from relocalizer.confidence import ErrorBound
     from relocalizer.interfaces import CalibratedImage, PosePredictor
     from relocalizer.maps.reference_map import ReferenceMap
-    from relocalizer.relocalizer import ErrorBound, NotFound, Relocalization, Relocalizer
+    from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
     from slam.config.schema import SlamConfig
     from slam.input.query_images import QueryImage, QueryReader
 

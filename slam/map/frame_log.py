@@ -77,7 +77,7 @@ class FrameLog:
         """More is known of the cameras now: of each frame's that which is known of its keyframe's, by id."""
         for n, (record, seen) in enumerate(zip(self.records, self._seen, strict=True)):
             lens = lens_of(record.keyframe_id)
-            if lens.is_known_better:
+            if lens.has_corrections:
                 self._seen[n] = Tracks(seen.ids, lens.undistorted_pixels(seen.pixels).astype(np.float32))
                 self._cameras[n] = lens.camera
 

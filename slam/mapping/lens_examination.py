@@ -67,7 +67,7 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
     ratio = float((found.focal_px / camera.mean_focal) ** weight)
     sigma = float(found.sigma * np.sqrt(weight))
     evidence = LensEvidence(
-        LensState.KNOWN if found.is_known else LensState.GUESS, ratio, sigma, reason=found.doubt
+        LensState.KNOWN if found.is_known else LensState.GUESS, ratio, sigma, reason=found.rejection
     )  # fmt: skip
     return LensFinding(evidence, _step(found, camera, ratio), found.distortion.is_significant)
 

@@ -102,7 +102,7 @@ def closing_report(
         "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
         "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
         "path_length": trajectory.length,
-        "camera": outcome.result.camera if outcome.result.lens.is_known_better else opening["camera"],
+        "camera": outcome.result.camera if outcome.result.lens.has_corrections else opening["camera"],
         "calibration": calibration or opening["calibration"],
         "lens": _lens_report(opening["calibration"], calibration, result.lens, result.lens_evidence),
         "other_lenses": result.segment_lens_evidence,
@@ -163,7 +163,7 @@ def _lens_report(
         "reason": evidence.reason,
         "change": evidence.change,
         "corner_px": max_displacement_px,
-        "has_calibration": lens.is_known_better and found is not None and not found.assumed,
+        "has_calibration": lens.has_corrections and found is not None and not found.assumed,
     }
 
 

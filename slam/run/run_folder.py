@@ -116,7 +116,7 @@ class RunFolder:
             for name, trajectory, said in trajectories
         ]
         found = result.lens.calibration(calibration)
-        if result.lens.is_known_better and found is not None and not found.assumed:
+        if result.lens.has_corrections and found is not None and not found.assumed:
             files.append((CAMERA, partial(write_atomically, self.path / CAMERA, found.to_yaml())))
         return files
 

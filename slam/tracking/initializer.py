@@ -242,7 +242,7 @@ class Initializer:
         before, now = common_pixels(first.tracks, second.tracks)
         pair = Matches(before.astype(np.float64), now.astype(np.float64), first.frame.camera, second.frame.camera)
         turn = estimate_rotation(pair, rotation, self._geometric.epipolar_px)
-        turned = share_of_image(now, turn.agrees, second.frame.camera)
+        turned = share_of_image(now, turn.inliers, second.frame.camera)
         if turned <= MOST_TURNED:
             return None
         self._frame_tracker.leave_out(ids[turn.residual_px >= self._config.min_parallax_px])

@@ -80,7 +80,7 @@ class RotationOnlyTracker:
             return None
         matches = Matches(start.astype(np.float64), seen.astype(np.float64), frame.camera, frame.camera)
         turn = estimate_rotation(matches, rotation_matrix(self._pose).T @ rotation_matrix(last_pose), TURN_PX)
-        if float(turn.agrees.mean()) < MIN_SHARE:
+        if float(turn.inliers.mean()) < MIN_SHARE:
             return None
         return rigid(rotation_matrix(self._pose) @ turn.rotation, translation_of(self._pose))
 
