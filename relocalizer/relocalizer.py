@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,11 +23,13 @@ from relocalizer.confidence import AveragedEvidence, ErrorBound, LandmarkEvidenc
 from relocalizer.config import RelocalizerConfig
 from relocalizer.features import LocalFeatures, detect_features
 from relocalizer.geometry import FloatArray, rotation_angle
-from relocalizer.images import to_gray
+from relocalizer.images import Image, to_gray
 from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever
 from relocalizer.landmark_localizer import LandmarkLocalizer, LandmarkPose, ObservedImage, RejectedPose, TooFewLandmarks
 from relocalizer.maps.map_index import CACHED_KEYFRAMES, MapIndex
+from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap, check_predictor, features_of, restore_encoding
+from relocalizer.predictors.of_map import predictor_of
 from relocalizer.retrieval import FaissRetriever
 
 # Error bounds of a correct pose: the position in meters, or as a fraction of the scene depth in a map without metric
@@ -116,6 +119,23 @@ class Relocalizer:
             int(segment): self._bound(int(segment)) for segment in np.unique(reference_map.keyframes.segment)
         }
 
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, weights: str = "", device: str = "auto", config: RelocalizerConfig | None = None
+    ) -> Relocalizer:
+        """The relocalizer of a saved map: a map folder or a run folder, with the predictor the map was built with.
+
+        Args:
+            weights, device: of a network; by default the released weights, on the best device there is.
+
+        Raises:
+            MapError: there is no map, it is damaged, or its predictor is not known here.
+            WeightsError: the network's weights are not on this machine.
+        """
+        reference_map = load_map(Path(folder))
+        predictor = predictor_of(reference_map, weights=weights, device=device)
+        return cls(reference_map, predictor, config=config)
+
     def _bound(self, segment: int) -> ErrorBound:
         units = self._map.units_of(segment)
         distance = BOUND_M if units == "meters" else BOUND_DEPTHS * self._index.depth_of(segment)
@@ -125,12 +145,17 @@ class Relocalizer:
         """The error bound in the segment of a keyframe."""
         return self.bounds[int(self._map.keyframes.segment[row])]
 
-    def locate(self, view: CalibratedImage) -> Relocalization | NotFound:
+    def locate(self, image: CalibratedImage | Image, camera: Camera | None = None) -> Relocalization | NotFound:
         """The pose of an image, or the reason why it has none.
+
+        Args:
+            image: RGB (H, W, 3) uint8, undistorted; or the image together with its camera.
+            camera: pinhole camera of the image; not with a `CalibratedImage`, which has its own.
 
         Raises:
             CameraError: the predictor needs a camera, and the view has none or one that is not pinhole.
         """
+        view = image if isinstance(image, CalibratedImage) else CalibratedImage(image, camera)
         return self.locate_many([view])[0]
 
     def locate_many(self, views: Sequence[CalibratedImage]) -> list[Relocalization | NotFound]:

@@ -46,8 +46,8 @@ class CountingPredictor(OraclePredictor):
 
 
 def test_features_encoding_and_descriptor_of_a_frame_are_computed_once_also_when_it_is_lost_and_found_again():
-    points = room_points(np.random.default_rng(3), 2000)
-    world = OracleWorld(room_path(200), points, pixel_noise=0.3, blind=frozenset(range(120, 140)))
+    points = room_points(np.random.default_rng(3), 4000)
+    world = OracleWorld(room_path(), points, pixel_noise=0.3, blind=frozenset(range(150, 158)))
     tracker, predictor, events = CountingTracker(world), CountingPredictor(world), list[Event]()
     components = Components(
         predictor=predictor,

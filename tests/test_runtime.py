@@ -172,10 +172,10 @@ def test_the_settings_reach_the_predictor(asked_of_predictor: dict[str, Any], we
 def test_what_was_measured_is_decided_for_the_run_and_said(told: Any) -> None:
     told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
     asked = load_config([], ["predictor.kind=reloc3r-224", "predictor.precision=fastest"])
-    config, choice = predictor_choice.with_computation(asked, PredictorChoice("reloc3r-224", "as asked"))
+    config, choice = predictor_choice.with_runtime(asked, PredictorChoice("reloc3r-224", "as asked"))
     assert (config.predictor.backend, config.predictor.precision) == ("torch", "bfloat16")
     assert choice.reason.startswith("as asked; torch bfloat16 on cpu, measured in one layer: torch float32 10 ms")
-    assert predictor_choice.with_computation(config, choice) == (config, choice)
+    assert predictor_choice.with_runtime(config, choice) == (config, choice)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("geometric", "fastest"), ("reloc3r-224", "auto")])
@@ -183,7 +183,7 @@ def test_without_a_network_or_a_wish_nothing_is_measured(told: Any, kind: str, p
     asked = told({})
     config = load_config([], [f"predictor.kind={kind}", f"predictor.precision={precision}"])
     choice = PredictorChoice(kind, "as asked")
-    assert predictor_choice.with_computation(config, choice) == (config, choice)
+    assert predictor_choice.with_runtime(config, choice) == (config, choice)
     assert asked == []
 
 

@@ -93,12 +93,12 @@ def bench(
     """
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, mask=mask)
 
-    from slam.components.predictor_choice import choose_predictor, with_computation, with_predictor
+    from slam.components.predictor_choice import choose_predictor, with_predictor, with_runtime
     from slam.input.open_source import open_source
 
     settings = load_settings(config, overrides, flags, verb="slam bench")
     choice = choose_predictor(settings)
-    settings, choice = with_computation(with_predictor(settings, choice.kind), choice)
+    settings, choice = with_runtime(with_predictor(settings, choice.kind), choice)
     if source is None and ablation:
         raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
     if source is None:

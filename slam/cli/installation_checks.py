@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from relocalizer.errors import WeightsError
+from relocalizer.predictors import plugins
 from relocalizer.predictors.checkpoints import LICENSE, RELEASED, Released, locate, published_sha256, sha256_of
 
 _TRY_TIMEOUT_S = 60
@@ -100,8 +101,20 @@ def examine(*, hash_weights: bool = False) -> list[Check]:
         _faiss(),
         _viewer(),
         *(_weights(released, hash_weights) for released in RELEASED.values()),
+        *_plugins(),
         *(_location(name) for name in ("slam", "relocalizer")),
     ]
+
+
+def _plugins() -> list[Check]:
+    """One line per installed predictor of another distribution."""
+    checks = []
+    for name, point in plugins.installed().items():
+        module, _, function = point.value.partition(":")
+        answer = _try(f"from {module} import {function}")
+        fix = "" if answer.ok else f"its distribution is broken: {answer.text}"
+        checks.append(Check(f"predictor {name}", answer.ok, point.value, fix, needed=False))
+    return checks
 
 
 def _python() -> Check:

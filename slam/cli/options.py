@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from relocalizer.errors import ConfigError, OutputError
+from relocalizer.predictors import plugins
 from slam.plain_text import plain
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ SECTIONS = (
     "bundle_adjustment", "loop_closing", "relocalization", "metric_scale",
 )  # fmt: skip
 
-Predictor = Literal["auto", "reloc3r-512", "reloc3r-224", "geometric"]
 ViewerMode = Literal["none", "spawn", "web"]
 Format = Literal["tum", "kitti", "euroc"]
 
@@ -41,8 +41,13 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="One setting; may be repeated, wins over files."),
 ]
 PredictorName = Annotated[
-    Predictor | None,
-    typer.Option("--predictor", help="Who estimates the pose of a pair. Default: auto.", show_default=False),
+    str | None,
+    typer.Option(
+        "--predictor",
+        metavar="NAME",
+        help=f"Estimates the relative pose of two images: auto, {', '.join(plugins.known())}. Default: auto.",
+        show_default=False,
+    ),
 ]
 Weights = Annotated[
     str | None,
@@ -163,7 +168,7 @@ def load_settings(
 
 def flags_of(
     *,
-    predictor: Predictor | None,
+    predictor: str | None,
     weights: str | None,
     random_weights: bool,
     seed: int | None,

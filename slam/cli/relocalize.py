@@ -106,12 +106,15 @@ def relocalize(
 def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
     """The predictor that the map was made with, and with the settings of its features."""
     from relocalizer.maps.reference_map import features_of
+    from relocalizer.predictors import plugins
     from slam.components.assembly import build_predictor
-    from slam.components.predictor_choice import PREDICTORS, with_predictor_of
+    from slam.components.predictor_choice import with_predictor_of
 
     made_by = reference_map.provenance.predictor
-    if made_by not in PREDICTORS:  # random weights have words after the name
-        raise MapError(f"map: made by predictor {made_by!r}; only those of {', '.join(PREDICTORS)} can be asked here")
+    if made_by not in plugins.known():  # random weights have words after the name
+        raise MapError(
+            f"map: made by predictor {made_by!r}; only those of {', '.join(plugins.known())} can be asked here"
+        )
     settings = settings.model_copy(update={"features": features_of(reference_map.provenance)})
     return build_predictor(with_predictor_of(reference_map.provenance, settings))
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.events import Observer
     from slam.input.frame_source import FrameSource
-    from slam.run.recorded_run import RecordedRun, RunRecorder
+    from slam.run.recorded_run import RunRecorder, RunReport
     from slam.viz.rerun_viewer import RerunViewer
 
 
@@ -165,7 +165,6 @@ def run(
 def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
     from slam.components import predictor_choice
-    from slam.components.predictor_choice import choose_predictor, with_predictor, with_predictor_of
     from slam.input.open_source import open_source
     from slam.run.recorded_run import RunRecorder, RunRequest
     from slam.run.run_folder import next_run_folder
@@ -174,12 +173,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     _check_files(request)
     start_map = _start_map(request)
     anchor = parse_scale_reference(config.metric_scale.scale_from)
-    if start_map is not None:
-        config = with_predictor_of(start_map.provenance, config)
-    choice = choose_predictor(config)
-    if start_map is not None:
-        choice = replace(choice, reason="the map's")
-    config, choice = predictor_choice.with_computation(with_predictor(config, choice.kind), choice)
+    config, choice = predictor_choice.decide(config, start_map.provenance if start_map is not None else None)
     frames = open_source(
         request.source, config=config.input, camera=request.camera,
         map_cameras=start_map.cameras if start_map is not None else (),
@@ -240,7 +234,7 @@ def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) ->
 
         recorded = _with_progress(request, recorder, frames, observers)
         viewer = viewers[0] if viewers else None
-        report = recorded.report
+        report = recorded.values
         is_shown = viewer and request.wait and not (report["status"] == "interrupted" or viewer.problem)
         page = viewer.url if viewer and is_shown else ""
         if not page:
@@ -254,9 +248,9 @@ def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) ->
     return code
 
 
-def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
+def _verdict(request: _RunRequest, recorded: RunReport) -> int:
     """The exit code of a run that left its folder, and why when there is a why."""
-    report = recorded.report
+    report = recorded.values
     if recorded.failures:
         return _say_failures(request, recorded)
     if report["units"]["problem"]:
@@ -270,7 +264,7 @@ def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
     return UNUSABLE if report["units"]["problem"] else 0
 
 
-def _say_failures(request: _RunRequest, recorded: RecordedRun) -> int:
+def _say_failures(request: _RunRequest, recorded: RunReport) -> int:
     """What went wrong, tracebacks first, and how to go on."""
     for failure in recorded.failures:
         if failure.is_internal:
@@ -283,8 +277,8 @@ def _say_failures(request: _RunRequest, recorded: RecordedRun) -> int:
     return INTERNAL_ERROR if internal else USER_ERROR
 
 
-def _what_is_left(request: _RunRequest, recorded: RecordedRun) -> str:
-    report, folder = recorded.report, recorded.folder
+def _what_is_left(request: _RunRequest, recorded: RunReport) -> str:
+    report, folder = recorded.values, recorded.folder
     if report["status"] != "failed":  # an observer failed, which nothing depends on
         return f"the run itself is whole, in {folder}"
     has_map = " and a map" if recorded.has_map else ""
@@ -318,7 +312,7 @@ def _with_progress(
     recorder: RunRecorder,
     frames: FrameSource,
     observers: Callable[[], Sequence[Observer]],
-) -> RecordedRun:
+) -> RunReport:
     from slam.cli.text_tables import state_line
     from slam.progress import TaskProgress
 

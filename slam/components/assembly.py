@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from relocalizer.predictors import plugins
 from slam.components.predictor_choice import choose_predictor
 from slam.config.schema import SlamConfig
 
@@ -66,6 +67,9 @@ def build_predictor(config: SlamConfig) -> PosePredictor:
             from relocalizer.predictors.geometric_predictor import GeometricPredictor
 
             return GeometricPredictor(config.features, config.predictor.geometric)
+        case kind if kind not in plugins.BUILT_IN:
+            asked = config.predictor
+            return plugins.make(kind, config.features, weights=asked.weights, device=asked.device)
         case kind:
             from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 

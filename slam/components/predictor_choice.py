@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from relocalizer.errors import ConfigError, MapError
+from relocalizer.predictors import plugins
 from slam.config.schema import SlamConfig
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # Below this much memory a card runs the smaller network more comfortably than the larger one.
 _SMALL_CARD_BYTES = 6 * 2**30
-PREDICTORS = ("geometric", "reloc3r-512", "reloc3r-224")
+NETWORKS = ("reloc3r-512", "reloc3r-224")
 RANDOM_WEIGHTS = "random weights: the poses mean nothing, only the cost is real"
 
 
@@ -103,7 +104,7 @@ def with_predictor_of(provenance: Provenance, config: SlamConfig) -> SlamConfig:
             fetched and anything is made.
     """
     kind, _, random = provenance.predictor.partition(" ")  # random weights have words after it
-    if kind not in PREDICTORS:
+    if kind not in plugins.known():
         return config
     asked = config.predictor
     if asked.kind not in ("auto", kind):
@@ -113,7 +114,7 @@ def with_predictor_of(provenance: Provenance, config: SlamConfig) -> SlamConfig:
     return with_predictor(config, kind)
 
 
-def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamConfig, PredictorChoice]:
+def with_runtime(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamConfig, PredictorChoice]:
     """The same with the network's backend and precision decided; what was measured for it is added to the reason.
 
     Nothing is measured unless the configuration asks for the quickest.
@@ -122,7 +123,7 @@ def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamC
         ConfigError: the backend or the precision cannot be had here.
     """
     asked = config.predictor
-    if choice.kind == "geometric" or (asked.backend != "auto" and asked.precision != "fastest"):
+    if choice.kind not in NETWORKS or (asked.backend != "auto" and asked.precision != "fastest"):
         return config, choice
     from relocalizer.network.computation import choose_computation
     from relocalizer.predictors.preprocessing import TRAINED_SIZES
@@ -132,6 +133,23 @@ def with_computation(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamC
     decided = {"backend": found.way.backend, "precision": found.way.precision}
     config = config.model_copy(update={"predictor": asked.model_copy(update=decided)})
     return config, replace(choice, reason=f"{choice.reason}; {found}")
+
+
+def decide(config: SlamConfig, provenance: Provenance | None = None) -> tuple[SlamConfig, PredictorChoice]:
+    """The configuration with predictor, backend and precision decided, and why.
+
+    Args:
+        provenance: of the map that the run starts in; its predictor is taken.
+
+    Raises:
+        MapError, ConfigError: as `with_predictor_of`, `choose_predictor` and `with_runtime`.
+    """
+    if provenance is not None:
+        config = with_predictor_of(provenance, config)
+    choice = choose_predictor(config)
+    if provenance is not None:
+        choice = replace(choice, reason="the map's")
+    return with_runtime(with_predictor(config, choice.kind), choice)
 
 
 def find_accelerator() -> str:

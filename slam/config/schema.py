@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from relocalizer.config import FeaturesConfig, GeometricConfig, RelocalizerConfig, Section
+from relocalizer.predictors import plugins
 
 
 class InputConfig(Section):
@@ -34,9 +35,7 @@ class InputConfig(Section):
 class PredictorConfig(Section):
     """Predictor of the relative pose of an image pair."""
 
-    kind: Literal["auto", "geometric", "reloc3r-512", "reloc3r-224"] = Field(
-        "auto", description="Pair predictor; auto chooses the network when a GPU makes it fast."
-    )
+    kind: str = Field("auto", description="Pair predictor; auto chooses the network when a GPU makes it fast.")
     weights: str = Field(
         "", description="Reloc3r checkpoint: a folder, a file or a Hugging Face id; empty loads the released one."
     )
@@ -53,6 +52,14 @@ class PredictorConfig(Section):
         "measures them at start; int8-dynamic is experimental.",
     )
     geometric: GeometricConfig = GeometricConfig()
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        names = ["auto", *plugins.known()]
+        if kind not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return kind
 
 
 class TracksConfig(Section):

@@ -38,10 +38,10 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
 
 def open_source(
-    spec: str,
+    spec: str | Path,
     *,
-    config: InputConfig,
-    camera: Path | None = None,
+    config: InputConfig | None = None,
+    camera: str | Path | None = None,
     map_cameras: Sequence[Camera] = (),
     start: int = 0,
     stride: int = 1,
@@ -62,10 +62,11 @@ def open_source(
         CameraError: the camera file is invalid, or does not match the images.
         TrajectoryError: the source's ground truth cannot be read.
     """
+    spec, config = str(spec), InputConfig() if config is None else config
     selection = Selection(start, stride, max_frames)
     given: CameraHint = MapCameras(tuple(known for known in map_cameras if not known.assumed))
     if camera is not None:
-        given = read_calibration(camera)
+        given = read_calibration(Path(camera))
     if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):

@@ -2,7 +2,7 @@
 
 Nothing that goes wrong takes more than itself along. After an exception in a frame or in the last refinement the folder
 holds everything made until then; a file that cannot be written leaves the others whole; an observer that fails is
-dropped. `RecordedRun.failures` has all of it, and the report the tracebacks.
+dropped. `RunReport.failures` has all of it, and the report the tracebacks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from relocalizer.errors import TrajectoryError
 from slam.components.predictor_choice import PredictorChoice
 from slam.config.loading import dump_config
-from slam.evaluation.verdict import Finding, Grade
+from slam.config.schema import SlamConfig
+from slam.evaluation.verdict import Finding, Grade, Verdict
 from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.progress import Progress, no_progress
@@ -32,7 +33,6 @@ from slam.system import Slam
 
 if TYPE_CHECKING:
     from relocalizer.maps.reference_map import ReferenceMap
-    from slam.config.schema import SlamConfig
     from slam.events import Observer
     from slam.input.frame_source import FrameSource
 
@@ -67,25 +67,105 @@ class RunRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class RecordedRun:
-    """What a recorded run left.
+class RunReport:
+    """Outcome of a recorded run.
 
     Attributes:
-        report: what report.json holds.
-        failures: what went wrong and took only itself along, the first one first.
-        is_complete: whether every frame went through and the map was finished, whatever became of single files.
-        last_frame_index: of the last frame that went in.
+        folder: the run folder.
+        values: contents of its report.json.
+        failures: errors that damaged no more than one part of the run, in order.
+        is_complete: whether every frame was processed and the map finished, even if single files could not be written.
+        last_frame_index: index of the last frame that was processed.
     """
 
     folder: Path
-    report: dict[str, Any]
+    values: dict[str, Any]
     failures: tuple[Failure, ...]
     is_complete: bool
     last_frame_index: int
 
     @property
+    def status(self) -> str:
+        """ "finished", "interrupted" or "failed"."""
+        return str(self.values["status"])
+
+    @property
+    def verdict(self) -> Verdict:
+        """How far the result can be trusted, and why not further; failed where the run left no statistics."""
+        said = self.values.get("verdict")
+        if said is None:
+            return Verdict(Grade.FAILED, (str(self.values["reason"]),))
+        return Verdict(Grade(said["grade"]), tuple(said["reasons"]))
+
+    @property
+    def frames(self) -> int:
+        """Frames processed."""
+        return int(self.values.get("frames", 0))
+
+    @property
+    def tracked(self) -> int:
+        """Frames with a pose in the largest map."""
+        return int(self.values.get("tracked", 0))
+
+    @property
+    def coverage(self) -> float:
+        """Fraction of the frames with a pose in the largest map."""
+        return float(self.values.get("coverage", 0.0))
+
+    @property
     def has_map(self) -> bool:
         return (self.folder / MAP).is_dir()
+
+
+def record_run(
+    source: str | Path | FrameSource,
+    *,
+    out: str | Path,
+    config: SlamConfig | None = None,
+    camera: str | Path | None = None,
+    start_map: str | Path | None = None,
+    localize_only: bool = False,
+    observers: Sequence[Observer] = (),
+) -> RunReport:
+    """Run SLAM on a source and write a run folder, as `slam run` does.
+
+    Args:
+        source: what `open_source` opens, or a source that is open already, which stays open.
+        out: run folder to make.
+        camera: a camera.yaml of the images, for a source that is not open yet.
+        start_map: folder of a map to continue.
+        localize_only: localize the frames in that map and change nothing.
+
+    Returns:
+        The report. It also reports a run that an exception ended early: `failures` has the exceptions.
+
+    Raises:
+        UserError: the run could not be started (then there is no run folder), or the source gave too few frames.
+    """
+    from slam.components.predictor_choice import decide
+    from slam.input.open_source import open_source
+
+    loaded = None
+    if start_map is not None:
+        from relocalizer.maps.map_reader import load_map
+
+        loaded = load_map(Path(start_map))
+    config, choice = decide(SlamConfig() if config is None else config, loaded.provenance if loaded else None)
+    with ExitStack() as closing:
+        if isinstance(source, str | Path):
+            cameras = loaded.cameras if loaded else ()
+            source = open_source(source, config=config.input, camera=camera, map_cameras=cameras)
+            closing.callback(source.close)
+        request = RunRequest(
+            frames=source,
+            config=config,
+            choice=choice,
+            out=Path(out),
+            start_map=loaded,
+            map_name=str(start_map or ""),
+            localize_only=localize_only,
+        )
+        return RunRecorder(request).run(observers=lambda: observers)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +205,7 @@ class RunRecorder:
         observers: Callable[[], Sequence[Observer]] = tuple,
         on_progress: Callable[[int], None] | None = None,
         on_finishing: Progress = no_progress,
-    ) -> RecordedRun:
+    ) -> RunReport:
         """Run, and write every file of the run folder.
 
         Args:
@@ -167,7 +247,7 @@ class RunRecorder:
                 folder.write_report(failed_report(self._opening, error))
                 raise
 
-    def _write(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, log: EventLog) -> RecordedRun:
+    def _write(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, log: EventLog) -> RunReport:
         """Every file, each on its own."""
         request, attempts = self._request, _Attempts([*outcome.failures])
         frames, config = request.frames, request.config
@@ -198,9 +278,9 @@ class RunRecorder:
         if attempts.failures and attempts.failures[-1].doing == "writing report.json":
             with attempts("writing a shorter report.json"):
                 folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
-        return RecordedRun(
+        return RunReport(
             folder=folder.path,
-            report=report,
+            values=report,
             failures=(*attempts.failures, *dropped),
             is_complete=not outcome.failures,
             last_frame_index=outcome.last_frame_index,
