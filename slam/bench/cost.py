@@ -144,7 +144,7 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
         use_matmul_dtype(model, dtype)
         return model
 
-    ways = available_runtimes(chosen.device) if by_default else [chosen.way]
+    ways = available_runtimes(chosen.device) if by_default else [chosen.runtime]
     times = measure_network(load, ways, size, device=chosen.device, repeats=repeats).as_dict()
     weights = {"predictor": asked.kind, "random_weights": asked.random_weights}
     return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, "chosen": str(chosen), **times}
