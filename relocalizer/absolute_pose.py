@@ -64,6 +64,30 @@ def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: flo
     return PosePrior(world_from_j, information)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _PoseProblem:
+    """Observations `pixels` (N, 2) of landmarks `points_world` (N, 3) in one image; other fields as `optimize_pose`."""
+
+    points_world: FloatArray
+    pixels: FloatArray
+    camera: Camera
+    noise_px: float
+    depth_sigma_world: FloatArray | None
+
+    def residuals(self, R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Residuals (N, 2), Jacobians (N, 2, 6) and chi-square errors (N,), infinite behind the camera."""
+        focal = np.array([self.camera.fx, self.camera.fy])
+        center = np.array([self.camera.cx, self.camera.cy])
+        p = self.points_world @ R.T + t
+        z = np.maximum(p[:, 2], 1e-6)
+        normalized = p[:, :2] / z[:, None]
+        residual, J = normalized * focal + center - self.pixels, _jacobians(normalized, z, focal)
+        if self.depth_sigma_world is not None:
+            residual, J = _whitened(residual, J, self.depth_sigma_world @ R.T, self.noise_px)
+        squared = (residual**2).sum(axis=1) / self.noise_px**2
+        return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
+
+
 def optimize_pose(
     points_world: FloatArray,
     pixels: NDArray[np.floating],
@@ -91,27 +115,13 @@ def optimize_pose(
     """
     R = rotation_matrix(start).T
     t = -R @ translation_of(start)
-    pixels = np.asarray(pixels, dtype=np.float64)
-    focal = np.array([camera.fx, camera.fy])
-    center = np.array([camera.cx, camera.cy])
-
-    def residuals(R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Residuals (N, 2), Jacobians (N, 2, 6) and chi-square errors (N,), infinite behind the camera."""
-        p = points_world @ R.T + t
-        z = np.maximum(p[:, 2], 1e-6)
-        normalized = p[:, :2] / z[:, None]
-        residual, J = normalized * focal + center - pixels, _jacobians(normalized, z, focal)
-        if depth_sigma_world is not None:
-            residual, J = _whitened(residual, J, depth_sigma_world @ R.T, noise_px)
-        squared = (residual**2).sum(axis=1) / noise_px**2
-        return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
-
+    problem = _PoseProblem(points_world, np.asarray(pixels, dtype=np.float64), camera, noise_px, depth_sigma_world)
     H = np.zeros((6, 6))
-    settled, inlier_rounds = False, 0
+    converged, inlier_rounds = False, 0
     for step in range(iterations + 2):
-        residual, J, squared = residuals(R, t)
-        settled = settled or step == iterations
-        if not settled:
+        residual, J, squared = problem.residuals(R, t)
+        converged = converged or step == iterations
+        if not converged:
             weight = 1.0 / (1.0 + squared / CHI2_2DOF_95)
         else:
             weight = (squared < CHI2_2DOF_95).astype(np.float64)
@@ -128,8 +138,8 @@ def optimize_pose(
         R, t = dR @ R, dR @ t + delta[3:]
         if inlier_rounds == 2:
             break
-        settled = settled or bool(np.abs(delta).max() < 1e-7)
-    _, _, squared = residuals(R, t)
+        converged = converged or bool(np.abs(delta).max() < 1e-7)
+    _, _, squared = problem.residuals(R, t)
     return PoseFit(rigid(R.T, -R.T @ t), squared < CHI2_2DOF_95, H)
 
 

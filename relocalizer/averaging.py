@@ -105,7 +105,9 @@ class AveragedPose:
         return covariance
 
 
-def average_pose(sightings: Sequence[RelativePoseObservation], config: AveragingConfig | None = None) -> AveragedPose:
+def average_pose(
+    observations: Sequence[RelativePoseObservation], config: AveragingConfig | None = None
+) -> AveragedPose:
     """The pose of one camera from relative poses to known cameras.
 
     A relative pose with an outlier rotation is excluded from the position too, because a pair fails as a whole.
@@ -113,17 +115,17 @@ def average_pose(sightings: Sequence[RelativePoseObservation], config: Averaging
     Raises:
         ValueError: there are no relative poses.
     """
-    if not sightings:
+    if not observations:
         raise ValueError("average_pose: no sightings")
     config = config or AveragingConfig()
-    rotations = np.array([rotation_matrix(s.world_from_i) @ s.estimate.i_from_j_rotation for s in sightings])
-    weights = np.array([max(s.estimate.confidence, LEAST_WEIGHT) for s in sightings])
-    sigmas = np.array([s.estimate.rotation_sigma_rad for s in sightings])
+    rotations = np.array([rotation_matrix(s.world_from_i) @ s.estimate.i_from_j_rotation for s in observations])
+    weights = np.array([max(s.estimate.confidence, LEAST_WEIGHT) for s in observations])
+    sigmas = np.array([s.estimate.rotation_sigma_rad for s in observations])
     average = average_rotations(rotations, sigmas, weights, gate_rad=float(np.radians(config.rotation_gate_deg)))
-    position = _average_position(sightings, average.inliers, weights, config)
-    position_inliers = np.zeros(len(sightings), dtype=bool)
+    position = _average_position(observations, average.inliers, weights, config)
+    position_inliers = np.zeros(len(observations), dtype=bool)
     if isinstance(position, RayIntersection):
-        position_inliers[_with_direction(sightings, average.inliers)] = position.inliers
+        position_inliers[_with_direction(observations, average.inliers)] = position.inliers
     found = position if isinstance(position, RayIntersection) else None
     return AveragedPose(
         rotation=average.rotation,
@@ -136,18 +138,21 @@ def average_pose(sightings: Sequence[RelativePoseObservation], config: Averaging
     )
 
 
-def _with_direction(sightings: Sequence[RelativePoseObservation], among: NDArray[np.bool_]) -> NDArray[np.int64]:
-    known = [s.estimate.i_from_j_direction is not None for s in sightings]
+def _with_direction(observations: Sequence[RelativePoseObservation], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    known = [s.estimate.i_from_j_direction is not None for s in observations]
     return np.flatnonzero(among & np.array(known))
 
 
 def _average_position(
-    sightings: Sequence[RelativePoseObservation], among: NDArray[np.bool_], weights: FloatArray, config: AveragingConfig
+    observations: Sequence[RelativePoseObservation],
+    among: NDArray[np.bool_],
+    weights: FloatArray,
+    config: AveragingConfig,
 ) -> RayIntersection | NoIntersection:
-    rows = _with_direction(sightings, among)
+    rows = _with_direction(observations, among)
     if len(rows) < 2:
-        return NoIntersection(f"{len(rows)} of {len(sightings)} views give a direction, 2 needed for a position")
-    rays = [(sightings[k].world_from_i, sightings[k].estimate) for k in rows]
+        return NoIntersection(f"{len(rows)} of {len(observations)} views give a direction, 2 needed for a position")
+    rays = [(observations[k].world_from_i, observations[k].estimate) for k in rows]
     return intersect_rays(
         np.array([translation_of(pose) for pose, _ in rays]),
         np.array([rotation_matrix(pose) @ estimate.i_from_j_direction for pose, estimate in rays]),

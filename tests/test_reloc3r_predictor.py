@@ -420,7 +420,7 @@ def test_a_measured_calibration_gives_back_the_errors_it_was_measured_on(
     calibration = Calibration.measured(disagreement, error, axes=2, right_rad=0.1)
     for found in (0.05, 0.15, 0.25):
         assert calibration.sigma(found) == pytest.approx(0.5 * found, rel=0.1)
-    assert calibration.chance(0.05) > 0.99 > calibration.chance(0.28)
+    assert calibration.probability(0.05) > 0.99 > calibration.probability(0.28)
 
 
 def test_a_calibration_from_too_few_pairs_is_refused() -> None:

@@ -20,7 +20,7 @@ from relocalizer.network.computation import (
     RuntimeChoice,
     choose_computation,
     fastest,
-    measure_ways,
+    measure_runtimes,
     network_of,
 )
 from relocalizer.network.int8 import Int8Linear
@@ -53,7 +53,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
             asked.extend(ways)
             return {way: seconds[way] for way in ways}
 
-        monkeypatch.setattr(computation, "measure_ways", measure)
+        monkeypatch.setattr(computation, "measure_runtimes", measure)
         monkeypatch.setattr(computation, "find_spec", lambda name: object() if openvino else None)
         return asked
 
@@ -63,7 +63,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_unasked_a_cpu_computes_exactly_and_nothing_is_measured(told: Any) -> None:
     asked = told({})
     chosen = choose_computation(device="cpu")
-    assert (chosen.way, chosen.device, chosen.dtype) == (EXACT, CPU, torch.float32)
+    assert (chosen.runtime, chosen.device, chosen.dtype) == (EXACT, CPU, torch.float32)
     assert asked == []
     assert str(chosen) == "torch float32 on cpu"
 
@@ -72,7 +72,7 @@ def test_what_is_named_is_taken_unmeasured(told: Any) -> None:
     asked = told({})
     assert choose_computation(device="cpu", precision="bfloat16").dtype == torch.bfloat16
     assert choose_computation(device="cpu", precision="float16").dtype == torch.float16
-    assert choose_computation(backend="openvino", precision="bfloat16").way == OV_BF16
+    assert choose_computation(backend="openvino", precision="bfloat16").runtime == OV_BF16
     assert asked == []
 
 
@@ -85,27 +85,27 @@ def test_fastest_measures_every_precision_and_takes_the_quickest(told: Any) -> N
     asked = told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
     chosen = choose_computation(device="cpu", precision="fastest")
     assert asked == [EXACT, BF16, HALF]
-    assert chosen.way == BF16
+    assert chosen.runtime == BF16
     measured = "torch float32 10 ms, torch bfloat16 4 ms, torch float16 50 ms"
     assert str(chosen) == f"torch bfloat16 on cpu, measured in one layer: {measured}"
 
 
 def test_float16_on_a_cpu_is_taken_where_it_was_measured_to_be_quicker(told: Any) -> None:
     told({EXACT: 0.010, BF16: 0.020, HALF: 0.003})
-    assert choose_computation(device="cpu", precision="fastest").way == HALF
+    assert choose_computation(device="cpu", precision="fastest").runtime == HALF
 
 
 def test_either_backend_is_measured_in_float32_alone_unless_the_precision_is_free_too(told: Any) -> None:
     asked = told({EXACT: 0.010, OV: 0.007, BF16: 0.006, OV_BF16: 0.002, HALF: 0.050})
-    assert choose_computation(backend="auto", device="cpu").way == OV
+    assert choose_computation(backend="auto", device="cpu").runtime == OV
     assert asked == [EXACT, OV]
-    assert choose_computation(backend="auto", device="cpu", precision="fastest").way == OV_BF16
+    assert choose_computation(backend="auto", device="cpu", precision="fastest").runtime == OV_BF16
     assert asked[2:] == [EXACT, OV, BF16, OV_BF16, HALF]
 
 
 def test_without_openvino_auto_is_pytorch(told: Any) -> None:
     told({}, openvino=False)
-    assert choose_computation(backend="auto", device="cpu").way == EXACT
+    assert choose_computation(backend="auto", device="cpu").runtime == EXACT
 
 
 def test_digits_are_not_given_up_for_a_little_time() -> None:
@@ -117,7 +117,7 @@ def test_digits_are_not_given_up_for_a_little_time() -> None:
 @pytest.mark.usefixtures("tiny_probe")
 def test_ways_are_measured_on_a_layer_and_take_time() -> None:
     ways = [EXACT, BF16, HALF, *([OV, OV_BF16] if find_spec("openvino") else [])]
-    measured = measure_ways(ways, CPU, (64, 48))
+    measured = measure_runtimes(ways, CPU, (64, 48))
     assert list(measured) == ways
     assert all(0 < seconds < 10 for seconds in measured.values())
 
@@ -145,7 +145,7 @@ def test_the_predictor_says_what_was_measured_and_keeps_it(told: Any) -> None:
     )
     assert said == [f"network: {predictor.computation}"]
     assert predictor.computation is not None
-    assert predictor.computation.way == BF16
+    assert predictor.computation.runtime == BF16
 
 
 # In a run

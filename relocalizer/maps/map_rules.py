@@ -74,8 +74,8 @@ def _check_observations(m: ReferenceMap) -> None:
     _require(np.isfinite(table.pixels).all(), "observations.pixels: hold NaN or infinity")
     _require(_within(table.landmark, 0, _track_limit(m)), "observations.landmark: names a track that cannot be there")
     for row in range(len(m.keyframes)):
-        seen = table.landmark[int(table.offsets[row]) : int(table.offsets[row + 1])]
-        _require(len(np.unique(seen)) == len(seen), f"observations: keyframe {row} sees one track twice")
+        tracks = table.landmark[int(table.offsets[row]) : int(table.offsets[row + 1])]
+        _require(len(np.unique(tracks)) == len(tracks), f"observations: keyframe {row} sees one track twice")
 
 
 def _check_landmarks(m: ReferenceMap) -> None:

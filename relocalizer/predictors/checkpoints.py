@@ -1,7 +1,7 @@
-"""Where the released weights are: a path, the Hugging Face cache, or the hub they are fetched from.
+"""Locating and downloading of the released weights: a path, the Hugging Face cache, or the hub.
 
-Only `fetch` fetches anything, and says first how much it is and under which license. Looking into the cache needs
-neither the network nor the `hub` extra. No weights come with this project.
+Only `fetch` downloads, after announcing the size and the license. Looking into the cache needs neither a network
+connection nor the `hub` extra. This project contains no weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from relocalizer.errors import WeightsError
 
 LICENSE = "CC BY-NC-SA 4.0 (no commercial use)"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in this order, as the hub's loaders take them
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which the hub's loaders prefer them
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -38,7 +38,7 @@ class Released:
 
     @property
     def terms(self) -> str:
-        """Size and license, to be read before fetching."""
+        """Size and license, shown before downloading."""
         return f"{self.size_bytes / 1e9:.2f} GB, license {LICENSE}"
 
 
@@ -47,12 +47,12 @@ RELEASED = {name: Released(name, f"siyan824/{name}", 1_706_156_328) for name in 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Files of one checkpoint on this machine.
+    """Local files of one checkpoint.
 
     Attributes:
-        source: what the user asked for.
+        source: the source as given by the user.
         weights: the file with the tensors.
-        config: config.json beside it, if there is one.
+        config: config.json in the same folder, if it exists.
     """
 
     source: str
@@ -61,10 +61,10 @@ class Checkpoint:
 
 
 def locate(source: str | Path) -> Checkpoint | None:
-    """The checkpoint a path, a released name or a hub id stands for; None if it would have to be fetched.
+    """The local checkpoint of a path, a released name or a hub id; None if it is not downloaded.
 
     Raises:
-        WeightsError: the path holds no weights, or `source` is neither a path nor a hub id.
+        WeightsError: the path has no weights, or `source` is neither a path nor a hub id.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -78,10 +78,10 @@ def locate(source: str | Path) -> Checkpoint | None:
 
 
 def resolve(source: str | Path) -> Checkpoint:
-    """The checkpoint `source` stands for, which must be on this machine: weights are never fetched unasked.
+    """The checkpoint of `source`, which must be on this machine: weights are only downloaded on request.
 
     Raises:
-        WeightsError: as `locate`, or it is not here; says how to get it, its size and its license.
+        WeightsError: as `locate`, or it is not downloaded; states how to get it, its size and its license.
     """
     found = locate(source)
     if found is None:
@@ -92,14 +92,14 @@ def resolve(source: str | Path) -> Checkpoint:
 
 
 def fetch(source: str | Path, *, announce: Callable[[str], None] | None = None) -> Checkpoint:
-    """Bring a released checkpoint into the Hugging Face cache, with a progress bar; does nothing if it is there.
+    """Download a released checkpoint to the Hugging Face cache, with a progress bar, unless it is there.
 
     Args:
         source: a released name ("reloc3r-512") or a hub id ("owner/name").
-        announce: told the size and the license before anything is fetched; by default a log warning.
+        announce: called with the size and the license before the download; by default a log warning.
 
     Raises:
-        WeightsError: offline, no network, no such checkpoint, no `hub` extra, or no room on the disk.
+        WeightsError: offline mode, no connection, no such checkpoint, no `hub` extra, or a full disk.
     """
     hub_id = hub_id_of(source)
     found = locate(source)
@@ -115,10 +115,10 @@ def fetch(source: str | Path, *, announce: Callable[[str], None] | None = None) 
 
 
 def hub_id_of(source: str | Path) -> str:
-    """The hub id a released name or an id stands for.
+    """The hub id of a released name, or of an id.
 
     Raises:
-        WeightsError: it looks like neither, so it was probably meant as a path.
+        WeightsError: `source` looks like neither, so it is probably a wrong path.
     """
     text = str(source)
     if text in RELEASED:
@@ -133,7 +133,7 @@ def hub_id_of(source: str | Path) -> str:
 
 
 def cache_folder() -> Path:
-    """The hub's cache on this machine, by the same environment variables as its own tools."""
+    """The local cache of the hub, determined by the same environment variables as in its own tools."""
     environment = os.environ
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environment.get(name):
@@ -149,7 +149,7 @@ def sha256_of(path: Path) -> str:
 
 
 def published_sha256(checkpoint: Checkpoint) -> str | None:
-    """The hash the hub gave when the weights were fetched, if they lie in its cache: the name of the blob."""
+    """The hash published by the hub, which is the file name of the weights in its cache; None elsewhere."""
     name = checkpoint.weights.resolve().name
     return name if _SHA256.fullmatch(name) else None
 
@@ -184,7 +184,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
 
-    # Depending on its release the hub's client raises its own errors, those of its HTTP library, or OSError.
+    # Depending on its version, the hub's client raises its own errors, those of its HTTP library, or OSError.
     failures = (OSError, ValueError, getattr(hub_errors, "HTTPError", OSError))
     try:
         folder = snapshot_download(hub_id, allow_patterns=["config.json", *WEIGHT_FILES[:1]], cache_dir=cache_folder())

@@ -1,7 +1,7 @@
-"""Images as Reloc3r wants them, and the way back to the pixels and the camera they came from.
+"""Preprocessing of images for Reloc3r, with the mapping back to the original pixels and camera.
 
-Resizing is Pillow's: it filters when it shrinks, and the network was trained on its pixels. Two ways lead in:
-`prepare_calibrated` where the camera is known (the way behind the published numbers), `prepare_loose` where not.
+Resizing uses Pillow, which filters when downsampling and was used in training. `prepare_calibrated` is for images with
+a known camera (as in the published evaluation), `prepare_loose` for images without.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from relocalizer.images import Image
 
 Variant = Literal[224, 512]
 
-PATCH = 16  # pixels a side of a patch; prepared sides are multiples of it
+PATCH = 16  # side of a patch, pixels; the sides of prepared images are multiples of it
 TRAINED_SIZES: dict[Variant, tuple[tuple[int, int], ...]] = {
     224: ((224, 224),),
     512: ((512, 384), (512, 336), (512, 288), (512, 256), (512, 160)),
-}  # (width, height); portrait images take them turned
-NEARLY_SQUARE = 1.1  # an image is upright only if it is this much higher than wide
-BORDER_SHARE = 5  # a principal point nearer to a border than width / 5 leaves too small an image
-SIZE_SLACK = 1e-8  # keeps a resized side from ending one pixel short
+}  # (width, height); swapped for portrait images
+NEARLY_SQUARE = 1.1  # minimum ratio of height to width of a portrait image
+BORDER_SHARE = 5  # ratio of a side to the minimum distance of the principal point from the border along it
+SIZE_SLACK = 1e-8  # offset of the scale against rounding that would make a resized side one pixel too short
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -38,7 +38,7 @@ class PreparedImage:
         pixels: RGB uint8 (H, W, 3), H and W multiples of 16.
         scale: (x, y), prepared pixels per pixel of the source.
         offset: (x, y), with prepared = scale * source + offset.
-        camera: that of these pixels, if the source's was known.
+        camera: the camera of these pixels, if that of the source is known.
     """
 
     pixels: Image
@@ -47,20 +47,20 @@ class PreparedImage:
     camera: Camera | None
 
     def to_source(self, pixels: ArrayLike) -> FloatArray:
-        """Pixels (N, 2) of the prepared image to those of its source."""
+        """Map pixels (N, 2) of the prepared image to its source."""
         return np.asarray((np.asarray(pixels, dtype=np.float64) - self.offset) / np.asarray(self.scale))
 
     def from_source(self, pixels: ArrayLike) -> FloatArray:
-        """Pixels (N, 2) of the source to those of the prepared image; may lie outside of it."""
+        """Map pixels (N, 2) of the source to the prepared image; they may lie outside of it."""
         return np.asarray(pixels, dtype=np.float64) * self.scale + self.offset
 
 
 def prepare(image: Image, camera: Camera | None, variant: Variant) -> PreparedImage:
-    """An image for the 224 or the 512 network, with its camera if it has one.
+    """Prepare an image, with its camera if it has one, for the 224 or the 512 network.
 
     Raises:
-        SequenceError: smaller than a patch, too narrow, or not an image of bytes.
-        CameraError: the camera is of another image, or its principal point is too near to the border.
+        SequenceError: the image is smaller than a patch, too narrow, or not uint8.
+        CameraError: the camera does not fit the image, or its principal point is too near to the border.
     """
     if camera is None:
         return prepare_loose(image, variant)
@@ -68,16 +68,16 @@ def prepare(image: Image, camera: Camera | None, variant: Variant) -> PreparedIm
 
 
 def prepare_loose(image: Image, variant: Variant, camera: Camera | None = None) -> PreparedImage:
-    """The middle of an image of any camera, its long edge at 512 or its short edge at 224.
+    """The center crop of an image of any camera, resized to a long edge of 512 or a short edge of 224.
 
     Raises:
-        SequenceError: smaller than a patch, too narrow, or not an image of bytes.
+        SequenceError: the image is smaller than a patch, too narrow, or not uint8.
     """
     step = _Preparation(_rgb(image), camera)
     width, height = step.size
     longest = max(width, height)
     target = 512 if variant == 512 else round(224 * max(width / height, height / width))
-    # Enlarging by Lanczos would ring; the reference enlarges bicubically.
+    # Upsampling is bicubic as in the reference, because Lanczos would ring.
     filtering = pillow.Resampling.LANCZOS if longest > target else pillow.Resampling.BICUBIC
     step.resize(round(width * target / longest), round(height * target / longest), filtering)
     half_width, half_height = _half_sizes(step.size, variant)
@@ -89,18 +89,18 @@ def prepare_loose(image: Image, variant: Variant, camera: Camera | None = None) 
 
 
 def prepare_calibrated(image: Image, camera: Camera, size: tuple[int, int]) -> PreparedImage:
-    """The part of an image around its principal point, at a size (width, height), width >= height.
+    """Crop of an image centered at its principal point, resized to `size` (width, height), width >= height.
 
-    The size is turned for an image that is clearly higher than wide; a nearly square one is taken as landscape.
+    Width and height are swapped for portrait images; nearly square images count as landscape.
 
     Raises:
-        SequenceError: smaller than a patch, or not an image of bytes.
-        CameraError: the camera is of another image, or its principal point is too near to the border.
+        SequenceError: the image is smaller than a patch, or not uint8.
+        CameraError: the camera does not fit the image, or its principal point is too near to the border.
     """
     step = _Preparation(_rgb(image), camera)
     left, top, width, height = _centered_window(step.size, camera)
     step.crop(left, top, width, height)
-    target_width, target_height = _turned(size, width, height)
+    target_width, target_height = _oriented(size, width, height)
     scale = max(target_width / width, target_height / height) + SIZE_SLACK
     step.resize(int(width * scale), int(height * scale), pillow.Resampling.LANCZOS)
     left, top = round((step.size[0] - target_width) / 2), round((step.size[1] - target_height) / 2)
@@ -109,32 +109,32 @@ def prepare_calibrated(image: Image, camera: Camera, size: tuple[int, int]) -> P
 
 
 def trained_size(image: Image, camera: Camera, variant: Variant) -> tuple[int, int]:
-    """The size (width, height), width >= height, the network was trained at that cuts least off the image.
+    """The training size (width, height), width >= height, that crops the image least.
 
     Raises:
-        CameraError: the camera is of another image, or its principal point is too near to the border.
+        CameraError: the camera does not fit the image, or its principal point is too near to the border.
     """
     _, _, width, height = _centered_window((image.shape[1], image.shape[0]), camera)
     return _nearest_size(width, height, variant)
 
 
 def calibrated_size(camera: Camera, variant: Variant) -> tuple[int, int]:
-    """The size (width, height) that `prepare` gives images of a camera.
+    """Size (width, height) of the prepared images of a camera.
 
     Raises:
         CameraError: its principal point is too near to the border.
     """
     _, _, width, height = _centered_window((camera.width, camera.height), camera)
-    return _turned(_nearest_size(width, height, variant), width, height)
+    return _oriented(_nearest_size(width, height, variant), width, height)
 
 
 def network_input(pixels: Image) -> NDArray[np.float32]:
-    """Prepared pixels (H, W, 3) as the network reads them: (3, H, W) float32 in [-1, 1]."""
+    """Network input (3, H, W), float32 in [-1, 1], of prepared pixels (H, W, 3)."""
     return np.ascontiguousarray(((pixels.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1))
 
 
 class _Preparation:
-    """An image under way, with its camera and the map from its source's pixels."""
+    """Intermediate state of a preparation: the image, its camera, and the mapping from the source's pixels."""
 
     def __init__(self, image: pillow.Image, camera: Camera | None) -> None:
         self._image = image
@@ -166,7 +166,7 @@ class _Preparation:
 
 
 def _half_sizes(size: tuple[int, int], variant: Variant) -> tuple[int, int]:
-    """Half of the width and of the height that is cut from the middle of a resized image."""
+    """Half of the width and height of the center crop of a resized image."""
     width, height = size
     if variant == 224:
         half = min(width // 2, height // 2)
@@ -179,20 +179,20 @@ def _nearest_size(width: int, height: int, variant: Variant) -> tuple[int, int]:
     is_portrait = height > NEARLY_SQUARE * width
     ratio = height / width if is_portrait else width / height
 
-    def kept_share(size: tuple[int, int]) -> float:
+    def kept_fraction(size: tuple[int, int]) -> float:
         relative = ratio * size[1] / size[0]
         return min(relative, 1 / relative)
 
-    return max(TRAINED_SIZES[variant], key=kept_share)
+    return max(TRAINED_SIZES[variant], key=kept_fraction)
 
 
-def _turned(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
-    """A size (width, height) of the network as an image of this width and height takes it."""
+def _oriented(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """A training size (width, height), swapped if an image of this width and height is portrait."""
     return size[::-1] if height > NEARLY_SQUARE * width else size
 
 
 def _centered_window(size: tuple[int, int], camera: Camera) -> tuple[int, int, int, int]:
-    """The largest window (left, top, width, height) with the principal point in its middle."""
+    """The largest window (left, top, width, height) centered at the principal point."""
     width, height = size
     if (camera.width, camera.height) != size:
         raise CameraError(
@@ -209,7 +209,7 @@ def _centered_window(size: tuple[int, int], camera: Camera) -> tuple[int, int, i
 
 
 def _rgb(image: Image) -> pillow.Image:
-    """An image as Pillow's RGB; gray becomes three equal channels, and transparency is dropped."""
+    """Convert an image to Pillow RGB; gray is replicated to three channels, and alpha is dropped."""
     shape = image.shape
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and shape[2] not in (1, 3, 4)):
         raise SequenceError(f"image: expected uint8 (H, W, 3), got {image.dtype} {shape}")

@@ -1,8 +1,8 @@
 """Reloc3r as a pair predictor: every image is encoded once, and pairs are decoded in batches.
 
-Encoded images are kept in half precision up to a bound of memory; what was dropped is encoded again from the
-prepared image, which is kept without loss or can be had again. Both ways of a pair come from one pass, and where they
-differ the answer is trusted less. The length of the network's translation is never used.
+Encoded images are cached in half precision up to a memory limit; evicted ones are encoded again from the prepared
+image, which is stored losslessly or can be reloaded. One pass gives both directions of a pair, and their disagreement
+determines the uncertainty. The length of the network's translation is never used.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ from relocalizer.predictors.preprocessing import TRAINED_SIZES, Variant, calibra
 
 Kind = Literal["reloc3r-512", "reloc3r-224"]
 
-CACHE_BYTES = 1 << 30  # about 680 images of 512 x 384, 2700 of 224 x 224
-CACHE_DTYPE = torch.float16  # keeps eleven bits; tokens are normalized, so none leaves its range
-GEM_POWER = 3.0  # Radenovic et al. 2019: between the mean (1) and the maximum (infinity)
-GEM_FLOOR = 1e-6
-# Pairs decoded at a time: a CPU gains nothing from more than fill its caches, a GPU does.
+CACHE_BYTES = 1 << 30  # default size of the cache, about 680 images of 512 x 384 or 2700 of 224 x 224, bytes
+CACHE_DTYPE = torch.float16  # 11 bits of precision; normalized tokens do not exceed its range
+GEM_POWER = 3.0  # exponent of the generalized mean (Radenovic et al. 2019): 1 is the mean, infinity the maximum
+GEM_FLOOR = 1e-6  # lower bound of the pooled values
+# Batch sizes by device type. On a CPU, batches beyond the size of its caches do not increase the throughput.
 PAIRS_AT_A_TIME = {"cpu": 2, "cuda": 32, "mps": 8}
 IMAGES_AT_A_TIME = {"cpu": 1, "cuda": 16, "mps": 4}
-# A frame is often encoded twice in a row: to be recognized or tried, and to become a keyframe.
+# Number of newest images kept, because a frame is often encoded twice in a row: to relocalize or initialize, and as a
+# keyframe.
 NEWEST = 2
 
 RANDOM_WARNING = "(RANDOM WEIGHTS: poses mean nothing)"
@@ -66,13 +67,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Reloc3rEncoded:
-    """What Reloc3r remembers of an image.
+    """Reloc3r's encoding of an image.
 
     Attributes:
-        key: its place in the cache of the predictor that made it.
+        key: key of its tokens in the predictor's cache.
         size: (height, width) of the prepared image.
-        pixels: the prepared image again, to encode it once more.
-        descriptor: unit (D,) float32, for place recognition.
+        pixels: returns the prepared image, to encode it again after eviction.
+        descriptor: unit (D,) float32, place descriptor.
     """
 
     key: int
@@ -82,7 +83,7 @@ class Reloc3rEncoded:
 
 
 class Reloc3rPredictor:
-    """The network behind the seam of pair predictors."""
+    """Pair predictor that computes relative poses with the Reloc3r network."""
 
     def __init__(
         self,
@@ -95,17 +96,17 @@ class Reloc3rPredictor:
         network: Network | None = None,
         computation: RuntimeChoice | None = None,
     ) -> None:
-        """Use `load` or `random` to make one.
+        """Prefer `load` or `random`.
 
         Args:
-            model: on its device, in its precision, in evaluation mode.
-            kind: decides how images are prepared and the default calibration.
-            calibration: from disagreement to sigmas; by default from the published errors.
-            cache_bytes: bound of the encoded images kept; the least recently used are dropped.
-            cache_dtype: of encoded images. All answers are computed from these digits, so an answer does not
-                depend on what was dropped in between. float32 gives the reference's numbers to the last digits.
-            network: computes in the model's place.
-            computation: how `model` and `network` were chosen, as a record.
+            model: the network on its device, in its precision, in evaluation mode.
+            kind: determines the preprocessing and the default calibration.
+            calibration: mapping from disagreement to sigmas; by default from the published errors.
+            cache_bytes: maximum size of the cache of encoded images; the least recently used are evicted.
+            cache_dtype: dtype of encoded images. All results are computed in this precision, so they do not depend on
+                evictions. float32 reproduces the reference to the last digits.
+            network: replaces the computation by `model`.
+            computation: record of the choice of `model` and `network`.
         """
         self.name: str = kind
         self.descriptor = f"{kind}-gem"
@@ -133,22 +134,22 @@ class Reloc3rPredictor:
         backend: Backend = "torch",
         announce: Callable[[str], None] | None = None,
     ) -> Reloc3rPredictor:
-        """The predictor with the weights of a checkpoint.
+        """Load the predictor with the weights of a checkpoint.
 
         Args:
-            kind: which of the two networks; the checkpoint must be one of it.
-            weights: a path or hub id; empty takes the released checkpoint. Hub ids are looked for in the hub's cache.
+            kind: name of the network, which must match the checkpoint.
+            weights: a path or hub id; empty is the released checkpoint. Hub ids are resolved in the hub's local cache.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            precision: "auto" computes in float32, or in float16 on CUDA; "fastest" measures which of float32, bfloat16
-                and float16 is quickest here; "int8-dynamic" moves poses by degrees.
-            backend: "openvino" has OpenVINO compute on the CPU, from graphs made when a size of image is first met;
-                "auto" measures which is quicker. For reloc3r-224 they are made here, as its images have one size.
-            announce: told what was measured, and what 8 bits cost.
+            precision: "auto" is float32, or float16 on CUDA; "fastest" measures the fastest of float32, bfloat16 and
+                float16; "int8-dynamic" changes poses by degrees.
+            backend: "torch", "openvino" (on the CPU), or "auto", which measures the faster one. OpenVINO compiles a
+                graph for each image size at its first use, for reloc3r-224 already here because it has only one size.
+            announce: called with the measurements, and with the warning about int8.
 
         Raises:
-            ConfigError: no such network, backend or precision, or OpenVINO is not installed or cannot do what is asked.
-            WeightsError: no usable checkpoint, or one of the other network.
-            DeviceError: the device is not there.
+            ConfigError: unknown network, backend or precision, or OpenVINO is not installed or does not support it.
+            WeightsError: there is no usable checkpoint, or it belongs to the other network.
+            DeviceError: the device is not available.
         """
         if kind not in get_args(Kind):
             raise ConfigError(f"predictor.kind: expected {' or '.join(get_args(Kind))}, got {kind!r}")
@@ -177,11 +178,11 @@ class Reloc3rPredictor:
         architecture: Architecture | None = None,
         announce: Callable[[str], None] | None = None,
     ) -> Reloc3rPredictor:
-        """The predictor with seeded random weights: real cost, meaningless poses; its name says so.
+        """The predictor with seeded random weights: real cost but meaningless poses, as stated in its name.
 
         Raises:
             ConfigError: as `load`.
-            DeviceError: the device is not there.
+            DeviceError: the device is not available.
         """
         computation = _computation(kind, device, backend, precision, announce)
         model = random_model(architecture or Architecture(), seed=seed)
@@ -193,22 +194,22 @@ class Reloc3rPredictor:
         return predictor
 
     def encode(self, views: Sequence[CalibratedImage]) -> list[Encoded]:
-        """What the network sees in each image, whatever it is paired with.
+        """The encoding of each image, independent of its pairs.
 
-        With a camera the image is cut around its principal point to a size the network was trained at, without
-        one its middle is taken.
+        An image with a camera is cropped around its principal point to a training size, one without a camera around
+        its center.
 
         Raises:
-            SequenceError: an image smaller than a patch, or not of bytes.
-            CameraError: a camera of another image, or with its principal point near the border.
+            SequenceError: an image is smaller than a patch, or not uint8.
+            CameraError: a camera does not fit its image, or its principal point is near the border.
         """
         prepared = [prepare(view.image, view.camera, self._variant).pixels for view in views]
         digests = [_digest(pixels) for pixels in prepared]
-        # Held here, so that what is known stays known until it is given out.
+        # Strong references keep known encodings alive until they are returned.
         known = {digest: self._by_pixels.get(digest) for digest in digests}
         new = {d: pixels for d, pixels in zip(digests, prepared, strict=True) if known[d] is None}
         for (digest, pixels), features in zip(new.items(), self._run(list(new.values())), strict=True):
-            known[digest] = self._by_pixels[digest] = self._remember(pixels, features)
+            known[digest] = self._by_pixels[digest] = self._stored(pixels, features)
         encoded = [cast(Reloc3rEncoded, known[digest]) for digest in digests]
         self._newest.extend(encoded)
         return list(encoded)
@@ -220,7 +221,7 @@ class Reloc3rPredictor:
         descriptor: NDArray[np.float32],
         image: Callable[[], Image],
     ) -> Reloc3rEncoded:
-        """What is remembered of a keyframe of a saved map: its image is read and encoded when it is first related.
+        """The encoding of a keyframe of a saved map; its image is read and encoded when it is first related.
 
         Raises:
             CameraError: its principal point is near the border.
@@ -234,17 +235,17 @@ class Reloc3rPredictor:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the checkpoint's file, or which random weights these are; empty when neither is known."""
+        """SHA-256 of the checkpoint's file, or a description of random weights; empty when unknown."""
         return self._weights()
 
     def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:
-        """For each (i, j): the pose of camera j seen from camera i. Pairs of equal sizes are decoded together."""
+        """For each (i, j): the pose of camera j in camera i. Pairs of equal image sizes are decoded in batches."""
         own = [(cast(Reloc3rEncoded, i), cast(Reloc3rEncoded, j)) for i, j in pairs]
-        answers: dict[int, PairEstimate | NoEstimate] = {}
+        estimates: dict[int, PairEstimate | NoEstimate] = {}
         for batch in self._batches(own):
             poses = self._decode([own[index] for index in batch])
-            answers |= {index: estimate_of(pose, self._calibration) for index, pose in zip(batch, poses, strict=True)}
-        return [answers[index] for index in range(len(own))]
+            estimates |= {index: estimate_of(pose, self._calibration) for index, pose in zip(batch, poses, strict=True)}
+        return [estimates[index] for index in range(len(own))]
 
     def describe(self, encoded: Encoded) -> NDArray[np.float32]:
         """Generalized mean of the encoder's tokens, a unit vector (enc_embed_dim,)."""
@@ -252,18 +253,18 @@ class Reloc3rPredictor:
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of the encoded images kept now."""
+        """Current size of the cache of encoded images, bytes."""
         return self._cache.used_bytes
 
-    def _remember(self, pixels: Image, features: Tensor) -> Reloc3rEncoded:
+    def _stored(self, pixels: Image, features: Tensor) -> Reloc3rEncoded:
         height, width = pixels.shape[:2]
-        kept = _LosslessImage(pixels)
-        encoded = Reloc3rEncoded(next(self._keys), (height, width), kept, _generalized_mean(features))
+        packed = _LosslessImage(pixels)
+        encoded = Reloc3rEncoded(next(self._keys), (height, width), packed, _generalized_mean(features))
         self._cache.put(encoded.key, features)
         return self._owned(encoded)
 
     def _owned(self, encoded: Reloc3rEncoded) -> Reloc3rEncoded:
-        """The same; its tokens leave the cache when nobody remembers it any more."""
+        """The same encoding; its tokens are removed from the cache when it is garbage-collected."""
         weakref.finalize(encoded, self._cache.drop, encoded.key).atexit = False
         return encoded
 
@@ -275,7 +276,7 @@ class Reloc3rPredictor:
             with torch.inference_mode(), onednn_products(self._onednn):
                 tokens = self._network.encode(torch.from_numpy(images).to(self._device))
             found |= dict(zip(batch, tokens.features.to(self._cache_dtype).unbind(), strict=True))
-        # Members of a batch share its memory: each is copied out, so that one dropped is memory freed.
+        # Members of a batch share its memory; copies allow each one to be freed alone.
         return [found[index].clone() for index in range(len(prepared))]
 
     def _features(self, encoded: Reloc3rEncoded) -> Tensor:
@@ -305,7 +306,7 @@ class Reloc3rPredictor:
 
 
 class _TokenCache:
-    """Tensors by key; the least recently used go when a bound of memory is passed. The newest always stays."""
+    """LRU cache of tensors with a memory limit; the newest tensor is always kept."""
 
     def __init__(self, bound_bytes: int) -> None:
         self._bound = bound_bytes
@@ -330,15 +331,15 @@ class _TokenCache:
 
 
 class _LosslessImage:
-    """Pixels (H, W, 3), RGB uint8, as PNG: half of their memory."""
+    """Pixels (H, W, 3), RGB uint8, compressed as PNG to half of their size."""
 
     def __init__(self, pixels: Image) -> None:
-        # Channels in the wrong order for PNG's viewers, and in the right one when they come out again.
+        # RGB is stored as if it were BGR, and decoding restores the same order.
         _, self._png = cv2.imencode(".png", pixels)
 
     @property
     def nbytes(self) -> int:
-        """Memory of what is kept."""
+        """Size of the compressed pixels, bytes."""
         return self._png.nbytes
 
     def __call__(self) -> Image:
@@ -353,7 +354,7 @@ def _digest(pixels: Image) -> bytes:
 
 
 def _ready_network(model: Reloc3r, kind: Kind, computation: RuntimeChoice) -> Network:
-    """What computes the model; its graphs are made now where all images have one size, and not in the first frame."""
+    """The network of a model; with only one image size, its graphs are compiled now and not at the first frame."""
     network = network_of(model, computation)
     sizes = TRAINED_SIZES[224 if kind == "reloc3r-224" else 512]
     if isinstance(network, OpenVinoNetwork) and len(sizes) == 1:
@@ -374,7 +375,7 @@ def _computation(
 
 
 def _grouped(sizes: Sequence[object], at_a_time: int) -> Iterator[list[int]]:
-    """Indices of equal sizes, at most so many together, in the order they came."""
+    """Batches of indices of equal sizes, of at most `at_a_time` members, in input order."""
     groups: dict[object, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
@@ -384,7 +385,7 @@ def _grouped(sizes: Sequence[object], at_a_time: int) -> Iterator[list[int]]:
 
 
 def _generalized_mean(features: Tensor) -> NDArray[np.float32]:
-    """GeM pooling of tokens (N, C) to a unit (C,)."""
+    """GeM pooling of tokens (N, C) to a unit vector (C,)."""
     with torch.inference_mode():
         pooled = features.float().clamp(min=GEM_FLOOR).pow(GEM_POWER).mean(dim=0).pow(1 / GEM_POWER)
         return np.asarray((pooled / pooled.norm()).cpu().numpy(), dtype=np.float32)

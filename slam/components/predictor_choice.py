@@ -130,7 +130,7 @@ def with_runtime(config: SlamConfig, choice: PredictorChoice) -> tuple[SlamConfi
 
     [size, *_] = TRAINED_SIZES[224 if choice.kind == "reloc3r-224" else 512]
     found = choose_computation(device=asked.device, backend=asked.backend, precision=asked.precision, size=size)
-    decided = {"backend": found.way.backend, "precision": found.way.precision}
+    decided = {"backend": found.runtime.backend, "precision": found.runtime.precision}
     config = config.model_copy(update={"predictor": asked.model_copy(update=decided)})
     return config, replace(choice, reason=f"{choice.reason}; {found}")
 
