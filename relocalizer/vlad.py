@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,6 +86,8 @@ def train_vocabulary(
     mean = gathered.mean(axis=0)
     _, directions = np.linalg.eigh(np.cov((gathered - mean).T))
     axes = np.asarray(directions[:, ::-1][:, :dimensions], dtype=np.float32)
+    import faiss  # only a new vocabulary needs it
+
     faiss.omp_set_num_threads(1)
     kmeans = faiss.Kmeans(dimensions, words, niter=25, seed=seed, min_points_per_centroid=1)
     kmeans.train(np.ascontiguousarray((gathered - mean) @ axes))

@@ -148,7 +148,7 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
         use_matmul_dtype(model, dtype)
         return model
 
-    runtimes = available_runtimes(chosen.device) if is_default else [chosen.way]
+    runtimes = available_runtimes(chosen.device) if is_default else [chosen.runtime]
     times = measure_network(load, runtimes, size, device=chosen.device, repeats=repeats).as_dict()
     weights = {"predictor": requested.kind, "random_weights": requested.random_weights}
     return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, "chosen": str(chosen), **times}
