@@ -214,7 +214,7 @@ def test_when_nothing_is_found_the_exit_code_is_one_and_no_file_is_made(slam_com
     assert not (tmp_path / "poses.txt").exists()
 
 
-def test_a_image_that_cannot_be_read_is_an_answer_too(slam_command, room, room_map, tmp_path):
+def test_an_image_that_cannot_be_read_is_an_answer_too(slam_command, room, room_map, tmp_path):
     (tmp_path / "broken.png").write_bytes((room / "0000.png").read_bytes()[:1000])
     ended = slam_command("relocalize", room_map, tmp_path / "broken.png", room / "0000.png", "-q")
     assert ended.code == 0
@@ -223,7 +223,7 @@ def test_a_image_that_cannot_be_read_is_an_answer_too(slam_command, room, room_m
     assert "1 of 2 found" in ended.out
 
 
-def test_a_image_without_a_camera_is_an_answer_that_says_what_to_do(slam_command, room, room_map, tmp_path):
+def test_an_image_without_a_camera_is_an_answer_that_says_what_to_do(slam_command, room, room_map, tmp_path):
     cv2.imwrite(str(tmp_path / "wide.png"), cv2.imread(str(room / "0000.png"))[100:300])
     ended = slam_command("relocalize", room_map, tmp_path / "wide.png", room / "0000.png", "-q")
     assert ended.code == 0

@@ -145,7 +145,7 @@ def test_a_file_that_is_not_a_plain_list_of_settings_says_why(tmp_path, text, ex
     assert expected in said
 
 
-def test_a_missing_file_a_folder_and_a_image_are_told_apart(tmp_path):
+def test_a_missing_file_a_folder_and_an_image_are_told_apart(tmp_path):
     assert "no such configuration file" in problem(files=(tmp_path / "none.yaml",))
     assert "cannot be read (Is a directory)" in problem(files=(tmp_path,))
     image = tmp_path / "image.yaml"

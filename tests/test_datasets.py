@@ -567,7 +567,7 @@ def test_two_images_of_one_frame_number_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cover.jpg", "20240101123000.jpg"])
-def test_a_image_without_a_usable_frame_number_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_image_without_a_usable_frame_number_is_refused(tmp_path: Path, name: str) -> None:
     folder = build_scannet(tmp_path)
     write_image(folder / "color" / name)
     with pytest.raises(SequenceError, match="expected a frame number in the image's name"):

@@ -50,7 +50,7 @@ def test_no_more_than_the_limit_are_kept_and_they_lie_evenly():
     assert indices[-1] > 200
 
 
-def test_a_image_without_pixels_is_not_kept_as_there_is_nothing_to_look_for():
+def test_an_image_without_pixels_is_not_kept_as_there_is_nothing_to_look_for():
     unplaced = kept(5, 2)
     unplaced.keep(frame(2).without_image())
     assert [one.index for one in unplaced] == [0, 1]

@@ -152,7 +152,7 @@ def test_a_thousand_by_a_thousand_match_well_within_a_frame(rng):
     assert min(times) < 0.1  # 4 ms on a quiet core; the bound only catches a loop in Python
 
 
-def test_a_image_of_little_contrast_gives_points_that_are_found_again(rng):
+def test_an_image_of_little_contrast_gives_points_that_are_found_again(rng):
     image = speckled(rng, 480, 640)
     faint = np.rint(128 + (image.astype(np.float32) - 128) / 25).astype(np.uint8)
     moved = np.roll(faint, (3, 7), axis=(0, 1))

@@ -100,7 +100,7 @@ def test_features_that_are_all_right_are_passed_on_as_they_are(world):
     assert frame_tracker(tracker).extract_from(world.frame(0)).features is found[0]
 
 
-def test_a_image_without_pixels_shows_nothing_and_no_tracker_is_asked_of_it(world):
+def test_an_image_without_pixels_shows_nothing_and_no_tracker_is_asked_of_it(world):
     front = begun(world, OracleTracker(world))
     empty = world.frame(1).without_image()
     front.track(empty)
@@ -110,7 +110,7 @@ def test_a_image_without_pixels_shows_nothing_and_no_tracker_is_asked_of_it(worl
     assert len(front.extract(world.frame(2)).features) > 100
 
 
-def test_a_image_of_another_size_has_none_of_the_tracks(world):
+def test_an_image_of_another_size_has_none_of_the_tracks(world):
     front = begun(world, OracleTracker(world))
     assert len(front.tracks) > 100
     small = replace(world.frame(1), image=np.ascontiguousarray(world.frame(1).image[:-1]))

@@ -323,7 +323,7 @@ def test_both_directions_of_a_pair_are_the_same_evidence(predictor, album, names
     assert forth.direction_unknown == back.direction_unknown
 
 
-def test_a_image_and_itself_are_one_place_without_direction(predictor, album):
+def test_an_image_and_itself_are_one_place_without_direction(predictor, album):
     [estimate] = predictor.relate([(album["straight"][0], album["straight"][0])])
     assert rotation_angle(estimate.i_from_j_rotation) < 1e-6
     assert estimate.i_from_j_direction is None

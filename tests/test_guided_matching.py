@@ -107,5 +107,5 @@ def test_swapping_the_images_swaps_the_columns():
     assert len(there) == 3
 
 
-def test_a_image_without_points_has_no_matches():
+def test_an_image_without_points_has_no_matches():
     assert along_rows(features_at(np.zeros((0, 2)), []), features_at([[40, 20]], [0])) == []

@@ -51,7 +51,7 @@ def test_images_of_other_colors_are_read_as_rgb(tmp_path: Path, kind: str, mode:
     assert read_image(path).shape == (30, 40, 3)
 
 
-def test_a_image_cut_off_after_its_head_still_tells_its_size(tmp_path: Path) -> None:
+def test_an_image_cut_off_after_its_head_still_tells_its_size(tmp_path: Path) -> None:
     path = written(tmp_path, "PNG")
     path.write_bytes(path.read_bytes()[:100])
     assert image_size(path) == (40, 30)

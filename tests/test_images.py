@@ -344,7 +344,7 @@ def test_distortion_of_nothing_but_zeros_leaves_image_and_intrinsics_alone(image
     assert np.array_equal(undistort.camera.matrix, zeros.matrix)
 
 
-def test_undistorting_a_image_of_another_size_is_refused(image: Image) -> None:
+def test_undistorting_an_image_of_another_size_is_refused(image: Image) -> None:
     with pytest.raises(ValueError, match="expected a 752x480 image, got 64x48"):
         Undistorter(RADTAN)(image)
 
@@ -449,7 +449,7 @@ def test_a_damaged_png_is_refused(tmp_path: Path, image: Image) -> None:
         read_image(path)
 
 
-def test_a_image_that_claims_to_be_enormous_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_image_that_claims_to_be_enormous_is_refused_in_one_line(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

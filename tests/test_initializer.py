@@ -331,7 +331,7 @@ def test_restarting_forgets_the_reference_and_what_was_between():
     assert [frame.index for frame, _ in pair.between] == list(range(4, pair.second.frame.index))
 
 
-def test_a_image_that_shows_nothing_is_a_reference_that_is_given_up():
+def test_an_image_that_shows_nothing_is_a_reference_that_is_given_up():
     poses = room_path(60, 0.3)
     begun = start(world_of(poses, blind=frozenset([0, 1])), rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     outcomes = begun.take_all()
@@ -340,7 +340,7 @@ def test_a_image_that_shows_nothing_is_a_reference_that_is_given_up():
     assert outcomes[-1].first.frame.index == 2
 
 
-def test_a_image_is_matched_to_references_before_the_one_that_is_followed():
+def test_an_image_is_matched_to_references_before_the_one_that_is_followed():
     ahead, back = np.array([1.0, 0.0, 0.0]), np.array([-1.0, 0.0, 0.0])
     poses = [look_along(CENTER, ahead), look_along(CENTER, back), look_along(CENTER + np.array([0.0, 0.4, 0.0]), ahead)]
     outcomes = start(world_of(poses), rotation_sigma_deg=0.05, direction_sigma_deg=0.3).take_all()

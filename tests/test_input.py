@@ -200,7 +200,7 @@ def test_images_that_the_list_names_and_that_are_not_there_are_skipped(tmp_path:
 
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
 @pytest.mark.parametrize("odd", [0, 3, 4])
-def test_a_image_of_another_size_is_named_before_the_run_and_skipped(
+def test_an_image_of_another_size_is_named_before_the_run_and_skipped(
     tmp_path: Path, config: InputConfig, odd: int
 ) -> None:
     folder = write_images(tmp_path, 5)
@@ -249,7 +249,7 @@ def exif_turned(jpeg: bytes, orientation: int = 6) -> bytes:
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
 
 
-def test_a_image_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -> None:
+def test_an_image_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -> None:
     """Photos of one phone: stored alike, but one was taken upright; and one stored turned that is like the others."""
     for k in range(5):
         data = cv2.imencode(".jpg", flat(k, 48, 64) if k == 4 else flat(k))[1].tobytes()
@@ -821,7 +821,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert "File name too long" in refusal("a" * 300)
 
 
-def test_a_image_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None:
+def test_an_image_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None:
     if not Path("/proc/self/mem").exists():
         pytest.skip("needs a file whose reading fails")
     folder = write_images(tmp_path, 4)

@@ -85,7 +85,7 @@ def test_an_assumed_camera_is_a_guess_until_its_focal_length_is_known():
     assert not CorrectionStep((0.9, 0.9), is_guess=True).camera(CAMERA).assumed
 
 
-def test_a_image_is_straightened_as_its_pixels_are():
+def test_an_image_is_straightened_as_its_pixels_are():
     lens = IntrinsicsCorrection().then(CorrectionStep(radial=(-0.1, 0.02)), CAMERA)
     image = np.zeros((480, 640, 3), np.uint8)
     cv2.circle(image, (80, 400), 4, (255, 255, 255), -1)

@@ -129,7 +129,7 @@ def test_a_live_stream_takes_every_other_image_when_asked_and_drops_none_for_it(
     assert camera.released.wait(2)
 
 
-def test_closing_a_live_stream_ends_a_consumer_that_waits_for_a_image() -> None:
+def test_closing_a_live_stream_ends_a_consumer_that_waits_for_an_image() -> None:
     camera = FakeCamera()
     stream = live(camera)
     got: list[Frame] = []

@@ -472,7 +472,7 @@ def test_a_table_packed_in_another_way_is_refused(folder, packing):
     assert "is packed in a way a map never is" in refusal(folder)
 
 
-def test_a_image_of_many_gigabytes_is_refused_before_it_is_read(folder):
+def test_an_image_of_many_gigabytes_is_refused_before_it_is_read(folder):
     name = "images/000003.jpg"
     os.truncate(folder / name, 1 << 36)  # a hole: it takes no room on the disk and minutes to read
     files = json.loads((folder / MANIFEST).read_text())["files"]
@@ -534,13 +534,13 @@ def test_cameras_that_cannot_be_are_refused(folder, change):
     assert "cameras" in refusal(folder)
 
 
-def test_a_image_of_another_size_is_refused_before_it_is_decoded():
+def test_an_image_of_another_size_is_refused_before_it_is_decoded():
     huge = bytes.fromhex("ffd8ffc00011080fa0138803012200021101031101ffd9")
     with pytest.raises(MapError, match="expected 64x48 pixels, got 5000x4000"):
         JpegImages(lambda row: huge, [(CAMERA.width, CAMERA.height)])(0)
 
 
-def test_a_image_that_changed_after_loading_is_refused(folder):
+def test_an_image_that_changed_after_loading_is_refused(folder):
     loaded = load_map(folder)
     (folder / "images" / "000003.jpg").write_bytes(jpeg_of(loaded, 0))
     with pytest.raises(MapError, match="does not match its checksum"):

@@ -167,7 +167,7 @@ def test_without_limits_nothing_is_thinned_out(world):
     assert len(thinned(images_of(world, [0, 0, 1]), PosedImagesConfig())) == 3
 
 
-def test_a_image_is_left_out_when_it_is_near_and_hardly_turned():
+def test_an_image_is_left_out_when_it_is_near_and_hardly_turned():
     config = PosedImagesConfig(min_distance=0.1, min_angle_deg=10)
     here, near = identity(), rigid(np.eye(3), [0.05, 0, 0])
     turned, far = rigid(exp_so3([0, 0.3, 0]), [0.05, 0, 0]), rigid(np.eye(3), [0.2, 0, 0])

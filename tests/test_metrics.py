@@ -389,7 +389,7 @@ def test_every_figure_equals_evos_on_real_paths(name: str, evo: Evo) -> None:
     assert ours(estimate, truth, list(theirs)) == pytest.approx(theirs, rel=1e-9)
 
 
-def test_a_plot_is_a_image_with_something_on_it(tmp_path: Path) -> None:
+def test_a_plot_is_an_image_with_something_on_it(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(7)
     truth = wandering(rng)

@@ -246,17 +246,17 @@ def test_an_empty_batch_gives_no_poses(tiny: Reloc3r) -> None:
         assert pose1.shape == pose2.shape == (0, 4, 4)
 
 
-def test_a_image_smaller_than_a_patch_is_refused(tiny: Reloc3r) -> None:
+def test_an_image_smaller_than_a_patch_is_refused(tiny: Reloc3r) -> None:
     with pytest.raises(ValueError, match="sides must be multiples of 4, got 8 x 3"):
         tiny.encode(torch.zeros(1, 3, 3, 8))
 
 
-def test_a_image_that_does_not_split_into_patches_is_refused(tiny: Reloc3r) -> None:
+def test_an_image_that_does_not_split_into_patches_is_refused(tiny: Reloc3r) -> None:
     with pytest.raises(ValueError, match="sides must be multiples of 4, got 10 x 8"):
         tiny.encode(torch.zeros(1, 3, 8, 10))
 
 
-def test_a_image_without_three_channels_is_refused(tiny: Reloc3r) -> None:
+def test_an_image_without_three_channels_is_refused(tiny: Reloc3r) -> None:
     with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), got \(1, 1, 8, 8\)"):
         tiny.encode(torch.zeros(1, 1, 8, 8))
 

@@ -66,7 +66,7 @@ def test_a_trajectory_file_gives_each_image_the_pose_at_its_time(images, tmp_pat
     assert source.images[1].timestamp_ns == 20_000_000
 
 
-def test_a_image_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
+def test_an_image_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
     cv2.imwrite(str(images / "00000.png"), np.zeros((160, 120, 3), np.uint8))
     timed(images, [0.0, 0.02, 0.04, 0.06])
     source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
@@ -83,7 +83,7 @@ def test_a_first_image_that_cannot_be_read_does_not_matter_before_it_is_wanted(i
         source.images[0].read()
 
 
-def test_between_two_poses_a_image_gets_the_one_in_between(images, tmp_path):
+def test_between_two_poses_an_image_gets_the_one_in_between(images, tmp_path):
     timed(images, [0.01, 0.5, 0.6, 0.7])
     ends = [rigid(np.eye(3), [0.0, 0, 0]), rigid(exp_so3([0, 0.2, 0]), [1.0, 0, 0])]
     [image] = open_(images, tum(tmp_path / "poses.txt", ends, step=0.02)).images

@@ -111,7 +111,7 @@ def test_then_that_of_the_map_at_the_images_size_and_it_is_said(images):
     assert "camera of the map, as no other was named, scaled from 320x240" in asked.notes[0]
 
 
-def test_a_image_of_another_shape_goes_without_a_camera_to_a_predictor_that_needs_none(images):
+def test_an_image_of_another_shape_goes_without_a_camera_to_a_predictor_that_needs_none(images):
     square = (Camera(width=300, height=300, fx=250, fy=250, cx=150, cy=150),)
     asked = QueryReader(None, square, InputConfig(max_side_px=160), camera_needed=False)
     cv2.imwrite(str(images / "00000.png"), np.zeros((150, 320, 3), np.uint8))
@@ -124,7 +124,7 @@ def test_a_image_of_another_shape_goes_without_a_camera_to_a_predictor_that_need
     assert len(asked.notes) == 1
 
 
-def test_a_image_of_another_shape_than_the_maps_asks_for_a_camera(images):
+def test_an_image_of_another_shape_than_the_maps_asks_for_a_camera(images):
     asked = reader(cameras=(Camera(width=300, height=300, fx=250, fy=250, cx=150, cy=150),))
     with pytest.raises(CameraError, match=r"160x120, and the map's cameras have another shape \(300x300\)"):
         asked.read(query_images([str(images / "00000.png")])[0])

@@ -114,7 +114,7 @@ def test_half_precision_of_the_cache_moves_an_answer_by_little(model: Reloc3r, r
     assert 0 < rotation_angle(answers[0].T @ answers[1]) < np.radians(0.5)
 
 
-def test_a_image_is_encoded_once_however_often_it_is_paired(
+def test_an_image_is_encoded_once_however_often_it_is_paired(
     model: Reloc3r, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, counting = Reloc3rPredictor(model, "reloc3r-224"), _Counting(model, monkeypatch)
@@ -141,18 +141,6 @@ def test_a_batch_of_pairs_of_mixed_sizes_gives_the_answers_of_its_members_in_ord
 def test_no_pairs_and_no_images_are_no_problem(predictor: Reloc3rPredictor) -> None:
     assert predictor.encode([]) == []
     assert predictor.relate([]) == []
-
-
-def test_a_image_that_was_just_encoded_is_not_encoded_again(
-    model: Reloc3r, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predictor, counting = Reloc3rPredictor(model, "reloc3r-224"), _Counting(model, monkeypatch)
-    view, other = views(rng, 2)
-    [tried] = predictor.encode([view])
-    [kept] = predictor.encode([CalibratedImage(view.image.copy())])
-    predictor.encode([other, view])
-    assert kept is tried
-    assert counting.images == 2
 
 
 def test_images_that_differ_in_one_pixel_are_two_images(predictor: Reloc3rPredictor) -> None:

@@ -97,7 +97,7 @@ def test_a_map_from_posed_images_is_a_valid_map_in_meters(room):
 
 
 @pytest.mark.parametrize("k", [3, 51, 118, 230])
-def test_a_image_is_found_to_millimetres_on_its_landmarks(room, k):
+def test_an_image_is_found_to_millimetres_on_its_landmarks(room, k):
     outcome = room.relocalizer().locate(room.view(k))
     meters, degrees = room.error(k, outcome)
     assert meters < 0.005
@@ -118,7 +118,7 @@ def test_without_landmarks_the_pose_is_averaged_and_less_sure(room):
     assert np.trace(averaged.covariance) > 10 * np.trace(refined.covariance)
 
 
-def test_a_image_of_an_unknown_camera_is_averaged(room):
+def test_an_image_of_an_unknown_camera_is_averaged(room):
     outcome = room.relocalizer().locate(room.view(51, camera=False))
     assert room.error(51, outcome)[0] < 0.15
     assert outcome.how == "averaged"
@@ -153,20 +153,20 @@ def test_many_images_are_encoded_and_related_in_one_call_each(room):
     assert calls == [("encode", 3), ("relate", 15)]
 
 
-def test_a_image_that_shows_nothing_is_not_found_and_says_why():
+def test_an_image_that_shows_nothing_is_not_found_and_says_why():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
     assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognized, 12 needed")
 
 
-def test_without_landmarks_a_image_that_no_keyframe_knows_is_not_found_either():
+def test_without_landmarks_an_image_that_no_keyframe_knows_is_not_found_either():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
     outcome = room.relocalizer(bare(room.map)).locate(room.view(51))
     assert outcome == NotFound("none of 8 keyframes could be related to it (0 matches, 20 needed)")
 
 
-def test_a_image_of_another_room_is_not_found(room):
+def test_an_image_of_another_room_is_not_found(room):
     elsewhere = Room(OracleWorld(room_path(240), room_points(np.random.default_rng(8), 2500), seed=9))
     outcome = Relocalizer(room.map, Silent(room.world)).locate(elsewhere.view(51))
     assert isinstance(outcome, NotFound)
@@ -304,7 +304,7 @@ def test_the_bound_is_metric_in_meters_and_a_share_of_the_depth_otherwise(room):
     assert (bound.units, room.relocalizer().bounds[0].units) == ("map units", "meters")
 
 
-def test_a_image_is_located_to_a_bound_in_the_units_of_the_segment_that_it_is_in(room):
+def test_an_image_is_located_to_a_bound_in_the_units_of_the_segment_that_it_is_in(room):
     parts = in_two_segments(room.map, scale=40.0)
     validate(parts)
     relocalizer = room.relocalizer(parts)

@@ -246,7 +246,7 @@ def test_a_lost_frame_leaves_the_camera_where_it_was_last_seen(record: Path) -> 
     assert sentences(record) == ["tracking", "lost: 12 inliers, 20 needed"]
 
 
-def test_a_image_keeps_its_colors(record: Path) -> None:
+def test_an_image_keeps_its_colors(record: Path) -> None:
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 250
     recorded(record, [frame_event(0, image=red)])
@@ -735,7 +735,7 @@ def test_importing_slam_does_not_load_rerun() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_recording_a_image_costs_a_few_milliseconds(record: Path, benchmark_ms: Callable[..., float]) -> None:
+def test_recording_an_image_costs_a_few_milliseconds(record: Path, benchmark_ms: Callable[..., float]) -> None:
     camera = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
     image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
     viewer = viewer_of(record)

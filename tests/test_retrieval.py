@@ -260,7 +260,7 @@ def test_the_order_of_features_does_not_matter(rng):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_image_with_most_of_its_features_again_is_more_similar_than_another(rng):
+def test_an_image_with_most_of_its_features_again_is_more_similar_than_another(rng):
     here, there = rooted(rng, 400), rooted(rng, 400)
     again = np.concatenate([here[:250], rooted(rng, 150)])
     vlad = shipped_vlad()
@@ -269,7 +269,7 @@ def test_a_image_with_most_of_its_features_again_is_more_similar_than_another(rn
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_image_with_next_to_no_features_still_has_a_finite_unit_vector(rng, count):
+def test_an_image_with_next_to_no_features_still_has_a_finite_unit_vector(rng, count):
     described = shipped_vlad().describe(features_of(rooted(rng, count)))
     assert described.dtype == np.float32
     assert described.shape == (shipped_vlad().dimension,)

@@ -274,7 +274,7 @@ def test_a_folder_is_not_a_trajectory(tmp_path: Path) -> None:
         read_trajectory(tmp_path)
 
 
-def test_a_image_is_not_a_trajectory(tmp_path: Path) -> None:
+def test_an_image_is_not_a_trajectory(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xff")
     with pytest.raises(TrajectoryError, match="not a text file"):

@@ -7,11 +7,10 @@ determines the uncertainty. The length of the network's translation is never use
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,10 +55,6 @@ GEM_FLOOR = 1e-6  # lower bound of the pooled values
 # Batch sizes by device type. On a CPU, batches beyond the size of its caches do not increase the throughput.
 PAIRS_AT_A_TIME = {"cpu": 2, "cuda": 32, "mps": 8}
 IMAGES_AT_A_TIME = {"cpu": 1, "cuda": 16, "mps": 4}
-# Number of newest images kept, because a frame is often encoded twice in a row: to relocalize or initialize, and as a
-# keyframe.
-NEWEST = 2
-
 RANDOM_WARNING = "(RANDOM WEIGHTS: poses mean nothing)"
 
 _log = logging.getLogger(__name__)
@@ -121,8 +116,6 @@ class Reloc3rPredictor:
         self._cache = _TokenCache(cache_bytes)
         self._cache_dtype = cache_dtype
         self._keys = itertools.count()
-        self._by_pixels: weakref.WeakValueDictionary[bytes, Reloc3rEncoded] = weakref.WeakValueDictionary()
-        self._newest: deque[Reloc3rEncoded] = deque(maxlen=NEWEST)
 
     @staticmethod
     def load(
@@ -204,15 +197,8 @@ class Reloc3rPredictor:
             CameraError: a camera does not fit its image, or its principal point is near the border.
         """
         prepared = [prepare(view.image, view.camera, self._variant).pixels for view in views]
-        digests = [_digest(pixels) for pixels in prepared]
-        # Strong references keep known encodings alive until they are returned.
-        known = {digest: self._by_pixels.get(digest) for digest in digests}
-        new = {d: pixels for d, pixels in zip(digests, prepared, strict=True) if known[d] is None}
-        for (digest, pixels), features in zip(new.items(), self._run(list(new.values())), strict=True):
-            known[digest] = self._by_pixels[digest] = self._stored(pixels, features)
-        encoded = [cast(Reloc3rEncoded, known[digest]) for digest in digests]
-        self._newest.extend(encoded)
-        return list(encoded)
+        features = self._run(prepared)
+        return [self._stored(pixels, found) for pixels, found in zip(prepared, features, strict=True)]
 
     def restore_encoding(
         self,
@@ -346,11 +332,6 @@ class _LosslessImage:
         pixels = cv2.imdecode(self._png, cv2.IMREAD_COLOR)
         assert pixels is not None
         return np.asarray(pixels, dtype=np.uint8)
-
-
-def _digest(pixels: Image) -> bytes:
-    shape = np.array(pixels.shape, dtype=np.int64).tobytes()
-    return hashlib.blake2b(shape + pixels.tobytes(), digest_size=16).digest()
 
 
 def _ready_network(model: Reloc3r, kind: Kind, computation: RuntimeChoice) -> Network:
