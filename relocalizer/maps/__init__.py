@@ -1,1 +1,1 @@
-"""Reference maps: data, files, construction from posed images, export."""
+"""Reference maps in memory and on disk."""

@@ -1,1 +1,1 @@
-"""Pair predictors: relative pose from local features, or from the Reloc3r network."""
+"""Pair predictors: local features, the Reloc3r network, and those of other distributions."""

@@ -1,1 +1,1 @@
-"""Measurements of a run: cost, and ablation."""
+"""Cost of a run, and what each part of the system contributes."""

@@ -1,1 +1,1 @@
-"""Settings: their schema, and how they are loaded."""
+"""Settings: typed, bounded, described."""

@@ -1,1 +1,1 @@
-"""Trajectories: their files, and their evaluation against ground truth."""
+"""Trajectories and their files, alignment, error metrics and the verdict on a run."""

@@ -1,1 +1,1 @@
-"""Input: images, videos, streams and data sets as sources of frames."""
+"""Images in: folders, data sets, videos, live streams, masks and cameras."""

@@ -1,1 +1,1 @@
-"""slam.loop_closing"""
+"""Odometry edges, loop detection, verification and closing, pose graph optimization."""

@@ -1,1 +1,1 @@
-"""slam.mapping.mapper"""
+"""Keyframe insertion, landmark fusion and bundle adjustment."""

@@ -1,1 +1,1 @@
-"""slam.relocalization"""
+"""Relocalization of frames in the map, live and when a run ends."""

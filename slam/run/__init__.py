@@ -1,1 +1,1 @@
-"""slam.run"""
+"""A run with its folder: the loop, interruption, report, event log and replay."""

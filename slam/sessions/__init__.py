@@ -1,1 +1,1 @@
-"""slam.sessions"""
+"""Whole maps: stored, merged, made metric."""

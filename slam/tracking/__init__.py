@@ -1,1 +1,1 @@
-"""slam.tracking"""
+"""Tracking: KLT, frame pose, keyframe policy, initialization, rotation-only tracking."""

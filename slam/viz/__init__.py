@@ -1,1 +1,1 @@
-"""Visualization of a run in Rerun."""
+"""Rerun."""
