@@ -421,5 +421,5 @@ class Slam:
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
-            log.straighten(self._map.lens_of)
-            log.place_again(self._map.graph, self._frame_tracker.refit)
+            log.undistort(self._map.lens_of)
+            log.refit(self._map.graph, self._frame_tracker.refit)

@@ -1,1 +1,1 @@
-"""slam.loop_closing"""
+"""Loop closing: detection, verification, consistency checks and pose graph optimization."""

@@ -1,1 +1,1 @@
-"""slam.map"""
+"""The map: keyframe graph, landmarks, observations and the log of tracked frames."""

@@ -1,1 +1,1 @@
-"""slam.mapping.mapper"""
+"""Local mapping: keyframe insertion, landmark fusion, bundle adjustment and intrinsics refinement."""

@@ -1,1 +1,1 @@
-"""slam.sessions"""
+"""Maps across sessions: storing, continuing, merging and scaling them to meters."""

@@ -117,7 +117,7 @@ def in_meters(result: SlamResult, anchor: ScaleReference, ground_truth: Trajecto
     if name != result.units.name:
         raise ValueError(f"in_meters: the result is in {result.units.name}, but its graph is in {name}")
     stretch = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
-    result.graph.stretch(result.segment, meters_per_unit, anchor.source)
+    result.graph.scale_to_meters(result.segment, meters_per_unit, anchor.source)
     return replace(
         result,
         trajectory=result.trajectory.transformed(stretch),

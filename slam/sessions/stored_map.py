@@ -207,7 +207,7 @@ def _edge_table(graph: KeyframeGraph) -> EdgeTable:
         sigmas=np.array([edge.sigmas for edge in edges], dtype=np.float64).reshape(-1, 7),
         is_loop=np.array([edge.kind is EdgeKind.LOOP for edge in edges], dtype=bool),
         inliers=_ids(edge.inliers for edge in edges),
-        shares=np.array([edge.share for edge in edges], dtype=np.float64),
+        shares=np.array([edge.evidence_fraction for edge in edges], dtype=np.float64),
         weights=np.array([graph.weight(edge) for edge in edges], dtype=np.float64),
     )
 
@@ -353,7 +353,7 @@ def _restore_edges(table: EdgeTable, graph: KeyframeGraph, first_id: int) -> Non
             sigmas=table.sigmas[row],
             kind=EdgeKind.LOOP if table.is_loop[row] else EdgeKind.ODOMETRY,
             inliers=int(table.inliers[row]),
-            share=float(table.shares[row]),
+            evidence_fraction=float(table.shares[row]),
         )
         graph.set_edge(edge)
         if table.weights[row] < 1.0:
