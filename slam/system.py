@@ -417,7 +417,7 @@ class Slam:
             frames=len(log),
             keyframes=len(mapper.map.graph.keyframes) - len(earlier.keyframe_ids),
             may_calibrate=not earlier.keyframe_ids,
-            tell=partial(self._events.graph, log.last_index),
+            notify=partial(self._events.graph, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:

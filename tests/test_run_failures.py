@@ -369,7 +369,7 @@ LENS = CorrectionStep((1.01, 1.01), (0.005, 0.0))
 def test_a_lens_that_folds_the_image_over_itself_costs_no_file(
     oracle_run, tmp_path, monkeypatch, finding, state, reason
 ):
-    monkeypatch.setattr("slam.mapping.global_refinement._examined", lambda *_: finding)
+    monkeypatch.setattr("slam.mapping.global_refinement._examine", lambda *_: finding)
     monkeypatch.setattr(f"{__name__}.GtsamBundleAdjuster", Folding)
     ended, out = oracle_run(), tmp_path / "out"
     assert ended.code == 0, ended.err

@@ -97,7 +97,7 @@ def _refine(mapper: Mapper, config: BundleAdjustmentConfig, frames: int, on_prog
         frames=frames,
         keyframes=len(mapper.map.graph.keyframes),
         may_calibrate=False,
-        tell=lambda before, after, cause: None,
+        notify=lambda before, after, cause: None,
         on_round=partial(on_progress, "rounds of refinement"),
     )
 
