@@ -83,7 +83,7 @@ class EventPublisher:
         name = getattr(observer, "__qualname__", type(observer).__name__)
         self.dropped.append(DroppedObserver(name, type(event).__name__, error))
         internal = None if isinstance(error, UserError) else error  # an error that the user can fix needs no traceback
-        logger.warning("%s hears no more of this run: %s", name, error, exc_info=internal)
+        logger.warning("%s raised an error and receives no further events: %s", name, error, exc_info=internal)
 
     def keyframe_added(self, keyframe: Keyframe, reason: str, image: Image) -> None:
         """Publish `KeyframeAdded`."""

@@ -101,10 +101,12 @@ class EdgeAccepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeRejected:
-    """`reason` is a sentence with the number and the threshold.
+    """A loop candidate was rejected, or a loop was disabled.
 
     Attributes:
-        landmarks: how many spoke for it all the same; 0 where it did not come to counting them.
+        i, j: keyframe ids.
+        reason: a sentence with the number and the threshold.
+        landmarks: number of landmarks that supported the loop; 0 if it was rejected before they were counted.
     """
 
     i: int

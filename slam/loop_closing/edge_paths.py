@@ -146,7 +146,7 @@ class OdometryTree:
         return {k for k in (*removed, *range(first, self._graph.last_id + 1)) if k in keyframes}
 
     def _grow(self, missing: set[int]) -> None:
-        """Insert keyframes in order of variance (Dijkstra); those without an edge to the tree become roots."""
+        """Insert keyframes in order of variance (Dijkstra); keyframes without an edge to the tree become roots."""
         waiting: list[tuple[float, int, int]] = []  # variance, keyframe, parent
         for k in sorted(missing):
             for parent, edge in self._neighbors(k):

@@ -156,7 +156,7 @@ def _branch_and_bound(
 
 
 def consistent_loops(loops: Sequence[Edge], graph: KeyframeGraph) -> list[Edge]:
-    """The loops without those that are not in a largest consistent set of the newest `WINDOW` loops.
+    """A largest consistent set of the newest `WINDOW` loops, together with all older loops.
 
     Loops that cannot be compared count as consistent.
     """
@@ -202,8 +202,8 @@ class LoopEvidence:
     A loop is accepted if a consistent loop from another keyframe exists and its squared Mahalanobis distance to the map
     is below n times `CHI2_7DOF_999`, where n is the number of supporting keyframes, at most `MAX_SUPPORT`. This is the
     break-even of truncated least squares, where disabling n loops costs n times the threshold. A single loop with at
-    least `single_loop_min_inliers` landmarks is accepted if n = 1 holds for it. To connect two separate components,
-    where no path limits the drift, two loops are needed.
+    least `single_loop_min_inliers` landmarks is accepted below the threshold for n = 1. Connecting two separate
+    components, where no path limits the drift, requires two loops.
 
     Attributes:
         single_loop_min_inliers: minimum number of landmarks of a loop that is accepted without a second one.

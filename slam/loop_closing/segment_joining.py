@@ -1,4 +1,4 @@
-"""Joining of segments at the end of a run, when keyframes may be recognized in parts of the map that came later."""
+"""Joining of segments at the end of a run: the newest keyframes are relocalized in all other segments."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ class SlamMap:
 
     def remove_pairs(self, members: Iterable[int]) -> None:
         """Remove the pair estimates whose later keyframe is one of `members`."""
-        gone = {(i, j) for j in members for i in self._paired_with.pop(j, [])}
-        self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if pair not in gone}
+        removed = {(i, j) for j in members for i in self._paired_with.pop(j, [])}
+        self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if pair not in removed}
 
     def move(
         self, world_from_keyframe: dict[int, Similarity], ids: NDArray[np.int64], points_world: FloatArray

@@ -172,8 +172,8 @@ def _scale_of_prefix(estimate: Trajectory, reference: GroundTruthPrefix, truth: 
     assert truth is not None
     if not truth.has_times:
         raise ScaleError(
-            f"--scale-from {reference.spec}: the ground truth has no times, so nothing tells which of its poses belong to "
-            "which frames"
+            f"--scale-from {reference.spec}: the ground truth has no times, so nothing tells which of its poses "
+            "belong to which frames"
         )
     i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
     if len(i) < MATCHES_NEEDED:
