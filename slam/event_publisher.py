@@ -1,4 +1,4 @@
-"""Tells the observers what happened: the values of the map at that moment, never the map itself."""
+"""Publication of events to the observers."""
 
 from __future__ import annotations
 
@@ -35,14 +35,20 @@ from slam.tracking.tracking_state import TrackingStateMachine
 
 logger = logging.getLogger(__name__)
 
-MAX_KEYFRAMES_FULL_UPDATE = (
-    200  # keyframes up to which all landmarks are told after each; telling takes as long as there are many
-)
+# Maximum number of keyframes up to which `LandmarksUpdated` follows every new keyframe. Its cost is proportional to the
+# number of landmarks, so it is published less often in larger maps.
+MAX_KEYFRAMES_FULL_UPDATE = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DroppedObserver:
-    """An observer that raised: its name, the event it was told of, and what it raised."""
+    """An observer that raised an exception.
+
+    Attributes:
+        name: qualified name of the observer.
+        event: class name of the event.
+        error: the exception.
+    """
 
     name: str
     event: str
@@ -50,9 +56,10 @@ class DroppedObserver:
 
 
 class EventPublisher:
-    """Makes events of what stands in the map, and hands them to every observer in order.
+    """Builds events from the current map, and passes them to every observer in order.
 
-    The system does not depend on who listens: an observer that raises is dropped, and a warning says so once.
+    An event contains values of the map, never the map itself. An observer that raises is dropped with one warning, so
+    the system does not depend on its observers.
 
     Attributes:
         dropped: observers that raised, in order.
@@ -64,6 +71,7 @@ class EventPublisher:
         self.dropped: list[DroppedObserver] = []
 
     def publish(self, event: Event) -> None:
+        """Pass an event to every observer."""
         for observer in tuple(self._observers):
             try:
                 observer(event)
@@ -74,25 +82,30 @@ class EventPublisher:
         self._observers = [other for other in self._observers if other is not observer]
         name = getattr(observer, "__qualname__", type(observer).__name__)
         self.dropped.append(DroppedObserver(name, type(event).__name__, error))
-        internal = None if isinstance(error, UserError) else error  # what a person can fix needs no traceback
-        logger.warning("%s hears no more of this run: %s", name, error, exc_info=internal)
+        internal = None if isinstance(error, UserError) else error  # an error that the user can fix needs no traceback
+        logger.warning("%s raised an error and receives no further events: %s", name, error, exc_info=internal)
 
-    def keyframe(self, keyframe: Keyframe, reason: str, image: Image) -> None:
+    def keyframe_added(self, keyframe: Keyframe, reason: str, image: Image) -> None:
+        """Publish `KeyframeAdded`."""
         pose = self._map.graph.world_from_keyframe[keyframe.id]
         self.publish(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
 
     def initialized(self, pair: InitialPair) -> None:
+        """Publish `Initialized`."""
         indices = (pair.first.frame.index, pair.second.frame.index)
         landmarks = len(self._map.landmarks.landmark_ids())
         self.publish(Initialized(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
 
     def scale_unobservable(self, frame: Frame, reason: str) -> None:
+        """Publish `ScaleUnobservable`."""
         self.publish(ScaleUnobservable(frame_index=frame.index, reason=reason))
 
-    def lost(self, frame: Frame, reason: str) -> None:
+    def tracking_lost(self, frame: Frame, reason: str) -> None:
+        """Publish `TrackingLost`."""
         self.publish(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=reason))
 
     def relocalized(self, found: RelocalizedFrame, frames_lost: int) -> None:
+        """Publish `Relocalized`."""
         frame = found.seen.frame
         self.publish(
             Relocalized(
@@ -104,12 +117,13 @@ class EventPublisher:
             )
         )
 
-    def landmarks_after(self, k: int, frame_index: int) -> None:
-        """Tell of the landmarks when keyframe k has come: always in a small map, ever more seldom as it grows."""
+    def landmarks_updated_after_keyframe(self, k: int, frame_index: int) -> None:
+        """Publish `LandmarksUpdated` after keyframe k was added: always in a small map, less often in larger ones."""
         if k % (1 + len(self._map.graph.keyframes) // MAX_KEYFRAMES_FULL_UPDATE) == 0:
-            self.landmarks(frame_index)
+            self.landmarks_updated(frame_index)
 
-    def landmarks(self, frame_index: int) -> None:
+    def landmarks_updated(self, frame_index: int) -> None:
+        """Publish `LandmarksUpdated`."""
         landmarks = self._map.landmarks
         ids = landmarks.landmark_ids()
         points = landmarks.points_world(ids, self._map.graph)
@@ -117,7 +131,8 @@ class EventPublisher:
             LandmarksUpdated(frame_index=frame_index, ids=ids, points_world=points, colors=landmarks.color[ids])
         )
 
-    def graph(self, frame_index: int, before: float, after: float, cause: str) -> None:
+    def graph_optimized(self, frame_index: int, before: float, after: float, cause: str) -> None:
+        """Publish `GraphOptimized`."""
         self.publish(
             GraphOptimized(
                 frame_index=frame_index,
@@ -128,35 +143,36 @@ class EventPublisher:
             )
         )
 
-    def frame(
-        self, frame: Frame, where: TrackingStateMachine, seen: FrameTracker, stage_ms: Mapping[str, float]
+    def frame_processed(
+        self, frame: Frame, state: TrackingStateMachine, tracker: FrameTracker, stage_ms: Mapping[str, float]
     ) -> None:
-        """Tell of a frame that has been dealt with: where it was seen to be, and by what."""
-        pose, agreeing = seen.pose if where.is_tracking else None, seen.inlier_tracks
+        """Publish `FrameProcessed`."""
+        pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
         self.publish(
             FrameProcessed(
                 frame=frame,
-                state=where.state,
-                reason=where.reason,
+                state=state.state,
+                reason=state.reason,
                 world_from_cam=pose,
-                keyframe_id=where.keyframe_id,
-                pixels=seen.tracks.pixels,
-                track_ids=seen.tracks.ids,
-                is_inlier=np.isin(seen.tracks.ids, agreeing.ids),
-                depth=self._median_depth(agreeing, pose),
+                keyframe_id=state.keyframe_id,
+                pixels=tracker.tracks.pixels,
+                track_ids=tracker.tracks.ids,
+                is_inlier=np.isin(tracker.tracks.ids, inliers.ids),
+                depth=self._median_depth(inliers, pose),
                 stage_ms=dict(stage_ms),
-                overlay_share=seen.overlay_share,
-                camera_rests=seen.is_resting,
+                overlay_share=tracker.overlay_share,
+                camera_rests=tracker.is_resting,
             )
         )
 
-    def _median_depth(self, seen: Tracks, pose: RigidTransform | None) -> float:
-        if pose is None or not len(seen):
+    def _median_depth(self, landmarks: Tracks, pose: RigidTransform | None) -> float:
+        if pose is None or not len(landmarks):
             return np.nan
-        points = self._map.landmarks.points_world(seen.ids, self._map.graph)
+        points = self._map.landmarks.points_world(landmarks.ids, self._map.graph)
         return float(np.median(depths_in(points, pose)))
 
-    def finished(self, result: SlamResult, *, interrupted: bool) -> None:
+    def run_finished(self, result: SlamResult, *, interrupted: bool) -> None:
+        """Publish `RunFinished`."""
         self.publish(
             RunFinished(
                 timestamps_ns=result.trajectory.timestamps_ns,

@@ -1,4 +1,4 @@
-"""What a run leaves in memory, gathered when it ends. `slam.run.run_folder` writes it to disk."""
+"""Result of a run, collected when it ends. `slam.run.run_folder` writes it to disk."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from slam.mapping.bundle_adjustment import reprojection_px
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FrameResult:
-    """Result of one frame, as it is live.
+    """Live result of one frame.
 
     Attributes:
-        state: whether the camera is tracked.
-        reason: why the state is what it is, a sentence; empty while all is well.
-        world_from_cam: pose of the camera in map units; None without one.
-        keyframe_id: the frame's reference keyframe; -1 before there is a map.
+        state: tracking state after the frame.
+        reason: why the state is what it is, a sentence; empty in normal tracking.
+        world_from_cam: pose of the camera, map units; None if the frame has no pose.
+        keyframe_id: reference keyframe of the frame; -1 before initialization.
     """
 
     frame_index: int
@@ -47,11 +47,11 @@ class FrameResult:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What a length of 1 is.
+    """Units of the lengths of a result.
 
     Attributes:
-        source: where meters come from, in words; empty for map units.
-        meters_per_unit: by which the run's own map units were stretched; None while they are map units.
+        source: source of the metric scale, in words; empty for map units.
+        meters_per_unit: factor by which the run was scaled to meters; None if it was not scaled.
     """
 
     name: Literal["map units", "meters"] = "map units"
@@ -60,24 +60,31 @@ class Units:
 
     @property
     def note(self) -> str:
-        """For the head of a file: nothing for map units."""
+        """A comment for the header of a file; empty for map units."""
         return f"lengths in {self.name}: {self.source}" if self.source else ""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SlamResult:
-    """What a run leaves, in `units`.
+    """Result of a run, with lengths in `units`.
 
     Attributes:
-        trajectory: every tracked frame of the largest segment, final poses; `frame_indices` (N,) names its rows.
-        segment: number of that segment in `graph`.
-        segments: the other segments, largest first; nothing ties their frames and scales to the first, so their
-            lengths are map units of their own. `segment_frame_indices` name their rows.
-        camera: of the frames, as the last refinement left it; None without a keyframe.
-        lens: what the run found of it beyond the calibration it began with.
-        lens_evidence: how far it is known. `segment_lens_evidence` is that of each of `segments`.
-        reprojection_px: root of the mean squared reprojection error in the keyframes of this run and segment, pixels.
-        online: poses as they were live, of the frames that were tracked in the world of this segment.
+        trajectory: final poses of all tracked frames of the largest segment.
+        frame_indices: (N,) frame index of each row of `trajectory`.
+        segments: trajectories of all other segments, largest first. Their worlds and scales are unrelated to the
+            largest segment, so their lengths are in map units of their own.
+        keyframe_trajectory: final poses of the keyframes of the largest segment.
+        online: live poses of the frames that were tracked in the world of the largest segment.
+        graph: keyframe graph of all segments.
+        landmark_ids, landmark_points, landmark_colors: (N,), (N, 3) and RGB (N, 3), of the largest segment.
+        segment: number of the largest segment in `graph`.
+        segment_frame_indices: frame index of each row of each trajectory in `segments`.
+        camera: camera of the frames after the global refinement; None without a keyframe.
+        lens: correction of the initial calibration that the run estimated.
+        lens_evidence: evidence for the focal length of the largest segment.
+        segment_lens_evidence: the same for each of `segments`.
+        reprojection_px: root mean square of the reprojection errors in this run's keyframes of the largest segment,
+            pixels.
     """
 
     trajectory: Trajectory
@@ -100,16 +107,18 @@ class SlamResult:
 
 
 def collect_result(slam_map: SlamMap, log: FrameLog, *, since: int = 0) -> SlamResult:
-    """The poses and landmarks as they stand now; the segment with the most frames comes first.
+    """The result from the current poses and landmarks; the largest segment is the one with the most frames.
 
-    Keyframes before id `since` belong to the map the run began in: they are in the graph, not in the trajectories.
+    Args:
+        since: lowest keyframe id of this run. Earlier keyframes belong to the map that the run continued: they are in
+            the graph, not in the trajectories.
     """
     graph, landmarks = slam_map.graph, slam_map.landmarks
     numbers = set(graph.segment_of.values()) or {0}
     sizes = {s: len(log.of_segment(graph, s)) for s in numbers}
     first, *others = sorted(numbers, key=lambda s: (-sizes[s], s))
     keyframes = [graph.keyframes[k] for k in graph.segment(first) if k >= since]
-    keyframes.sort(key=lambda k: k.timestamp_ns)  # a frame may become one long after it came
+    keyframes.sort(key=lambda k: k.timestamp_ns)  # ids are not in order of time: old frames may be inserted at the end
     ids = landmarks.landmark_ids()
     ids = ids[np.isin(landmarks.anchor[ids], graph.segment(first))]
     return SlamResult(
@@ -136,4 +145,5 @@ def collect_result(slam_map: SlamMap, log: FrameLog, *, since: int = 0) -> SlamR
 
 
 def _indices(log: FrameLog, graph: KeyframeGraph, segment: int) -> NDArray[np.int64]:
+    """Frame indices (N,) of the frames of a segment, in order of time."""
     return np.array([r.index for r in log.of_segment(graph, segment)], dtype=np.int64)

@@ -31,7 +31,7 @@ from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedF
 from slam.relocalization.localization_mode import LocalizationMode
 from slam.result import FrameResult, SlamResult, collect_result
 from slam.sessions.metric_scale import ScaleReference, in_meters
-from slam.sessions.stored_map import PriorMap, in_units_of_earlier, restore, run_to_reference_map
+from slam.sessions.stored_map import PriorMap, in_units_of_prior_map, restore, run_to_reference_map
 from slam.stopwatch import Stopwatch
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.initializer import Initializer, NotInitialized, localize_initial_frames
@@ -164,7 +164,7 @@ class Slam:
         if not self._state.is_tracking:
             with self._watch("keep for later"):
                 self._deferred.keep(frame)
-        self._events.frame(frame, self._state, self._frame_tracker, self._watch.stage_ms)
+        self._events.frame_processed(frame, self._state, self._frame_tracker, self._watch.stage_ms)
         return FrameResult(
             frame_index=frame.index,
             timestamp_ns=frame.timestamp_ns,
@@ -207,9 +207,9 @@ class Slam:
 
     def _conclude(self, *, interrupted: bool) -> SlamResult:
         result = collect_result(self._map, self._log, since=self._prior_map.last_id + 1)
-        self._result = result = in_units_of_earlier(result)
-        self._events.landmarks(self._log.last_index)
-        self._events.finished(result, interrupted=interrupted)
+        self._result = result = in_units_of_prior_map(result)
+        self._events.landmarks_updated(self._log.last_index)
+        self._events.run_finished(result, interrupted=interrupted)
         return result
 
     @property
@@ -278,7 +278,7 @@ class Slam:
             self._images.store(b.id, pair.second.frame.image)
         self._state.map_initialized(a.id, pair.second.frame.index)
         self._events.initialized(pair)
-        self._events.keyframe(a, "first of the first pair", pair.first.frame.image)
+        self._events.keyframe_added(a, "first of the first pair", pair.first.frame.image)
         self._loop_detector.add(a.id)
         for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
@@ -338,7 +338,7 @@ class Slam:
     def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
         """Link a new keyframe, close loops from it, and go on from where that leaves it."""
         slam_map, k = self._map, keyframe.id
-        self._events.keyframe(keyframe, reason, frame.image)
+        self._events.keyframe_added(keyframe, reason, frame.image)
         with self._watch("link"):
             self._odometry_edges.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
             self._odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
@@ -350,7 +350,7 @@ class Slam:
         self._state.set_tracking(k)
         self._frame_tracker.reset_to(slam_map.graph.world_from_keyframe[k].rigid, slam_map.landmarks.observed[k])
         self._record_frame(frame)
-        self._events.landmarks_after(k, frame.index)
+        self._events.landmarks_updated_after_keyframe(k, frame.index)
 
     # --- not followed ---------------------------------------------------------------------------------
 
@@ -399,7 +399,7 @@ class Slam:
             self._frame_tracker.reset_motion()
             self._rotation_only.stop()
             self._initializer.restart()
-            self._events.lost(frame, self._state.reason)
+            self._events.tracking_lost(frame, self._state.reason)
         if self._state.may_start_new_map:
             self._initialize(frame)
 
@@ -417,9 +417,9 @@ class Slam:
             frames=len(log),
             keyframes=len(mapper.map.graph.keyframes) - len(earlier.keyframe_ids),
             may_calibrate=not earlier.keyframe_ids,
-            tell=partial(self._events.graph, log.last_index),
+            notify=partial(self._events.graph_optimized, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
-            log.straighten(self._map.lens_of)
-            log.place_again(self._map.graph, self._frame_tracker.refit)
+            log.undistort(self._map.lens_of)
+            log.refit(self._map.graph, self._frame_tracker.refit)

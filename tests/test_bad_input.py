@@ -234,7 +234,10 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, endless):
     out = tmp_path / "out"
     ended = slam_process("run", endless, "-o", out, "--max-frames", 100, preexec_fn=limit_files)
     assert ended.returncode == 2, ended.stderr
-    assert f"EventLog hears no more of this run: {out / 'events.jsonl'}: cannot be written (" in ended.stderr
+    assert (
+        f"EventLog raised an error and receives no further events: {out / 'events.jsonl'}: cannot be written ("
+        in ended.stderr
+    )
     assert f"{out / 'events.jsonl'}: cannot be written (" in ended.stderr.strip().splitlines()[-1]
     assert "Traceback" not in ended.stderr
     report = json.loads((out / "report.json").read_text())

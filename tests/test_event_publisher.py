@@ -14,6 +14,6 @@ def test_all_landmarks_are_told_after_every_keyframe_of_a_small_map_and_seldom_i
     events = []
     reporter = EventPublisher([events.append], SimpleNamespace(graph=graph, landmarks=LandmarkMap()))
     for k in range(100):
-        reporter.landmarks_after(k, frame_index=k)
+        reporter.landmarks_updated_after_keyframe(k, frame_index=k)
     assert len(events) == told
     assert all(isinstance(event, LandmarksUpdated) and np.size(event.ids) == 0 for event in events)

@@ -71,7 +71,7 @@ def rounds(
         frames=frames,
         keyframes=keyframes,
         may_calibrate=may_calibrate,
-        tell=lambda before, after, name: told.append((before, after, name)),
+        notify=lambda before, after, name: told.append((before, after, name)),
     )
     return done, told
 
@@ -92,7 +92,7 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
         frames=10,
         keyframes=10,
         may_calibrate=True,
-        tell=lambda before, after, name: None,
+        notify=lambda before, after, name: None,
         on_round=lambda done, of: told.append((done, of, len(mapper.refined))),
     )
     assert told == [(0, 3, 0)]
@@ -109,7 +109,7 @@ def footage(monkeypatch):
     """Says what the footage of each segment says of its camera."""
 
     def says(*findings):
-        monkeypatch.setattr("slam.mapping.global_refinement._examined", lambda mapper, segment, *_: findings[segment])
+        monkeypatch.setattr("slam.mapping.global_refinement._examine", lambda mapper, segment, *_: findings[segment])
 
     return says
 

@@ -118,8 +118,8 @@ def test_a_measurement_that_is_no_number_is_refused_by_name_before_it_reaches_a_
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
 def test_a_share_of_evidence_is_more_than_nothing_and_at_most_all(share):
-    with pytest.raises(ValueError, match=f"Edge.share: expected more than 0 and at most 1, got {share}"):
-        Edge(i=0, j=1, i_from_j=at(1.0), sigmas=np.ones(7), kind=EdgeKind.ODOMETRY, share=share)
+    with pytest.raises(ValueError, match=f"Edge.evidence_fraction: expected more than 0 and at most 1, got {share}"):
+        Edge(i=0, j=1, i_from_j=at(1.0), sigmas=np.ones(7), kind=EdgeKind.ODOMETRY, evidence_fraction=share)
 
 
 # The graph

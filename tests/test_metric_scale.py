@@ -192,7 +192,7 @@ def test_meters_stay_when_segments_join_whichever_was_recognized_in_the_other(ru
 def test_a_metric_segment_keeps_its_world_when_an_older_one_joins_it(run):
     slam_map, _ = run
     last = slam_map.graph.last_id
-    slam_map.graph.stretch(1, 2.0, "a plumb line")
+    slam_map.graph.scale_to_meters(1, 2.0, "a plumb line")
     before = slam_map.graph.world_from_keyframe[last]
     change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)
     slam_map.join_segments(0, last, change)

@@ -297,7 +297,7 @@ def test_a_loop_that_is_left_out_ties_nothing(rng):
 
 def test_edges_of_shared_evidence_weigh_by_their_share():
     # Twice the same opinion of half a share each is one opinion: the middle lies where two single ones put it.
-    half = Edge(i=0, j=1, i_from_j=at(1.2), sigmas=PLACES, kind=ODOMETRY, share=0.5)
+    half = Edge(i=0, j=1, i_from_j=at(1.2), sigmas=PLACES, kind=ODOMETRY, evidence_fraction=0.5)
     found = solved(graph_of([at(0.0), at(1.0), at(2.0)], [half, edge(1, 2, at(1.0), sigma=PLACES)]))
     assert found[2].translation[0] == pytest.approx(2.2, abs=1e-6)
     loop = edge(0, 2, at(2.2 + 0.03), LOOP, PLACES)

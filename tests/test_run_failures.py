@@ -293,8 +293,8 @@ def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, m
     monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
     ended = oracle_run()
     assert wire.tripped == 1
-    assert [r.getMessage() for r in caplog.records if "hears no more" in r.getMessage()] == [
-        f"{name} hears no more of this run: {name}"
+    assert [r.getMessage() for r in caplog.records if "receives no further events" in r.getMessage()] == [
+        f"{name} raised an error and receives no further events: {name}"
     ]
     assert ended.code == 70
     assert ended.complaint.startswith(f"slam: internal error: {name}, told of ")
@@ -369,7 +369,7 @@ LENS = CorrectionStep((1.01, 1.01), (0.005, 0.0))
 def test_a_lens_that_folds_the_image_over_itself_costs_no_file(
     oracle_run, tmp_path, monkeypatch, finding, state, reason
 ):
-    monkeypatch.setattr("slam.mapping.global_refinement._examined", lambda *_: finding)
+    monkeypatch.setattr("slam.mapping.global_refinement._examine", lambda *_: finding)
     monkeypatch.setattr(f"{__name__}.GtsamBundleAdjuster", Folding)
     ended, out = oracle_run(), tmp_path / "out"
     assert ended.code == 0, ended.err

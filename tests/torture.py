@@ -297,7 +297,7 @@ class Scenario:
         interrupted = self.troubles.has(Trouble.INTERRUPTED)
         if interrupted:
             self._happens(Trouble.INTERRUPTED)
-        with patch("slam.mapping.global_refinement._examined", TroubledExamination(self.troubles)):
+        with patch("slam.mapping.global_refinement._examine", TroubledExamination(self.troubles)):
             result = slam.finish(interrupted=interrupted)
         check_map(slam)
         check_live(slam)

@@ -529,13 +529,13 @@ class TroubledRefiner:
 
 
 class TroubledExamination:
-    """What the footage says of the camera, in the place of `slam.mapping.global_refinement._examined`.
+    """What the footage says of the camera, in the place of `slam.mapping.global_refinement._examine`.
 
     Where trouble with the lens was dealt there always is distortion to be looked for.
     """
 
     def __init__(self, troubles: Troubles) -> None:
-        self._troubles, self._examine = troubles, final_refinement._examined
+        self._troubles, self._examine = troubles, final_refinement._examine
 
     def __call__(self, *told: Any) -> LensFinding:
         finding, step = self._examine(*told), wrong_lens(self._troubles)

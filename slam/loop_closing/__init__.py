@@ -1,1 +1,1 @@
-"""Odometry edges, loop detection, verification and closing, pose graph optimization."""
+"""Loop closing: detection, verification, consistency checks and pose graph optimization."""

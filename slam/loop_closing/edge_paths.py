@@ -1,4 +1,4 @@
-"""Where keyframes lie seen from one another, and how surely: paths along edges, and the tree of odometry they take.
+"""Relative poses of keyframes with their covariance, along the paths of least variance over odometry and loops.
 
 Errors are written on the right, i_from_j = measured @ Exp(d), with d = (rotation, translation, log scale) in j's axes
 and units; d in frame b is Ad(a_from_b) d in frame a.
@@ -17,7 +17,7 @@ import numpy as np
 from slam.loop_closing.edge_path import EdgePath, edge_variance
 from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph
 
-REACH = 30  # edges between keyframes that are near each other
+REACH = 30  # maximum length of a local path, edges
 
 
 # --- the tree -----------------------------------------------------------------------------------------
@@ -25,9 +25,16 @@ REACH = 30  # edges between keyframes that are near each other
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A keyframe in the tree: `leap` is an ancestor some way up, so that a climb takes few steps, however high.
+    """A keyframe in the odometry tree, with a skip pointer: any ancestor is logarithmically many steps away.
 
-    `depth` counts the edges from the root, `doubt` is theirs; `newest` is the highest id on the way from the root.
+    Attributes:
+        root: keyframe id of the root of its tree.
+        latest: highest keyframe id on the path from the root.
+        depth: number of edges from the root.
+        variance: sum of the variances of the edges from the root.
+        parent, edge: next node towards the root, and the edge to it; None at the root.
+        skip: an ancestor farther up; the node itself at the root.
+        skip_path: path from the node to `skip`, computed on first use.
     """
 
     keyframe: int
@@ -36,66 +43,67 @@ class _Node:
     depth: int = 0
     variance: float = 0.0
     parent: _Node | None = None
-    edge: Edge | None = None  # to the parent
+    edge: Edge | None = None
     skip: _Node = field(init=False)
-    skip_path: EdgePath | None = None  # to `leap`, once it was asked for
+    skip_path: EdgePath | None = None
 
     def __post_init__(self) -> None:
         self.skip = self
         if self.parent is not None:
             above = self.parent.skip
-            even = self.parent.depth - above.depth == above.depth - above.skip.depth
-            self.skip = above.skip if even else self.parent
+            equal_jumps = self.parent.depth - above.depth == above.depth - above.skip.depth
+            self.skip = above.skip if equal_jumps else self.parent
 
     def ancestor_with(self, variance: float) -> _Node:
-        """The lowest ancestor, or this node itself, that has no more doubt; the root when all have more."""
+        """The lowest ancestor, or this node, whose variance is at most `variance`; the root if there is none."""
         node = self
         while node.variance > variance and node.parent is not None:
             node = node.skip if node.skip.variance > variance else node.parent
         return node
 
     def is_above(self, other: _Node) -> bool:
-        """Whether this is an ancestor of another node, or it itself."""
-        return _meeting(self, other) is self
+        """Whether this node is `other` or one of its ancestors."""
+        return _common_ancestor(self, other) is self
 
 
 class OdometryTree:
-    """A graph's odometry, and the most certain paths along it.
+    """Paths of least variance along the odometry edges of a graph.
 
-    Nearby, over `REACH` edges, they are looked for. Farther, they go along the tree of the most certain paths from the
-    first keyframe of each part: between the source and an ancestor of the target that is near it, or the other way
-    round. Paths over the tree are put together of paths over ever more keyframes, after Myers, "An applicative
-    random-access stack", 1983, so they cost the logarithm of their length. Keyframes whose edges have changed are
-    grafted anew with all later ones: changes are near the newest, so that is a few.
+    Local paths, of at most `REACH` edges, are searched for in the graph. Longer ones run along the tree of the paths of
+    least variance from the first keyframe of each connected component: between the source and an ancestor of the
+    target that is near the source, or the other way round. Paths over the tree are composed of precomputed paths over
+    increasing numbers of edges, after Myers, "An applicative random-access stack", 1983, so they cost the logarithm of
+    their length. If edges of a keyframe change, it and all later keyframes are inserted into the tree again; changes
+    are near the newest keyframe, so these are few.
     """
 
     def __init__(self) -> None:
         self._graph = KeyframeGraph()
-        self._seen = 0  # changes of the graph
+        self._changes = 0  # number of changes of the graph that the tree includes
         self._nodes: dict[int, _Node] = {}
-        self._by_newest: dict[int, list[int]] = {}
-        self._around: dict[int, _Surroundings] = {}  # since the last change
-        self._doubts: dict[tuple[int, int], float] = {}  # of paths between the ends of loops
+        self._by_latest: dict[int, list[int]] = {}  # by `_Node.latest`, keyframe ids
+        self._around: dict[int, _Surroundings] = {}  # by keyframe, computed since the last change
+        self._variances: dict[tuple[int, int], float] = {}  # of paths between the ends of loops
 
     def follow(self, graph: KeyframeGraph) -> None:
-        """Take in what has changed in a graph, always the same one, since it was last followed."""
-        self._graph, changed = graph, graph.changed_since(self._seen)
-        self._seen += len(changed)
+        """Update the tree to the graph, which must be the same one in every call."""
+        self._graph, changed = graph, graph.changed_since(self._changes)
+        self._changes += len(changed)
         if not changed:
             return
         first = min(changed)
-        self._grow(self._forget_from(first))
+        self._grow(self._remove_from(first))
         self._around = {}
-        self._doubts = {ends: variance for ends, variance in self._doubts.items() if max(ends) < first}
+        self._variances = {ends: variance for ends, variance in self._variances.items() if max(ends) < first}
 
     def local_path(self, source: int, target: int) -> EdgePath | None:
-        """The path between two keyframes; None when nothing ties them, or more than `REACH` edges do."""
+        """The path between two keyframes; None if they are not connected by at most `REACH` edges."""
         return self._surroundings(source).to(target)
 
     def path(self, source: int, target: int) -> EdgePath | None:
-        """The path between two keyframes; None when nothing ties them."""
+        """The path between two keyframes; None if they are not connected."""
         near = self.local_path(source, target)
-        if near is not None or not self._are_tied(source, target):
+        if near is not None or not self._are_connected(source, target):
             return near
         a, b = self._nodes[source], self._nodes[target]
         turn = self._turn(a, b)[1]
@@ -106,38 +114,42 @@ class OdometryTree:
         return there.then(back.backwards())
 
     def path_through_loops(self, loops: Collection[Edge], source: int, target: int) -> EdgePath | None:
-        """The path where loops may be gone along as well; None when nothing ties the two.
+        """The path between two keyframes along odometry and these loops; None if they are not connected.
 
-        Between loops it leads through the ends of all others that it passes, which makes it little longer.
+        It may pass through the end keyframes of other loops, which barely lengthens it.
         """
-        ties: dict[int, list[tuple[int, float, Edge | None]]] = defaultdict(list)
-        chains: dict[int, list[int]] = defaultdict(list)  # of each part
+        links: dict[int, list[tuple[int, float, Edge | None]]] = defaultdict(list)
+        chains: dict[int, list[int]] = defaultdict(list)  # by connected component
         for k in sorted({source, target, *(end for loop in loops for end in (loop.i, loop.j))} & self._nodes.keys()):
             chains[self._nodes[k].root].append(k)
         for a, b in (pair for chain in chains.values() for pair in pairwise(chain)):
-            ties[a].append((b, self._variance(a, b), None))
-            ties[b].append((a, self._variance(a, b), None))
+            links[a].append((b, self._variance(a, b), None))
+            links[b].append((a, self._variance(a, b), None))
         for loop in loops:
-            ties[loop.i].append((loop.j, edge_variance(loop), loop))
-            ties[loop.j].append((loop.i, edge_variance(loop), loop))
-        return self._compose(_steps(ties, source, target), source, target)
+            links[loop.i].append((loop.j, edge_variance(loop), loop))
+            links[loop.j].append((loop.i, edge_variance(loop), loop))
+        return self._compose(_loops_along(links, source, target), source, target)
 
-    # --- how it grows ---------------------------------------------------------------------------------
+    # --- the tree -------------------------------------------------------------------------------------
 
-    def _forget_from(self, first: int) -> set[int]:
-        """Forget all that hangs off keyframe `first` or a later one; keyframes that are to be grafted."""
-        last = max(self._by_newest, default=-1)
-        gone = {k for latest in range(first, last + 1) for k in self._by_newest.pop(latest, [])}
-        for k in gone:
+    def _remove_from(self, first: int) -> set[int]:
+        """Remove all nodes whose path from the root contains keyframe `first` or later.
+
+        Returns:
+            The keyframes to insert again.
+        """
+        last = max(self._by_latest, default=-1)
+        removed = {k for latest in range(first, last + 1) for k in self._by_latest.pop(latest, [])}
+        for k in removed:
             del self._nodes[k]
-        known = self._graph.keyframes
-        return {k for k in (*gone, *range(first, self._graph.last_id + 1)) if k in known}
+        keyframes = self._graph.keyframes
+        return {k for k in (*removed, *range(first, self._graph.last_id + 1)) if k in keyframes}
 
     def _grow(self, missing: set[int]) -> None:
-        """Graft keyframes, the surest first (Dijkstra), or make them roots where nothing ties them to the tree."""
-        waiting: list[tuple[float, int, int]] = []  # doubt, keyframe, parent
+        """Insert keyframes in order of variance (Dijkstra); keyframes without an edge to the tree become roots."""
+        waiting: list[tuple[float, int, int]] = []  # variance, keyframe, parent
         for k in sorted(missing):
-            for parent, edge in self._tied_to(k):
+            for parent, edge in self._neighbors(k):
                 if parent in self._nodes:
                     heappush(waiting, (self._nodes[parent].variance + edge_variance(edge), k, parent))
         roots = iter(sorted(missing))
@@ -149,17 +161,18 @@ class OdometryTree:
             if k not in missing:
                 continue
             missing.discard(k)
-            node = self._graft(k, parent, variance)
-            for other, edge in self._tied_to(k):
+            node = self._insert(k, parent, variance)
+            for other, edge in self._neighbors(k):
                 if other in missing:
                     heappush(waiting, (variance + edge_variance(edge), other, k))
-                elif self._nodes[other].root != node.root:  # two parts of the tree have become one
-                    return self._grow(missing | self._forget_from(0))
-                elif variance + edge_variance(edge) < self._nodes[other].variance:  # the new makes the old surer
-                    return self._grow(missing | self._forget_from(self._nodes[other].latest))
+                elif self._nodes[other].root != node.root:  # two trees have become connected
+                    return self._grow(missing | self._remove_from(0))
+                elif variance + edge_variance(edge) < self._nodes[other].variance:  # a better path to an old node
+                    return self._grow(missing | self._remove_from(self._nodes[other].latest))
         return None
 
-    def _graft(self, k: int, parent: int, variance: float) -> _Node:
+    def _insert(self, k: int, parent: int, variance: float) -> _Node:
+        """Insert keyframe k below a parent, or as a root if it is its own parent."""
         if parent == k:
             node = _Node(k, root=k, latest=k)
         else:
@@ -167,42 +180,42 @@ class OdometryTree:
             latest = max(k, above.latest)
             node = _Node(k, above.root, latest, above.depth + 1, variance, above, edge)
         self._nodes[k] = node
-        self._by_newest.setdefault(node.latest, []).append(k)
+        self._by_latest.setdefault(node.latest, []).append(k)
         return node
 
-    def _tied_to(self, k: int) -> list[tuple[int, Edge]]:
-        """Keyframes that odometry ties to k, each with the edge."""
+    def _neighbors(self, k: int) -> list[tuple[int, Edge]]:
+        """Keyframes that an odometry edge connects to k, each with the edge."""
         return [(e.i + e.j - k, e) for e in self._graph.edges_at(k) if e.kind is EdgeKind.ODOMETRY]
 
     # --- paths ----------------------------------------------------------------------------------------
 
     def _surroundings(self, k: int) -> _Surroundings:
         if k not in self._around:
-            self._around[k] = _Surroundings(k, self._tied_to)
+            self._around[k] = _Surroundings(k, self._neighbors)
         return self._around[k]
 
-    def _are_tied(self, a: int, b: int) -> bool:
+    def _are_connected(self, a: int, b: int) -> bool:
         return a in self._nodes and b in self._nodes and self._nodes[a].root == self._nodes[b].root
 
     def _variance(self, a: int, b: int) -> float:
-        """That of the path between two keyframes that are tied."""
-        if (a, b) not in self._doubts:
+        """Variance of the path between two connected keyframes."""
+        if (a, b) not in self._variances:
             near = self._surroundings(a).variance.get(b)
-            self._doubts[a, b] = self._turn(self._nodes[a], self._nodes[b])[0] if near is None else near
-        return self._doubts[a, b]
+            self._variances[a, b] = self._turn(self._nodes[a], self._nodes[b])[0] if near is None else near
+        return self._variances[a, b]
 
     def _turn(self, a: _Node, b: _Node) -> tuple[float, _Node]:
-        """The doubt of the way over the tree between two keyframes, and the node where it leaves the one's ancestors.
+        """Variance of the tree path between two keyframes, and the node at which it switches branches.
 
-        That is where both branches meet, or an ancestor of one that the other has near.
+        That node is their lowest common ancestor, or an ancestor of one of them that has a local path to the other.
         """
-        meeting = _meeting(a, b)
-        turns = [(a.variance + b.variance - 2.0 * meeting.variance, meeting.keyframe)]
+        common = _common_ancestor(a, b)
+        turns = [(a.variance + b.variance - 2.0 * common.variance, common.keyframe)]
         for here, there in ((a, b), (b, a)):
             near = self._surroundings(here.keyframe).variance
-            reach = max(near.values())  # what is near differs by no more in its doubt from the root
+            reach = max(near.values())  # bounds the difference of the variances of `here` and of any node near it
             node = there.ancestor_with(here.variance + reach)
-            while node is not meeting and node.variance >= here.variance - reach:
+            while node is not common and node.variance >= here.variance - reach:
                 if node.keyframe in near:
                     turns.append((near[node.keyframe] + there.variance - node.variance, node.keyframe))
                 assert node.parent is not None
@@ -210,12 +223,12 @@ class OdometryTree:
         variance, keyframe = min(turns)
         return variance, self._nodes[keyframe]
 
-    def _compose(self, steps: list[tuple[int, int, Edge]] | None, source: int, target: int) -> EdgePath | None:
-        """The path along odometry from loop to loop."""
-        if steps is None:
+    def _compose(self, loops: list[tuple[int, int, Edge]] | None, source: int, target: int) -> EdgePath | None:
+        """The path that follows odometry from loop to loop."""
+        if loops is None:
             return None
         path, at = EdgePath.still(), source
-        for start, end, loop in steps:
+        for start, end, loop in loops:
             between = self.path(at, start)
             assert between is not None
             path, at = path.then(between).then(EdgePath.along(loop, start)), end
@@ -225,10 +238,14 @@ class OdometryTree:
 
 
 class _Surroundings:
-    """The most certain paths from a keyframe over at most `REACH` edges (Dijkstra)."""
+    """Paths of least variance from a keyframe over at most `REACH` edges (Dijkstra).
 
-    def __init__(self, source: int, tied_to: Callable[[int], list[tuple[int, Edge]]]) -> None:
-        self.variance: dict[int, float] = {}  # of the paths, by target
+    Attributes:
+        variance: of each path, by target.
+    """
+
+    def __init__(self, source: int, neighbors: Callable[[int], list[tuple[int, Edge]]]) -> None:
+        self.variance: dict[int, float] = {}
         self._before: dict[int, tuple[int, Edge | None]] = {source: (source, None)}
         self._paths = {source: EdgePath.still()}
         best = {source: 0.0}
@@ -238,14 +255,14 @@ class _Surroundings:
             if k in self.variance:
                 continue
             self.variance[k] = variance
-            for other, edge in tied_to(k) if edges < REACH else ():
+            for other, edge in neighbors(k) if edges < REACH else ():
                 more = variance + edge_variance(edge)
                 if more < best.get(other, np.inf):
                     best[other], self._before[other] = more, (k, edge)
                     heappush(waiting, (more, other, edges + 1))
 
     def to(self, target: int) -> EdgePath | None:
-        """The path to a keyframe; None when it is not near."""
+        """The path to a keyframe; None if it is farther than `REACH` edges."""
         if target not in self._before:
             return None
         missing: list[int] = []
@@ -260,8 +277,8 @@ class _Surroundings:
         return path
 
 
-def _meeting(a: _Node, b: _Node) -> _Node:
-    """The lowest node above both, or one of them."""
+def _common_ancestor(a: _Node, b: _Node) -> _Node:
+    """The lowest common ancestor of two nodes of one tree, which may be one of them."""
     while a.depth != b.depth:
         low, high = (a, b) if a.depth > b.depth else (b, a)
         assert low.parent is not None
@@ -274,11 +291,11 @@ def _meeting(a: _Node, b: _Node) -> _Node:
 
 
 def _climb(node: _Node, ancestor: _Node) -> EdgePath:
-    """The path from a node up to one above it."""
+    """The path from a node to one of its ancestors."""
     path = EdgePath.still()
     while node is not ancestor:
         if node.skip.depth >= ancestor.depth:
-            path, node = path.then(_over(node)), node.skip
+            path, node = path.then(_skip_path(node)), node.skip
         else:
             assert node.parent is not None
             assert node.edge is not None
@@ -286,38 +303,42 @@ def _climb(node: _Node, ancestor: _Node) -> EdgePath:
     return path
 
 
-def _over(node: _Node) -> EdgePath:
-    """The path from a node to its leap."""
+def _skip_path(node: _Node) -> EdgePath:
+    """The path from a node to its skip ancestor, composed recursively and cached."""
     if node.skip_path is None:
         assert node.parent is not None
         assert node.edge is not None
         path = EdgePath.along(node.edge, node.keyframe)
         if node.skip is not node.parent:
-            path = path.then(_over(node.parent)).then(_over(node.parent.skip))
+            path = path.then(_skip_path(node.parent)).then(_skip_path(node.parent.skip))
         node.skip_path = path
     return node.skip_path
 
 
-def _steps(
-    ties: dict[int, list[tuple[int, float, Edge | None]]], source: int, target: int
+def _loops_along(
+    links: dict[int, list[tuple[int, float, Edge | None]]], source: int, target: int
 ) -> list[tuple[int, int, Edge]] | None:
-    """The loops (from, to, edge) along the path of least doubt; None when there is no path (Dijkstra)."""
+    """The loops (from, to, edge) along the path of least variance; None if there is no path (Dijkstra).
+
+    Args:
+        links: by keyframe, (other keyframe, variance, loop or None for odometry).
+    """
     before: dict[int, tuple[int, Edge | None]] = {}
     waiting: list[tuple[float, int, int, int]] = [(0.0, source, source, -1)]
     while waiting and target not in before:
-        variance, k, previous, tie = heappop(waiting)
+        variance, k, previous, link = heappop(waiting)
         if k in before:
             continue
-        before[k] = previous, ties[previous][tie][2] if tie >= 0 else None
-        for number, (other, more, _) in enumerate(ties[k]):
+        before[k] = previous, links[previous][link][2] if link >= 0 else None
+        for number, (other, more, _) in enumerate(links[k]):
             if other not in before:
                 heappush(waiting, (variance + more, other, k, number))
     if target not in before:
         return None
-    steps, at = list[tuple[int, int, Edge]](), target
+    loops, at = list[tuple[int, int, Edge]](), target
     while at != source:
         previous, loop = before[at]
         if loop is not None:
-            steps.append((previous, at, loop))
+            loops.append((previous, at, loop))
         at = previous
-    return steps[::-1]
+    return loops[::-1]

@@ -1,19 +1,22 @@
-"""Loop detection: keyframes that look like a new one, far from it in the run."""
+"""Loop detection: retrieval of similar keyframes that are far away in the sequence."""
 
 from __future__ import annotations
 
 from relocalizer.interfaces import Candidate, Retriever
 from slam.config.schema import LoopClosingConfig
-from slam.loop_closing.edge_information import (
-    covisible_enough,
-)
+from slam.loop_closing.edge_information import covisible_enough
 from slam.map.slam_map import SlamMap
 
-QUERIES, QUERIED = 4, 8  # at most so many queries a keyframe, each for so many times the candidates wanted
+QUERIES = 4  # maximum number of retrieval queries per keyframe
+QUERIED = 8  # ratio of the number of results per query to the number of candidates wanted
 
 
 class LoopDetector:
-    """Queries the retriever for loop candidates."""
+    """Queries the retriever for loop candidates.
+
+    As in ORB-SLAM, a candidate must be at least nearly as similar as the neighbors of the new keyframe in the sequence,
+    and must not be covisible with it.
+    """
 
     def __init__(self, config: LoopClosingConfig, slam_map: SlamMap, retriever: Retriever) -> None:
         self._config = config
@@ -21,13 +24,13 @@ class LoopDetector:
         self._retriever = retriever
 
     def add(self, k: int) -> None:
-        """Let later keyframes find this one."""
+        """Add keyframe k to the retriever."""
         self._retriever.add(k, self._map.graph.keyframes[k].descriptor)
 
     def candidates(self, k: int) -> list[Candidate]:
-        """Keyframes that look like k, far from it in the run and not already tied to it by landmarks.
+        """Loop candidates of keyframe k: similar, far from it in the sequence, and not covisible with it.
 
-        Of candidates near each other in the run the most similar stands for all.
+        Of candidates near each other in the sequence only the most similar is returned (non-maximum suppression).
         """
         graph, config = self._map.graph, self._config
         excluded = frozenset(range(k - config.min_gap + 1, k + config.min_gap))
@@ -37,13 +40,13 @@ class LoopDetector:
         chosen: list[Candidate] = []
         for _ in range(QUERIES):
             found = self._retriever.query(descriptor, QUERIED * config.candidates, excluded)
-            alike = [c for c in found if c.similarity >= threshold]
-            connected = covisible_enough(self._map, k, [c.key for c in alike])
-            for candidate in alike:
+            similar = [c for c in found if c.similarity >= threshold]
+            connected = covisible_enough(self._map, k, [c.key for c in similar])
+            for candidate in similar:
                 near = any(abs(candidate.key - other.key) <= config.suppression for other in chosen)
                 if not near and candidate.key not in connected and len(chosen) < config.candidates:
                     chosen.append(candidate)
-            if len(chosen) == config.candidates or not alike:
+            if len(chosen) == config.candidates or not similar:
                 break
-            excluded |= {c.key for c in alike}
+            excluded |= {c.key for c in similar}
         return chosen

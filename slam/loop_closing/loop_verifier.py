@@ -1,4 +1,4 @@
-"""Geometric verification of a loop candidate, and the edge that the loop would be."""
+"""Geometric verification of a loop candidate, and the edge of a verified loop."""
 
 from __future__ import annotations
 
@@ -35,23 +35,27 @@ from slam.relocalization.pose_from_matches import (
     refine_with_guided_matching,
 )
 
-MIN_SCALE_LANDMARKS = 8
-# Looked at closer, landmarks are searched this far from where the loop puts them, in pixels, by descriptors this alike.
-CLOSER_PX, CLOSER_SIMILARITY = 10.0, 0.8
-FOUND_AGAIN = 2 / 3  # of as many landmarks as the loop rests on
-CHI2_6DOF_999 = 22.46
+MIN_SCALE_LANDMARKS = 8  # minimum number of landmarks with a depth on both sides for the scale of a loop
+GUIDED_RADIUS_PX = 10.0  # search radius of guided matching around the projection of a landmark, pixels
+GUIDED_SIMILARITY = 0.8  # minimum descriptor similarity of guided matching
+MIN_GUIDED_RATIO = 2 / 3  # minimum ratio of the number of inliers after guided matching to that before
+CHI2_6DOF_999 = 22.46  # 99.9 % quantile of chi-square with 6 degrees of freedom
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verified:
-    """A loop that geometry speaks for: the edge it would be, and the landmarks recognized."""
+    """A geometrically verified loop: its edge, and the pose with the matched landmarks."""
 
     edge: Edge
     found: EstimatedPose
 
 
 class LoopVerifier:
-    """Tests whether a keyframe observes the place of another one: cheapest test first."""
+    """Tests whether a keyframe observes the place of another one, and measures their relative pose.
+
+    Like ORB-SLAM's loop correction: matches by descriptors, a robust pose from them, then guided matching over the
+    whole place. The scale, which ORB-SLAM takes from a similarity fit, comes from the ratio of the landmarks' depths.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,11 @@ class LoopVerifier:
         self._publish = publish
 
     def verify(self, c: int, k: int) -> Verified | PlaceNotMatched:
-        """Whether keyframe k really sees the place of keyframe c: cheapest test first."""
+        """Test whether keyframe k observes the place of keyframe c; the cheapest tests come first.
+
+        Returns:
+            The loop, or the reason why there is none.
+        """
         graph, config = self._map.graph, self._config
         features, camera = graph.keyframes[k].features, graph.keyframes[k].camera
         matches = match_place(features, c, self._map, min_inliers=config.min_inliers)
@@ -90,57 +98,60 @@ class LoopVerifier:
         return self._refine_pose(Verified(self.loop_edge(c, k, found), found))
 
     def _refine_pose(self, loop: Verified) -> Verified | PlaceNotMatched:
-        """The loop with the pose that the whole image gives it; why not, where the image does not bear it out.
+        """The loop with its pose refined by guided matching, or why it is rejected.
 
-        Every landmark of the place is looked for where the pose puts it, those that were not matched included. At the
-        right pose about as many agree again, or more, and they hardly move it. As in Mur-Artal, Montiel and
-        Tardos, "ORB-SLAM: a versatile and accurate monocular SLAM system", 2015, section VII-B. How sure the loop is
-        stays what the landmarks say that were recognized without being looked for.
+        All landmarks of the place are matched near their projections. At the right pose about as many as before are
+        inliers, and they hardly change the pose: Mur-Artal, Montiel and Tardos, "ORB-SLAM: a versatile and accurate
+        monocular SLAM system", 2015, section VII-B. The edge keeps its sigmas: guided matches are biased towards the
+        pose that guided them.
         """
         c, k, graph, landmarks = loop.edge.i, loop.edge.j, self._map.graph, self._map.landmarks
-        ids = np.unique(
-            np.concatenate([landmarks.observed[i].ids for i in [c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]])
-        )
-        closer = refine_with_guided_matching(
+        place = [c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]
+        ids = np.unique(np.concatenate([landmarks.observed[i].ids for i in place]))
+        refined = refine_with_guided_matching(
             loop.found,
             graph.keyframes[k].features,
             graph.keyframes[k].camera,
             ids[landmarks.is_triangulated(ids)],
             landmarks,
             graph,
-            radius_px=CLOSER_PX,
-            min_similarity=CLOSER_SIMILARITY,
+            radius_px=GUIDED_RADIUS_PX,
+            min_similarity=GUIDED_SIMILARITY,
         )
-        count, needed = closer.fit.inlier_count, int(np.ceil(FOUND_AGAIN * loop.edge.inliers))
+        count, needed = refined.fit.inlier_count, int(np.ceil(MIN_GUIDED_RATIO * loop.edge.inliers))
         if count < needed:
             return PlaceNotMatched(f"looked at closer, {count} landmarks agree, {needed} needed", count)
         pose_c, scale = graph.world_from_keyframe[c], loop.edge.i_from_j.scale
-        there = pose_c.inverse() @ Similarity.from_rigid(closer.fit.world_from_cam, pose_c.scale * scale)
-        moved = log_error(loop.edge.i_from_j, there)[:6]
-        away = squared_distance(moved, edge_covariance(loop.edge)[:6, :6])
-        if away > CHI2_6DOF_999:
-            said = f"chi-square {away:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
-            return PlaceNotMatched(f"looked at closer, {said}", count)
-        return Verified(replace(loop.edge, i_from_j=there), closer)
+        c_from_k = pose_c.inverse() @ Similarity.from_rigid(refined.fit.world_from_cam, pose_c.scale * scale)
+        change = log_error(loop.edge.i_from_j, c_from_k)[:6]
+        distance = squared_distance(change, edge_covariance(loop.edge)[:6, :6])
+        if distance > CHI2_6DOF_999:
+            reason = f"chi-square {distance:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
+            return PlaceNotMatched(f"looked at closer, {reason}", count)
+        return Verified(replace(loop.edge, i_from_j=c_from_k), refined)
 
     def loop_edge(self, c: int, k: int, found: EstimatedPose) -> Edge:
-        """The loop as a measurement, in c's units, with its scale."""
+        """The edge of a loop, in c's units, with its relative scale.
+
+        Args:
+            found: pose of keyframe k in the world of keyframe c.
+        """
         graph = self._map.graph
         ratio, log_scale_sigma = self._relative_scale(k, found)
-        seen_from_c = Similarity.from_rigid(found.fit.world_from_cam, graph.world_from_keyframe[k].scale * ratio)
+        pose_k = Similarity.from_rigid(found.fit.world_from_cam, graph.world_from_keyframe[k].scale * ratio)
         pose_c = graph.world_from_keyframe[c]
         information = self._loop_information(k, found) / design_effect(found.fit.inlier_count, LOOP_CORRELATION)
         return Edge(
             i=c,
             j=k,
-            i_from_j=pose_c.inverse() @ seen_from_c,
+            i_from_j=pose_c.inverse() @ pose_k,
             sigmas=edge_sigmas(information, pose_c.scale, log_scale_sigma),
             kind=EdgeKind.LOOP,
             inliers=found.fit.inlier_count,
         )
 
     def _loop_information(self, k: int, found: EstimatedPose) -> FloatArray:
-        """Information (6, 6) of a loop's pose, from landmarks that are themselves uncertain."""
+        """Information (6, 6) of a loop's pose, which includes the uncertainty of the landmarks."""
         graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.tracks.ids
         return pose_information(
             landmarks.points_world(ids, graph),
@@ -151,16 +162,17 @@ class LoopVerifier:
         )
 
     def _relative_scale(self, k: int, found: EstimatedPose) -> tuple[float, float]:
-        """How k's map units must be stretched to agree with the old landmarks, and the sigma of its logarithm.
+        """Scale of keyframe k's units relative to the matched landmarks, and the standard deviation of its logarithm.
 
-        The sigma is what the ratios scatter, or what the landmarks' own depths allow where that is more.
+        The ratio is measured by the points that are two landmarks, one on each side of the loop. Its sigma is the
+        larger of the scatter of the ratios of their depths and the uncertainty of these depths.
         """
-        slam_map, graph = self._map, self._map.graph
-        own = slam_map.landmarks.feature_tracks[k][found.matches.feature]
-        both = (own >= 0) & (own != found.matches.tracks.ids)  # one landmark's depth says nothing of two scales
-        both[both] = slam_map.landmarks.is_triangulated(own[both])
-        old_points = slam_map.landmarks.points_world(found.matches.tracks.ids[both], graph)
-        own_points = slam_map.landmarks.points_world(own[both], graph)
+        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.tracks.ids
+        own = landmarks.feature_tracks[k][found.matches.feature]
+        both = (own >= 0) & (own != ids)  # a landmark that is the same on both sides has the ratio 1 by definition
+        both[both] = landmarks.is_triangulated(own[both])
+        old_points = landmarks.points_world(ids[both], graph)
+        own_points = landmarks.points_world(own[both], graph)
         old_depth = depths_in(old_points, found.fit.world_from_cam)
         own_depth = depths_in(own_points, graph.world_from_keyframe[k].rigid)
         positive = (old_depth > 1e-9) & (own_depth > 1e-9)
@@ -168,7 +180,8 @@ class LoopVerifier:
         if count >= MIN_SCALE_LANDMARKS:
             ratio, sigma = fit_relative_scale(old_depth[positive], own_depth[positive])
             old_sigma, own_sigma = (
-                relative_depth_sigma(self._map.landmarks, ids[both]) for ids in (found.matches.tracks.ids, own)
+                relative_depth_sigma(landmarks, ids[both]),
+                relative_depth_sigma(landmarks, own[both]),
             )
             sigma = max(sigma, float(np.sqrt(np.median(old_sigma**2 + own_sigma**2) / count)))
             return ratio, sigma * float(np.sqrt(design_effect(count, LOOP_CORRELATION)))

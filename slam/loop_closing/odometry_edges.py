@@ -1,4 +1,4 @@
-"""Odometry edges: every keyframe is tied to the keyframes it shares landmarks with."""
+"""Odometry edges: every keyframe is connected to the keyframes it shares landmarks with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from slam.predictor_checks import relate
 
 
 class OdometryEdges:
-    """Adds edges between covisible keyframes, and reports when their parallax gives no depth."""
+    """Adds edges between covisible keyframes, and reports when their parallax is too small to triangulate.
+
+    The edges are those of ORB-SLAM's covisibility graph, limited to a few per keyframe.
+    """
 
     def __init__(
         self,
@@ -35,8 +38,9 @@ class OdometryEdges:
         *,
         noise_px: float,
     ) -> None:
-        """Args:
-        noise_px: standard deviation of a track, pixels.
+        """
+        Args:
+            noise_px: standard deviation of a track, pixels.
         """
         self._config = config
         self._mapper = mapper
@@ -47,9 +51,9 @@ class OdometryEdges:
         self._scale_is_observable = True
 
     def relate_to_covisible(self, k: int) -> None:
-        """Ask the predictor how keyframe k lies to the one before it, for a prior of the refinement.
+        """Predict the relative pose of keyframe k and the previous keyframe, a prior of bundle adjustment.
 
-        After a relocalization the one before may show another place; then it is asked about the most covisible one.
+        After a relocalization the previous keyframe may show another place; then the most covisible one is used.
         """
         graph, before = self._map.graph, self._map.before(k)
         overlaps = before is not None and before in covisible_enough(self._map, k, [before])
@@ -58,12 +62,12 @@ class OdometryEdges:
             self._mapper.remember_pair(i, k, estimate)
 
     def add_odometry_edges(self, k: int, window: int) -> None:
-        """Edges from the newest keyframes, which a refinement has just moved, to those they share landmarks with."""
+        """Set the edges from the newest keyframe, and from the one leaving the window, to their covisible keyframes."""
         recent = self._map.latest(k, 3 * window)
-        # The newest needs its first edges; the one that leaves the window has just been refined for the last time.
+        # The newest keyframe has no edges yet; the one that leaves the window was just refined for the last time.
         for j in {recent[-1], recent[-window] if len(recent) >= window else recent[-1]}:
             earlier = self._map.covisible(j, self._config.neighbors, among=[i for i in recent if i < j])
-            if not earlier:  # recognized at a place long ago
+            if not earlier:  # relocalized at a place mapped long ago
                 earlier = self._map.covisible(
                     j, self._config.neighbors, among=[i for i in self._map.segment_keyframes(k) if i < j]
                 )
@@ -72,17 +76,18 @@ class OdometryEdges:
                 if known is not None and known.kind is EdgeKind.LOOP:
                     continue
                 span = sum(i < between <= j for between in recent)
-                edge = self._odometry_edge(i, j, share=1.0 / (len(earlier) * min(max(span, 1), len(earlier))))
+                fraction = 1.0 / (len(earlier) * min(max(span, 1), len(earlier)))
+                edge = self._odometry_edge(i, j, evidence_fraction=fraction)
                 self._map.graph.set_edge(edge)
                 if known is None:
                     self._publish(EdgeAccepted(edge=edge, frame_index=self._map.frame_index_of(k)))
 
-    def _odometry_edge(self, i: int, j: int, *, share: float) -> Edge:
-        """The relative pose the refined landmarks give, as sure as the landmarks that both keyframes see.
+    def _odometry_edge(self, i: int, j: int, *, evidence_fraction: float) -> Edge:
+        """The relative pose after bundle adjustment, with the covariance from the landmarks both keyframes observe.
 
-        A keyframe's edges to several earlier ones come from one refinement of the same landmarks. With n of them, an
-        edge over m keyframes has 1 / (m n) of the evidence for its own: then all together are as stiff as a chain of
-        single steps, if variance grows with the number of steps.
+        A keyframe's edges to several earlier ones are derived from the same landmarks. With n edges, an edge that
+        spans m keyframes gets the fraction 1 / (m n) of the information: then all edges together are as stiff as a
+        chain of single steps, provided that variance grows with the number of steps.
         """
         graph, landmarks = self._map.graph, self._map.landmarks
         pose_i, pose_j = graph.world_from_keyframe[i], graph.world_from_keyframe[j]
@@ -95,9 +100,9 @@ class OdometryEdges:
             pose_j.rigid,
             self._noise_px,
         )
-        variance = relative_depth_sigma(self._map.landmarks, shared)
-        log_scale_sigma = float(np.median(variance)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
-        seen = landmarks.observed[j].ids  # all of them placed j, and their common errors with it
+        depth_sigma = relative_depth_sigma(self._map.landmarks, shared)
+        log_scale_sigma = float(np.median(depth_sigma)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
+        seen = landmarks.observed[j].ids  # the pose of j was estimated from all of them, with their correlated errors
         inflation = design_effect(int(landmarks.is_triangulated(seen).sum()), CORRELATION)
         return Edge(
             i=i,
@@ -106,13 +111,13 @@ class OdometryEdges:
             sigmas=edge_sigmas(information / inflation, pose_i.scale, np.sqrt(inflation) * log_scale_sigma),
             kind=EdgeKind.ODOMETRY,
             inliers=len(shared),
-            share=share,
+            evidence_fraction=evidence_fraction,
         )
 
     def check_parallax(self, k: int, needed_deg: float) -> None:
-        """Say when keyframe k gives new points no depth, because the camera turned more than it moved.
+        """Report when the parallax of keyframe k is too small to triangulate new points.
 
-        Said once for each such stretch: again only after the parallax has been twice what is needed.
+        Reported once per sequence of such keyframes: again only after the parallax has exceeded twice `needed_deg`.
         """
         i = self._map.before(k)
         parallax = None if i is None else self._map.parallax_deg(i, k)

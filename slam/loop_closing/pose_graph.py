@@ -1,4 +1,4 @@
-"""The graph solved: edges in, keyframe poses out (GTSAM, Sim(3))."""
+"""Interface of the pose graph optimizer."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from relocalizer.geometry import Similarity
 from slam.map.keyframe_graph import KeyframeGraph
 
-LOOP_LIMIT = 18.48  # 99 % of the squares of seven independent normal errors
+LOOP_LIMIT = 18.48  # maximum squared error of an enabled loop: 99 % quantile of chi-square with 7 degrees of freedom
 
-Weights = Mapping[tuple[int, int], float]  # a number for each loop
+Weights = Mapping[tuple[int, int], float]  # by loop (i, j), a number
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Solution:
-    """Poses of the keyframes that were solved for, the graph's error before and after, and what became of the loops.
+    """Result of a pose graph optimization.
 
     Attributes:
-        loop_weights: 1 for a loop that was followed, 0 for one that the rest of the graph contradicts.
-        loop_errors: squared error of each loop at the solution, in its sigmas.
-        problem: why the solver failed, and then the poses and the weights are those of before; empty where it did not.
+        error_before, error_after: half of the squared Mahalanobis length of all errors, loops weighted.
+        loop_weights: 1 for an enabled loop, 0 for one that contradicts the rest of the graph.
+        loop_errors: squared Mahalanobis length of the error of each loop at the solution.
+        problem: why the solver failed, in which case poses and weights are unchanged; empty on success.
     """
 
     world_from_keyframe: Mapping[int, Similarity]
@@ -35,19 +36,21 @@ class Solution:
 
     @property
     def why_unusable(self) -> str:
-        """Why nothing of this can be put into a graph; empty when it can."""
+        """Why the solution must not be applied to the graph; empty if it may be."""
         numbers = [self.error_before, self.error_after, *self.loop_weights.values(), *self.loop_errors.values()]
         return self.problem or ("" if np.isfinite(numbers).all() else "errors or weights are not finite")
 
 
 class GraphOptimizer(Protocol):
+    """Solver of the pose graph."""
+
     def optimize(self, graph: KeyframeGraph) -> Solution:
-        """Poses that fit the edges; the first keyframe of each connected part stays where it is."""
+        """Poses that fit the edges; the first keyframe of each connected component is fixed."""
         ...
 
 
 def first_of_each_part(graph: KeyframeGraph) -> list[int]:
-    """The lowest keyframe id of every connected part of the graph, in order."""
+    """The lowest keyframe id of every connected component of the graph, in order; edges of weight 0 do not count."""
     parent = {k: k for k in graph.keyframes}
 
     def root(k: int) -> int:

@@ -1,5 +1,4 @@
-"""When a run ends more of the map is known than when its frames came: frames that had no pose are looked for once
-more, and maps begun apart are joined."""
+"""Joining of segments at the end of a run: the newest keyframes are relocalized in all other segments."""
 
 from __future__ import annotations
 
@@ -7,22 +6,25 @@ from slam.loop_closing.loop_closer import LoopCloser
 from slam.map.slam_map import SlamMap
 from slam.relocalization.frame_relocalizer import FrameRelocalizer
 
-MOST_JOINED = 300  # keyframes, the newest, that are looked for in other segments
+MAX_QUERY_KEYFRAMES = 300  # maximum number of keyframes, the newest ones, that are relocalized in other segments
 
 
 def join_segments(
     slam_map: SlamMap, relocalizer: FrameRelocalizer, loop_closer: LoopCloser, *, min_inliers: int
 ) -> bool:
-    """Maps begun apart become one where keyframes are recognized by older ones of another; whether any did.
+    """Join segments whose keyframes are recognized in one another, as ORB-SLAM3 merges the maps of its atlas.
 
     Args:
-        min_inliers: landmarks by which they must be.
+        min_inliers: minimum number of landmarks that the pose of a keyframe in the other segment must agree with.
+
+    Returns:
+        Whether any segments were joined.
     """
     graph = slam_map.graph
     before = len(set(graph.segment_of.values()))
-    for k in sorted(graph.keyframes)[-MOST_JOINED:]:
+    for k in sorted(graph.keyframes)[-MAX_QUERY_KEYFRAMES:]:
         if len(set(graph.segment_of.values())) == 1:
             break
-        for place in relocalizer.find_in_other_segments(k, min_inliers=min_inliers):
-            loop_closer.join(place.keyframe_id, k, place.found)
+        for match in relocalizer.find_in_other_segments(k, min_inliers=min_inliers):
+            loop_closer.join(match.keyframe_id, k, match.found)
     return len(set(graph.segment_of.values())) < before

@@ -1,1 +1,1 @@
-"""The map: keyframe graph, landmarks, observations and frame log."""
+"""The map: keyframe graph, landmarks, observations and the log of tracked frames."""

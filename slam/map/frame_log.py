@@ -1,4 +1,4 @@
-"""Every frame that has a pose, hanging off its keyframe, with enough of what it saw to be placed again."""
+"""Log of the frames that have a pose, each stored relative to its reference keyframe with some of its observations."""
 
 from __future__ import annotations
 
@@ -17,33 +17,45 @@ from slam.map.frames import Frame, FrameRecord
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.tracks import Tracks
 
-REMEMBERED = 200  # observations kept of a frame; more would hardly move its pose, and hours of video add up
+# Maximum number of observations stored per frame. More would hardly change the refined pose, and the memory adds up
+# over hours of video.
+MAX_OBSERVATIONS_PER_FRAME = 200
 
 
 class FrameLog:
     """The records of the tracked frames, in order of time, and their live poses.
 
-    `live` is False once the stream has ended: what is added from then on has no live pose.
+    As in ORB-SLAM, the pose of a frame is stored relative to its reference keyframe, so it follows every correction of
+    the graph.
+
+    Attributes:
+        live: False once the stream has ended; frames added after that have no live pose.
+        records: the frames with a pose, in order of time.
     """
 
     def __init__(self) -> None:
         self.live = True
         self.records: list[FrameRecord] = []
-        self._seen: list[Tracks] = []
+        self._observations: list[Tracks] = []
         self._cameras: list[Camera] = []
-        self._live: list[tuple[int, RigidTransform] | None] = []  # with the segment whose world the pose was in
+        self._live: list[tuple[int, RigidTransform] | None] = []  # segment that defined the world, and the live pose
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
     def last_index(self) -> int:
-        """Of the latest frame that has a pose; -1 when none has."""
+        """Index of the latest frame that has a pose; -1 if no frame has one."""
         return self.records[-1].index if self.records else -1
 
     def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
-        """Hang a frame with a pose in map units off a keyframe; `seen` are the landmarks it rests on."""
-        step = max(1, -(-len(seen) // REMEMBERED))
+        """Store a frame relative to a keyframe.
+
+        Args:
+            pose: world_from_cam, map units.
+            seen: observations of the landmarks that the pose was estimated from.
+        """
+        step = max(1, -(-len(seen) // MAX_OBSERVATIONS_PER_FRAME))
         record = FrameRecord(
             index=frame.index,
             timestamp_ns=frame.timestamp_ns,
@@ -52,20 +64,20 @@ class FrameLog:
         )
         n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
         self.records.insert(n, record)
-        self._seen.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
+        self._observations.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
         self._cameras.insert(n, frame.camera)
         self._live.insert(n, (graph.segment_of[keyframe_id], pose) if self.live else None)
 
     def keep_frames_of(self, keyframe_ids: Collection[int]) -> None:
-        """Drop the records that are stored relative to any other keyframe."""
+        """Drop all records except those stored relative to these keyframes."""
         kept = [n for n, record in enumerate(self.records) if record.keyframe_id in keyframe_ids]
         self.records = [self.records[n] for n in kept]
-        self._seen = [self._seen[n] for n in kept]
+        self._observations = [self._observations[n] for n in kept]
         self._cameras = [self._cameras[n] for n in kept]
         self._live = [self._live[n] for n in kept]
 
     def nearest(self, timestamp_ns: int) -> FrameRecord:
-        """The record next to a time; the earlier of two that are as near."""
+        """The record closest to a time; of two equally close ones, the earlier."""
         n = bisect(self.records, timestamp_ns, key=lambda r: r.timestamp_ns)
         return min(self.records[max(n - 1, 0) : n + 1], key=lambda r: abs(r.timestamp_ns - timestamp_ns))
 
@@ -73,48 +85,51 @@ class FrameLog:
         """world_from_cam of a record under the graph's current poses, map units."""
         return graph.world_from_keyframe[record.keyframe_id].compose_rigid(record.keyframe_from_frame)
 
-    def straighten(self, lens_of: Callable[[int], IntrinsicsCorrection]) -> None:
-        """More is known of the cameras now: of each frame's that which is known of its keyframe's, by id."""
-        for n, (record, seen) in enumerate(zip(self.records, self._seen, strict=True)):
+    def undistort(self, lens_of: Callable[[int], IntrinsicsCorrection]) -> None:
+        """Apply to every frame's observations and camera the intrinsics correction of its keyframe.
+
+        Args:
+            lens_of: the correction of a keyframe's camera, by keyframe id.
+        """
+        for n, (record, seen) in enumerate(zip(self.records, self._observations, strict=True)):
             lens = lens_of(record.keyframe_id)
             if lens.has_corrections:
-                self._seen[n] = Tracks(seen.ids, lens.undistorted_pixels(seen.pixels).astype(np.float32))
+                self._observations[n] = Tracks(seen.ids, lens.undistorted_pixels(seen.pixels).astype(np.float32))
                 self._cameras[n] = lens.camera
 
-    def place_again(
-        self, graph: KeyframeGraph, place: Callable[[Tracks, Camera, RigidTransform], RigidTransform]
-    ) -> None:
-        """Give every frame the pose `place(landmarks seen, camera, pose so far)` finds for it."""
-        for n, (record, seen) in enumerate(zip(self.records, self._seen, strict=True)):
-            pose = place(seen, self._cameras[n], self.pose(record, graph))
+    def refit(self, graph: KeyframeGraph, fit: Callable[[Tracks, Camera, RigidTransform], RigidTransform]) -> None:
+        """Replace every frame's pose by `fit(observations, camera, current pose)`."""
+        for n, (record, seen) in enumerate(zip(self.records, self._observations, strict=True)):
+            pose = fit(seen, self._cameras[n], self.pose(record, graph))
             anchor = graph.world_from_keyframe[record.keyframe_id]
             self.records[n] = replace(record, keyframe_from_frame=relative_to_keyframe(anchor, pose))
 
     def trajectory(self, graph: KeyframeGraph, segment: int) -> Trajectory:
-        """The frames of one segment as they lie in the map now."""
+        """The frames of one segment under the graph's current poses."""
         records = self.of_segment(graph, segment)
         times = np.array([r.timestamp_ns for r in records], dtype=np.int64)
         return Trajectory(times, stack_matrices([self.pose(r, graph) for r in records]))
 
     def live_trajectory(self, segment: int) -> Trajectory:
-        """The poses as they were when each frame came (frames before the first pair: when the map began).
+        """Poses as estimated when each frame was processed (frames before the initial pair: at initialization).
 
-        Only frames that were tracked in the world of `segment`: until a loop joins two segments, theirs have nothing
-        in common, and poses tracked before the join stay in the world they were tracked in.
+        Contains only the frames that were tracked in the world of `segment`: two segments have unrelated worlds until
+        a loop joins them, and poses tracked before the join stay in the world that they were tracked in.
         """
         live = [
-            (record.timestamp_ns, known[1])
-            for record, known in zip(self.records, self._live, strict=True)
-            if known is not None and known[0] == segment
+            (record.timestamp_ns, segment_and_pose[1])
+            for record, segment_and_pose in zip(self.records, self._live, strict=True)
+            if segment_and_pose is not None and segment_and_pose[0] == segment
         ]
         return Trajectory(np.array([t for t, _ in live], dtype=np.int64), stack_matrices([pose for _, pose in live]))
 
     def of_segment(self, graph: KeyframeGraph, segment: int) -> list[FrameRecord]:
+        """The records whose keyframe is in a segment, in order of time."""
         return [r for r in self.records if graph.segment_of[r.keyframe_id] == segment]
 
 
 def relative_to_keyframe(world_from_keyframe: Similarity, world_from_cam: RigidTransform) -> RigidTransform:
-    """keyframe_from_frame, in the keyframe's own units, of a pose in map units."""
+    """keyframe_from_frame, in the keyframe's own units, from a pose in map units."""
     keyframe_from_world = world_from_keyframe.inverse()
     return rigid(
         keyframe_from_world.rotation @ rotation_matrix(world_from_cam),

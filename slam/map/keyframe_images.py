@@ -1,4 +1,4 @@
-"""The images of keyframes, which a map keeps and the system needs for nothing else: in memory, or in a folder."""
+"""Storage of the keyframe images, in memory or in a folder; only the saved map needs them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ logger = logging.getLogger(__name__)
 
 
 class KeyframeImages(Protocol):
-    """Keeps the image of every keyframe until the map is saved."""
+    """Storage of the image of every keyframe until the map is saved."""
 
     def store(self, keyframe_id: int, image: Image) -> None:
-        """Keep an image, RGB uint8 (H, W, 3)."""
+        """Store an image, RGB uint8 (H, W, 3)."""
         ...
 
     def jpeg(self, keyframe_id: int) -> bytes:
-        """A keyframe's image as the bytes of a JPEG file. Raises KeyError for a keyframe that was not stored."""
+        """The image of a keyframe as the bytes of a JPEG file. Raises KeyError for a keyframe that was not stored."""
         ...
 
     def __contains__(self, keyframe_id: int) -> bool: ...
 
 
 class MemoryImages:
-    """Images as JPEG in memory, about 60 kB each at 640x480."""
+    """Images as JPEG in memory, about 60 kB per image of 640x480 pixels."""
 
     def __init__(self) -> None:
         self._jpeg: dict[int, bytes] = {}
@@ -44,14 +44,13 @@ class MemoryImages:
 
 
 class FolderImages:
-    """Images as JPEG files in a folder of their own, so that memory does not grow with them.
+    """Images as JPEG files in a folder of their own, so that memory does not grow with the number of keyframes.
 
-    An image that the disk refuses, or that is gone when it is read again, is the only loss that could take a finished
-    map along; so what cannot be written stays in memory.
+    A map cannot be saved without the image of every keyframe, so an image that cannot be written stays in memory.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made with the first image, and removed by `close`."""
+        """`folder` is created with the first image, and removed by `close`."""
         self._folder = folder
         self._stored: set[int] = set()
         self._in_memory: dict[int, bytes] = {}
@@ -68,7 +67,7 @@ class FolderImages:
         self._stored.add(keyframe_id)
 
     def jpeg(self, keyframe_id: int) -> bytes:
-        """As `KeyframeImages.jpeg`. Raises OSError when the file cannot be read back."""
+        """As `KeyframeImages.jpeg`. Raises OSError if the file cannot be read back."""
         if keyframe_id not in self._stored:
             raise KeyError(keyframe_id)
         if keyframe_id in self._in_memory:
@@ -79,7 +78,7 @@ class FolderImages:
         return keyframe_id in self._stored
 
     def close(self) -> None:
-        """Remove the folder; the map has its own copies."""
+        """Remove the folder; the saved map has its own copies."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, keyframe_id: int) -> Path:

@@ -1,4 +1,4 @@
-"""How the focal length of a segment is known, and what that says against a run."""
+"""Evidence for the focal length of a segment, and its findings in the verdict on a run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from enum import StrEnum
 from relocalizer.calibration_windows import FocalChange
 from slam.evaluation.verdict import Finding, Grade
 
-UNDETERMINED_SIGMA = 0.1  # of a guessed focal length: from here on a map may be bent or stretched so that it is seen
+# Relative standard deviation of a guessed focal length from which the map's shape may be visibly wrong.
+UNDETERMINED_SIGMA = 0.1
 
 
 class LensState(StrEnum):
-    """How a focal length is known."""
+    """Source of a focal length."""
 
-    CALIBRATED = "given"  # by the camera file, and nothing speaks against it
-    KNOWN = "known"  # the footage determines it
-    GUESS = "guess"
-    CONTRADICTED = "contradicted"  # given, and the footage wants another
+    CALIBRATED = "given"  # given by the camera file and not contradicted by the footage
+    KNOWN = "known"  # determined by self-calibration
+    GUESS = "guess"  # assumed, and not determined by the footage
+    CONTRADICTED = "contradicted"  # given by the camera file, but the footage supports another one
 
 
 @dataclass(frozen=True, slots=True)
 class LensEvidence:
-    """What is known of the camera of a segment when the run ends.
+    """Evidence for the focal length of a segment at the end of a run.
 
     Attributes:
-        focal_ratio: the focal length that the footage wants, over that which the run began with; None without one.
-        focal_sigma: standard deviation of its logarithm, a share of it, by errors that are correlated; None without.
-        reason: why the state is no better; empty when it is known, or given and nothing is wrong.
-        change: it is not one focal length, so nothing was made of it.
+        focal_ratio: ratio of the self-calibrated focal length to the initial one; None without an estimate.
+        focal_sigma: standard deviation of the logarithm of `focal_ratio`, accounting for correlated errors; None
+            without an estimate.
+        reason: why the state is not better; empty if the focal length is known, or given and not contradicted.
+        change: a change of the focal length within the footage, in which case it was not corrected.
     """
 
     state: LensState = LensState.CALIBRATED
@@ -39,7 +41,7 @@ class LensEvidence:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What of it speaks against a run; none where the focal length is known, or given and not contradicted."""
+        """Findings that lower the verdict; none if the focal length is known, or given and not contradicted."""
         if self.change is not None:
             return (Finding(Grade.PARTIAL, f"{self.change}: no one camera fits this footage"),)
         if self.state is LensState.CONTRADICTED:

@@ -1,8 +1,8 @@
-"""Landmarks: tracks with a place. Each hangs off the keyframe that first saw it, so it moves with the graph."""
+"""Observations of tracks in keyframes, with an inverted index from tracks to keyframes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,50 +10,70 @@ from numpy.typing import NDArray
 from slam.map.tracks import Tracks
 
 
-class Observations(dict[int, Tracks]):
-    """The tracks that each keyframe saw, by its id; and for every track the keyframes that saw it, by a chain of
-    entries, so that what is near is found without looking at the whole map.
+class Observations:
+    """The tracks observed by each keyframe, and the keyframes that observe each track.
 
-    An entry stays when a keyframe forgets a track, so `seen_by` may name too many; counting tells. Keyframes stay.
+    The inverted index holds one linked list of entries per track, so covisible keyframes are found without a search of
+    the whole map. An entry stays when a keyframe loses a track, so `observers_of` may return too many keyframes.
     """
 
-    def __init__(self, sightings: Mapping[int, Tracks] | None = None) -> None:
-        super().__init__()
-        self._newest = np.full(1024, -1, np.int32)  # entry, by track
-        self._before = np.full(1024, -1, np.int32)  # entry, by entry
+    def __init__(self, observed: Mapping[int, Tracks] | None = None) -> None:
+        self._tracks: dict[int, Tracks] = {}
+        self._newest_entry = np.full(1024, -1, np.int32)  # by track
+        self._previous_entry = np.full(1024, -1, np.int32)  # by entry
         self._keyframe = np.zeros(1024, np.int32)  # by entry
         self._entries = 0
-        for k, tracks in (sightings or {}).items():
+        for k, tracks in (observed or {}).items():
             self[k] = tracks
 
+    def __getitem__(self, k: int) -> Tracks:
+        return self._tracks[k]
+
     def __setitem__(self, k: int, tracks: Tracks) -> None:
-        known = self.get(k)
+        """Set the tracks that keyframe k observes."""
+        known = self._tracks.get(k)
         new = np.unique(tracks.ids) if known is None else np.setdiff1d(tracks.ids, known.ids)
-        super().__setitem__(k, tracks)
+        self._tracks[k] = tracks
         if len(new) == 0:
             return
         entries = np.arange(self._entries, self._entries + len(new), dtype=np.int32)
         self._entries += len(new)
-        self._newest = _roomy(self._newest, int(new[-1]) + 1, -1)
-        self._before = _roomy(self._before, self._entries, -1)
-        self._keyframe = _roomy(self._keyframe, self._entries, 0)
-        self._before[entries] = self._newest[new]
+        self._newest_entry = _with_capacity(self._newest_entry, int(new[-1]) + 1, -1)
+        self._previous_entry = _with_capacity(self._previous_entry, self._entries, -1)
+        self._keyframe = _with_capacity(self._keyframe, self._entries, 0)
+        self._previous_entry[entries] = self._newest_entry[new]
         self._keyframe[entries] = k
-        self._newest[new] = entries
+        self._newest_entry[new] = entries
+
+    def keys(self) -> KeysView[int]:
+        """Ids of the keyframes."""
+        return self._tracks.keys()
+
+    def values(self) -> ValuesView[Tracks]:
+        """Tracks of each keyframe."""
+        return self._tracks.values()
+
+    def items(self) -> ItemsView[int, Tracks]:
+        """Keyframe ids, each with its tracks."""
+        return self._tracks.items()
+
+    def without(self, k: int) -> Observations:
+        """A copy without keyframe k."""
+        return Observations({other: tracks for other, tracks in self.items() if other != k})
 
     def observers_of(self, ids: NDArray[np.int64]) -> list[int]:
-        """Keyframes, in order, that see or once saw any of these tracks."""
+        """Keyframes, in order, that observe any of these tracks or did so earlier."""
         found = [np.zeros(0, np.int32)]
-        entries = self._newest[ids[ids < len(self._newest)]]
+        entries = self._newest_entry[ids[ids < len(self._newest_entry)]]
         while len(entries := entries[entries >= 0]):
             found.append(self._keyframe[entries])
-            entries = self._before[entries]
+            entries = self._previous_entry[entries]
         keyframe_ids: list[int] = np.unique(np.concatenate(found)).tolist()
         return keyframe_ids
 
 
-def _roomy(array: NDArray[np.int32], size: int, empty: int) -> NDArray[np.int32]:
-    """The array, or when it is shorter than `size` one at least twice as long that begins with it."""
+def _with_capacity(array: NDArray[np.int32], size: int, empty: int) -> NDArray[np.int32]:
+    """The array, extended by `empty` to at least `size` and twice its length if it is shorter than `size`."""
     if size <= len(array):
         return array
     return np.concatenate([array, np.full(max(size, 2 * len(array)) - len(array), empty, np.int32)])

@@ -1,7 +1,4 @@
-"""What happened, as plain frozen values. The core emits them; the console, Rerun, the log and tests listen.
-
-An event carries values, never the system. An observer is any callable that takes one event.
-"""
+"""The tracking state as it appears in events and results."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ from enum import StrEnum
 
 
 class TrackingState(StrEnum):
+    """Tracking state of the system, with the meaning of ORB-SLAM's tracking states."""
+
     INITIALIZING = "initializing"
     TRACKING = "tracking"
     LOST = "lost"

@@ -1,1 +1,1 @@
-"""Keyframe insertion, landmark fusion and bundle adjustment."""
+"""Local mapping: keyframe insertion, landmark fusion, bundle adjustment and intrinsics refinement."""

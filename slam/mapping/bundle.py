@@ -1,4 +1,4 @@
-"""Joint refinement of keyframe poses and landmarks over their observations (bundle adjustment, GTSAM)."""
+"""Bundle adjustment: the problem, its result, the solver's interface, and reprojection errors."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
 
-HUBER_K = 1.345  # 95 % efficiency on a normal distribution
+HUBER_K = 1.345  # threshold of the Huber kernel for 95 % efficiency on normal errors, standard deviations
 
 
 @dataclass(frozen=True, slots=True)
 class IntrinsicsPrior:
-    """How uncertain the distortion of a camera is before the refinement; its focal length is held.
+    """Prior of the distortion of a camera in bundle adjustment; its focal length is fixed.
 
     Attributes:
-        radial_sigma: of the radial distortion (k1 and k2) of its images about none.
-        significant: standard deviations that a distortion must be away from none to be believed.
-        most_px: a distortion that moves a corner of the image farther is not believed.
+        radial_sigma: standard deviation of the radial coefficients k1 and k2 about zero.
+        significant: minimum Mahalanobis distance of the estimated distortion from zero for it to be applied.
+        most_px: maximum displacement of the image corners for a distortion to be applied, pixels.
     """
 
     radial_sigma: float
-    significant: float = 5.0  # observations of one track err together, so 3 would be too few
+    significant: float = 5.0  # 3 would be too low, because the errors of the observations of one track are correlated
     most_px: float = float("inf")
 
 
-# Calibrations leave some: 0.01 to 0.02 in KITTI's rectified images and in 7-Scenes', which are sold as pinholes.
+# Prior of a calibrated camera. The residual k1 is 0.01 to 0.02 in the images of KITTI (rectified) and 7-Scenes, both
+# published as pinhole images.
 CALIBRATED = IntrinsicsPrior(radial_sigma=0.02)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Bundle:
-    """Keyframes, landmarks and who saw what.
+    """A bundle adjustment problem: keyframes, landmarks and observations.
 
     Attributes:
-        world_from_cam: pose of every keyframe taking part, by id.
-        cameras: pinhole camera of each.
-        fixed: ids of keyframes that must not move. With fewer than two, the first keyframe is held and the
-            distance to the keyframe farthest from it is kept, so that place and scale are pinned.
-        points_world: (N, 3).
+        world_from_cam: pose of every keyframe, by id.
+        cameras: pinhole camera of every keyframe, by id.
+        fixed: ids of the fixed keyframes. With fewer than two, the gauge is fixed by the pose of the first keyframe
+            and its distance to the keyframe farthest from it.
+        points_world: (N, 3), map units.
         keyframe_of, point_of: (M,) keyframe id and row of `points_world` of each observation.
-        pixels: (M, 2).
+        pixels: (M, 2) of each observation.
         pairs: the predictor's estimates (i, j, i_from_j) between keyframes of the bundle.
-        lens: find the distortion too, of the camera that all keyframes share; None holds it.
+        lens: prior of the distortion of the camera that all keyframes share, to refine it too; None fixes it.
     """
 
     world_from_cam: Mapping[int, RigidTransform]
@@ -66,10 +67,14 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AdjustedBundle:
-    """New poses and points, and the reprojection error (M,) in pixels of each observation under them.
+    """Result of a bundle adjustment.
 
-    `lens` is what was found of the camera; nothing where it was held, or is not observable. `problem` is why the solver
-    failed, and then nothing has moved; empty where it did not.
+    Attributes:
+        world_from_cam: pose of every keyframe, by id.
+        points_world: (N, 3), map units.
+        error_px: (M,) reprojection error of each observation, pixels.
+        lens: correction of the intrinsics; empty if they were fixed or are not observable.
+        problem: why the solver failed, in which case nothing has moved; empty on success.
     """
 
     world_from_cam: dict[int, RigidTransform]
@@ -80,31 +85,40 @@ class AdjustedBundle:
 
 
 class BundleAdjuster(Protocol):
+    """Solver of bundle adjustment problems."""
+
     def refine(
         self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5
     ) -> AdjustedBundle:
-        """Poses and points that fit the observations better; stops when the error falls by less than the tolerance."""
+        """Minimize the reprojection errors.
+
+        Args:
+            noise_px: standard deviation of an observation, pixels.
+            iterations: maximum number of iterations.
+            relative_tolerance: relative decrease of the error per iteration below which the solver stops.
+        """
         ...
 
 
 def reprojection_errors(
     bundle: Bundle, world_from_cam: Mapping[int, RigidTransform], points_world: FloatArray
 ) -> FloatArray:
-    """Pixels (M,) between each observation and where its landmark falls; infinite behind the camera."""
+    """Reprojection error (M,) of each observation, pixels; infinite behind the camera."""
     errors = np.full(len(bundle.pixels), np.inf)
     for k, pose in world_from_cam.items():
         rows = np.flatnonzero(bundle.keyframe_of == k)
         points = np.asarray(pose.inv().apply(points_world[bundle.point_of[rows]])).reshape(-1, 3)
         front = points[:, 2] > 1e-6
-        log_error = bundle.cameras[k].project(points[front]) - bundle.pixels[rows[front]]
-        errors[rows[front]] = np.linalg.norm(log_error, axis=1)
+        residuals = bundle.cameras[k].project(points[front]) - bundle.pixels[rows[front]]
+        errors[rows[front]] = np.linalg.norm(residuals, axis=1)
     return errors
 
 
 def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> FloatArray:
-    """The bundle's landmarks (N, 3), each moved alone to fit its observations, the cameras held.
+    """Structure-only bundle adjustment: the refined landmarks (N, 3) with all cameras fixed.
 
-    Damped Gauss-Newton on all points at once under a Huber kernel; a point that gets no better stays where it was.
+    Damped Gauss-Newton on all points at once with a Huber kernel; a step that does not reduce a point's cost is not
+    applied to that point.
     """
     order = sorted(bundle.world_from_cam)
     which = np.searchsorted(order, bundle.keyframe_of)
@@ -133,29 +147,29 @@ def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: in
         J = J @ R
         weight = np.minimum(1.0, HUBER_K * noise_px / np.maximum(np.linalg.norm(residual, axis=1), 1e-12))
         weighted = weight[:, None, None] * J
-        H = _sums(np.einsum("mij,mik->mjk", weighted, J), bundle.point_of, count)
-        gradient = _sums(np.einsum("mij,mi->mj", weighted, residual), bundle.point_of, count)
+        H = _sum_by_row(np.einsum("mij,mik->mjk", weighted, J), bundle.point_of, count)
+        gradient = _sum_by_row(np.einsum("mij,mi->mj", weighted, residual), bundle.point_of, count)
         damping = 1e-3 * np.trace(H, axis1=1, axis2=2) + 1e-12
-        tried = points - np.linalg.solve(H + damping[:, None, None] * np.eye(3), gradient[:, :, None])[:, :, 0]
-        in_cam_tried, residual_tried, cost_tried = residuals(tried)
-        better = cost_tried < cost
-        points = np.where(better[:, None], tried, points)
-        cost = np.where(better, cost_tried, cost)
+        candidate = points - np.linalg.solve(H + damping[:, None, None] * np.eye(3), gradient[:, :, None])[:, :, 0]
+        new_in_cam, new_residual, new_cost = residuals(candidate)
+        better = new_cost < cost
+        points = np.where(better[:, None], candidate, points)
+        cost = np.where(better, new_cost, cost)
         moved = better[bundle.point_of]
-        in_cam = np.where(moved[:, None], in_cam_tried, in_cam)
-        residual = np.where(moved[:, None], residual_tried, residual)
+        in_cam = np.where(moved[:, None], new_in_cam, in_cam)
+        residual = np.where(moved[:, None], new_residual, residual)
     return points
 
 
-def _sums(terms: FloatArray, of: NDArray[np.int64], count: int) -> FloatArray:
-    """Terms (M, ...) added up by the row (M,) each belongs to, (count, ...)."""
+def _sum_by_row(terms: FloatArray, rows: NDArray[np.int64], count: int) -> FloatArray:
+    """Sums (count, ...) of the terms (M, ...) of each row; `rows` (M,) are the rows of the terms."""
     columns = terms.reshape(len(terms), -1).T
-    sums = np.stack([np.bincount(of, column, minlength=count) for column in columns], axis=1)
+    sums = np.stack([np.bincount(rows, column, minlength=count) for column in columns], axis=1)
     return np.asarray(sums.reshape(count, *terms.shape[1:]), dtype=np.float64)
 
 
 def undistorted_pixels(bundle: Bundle, lens: CorrectionStep) -> Bundle:
-    """The bundle as the corrected camera would have seen it."""
+    """The bundle with a correction of the intrinsics applied to its cameras and pixels."""
     camera = next(iter(bundle.cameras.values()))
     pixels = lens.undistorted_pixels(bundle.pixels, camera)
     return replace(bundle, cameras=dict.fromkeys(bundle.cameras, lens.camera(camera)), pixels=pixels)

@@ -1,4 +1,4 @@
-"""Bundle adjustment of the map, local and global: which keyframes move, which landmarks take part, what is dropped."""
+"""Bundle adjustment of the map, local and global: selection of keyframes and landmarks, and removal of outliers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,23 @@ from slam.mapping.bundle import (
 )
 from slam.mapping.landmark_fusion import LandmarkFusion
 
-OUTLIER_CHI = 3.0  # observations beyond this many standard deviations are dropped after a refinement
-MIN_OBSERVERS = 2
-LENS_LANDMARKS = 200  # of each keyframe; they tell the lens as well as all do, and all make a camera they share costly
-ADAPTING_ITERATIONS = 30  # of poses and landmarks to another focal length, which bends the whole map
-MIN_FIXED_BASELINE = 0.25  # of a window's length: so far apart keyframes must stand to hold it
-WINDOW_TOLERANCE = 1e-3  # a window is refined again with the next keyframe, so the last bit can wait
+OUTLIER_CHI = 3.0  # maximum reprojection error of an inlier after bundle adjustment, standard deviations
+MIN_OBSERVERS = 2  # minimum number of keyframes that observe a landmark
+# Maximum number of landmarks per keyframe when intrinsics are refined. They determine the intrinsics as well as all
+# landmarks do, with which a shared camera is slow to solve.
+LENS_LANDMARKS = 200
+ADAPTING_ITERATIONS = 30  # maximum number of iterations after a change of the focal length, which deforms the whole map
+# Minimum distance between fixed keyframes, as a fraction of the window's length, for them to fix its scale.
+MIN_FIXED_BASELINE = 0.25
+# Relative decrease of the error at which local bundle adjustment stops; it runs again with the next keyframe.
+WINDOW_TOLERANCE = 1e-3
 
 
 class BundleAdjustment:
-    """Refines poses, landmarks and intrinsics of the map, and drops observations that contradict the result."""
+    """Bundle adjustment of the map: refines poses, landmarks and intrinsics, and removes outlier observations.
+
+    Local bundle adjustment is that of ORB-SLAM: a window of keyframes moves, covisible older keyframes are fixed.
+    """
 
     def __init__(
         self,
@@ -51,60 +58,27 @@ class BundleAdjustment:
         self._publish = publish
 
     def local_bundle_adjustment(self, k: int) -> None:
-        """Refine the newest keyframes of k's segment with the landmarks they see; related older ones hold them."""
+        """Refine the newest keyframes of k's segment and their landmarks; covisible older keyframes are fixed."""
         config = self._config.bundle_adjustment
         if not config.iterations:
             return
         window = self._map.latest(k, config.window)
-        older = self._fixed_keyframes(
-            window, [i for i in self._map.covisible(k, len(self._map.graph.keyframes)) if i not in window]
-        )
-        self._refine(
-            window,
-            older,
-            max_landmarks=config.max_landmarks,
-            iterations=config.iterations,
-            relative_tolerance=WINDOW_TOLERANCE,
-        )
-        self._refine_remaining_points(window, older)
-
-    def _fixed_keyframes(self, window: list[int], covisible: list[int]) -> list[int]:
-        """The most related keyframes, to hold a window where it is and as long as it is.
-
-        Where a camera has come by often the first few may all stand at one place, from which no length is seen: then
-        the last of them gives way to the next that stands elsewhere.
-        """
-        held, poses = covisible[: self._config.bundle_adjustment.covisible], self._map.graph.world_from_keyframe
-
-        def distance(i: int, j: int) -> float:
-            return float(np.linalg.norm(poses[i].translation - poses[j].translation))
-
-        needed = MIN_FIXED_BASELINE * max(distance(i, window[-1]) for i in window)
-        other = next((i for i in covisible if distance(i, covisible[0]) > needed), None)
-        if len(held) < 2 or other is None or other in held:
-            return held
-        return [*held[:-1], other]
-
-    def _refine_remaining_points(self, free: list[int], fixed: list[int]) -> None:
-        """Every landmark of a window placed anew under the window's poses: those that were not refined with them had
-        been placed under the old ones."""
-        ids, bundle = bundle_of(self._map, free, fixed)
-        if len(ids) == 0:
-            return
-        points = structure_only_adjustment(bundle, noise_px=self._config.tracks.noise_px)
-        self._map.landmarks.move_to(ids, points, self._map.graph)
-        errors = reprojection_errors(bundle, bundle.world_from_cam, points)
-        self._drop_outliers(ids, bundle, errors)
+        covisible = [i for i in self._map.covisible(k, len(self._map.graph.keyframes)) if i not in window]
+        fixed = self._fixed_keyframes(window, covisible)
+        ids, bundle = bundle_of(self._map, window, fixed, max_landmarks=config.max_landmarks)
+        self._refine(window, ids, bundle, iterations=config.iterations, relative_tolerance=WINDOW_TOLERANCE)
+        self._refine_remaining_points(window, fixed)
 
     def global_bundle_adjustment(self, segment: int, *, lens: IntrinsicsPrior | None = None) -> tuple[float, float]:
-        """One round over everything of a segment: known landmarks are looked for everywhere, then all is refined.
+        """Search all keyframes of a segment for known landmarks by projection, then refine the whole segment.
 
-        With `lens` the camera of all keyframes is refined too, and they become images of the one that was found.
+        Each round makes the map more consistent, so the next round finds more landmarks again.
 
-        Each round brings the map closer to itself, so the next one recognizes more of it.
+        Args:
+            lens: prior of the distortion, to refine and apply that of the shared camera too.
 
         Returns:
-            Root of the mean squared reprojection error before and after, pixels; zeros with nothing to refine.
+            Root mean square of the reprojection errors before and after, pixels; zeros for fewer than two keyframes.
         """
         members, config = self._map.graph.segment(segment), self._config.bundle_adjustment
         if len(members) < 2:
@@ -113,52 +87,85 @@ class BundleAdjustment:
             self._fusion.search_by_projection(k, covisible=config.final_covisible)
         if lens is not None:
             self._refine_lens(members, lens)
-        return self._refine(members, [], iterations=config.final_iterations)
+        ids, bundle = bundle_of(self._map, members, [])
+        return self._refine(members, ids, bundle, iterations=config.final_iterations)
 
     def correct_lens(self, segment: int, step: CorrectionStep) -> str:
-        """The keyframes of a segment become images of the corrected camera; poses and landmarks follow.
+        """Apply a correction of the intrinsics to all keyframes of a segment, and adapt poses and landmarks to it.
 
-        Estimates of pairs were made with the camera as it was, and are forgotten.
+        The pair estimates of the segment, which were made with the previous intrinsics, are removed.
 
         Returns:
-            Why that is no lens, and then nothing has changed; empty when it has.
+            Why the correction is rejected, in which case nothing has changed; empty if it was applied.
         """
         members = self._map.graph.segment(segment)
         first = self._map.graph.keyframes[members[0]]
-        if problem := why_no_lens(self._map.lens_of(first.id), step, first.camera):
+        if problem := why_lens_is_rejected(self._map.lens_of(first.id), step, first.camera):
             self._refuse(self._map.graph.keyframes[max(members)].frame_index, f"self-calibration: {problem}")
             return problem
         self._map.correct_intrinsics(members, step)
         self._map.remove_pairs(members)
-        self._refine(members, [], each=LENS_LANDMARKS, iterations=ADAPTING_ITERATIONS)
+        ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
+        self._refine(members, ids, bundle, iterations=ADAPTING_ITERATIONS)
         self._refine_remaining_points(members, [])
         return ""
 
+    def _fixed_keyframes(self, window: list[int], covisible: list[int]) -> list[int]:
+        """The most covisible keyframes, to fix the pose and the scale of a window.
+
+        Where the camera has passed often, the first few may all be at one place and so leave the scale free: then the
+        last of them is replaced by the next keyframe at another place.
+        """
+        fixed, poses = covisible[: self._config.bundle_adjustment.covisible], self._map.graph.world_from_keyframe
+
+        def distance(i: int, j: int) -> float:
+            return float(np.linalg.norm(poses[i].translation - poses[j].translation))
+
+        needed = MIN_FIXED_BASELINE * max(distance(i, window[-1]) for i in window)
+        other = next((i for i in covisible if distance(i, covisible[0]) > needed), None)
+        if len(fixed) < 2 or other is None or other in fixed:
+            return fixed
+        return [*fixed[:-1], other]
+
     def _refine_lens(self, members: list[int], prior: IntrinsicsPrior) -> None:
-        """Find the distortion from some landmarks, and place them all under it."""
-        if self._map.lens_of(members[0]).has_distortion:  # only how much is left to say
+        """Refine the distortion with some of the landmarks, then all landmarks with the result."""
+        if self._map.lens_of(members[0]).has_distortion:  # its significance was tested in an earlier round
             prior = replace(prior, significant=0.0)
-        self._refine(
-            members, [], each=LENS_LANDMARKS, iterations=self._config.bundle_adjustment.final_iterations, lens=prior
-        )
+        ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
+        bundle = replace(bundle, lens=prior)
+        self._refine(members, ids, bundle, iterations=self._config.bundle_adjustment.final_iterations)
         self._refine_remaining_points(members, [])
+
+    def _refine_remaining_points(self, free: list[int], fixed: list[int]) -> None:
+        """Refine all landmarks of some keyframes: those left out of the bundle still correspond to the old poses."""
+        ids, bundle = bundle_of(self._map, free, fixed)
+        if len(ids) == 0:
+            return
+        points = structure_only_adjustment(bundle, noise_px=self._config.tracks.noise_px)
+        self._map.landmarks.move_to(ids, points, self._map.graph)
+        errors = reprojection_errors(bundle, bundle.world_from_cam, points)
+        self._drop_outliers(ids, bundle, errors)
 
     def _refine(
         self,
         free: list[int],
-        fixed: list[int],
+        ids: NDArray[np.int64],
+        bundle: Bundle,
         *,
         iterations: int,
-        max_landmarks: int | None = None,
-        each: int | None = None,
         relative_tolerance: float = 1e-5,
-        lens: IntrinsicsPrior | None = None,
     ) -> tuple[float, float]:
-        """Refine, move the map, drop what contradicts it; root mean squared errors before and after, pixels."""
-        ids, bundle = bundle_of(self._map, free, fixed, max_landmarks=max_landmarks, each=each)
+        """Solve a bundle, apply the result to the map and remove outliers.
+
+        Args:
+            free: keyframes of the bundle that are not fixed.
+            ids: landmark of each row of `bundle.points_world`.
+
+        Returns:
+            Root mean square of the reprojection errors before and after, pixels; zeros without landmarks.
+        """
         if len(ids) == 0:
             return 0.0, 0.0
-        bundle = replace(bundle, lens=lens)
         before = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
         refined = self._adjuster.refine(
             bundle,
@@ -166,8 +173,9 @@ class BundleAdjustment:
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
-        most_px = float("inf") if lens is None else lens.most_px
-        lens_problem = why_no_lens(self._map.lens_of(free[0]), refined.lens, bundle.cameras[free[0]], most_px=most_px)
+        most_px = float("inf") if bundle.lens is None else bundle.lens.most_px
+        lens, camera = self._map.lens_of(free[0]), bundle.cameras[free[0]]
+        lens_problem = why_lens_is_rejected(lens, refined.lens, camera, most_px=most_px)
         if problem := refined.problem or why_unusable(refined) or lens_problem:
             self._refuse(self._map.graph.keyframes[max(free)].frame_index, f"bundle adjustment: {problem}")
             if problem == lens_problem:
@@ -186,38 +194,33 @@ class BundleAdjustment:
         self._publish(EstimateRefused(frame_index=frame_index, reason=reason))
 
     def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, error_px: FloatArray) -> None:
-        """Forget observations that the refined map contradicts, and landmarks with fewer than two left."""
-        bad = error_px > OUTLIER_CHI * self._config.tracks.noise_px
-        for k in np.unique(bundle.keyframe_of[bad]):
-            gone = ids[bundle.point_of[bad & (bundle.keyframe_of == k)]]
+        """Remove observations with a large reprojection error, and landmarks with fewer than two observations left."""
+        outlier = error_px > OUTLIER_CHI * self._config.tracks.noise_px
+        for k in np.unique(bundle.keyframe_of[outlier]):
+            removed = ids[bundle.point_of[outlier & (bundle.keyframe_of == k)]]
             tracks = self._map.landmarks.observed[int(k)]
-            self._map.landmarks.observed[int(k)] = tracks.where(~np.isin(tracks.ids, gone))
-            named = self._map.landmarks.feature_tracks[int(k)]
-            named[np.isin(named, gone)] = -1
-        left = np.bincount(bundle.point_of[~bad], minlength=len(ids))
-        self._map.landmarks.remove_points(ids[left < MIN_OBSERVERS])
+            self._map.landmarks.observed[int(k)] = tracks.where(~np.isin(tracks.ids, removed))
+            track_ids = self._map.landmarks.feature_tracks[int(k)]
+            track_ids[np.isin(track_ids, removed)] = -1
+        inliers = np.bincount(bundle.point_of[~outlier], minlength=len(ids))
+        self._map.landmarks.remove_points(ids[inliers < MIN_OBSERVERS])
 
 
 def bundle_of(
     slam_map: SlamMap, free: list[int], fixed: list[int], *, max_landmarks: int | None = None, each: int | None = None
 ) -> tuple[NDArray[np.int64], Bundle]:
-    """The landmarks (ids) and observations of some keyframes: all, the most seen, or the most seen in each."""
+    """The bundle of some keyframes, and the ids of its landmarks: those observed by free keyframes.
+
+    Args:
+        max_landmarks: maximum number of landmarks, the most observed ones; None for all.
+        each: maximum number of landmarks per keyframe, the most observed ones; None for all.
+    """
     members = [*free, *fixed]
-    own = np.unique(np.concatenate([slam_map.landmarks.observed[k].ids for k in free]))
-    own = own[slam_map.landmarks.is_triangulated(own)]
-    seen_in = [_rows_of(slam_map.landmarks.observed[k].ids, own) for k in members]
-    counts = np.bincount(np.concatenate([rows[rows >= 0] for rows in seen_in]), minlength=len(own))
-    chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
-    if max_landmarks is not None:
-        chosen = np.sort(chosen[np.argsort(-counts[chosen], kind="stable")[:max_landmarks]])
-    if each is not None:
-        often = [rows[np.argsort(-counts[rows], kind="stable")[:each]] for rows in (r[r >= 0] for r in seen_in)]
-        chosen = np.intersect1d(chosen, np.concatenate(often))
-    own = own[chosen]
+    ids = _select_landmarks(slam_map, free, members, max_landmarks=max_landmarks, each=each)
     keyframe_of, point_of, pixels = [], [], []
     for k in members:
         tracks = slam_map.landmarks.observed[k]
-        rows = _rows_of(tracks.ids, own)
+        rows = _rows_of(tracks.ids, ids)
         keep = rows >= 0
         keyframe_of.append(np.full(int(keep.sum()), k, np.int64))
         point_of.append(rows[keep])
@@ -226,17 +229,35 @@ def bundle_of(
         world_from_cam={k: slam_map.graph.world_from_keyframe[k].rigid for k in members},
         cameras={k: slam_map.graph.keyframes[k].camera for k in members},
         fixed=frozenset(fixed),
-        points_world=slam_map.landmarks.points_world(own, slam_map.graph),
+        points_world=slam_map.landmarks.points_world(ids, slam_map.graph),
         keyframe_of=np.concatenate(keyframe_of),
         point_of=np.concatenate(point_of),
         pixels=np.concatenate(pixels),
         pairs=slam_map.pairs_among(free, members),
     )
-    return own, bundle
+    return ids, bundle
+
+
+def _select_landmarks(
+    slam_map: SlamMap, free: list[int], members: list[int], *, max_landmarks: int | None, each: int | None
+) -> NDArray[np.int64]:
+    """Ids, in order, of the landmarks of free keyframes that two members observe, limited as in `bundle_of`."""
+    ids = np.unique(np.concatenate([slam_map.landmarks.observed[k].ids for k in free]))
+    ids = ids[slam_map.landmarks.is_triangulated(ids)]
+    rows_in = [_rows_of(slam_map.landmarks.observed[k].ids, ids) for k in members]
+    rows_in = [rows[rows >= 0] for rows in rows_in]
+    counts = np.bincount(np.concatenate(rows_in), minlength=len(ids))
+    chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
+    if max_landmarks is not None:
+        chosen = np.sort(chosen[np.argsort(-counts[chosen], kind="stable")[:max_landmarks]])
+    if each is not None:
+        most_observed = [rows[np.argsort(-counts[rows], kind="stable")[:each]] for rows in rows_in]
+        chosen = np.intersect1d(chosen, np.concatenate(most_observed))
+    return ids[chosen]
 
 
 def reprojection_px(slam_map: SlamMap, keyframe_ids: list[int]) -> float:
-    """Root of the mean squared reprojection error of the observations in keyframes, pixels; 0 without any."""
+    """Root mean square of the reprojection errors of the observations in some keyframes, pixels; 0 without any."""
     if not keyframe_ids:
         return 0.0
     _, bundle = bundle_of(slam_map, keyframe_ids, [])
@@ -244,7 +265,7 @@ def reprojection_px(slam_map: SlamMap, keyframe_ids: list[int]) -> float:
 
 
 def why_unusable(refined: AdjustedBundle) -> str:
-    """Why poses and landmarks of a refinement cannot be put into a map; empty when they can."""
+    """Why the result of a bundle adjustment must not be applied to the map; empty if it may be."""
     poses = np.array([pose.as_matrix() for pose in refined.world_from_cam.values()])
     for name, numbers in (("poses", poses), ("landmarks", refined.points_world)):
         if not np.isfinite(numbers).all():
@@ -256,13 +277,15 @@ def why_unusable(refined: AdjustedBundle) -> str:
     return ""
 
 
-def why_no_lens(
+def why_lens_is_rejected(
     lens: IntrinsicsCorrection, step: CorrectionStep, camera: Camera, *, most_px: float = float("inf")
 ) -> str:
-    """Why a correction of `camera`, which `lens` left, is not to be believed; empty when it is.
+    """Why a correction of the intrinsics is rejected; empty if it is accepted.
 
     Args:
-        most_px: that this correction may move the corners, pixels.
+        lens: the corrections applied so far.
+        camera: the camera after them.
+        most_px: maximum displacement of the image corners by this correction, pixels.
     """
     if step.is_nothing:
         return ""
@@ -276,15 +299,15 @@ def why_no_lens(
     return ""
 
 
-def _rows_of(ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each id stands in `own`, which is in order; -1 for those that do not."""
-    if len(own) == 0:
+def _rows_of(ids: NDArray[np.int64], table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row of each id in `table`, which is sorted; -1 for ids that are not in it."""
+    if len(table) == 0:
         return np.full(len(ids), -1, np.int64)
-    rows = np.minimum(np.searchsorted(own, ids), len(own) - 1)
-    return np.where(own[rows] == ids, rows, -1)
+    rows = np.minimum(np.searchsorted(table, ids), len(table) - 1)
+    return np.where(table[rows] == ids, rows, -1)
 
 
 def _root_mean_square(errors_px: FloatArray) -> float:
-    """Of the errors that are finite: a point behind the camera has none."""
+    """Root mean square of the finite errors; points behind the camera have infinite ones."""
     finite = errors_px[np.isfinite(errors_px)]
     return float(np.sqrt(np.mean(finite**2))) if len(finite) else 0.0

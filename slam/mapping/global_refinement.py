@@ -1,4 +1,4 @@
-"""The last refinement of the whole map, when a run ends: rounds of recognizing and refining, as many as pay."""
+"""Global refinement of the map at the end of a run: self-calibration and rounds of global bundle adjustment."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from slam.mapping.lens_examination import (
 )
 from slam.mapping.mapper import Mapper
 
-# CPU seconds on one core of a server, rounded; only their ratios matter. They are counted and not timed, because the
-# same input has to give the same bytes on any machine and under any load.
-FRAME_S = 0.012
-KEYFRAME_S = 0.15
-LENS_COST = 1.5  # times that of a round in which the camera is held
-OBSERVATION_S = 4e-6  # in each iteration of a round, the recognizing before it included
-PAIR_S = 0.04  # a pair of keyframes that the lens is judged by
-EVIDENCE_SHARE = 0.1  # of what the run cost, for judging a camera that was given
-FEWEST_PAIRS, MOST_PAIRS = 32, 48
+# Costs in CPU seconds on one core of a server, rounded; only their ratios matter. Costs are computed and not measured,
+# because the same input must give the same bytes on any machine and under any load.
+FRAME_S = 0.012  # cost per frame of a run
+KEYFRAME_S = 0.15  # cost per keyframe of a run
+OBSERVATION_S = 4e-6  # cost per observation and iteration of a round, its search by projection included
+LENS_COST = 1.5  # ratio of the cost of a round that refines intrinsics to that of one that does not
+PAIR_S = 0.04  # cost per pair of keyframes in the self-calibration
+EVIDENCE_SHARE = 0.1  # maximum cost of the examination of a given camera, as a fraction of the cost of the run
+FEWEST_PAIRS, MOST_PAIRS = 32, 48  # minimum and maximum number of keyframe pairs in the self-calibration
 
 
 def refine_map(
@@ -38,22 +38,24 @@ def refine_map(
     frames: int,
     keyframes: int,
     may_calibrate: bool,
-    tell: Callable[[float, float, str], None],
+    notify: Callable[[float, float, str], None],
     on_round: Callable[[int, int], None] = lambda done, of: None,
 ) -> int:
-    """Rounds over every segment of the map; `tell` hears the errors before and after each (pixels), and its name.
+    """Run rounds of global bundle adjustment over every segment of the map.
 
-    With `final: auto` the rounds stop before they would have taken longer than the run itself, by the costs above;
-    `always` does `final_rounds` of them and `never` none. A map whose focal length has been corrected is bent until it
-    is refined, so that is worth any time.
+    With `final: auto` the rounds stop before their total cost exceeds that of the run, by the costs above; `always`
+    runs `final_rounds` of them and `never` none. After a correction of the focal length all rounds are run, because
+    the map is deformed until it is refined.
 
     Args:
-        frames, keyframes: of this run. A large map that a short run went on in is not refined for its sake.
-        on_round: called before each round with how many are done, of how many at most.
-        may_calibrate: whether the keyframes are this run's alone, whose cameras may then be found.
+        frames, keyframes: their numbers in this run, which exclude a continued map: a short run does not pay for the
+            refinement of a large map.
+        may_calibrate: whether all keyframes are from this run, so that their cameras may be self-calibrated.
+        notify: called after each round with the reprojection errors before and after (pixels), and its name.
+        on_round: called before each round with the number of completed rounds and their maximum number.
 
     Returns:
-        How many rounds there were.
+        Number of rounds.
     """
     segments = sorted(set(mapper.map.graph.segment_of.values()), key=lambda s: (-len(mapper.map.graph.segment(s)), s))
     budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
@@ -68,22 +70,22 @@ def refine_map(
         errors = [mapper.adjustment.global_bundle_adjustment(s, lens=priors.get(s)) for s in segments]
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
-        tell(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
+        notify(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
     return done
 
 
 def calibrate(
     mapper: Mapper, segments: list[int], config: BundleAdjustmentConfig, budget_s: float
 ) -> dict[int, IntrinsicsPrior]:
-    """Judge the camera of each segment by its own footage, and correct it where that tells how.
+    """Self-calibrate the camera of each segment, and correct it where the footage determines it.
 
     Returns:
-        What a joint refinement may find of distortion, for the segments whose footage wants some.
+        Prior of the distortion in bundle adjustment, for the segments in which distortion was detected.
     """
     priors = {}
     for segment in segments:
         camera = mapper.map.graph.keyframes[mapper.map.graph.segment(segment)[0]].camera
-        finding = _examined(mapper, segment, config, budget_s)
+        finding = _examine(mapper, segment, config, budget_s)
         mapper.map.lens_evidence[segment] = finding.evidence
         if problem := "" if finding.step.is_nothing else mapper.adjustment.correct_lens(segment, finding.step):
             state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
@@ -96,7 +98,7 @@ def calibrate(
 
 
 def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
-    """Note it when segments want different focal lengths."""
+    """Record a change of the focal length in the evidence of all segments if their estimates differ."""
     frames = {s: [mapper.map.graph.keyframes[k].frame_index for k in mapper.map.graph.segment(s)] for s in segments}
     change = changed_between([(mapper.map.lens_evidence[s], min(frames[s]), max(frames[s])) for s in segments])
     for s in segments if change is not None else []:
@@ -104,8 +106,8 @@ def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
         mapper.map.lens_evidence[s] = replace(evidence, change=evidence.change or change)
 
 
-def _examined(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:
-    """What the footage of a segment says of its camera."""
+def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:
+    """Examine the camera of a segment by the matches between its keyframes."""
     keyframes = [mapper.map.graph.keyframes[k] for k in mapper.map.graph.segment(segment)]
     camera = keyframes[0].camera
     if camera.assumed:
@@ -117,7 +119,7 @@ def _examined(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budg
 
 
 def round_cost_s(config: BundleAdjustmentConfig, mapper: Mapper, priors: dict[int, IntrinsicsPrior]) -> float:
-    """What one round over the map as it stands is counted at, seconds."""
+    """Cost of one round over the current map, CPU seconds."""
     landmarks = mapper.map.landmarks
     observations = sum(int(landmarks.is_triangulated(tracks.ids).sum()) for tracks in landmarks.observed.values())
     return (LENS_COST if priors else 1.0) * OBSERVATION_S * config.final_iterations * observations

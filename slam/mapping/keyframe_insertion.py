@@ -1,4 +1,4 @@
-"""Insertion of a keyframe: its description, the tracks it continues and begins, and new landmarks by triangulation."""
+"""Insertion of a keyframe: encoding and descriptor, observations, new tracks, and triangulation of new landmarks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from slam.map.tracks import Tracks
 from slam.mapping.landmark_fusion import LandmarkFusion
 from slam.tracking.klt import choose_new
 
-SAME_POINT_PX = 2.0  # a feature this near to a track is the track's point
-SAME_POINT_SIMILARITY = 0.7
+SAME_POINT_PX = 2.0  # maximum distance of a feature from a track to be an observation of it, pixels
+SAME_POINT_SIMILARITY = 0.7  # minimum similarity of the descriptors of a feature and a track to be the same point
 
 
 class KeyframeInserter:
-    """Turns frames into keyframes of the map."""
+    """Inserts frames into the map as keyframes, like ORB-SLAM's local mapping: observe, search, triangulate."""
 
     def __init__(
         self,
@@ -43,7 +43,12 @@ class KeyframeInserter:
         self._publish = publish
 
     def insert(self, seen: FrameObservation, tracks: Tracks, pose: Similarity, segment: int) -> Keyframe:
-        """Make a frame a keyframe at `pose`, seeing `tracks`; it finds known landmarks again and starts new tracks."""
+        """Insert a frame as a keyframe, search it for known landmarks, and start and triangulate new tracks.
+
+        Args:
+            tracks: the tracks followed into the frame.
+            pose: world_from_keyframe.
+        """
         keyframe = self._make_keyframe(seen)
         self._map.graph.add_keyframe(keyframe, pose, segment)
         self._map.landmarks.observed[keyframe.id] = tracks
@@ -54,7 +59,7 @@ class KeyframeInserter:
         return keyframe
 
     def _make_keyframe(self, seen: FrameObservation) -> Keyframe:
-        """Make a keyframe of a frame; it is not in the graph yet."""
+        """The keyframe of a frame, which is not in the graph yet."""
         frame = seen.frame
         encoded = seen.encoded(self._predictor)
         descriptor, usable = seen.descriptor(self._predictor)
@@ -76,20 +81,21 @@ class KeyframeInserter:
         )
 
     def _tracks_of_features(self, tracks: Tracks, features: LocalFeatures) -> NDArray[np.int64]:
-        """The track id (N,) of every feature that lies on a track and looks like it; -1 for the others."""
+        """The track id (N,) of every feature that is close to a track and similar to it; -1 for all other features."""
         track_ids = np.full(len(features), -1, np.int64)
         if len(tracks) == 0 or len(features) == 0:
             return track_ids
         distance, nearest = cKDTree(tracks.pixels).query(features.pixels, distance_upper_bound=SAME_POINT_PX)
-        for k in np.flatnonzero(np.isfinite(distance))[np.argsort(distance[np.isfinite(distance)], kind="stable")]:
-            track_id = tracks.ids[nearest[k]]
-            looks = float(self._map.landmarks.descriptor[track_id] @ features.descriptors[k])
-            if looks > SAME_POINT_SIMILARITY and track_id not in track_ids:
-                track_ids[k] = track_id
+        near = np.flatnonzero(np.isfinite(distance))
+        for n in near[np.argsort(distance[near], kind="stable")]:
+            track_id = tracks.ids[nearest[n]]
+            similarity = float(self._map.landmarks.descriptor[track_id] @ features.descriptors[n])
+            if similarity > SAME_POINT_SIMILARITY and track_id not in track_ids:
+                track_ids[n] = track_id
         return track_ids
 
     def _start_new_tracks(self, keyframe: Keyframe, image: Image) -> None:
-        """Features far from every track become tracks of their own."""
+        """Start tracks at features that are far from every track."""
         config, camera = self._config.tracks, keyframe.camera
         tracks = self._map.landmarks.observed[keyframe.id]
         chosen = choose_new(
@@ -106,24 +112,27 @@ class KeyframeInserter:
         self._map.landmarks.observed[keyframe.id] = tracks.joined(started)
 
     def _triangulate_new_landmarks(self, k: int) -> None:
-        """Triangulate the tracks of keyframe k that have no place, each with the keyframe that saw it first."""
+        """Triangulate the tracks of keyframe k that are not landmarks yet.
+
+        Each is triangulated with the first keyframe that observes it with sufficient parallax.
+        """
         tracks = self._map.landmarks.observed[k]
-        waiting = tracks.where(~self._map.landmarks.is_triangulated(tracks.ids))
+        untriangulated = tracks.where(~self._map.landmarks.is_triangulated(tracks.ids))
         segment = self._map.graph.segment_of[k]
-        for i in self._map.landmarks.observed.observers_of(waiting.ids):
-            if i == k or self._map.graph.segment_of[i] != segment or len(waiting) == 0:
+        for i in self._map.landmarks.observed.observers_of(untriangulated.ids):
+            if i == k or self._map.graph.segment_of[i] != segment or len(untriangulated) == 0:
                 continue
             earlier = self._map.landmarks.observed[i]
-            ids, in_i, in_k = np.intersect1d(earlier.ids, waiting.ids, assume_unique=True, return_indices=True)
+            ids, in_i, in_k = np.intersect1d(earlier.ids, untriangulated.ids, assume_unique=True, return_indices=True)
             if len(ids) == 0:
                 continue
-            placed = self._triangulate(i, k, ids, earlier.pixels[in_i], waiting.pixels[in_k])
-            waiting = waiting.where(~np.isin(waiting.ids, placed))
+            triangulated = self._triangulate(i, k, ids, earlier.pixels[in_i], untriangulated.pixels[in_k])
+            untriangulated = untriangulated.where(~np.isin(untriangulated.ids, triangulated))
 
     def _triangulate(
         self, i: int, k: int, ids: NDArray[np.int64], pixels_i: NDArray[np.float32], pixels_k: NDArray[np.float32]
     ) -> NDArray[np.int64]:
-        """Place tracks seen in keyframes i and k; the ids of those that got a place."""
+        """Triangulate tracks observed in keyframes i and k, with anchor i; the ids of the new landmarks."""
         camera_i, camera_k = self._map.graph.keyframes[i].camera, self._map.graph.keyframes[k].camera
         pose_i, pose_k = self._map.graph.world_from_keyframe[i], self._map.graph.world_from_keyframe[k]
         noise = 1.5 * self._config.tracks.noise_px / camera_i.mean_focal

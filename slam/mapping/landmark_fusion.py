@@ -1,4 +1,4 @@
-"""Known landmarks found again in a keyframe by projection, and duplicates fused."""
+"""Search for known landmarks in a keyframe by projection, and fusion of duplicates."""
 
 from __future__ import annotations
 
@@ -13,69 +13,63 @@ from slam.map.frames import Keyframe
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 
-SAME_DEPTH = 0.2  # share by which the depths of two landmarks may differ that are to become one
+MAX_DEPTH_DIFFERENCE = 0.2  # maximum difference of the depths of two landmarks to be fused, as a fraction of the depth
 
 
 class LandmarkFusion:
-    """Searches for landmarks by projection and makes duplicates one, as ORB-SLAM's local mapping does."""
+    """Searches for landmarks by projection and fuses duplicates, as ORB-SLAM's local mapping does."""
 
     def __init__(self, config: LandmarksConfig, slam_map: SlamMap) -> None:
         self._config = config
         self._map = slam_map
 
     def search_by_projection(self, k: int, *, covisible: int | None = None) -> int:
-        """Look for landmarks of the most related keyframes in keyframe k; how many were found.
+        """Search keyframe k for the landmarks of its most covisible keyframes; the number of landmarks found.
 
-        The map is projected into k, and each landmark takes the most similar feature near where it should be: this
-        is what keeps a short loop one map. A feature that belongs to no track becomes an observation; one that
-        already names another landmark shows that the two are one point, and they are made one.
+        Each landmark is projected into k and matched to the most similar feature nearby, which closes short loops
+        without a loop edge. A feature without a track becomes an observation of the landmark; if a feature is an
+        observation of another landmark, the two are fused.
+
+        Args:
+            covisible: number of covisible keyframes; `search_keyframes` of the configuration by default.
         """
         config = self._config
         keyframe = self._map.graph.keyframes[k]
-        named = self._map.landmarks.feature_tracks[k]
+        feature_tracks = self._map.landmarks.feature_tracks[k]
         ids, pixels = self._predicted_pixels(k, config.search_keyframes if covisible is None else covisible)
-        candidates = np.flatnonzero((named < 0) | self._is_landmark(named))
+        candidates = np.flatnonzero((feature_tracks < 0) | self._is_landmark(feature_tracks))
         if len(ids) == 0 or len(candidates) == 0:
             return 0
         found_ids, features = self._match_near(ids, pixels, keyframe, candidates, config.search_radius_px)
-        free = named[features] < 0
+        free = feature_tracks[features] < 0
         found = Tracks(found_ids[free], keyframe.features.pixels[features[free]])
-        named[features[free]] = found.ids
+        feature_tracks[features[free]] = found.ids
         self._map.landmarks.observed[k] = self._map.landmarks.observed[k].joined(found)
-        self._fuse(k, found_ids[~free], named[features[~free]])
+        self._fuse(k, found_ids[~free], feature_tracks[features[~free]])
         return len(found_ids)
 
-    def _fuse(self, k: int, ids: NDArray[np.int64], others: NDArray[np.int64]) -> None:
-        """Make one of each two landmarks that keyframe k cannot tell apart, when their depths agree as well."""
-        pose = self._map.graph.world_from_keyframe[k].rigid
-        depth = depths_in(self._map.landmarks.points_world(ids, self._map.graph), pose)
-        other_depth = depths_in(self._map.landmarks.points_world(others, self._map.graph), pose)
-        same = (other_depth > 0) & (np.abs(depth - other_depth) < SAME_DEPTH * depth)
-        # The older name stays: it is the one that reaches further back.
-        self._map.landmarks.merge(np.minimum(ids, others)[same], np.maximum(ids, others)[same])
-
-    def _is_landmark(self, named: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these track names (N,), -1 for none, have a place."""
-        placed = named >= 0
-        placed[placed] = self._map.landmarks.is_triangulated(named[placed])
-        return placed
-
     def _predicted_pixels(self, k: int, covisible: int) -> tuple[NDArray[np.int64], FloatArray]:
-        """Landmarks that keyframe k should see and does not, in order of id, and the pixels (N, 2) where."""
-        ids, pose = self._unseen_landmarks(k, covisible), self._map.graph.world_from_keyframe[k].rigid
+        """Unobserved landmarks that project into keyframe k, in order of id, and their pixels (N, 2)."""
+        ids, pose = self._unobserved_landmarks(k, covisible), self._map.graph.world_from_keyframe[k].rigid
         rows, pixels = expected_in(
             self._map.landmarks.points_world(ids, self._map.graph), pose, self._map.graph.keyframes[k].camera
         )
         return ids[rows], pixels
 
-    def _unseen_landmarks(self, k: int, covisible: int) -> NDArray[np.int64]:
-        """Landmarks of the keyframes most related to k that k does not see already, in order of id."""
+    def _unobserved_landmarks(self, k: int, covisible: int) -> NDArray[np.int64]:
+        """Landmarks of the keyframes most covisible with k that k does not observe itself, in order of id."""
         tracks = self._map.landmarks.observed[k]
-        seen = tracks.ids[self._map.landmarks.is_triangulated(tracks.ids)]
+        observed = tracks.ids[self._map.landmarks.is_triangulated(tracks.ids)]
         pool = [self._map.landmarks.observed[i].ids for i in self._map.covisible(k, covisible)]
         ids = np.unique(np.concatenate([*pool, np.zeros(0, np.int64)]))
         ids = ids[self._map.landmarks.is_triangulated(ids)]
-        return np.setdiff1d(ids, seen, assume_unique=True)
+        return np.setdiff1d(ids, observed, assume_unique=True)
+
+    def _is_landmark(self, track_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these track ids (N,), -1 for none, are triangulated."""
+        triangulated = track_ids >= 0
+        triangulated[triangulated] = self._map.landmarks.is_triangulated(track_ids[triangulated])
+        return triangulated
 
     def _match_near(
         self,
@@ -103,3 +97,12 @@ class LandmarkFusion:
                 pairs.append((int(ids[row]), column))
         result = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
         return result[:, 0], result[:, 1]
+
+    def _fuse(self, k: int, ids: NDArray[np.int64], others: NDArray[np.int64]) -> None:
+        """Fuse pairs of landmarks with the same feature in keyframe k, if their depths agree as well."""
+        pose = self._map.graph.world_from_keyframe[k].rigid
+        depth = depths_in(self._map.landmarks.points_world(ids, self._map.graph), pose)
+        other_depth = depths_in(self._map.landmarks.points_world(others, self._map.graph), pose)
+        same = (other_depth > 0) & (np.abs(depth - other_depth) < MAX_DEPTH_DIFFERENCE * depth)
+        # The lower id is kept: that track began earlier.
+        self._map.landmarks.merge(np.minimum(ids, others)[same], np.maximum(ids, others)[same])

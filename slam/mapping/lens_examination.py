@@ -1,4 +1,4 @@
-"""Examination of the camera of a segment: whether the footage determines its focal length, and what to correct."""
+"""Examination of the camera of a segment by self-calibration: evidence for its focal length, and its correction."""
 
 from __future__ import annotations
 
@@ -16,18 +16,27 @@ from relocalizer.self_calibration import PRIOR_SIGMA, FocalEstimate, SelfCalibra
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import LensEvidence, LensState
 
-# Keyframes that are related: so many apart that the camera has turned, and so few that they see the same.
+# Distances in the sequence of keyframes that are matched, in keyframes: far enough for the camera to have rotated, and
+# near enough for a common view.
 GAPS = (2, 3, 5)
-FEW_KEYFRAMES = 12  # up to which neighbors are related too
-MATCH_RATIO = 0.8
-# Half the diagonal's share by which a calibration may leave the corners wrong; 0.013 in KITTI, 0.018 in 7-Scenes.
+FEW_KEYFRAMES = 12  # maximum number of keyframes of a segment for which adjacent keyframes are matched too
+MATCH_RATIO = 0.8  # maximum ratio of Lowe's ratio test
+# Maximum displacement of the image corners by the distortion that a calibration leaves uncorrected, as a fraction of
+# half the diagonal; it is 0.013 in KITTI and 0.018 in 7-Scenes.
 LEFT_BY_CALIBRATIONS = 0.025
-CONTRADICTION, CONTRADICTION_SIGMAS = 0.04, 4.0  # of a given focal length, for a footage to contradict it
+CONTRADICTION = 0.04  # minimum difference of the log focal lengths for the footage to contradict a given one
+CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
 
 
 @dataclass(frozen=True, slots=True)
 class LensFinding:
-    """The evidence, the correction to make at once, and whether a joint refinement may look for distortion."""
+    """Result of an examination.
+
+    Attributes:
+        evidence: evidence for the focal length.
+        step: correction of the intrinsics, to apply before bundle adjustment.
+        may_have_distortion: whether bundle adjustment should refine the distortion.
+    """
 
     evidence: LensEvidence
     step: CorrectionStep = field(default_factory=CorrectionStep)
@@ -35,7 +44,7 @@ class LensFinding:
 
 
 def matched_pairs(keyframes: Sequence[Keyframe], most: int) -> list[ViewPair]:
-    """At most so many pairs of keyframes, evenly over the footage, with the matches of their local features."""
+    """Up to `most` pairs of keyframes, evenly distributed over the footage, with their feature matches."""
     ordered = sorted(keyframes, key=lambda keyframe: keyframe.timestamp_ns)
     gaps = GAPS if len(ordered) > FEW_KEYFRAMES else (1, *GAPS)
     pairs = [(n, n + gap) for n in range(len(ordered)) for gap in gaps if n + gap < len(ordered)]
@@ -55,14 +64,14 @@ def _matched(first: Keyframe, second: Keyframe) -> ViewPair:
 
 
 def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
-    """Of a camera that was assumed: what the footage tells is taken, as far as it is told."""
+    """Examine an assumed camera: the estimated focal length is applied, weighted against the assumption."""
     found = SelfCalibration(pairs, camera).estimate()
     if not isinstance(found, FocalEstimate):
         return LensFinding(LensEvidence(LensState.GUESS, reason=found.reason))
     if found.change is not None or found.flaw:
         reason = found.flaw or "the focal length changes along the footage"
         return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
-    # An assumption is evidence too, if weak: the more so the less the footage says.
+    # The assumption is a weak prior, whose weight grows with the uncertainty of the estimate.
     weight = 1.0 / (1.0 + (found.sigma / PRIOR_SIGMA) ** 2)
     ratio = float((found.focal_px / camera.mean_focal) ** weight)
     sigma = float(found.sigma * np.sqrt(weight))
@@ -73,18 +82,22 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
 
 
 def _step(found: FocalEstimate, camera: Camera, ratio: float) -> CorrectionStep:
+    """The correction by a ratio of the focal lengths, and by the distortion if it is clear."""
     radial = (0.0, 0.0)
     if found.distortion.is_clear:
-        distorted_pixels = found.distortion
-        radial = radial_of(distorted_pixels.division, distorted_pixels.division_r4, camera.refocused((ratio, ratio)))
+        division, division_r4 = found.distortion.division, found.distortion.division_r4
+        radial = radial_of(division, division_r4, camera.refocused((ratio, ratio)))
     return CorrectionStep((ratio, ratio), radial, is_guess=not found.is_known)
 
 
 def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: bool = False) -> LensFinding:
-    """Of a camera that was given: it stays, and what speaks against it is said; `may_refocus` takes what is known.
+    """Examine a given camera: it is not corrected, but contradictions are reported.
 
-    Distortion that it leaves is believed only where the matches want it too, in all parts of the footage, and where it
-    is as little as calibrations leave.
+    Residual distortion is accepted only if it is significant in the matches of all parts of the footage, and as small
+    as calibrations leave it.
+
+    Args:
+        may_refocus: whether a focal length that the footage determines replaces the given one.
     """
     if may_refocus:
         finding = examine_assumed(pairs, camera)
@@ -113,15 +126,15 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
 
 
 def changed_between(segments: Sequence[tuple[LensEvidence, int, int]]) -> FocalChange | None:
-    """Whether two segments one after the other want different focal lengths, and which differ the most.
+    """The largest clear change of the focal length between consecutive segments; None if there is no clear one.
 
     Args:
-        segments: (evidence, first frame, last frame) of each; the footage of all began with one camera.
+        segments: (evidence, first frame, last frame) of each segment; all began with the same camera.
     """
-    told = [(e.focal_ratio, e.focal_sigma, first, last) for e, first, last in sorted(segments, key=lambda s: s[1])]
+    estimates = [(e.focal_ratio, e.focal_sigma, first, last) for e, first, last in sorted(segments, key=lambda s: s[1])]
     changes = [
         FocalChange(late / early - 1.0, float(np.hypot(early_sigma, late_sigma)), last, first)
-        for (early, early_sigma, _, last), (late, late_sigma, first, _) in pairwise(told)
+        for (early, early_sigma, _, last), (late, late_sigma, first, _) in pairwise(estimates)
         if early is not None and late is not None and early_sigma is not None and late_sigma is not None
     ]
     changes = [change for change in changes if change.is_clear]

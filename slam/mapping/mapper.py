@@ -11,22 +11,21 @@ from slam.events import Event
 from slam.map.frames import FrameObservation, InitialPair, Keyframe
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.mapping.bundle import (
-    BundleAdjuster,
-)
+from slam.mapping.bundle import BundleAdjuster
 from slam.mapping.bundle_adjustment import BundleAdjustment
 from slam.mapping.keyframe_insertion import KeyframeInserter
 from slam.mapping.landmark_fusion import LandmarkFusion
 
-PRIOR_CONFIDENCE = 0.5  # of a pair estimate, the chance that it is right
+PRIOR_CONFIDENCE = 0.5  # minimum confidence (probability of being correct) of a pair estimate used as a prior
 
 
 class Mapper:
-    """Extends the map by keyframes and keeps it consistent.
+    """Local mapping, in ORB-SLAM's terms: extends the map by keyframes and refines it.
 
     Attributes:
-        map: the map, for whoever only asks.
-        fusion, adjustment: the parts of the back end that others call by themselves.
+        map: the map.
+        fusion: landmark search and fusion, which loop closing uses too.
+        adjustment: local and global bundle adjustment.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Mapper:
         self._inserter = KeyframeInserter(config, predictor, self.map, self.fusion, publish)
 
     def begin_segment(self, pair: InitialPair) -> tuple[Keyframe, Keyframe]:
-        """Insert the initial pair as the first two keyframes of a segment of its own; the first is its origin."""
+        """Insert the initial pair as the first two keyframes of a new segment; the first one is its origin."""
         first, second = pair.first, pair.second
         segment = 1 + max(self.map.graph.segment_of.values(), default=-1)
         a = self.insert(first, first.tracks, Similarity.identity(), segment)
@@ -53,11 +52,11 @@ class Mapper:
         return a, b
 
     def insert(self, observation: FrameObservation, tracks: Tracks, pose: Similarity, segment: int) -> Keyframe:
-        """Make a frame a keyframe at `pose`, observing `tracks`; landmarks are found again and new tracks begun."""
+        """Insert a frame as a keyframe at `pose`, observing `tracks`; known landmarks are searched for in it."""
         return self._inserter.insert(observation, tracks, pose, segment)
 
     def remember_pair(self, i: int, j: int, estimate: PairEstimate | NoEstimate) -> None:
-        """Keep a pair estimate that is more likely right than wrong, as a prior of bundle adjustment."""
+        """Store a pair estimate as a prior of bundle adjustment if it is more likely correct than not."""
         if isinstance(estimate, NoEstimate) or estimate.confidence < PRIOR_CONFIDENCE:
             return
         if self._config.bundle_adjustment.pair_priors:

@@ -1,1 +1,1 @@
-"""Whole maps: stored, merged, made metric."""
+"""Maps across sessions: storing, continuing, merging and scaling them to meters."""

@@ -1,6 +1,6 @@
-"""Two maps become one: where they overlap is found as loops are, and what the overlap says is spread by refining.
+"""Merging of two maps: overlaps are found and closed like loops, then the merged map is refined.
 
-This is how several sessions, or several cameras, come to share a map.
+Serves to build one map from several sessions or cameras, like the map merging of ORB-SLAM3.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from slam.sessions.stored_map import PriorMap, restore, to_reference_map
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Merged:
-    """Two maps in one.
+class MergedMap:
+    """Result of merging two maps.
 
     Attributes:
-        loops: overlaps found between the two, as (keyframe of the first, keyframe of the second, landmarks).
-        apart: segments of the second map that nothing ties to the first; they are in the map, on their own.
+        map: the merged map.
+        loops: overlaps between the two, as (keyframe of the first, keyframe of the second, number of landmarks).
+        apart: number of segments of the second map without a connection to the first; the map contains them unjoined.
     """
 
     map: ReferenceMap
@@ -51,16 +52,16 @@ def merge_maps(
     optimizer: GraphOptimizer,
     adjuster: BundleAdjuster,
     on_progress: Progress = no_progress,
-) -> Merged:
-    """The second map joined to the first, in the first one's frame and units.
+) -> MergedMap:
+    """Merge the second map into the first, in the frame and units of the first.
 
-    Every keyframe of the second looks for places of the first it sees as well; loops that are believed give the
-    similarity between the maps, and then all of it is refined. Keyframes keep their ids in the first map and get new
-    ones in the second.
+    Loops are searched for from every keyframe of the second map to the first. The accepted ones determine the
+    similarity between the maps; then the whole map is refined. Keyframes of the first map keep their ids, those of the
+    second get new ones.
 
     Args:
-        retriever: empty; it learns the keyframes of the first map.
-        on_progress: called with (what, how many are done, of how many).
+        retriever: an empty one; the keyframes of the first map are added to it.
+        on_progress: called with (name of the stage, number of steps done, total number of steps).
 
     Raises:
         MapError: the maps have no overlap, only the second is metric, or another predictor made them.
@@ -86,18 +87,18 @@ def merge_maps(
     jpeg = {**a.jpeg, **b.jpeg}
     sessions = (*a.sessions, *(replace(s, first_frame=s.first_frame + len(a.frames)) for s in b.sessions))
     merged = to_reference_map(mapper.map, frames, first.provenance, lambda k: jpeg[k](), sessions)
-    return Merged(map=merged, loops=_loops_of(events, b), apart=apart)
+    return MergedMap(map=merged, loops=_loops_of(events, b), apart=apart)
 
 
 def _refine(mapper: Mapper, config: BundleAdjustmentConfig, frames: int, on_progress: Progress) -> None:
-    """All rounds, whatever they cost: nothing else spreads over both maps what their overlap says."""
+    """Run all rounds regardless of their cost: only they distribute the corrections of the loops over both maps."""
     refine_map(
         mapper,
         config.model_copy(update={"final": "always"}),
         frames=frames,
         keyframes=len(mapper.map.graph.keyframes),
         may_calibrate=False,
-        tell=lambda before, after, cause: None,
+        notify=lambda before, after, cause: None,
         on_round=partial(on_progress, "rounds of refinement"),
     )
 
@@ -110,13 +111,17 @@ def _loops_of(events: Sequence[Event], second: PriorMap) -> list[tuple[int, int,
 
 
 def _segments_apart(slam_map: SlamMap, a: PriorMap, b: PriorMap) -> int:
-    """How many segments of the second map have no keyframe of the first."""
+    """Number of segments of the second map without a keyframe of the first."""
     of = slam_map.graph.segment_of
     return len({of[k] for k in b.keyframe_ids} - {of[k] for k in a.keyframe_ids})
 
 
 def why_no_overlap(events: Sequence[Event], keyframes: int) -> str:
-    """What came of the candidates for `keyframes` keyframes, and why the one that came nearest was none."""
+    """A sentence on the rejected candidates, with the reason of the one supported by the most landmarks.
+
+    Args:
+        keyframes: number of keyframes that were compared.
+    """
     rejected = [event for event in events if isinstance(event, EdgeRejected)]
     if not rejected:
         return f"none of {keyframes} keyframes looks like a place of the other map"

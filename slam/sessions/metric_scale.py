@@ -1,7 +1,7 @@
-"""What makes map units meters: a distance somebody measured, or the beginning of the ground truth.
+"""Metric scale of a finished run, from a measured distance or the beginning of the ground truth.
 
-Monocular SLAM has one scale that nothing in the images tells. An anchor is a piece of knowledge from outside that
-does; a finished run is stretched by it as a whole, poses, keyframes and landmarks alike.
+The scale of monocular SLAM is unobservable from the images. A scale reference determines it; poses, keyframes and
+landmarks of the finished run are scaled by the same factor.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from slam.evaluation.trajectory import Trajectory
 from slam.result import SlamResult, Units
 
 EXPECTED = "frames:A:B=METRES (a known distance between two frames), or groundtruth:METRES (evaluation only)"
-SAME_PLACE = 1e-4  # of the path's length; below it a distance between frames is rounding and noise
-MATCH_S = 0.02  # ground truth further away in time than this is of another frame
+MIN_DISTANCE = 1e-4  # minimum distance between two frames to determine the scale, as a fraction of the path's length
+MATCH_S = 0.02  # maximum time difference between a frame and its ground truth, seconds
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 
 
 class ScaleError(UserError):
-    """What was to give the scale cannot give it."""
+    """A scale reference that does not determine the scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownDistance:
-    """The camera centers of two frames (numbers in the source, from 0) are `meters` apart."""
+    """Scale reference: the camera centers of two frames (indices in the source, from 0) are `meters` apart."""
 
     frame_a: int
     frame_b: int
@@ -37,35 +37,39 @@ class KnownDistance:
 
     @property
     def spec(self) -> str:
+        """The reference as an argument of `--scale-from`."""
         return f"frames:{self.frame_a}:{self.frame_b}={self.meters:g}"
 
     @property
     def source(self) -> str:
+        """Source of the metric scale, in words."""
         return f"{self.meters:g} m given between frames {self.frame_a} and {self.frame_b}"
 
     def expect(self, ground_truth: Trajectory | None) -> None:
-        """Nothing is needed of the source."""
+        """Check that the source has the ground truth that this reference needs, which is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruthPrefix:
-    """The first `meters` of the ground truth's path give the scale; what is measured after them is honest.
+    """Scale reference: the first `meters` of the ground truth's path, so that errors after them are not fitted.
 
-    For evaluation only: whoever has ground truth needs no SLAM.
+    For evaluation only.
     """
 
     meters: float
 
     @property
     def spec(self) -> str:
+        """The reference as an argument of `--scale-from`."""
         return f"groundtruth:{self.meters:g}"
 
     @property
     def source(self) -> str:
+        """Source of the metric scale, in words."""
         return f"the first {self.meters:g} m of the ground truth, for evaluation only"
 
     def expect(self, ground_truth: Trajectory | None) -> None:
-        """Raises AnchorError when the source has no ground truth."""
+        """Check that the source has ground truth. Raises ScaleError otherwise."""
         if ground_truth is None:
             raise ScaleError(
                 f"--scale-from {self.spec}: this source has no ground truth; "
@@ -77,111 +81,113 @@ ScaleReference = KnownDistance | GroundTruthPrefix
 
 
 def parse_scale_reference(text: str) -> ScaleReference | None:
-    """What `--scale-from` says; None for an empty text.
+    """The scale reference given by the argument of `--scale-from`; None for an empty text.
 
     Raises:
-        ConfigError: it is none of the forms there are, names one frame twice, or a distance that is not positive.
+        ConfigError: the text has none of the forms in `EXPECTED`, names a frame twice, or the distance is not positive.
     """
     if not text:
         return None
-    anchor: ScaleReference
-    if known := re.fullmatch(rf"frames:([0-9]{{1,12}}):([0-9]{{1,12}})=({_NUMBER})", text):
-        anchor = KnownDistance(int(known[1]), int(known[2]), float(known[3]))
-        if anchor.frame_a == anchor.frame_b:
-            raise ConfigError(f"--scale-from {text}: names frame {anchor.frame_a} twice; expected two frames")
-    elif beginning := re.fullmatch(rf"groundtruth:({_NUMBER})", text):
-        anchor = GroundTruthPrefix(float(beginning[1]))
+    reference: ScaleReference
+    if distance := re.fullmatch(rf"frames:([0-9]{{1,12}}):([0-9]{{1,12}})=({_NUMBER})", text):
+        reference = KnownDistance(int(distance[1]), int(distance[2]), float(distance[3]))
+        if reference.frame_a == reference.frame_b:
+            raise ConfigError(f"--scale-from {text}: names frame {reference.frame_a} twice; expected two frames")
+    elif prefix := re.fullmatch(rf"groundtruth:({_NUMBER})", text):
+        reference = GroundTruthPrefix(float(prefix[1]))
     else:
         raise ConfigError(f"--scale-from {text}: expected {EXPECTED}")
-    if not 0.0 < anchor.meters < np.inf:
+    if not 0.0 < reference.meters < np.inf:
         raise ConfigError(f"--scale-from {text}: expected a distance of more than 0 m")
-    return anchor
+    return reference
 
 
-def in_meters(result: SlamResult, anchor: ScaleReference, ground_truth: Trajectory | None) -> SlamResult:
-    """The result with lengths in meters; its graph is stretched in place, so that what is saved of it is metric too.
+def in_meters(result: SlamResult, reference: ScaleReference, ground_truth: Trajectory | None) -> SlamResult:
+    """The result with lengths in meters; its graph is scaled in place, so a map saved afterwards is metric too.
 
-    The largest segment alone becomes metric: nothing ties the scale of other segments to it.
+    Only the largest segment becomes metric: the scales of all other segments are unrelated to it.
 
     Raises:
-        AnchorError: the frames have no pose, lie in different segments or at one place, or the ground truth is
+        ScaleError: the frames have no pose, are in different segments or at one place, or the ground truth is
             missing or too short.
-        ValueError: the graph is not in the units of the result any more, as it was stretched for it before.
+        ValueError: the units of the graph are not those of the result, because it was scaled before.
     """
-    match anchor:
+    match reference:
         case KnownDistance():
-            meters_per_unit = anchor.meters / _distance(result, anchor)
+            meters_per_unit = reference.meters / _distance(result, reference)
         case GroundTruthPrefix():
-            meters_per_unit = _scale_of_beginning(result.trajectory, anchor, ground_truth)
+            meters_per_unit = _scale_of_prefix(result.trajectory, reference, ground_truth)
     name = "meters" if result.segment in result.graph.metric else "map units"
     if name != result.units.name:
         raise ValueError(f"in_meters: the result is in {result.units.name}, but its graph is in {name}")
-    stretch = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
-    result.graph.stretch(result.segment, meters_per_unit, anchor.source)
+    scaling = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
+    result.graph.scale_to_meters(result.segment, meters_per_unit, reference.source)
     return replace(
         result,
-        trajectory=result.trajectory.transformed(stretch),
-        keyframe_trajectory=result.keyframe_trajectory.transformed(stretch),
-        online=result.online.transformed(stretch),
-        landmark_points=stretch.apply(result.landmark_points),
-        units=Units("meters", anchor.source, meters_per_unit),
+        trajectory=result.trajectory.transformed(scaling),
+        keyframe_trajectory=result.keyframe_trajectory.transformed(scaling),
+        online=result.online.transformed(scaling),
+        landmark_points=scaling.apply(result.landmark_points),
+        units=Units("meters", reference.source, meters_per_unit),
     )
 
 
-def _distance(result: SlamResult, anchor: KnownDistance) -> float:
-    """Map units between the two frames' camera centers."""
-    a, b = (_position(result, frame, anchor) for frame in (anchor.frame_a, anchor.frame_b))
+def _distance(result: SlamResult, reference: KnownDistance) -> float:
+    """Distance between the camera centers of the two frames, map units."""
+    a, b = (_position(result, frame, reference) for frame in (reference.frame_a, reference.frame_b))
     distance = float(np.linalg.norm(b - a))
-    if distance <= SAME_PLACE * result.trajectory.length:
+    if distance <= MIN_DISTANCE * result.trajectory.length:
         raise ScaleError(
-            f"--scale-from {anchor.spec}: frames {anchor.frame_a} and {anchor.frame_b} are at one place in the map; "
-            "name two that the camera moved between"
+            f"--scale-from {reference.spec}: frames {reference.frame_a} and {reference.frame_b} are at one place in "
+            "the map; name two that the camera moved between"
         )
     return distance
 
 
-def _position(result: SlamResult, frame: int, anchor: KnownDistance) -> FloatArray:
+def _position(result: SlamResult, frame: int, reference: KnownDistance) -> FloatArray:
+    """Camera center (3,) of a frame, map units. Raises ScaleError if it has no pose in the largest segment."""
     row = np.flatnonzero(result.frame_indices == frame)
     if len(row):
         return np.asarray(result.trajectory.positions[row[0]])
     for n, indices in enumerate(result.segment_frame_indices, start=2):
         if frame in indices:
             raise ScaleError(
-                f"--scale-from {anchor.spec}: frame {frame} is in part {n} of the map, which nothing ties to "
+                f"--scale-from {reference.spec}: frame {frame} is in part {n} of the map, which nothing ties to "
                 f"the first; {_choice(result)}"
             )
-    raise ScaleError(f"--scale-from {anchor.spec}: frame {frame} has no pose; {_choice(result)}")
+    raise ScaleError(f"--scale-from {reference.spec}: frame {frame} has no pose; {_choice(result)}")
 
 
 def _choice(result: SlamResult) -> str:
+    """The frames to choose from, for an error message."""
     indices = result.frame_indices
     if len(indices) == 0:
         return "no frame has one"
     return f"name two of the {len(indices)} frames from {indices[0]} to {indices[-1]} that have one in the first part"
 
 
-def _scale_of_beginning(estimate: Trajectory, anchor: GroundTruthPrefix, truth: Trajectory | None) -> float:
-    """Meters a map unit by a similarity between the beginnings of both paths."""
-    anchor.expect(truth)
+def _scale_of_prefix(estimate: Trajectory, reference: GroundTruthPrefix, truth: Trajectory | None) -> float:
+    """Meters per map unit, by the similarity between the beginnings of both paths."""
+    reference.expect(truth)
     assert truth is not None
     if not truth.has_times:
         raise ScaleError(
-            f"--scale-from {anchor.spec}: the ground truth has no times, so nothing tells which of its poses belong to "
-            "which frames"
+            f"--scale-from {reference.spec}: the ground truth has no times, so nothing tells which of its poses "
+            "belong to which frames"
         )
     i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
     if len(i) < MATCHES_NEEDED:
-        raise ScaleError(f"--scale-from {anchor.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")
-    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(truth.positions[j], axis=0), axis=1))])
-    if walked[-1] < anchor.meters:
+        raise ScaleError(f"--scale-from {reference.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")
+    lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(truth.positions[j], axis=0), axis=1))])
+    if lengths[-1] < reference.meters:
         raise ScaleError(
-            f"--scale-from {anchor.spec}: the ground truth of the tracked frames is {walked[-1]:.3g} m long; "
+            f"--scale-from {reference.spec}: the ground truth of the tracked frames is {lengths[-1]:.3g} m long; "
             "give a smaller number"
         )
-    count = max(MATCHES_NEEDED, 1 + int(np.searchsorted(walked, anchor.meters)))
+    count = max(MATCHES_NEEDED, 1 + int(np.searchsorted(lengths, reference.meters)))
     truth_from_map = fit_similarity(truth.world_from_cam[j[:count]], estimate.world_from_cam[i[:count]])
     if truth_from_map is None:
         raise ScaleError(
-            f"--scale-from {anchor.spec}: the map does not move as the ground truth does there; give a larger number"
+            f"--scale-from {reference.spec}: the map does not move as the ground truth does there; give a larger number"
         )
     return truth_from_map.scale

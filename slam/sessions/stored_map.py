@@ -1,4 +1,4 @@
-"""Between the live map and the map at rest: what is kept of a run, and how a run goes on where another ended."""
+"""Conversion between the live map (`SlamMap`) and the stored map (`ReferenceMap`), and continuation of a stored map."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PriorMap:
-    """What a loaded map brings that the slam_map does not hold; nothing, for a run that begins in none.
+    """The parts of a loaded map that `SlamMap` does not contain; empty for a run that starts without a map.
 
     Attributes:
-        keyframe_ids: names its keyframes have now, in the order of the map's rows.
-        frames: its frames, hanging off those.
-        jpeg: image of each keyframe, as the bytes of a JPEG file.
-        sessions: its sessions, under the names its keyframes have now and the rows of `frames`.
+        keyframe_ids: current ids of its keyframes, in the order of the stored map's rows.
+        frames: its frames, stored relative to these keyframes.
+        jpeg: by current keyframe id, the image as the bytes of a JPEG file.
+        sessions: its sessions, in terms of current keyframe ids and rows of `frames`.
     """
 
     keyframe_ids: tuple[int, ...] = ()
@@ -57,35 +57,36 @@ class PriorMap:
 
     @property
     def last_id(self) -> int:
-        """Of its keyframes; what comes after belongs to the run. -1 without any."""
+        """Highest id of its keyframes, above which those of the run begin; -1 without keyframes."""
         return max(self.keyframe_ids, default=-1)
 
     def image(self, k: int, of_the_run: Callable[[int], bytes]) -> bytes:
-        """A keyframe's image, whether it is of this map or of the run that goes on in it."""
+        """The image of a keyframe of this map or of the run that continues it."""
         return self.jpeg[k]() if k in self.jpeg else of_the_run(k)
 
 
-# --- from the live map --------------------------------------------------------------------------------
+# --- from the live map to the stored map --------------------------------------------------------------
 
 
 def run_to_reference_map(
     slam_map: SlamMap,
-    earlier: PriorMap,
+    prior_map: PriorMap,
     frames: Sequence[FrameRecord],
     provenance: Provenance,
     jpeg: Callable[[int], bytes],
 ) -> ReferenceMap:
-    """The map at rest of a run that may have gone on in an earlier one, which is part of it.
+    """The stored map of a run, which includes the map that the run continued.
 
     Args:
-        frames, jpeg: of the run alone.
+        frames: the frames of the run only.
+        jpeg: image of a keyframe of the run, by its id, as the bytes of a JPEG file.
     """
     return to_reference_map(
         slam_map,
-        [*earlier.frames, *frames],
+        [*prior_map.frames, *frames],
         provenance,
-        lambda k: earlier.image(k, jpeg),
-        (*earlier.sessions, Session(earlier.last_id + 1, len(earlier.frames))),
+        lambda k: prior_map.image(k, jpeg),
+        (*prior_map.sessions, Session(prior_map.last_id + 1, len(prior_map.frames))),
     )
 
 
@@ -96,26 +97,26 @@ def to_reference_map(
     jpeg: Callable[[int], bytes],
     sessions: tuple[Session, ...] = (Session(0, 0),),
 ) -> ReferenceMap:
-    """The map at rest. Of the local features those on a track are kept, and tracks are numbered anew without gaps.
+    """The stored map. It contains only the local features with a track, and tracks are renumbered without gaps.
 
-    Its units are those that the graph is in at this moment, segment by segment, whatever `provenance` says of them.
+    Its units are the current units of each segment in the graph; those in `provenance` are replaced.
 
     Args:
-        frames: all frames that hang off the map's keyframes.
+        frames: all frames that are stored relative to the keyframes of the map.
         jpeg: image of a keyframe, by its id, as the bytes of a JPEG file.
     """
     graph, landmarks = slam_map.graph, slam_map.landmarks
     ids = sorted(graph.keyframes)
     cameras = tuple(dict.fromkeys(graph.keyframes[k].camera for k in ids))
-    new_name = _new_names(landmarks, ids)
+    new_id = _new_track_ids(landmarks, ids)
     sizes = [(graph.keyframes[k].camera.width, graph.keyframes[k].camera.height) for k in ids]
     return ReferenceMap(
         provenance=_in_units_of(graph, provenance),
         cameras=cameras,
         keyframes=_keyframe_table(graph, ids, cameras),
-        features=_feature_table(graph, landmarks, ids, new_name),
-        observations=_observation_table(landmarks, ids, new_name),
-        landmarks=_landmark_table(landmarks, new_name),
+        features=_feature_table(graph, landmarks, ids, new_id),
+        observations=_observation_table(landmarks, ids, new_id),
+        landmarks=_landmark_table(landmarks, new_id),
         edges=_edge_table(graph),
         frames=_frame_table(frames),
         image=JpegImages(lambda row: jpeg(ids[row]), sizes),
@@ -124,6 +125,7 @@ def to_reference_map(
 
 
 def _in_units_of(graph: KeyframeGraph, provenance: Provenance) -> Provenance:
+    """The provenance with the units of the graph: meters if any segment is metric."""
     segments = set(graph.segment_of.values())
     sources = [graph.metric[segment] for segment in sorted(segments & graph.metric.keys())]
     return replace(
@@ -134,16 +136,16 @@ def _in_units_of(graph: KeyframeGraph, provenance: Provenance) -> Provenance:
     )
 
 
-def _new_names(landmarks: LandmarkMap, ids: Sequence[int]) -> Ids:
-    """By track id, its number among the tracks that anything refers to; -1 for the others."""
-    named = [landmarks.landmark_ids()]
+def _new_track_ids(landmarks: LandmarkMap, ids: Sequence[int]) -> Ids:
+    """By track id, the id without gaps; -1 for tracks that are neither observed nor landmarks."""
+    referenced = [landmarks.landmark_ids()]
     for k in ids:
-        named += [landmarks.observed[k].ids, landmarks.feature_tracks[k]]
-    used = np.unique(np.concatenate(named))
+        referenced += [landmarks.observed[k].ids, landmarks.feature_tracks[k]]
+    used = np.unique(np.concatenate(referenced))
     used = used[used >= 0]
-    names = np.full(int(used.max(initial=-1)) + 1, -1, np.int64)
-    names[used] = np.arange(len(used))
-    return names
+    new_ids = np.full(int(used.max(initial=-1)) + 1, -1, np.int64)
+    new_ids[used] = np.arange(len(used))
+    return new_ids
 
 
 def _keyframe_table(graph: KeyframeGraph, ids: Sequence[int], cameras: Sequence[Camera]) -> KeyframeTable:
@@ -162,7 +164,7 @@ def _keyframe_table(graph: KeyframeGraph, ids: Sequence[int], cameras: Sequence[
     )
 
 
-def _feature_table(graph: KeyframeGraph, landmarks: LandmarkMap, ids: Sequence[int], new_name: Ids) -> FeatureTable:
+def _feature_table(graph: KeyframeGraph, landmarks: LandmarkMap, ids: Sequence[int], new_id: Ids) -> FeatureTable:
     kept = [np.flatnonzero(landmarks.feature_tracks[k] >= 0) for k in ids]
     features = [graph.keyframes[k].features for k in ids]
     tracks = [landmarks.feature_tracks[k][rows] for k, rows in zip(ids, kept, strict=True)]
@@ -172,28 +174,28 @@ def _feature_table(graph: KeyframeGraph, landmarks: LandmarkMap, ids: Sequence[i
         pixels=_joined([f.pixels[rows] for f, rows in pairs], np.zeros((0, 2), np.float32)),
         scales=_joined([f.scales[rows] for f, rows in pairs], np.zeros(0, np.float32)),
         descriptors=_joined([quantized(f.descriptors[rows]) for f, rows in pairs], np.zeros((0, 128), np.uint8)),
-        landmark=_renamed(_joined(tracks, np.zeros(0, np.int64)), new_name),
+        landmark=_renumbered(_joined(tracks, np.zeros(0, np.int64)), new_id),
     )
 
 
-def _observation_table(landmarks: LandmarkMap, ids: Sequence[int], new_name: Ids) -> ObservationTable:
-    seen = [landmarks.observed[k] for k in ids]
+def _observation_table(landmarks: LandmarkMap, ids: Sequence[int], new_id: Ids) -> ObservationTable:
+    observed = [landmarks.observed[k] for k in ids]
     return ObservationTable(
-        offsets=_offsets(seen),
-        landmark=_renamed(_joined([tracks.ids for tracks in seen], np.zeros(0, np.int64)), new_name),
-        pixels=_joined([tracks.pixels for tracks in seen], np.zeros((0, 2), np.float32)),
+        offsets=_offsets(observed),
+        landmark=_renumbered(_joined([tracks.ids for tracks in observed], np.zeros(0, np.int64)), new_id),
+        pixels=_joined([tracks.pixels for tracks in observed], np.zeros((0, 2), np.float32)),
     )
 
 
-def _landmark_table(landmarks: LandmarkMap, new_name: Ids) -> LandmarkTable:
-    placed = landmarks.landmark_ids()  # ascending, and so are their new names
+def _landmark_table(landmarks: LandmarkMap, new_id: Ids) -> LandmarkTable:
+    ids = landmarks.landmark_ids()  # ascending, and so are the new ids
     return LandmarkTable(
-        ids=_renamed(placed, new_name),
-        anchor=landmarks.anchor[placed].copy(),
-        points_in_anchor=landmarks.point_in_anchor[placed].copy(),
-        inverse_depth_sigma=landmarks.inverse_depth_sigma[placed].copy(),
-        descriptors=quantized(landmarks.descriptor[placed]),
-        colors=landmarks.color[placed].copy(),
+        ids=_renumbered(ids, new_id),
+        anchor=landmarks.anchor[ids].copy(),
+        points_in_anchor=landmarks.point_in_anchor[ids].copy(),
+        inverse_depth_sigma=landmarks.inverse_depth_sigma[ids].copy(),
+        descriptors=quantized(landmarks.descriptor[ids]),
+        colors=landmarks.color[ids].copy(),
     )
 
 
@@ -207,7 +209,7 @@ def _edge_table(graph: KeyframeGraph) -> EdgeTable:
         sigmas=np.array([edge.sigmas for edge in edges], dtype=np.float64).reshape(-1, 7),
         is_loop=np.array([edge.kind is EdgeKind.LOOP for edge in edges], dtype=bool),
         inliers=_ids(edge.inliers for edge in edges),
-        shares=np.array([edge.share for edge in edges], dtype=np.float64),
+        shares=np.array([edge.evidence_fraction for edge in edges], dtype=np.float64),
         weights=np.array([graph.weight(edge) for edge in edges], dtype=np.float64),
     )
 
@@ -238,15 +240,16 @@ def _offsets(parts: Sequence[Any]) -> Ids:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]).astype(np.int64)
 
 
-def _joined(parts: Sequence[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([nothing, *parts])
+def _joined(parts: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
+    """The parts concatenated; `empty` gives the shape and type if there are none."""
+    return np.concatenate([empty, *parts])
 
 
-def _renamed(tracks: Ids, new_name: Ids) -> Ids:
-    return np.asarray(new_name[tracks], dtype=np.int64)
+def _renumbered(track_ids: Ids, new_id: Ids) -> Ids:
+    return np.asarray(new_id[track_ids], dtype=np.int64)
 
 
-# --- to the live map ----------------------------------------------------------------------------------
+# --- from the stored map to the live map --------------------------------------------------------------
 
 
 def restore(
@@ -257,16 +260,16 @@ def restore(
     *,
     gap: int = 0,
 ) -> PriorMap:
-    """Put a map into a slam_map, beside what is there: keyframes, tracks and segments get new names after the old ones.
+    """Add a stored map to a live map. Keyframes, tracks and segments get new ids after the existing ones.
 
-    Into an empty slam_map everything goes under its own name.
+    In an empty live map all ids stay the same.
 
     Args:
-        retriever: learns the keyframes' descriptors; None leaves that to the caller.
-        gap: ids left free between the keyframes that are there and the new ones.
+        retriever: the descriptors of the keyframes are added to it; None leaves that to the caller.
+        gap: number of ids left free between the existing keyframes and the new ones.
 
     Raises:
-        MapError: the predictor cannot read this map, or an image it needs is gone.
+        MapError: the predictor cannot read this map, or an image it needs is missing.
     """
     check_predictor(reference_map.provenance, predictor)
     graph, table = slam_map.graph, reference_map.keyframes
@@ -317,7 +320,7 @@ def _keyframe(reference_map: ReferenceMap, row: int, predictor: PosePredictor, f
 
 
 def _restore_tracks(reference_map: ReferenceMap, landmarks: LandmarkMap, first_id: int) -> int:
-    """Names, looks and places of all tracks; the name the map's track 0 has now."""
+    """Restore ids, descriptors and positions of all tracks; the current id of the stored track 0."""
     features, observations, table = reference_map.features, reference_map.observations, reference_map.landmarks
     highest = max(int(ids.max(initial=-1)) for ids in (features.landmark, observations.landmark, table.ids))
     new = landmarks.new_ids(highest + 1)
@@ -337,11 +340,11 @@ def _restore_tracks(reference_map: ReferenceMap, landmarks: LandmarkMap, first_i
 def _restore_observations(
     reference_map: ReferenceMap, row: int, landmarks: LandmarkMap, k: int, first_track: int
 ) -> None:
-    seen = reference_map.observations
-    part = slice(int(seen.offsets[row]), int(seen.offsets[row + 1]))
-    landmarks.observed[k] = Tracks(seen.landmark[part] + first_track, seen.pixels[part].astype(np.float32))
-    named = reference_map.features.landmarks_of(row)
-    landmarks.feature_tracks[k] = np.where(named >= 0, named + first_track, -1)
+    table = reference_map.observations
+    rows = slice(int(table.offsets[row]), int(table.offsets[row + 1]))
+    landmarks.observed[k] = Tracks(table.landmark[rows] + first_track, table.pixels[rows].astype(np.float32))
+    track_ids = reference_map.features.landmarks_of(row)
+    landmarks.feature_tracks[k] = np.where(track_ids >= 0, track_ids + first_track, -1)
 
 
 def _restore_edges(table: EdgeTable, graph: KeyframeGraph, first_id: int) -> None:
@@ -353,7 +356,7 @@ def _restore_edges(table: EdgeTable, graph: KeyframeGraph, first_id: int) -> Non
             sigmas=table.sigmas[row],
             kind=EdgeKind.LOOP if table.is_loop[row] else EdgeKind.ODOMETRY,
             inliers=int(table.inliers[row]),
-            share=float(table.shares[row]),
+            evidence_fraction=float(table.shares[row]),
         )
         graph.set_edge(edge)
         if table.weights[row] < 1.0:
@@ -375,17 +378,14 @@ def _frames(table: FrameTable, first_id: int) -> list[FrameRecord]:
 # --- units --------------------------------------------------------------------------------------------
 
 
-def in_units_of_earlier(result: SlamResult) -> SlamResult:
-    """The result of a run that has just ended, saying that its path is in meters when it is.
-
-    Nothing but the map that the run began in can have made it so by then.
-    """
+def in_units_of_prior_map(result: SlamResult) -> SlamResult:
+    """The result of a run that has just ended, in meters if its segment belongs to a metric map that it continued."""
     if result.segment not in result.graph.metric or not len(result.trajectory):
         return result
     return replace(result, units=Units("meters", "that of the map the run began in"))
 
 
 def shares_world_with(result: SlamResult, keyframe_ids: Iterable[int]) -> bool:
-    """Whether the path shares the world of these keyframes, as those of the map that the run began in."""
-    there = {result.graph.segment_of[k] for k in keyframe_ids}
-    return result.segment in there and len(result.trajectory) > 0
+    """Whether the trajectory is in the world of any of these keyframes, such as those of the continued map."""
+    segments = {result.graph.segment_of[k] for k in keyframe_ids}
+    return result.segment in segments and len(result.trajectory) > 0
