@@ -93,7 +93,7 @@ class EventPublisher:
         self.publish(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=reason))
 
     def relocalized(self, found: RelocalizedFrame, frames_lost: int) -> None:
-        frame = found.seen.frame
+        frame = found.observation.frame
         self.publish(
             Relocalized(
                 frame_index=frame.index,

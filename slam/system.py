@@ -376,9 +376,9 @@ class Slam:
         if self._localization_mode is not None:
             self._localization_mode.set_baseline()
         elif reason:
-            self._insert_keyframe(found.seen, reason)
+            self._insert_keyframe(found.observation, reason)
             return
-        self._record_frame(found.seen.frame)
+        self._record_frame(found.observation.frame)
 
     def _track_rotation(self, frame: Frame) -> bool:
         """Keep the orientation of a camera that only turns, its position held; False when that is not what it does."""
