@@ -123,9 +123,10 @@ def estimate_pose(
         min_inliers: minimum number of inlier landmarks of a pose from landmarks alone.
         min_confirming: minimum number of inlier landmarks of a pose consistent with a confident estimate; they only
             determine the length then.
-        search_too: try RANSAC as well when most landmarks are outliers of the estimate; the pose with more inliers wins.
-        use_depth_uncertainty: account for the depth uncertainty of the landmarks along their rays. This increases the inliers
-            of the right pose and of wrong poses, so it is evidence only with a confident, consistent estimate.
+        search_too: try RANSAC as well when most landmarks are outliers of the estimate; the pose with more inliers is
+            returned.
+        use_depth_uncertainty: account for the depth uncertainty of the landmarks along their rays. This increases the
+            inliers of right and wrong poses, so it is evidence only with a confident, consistent estimate.
     """
     confirming = min_inliers if min_confirming is None or not is_confident(estimate) else min_confirming
     triangulated = matches.where(landmarks.is_triangulated(matches.tracks.ids))
