@@ -106,7 +106,7 @@ class EventPublisher:
 
     def relocalized(self, found: RelocalizedFrame, frames_lost: int) -> None:
         """Publish `Relocalized`."""
-        frame = found.seen.frame
+        frame = found.observation.frame
         self.publish(
             Relocalized(
                 frame_index=frame.index,

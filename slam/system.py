@@ -1,4 +1,4 @@
-"""The whole of SLAM: a frame comes in, it is followed, located, perhaps kept, linked; at the end all is refined."""
+"""The SLAM system: tracking, keyframe insertion, relocalization, loop closing, and the final refinement."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class Slam:
-    """Monocular SLAM: `step` every frame in order, then `finish`."""
+    """Monocular SLAM: call `step` with every frame in order, then `finish`."""
 
     @classmethod
     def create(
@@ -58,16 +58,16 @@ class Slam:
         images: KeyframeImages | None = None,
         mask: Mask | None = None,
     ) -> Slam:
-        """The system with the components that `config` asks for; defaults without one.
+        """The system with the components that `config` selects; with the defaults if it is None.
 
         Args:
-            start_map: a map, or the folder of one; without a predictor asked for, the map's is taken.
+            start_map: a map, or the folder of one; its predictor is used if `config` does not set one.
             mask: (H, W) uint8; no point is detected or followed where it is zero.
             localize_only, observers, images: as for the constructor.
 
         Raises:
             MapError: the map cannot be read, or the predictor cannot read it.
-            UserError: the predictor that was asked for cannot be had; the message says why.
+            UserError: the requested predictor is not available; the message states why.
         """
         from slam.components.assembly import assemble
         from slam.components.predictor_choice import with_predictor_of
@@ -100,10 +100,10 @@ class Slam:
         localize_only: bool = False,
     ) -> None:
         """Args:
-            observers: receive every event, in order. One that raises is dropped; `dropped_observers` lists it.
+            observers: receive every event, in order. An observer that raises is dropped; see `dropped_observers`.
             images: stores the keyframes' images for the saved map; in memory by default.
             start_map: map to continue: the first frames are relocalized in it, and their poses are in its frame.
-            localize_only: never change that map; a frame has a pose in it or none.
+            localize_only: never change that map; frames only get poses in it.
 
         Raises:
             MapError: the predictor cannot read the map.
@@ -142,10 +142,10 @@ class Slam:
         self._images = MemoryImages() if images is None else images
         self._result: SlamResult | None = None
 
-    # --- the story ------------------------------------------------------------------------------------
+    # --- one frame -------------------------------------------------------------------------------------
 
     def step(self, frame: Frame) -> FrameResult:
-        """Process the next frame; observers receive the events of it.
+        """Process the next frame, publish its events to the observers, and return its pose.
 
         Raises:
             RuntimeError: the run is finished.
@@ -175,10 +175,10 @@ class Slam:
         )
 
     def finish(self, *, interrupted: bool = False, on_progress: Progress = no_progress) -> SlamResult:
-        """Refine the whole map once more, place every frame in it, and say what came out; the same when asked again.
+        """Refine the whole map, update all frame poses, and return the result; later calls return the same result.
 
         Args:
-            on_progress: called with (what, how many are done, of how many at most) while that takes time.
+            on_progress: called with (name of the task, steps done, maximum number of steps).
         """
         if self._result is not None:
             return self._result
@@ -190,19 +190,19 @@ class Slam:
         return self._conclude(interrupted=interrupted)
 
     def abort(self) -> SlamResult:
-        """End the run where an exception or the user has broken it off: nothing more is computed."""
+        """End the run after an exception or an interruption, without further computation."""
         if self._result is not None:
             return self._result
         self.remove_incomplete()
         return self._conclude(interrupted=True)
 
     def remove_incomplete(self) -> None:
-        """Take out what an exception in `step` has left half made; everything before it is whole."""
+        """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete."""
         self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
         self._log.keep_frames_of(self._map.graph.keyframes)
 
     def publish(self, event: Event) -> None:
-        """Tell the observers of something that happened outside of the system."""
+        """Publish an event from outside the system to the observers."""
         self._events.publish(event)
 
     def _conclude(self, *, interrupted: bool) -> SlamResult:
@@ -214,20 +214,20 @@ class Slam:
 
     @property
     def dropped_observers(self) -> list[DroppedObserver]:
-        """Observers that raised and hear no more."""
+        """Observers that raised an exception and receive no more events."""
         return self._events.dropped
 
     def saved_map(self) -> ReferenceMap:
-        """The map as it stands, at rest, the map the run began in included."""
+        """The current map, including the map in which the run started, in the format of a saved map."""
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
         return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
 
     def save_map(self, folder: str | Path) -> None:
-        """Write the map as it stands to a folder that does not exist yet, or that holds a map, which is replaced.
+        """Write the current map to a folder that does not exist yet, or replace the map in the folder.
 
         Raises:
             MapError: there is no keyframe to save.
-            OutputError: the folder cannot be written; what was there is still whole.
+            OutputError: the folder cannot be written; its previous contents are intact.
         """
         from relocalizer.maps.map_writer import save_map
 
@@ -241,8 +241,8 @@ class Slam:
 
         Raises:
             RuntimeError: the run is not finished.
-            ScaleError: the reference does not give a scale; nothing has changed.
-            ValueError: it is metric already.
+            ScaleError: the reference does not give a scale; nothing was changed.
+            ValueError: the map is metric already.
         """
         if self._result is None:
             raise RuntimeError("Slam.make_metric: finish the run first")
@@ -252,16 +252,16 @@ class Slam:
         return self._result
 
     def _jpeg(self, keyframe_id: int) -> bytes:
-        """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""
+        """JPEG image of a keyframe of this run, undistorted with the estimated lens correction."""
         jpeg, lens = self._images.jpeg(keyframe_id), self._map.lens_of(keyframe_id)
         if not lens.has_distortion:
             return jpeg
         return encode_jpeg(lens.undistort_image(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
 
-    # --- before the map -------------------------------------------------------------------------------
+    # --- initialization -------------------------------------------------------------------------------
 
     def _initialize(self, frame: Frame) -> None:
-        """Begin a map when the frame makes a pair with an earlier one, else wait."""
+        """Initialize a map if the frame forms an initial pair with an earlier frame; otherwise wait."""
         with self._watch("initialize"):
             outcome = self._initializer.process(frame)
         if isinstance(outcome, NotInitialized):
@@ -270,7 +270,7 @@ class Slam:
             self._begin_map(outcome)
 
     def _begin_map(self, pair: InitialPair) -> None:
-        """The first two keyframes of a segment with their landmarks, and poses for the frames between them."""
+        """Insert the first two keyframes of a segment with their landmarks, and localize the frames between them."""
         graph = self._map.graph
         with self._watch("map"):
             a, b = self._mapper.begin_segment(pair)
@@ -284,10 +284,10 @@ class Slam:
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
         self._activate_keyframe(pair.second.frame, b, "second of the first pair")
 
-    # --- with a map -----------------------------------------------------------------------------------
+    # --- tracking -------------------------------------------------------------------------------------
 
     def _track(self, frame: Frame) -> None:
-        """Follow the camera; where that fails recognize the place, or at least how it turns; else it is lost."""
+        """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
             found = self._frame_tracker.estimate_pose(frame)
         if isinstance(found, TrackedPose):
@@ -300,7 +300,7 @@ class Slam:
             self._lose(frame, found, recognized)
 
     def _follow(self, frame: Frame, found: TrackedPose) -> None:
-        """A frame with a pose: it hangs off the active keyframe, or becomes the next one."""
+        """A tracked frame: it becomes a keyframe, or is recorded relative to its reference keyframe."""
         self._rotation_only.stop()
         self._state.set_tracked()
         self._frame_tracker.accept(found)
@@ -308,35 +308,35 @@ class Slam:
             self._localization_mode.replenish(frame)
         elif reason := self._frame_tracker.reason_to_keep(frame, self._state.keyframe_id):
             with self._watch("features"):
-                seen = self._frame_tracker.extract(frame)
-            self._insert_keyframe(seen, reason)
+                observation = self._frame_tracker.extract(frame)
+            self._insert_keyframe(observation, reason)
             return
         self._record_frame(frame)
 
     def _record_frame(self, frame: Frame) -> None:
-        """Remember where the frame is by its keyframe."""
-        here = self._frame_tracker.current
-        self._log.add(frame, here.world_from_cam, here.landmarks, self._state.keyframe_id, self._map.graph)
+        """Record the frame's pose relative to its reference keyframe."""
+        tracked = self._frame_tracker.current
+        self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self._state.keyframe_id, self._map.graph)
 
-    # --- a keyframe -----------------------------------------------------------------------------------
+    # --- keyframes ------------------------------------------------------------------------------------
 
-    def _insert_keyframe(self, seen: FrameObservation, reason: str) -> None:
-        """The frame becomes a keyframe: landmarks, the relation to the one before, refinement."""
+    def _insert_keyframe(self, observation: FrameObservation, reason: str) -> None:
+        """Insert the frame as a keyframe: landmarks, odometry edges to covisible keyframes, local bundle adjustment."""
         graph, active = self._map.graph, self._state.keyframe_id
         pose = Similarity.from_rigid(
             self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
         )
         with self._watch("map"):
-            keyframe = self._mapper.insert(seen, self._frame_tracker.tracks, pose, graph.segment_of[active])
-            self._images.store(keyframe.id, seen.frame.image)
+            keyframe = self._mapper.insert(observation, self._frame_tracker.tracks, pose, graph.segment_of[active])
+            self._images.store(keyframe.id, observation.frame.image)
         with self._watch("predictor"):
             self._odometry_edges.relate_to_covisible(keyframe.id)
         with self._watch("refine"):
             self._mapper.adjustment.local_bundle_adjustment(keyframe.id)
-        self._activate_keyframe(seen.frame, keyframe, reason)
+        self._activate_keyframe(observation.frame, keyframe, reason)
 
     def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
-        """Link a new keyframe, close loops from it, and go on from where that leaves it."""
+        """Add a new keyframe's edges, close its loops, and continue tracking from its updated pose."""
         slam_map, k = self._map, keyframe.id
         self._events.keyframe_added(keyframe, reason, frame.image)
         with self._watch("link"):
@@ -352,17 +352,17 @@ class Slam:
         self._record_frame(frame)
         self._events.landmarks_updated_after_keyframe(k, frame.index)
 
-    # --- not followed ---------------------------------------------------------------------------------
+    # --- tracking failure -----------------------------------------------------------------------------
 
     def _relocalize(self, frame: Frame) -> RelocalizedFrame | PoseNotFound:
-        """Look for the frame's place in the map; seldom while the camera turns where nothing is known."""
+        """Relocalize the frame in the map; only in some frames during rotation-only tracking."""
         if not self._rotation_only.should_relocalize:
             return PoseNotFound("no place is looked for in this frame of a turn")
         with self._watch("recognize"):
             return self._relocalizer.relocalize(self._frame_tracker.extract(frame), self._state.keyframe_id)
 
     def _relocalized(self, found: RelocalizedFrame, why: PoseNotFound) -> None:
-        """Recognized landmarks place a frame that could not be followed; it becomes a keyframe at once."""
+        """A frame was relocalized after tracking failed; it becomes a keyframe at once."""
         if self._state.is_lost:
             self._events.relocalized(found, self._state.frames_lost)
         self._rotation_only.stop()
@@ -370,18 +370,18 @@ class Slam:
         self._continue_from(found, f"recognized {len(found.landmarks)} landmarks ({why.reason})")
 
     def _continue_from(self, found: RelocalizedFrame, reason: str) -> None:
-        """Go on from where a frame was recognized, as a keyframe when there is a reason and the map may grow."""
+        """Continue from a relocalized frame; insert it as a keyframe if there is a reason and the map may grow."""
         self._state.set_tracking(found.keyframe_id)
         self._frame_tracker.reset_to(found.world_from_cam, found.tracks)
         if self._localization_mode is not None:
             self._localization_mode.set_baseline()
         elif reason:
-            self._insert_keyframe(found.seen, reason)
+            self._insert_keyframe(found.observation, reason)
             return
-        self._record_frame(found.seen.frame)
+        self._record_frame(found.observation.frame)
 
     def _track_rotation(self, frame: Frame) -> bool:
-        """Keep the orientation of a camera that only turns, its position held; False when that is not what it does."""
+        """Track the orientation of a camera that only rotates, and keep its position; False for any other motion."""
         if not self._state.is_tracking or not self._rotation_only.follow(frame):
             return False
         self._state.set_rotation_only(POSITION_HELD)
@@ -391,7 +391,7 @@ class Slam:
         return True
 
     def _lose(self, frame: Frame, why: PoseNotFound, recognized: PoseNotFound) -> None:
-        """No pose for this frame. After a while a new segment may begin, to be tied to the old one by a loop."""
+        """No pose for this frame. After a while a new segment may start, to be joined to the old one by a loop."""
         if self._state.is_lost:
             self._state.still_lost(recognized.reason)
         else:
@@ -403,20 +403,20 @@ class Slam:
         if self._state.may_start_new_map:
             self._initialize(frame)
 
-    # --- the end --------------------------------------------------------------------------------------
+    # --- final steps ----------------------------------------------------------------------------------
 
     def _complete_map(self, on_progress: Progress) -> None:
-        """Join maps begun apart, refine all in rounds, and place every frame in what came out."""
-        mapper, log, earlier = self._mapper, self._log, self._prior_map
-        least = self._config.loop_closing.min_inliers
-        if join_segments(self._map, self._relocalizer, self._loop_closer, min_inliers=least):
+        """Join segments, refine the whole map in rounds, and update the pose of every frame in the refined map."""
+        mapper, log, prior_keyframes = self._mapper, self._log, self._prior_map.keyframe_ids
+        min_inliers = self._config.loop_closing.min_inliers
+        if join_segments(self._map, self._relocalizer, self._loop_closer, min_inliers=min_inliers):
             self._deferred.relocalize_all(self._continue_from, on_progress)
         rounds = refine_map(
             mapper,
             self._config.bundle_adjustment,
             frames=len(log),
-            keyframes=len(mapper.map.graph.keyframes) - len(earlier.keyframe_ids),
-            may_calibrate=not earlier.keyframe_ids,
+            keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes),
+            may_calibrate=not prior_keyframes,
             notify=partial(self._events.graph_optimized, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),
         )

@@ -616,7 +616,7 @@ def page(monkeypatch):
             happened.append("closed")
 
     monkeypatch.setattr("slam.viz.rerun_viewer.RerunViewer", Page)
-    monkeypatch.setattr("slam.run.runner.wait_until_told", lambda: happened.append("wait"))
+    monkeypatch.setattr("slam.run.runner.wait_for_stop_signal", lambda: happened.append("wait"))
     return happened
 
 
@@ -666,7 +666,7 @@ def test_waiting_ends_by_ctrl_c_and_by_sigterm_and_leaves_their_handlers(number)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=tell, daemon=True).start()
-    runner.wait_until_told()
+    runner.wait_for_stop_signal()
     assert signal.getsignal(number) == before
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from relocalizer.camera import Camera
+from slam.events import FrameNotLocalized
 from slam.map.frame_log import FrameLog
 from slam.map.frames import Frame, PoseNotFound
 from slam.relocalization.deferred import DeferredRelocalizer, UnlocalizedFrames
@@ -95,10 +96,7 @@ def test_frames_that_are_placed_one_a_pass_do_not_cost_a_pass_each():
 
 def test_a_frame_that_is_not_found_at_the_end_is_told_of_with_the_reason():
     class Nowhere:
-        """A front end that sees what it is shown, a recognizer that finds nothing, and who is told."""
-
-        def __init__(self):
-            self.told = []
+        """A frame tracker that returns the frame, and a relocalizer that finds nothing."""
 
         def extract_from(self, frame):
             return frame
@@ -106,14 +104,14 @@ def test_a_frame_that_is_not_found_at_the_end_is_told_of_with_the_reason():
         def relocalize(self, seen, active):
             return PoseNotFound(f"nothing in {seen.index} is known")
 
-        def not_localized(self, *what):
-            self.told.append(what)
-
-    nowhere, log = Nowhere(), FrameLog()
+    nowhere, log, events = Nowhere(), FrameLog(), []
     log.nearest = lambda timestamp_ns: type("Record", (), {"keyframe_id": 0})
-    looking_back = DeferredRelocalizer(10, log, nowhere, nowhere, nowhere)
+    looking_back = DeferredRelocalizer(10, log, nowhere, nowhere, events.append)
     for index in (3, 4):
         looking_back.keep(frame(index))
     looking_back.relocalize_all(lambda found, reason: None)
     looking_back.report_failures()
-    assert nowhere.told == [(3, 3000, "nothing in 3 is known"), (4, 4000, "nothing in 4 is known")]
+    assert events == [
+        FrameNotLocalized(frame_index=3, timestamp_ns=3000, reason="nothing in 3 is known"),
+        FrameNotLocalized(frame_index=4, timestamp_ns=4000, reason="nothing in 4 is known"),
+    ]

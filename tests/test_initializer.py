@@ -355,6 +355,6 @@ def test_frames_between_are_remembered_without_their_images_and_never_without_bo
     tracks = start(world_of(room_path(2, 0.1))).frame_tracker.tracks
     reference = ReferenceFrame(None)
     for _ in range(5 * MAX_BETWEEN):
-        reference.remember(frame, tracks)
+        reference.add_between(frame, tracks)
     assert MAX_BETWEEN // 2 <= len(reference.between) <= MAX_BETWEEN
     assert all(kept.image.size == 0 and kept.timestamp_ns == frame.timestamp_ns for kept, _ in reference.between)

@@ -249,7 +249,7 @@ def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monk
             happened.append("closed")
 
     monkeypatch.setattr("slam.viz.rerun_viewer.RerunViewer", Page)
-    monkeypatch.setattr("slam.run.runner.wait_until_told", lambda: happened.append("wait"))
+    monkeypatch.setattr("slam.run.runner.wait_for_stop_signal", lambda: happened.append("wait"))
     ended = slam_command("view", finished, "--view", "web")
     assert "the run is shown at http://127.0.0.1:9090/ until Ctrl-C" in ended.err
     assert [what for what in happened if what != "event"] == ["web", "wait", "closed"]

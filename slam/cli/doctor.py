@@ -1,4 +1,4 @@
-"""`slam doctor`: what is installed and usable."""
+"""`slam doctor`: checks of the installation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from slam.cli.options import UNUSABLE, AsJson
 
 def doctor(
     hash_weights: Annotated[
-        bool, typer.Option("--hash", help="Read cached weights through and compare their hash; takes seconds.")
+        bool, typer.Option("--hash", help="Verify the hash of cached weights; takes seconds.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check what is installed and usable; each line is ok or says how to fix it.
+    """Check the installation; each line is ok, or states how to fix it.
 
     Example:
 

@@ -1,6 +1,6 @@
-"""What is installed, found and usable here, and what to do where it is not.
+"""Checks of the installation: libraries, devices, viewer and weights, each with a fix.
 
-Libraries are tried in a process of their own: importing a broken one may end the process.
+Libraries are imported in a separate process, because importing a broken one may terminate the process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from relocalizer.errors import WeightsError
 from relocalizer.predictors import plugins
 from relocalizer.predictors.checkpoints import LICENSE, RELEASED, Released, locate, published_sha256, sha256_of
 
-_TRY_TIMEOUT_S = 60
-# Import name, distribution, whether SLAM runs without it.
+_TRY_TIMEOUT_S = 60  # maximum time of a check in a separate process, seconds
+# (import name, distribution, whether SLAM needs it)
 _LIBRARIES = (
     ("numpy", "numpy", True),
     ("scipy", "scipy", True),
@@ -70,7 +70,7 @@ print(json.dumps({"gpus": gpus}))
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `needed`: nothing runs while it is not ok. `fix`: what to do, empty when ok."""
+    """Result of one check. `needed`: SLAM does not run if it fails. `fix`: how to fix it, empty if ok."""
 
     name: str
     ok: bool
@@ -87,11 +87,11 @@ class Check:
 
 
 def examine(*, hash_weights: bool = False) -> list[Check]:
-    """Every check, in the order of reading.
+    """All checks, in the order of display.
 
     Args:
-        hash_weights: read cached weights through and compare their hash with the one the hub gave: seconds for
-            each. Otherwise the hub's is shown as it is.
+        hash_weights: compute the hash of cached weights and compare it with the hub's, which takes seconds per file.
+            Otherwise the hub's hash is shown.
     """
     return [
         _python(),
@@ -107,7 +107,7 @@ def examine(*, hash_weights: bool = False) -> list[Check]:
 
 
 def _plugins() -> list[Check]:
-    """One line per installed predictor of another distribution."""
+    """One check per installed predictor of another distribution."""
     checks = []
     for name, point in plugins.installed().items():
         module, _, function = point.value.partition(":")
@@ -157,7 +157,7 @@ class _Answer:
 
 
 def _try(code: str) -> _Answer:
-    """Run a few lines of Python elsewhere: their output, or the last line of their complaint."""
+    """Run Python code in a separate process: its output, or the last line of its error message."""
     command = [sys.executable, "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TRY_TIMEOUT_S, check=False)
@@ -230,7 +230,7 @@ def _weights(released: Released, hash_it: bool) -> Check:
 
 
 def _location(name: str) -> Check:
-    """These import names are common words: another project's package may stand in front of ours."""
+    """Check that the import name, a common word, is not shadowed by another project's package."""
     spec = importlib.util.find_spec(name)
     folder = Path(spec.origin).parent if spec and spec.origin else None
     ours = Path(__file__).resolve().parent.parent / name

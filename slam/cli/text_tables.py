@@ -1,4 +1,4 @@
-"""What a run says to a person: its state, the summary, small tables. It formats; `slam.cli` prints."""
+"""Formatting of run states, summaries and tables as text; `slam.cli` prints it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from slam.map.lens_evidence import LensEvidence
 
 
-TOLD_OVERLAY = 0.01  # of the points; a speck of dirt is not worth a line
-TOLD_RESTING = 0.1  # of the frames
+MIN_OVERLAY_SHARE = 0.01  # minimum fraction of overlay points to report; less may be a speck of dirt
+MIN_RESTING_SHARE = 0.1  # minimum fraction of frames at rest to report
 
 
 def state_line(statistics: RunStatistics, frames: int, seconds: float) -> str:
-    """The state of a run in one line: 'tracking, 24.1 fps, 31 keyframes, 2 loops'."""
+    """State of a run in one line: 'tracking, 24.1 fps, 31 keyframes, 2 loops'."""
     parts = [statistics.state.value, f"{frames / seconds if seconds > 0 else 0.0:.1f} fps"]
     parts += [_count(statistics.keyframes, "keyframe")]
     if statistics.loops_accepted:
@@ -38,7 +38,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The summary of a run, from its report."""
+    """Summary of a run, from its report."""
     loops, lost, stages = report["loops"], report["lost_episodes"], report["stage_ms"]
     rows = [("WARNING", RANDOM_WEIGHTS.upper())] if report["predictor"]["random_weights"] else []
     rows.append(("verdict", verdict_words(report["verdict"])))
@@ -71,7 +71,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def verdict_words(verdict: Mapping[str, Any]) -> str:
-    """The verdict of a run, with its reasons: 'partial: 64 of 100 frames (64 %) have a pose in the map'."""
+    """Verdict of a run with its reasons: 'partial: 64 of 100 frames (64 %) have a pose in the map'."""
     return ": ".join(filter(None, (str(verdict["grade"]), "; ".join(verdict["reasons"]))))
 
 
@@ -80,7 +80,7 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
 
 
 def _lens_words(lens: Mapping[str, Any]) -> str:
-    """What is known of the lens; empty when a camera was given and there is nothing to say."""
+    """Evidence about the lens; empty for a given camera that the evidence supports."""
     file = " (camera.yaml)" if lens["has_calibration"] else ""
     distorted_pixels = f"images distorted by {lens['corner_px']:.1f} px at the corners" if lens["corner_px"] else ""
     parts = [_focal_words(lens)]
@@ -98,14 +98,14 @@ def _lens_words(lens: Mapping[str, Any]) -> str:
 
 
 def _other_lens_words(evidence: LensEvidence) -> str:
-    """What speaks against the camera of another map; a change between two maps is told once."""
+    """Evidence against the camera of another segment; a change between two segments is reported only once."""
     if evidence.change is not None or not evidence.reason:
         return ""
     return f"{evidence.state}: {evidence.reason}"
 
 
 def _focal_words(lens: Mapping[str, Any]) -> str:
-    """What is known of the focal length; empty when it was given and nothing speaks against it."""
+    """Evidence about the focal length; empty if it was given and the evidence supports it."""
     start, final = lens["focal_px"]["start"], lens["focal_px"]["final"]
     source = "assumed" if lens["assumed"] else "given"
     sigma = "" if lens["focal_sigma"] is None else f", +- {100 * lens['focal_sigma']:.1f} %"
@@ -124,14 +124,14 @@ def _focal_words(lens: Mapping[str, Any]) -> str:
 
 
 def _image_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What of the image does not show the world, and whether the camera moved."""
+    """Image regions that do not show the scene, and the fraction of frames at rest."""
     rows = []
     if report.get("masked_share", 0.0) > 0:
         rows.append(("masked", f"{_percent(report['masked_share'])} of the image"))
-    if report.get("overlay_share", 0.0) >= TOLD_OVERLAY:
+    if report.get("overlay_share", 0.0) >= MIN_OVERLAY_SHARE:
         share = f"{_percent(report['overlay_share'])} of the points never move in the image (an overlay?)"
         rows.append(("overlay", f"{share}; they were left out; --mask names such a region"))
-    if report["frames"] and report.get("frames_resting", 0) >= TOLD_RESTING * report["frames"]:
+    if report["frames"] and report.get("frames_resting", 0) >= MIN_RESTING_SHARE * report["frames"]:
         rows.append(
             (
                 "at rest",
@@ -148,7 +148,7 @@ def _map_rows(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def map_words(report: Mapping[str, Any]) -> str:
-    """Whether a run has to do with the map that it began in."""
+    """Whether the run was localized in the map in which it started."""
     name, found = report["from"], report["found_at_frame"]
     if found >= 0:
         words = f"found in {name} at frame {found}"
@@ -191,7 +191,7 @@ def _accuracy_rows(evaluation: Mapping[str, Any] | None, units: Mapping[str, Any
 
 
 def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """An evaluation's figures, in the unit of the ground truth."""
+    """Metrics of an evaluation, in the unit of the ground truth."""
     rows = [
         (name, f"{values['rmse']:.4f} rmse, {values['median']:.4f} median, {values['max']:.4f} max")
         for name, values in (("ATE, Sim(3)", evaluation["ate_sim3"]), ("ATE, SE(3)", evaluation["ate_se3"]))
@@ -212,7 +212,7 @@ def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
-    """What a run cost as a whole."""
+    """Total time and memory of a run."""
     return [
         ("frames", f"{cost.frames}, {cost.tracked} of them tracked, {_count(cost.keyframes, 'keyframe')}"),
         ("predictor", _predictor_words(cost)),
@@ -224,7 +224,7 @@ def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
 
 
 def part_rows(parts: Sequence[AblationRow]) -> list[tuple[str, ...]]:
-    """What each part is worth, the heads of the columns first; errors in the ground truth's unit."""
+    """Results of an ablation, with the column headings first; errors in the ground truth's unit."""
     heads = ("", "ATE Sim(3)", "ATE SE(3)", "coverage", "keyframes", "loops", "CPU s", "why")
     rows: list[tuple[str, ...]] = [heads]
     for part in parts:
@@ -248,7 +248,7 @@ def _predictor_words(cost: RunCost) -> str:
 
 
 def stage_rows(stages: Mapping[str, StageCost]) -> list[tuple[str, ...]]:
-    """Milliseconds of each stage in the frames that ran it, the heads of the columns first."""
+    """Time of each stage in the frames that ran it, milliseconds, with the column headings first."""
     rows: list[tuple[str, ...]] = [("stage", f"{'frames':>7}", f"{'p50 ms':>8}", f"{'p95 ms':>8}", f"{'all s':>7}")]
     for name, cost in stages.items():
         times = (f"{cost.p50_ms:8.1f}", f"{cost.p95_ms:8.1f}", f"{cost.total_s:7.1f}")
@@ -257,7 +257,7 @@ def stage_rows(stages: Mapping[str, StageCost]) -> list[tuple[str, ...]]:
 
 
 def network_rows(times: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What the network costs in each way, beside a naive use of it, the heads of the columns first."""
+    """Time of the network per runtime, compared with a naive implementation, with the column headings first."""
     naive, keyframes = times["naive_pair_s"], times["keyframes"]
     ten = f"against {keyframes}"
     rows: list[tuple[str, ...]] = [
@@ -274,7 +274,7 @@ def network_rows(times: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def network_facts(times: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the network was timed on."""
+    """Conditions of the network benchmark."""
     threads = _count(times["threads"], "thread")
     products = ", float32 products by oneDNN" if times["onednn"] else ""
     weights = "random weights" if times["random_weights"] else "trained weights"

@@ -1,1 +1,1 @@
-"""The exchangeable parts of the system, and which of them a configuration asks for."""
+"""The exchangeable components of the system, and their selection from a configuration."""

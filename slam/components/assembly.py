@@ -1,4 +1,4 @@
-"""Assembly of the components that a configuration asks for."""
+"""Creation of the components that a configuration selects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Components:
-    """The exchangeable parts of the system, each behind a protocol.
+    """The exchangeable components of the system, each behind a protocol.
 
     Attributes:
-        predictor: relative pose of two images.
-        tracker: points followed from image to image.
+        predictor: estimates the relative pose of two images.
+        tracker: follows points from image to image.
         retriever: place recognition.
         optimizer: pose graph optimization.
         adjuster: bundle adjustment.
@@ -38,13 +38,13 @@ class Components:
 
 
 def assemble(config: SlamConfig, *, mask: Mask | None = None) -> Components:
-    """The parts that a configuration asks for.
+    """Creates the components that a configuration selects.
 
     Args:
-        mask: of the source; no point is detected or followed where it is zero.
+        mask: mask of the source; no point is detected or followed where it is zero.
 
     Raises:
-        UserError: the predictor that was asked for cannot be had; the message says why.
+        UserError: the requested predictor is not available; the message states why.
     """
     from relocalizer.retrieval import FaissRetriever
     from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
@@ -61,31 +61,31 @@ def assemble(config: SlamConfig, *, mask: Mask | None = None) -> Components:
 
 
 def build_predictor(config: SlamConfig) -> PosePredictor:
-    """The pair predictor that the configuration names; `auto` is decided here."""
+    """Creates the pair predictor that the configuration selects; resolves `auto`."""
     match choose_predictor(config).kind:
         case "geometric":
             from relocalizer.predictors.geometric_predictor import GeometricPredictor
 
             return GeometricPredictor(config.features, config.predictor.geometric)
         case kind if kind not in plugins.BUILT_IN:
-            asked = config.predictor
-            return plugins.make(kind, config.features, weights=asked.weights, device=asked.device)
+            settings = config.predictor
+            return plugins.make(kind, config.features, weights=settings.weights, device=settings.device)
         case kind:
             from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 
-            asked = config.predictor
-            if asked.random_weights:
+            settings = config.predictor
+            if settings.random_weights:
                 return Reloc3rPredictor.random(
                     cast("Kind", kind),
                     seed=config.seed,
-                    device=asked.device,
-                    precision=asked.precision,
-                    backend=asked.backend,
+                    device=settings.device,
+                    precision=settings.precision,
+                    backend=settings.backend,
                 )
             return Reloc3rPredictor.load(
                 kind,
-                weights=asked.weights,
-                device=asked.device,
-                precision=asked.precision,
-                backend=asked.backend,
+                weights=settings.weights,
+                device=settings.device,
+                precision=settings.precision,
+                backend=settings.backend,
             )

@@ -1,4 +1,4 @@
-"""The images that travel: a frame as it comes, what is seen in it, what is kept of it, and a keyframe."""
+"""Frames, their observations and records, keyframes, and the results of pose estimation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Frame:
     """One image of the stream, already undistorted.
 
     Attributes:
-        index: position in the source, from 0; gaps where images were skipped or dropped.
+        index: position in the source, from 0, with gaps at skipped or dropped images.
         timestamp_ns: integer nanoseconds, strictly increasing along a stream.
         image: RGB uint8 (H, W, 3).
-        camera: the pinhole camera of this very image.
+        camera: pinhole camera of this image.
     """
 
     index: int
@@ -43,13 +43,13 @@ class Frame:
         return CalibratedImage(self.image, self.camera)
 
     def without_image(self) -> Frame:
-        """The same frame for when it has been looked at, as small as can be."""
+        """A copy without the image, for frames that are already processed."""
         return replace(self, image=np.zeros((0, 0, 3), np.uint8))
 
 
 @dataclass(slots=True, eq=False)
 class _Encoding:
-    """Encoding and place descriptor of one image, filled in when they are first needed."""
+    """Encoding and place descriptor of one image, computed when first needed."""
 
     encoded: Encoded | None = None
     descriptor: NDArray[np.float32] | None = None
@@ -58,7 +58,7 @@ class _Encoding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameObservation:
-    """A frame with its local features and its tracks; it is encoded at most once.
+    """A frame with its local features and its tracks. It is encoded at most once.
 
     Copies made by `dataclasses.replace` with other tracks share the encoding, which depends on image and features only.
     """
@@ -69,7 +69,7 @@ class FrameObservation:
     _encoding: _Encoding = field(default_factory=_Encoding, repr=False)
 
     def encoded(self, predictor: PosePredictor) -> Encoded:
-        """The predictor's encoding of the image. All calls for one frame must name the same predictor."""
+        """The predictor's encoding of the image. All calls for one frame must pass the same predictor."""
         if self._encoding.encoded is None:
             view = CalibratedImage(self.frame.image, self.frame.camera, self.features)
             [self._encoding.encoded] = predictor.encode([view])
@@ -82,7 +82,7 @@ class FrameObservation:
         return self._encoding.descriptor, self._encoding.is_usable
 
     def with_features(self, features: LocalFeatures) -> FrameObservation:
-        """The same frame with a part of its features; it has to be encoded again if that is not all of them."""
+        """The observation with a subset of its features; a proper subset needs a new encoding."""
         if len(features) == len(self.features):
             return self
         return FrameObservation(self.frame, features, self.tracks)
@@ -90,7 +90,7 @@ class FrameObservation:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FrameRecord:
-    """Where a frame hangs: its pose in a keyframe, in that keyframe's own units, so it moves with the graph."""
+    """Pose of a frame relative to its reference keyframe, in the keyframe's units, so that it follows graph updates."""
 
     index: int
     timestamp_ns: int
@@ -100,11 +100,11 @@ class FrameRecord:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Keyframe:
-    """A frame worth remembering. It has no pose: poses live in the graph and change, a keyframe does not.
+    """A keyframe without its pose: it is constant, while the pose is part of the graph and changes.
 
     Attributes:
         id: 0, 1, 2, ... in order of creation.
-        encoded: what the pair predictor remembers of the image (opaque).
+        encoded: the pair predictor's encoding of the image (opaque).
         descriptor: unit vector (D,) float32 for place recognition.
         features: local features of the image.
     """
@@ -120,7 +120,7 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrackedPose:
-    """A frame's pose, and the landmarks it rests on."""
+    """A frame's pose and its inlier landmarks."""
 
     world_from_cam: RigidTransform
     landmarks: Tracks
@@ -135,7 +135,11 @@ class PoseNotFound:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InitialPair:
-    """Two frames to begin a map with, at a length that puts the median depth at 1 map unit."""
+    """Two frames that initialize a map, with the baseline scaled to a median depth of 1 map unit.
+
+    Attributes:
+        between: frames between the two, without images, and the tracks followed through them.
+    """
 
     first: FrameObservation
     second: FrameObservation

@@ -1,5 +1,4 @@
-"""When a run ends more of the map is known than when its frames came: frames that had no pose are looked for once
-more, and maps begun apart are joined."""
+"""Deferred relocalization: at the end of a run, frames without a pose are relocalized in the larger map."""
 
 from __future__ import annotations
 
@@ -16,12 +15,13 @@ from slam.progress import Progress, no_progress
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
 from slam.tracking.frame_tracker import FrameTracker
 
-QUALITY = 95  # of the images kept, JPEG
-MOSTLY_KNOWN = 0.6  # of a keyframe's landmarks; an image that sees more of them shows little that is not in it
+QUALITY = 95  # JPEG quality of the stored images
+# Fraction of a keyframe's landmarks above which a frame that observes them adds little to the map.
+COVERED_RATIO = 0.6
 
 
 class DeferredRelocalizer:
-    """Keeps the frames without a pose while the stream runs, and looks for them in the map when it has ended."""
+    """Stores frames without a pose during the run, and relocalizes them in the map at its end."""
 
     def __init__(
         self,
@@ -32,47 +32,47 @@ class DeferredRelocalizer:
         publish: Callable[[Event], None],
     ) -> None:
         """Args:
-        limit: frames kept at most.
+        limit: maximum number of stored frames.
         """
         self._unlocalized = UnlocalizedFrames(limit)
         self._log = log
         self._frame_tracker = frame_tracker
         self._relocalizer = relocalizer
         self._publish = publish
-        self._refused: dict[int, str] = {}  # by frame, why it was not recognized when it was tried last
+        self._failures: dict[int, str] = {}  # by frame index, the reason of the last failed attempt
 
     def keep(self, frame: Frame) -> None:
-        """Remember a frame that has no pose."""
+        """Store a frame without a pose."""
         self._unlocalized.keep(frame)
 
     def relocalize_all(
-        self, take: Callable[[RelocalizedFrame, str], None], on_progress: Progress = no_progress
+        self, on_found: Callable[[RelocalizedFrame, str], None], on_progress: Progress = no_progress
     ) -> None:
-        """Look for the frames that still have no pose; each that is recognized is given to `take` at once.
+        """Relocalize the frames that still have no pose, and call `on_found` at once with each that succeeds.
 
-        With it goes why it should become a keyframe: it shows much that is not in one. Empty when it should not.
+        The second argument is the reason to insert it as a keyframe, or "" when its view is already covered.
         """
         self._log.live = False
         self._unlocalized.forget({record.index for record in self._log.records})
-        most, looks = 2 * len(self._unlocalized), count()
+        max_attempts, attempts = 2 * len(self._unlocalized), count()
 
-        def look(frame: Frame) -> bool:
-            on_progress("looks for frames without a pose", next(looks), most)
-            return self._retry(frame, take)
+        def retry(frame: Frame) -> bool:
+            on_progress("looks for frames without a pose", next(attempts), max_attempts)
+            return self._retry(frame, on_found)
 
-        self._unlocalized.relocalize_all(look)
+        self._unlocalized.relocalize_all(retry)
 
     def report_failures(self) -> None:
-        """Say of every frame that was looked for in vain why it was not found."""
-        for kept in self._unlocalized:
-            reason = self._refused.get(kept.index, "it was not tried")
-            self._publish(FrameNotLocalized(frame_index=kept.index, timestamp_ns=kept.timestamp_ns, reason=reason))
+        """Publish, for every frame that was not relocalized, the reason why."""
+        for stored in self._unlocalized:
+            reason = self._failures.get(stored.index, "it was not tried")
+            self._publish(FrameNotLocalized(frame_index=stored.index, timestamp_ns=stored.timestamp_ns, reason=reason))
 
-    def _retry(self, frame: Frame, take: Callable[[RelocalizedFrame, str], None]) -> bool:
-        beside = self._log.nearest(frame.timestamp_ns).keyframe_id
-        found = self._relocalizer.relocalize(self._frame_tracker.extract_from(frame), beside)
+    def _retry(self, frame: Frame, on_found: Callable[[RelocalizedFrame, str], None]) -> bool:
+        nearest = self._log.nearest(frame.timestamp_ns).keyframe_id
+        found = self._relocalizer.relocalize(self._frame_tracker.extract_from(frame), nearest)
         if isinstance(found, PoseNotFound):
-            self._refused[frame.index] = found.reason
+            self._failures[frame.index] = found.reason
             return False
         self._publish(
             FrameLocalizedLater(
@@ -82,14 +82,14 @@ class DeferredRelocalizer:
                 inliers=len(found.landmarks),
             )
         )
-        known = self._relocalizer.observed_ratio(found) > MOSTLY_KNOWN
-        take(found, "" if known else f"recognized {len(found.landmarks)} landmarks, looking back")
+        is_covered = self._relocalizer.observed_ratio(found) > COVERED_RATIO
+        on_found(found, "" if is_covered else f"recognized {len(found.landmarks)} landmarks, looking back")
         return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredFrame:
-    """A frame as little as it takes to look for it again."""
+    """A frame in compressed form, to be relocalized later."""
 
     index: int
     timestamp_ns: int
@@ -97,59 +97,61 @@ class StoredFrame:
     camera: Camera
 
     def frame(self) -> Frame:
-        """The frame, its image decoded."""
+        """The frame with its image decoded."""
         image = decode_image(self.jpeg, f"frame {self.index}")
         return Frame(index=self.index, timestamp_ns=self.timestamp_ns, image=image, camera=self.camera)
 
 
 class UnlocalizedFrames:
-    """At most `limit` frames without a pose, evenly over all there were, and when to try which of them again."""
+    """At most `limit` frames without a pose, spread evenly over all such frames, and the order of retrying them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: list[StoredFrame] = []
-        self._every = 1
-        self._seen = 0
+        self._stored: list[StoredFrame] = []
+        self._every = 1  # of the frames offered, every n-th is stored
+        self._offered = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._stored)
 
     def __iter__(self) -> Iterator[StoredFrame]:
-        return iter(self._kept)
+        return iter(self._stored)
 
     def keep(self, frame: Frame) -> None:
-        """Remember a frame that has pixels; when there are too many, every second one is let go."""
+        """Store a frame with pixels; at the limit, drop every second stored frame."""
         if self._limit == 0 or frame.image.size == 0:
             return
-        self._seen += 1
-        if (self._seen - 1) % self._every:
+        self._offered += 1
+        if (self._offered - 1) % self._every:
             return
-        if len(self._kept) == self._limit:
-            self._kept = self._kept[::2]
+        if len(self._stored) == self._limit:
+            self._stored = self._stored[::2]
             self._every *= 2
-            if (self._seen - 1) % self._every:
+            if (self._offered - 1) % self._every:
                 return
-        self._kept.append(StoredFrame(frame.index, frame.timestamp_ns, encode_jpeg(frame.image, QUALITY), frame.camera))
+        self._stored.append(
+            StoredFrame(frame.index, frame.timestamp_ns, encode_jpeg(frame.image, QUALITY), frame.camera)
+        )
 
     def forget(self, indices: set[int]) -> None:
-        """Let go of frames, by index, that have got a pose after all."""
-        self._kept = [kept for kept in self._kept if kept.index not in indices]
+        """Drop the frames with these indices, which have a pose now."""
+        self._stored = [stored for stored in self._stored if stored.index not in indices]
 
     def relocalize_all(self, retry: Callable[[Frame], bool]) -> int:
-        """Try every frame, forwards and then backwards, for as long as that places some; how many were placed.
+        """Retry all frames, alternately forwards and backwards, while this succeeds; returns the number of successes.
 
-        A frame that is placed may be what its neighbor is recognized by: forwards the one after it is tried next, then
-        backwards the one before. No frame is tried more than twice on the average, so that the cost is bounded.
+        A relocalized frame may help to relocalize its neighbor, which comes next: the following one in a forward pass,
+        the preceding one in a backward pass. The number of attempts is at most twice the number of frames.
         """
-        tries, placed, backwards, idle = 2 * len(self._kept), 0, False, 0
-        while self._kept and tries > 0 and idle < 2:
+        attempts_left, localized, backwards, idle_passes = 2 * len(self._stored), 0, False, 0
+        while self._stored and attempts_left > 0 and idle_passes < 2:
             found = []
-            for kept in reversed(self._kept) if backwards else list(self._kept):
-                tries -= 1
-                if tries >= 0 and retry(kept.frame()):
-                    found.append(kept.index)
+            for stored in reversed(self._stored) if backwards else list(self._stored):
+                attempts_left -= 1
+                if attempts_left >= 0 and retry(stored.frame()):
+                    found.append(stored.index)
             self.forget(set(found))
-            placed += len(found)
-            idle = 0 if found else idle + 1
+            localized += len(found)
+            idle_passes = 0 if found else idle_passes + 1
             backwards = not backwards
-        return placed
+        return localized

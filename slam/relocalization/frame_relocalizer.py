@@ -1,4 +1,4 @@
-"""A frame that could not be followed, recognized: after a wide step, and after a loss."""
+"""Relocalization of frames that KLT could not track: after a wide step, and after a loss."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ from slam.relocalization.pose_from_matches import (
     refine_with_guided_matching,
 )
 
-COVISIBLE_KEYFRAMES = 3
-AROUND = 20  # keyframes that see the same as the one recognized, whose landmarks are looked for
-CHANCE = 1 / 3  # of the landmarks found near where a wrong pose puts them agree with it, once it is fitted to them
-MIN_POINTS = 12  # of a keyframe, recognized before more is tried
-MIN_HYPOTHESIS = 8  # landmarks that agree with a pose worth a closer look
-MIN_FIRST_MATCHES = 8
-BESIDE = 2  # keyframes of other segments, the nearest in time, that are looked at whatever they look like
-NEIGHBORS = 3  # keyframes, besides the one recognized, that new points are looked for in
-LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # of descriptors matched along epipolar lines
-LEAST_STEP = 0.02  # of the scene's depth: cameras nearer to each other have no epipolar lines to speak of
+COVISIBLE_KEYFRAMES = 3  # number of covisible keyframes matched besides the candidate
+PROJECTED_KEYFRAMES = 20  # number of covisible keyframes whose landmarks are matched by projection
+CHANCE_RATIO = 1 / 3  # expected inlier ratio at a wrong pose after refinement
+MIN_POINTS = 12  # minimum number of features in the image, and of matches with a candidate keyframe
+MIN_HYPOTHESIS = 8  # minimum number of inliers of a pose that is refined further
+MIN_FIRST_MATCHES = 8  # minimum number of matches with a candidate keyframe, whatever `min_inliers` is
+NEAREST_IN_TIME = 2  # number of keyframes of other segments that are tried for their time, not their descriptor
+NEIGHBORS = 3  # number of covisible keyframes matched along epipolar lines for untriangulated points
+LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # ratio test and minimum similarity of matching along epipolar lines
+MIN_BASELINE_RATIO = 0.02  # minimum baseline for usable epipolar lines, as a fraction of the median depth
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RelocalizedFrame:
-    """A pose found from keyframe `keyframe_id` and its relatives.
+    """A frame relocalized from keyframe `keyframe_id` and its covisible keyframes.
 
     Attributes:
-        landmarks: those that agree with the pose.
-        tracks: all tracks to go on with: the agreeing landmarks, and recognized points without a place yet.
+        landmarks: inlier landmarks of the pose.
+        tracks: tracks to continue with: the inlier landmarks, and matched points that are not triangulated yet.
     """
 
-    seen: FrameObservation
+    observation: FrameObservation
     world_from_cam: RigidTransform
     keyframe_id: int
     landmarks: Tracks
@@ -67,10 +67,11 @@ class RelocalizedFrame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlaceMatch:
-    """What an image shows of the place of keyframe `keyframe_id`.
+    """A pose of an image at the place of keyframe `keyframe_id`.
 
     Attributes:
-        confidence: of a pair estimate that agrees with it; 0 where none does.
+        found: the pose and its matches.
+        confidence: confidence of the pair estimate, if consistent with the pose; otherwise 0.
     """
 
     keyframe_id: int
@@ -86,7 +87,7 @@ class PlaceMatch:
 
 
 class FrameRelocalizer:
-    """Tries the active keyframe first, then the places that look most alike."""
+    """Relocalizes frames: tries the reference keyframe first, then the most similar keyframes by place recognition."""
 
     def __init__(
         self, config: RelocalizationConfig, slam_map: SlamMap, predictor: PosePredictor, retriever: Retriever
@@ -96,36 +97,39 @@ class FrameRelocalizer:
         self._predictor = predictor
         self._retriever = retriever
 
-    def relocalize(self, seen: FrameObservation, active: int) -> RelocalizedFrame | PoseNotFound:
-        """The frame's pose from landmarks of remembered keyframes, or why none agrees."""
-        if len(seen.features) < MIN_POINTS:
-            return PoseNotFound(f"{len(seen.features)} points in the image, {MIN_POINTS} needed")
-        encoded = seen.encoded(self._predictor)
-        descriptor, _ = seen.descriptor(self._predictor)
-        found = self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
+    def relocalize(self, observation: FrameObservation, active: int) -> RelocalizedFrame | PoseNotFound:
+        """The frame's pose from the landmarks of keyframe `active` or of similar keyframes, or why it was not found."""
+        features, camera = observation.features, observation.frame.camera
+        if len(features) < MIN_POINTS:
+            return PoseNotFound(f"{len(features)} points in the image, {MIN_POINTS} needed")
+        encoded = observation.encoded(self._predictor)
+        descriptor, _ = observation.descriptor(self._predictor)
+        similar = self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
         best = PlaceNotMatched("no keyframe to compare with", -1)
-        for c in [active, *(candidate.key for candidate in found)]:
-            outcome = self._try(seen.features, seen.frame.camera, encoded, c)
+        for c in [active, *(candidate.key for candidate in similar)]:
+            outcome = self._try(features, camera, encoded, c)
             if isinstance(outcome, PlaceMatch):
                 landmarks = outcome.found.matches.tracks
-                more = self._more_points(seen.features, seen.frame.camera, outcome)
+                more = self._match_untriangulated(features, camera, outcome)
                 pose, tracks = outcome.found.fit.world_from_cam, landmarks.joined(more)
-                return RelocalizedFrame(seen, pose, c, landmarks, tracks)
+                return RelocalizedFrame(observation, pose, c, landmarks, tracks)
             best = max(best, outcome, key=lambda refused: refused.landmarks)
         return PoseNotFound(best.reason)
 
     def find_in_other_segments(self, k: int, *, min_inliers: int) -> Iterator[PlaceMatch]:
-        """Places of other segments that keyframe k shows, by older keyframes and at least so many landmarks.
+        """Poses of keyframe k at older keyframes of other segments, each with at least `min_inliers` landmarks.
 
-        Those that look most alike are tried, and those nearest in time: where one map ends another may begin.
+        Tries the most similar keyframes, and those nearest in time: one segment may begin where another ends.
         """
         graph = self._map.graph
         keyframe = graph.keyframes[k]
         others = [i for i in graph.keyframes if i < k and graph.segment_of[i] != graph.segment_of[k]]
         excluded = frozenset(graph.keyframes) - frozenset(others)
-        alike = self._retriever.query(keyframe.descriptor, self._config.candidates, excluded)
-        beside = sorted(others, key=lambda i: abs(graph.keyframes[i].frame_index - keyframe.frame_index))[:BESIDE]
-        for c in dict.fromkeys([*(candidate.key for candidate in alike), *beside]):
+        similar = self._retriever.query(keyframe.descriptor, self._config.candidates, excluded)
+        nearest_in_time = sorted(others, key=lambda i: abs(graph.keyframes[i].frame_index - keyframe.frame_index))[
+            :NEAREST_IN_TIME
+        ]
+        for c in dict.fromkeys([*(candidate.key for candidate in similar), *nearest_in_time]):
             if graph.segment_of[c] == graph.segment_of[k]:  # joined meanwhile
                 continue
             outcome = self._try(keyframe.features, keyframe.camera, keyframe.encoded, c)
@@ -133,7 +137,7 @@ class FrameRelocalizer:
                 yield outcome
 
     def observed_ratio(self, found: RelocalizedFrame) -> float:
-        """How much of what the keyframe saw, by which an image was recognized, the image sees: 0 to 1."""
+        """Fraction (0 to 1) of the landmarks of the matched keyframe that the relocalized frame observes."""
         landmarks = self._map.landmarks
         ids = landmarks.observed[found.keyframe_id].ids
         ids = ids[landmarks.is_triangulated(ids)]
@@ -159,42 +163,42 @@ class FrameRelocalizer:
         if not isinstance(first, EstimatedPose):
             return first
         pose_c = self._map.graph.world_from_keyframe[c]
-        sure = prior_confidence(first.fit.world_from_cam, estimate, pose_c) >= CONFIDENT
-        found = self._refine_pose(features, camera, c, first, unsure_depths=sure)
-        return self._judge(PlaceMatch(c, found, prior_confidence(found.fit.world_from_cam, estimate, pose_c)), camera)
+        confident = prior_confidence(first.fit.world_from_cam, estimate, pose_c) >= CONFIDENT
+        found = self._refine_pose(features, camera, c, first, use_depth_uncertainty=confident)
+        return self._verify(PlaceMatch(c, found, prior_confidence(found.fit.world_from_cam, estimate, pose_c)), camera)
 
-    def _more_points(self, features: LocalFeatures, camera: Camera, place: PlaceMatch) -> Tracks:
-        """Points without a place that the image has in common with the keyframes it shows most of.
+    def _match_untriangulated(self, features: LocalFeatures, camera: Camera, place: PlaceMatch) -> Tracks:
+        """Untriangulated points of the keyframe and its most covisible keyframes that the image shows too.
 
-        Now that its pose is known they are looked for along their epipolar lines; each is a landmark to be.
+        They are matched along epipolar lines of the known pose, to be triangulated later.
         """
         graph, landmarks, found = self._map.graph, self._map.landmarks, place.found
         more = found.matches.tracks.joined(found.untriangulated)
         for k in [place.keyframe_id, *self._map.covisible(place.keyframe_id, NEIGHBORS)]:
             k_from_cam = graph.world_from_keyframe[k].rigid.inv() * found.fit.world_from_cam
-            if not self._is_apart(k, k_from_cam):
+            if not self._has_baseline(k, k_from_cam):
                 continue
             lines = rotation_matrix(k_from_cam), translation_of(k_from_cam)
             tracks = match_lines_of(features, camera, k, *lines, self._map).tracks
             more = more.with_new(tracks.where(~landmarks.is_triangulated(tracks.ids)))
         return more.where(np.arange(len(more)) >= len(found.matches.tracks))
 
-    def _is_apart(self, k: int, k_from_cam: RigidTransform) -> bool:
-        """Whether a camera stands so far from keyframe k, for the depth of what k sees, that lines are to be told."""
+    def _has_baseline(self, k: int, k_from_cam: RigidTransform) -> bool:
+        """Whether the baseline to keyframe k is long enough, relative to k's median depth, for epipolar lines."""
         graph, landmarks = self._map.graph, self._map.landmarks
         ids = landmarks.observed[k].ids
         ids = ids[landmarks.is_triangulated(ids)]
         if len(ids) == 0:
             return False
         depths = depths_in(landmarks.points_world(ids, graph), graph.world_from_keyframe[k].rigid)
-        return float(np.linalg.norm(translation_of(k_from_cam))) > LEAST_STEP * float(np.median(depths))
+        return float(np.linalg.norm(translation_of(k_from_cam))) > MIN_BASELINE_RATIO * float(np.median(depths))
 
     def _refine_pose(
-        self, features: LocalFeatures, camera: Camera, c: int, first: EstimatedPose, *, unsure_depths: bool
+        self, features: LocalFeatures, camera: Camera, c: int, first: EstimatedPose, *, use_depth_uncertainty: bool
     ) -> EstimatedPose:
         graph, landmarks = self._map.graph, self._map.landmarks
-        around = [c, *self._map.covisible(c, AROUND)]
-        ids = np.unique(np.concatenate([landmarks.observed[k].ids for k in around]))
+        keyframe_ids = [c, *self._map.covisible(c, PROJECTED_KEYFRAMES)]
+        ids = np.unique(np.concatenate([landmarks.observed[k].ids for k in keyframe_ids]))
         return refine_with_guided_matching(
             first,
             features,
@@ -204,18 +208,18 @@ class FrameRelocalizer:
             graph,
             radius_px=self._config.search_radius_px,
             min_similarity=self._config.min_similarity,
-            unsure_depths=unsure_depths,
+            use_depth_uncertainty=use_depth_uncertainty,
         )
 
-    def _judge(self, place: PlaceMatch, camera: Camera) -> PlaceMatch | PlaceNotMatched:
-        """A false pose is worse than none: enough landmarks, most of those recognized, and an estimate where few."""
+    def _verify(self, place: PlaceMatch, camera: Camera) -> PlaceMatch | PlaceNotMatched:
+        """Accept the pose only with enough inliers, inlier ratio and spread: a false pose is worse than none."""
         config, found = self._config, place.found
         count, among = len(found.matches.tracks), f"landmarks around keyframe {place.keyframe_id} agree"
         needed = needed_landmarks(place.confidence, config)
-        share = needed_share(len(found.fit.inliers), config.min_share, place.confidence)
-        if count < needed or found.share < share:
+        ratio = needed_share(len(found.fit.inliers), config.min_share, place.confidence)
+        if count < needed or found.share < ratio:
             return PlaceNotMatched(
-                f"{count} of {len(found.fit.inliers)} {among}, {needed} and {share:.0%} needed", count
+                f"{count} of {len(found.fit.inliers)} {among}, {needed} and {ratio:.0%} needed", count
             )
         cells = occupied_cells(found.matches.tracks.pixels, camera)
         if cells < config.min_cells and place.confidence < CONFIDENT:
@@ -225,27 +229,27 @@ class FrameRelocalizer:
 
 
 def needed_landmarks(confidence: float, config: RelocalizationConfig) -> int:
-    """How many must agree where a pair estimate of this confidence does: the surer it is, the fewer."""
-    doubt = max(0.0, 1.0 - confidence / CONFIDENT)
-    return round(config.min_confirming + doubt * max(0, config.min_inliers - config.min_confirming))
+    """Minimum number of inliers, given the confidence of a consistent pair estimate: fewer for a higher confidence."""
+    uncertainty = max(0.0, 1.0 - confidence / CONFIDENT)
+    return round(config.min_confirming + uncertainty * max(0, config.min_inliers - config.min_confirming))
 
 
 def needed_share(recognized: int, most: float, confidence: float = 0.0) -> float:
-    """Share of the landmarks recognized that must agree: two deviations over chance, and never more than `most`.
+    """Minimum inlier ratio of `recognized` landmarks: two standard deviations above chance, at most `most`.
 
-    One deviation where a pair estimate agrees that leaves little doubt. In a map that is still crooked fewer agree at
-    the right place than in a refined one, but those are many.
+    One standard deviation with a confident, consistent pair estimate. Before global refinement the inlier ratio at the
+    right place is lower, but the inlier count is high.
     """
-    deviation = float(np.sqrt(CHANCE * (1 - CHANCE) / max(recognized, 1)))
-    return min(most, CHANCE + (2 if confidence < CONFIDENT else 1) * deviation)
+    deviation = float(np.sqrt(CHANCE_RATIO * (1 - CHANCE_RATIO) / max(recognized, 1)))
+    return min(most, CHANCE_RATIO + (2 if confidence < CONFIDENT else 1) * deviation)
 
 
 def match_place(
     features: LocalFeatures, c: int, slam_map: SlamMap, *, min_inliers: int
 ) -> FeatureMatches | PlaceNotMatched:
-    """Points of keyframe c recognized in an image, or why they are too few for the image to show c's place.
+    """Matches of keyframe c's tracks in an image, or why they are too few for the image to show c's place.
 
-    Milliseconds, where a network takes long to relate the two: to be asked first, since most candidates are wrong.
+    To be called before the predictor: it takes milliseconds, a network much longer, and most candidates are wrong.
     """
     matches = match_keyframes(features, [c], slam_map.graph, slam_map.landmarks)
     enough = max(MIN_FIRST_MATCHES, min_inliers // 2)
@@ -269,18 +273,18 @@ def estimate_pose_at_place(
     search_too: bool = False,
     along_lines: bool = False,
 ) -> EstimatedPose | PlaceNotMatched:
-    """The pose of an image that may show the place of keyframe c, from c's landmarks and its relatives'.
+    """The pose of an image that may show the place of keyframe c, from landmarks of c and its covisible keyframes.
 
-    With `along_lines` more of c's points are looked for on the epipolar lines of an estimate that leaves little doubt,
-    and depths may be as unsure as they are.
+    With `along_lines` and a confident estimate, more of c's points are matched along epipolar lines, and the
+    uncertainty of the landmarks' depths is considered.
 
     Args:
-        matches: of c alone, as `match_place` gives them; the relatives are matched now that the place may be right.
+        matches: matches with c alone, from `match_place`; the covisible keyframes are matched here.
     """
     graph, landmarks = slam_map.graph, slam_map.landmarks
     matches = match_keyframes(features, slam_map.covisible(c, covisible_keyframes), graph, landmarks, earlier=matches)
-    sure = along_lines and is_confident(estimate)
-    if sure:
+    confident = along_lines and is_confident(estimate)
+    if confident:
         assert isinstance(estimate, PairEstimate)
         assert estimate.i_from_j_direction is not None
         lines = estimate.i_from_j_rotation, estimate.i_from_j_direction
@@ -295,7 +299,7 @@ def estimate_pose_at_place(
         min_inliers=min_inliers,
         min_confirming=min_confirming,
         search_too=search_too,
-        unsure_depths=sure,
+        use_depth_uncertainty=confident,
     )
 
 
@@ -307,7 +311,7 @@ def match_lines_of(
     k_from_cam_direction: FloatArray,
     slam_map: SlamMap,
 ) -> FeatureMatches:
-    """Tracks of keyframe k found among the features of an image along their epipolar lines."""
+    """Tracks of keyframe k matched to the features of an image along epipolar lines."""
     keyframe = slam_map.graph.keyframes[k]
     pairs = match_along_lines(
         keyframe.features,

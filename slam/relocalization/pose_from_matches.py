@@ -1,7 +1,7 @@
-"""Where an image was taken, from local features matched to keyframes: wide steps, loops and after a loss.
+"""Pose of an image from local features matched to keyframes: after a wide step, at a loop, and after a loss.
 
-One mechanism serves all three: match features, let the predictor give rotation and direction, let the
-landmarks give the length, refine over all of them; where the predictor does not know, search by consensus.
+All three use the same steps: match features, take rotation and direction from the predictor and the length from the
+landmarks, then minimize the reprojection error; without a pair estimate, start from RANSAC.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.landmarks import LandmarkMap
 from slam.map.tracks import Tracks
 
-MATCH_RATIO = 0.85
-AGREEMENT_RAD = float(np.radians(3.0))
-MIN_INLIER_RATIO = 0.5
-FEATURE_NOISE_PX = 1.2  # detected features are placed less precisely than followed ones
+MATCH_RATIO = 0.85  # maximum ratio of descriptor distances, best to second best (Lowe's ratio test)
+AGREEMENT_RAD = float(np.radians(3.0))  # maximum angle between an estimated and a refined rotation, radians
+MIN_INLIER_RATIO = 0.5  # inlier ratio below which RANSAC is tried besides the pair estimate
+FEATURE_NOISE_PX = 1.2  # standard deviation of a detected feature, larger than that of a KLT track, pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureMatches:
-    """Tracks of keyframes recognized among an image's features: `tracks` and the `feature` index (N,) of each."""
+    """Tracks of keyframes matched to an image's features: `tracks` and the index (N,) of the `feature` of each."""
 
     tracks: Tracks
     feature: NDArray[np.int64]
@@ -41,7 +41,7 @@ class FeatureMatches:
         return FeatureMatches(self.tracks.where(keep), self.feature[keep])
 
     def with_new(self, other: FeatureMatches) -> FeatureMatches:
-        """These, and of the others those whose track and whose feature none of these has."""
+        """These matches, and the matches of `other` whose track and feature are not among these."""
         new = other.where(~np.isin(other.tracks.ids, self.tracks.ids) & ~np.isin(other.feature, self.feature))
         return FeatureMatches(self.tracks.joined(new.tracks), np.concatenate([self.feature, new.feature]))
 
@@ -51,9 +51,9 @@ class EstimatedPose:
     """A pose found from matches.
 
     Attributes:
-        fit: the pose; its inliers speak of all landmarks recognized.
-        matches: the landmarks that agree with it.
-        unplaced: recognized points without a place.
+        fit: the pose; its inlier mask covers all matched landmarks.
+        matches: inlier landmarks of the pose.
+        untriangulated: matched points that are not triangulated.
     """
 
     fit: PoseFit
@@ -62,13 +62,13 @@ class EstimatedPose:
 
     @property
     def share(self) -> float:
-        """How many of the landmarks recognized agree, 0 to 1: near 1 at the right place, chance at a wrong one."""
+        """Inlier ratio of the matched landmarks, 0 to 1: near 1 at the right place, at chance level elsewhere."""
         return self.fit.inlier_count / max(len(self.fit.inliers), 1)
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceNotMatched:
-    """No pose; `reason` is a sentence with the number and the threshold, `landmarks` how many spoke for one."""
+    """No pose; `reason` is a sentence with the number and the threshold, `landmarks` the number that supports one."""
 
     reason: str
     landmarks: int = 0
@@ -82,10 +82,10 @@ def match_keyframes(
     *,
     earlier: FeatureMatches | None = None,
 ) -> FeatureMatches:
-    """Tracks of several keyframes found among `features`; where keyframes disagree, the earlier named wins.
+    """Tracks of several keyframes matched to `features`; where matches conflict, the keyframe listed first wins.
 
     Args:
-        earlier: matches of keyframes that were matched before, which are named before these.
+        earlier: matches of keyframes matched before, which precede these.
     """
     ids: list[NDArray[np.int64]] = [] if earlier is None else [earlier.tracks.ids]
     index: list[NDArray[np.int64]] = [] if earlier is None else [earlier.feature]
@@ -93,9 +93,9 @@ def match_keyframes(
         keyframe = graph.keyframes[k]
         pairs = match_features(keyframe.features, features, ratio=MATCH_RATIO)
         track_ids = landmarks.feature_tracks[k][pairs[:, 0]]
-        known = track_ids >= 0
-        ids.append(track_ids[known])
-        index.append(pairs[known, 1])
+        has_track = track_ids >= 0
+        ids.append(track_ids[has_track])
+        index.append(pairs[has_track, 1])
     all_ids, all_index = np.concatenate([*ids, np.zeros(0, np.int64)]), np.concatenate([*index, np.zeros(0, np.int64)])
     kept = first_of_each(all_ids)
     all_ids, all_index = all_ids[kept], all_index[kept]
@@ -114,59 +114,69 @@ def estimate_pose(
     min_inliers: int,
     min_confirming: int | None = None,
     search_too: bool = False,
-    unsure_depths: bool = False,
+    use_depth_uncertainty: bool = False,
 ) -> EstimatedPose | PlaceNotMatched:
     """The pose of an image whose features match landmarks.
 
     Args:
-        reference: the keyframe `estimate` (reference_from_image) speaks of.
-        min_inliers: landmarks that must agree with a pose that rests on landmarks alone.
-        min_confirming: landmarks that suffice where the predictor is confident and the pose agrees with it, for then
-            they only have to give the length.
-        search_too: search by consensus as well where most landmarks contradict the estimate, and take what more agree
-            with.
-        unsure_depths: let landmarks lie off along their rays by as much as their depths are unsure. More agree at the
-            right pose, and at wrong ones too: only where an estimate that leaves little doubt agrees is it evidence.
+        reference: keyframe of `estimate`, which is reference_from_image.
+        min_inliers: minimum number of inlier landmarks of a pose from landmarks alone.
+        min_confirming: minimum number of inlier landmarks of a pose consistent with a confident estimate; they only
+            determine the length then.
+        search_too: try RANSAC as well when most landmarks are outliers of the estimate; the pose with more inliers is
+            returned.
+        use_depth_uncertainty: account for the depth uncertainty of the landmarks along their rays. This increases the
+            inliers of right and wrong poses, so it is evidence only with a confident, consistent estimate.
     """
     confirming = min_inliers if min_confirming is None or not is_confident(estimate) else min_confirming
-    placed = matches.where(landmarks.is_triangulated(matches.tracks.ids))
-    if len(placed.tracks) < confirming:
-        return PlaceNotMatched(f"{len(placed.tracks)} landmarks recognized, {confirming} needed", len(placed.tracks))
-    points = landmarks.points_world(placed.tracks.ids, graph)
-    start, prior = _start(points, placed.tracks.pixels, camera, graph.world_from_keyframe[reference], estimate)
+    triangulated = matches.where(landmarks.is_triangulated(matches.tracks.ids))
+    if len(triangulated.tracks) < confirming:
+        return PlaceNotMatched(
+            f"{len(triangulated.tracks)} landmarks recognized, {confirming} needed", len(triangulated.tracks)
+        )
+    points = landmarks.points_world(triangulated.tracks.ids, graph)
+    start, prior = _pose_from_estimate(
+        points, triangulated.tracks.pixels, camera, graph.world_from_keyframe[reference], estimate
+    )
     if start is None:
-        start = search_pose(points, placed.tracks.pixels, camera, noise_px=FEATURE_NOISE_PX)
+        start = search_pose(points, triangulated.tracks.pixels, camera, noise_px=FEATURE_NOISE_PX)
         prior = None
     if start is None:
-        return PlaceNotMatched(f"no pose agrees with the {len(placed.tracks)} landmarks recognized")
-    along = landmarks.depth_sigma_world(placed.tracks.ids, graph) if unsure_depths else None
+        return PlaceNotMatched(f"no pose agrees with the {len(triangulated.tracks)} landmarks recognized")
+    depth_sigma = landmarks.depth_sigma_world(triangulated.tracks.ids, graph) if use_depth_uncertainty else None
     fit = optimize_pose(
-        points, placed.tracks.pixels, camera, start, noise_px=FEATURE_NOISE_PX, depth_sigma_world=along, prior=prior
+        points,
+        triangulated.tracks.pixels,
+        camera,
+        start,
+        noise_px=FEATURE_NOISE_PX,
+        depth_sigma_world=depth_sigma,
+        prior=prior,
     )
     if search_too and prior is not None and fit.inlier_count < MIN_INLIER_RATIO * len(points):
-        fit, prior = _better(fit, points, along, placed.tracks.pixels, camera, prior)
-    confirmed = prior is not None and _agrees(fit.world_from_cam, prior.world_from_cam)
+        fit, prior = _fit_with_more_inliers(fit, points, depth_sigma, triangulated.tracks.pixels, camera, prior)
+    confirmed = prior is not None and _has_same_rotation(fit.world_from_cam, prior.world_from_cam)
     needed = confirming if confirmed else min_inliers
     if fit.inlier_count < needed:
-        agree = f"{fit.inlier_count} of {len(placed.tracks)} recognized landmarks agree"
+        agree = f"{fit.inlier_count} of {len(triangulated.tracks)} recognized landmarks agree"
         return PlaceNotMatched(f"{agree}, {needed} needed", fit.inlier_count)
     untriangulated = matches.tracks.where(~landmarks.is_triangulated(matches.tracks.ids))
-    return EstimatedPose(fit, placed.where(fit.inliers), untriangulated)
+    return EstimatedPose(fit, triangulated.where(fit.inliers), untriangulated)
 
 
-def _better(
+def _fit_with_more_inliers(
     fit: PoseFit,
     points: NDArray[np.float64],
-    along: NDArray[np.float64] | None,
+    depth_sigma: NDArray[np.float64] | None,
     pixels: NDArray[np.float32],
     camera: Camera,
     prior: PosePrior,
 ) -> tuple[PoseFit, PosePrior | None]:
-    """The fit that began at a prior, or one found without it, whichever more landmarks agree with."""
+    """The fit started from the prior, or one started from RANSAC, whichever has more inliers."""
     start = search_pose(points, pixels, camera, noise_px=FEATURE_NOISE_PX)
     if start is None:
         return fit, prior
-    other = optimize_pose(points, pixels, camera, start, noise_px=FEATURE_NOISE_PX, depth_sigma_world=along)
+    other = optimize_pose(points, pixels, camera, start, noise_px=FEATURE_NOISE_PX, depth_sigma_world=depth_sigma)
     return (other, None) if other.inlier_count > fit.inlier_count else (fit, prior)
 
 
@@ -180,24 +190,29 @@ def refine_with_guided_matching(
     *,
     radius_px: float,
     min_similarity: float,
-    unsure_depths: bool = False,
+    use_depth_uncertainty: bool = False,
 ) -> EstimatedPose:
-    """A pose checked and sharpened: landmarks `ids` are looked for around where it says that they should be.
+    """Refine a pose with landmarks `ids` matched by projection near their predicted pixels.
 
-    At a wrong pose only chance agrees, and `share` stays small. `unsure_depths` as in `localize`.
+    At a wrong pose the inlier ratio `share` stays at chance level. `use_depth_uncertainty` as in `estimate_pose`.
     """
     fit, untriangulated = first.fit, first.untriangulated
     found = first.matches
     for radius in (2 * radius_px, radius_px):
         found = match_by_projection(fit.world_from_cam, features, camera, ids, landmarks, graph, radius, min_similarity)
         points = landmarks.points_world(found.tracks.ids, graph)
-        along = landmarks.depth_sigma_world(found.tracks.ids, graph) if unsure_depths else None
+        depth_sigma = landmarks.depth_sigma_world(found.tracks.ids, graph) if use_depth_uncertainty else None
         fit = optimize_pose(
-            points, found.tracks.pixels, camera, fit.world_from_cam, noise_px=FEATURE_NOISE_PX, depth_sigma_world=along
+            points,
+            found.tracks.pixels,
+            camera,
+            fit.world_from_cam,
+            noise_px=FEATURE_NOISE_PX,
+            depth_sigma_world=depth_sigma,
         )
-    agreeing = found.where(fit.inliers)
-    taken = agreeing.tracks.pixels @ (1, 1j)  # a complex number is a pixel that can be compared
-    return EstimatedPose(fit, agreeing, untriangulated.where(~np.isin(untriangulated.pixels @ (1, 1j), taken)))
+    inliers = found.where(fit.inliers)
+    taken = inliers.tracks.pixels @ (1, 1j)  # pixels as complex numbers, which np.isin can compare
+    return EstimatedPose(fit, inliers, untriangulated.where(~np.isin(untriangulated.pixels @ (1, 1j), taken)))
 
 
 def match_by_projection(
@@ -210,7 +225,7 @@ def match_by_projection(
     radius_px: float,
     min_similarity: float,
 ) -> FeatureMatches:
-    """Landmarks (by id) and the most similar feature within a radius of where each should be seen, one to one."""
+    """One-to-one matches of landmarks with the most similar feature within a radius of their predicted pixels."""
     rows, pixels = expected_in(landmarks.points_world(ids, graph), world_from_cam, camera)
     ids = ids[rows]
     rows, columns = one_to_one(
@@ -222,30 +237,30 @@ def match_by_projection(
 def prior_confidence(
     world_from_cam: RigidTransform, estimate: PairEstimate | NoEstimate, world_from_i: Similarity
 ) -> float:
-    """How much an estimate speaks for a pose that was found from landmarks: its confidence when they look the same way.
+    """Confidence of an estimate if its rotation is consistent with a pose found from landmarks.
 
-    0 when they do not, or when the estimate has no direction.
+    0 if it is not, or when the estimate has no direction.
     """
     if not isinstance(estimate, PairEstimate) or estimate.i_from_j_direction is None:
         return 0.0
     predicted = world_from_i.rigid * rigid(estimate.i_from_j_rotation, np.zeros(3))
-    return estimate.confidence if _agrees(world_from_cam, predicted) else 0.0
+    return estimate.confidence if _has_same_rotation(world_from_cam, predicted) else 0.0
 
 
-def _agrees(world_from_cam: RigidTransform, predicted: RigidTransform) -> bool:
-    """Whether a refined pose still looks where the predictor said."""
-    turned = rotation_matrix(predicted).T @ rotation_matrix(world_from_cam)
-    return rotation_angle(turned) < AGREEMENT_RAD
+def _has_same_rotation(world_from_cam: RigidTransform, predicted: RigidTransform) -> bool:
+    """Whether the rotation of a refined pose is consistent with the predicted one."""
+    predicted_from_cam_rotation = rotation_matrix(predicted).T @ rotation_matrix(world_from_cam)
+    return rotation_angle(predicted_from_cam_rotation) < AGREEMENT_RAD
 
 
-def _start(
+def _pose_from_estimate(
     points_world: NDArray[np.float64],
     pixels: NDArray[np.float32],
     camera: Camera,
     world_from_i: Similarity,
     estimate: PairEstimate | NoEstimate,
 ) -> tuple[RigidTransform | None, PosePrior | None]:
-    """A first pose from the pair estimate, its length fitted to the landmarks; (None, None) when that fails."""
+    """Initial pose and prior from the estimate, with its length fitted to the landmarks; (None, None) on failure."""
     if isinstance(estimate, NoEstimate) or estimate.i_from_j_direction is None:
         return None, None
     i_from_world = world_from_i.rigid.inv()

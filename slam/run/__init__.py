@@ -1,1 +1,1 @@
-"""A run with its folder: the loop, interruption, report, event log and replay."""
+"""Recorded runs: frame loop, interruption, run folder, report, event log and replay."""

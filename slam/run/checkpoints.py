@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+"""Checkpoints of the live trajectory and the report, so that the folder of a killed run is readable."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from slam.evaluation.trajectory import Trajectory
 from slam.events import Event, FrameProcessed
 from slam.run.run_folder import TRAJECTORY, RunFolder, logger
 
-_CHECKPOINT_S = 5.0
-# A checkpoint may take this share of the time at most; long runs are saved less often.
-_CHECKPOINT_SHARE = 0.05
+_CHECKPOINT_S = 5.0  # minimum interval between two checkpoints, seconds
+# Maximum fraction of the wall time for checkpoints; long trajectories are therefore saved less often.
+_MAX_TIME_FRACTION = 0.05
 
 
 class Checkpoints:
-    """An observer that saves the live trajectory now and then, so that even a killed run can be read."""
+    """An observer that saves the live trajectory periodically."""
 
     def __init__(self, folder: RunFolder, report: dict[str, Any], *, every_s: float = _CHECKPOINT_S) -> None:
         self._folder, self._report, self._every_s = folder, report, every_s
@@ -39,7 +39,7 @@ class Checkpoints:
             self._save_if_possible()
 
     def _save_if_possible(self) -> None:
-        """A disk that refuses now may have room again at the next time."""
+        """Save, or warn once and retry at the next checkpoint: a full disk may have room again by then."""
         try:
             self.save()
         except OutputError as error:
@@ -49,10 +49,10 @@ class Checkpoints:
                 self._has_warned = True
 
     def save(self) -> None:
-        """Write what there is. Raises OutputError when the disk refuses."""
+        """Write the trajectory and the report of the frames so far. Raises OutputError when they cannot be written."""
         started = time.monotonic()
         live = Trajectory(np.array(self._times, np.int64), np.array(self._poses).reshape(-1, 4, 4))
         self._folder.write_trajectory(TRAJECTORY, live)
         self._folder.write_report({**self._report, "frames": self._frames, "tracked": len(live)})
         took = time.monotonic() - started
-        self._due = started + max(self._every_s, took / _CHECKPOINT_SHARE)
+        self._due = started + max(self._every_s, took / _MAX_TIME_FRACTION)

@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+"""The event log of a run: events.jsonl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVENTS = "events.jsonl"
 
 
 class EventLog:
-    """An observer that streams every event to events.jsonl, a line each, arrays shortened."""
+    """An observer that writes every event to events.jsonl, one line per event, with long arrays summarized."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.path / EVENTS
@@ -27,11 +27,11 @@ class EventLog:
         try:
             self._file.write(line + "\n")
         except OSError as error:
-            with suppress(OSError):  # closing tries to write the rest once more
+            with suppress(OSError):  # closing tries to write the rest again
                 self._file.close()
             raise refused(self._path, error) from None
 
     def close(self) -> None:
-        """Safe to call twice. Raises OutputError when the disk refuses."""
+        """Close the file; later calls do nothing. Raises OutputError when it cannot be written."""
         with writing(self._path):
             self._file.close()

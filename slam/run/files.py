@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+"""Atomic writing of files; errors of the file system become OutputError."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from relocalizer.errors import OutputError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that after a crash either the old or the new one is there, whole.
+    """Write a text file so that after a crash either the old or the new version is complete.
 
-    Bytes of a file's name that are no text are written as `\\udcXX`, which JSON reads back as what they were.
+    Bytes of a file name that cannot be decoded are written as `\\udcXX`, from which JSON restores them.
 
     Raises:
-        OutputError: no space, no permission, or the like.
+        OutputError: the file cannot be written, for example for lack of space or permission.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -24,7 +24,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write: it takes its place when it is whole, and goes when it is not."""
+    """Yields a temporary file beside `path` to write; it replaces `path` on success and is deleted on failure."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         yield temporary
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever the disk says becomes one line."""
+    """Raises an OSError of the block as an OutputError with one line of text."""
     try:
         yield
     except OSError as error:
@@ -47,5 +47,6 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def refused(path: Path, error: OSError) -> OutputError:
+    """The OutputError for a file that cannot be written."""
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot be written ({reason}); make room or choose another place with --out")

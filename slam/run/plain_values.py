@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+"""Conversion of events and reports to plain values that JSON can represent."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.geometry import Similarity, rigid
 from slam.map.frames import Frame, Keyframe
 
-# Longer arrays are logged by their shape: the log is for reading what happened, not for rebuilding it.
-_LOGGED_NUMBERS = 16
+# Maximum length of an array logged with its values; of longer ones only the shape is logged.
+_MAX_LOGGED_VALUES = 16
 
 
 def summarize(value: Any) -> dict[str, Any]:
-    """The fields of an event (or another dataclass) as plain values in their order, big arrays by shape."""
+    """The fields of an event (or another dataclass) as plain values in their order; of long arrays only the shape."""
     return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold. Numbers are rounded to nine digits; NaN and infinity become null."""
+    """A value that JSON can represent. Numbers are rounded to nine digits; NaN and infinity become null."""
     match value:
         case Enum():
             return value.value
@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
         case np.ndarray():
             return _plain_array(value)
         case Mapping():
-            if len(value) > _LOGGED_NUMBERS and not all(isinstance(key, str) for key in value):
+            if len(value) > _MAX_LOGGED_VALUES and not all(isinstance(key, str) for key in value):
                 return {"count": len(value)}
             return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():
@@ -61,6 +61,6 @@ def plain(value: Any) -> Any:
 def _plain_array(value: np.ndarray[Any, Any]) -> Any:
     if value.dtype == np.bool_:
         return {"true": int(value.sum()), "of": int(value.size)}
-    if value.size <= _LOGGED_NUMBERS:
+    if value.size <= _MAX_LOGGED_VALUES:
         return plain(value.tolist())
     return {"shape": list(value.shape)}

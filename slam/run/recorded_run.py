@@ -1,8 +1,8 @@
-"""A run that leaves a folder: frames through the system, and every file that keeps what came out.
+"""A run recorded in a run folder: all frames through the system, and all result files.
 
-Nothing that goes wrong takes more than itself along. After an exception in a frame or in the last refinement the folder
-holds everything made until then; a file that cannot be written leaves the others whole; an observer that fails is
-dropped. `RunReport.failures` has all of it, and the report the tracebacks.
+Failures are isolated. After an exception in a frame or in the final refinement the folder contains all results so far;
+a file that cannot be written does not affect other files; an observer that fails is dropped. `RunReport.failures`
+lists all failures, and report.json contains their tracebacks.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RunRequest:
-    """What to run, and where it leaves its files.
+    """Input, configuration and run folder of a run.
 
     Attributes:
-        config: with its predictor decided by `choice`.
-        out: folder to make; it may be there and empty.
-        start_map: map to start in, `map_name` what the user called it.
-        localize_only: find the frames in that map and change nothing.
+        config: configuration with the predictor of `choice`.
+        out: run folder; it must not exist, or be empty.
+        start_map: map to start in.
+        map_name: path of that map as given by the user, for messages.
+        localize_only: localize the frames in that map without changing it.
     """
 
     frames: FrameSource
@@ -57,7 +58,7 @@ class RunRequest:
     localize_only: bool = False
 
     def map_report(self, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
-        """What report.json says of the map that the run starts in."""
+        """Entry of report.json about the map in which the run starts."""
         return {
             "from": self.map_name,
             "localize_only": self.localize_only,
@@ -73,9 +74,9 @@ class RunReport:
     Attributes:
         folder: the run folder.
         values: contents of its report.json.
-        failures: errors that damaged no more than one part of the run, in order.
-        is_complete: whether every frame was processed and the map finished, even if single files could not be written.
-        last_frame_index: index of the last frame that was processed.
+        failures: errors, each limited to one part of the run, in order.
+        is_complete: whether all frames were processed and the map was finished, even if some files were not written.
+        last_frame_index: index of the last processed frame.
     """
 
     folder: Path
@@ -91,20 +92,20 @@ class RunReport:
 
     @property
     def verdict(self) -> Verdict:
-        """How far the result can be trusted, and why not further; failed where the run left no statistics."""
-        said = self.values.get("verdict")
-        if said is None:
+        """Quality grade of the result with its reasons; FAILED for a run without statistics."""
+        verdict = self.values.get("verdict")
+        if verdict is None:
             return Verdict(Grade.FAILED, (str(self.values["reason"]),))
-        return Verdict(Grade(said["grade"]), tuple(said["reasons"]))
+        return Verdict(Grade(verdict["grade"]), tuple(verdict["reasons"]))
 
     @property
     def frames(self) -> int:
-        """Frames processed."""
+        """Number of processed frames."""
         return int(self.values.get("frames", 0))
 
     @property
     def tracked(self) -> int:
-        """Frames with a pose in the largest map."""
+        """Number of frames with a pose in the largest map."""
         return int(self.values.get("tracked", 0))
 
     @property
@@ -130,17 +131,17 @@ def record_run(
     """Run SLAM on a source and write a run folder, as `slam run` does.
 
     Args:
-        source: what `open_source` opens, or a source that is open already, which stays open.
-        out: run folder to make.
-        camera: a camera.yaml of the images, for a source that is not open yet.
+        source: argument of `open_source`, or an open source, which stays open.
+        out: run folder to create.
+        camera: camera.yaml of the images, for a source that is not open yet.
         start_map: folder of a map to continue.
-        localize_only: localize the frames in that map and change nothing.
+        localize_only: localize the frames in that map without changing it.
 
     Returns:
-        The report. It also reports a run that an exception ended early: `failures` has the exceptions.
+        The report, also of a run that an exception ended early: `failures` contains the exceptions.
 
     Raises:
-        UserError: the run could not be started (then there is no run folder), or the source gave too few frames.
+        UserError: the run could not be started (no run folder remains then), or the source gave too few frames.
     """
     from slam.components.predictor_choice import decide
     from slam.input.open_source import open_source
@@ -170,7 +171,7 @@ def record_run(
 
 @dataclass(slots=True, eq=False)
 class _Attempts:
-    """Things tried one after the other, none of which depends on another's success."""
+    """Runs independent steps; an exception in one is stored, and the next step still runs."""
 
     failures: list[Failure] = field(default_factory=list)
 
@@ -183,7 +184,7 @@ class _Attempts:
 
 
 class RunRecorder:
-    """Makes the run folder, runs, and writes. `start`, then `run`."""
+    """Creates the run folder, processes the frames, and writes all files."""
 
     def __init__(self, request: RunRequest) -> None:
         self._request = request
@@ -196,7 +197,7 @@ class RunRecorder:
 
     @property
     def statistics(self) -> RunStatistics:
-        """Counts of the run so far."""
+        """Statistics of the run so far."""
         return self._statistics
 
     def run(
@@ -206,14 +207,14 @@ class RunRecorder:
         on_progress: Callable[[int], None] | None = None,
         on_finishing: Progress = no_progress,
     ) -> RunReport:
-        """Run, and write every file of the run folder.
+        """Process all frames, and write every file of the run folder.
 
         Args:
-            observers: makes further observers, when the run folder is there.
-            on_progress, on_finishing: as of `runner.run`.
+            observers: creates further observers, called when the run folder exists.
+            on_progress, on_finishing: as for `runner.run`.
 
         Raises:
-            UserError: nothing could be started (then there is no run folder), or the source gave too few frames.
+            UserError: the run could not be started (no run folder remains then), or the source gave too few frames.
         """
         request = self._request
         folder = RunFolder.create(request.out)
@@ -239,16 +240,16 @@ class RunRecorder:
                 closing.close()
                 folder.discard()
                 raise
-            stop.busy = True  # from here on files are written whole
+            stop.busy = True  # from here on an interruption waits until the files are complete
             try:
                 outcome = runner.run(request.frames, slam, on_progress=on_progress, on_finishing=on_finishing)
                 return self._write(folder, slam, outcome, log)
-            except BaseException as error:  # raised again: the folder alone must not claim that the run goes on
+            except BaseException as error:  # raised again; report.json must not say "running" any more
                 folder.write_report(failed_report(self._opening, error))
                 raise
 
     def _write(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, log: EventLog) -> RunReport:
-        """Every file, each on its own."""
+        """Write every file; a failure of one does not affect the next."""
         request, attempts = self._request, _Attempts([*outcome.failures])
         frames, config = request.frames, request.config
         with attempts("making lengths metric"):
@@ -270,7 +271,7 @@ class RunRecorder:
         )
         report: dict[str, Any] = {}
         with attempts("making the report"):
-            report = self._closing(outcome, broken, dropped, evaluation)
+            report = self._closing_report(outcome, broken, dropped, evaluation)
         if not report:
             report = failed_report(self._opening, attempts.failures[0].error)
         with attempts("writing report.json"):
@@ -291,7 +292,7 @@ class RunRecorder:
         if len(saved.keyframes):
             folder.write_map(saved)
 
-    def _closing(
+    def _closing_report(
         self,
         outcome: RunOutcome,
         broken: Sequence[Failure],
@@ -301,8 +302,8 @@ class RunRecorder:
         request = self._request
         start = request.start_map
         joined = start is not None and shares_world_with(outcome.result, start.keyframes.ids.tolist())
-        said = [] if evaluation is None else evaluation.get("notes", [])
-        findings = [Finding(Grade.PARTIAL, f"compared with the ground truth, {note}") for note in said]
+        notes = [] if evaluation is None else evaluation.get("notes", [])
+        findings = [Finding(Grade.PARTIAL, f"compared with the ground truth, {note}") for note in notes]
         verdict = run_verdict.verdict_of(outcome, self._statistics, request.config, findings)
         closed = closing_report(
             self._opening, outcome, self._statistics, verdict, broken=broken, dropped=dropped, evaluation=evaluation
@@ -312,12 +313,12 @@ class RunRecorder:
 
 
 def _evaluation(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | None:
-    """The result compared with the source's ground truth; None when it has none."""
+    """Evaluation of the result against the source's ground truth; None without ground truth or poses."""
     if frames.ground_truth is None or not len(outcome.result.trajectory):
         return None
     from slam.evaluation.metrics import evaluate
 
     try:
         return evaluate(outcome.result.trajectory, frames.ground_truth, expected=outcome.expected_ns).to_dict()
-    except TrajectoryError as error:  # the run is good without it
+    except TrajectoryError as error:  # the run is valid without an evaluation
         return {"error": str(error)}

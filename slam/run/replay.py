@@ -1,8 +1,8 @@
-"""A finished run told again: the files of its folder back to the events they came from. Nothing is computed anew.
+"""Replay of a finished run: restores its events from the files of the run folder, without recomputation.
 
-`events.jsonl` has what happened in order, with long arrays by their shape alone: points followed are counted and not
-shown. The map has the keyframes' images, their last poses and the landmarks; without it (a run that was killed) the
-poses come from `keyframes.txt` and the other two are missing, which `Replay.missing` says.
+`events.jsonl` contains the events in order, with only the shape of long arrays: tracked points are counted, but not
+shown. The map contains the keyframes' images, their final poses and the landmarks. Without a map (a killed run) the
+poses come from `keyframes.txt`, and `Replay.missing` lists the missing images and landmarks.
 """
 
 from __future__ import annotations
@@ -55,60 +55,60 @@ _NO_IMAGE: Image = np.zeros((0, 0, 3), np.uint8)
 _NO_FEATURES = LocalFeatures(
     np.zeros((0, 2), np.float32), np.zeros((0, DESCRIPTOR_SIZE), np.float32), np.zeros(0, np.float32)
 )
-_AT_THE_END = {"LandmarksUpdated", "RunFinished"}  # told once, from the files that hold their arrays
+_FROM_OTHER_FILES = {"LandmarksUpdated", "RunFinished"}  # restored once, from the files that contain their arrays
 
 
 class ReplayError(UserError):
-    """A run folder that cannot be told again."""
+    """A run folder that cannot be replayed."""
 
 
 class Replay:
     """A run folder, opened with `open_replay`.
 
     Attributes:
-        camera: of the run's images.
-        frames: how many the run says it had; 0 when it was killed before it said so.
-        missing: what the folder does not hold and what cannot be shown for it, a sentence each.
+        camera: camera of the run's images.
+        frames: number of frames of the run; 0 when it was killed before the first report of it.
+        missing: sentences on the missing files and what cannot be shown without them.
     """
 
     def __init__(
-        self, folder: Path, report: Mapping[str, Any], kept: ReferenceMap | None, missing: Sequence[str]
+        self, folder: Path, report: Mapping[str, Any], saved_map: ReferenceMap | None, missing: Sequence[str]
     ) -> None:
         self.folder = folder
         self.camera = Camera(**{**report["camera"], "distortion": tuple(report["camera"]["distortion"])})
         self.frames = int(report.get("frames") or 0)
         self.missing = tuple(missing)
         self._report = report
-        self._map = kept
+        self._map = saved_map
 
     def events(self) -> Iterator[Event]:
-        """What happened, in order, in the units of the run's trajectory.
+        """The events in order, in the units of the run's trajectory.
 
-        Frames have an image where they became a keyframe of the map, and an empty one elsewhere.
+        Frames that became keyframes of the map have their image, other frames an empty one.
 
         Raises:
             ReplayError: a line of the log cannot be read.
             TrajectoryError: the trajectory cannot be read.
         """
-        teller = _EventReader(self.camera, self._report, self._image_of_frame())
-        yield from teller.read_events(self.folder / EVENTS)
-        yield from self._outcome(teller)
+        reader = _EventReader(self.camera, self._report, self._image_of_frame())
+        yield from reader.read_events(self.folder / EVENTS)
+        yield from self._outcome(reader)
 
     def _image_of_frame(self) -> Callable[[int], Image]:
-        """The image of a frame by its index: only keyframes have kept theirs."""
+        """Function from a frame index to its image; empty for frames that are not keyframes."""
         rows: dict[int, int] = {}
         for _, name, value in _lines(self.folder / EVENTS):
             if self._map is not None and name == "KeyframeAdded" and value["keyframe"]["id"] in self._map.row_of:
                 rows[value["keyframe"]["frame_index"]] = self._map.row_of[value["keyframe"]["id"]]
-        kept = self._map
-        return lambda index: _NO_IMAGE if kept is None or index not in rows else kept.image(rows[index])
+        saved = self._map
+        return lambda index: _NO_IMAGE if saved is None or index not in rows else saved.image(rows[index])
 
-    def _outcome(self, teller: _EventReader) -> Iterator[Event]:
-        """The map and the path as the run left them."""
-        poses = self._final_poses(teller)
+    def _outcome(self, reader: _EventReader) -> Iterator[Event]:
+        """The final map and trajectory."""
+        poses = self._final_poses(reader)
         if poses:
             yield GraphOptimized(
-                frame_index=teller.last_frame,
+                frame_index=reader.last_frame,
                 world_from_keyframe=poses,
                 error_before=np.nan,
                 error_after=np.nan,
@@ -116,7 +116,7 @@ class Replay:
             )
         if self._map is not None:
             yield LandmarksUpdated(
-                frame_index=teller.last_frame,
+                frame_index=reader.last_frame,
                 ids=self._map.landmarks.ids,
                 points_world=self._map.points_world,
                 colors=self._map.landmarks.colors,
@@ -124,26 +124,26 @@ class Replay:
         path = _trajectory(self.folder / TRAJECTORY)
         yield RunFinished(
             timestamps_ns=path.timestamps_ns,
-            frame_indices=np.array([teller.index_at.get(t, -1) for t in path.timestamps_ns.tolist()], np.int64),
+            frame_indices=np.array([reader.index_at.get(t, -1) for t in path.timestamps_ns.tolist()], np.int64),
             world_from_cam=path.world_from_cam,
             interrupted=self._report["status"] != "finished",
         )
 
-    def _final_poses(self, teller: _EventReader) -> dict[int, Similarity]:
+    def _final_poses(self, reader: _EventReader) -> dict[int, Similarity]:
         if self._map is not None:
             rows = self._map.row_of
-            return {k: self._map.keyframes.world_from_keyframe(rows[k]) for k in teller.scale_of if k in rows}
+            return {k: self._map.keyframes.world_from_keyframe(rows[k]) for k in reader.scale_of if k in rows}
         path = _trajectory(self.folder / KEYFRAMES)
         poses = zip(path.timestamps_ns.tolist(), path.world_from_cam, strict=True)
-        known = {teller.keyframe_at[t]: pose for t, pose in poses if t in teller.keyframe_at}
-        return {k: Similarity(pose[:3, :3], pose[:3, 3], teller.scale_of[k]) for k, pose in known.items()}
+        known = {reader.keyframe_at[t]: pose for t, pose in poses if t in reader.keyframe_at}
+        return {k: Similarity(pose[:3, :3], pose[:3, 3], reader.scale_of[k]) for k, pose in known.items()}
 
 
 def open_replay(folder: Path) -> Replay:
     """Open a run folder.
 
     Raises:
-        ReplayError: there is no such folder, or no log of events in it.
+        ReplayError: there is no such folder, or it contains no event log.
         OutputError: its report cannot be read. MapError: its map is damaged.
     """
     if not folder.is_dir():
@@ -151,22 +151,22 @@ def open_replay(folder: Path) -> Replay:
     report = read_report(folder)
     if not (folder / EVENTS).is_file():
         raise ReplayError(f"{folder}: holds no {EVENTS}, so there is nothing to tell again")
-    there_is_a_map = (folder / MAP).is_dir()
-    missing = [] if there_is_a_map else [f"no {MAP}/ in it: keyframes have no images and landmarks are not shown"]
+    has_map = (folder / MAP).is_dir()
+    missing = [] if has_map else [f"no {MAP}/ in it: keyframes have no images and landmarks are not shown"]
     if report["status"] in ("running", "failed"):
         missing.append(
             f"the run did not end by itself ({report['reason'] or report['status']}): poses are as saved last"
         )
-    return Replay(folder, report, load_map(folder / MAP) if there_is_a_map else None, missing)
+    return Replay(folder, report, load_map(folder / MAP) if has_map else None, missing)
 
 
 class _EventReader:
-    """Makes events of the lines of a log, and remembers what ties its frames and keyframes to other files."""
+    """Creates events from the lines of a log, and indexes its frames and keyframes for the lookup in other files."""
 
     def __init__(self, camera: Camera, report: Mapping[str, Any], image: Callable[[int], Image]) -> None:
         self._camera = camera
         self._image = image
-        # Lines are in map units, files in those of the report.
+        # The log is in map units, the other files in the units of the report.
         self._unit = float((report.get("units") or {}).get("meters_per_unit") or 1.0)
         self.last_frame = -1
         self.index_at: dict[int, int] = {}
@@ -174,13 +174,13 @@ class _EventReader:
         self.scale_of: dict[int, float] = {}
 
     def read_events(self, path: Path) -> Iterator[Event]:
-        for place, name, value in _lines(path):
-            if name in _AT_THE_END:
+        for position, name, value in _lines(path):
+            if name in _FROM_OTHER_FILES:
                 continue
             try:
                 event = self._event(name, value)
             except (KeyError, TypeError, ValueError) as error:
-                raise ReplayError(f"{place}: not the event {name} of this version ({error!r})") from None
+                raise ReplayError(f"{position}: not the event {name} of this version ({error!r})") from None
             if event is not None:
                 yield event
 
@@ -217,13 +217,13 @@ class _EventReader:
                 return FramesSkipped(**value)
             case "ScaleSet":
                 return ScaleSet(**value)
-        return None  # of a newer version
+        return None  # an event of a newer version
 
     def _frame(self, value: dict[str, Any]) -> FrameProcessed:
         index, timestamp_ns = value["frame"]["index"], value["frame"]["timestamp_ns"]
         self.last_frame = max(self.last_frame, index)
         self.index_at[timestamp_ns] = index
-        agreeing, followed = _counts(value["is_inlier"])
+        inlier_count, track_count = _counts(value["is_inlier"])
         pose = value["world_from_cam"]
         return FrameProcessed(
             frame=Frame(index=index, timestamp_ns=timestamp_ns, image=self._image(index), camera=self._camera),
@@ -232,8 +232,8 @@ class _EventReader:
             world_from_cam=None if pose is None else self._similarity([*pose, 1.0]).rigid,
             keyframe_id=value["keyframe_id"],
             pixels=np.zeros((0, 2), np.float32),
-            track_ids=np.arange(followed),
-            is_inlier=np.arange(followed) < agreeing,
+            track_ids=np.arange(track_count),
+            is_inlier=np.arange(track_count) < inlier_count,
             depth=self._unit * _number(value["depth"]),
             stage_ms=value["stage_ms"],
         )
@@ -262,7 +262,7 @@ class _EventReader:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(place, name, fields) of each event; a last line that was cut off is left out."""
+    """(position, name, fields) of each event; an incomplete last line is skipped."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -279,7 +279,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _similarity(numbers: list[float]) -> Similarity:
-    """From x, y, z, quaternion x, y, z, w, scale, as the log has them."""
+    """From (x, y, z, quaternion x, y, z, w, scale), as in the log."""
     return Similarity(rotation_from_quaternion_xyzw(numbers[3:7]), np.array(numbers[:3]), numbers[7])
 
 
@@ -290,7 +290,7 @@ def _edge(value: dict[str, Any]) -> Edge:
 
 
 def _counts(is_inlier: Any) -> tuple[int, int]:
-    """(true, all) of an array of truths, which the log counts."""
+    """(number of True, size) of a boolean array, of which the log contains these counts."""
     return int(is_inlier["true"]), int(is_inlier["of"])
 
 
@@ -299,9 +299,9 @@ def _number(value: float | None) -> float:
 
 
 def _trajectory(path: Path) -> Trajectory:
-    """A trajectory that may be empty."""
-    nothing: NDArray[np.float64] = np.zeros((0, 4, 4))
+    """A trajectory from a file that may be missing or empty."""
+    no_poses: NDArray[np.float64] = np.zeros((0, 4, 4))
     if not path.is_file():
-        return Trajectory(np.zeros(0, np.int64), nothing)
-    holds_poses = any(line.strip() and not line.startswith("#") for line in path.read_text("utf-8").splitlines())
-    return read_tum(path) if holds_poses else Trajectory(np.zeros(0, np.int64), nothing)
+        return Trajectory(np.zeros(0, np.int64), no_poses)
+    has_poses = any(line.strip() and not line.startswith("#") for line in path.read_text("utf-8").splitlines())
+    return read_tum(path) if has_poses else Trajectory(np.zeros(0, np.int64), no_poses)

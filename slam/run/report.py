@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+"""Contents of report.json: while a run goes on, when it ends, and when it fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def report_text(report: Mapping[str, Any]) -> str:
 
 
 def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorChoice) -> dict[str, Any]:
-    """report.json as it stands while the run goes on."""
+    """Contents of report.json while the run goes on."""
     return {
         "format": REPORT_FORMAT,
         "status": "running",
@@ -77,11 +77,11 @@ def closing_report(
     dropped: Sequence[Failure] = (),
     evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """report.json of a run that came to its end, by itself, by Ctrl-C or by an exception.
+    """Contents of report.json of a run that was finished, interrupted, or ended by an exception.
 
     Args:
-        broken: what ended it, and files that could not be written.
-        dropped: observers that failed; the result does not depend on them.
+        broken: the exception that ended it, and errors of files that could not be written.
+        dropped: errors of observers, on which the result does not depend.
     """
     trajectory, stamps = outcome.result.trajectory, outcome.expected_ns
     since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
@@ -129,7 +129,7 @@ def closing_report(
 
 
 def failed_report(opening: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """report.json of a run that ended without a result."""
+    """Contents of report.json of a run that ended without a result."""
     if isinstance(error, KeyboardInterrupt):
         return {**opening, "status": "interrupted", "reason": "KeyboardInterrupt"}
     failure = Failure("the run", error if isinstance(error, Exception) else RuntimeError(repr(error)))
@@ -137,26 +137,26 @@ def failed_report(opening: Mapping[str, Any], error: BaseException) -> dict[str,
 
 
 def _error_report(failure: Failure) -> dict[str, str]:
-    said = {"doing": failure.doing, "error": failure.sentence}
-    return {**said, "traceback": failure.traceback} if failure.is_internal else said
+    entry = {"doing": failure.doing, "error": failure.sentence}
+    return {**entry, "traceback": failure.traceback} if failure.is_internal else entry
 
 
 def _lens_report(
     given: Camera, found: Camera | None, lens: IntrinsicsCorrection, evidence: LensEvidence
 ) -> dict[str, Any]:
-    """What is known of the lens; focal lengths in pixels of the source's own images, as in `found`.
+    """Evidence about the lens; focal lengths in pixels of the source's images, as in `found`.
 
-    `focal_px` has that of the start, that which the run ends with, and that which the footage wants, if it tells one.
+    `focal_px` contains the initial focal length, the final one, and the one that the observations determine, if any.
     """
     start = given.mean_focal
-    kept = start if lens.start is None else start * lens.camera.mean_focal / lens.start.mean_focal
+    final = start if lens.start is None else start * lens.camera.mean_focal / lens.start.mean_focal
     max_displacement_px = 0.0 if lens.start is None else lens.max_displacement_px * given.width / lens.start.width
     return {
         "state": evidence.state,
         "assumed": given.assumed,
         "focal_px": {
             "start": start,
-            "final": kept if found is None else found.mean_focal,
+            "final": final if found is None else found.mean_focal,
             "wanted": None if evidence.focal_ratio is None else start * evidence.focal_ratio,
         },
         "focal_sigma": evidence.focal_sigma,
@@ -168,7 +168,7 @@ def _lens_report(
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the product and of what its results depend on, without importing them."""
+    """Installed versions of this package and of the dependencies that affect its results, without importing them."""
     found = {}
     for name in ("reloc3r-slam", *_DEPENDENCIES):
         with suppress(PackageNotFoundError):
@@ -177,10 +177,10 @@ def versions() -> dict[str, str]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """A run folder's report.
+    """The report of a run folder.
 
     Raises:
-        OutputError: there is none, or it cannot be read.
+        OutputError: the folder has no report, or it cannot be read.
     """
     path = folder / REPORT
     try:

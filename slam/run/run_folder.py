@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves on disk, written so that a crash or Ctrl-C leaves something readable."""
+"""The run folder: its files, each written so that a crash or Ctrl-C leaves a readable folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 CAMERA = "camera.yaml"
 TRAJECTORY, KEYFRAMES, ONLINE = "trajectory.txt", "keyframes.txt", "trajectory_online.txt"
-MAP, KEYFRAMES_ON_THE_WAY = "map", ".keyframes"
+MAP, KEYFRAMES_ON_THE_WAY = "map", ".keyframes"  # the latter holds keyframe images during the run
 
 
 def next_run_folder(parent: Path, name: str) -> Path:
@@ -40,7 +40,7 @@ def next_run_folder(parent: Path, name: str) -> Path:
 
 
 class RunFolder:
-    """Writes the files of one run. Make one with `create`."""
+    """Writes the files of one run. Use `create` to make an instance."""
 
     def __init__(self, path: Path, *, is_new: bool = False) -> None:
         self.path = path
@@ -48,10 +48,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new or empty folder.
+        """Create the folder, or use an existing empty one.
 
         Raises:
-            OutputError: it holds something already, or cannot be made or written.
+            OutputError: it is not empty, or cannot be created or written.
         """
         is_new = not path.exists()
         try:
@@ -73,7 +73,7 @@ class RunFolder:
         return cls(path, is_new=is_new)
 
     def discard(self) -> None:
-        """Take back a folder in which nothing was started; a recording that is in it goes too."""
+        """Delete the contents, including a recording, and the folder if it is new, after a run failed to start."""
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -84,23 +84,23 @@ class RunFolder:
                 self.path.rmdir()
 
     def write_config(self, text: str) -> None:
-        """The effective settings. Raises OutputError when the disk refuses."""
+        """Write the effective settings. Raises OutputError when they cannot be written."""
         write_atomically(self.path / CONFIG, text)
 
     def write_report(self, report: Mapping[str, Any]) -> None:
-        """Replace report.json in one step. Raises OutputError when the disk refuses."""
+        """Replace report.json atomically. Raises OutputError when it cannot be written."""
         write_atomically(self.path / REPORT, report_text(report))
 
     def write_trajectory(self, name: str, trajectory: Trajectory, *, note: str = "") -> None:
-        """Replace one trajectory file in one step. Raises OutputError when the disk refuses."""
+        """Replace one trajectory file atomically. Raises OutputError when it cannot be written."""
         with replacing(self.path / name) as temporary:
             write_tum(temporary, trajectory, note=note)
 
     def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:
-        """The final trajectories, as (file name, what writes it): every frame, keyframes, live poses, other segments.
+        """(file name, writer) of the final trajectories: all frames, keyframes, live poses, other segments.
 
-        With them goes a camera.yaml when more is known of the lens than `calibration`, of the source's own images,
-        and a camera can say it.
+        A camera.yaml is added when the estimated lens improves on `calibration`, which is that of the source's images,
+        and a camera model can represent it.
         """
         note = result.units.note
         trajectories = [
@@ -112,8 +112,8 @@ class RunFolder:
             (f"trajectory_segment{number}.txt", segment, "") for number, segment in enumerate(result.segments, start=2)
         ]
         files: list[tuple[str, Callable[[], None]]] = [
-            (name, partial(self.write_trajectory, name, trajectory, note=said))
-            for name, trajectory, said in trajectories
+            (name, partial(self.write_trajectory, name, trajectory, note=note))
+            for name, trajectory, note in trajectories
         ]
         found = result.lens.calibration(calibration)
         if result.lens.has_corrections and found is not None and not found.assumed:
@@ -121,5 +121,5 @@ class RunFolder:
         return files
 
     def write_map(self, reference_map: ReferenceMap) -> None:
-        """Write `map/`, whole or not at all. Raises OutputError when the disk refuses."""
+        """Write `map/` completely or not at all. Raises OutputError when it cannot be written."""
         save_map(self.path / MAP, reference_map)

@@ -1,4 +1,4 @@
-"""From a configuration to a `Slam`, and from a source to a finished run: wiring, the loop, timing, Ctrl-C."""
+"""Statistics of a run, counted from its events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from slam.map.tracking_status import TrackingState
 
 @dataclass(frozen=True, slots=True)
 class LostEpisode:
-    """One time the camera was lost: for how many frames, and whether it came back."""
+    """One loss of tracking: its number of frames, and whether the camera was relocalized."""
 
     frame_index: int
     timestamp_ns: int
@@ -35,20 +35,20 @@ class LostEpisode:
 
 @dataclass(slots=True, eq=False)
 class RunStatistics:
-    """An observer that counts: what the progress line, the summary and the report say about a run.
+    """An observer that counts events, for the progress line, the summary and the report.
 
     Attributes:
-        frames: frames that went through the system.
-        tracked: those that had a pose at once.
+        frames: number of processed frames.
+        tracked: number of frames with a live pose.
         first_pose_frame: index of the first frame with a live pose, -1 while there is none.
-        reason: why the newest frame has no pose; empty when it has one.
-        lost_frames: frames that had no pose because tracking was lost.
-        weak_frames: frames whose pose rests on few landmarks, or on none.
-        start_map: name of the map the run began in, empty when it began with none.
-        found_in_map: index of the first frame recognized in it, -1 while there is none.
-        stage_ms: wall time by stage, one value for each frame that ran the stage.
-        resting: frames in which the camera did not move.
-        overlay: over all frames, the sum of the shares of points that stood still while the world moved.
+        reason: reason why the newest frame has no pose; empty when it has one.
+        lost_frames: number of frames without a pose because tracking was lost.
+        weak_frames: number of frames whose pose has few inlier landmarks, or none.
+        start_map: name of the map in which the run started; empty if it started without one.
+        found_in_map: index of the first frame relocalized in it, -1 while there is none.
+        stage_ms: wall time by stage, one value per frame that ran the stage, milliseconds.
+        resting: number of frames in which the camera was at rest.
+        overlay: sum, over all frames, of the fraction of points that were fixed in the image while the scene moved.
     """
 
     frames: int = 0
@@ -73,7 +73,7 @@ class RunStatistics:
 
     @property
     def overlay_share(self) -> float:
-        """Mean share, over all frames, of the points followed that stand still while the world moves, 0 to 1."""
+        """Mean fraction (0 to 1) of followed points that are fixed in the image while the scene moves."""
         return self.overlay / self.frames if self.frames else 0.0
 
     def __call__(self, event: Event) -> None:
@@ -118,7 +118,7 @@ class RunStatistics:
 
 
 def percentiles(stage_ms: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile of every stage, milliseconds."""
+    """Median and 95th percentile of the time of every stage, milliseconds."""
     return {
         stage: {name: round(float(np.percentile(times, q)), 3) for name, q in (("p50", 50), ("p95", 95))}
         for stage, times in stage_ms.items()

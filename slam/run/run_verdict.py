@@ -1,4 +1,4 @@
-"""From a configuration to a `Slam`, and from a source to a finished run: wiring, the loop, timing, Ctrl-C."""
+"""Verdict on a finished run: collects the evidence for `slam.evaluation.verdict`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slam.run.runner import RunOutcome
 def verdict_of(
     outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig, findings: Sequence[Finding] = ()
 ) -> Verdict:
-    """How far a run can be trusted; `findings` are those that its caller has made."""
+    """Quality grade of a run, with reasons; `findings` are additional findings of the caller."""
     lens = outcome.result.lens_evidence
     random = config.predictor.random_weights
     early = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
@@ -35,7 +35,7 @@ def verdict_of(
 
 
 def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
-    """Why nobody could use this result; empty when it can be used."""
+    """Reason why the result is not usable; empty if it is."""
     if len(outcome.result.trajectory) >= 2:
         return ""
     if statistics.start_map and statistics.found_in_map < 0 and not statistics.initialized:

@@ -1,4 +1,4 @@
-"""From a configuration to a `Slam`, and from a source to a finished run: wiring, the loop, timing, Ctrl-C."""
+"""The frame loop: all frames of a source through the system, with timing, interruption and failures."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from slam.result import SlamResult
     from slam.system import Slam
 
-# A closed terminal sends SIGHUP; Windows, where nothing of this runs, has none.
+# SIGHUP is sent by a closed terminal. Windows has no SIGHUP and is not supported.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """Something that went wrong in a run and took only itself along: what was being done, and the exception."""
+    """An isolated failure in a run: the step that failed, and its exception."""
 
     doing: str
     error: Exception
 
     @property
     def is_internal(self) -> bool:
-        """Whether this is a bug, not something a person can fix."""
+        """Whether this is a bug, not an error that the user can fix."""
         return not isinstance(self.error, UserError)
 
     @property
@@ -58,20 +58,20 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RunOutcome:
-    """What a run gave.
+    """Outcome of a run.
 
     Attributes:
-        expected_ns: (N,) timestamps of all frames that went in, tracked or not.
-        wall_s: from the first image to the finished map, reading included.
-        read_ms: time spent waiting for each image.
-        step_ms: time the system took for each frame.
-        finish_s: the last refinement of the whole map.
-        peak_memory_mb: of this process.
-        failures: what went wrong on the way and only took itself along, the first one first.
-        last_frame_index: of the last frame that went in, -1 when none did.
+        expected_ns: (N,) timestamps of all processed frames, tracked or not, nanoseconds.
+        wall_s: wall time from the first image to the finished map, including reading, seconds.
+        read_ms: waiting time for each image, milliseconds.
+        step_ms: processing time of each frame, milliseconds.
+        finish_s: time of the final refinement of the whole map, seconds.
+        peak_memory_mb: peak memory of this process, megabytes.
+        failures: isolated failures during the run, in order.
+        last_frame_index: index of the last processed frame, -1 without one.
         skipped: images that could not be read, as (name, reason).
-        dropped: live images that came faster than they could be used.
-        anchor_problem: why lengths that were to be meters are map units all the same; empty when nothing is wrong.
+        dropped: number of live images that arrived faster than they could be processed.
+        scale_problem: reason why a requested metric scale was not applied; empty without a problem.
     """
 
     result: SlamResult
@@ -90,37 +90,39 @@ class RunOutcome:
     last_frame_index: int = -1
 
     def raise_failure(self) -> None:
-        """Raise what ended the run before its time, for who has no use for half a run."""
+        """Raise the exception that ended the run early, for callers that need a complete run."""
         if self.failures:
             raise self.failures[0].error
 
 
 class StopRequest:
-    """Ctrl-C (or SIGTERM, SIGHUP) as a wish: granted between frames, so that the map is never caught half-written.
+    """Handler of Ctrl-C (SIGTERM, SIGHUP): a request to stop between two frames, when the map is complete.
 
     Attributes:
-        asked: whether it was asked for.
-        busy: whether it has to wait; when it has not, or when it is asked for again, KeyboardInterrupt is raised.
+        requested: whether a stop was requested.
+        busy: whether the request has to wait. If it is False, or at a second request, KeyboardInterrupt is raised.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.busy = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.asked or not self.busy:  # waiting for an image, or asked twice: do not make anybody wait
+        if self.requested or not self.busy:  # waiting for an image, or requested twice: stop at once
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager
 def listening(stop: StopRequest) -> Iterator[None]:
-    """Signals that ask a process to end go to `stop`. Only in the main thread; elsewhere nothing changes."""
+    """Handle termination signals with `stop` in this block. Only in the main thread; no effect in other threads."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup wants it
-    before = {number: signal.signal(number, stop) for number in heard}
+    handled = [
+        number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # keep signals ignored, as nohup does
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:
@@ -128,8 +130,8 @@ def listening(stop: StopRequest) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def wait_until_told() -> None:
-    """Until Ctrl-C, SIGTERM or SIGHUP."""
+def wait_for_stop_signal() -> None:
+    """Wait until Ctrl-C, SIGTERM or SIGHUP."""
     with suppress(KeyboardInterrupt), listening(StopRequest()):
         threading.Event().wait()
 
@@ -141,14 +143,14 @@ def run(
     on_progress: Callable[[int], None] | None = None,
     on_finishing: Progress = no_progress,
 ) -> RunOutcome:
-    """Every frame of the source through the system, then the last optimization.
+    """Process every frame of the source, then run the final refinement.
 
-    Ctrl-C (SIGTERM, SIGHUP) ends the run after the frame at hand; what was made until then is finished and given. So it
-    is after an exception, in a frame, in the source or in the last refinement: `RunOutcome.failures` holds it.
+    Ctrl-C (SIGTERM, SIGHUP) ends the run after the current frame; the map so far is finished and returned. The same
+    holds after an exception in a frame, in the source or in the final refinement; see `RunOutcome.failures`.
 
     Args:
         on_progress: called after each frame with the number of frames so far.
-        on_finishing: called with (what, how many are done, of how many at most) while the map is finished.
+        on_finishing: called with (name of the task, steps done, maximum number of steps) while the map is finished.
 
     Raises:
         SequenceError: the source gave fewer than two frames.
@@ -157,7 +159,7 @@ def run(
 
 
 class _Run:
-    """One pass over a source: its frames through the system, what they took, and what broke it off."""
+    """One pass over a source: processes its frames, and collects their times and failures."""
 
     def __init__(self, source: FrameSource, slam: Slam, on_progress: Callable[[int], None] | None) -> None:
         self._source, self._slam, self._on_progress = source, slam, on_progress
@@ -167,21 +169,21 @@ class _Run:
         self._step_ms: list[float] = []
         self._last_index = -1
         self._failures: list[Failure] = []
-        self._is_cut_off = False  # in the middle of a frame, which has left the map half made
+        self._is_cut_off = False  # whether a frame was aborted, which leaves the map incomplete
 
     def outcome(self, on_finishing: Progress) -> RunOutcome:
         started = time.perf_counter()
         with listening(self._stop):
             self._feed()
-            _publish_losses(self._source, self._slam)
-            if len(self._stamps) < 2 and not self._stop.asked and not self._failures:
-                raise SequenceError(_too_few(self._source, len(self._stamps)))
+            _publish_skipped(self._source, self._slam)
+            if len(self._stamps) < 2 and not self._stop.requested and not self._failures:
+                raise SequenceError(_too_few_frames(self._source, len(self._stamps)))
             before = time.perf_counter()
             result = self._finish(on_finishing)
             finish_s = time.perf_counter() - before
         return RunOutcome(
             result=result,
-            interrupted=self._stop.asked,
+            interrupted=self._stop.requested,
             failures=tuple(self._failures),
             frames=len(self._stamps),
             last_frame_index=self._last_index,
@@ -196,17 +198,17 @@ class _Run:
         )
 
     def _feed(self) -> None:
-        """Every frame through the system, until the end, a wish to stop or an exception."""
+        """Process all frames, until the end, a stop request or an exception."""
         doing = "opening the source"
         try:
             for frame, waited_ms in _timed(self._source):
                 doing = f"frame {frame.index}"
                 self._step(frame, waited_ms)
-                if self._stop.asked:
+                if self._stop.requested:
                     break
                 doing = f"reading the frame after {frame.index}"
         except KeyboardInterrupt:
-            self._stop.asked, self._is_cut_off = True, self._stop.busy
+            self._stop.requested, self._is_cut_off = True, self._stop.busy
         except Exception as error:
             self._failures.append(Failure(doing, error))
             self._is_cut_off = self._stop.busy
@@ -226,28 +228,28 @@ class _Run:
             self._on_progress(len(self._stamps))
 
     def _finish(self, on_finishing: Progress) -> SlamResult:
-        """The finished map; as it stands when an exception or a second wish to stop leaves no other."""
-        self._stop.busy = True  # one more Ctrl-C while finishing is a wish to stop at once
+        """The finished result; without the final refinement after a second stop request or an exception in it."""
+        self._stop.busy = True  # another Ctrl-C while finishing stops at once
         try:
             if self._is_cut_off:
                 self._slam.remove_incomplete()
-            if not (self._is_cut_off and self._stop.asked):  # asked twice: nobody wants to wait
-                interrupted = self._stop.asked or bool(self._failures)
+            if not (self._is_cut_off and self._stop.requested):  # requested twice: stop at once
+                interrupted = self._stop.requested or bool(self._failures)
                 return self._slam.finish(interrupted=interrupted, on_progress=on_finishing)
         except KeyboardInterrupt:
-            self._stop.asked = True
+            self._stop.requested = True
         except Exception as error:
             self._failures.append(Failure("the last refinement", error))
         return self._slam.abort()
 
 
 def with_metric_scale(outcome: RunOutcome, slam: Slam, scale_from: str, ground_truth: Trajectory | None) -> RunOutcome:
-    """The outcome in meters, when `scale_from` says how; in map units and with the reason when that cannot be done.
+    """The outcome scaled to meters if `scale_from` is set; unscaled and with the reason if that fails.
 
-    The map of `slam`, whose outcome it is, is stretched with it.
+    The map of `slam` is scaled too.
 
     Raises:
-        ConfigError: `scale_from` is none of the forms that `slam.sessions.metric_scale` knows.
+        ConfigError: `scale_from` has none of the forms of `slam.sessions.metric_scale`.
     """
     from slam.sessions.metric_scale import ScaleError, parse_scale_reference
 
@@ -256,7 +258,7 @@ def with_metric_scale(outcome: RunOutcome, slam: Slam, scale_from: str, ground_t
         return outcome
     try:
         return replace(outcome, result=slam.make_metric(reference, ground_truth))
-    except ScaleError as error:  # an hour of video is not thrown away for it
+    except ScaleError as error:  # the run is kept: it may have processed an hour of video
         return replace(outcome, scale_problem=str(error))
 
 
@@ -270,7 +272,7 @@ def _timed(source: FrameSource) -> Iterator[tuple[Frame, float]]:
         yield frame, (time.perf_counter() - before) * 1e3
 
 
-def _publish_losses(source: FrameSource, slam: Slam) -> None:
+def _publish_skipped(source: FrameSource, slam: Slam) -> None:
     if source.skipped:
         name, reason = source.skipped[0]
         slam.publish(FramesSkipped(count=len(source.skipped), reason=f"{name}: {reason}"))
@@ -278,7 +280,7 @@ def _publish_losses(source: FrameSource, slam: Slam) -> None:
         slam.publish(FramesSkipped(count=source.dropped, reason="came faster than they could be used"))
 
 
-def _too_few(source: FrameSource, count: int) -> str:
+def _too_few_frames(source: FrameSource, count: int) -> str:
     unreadable = f" ({len(source.skipped)} could not be read)" if source.skipped else ""
     return (
         f"{source.name}: {count or 'no'} usable {'image' if count == 1 else 'images'}{unreadable}; "
@@ -289,4 +291,4 @@ def _too_few(source: FrameSource, count: int) -> str:
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes on Linux

@@ -1,4 +1,4 @@
-"""A camera that stands still while something crosses its image: what moves then is no world."""
+"""Detection of a camera at rest: tracks that move meanwhile belong to moving objects, not to the static scene."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ from relocalizer.camera import Camera
 from relocalizer.image_static import MOST, RESTING_PX, resting
 from slam.map.tracks import Pixels
 
-ALL = 0.9  # of the image, that stands still when nothing crosses it: its tracks are the witnesses
-WITNESSES = 15  # that must be left to say that the camera still stands where it did
+# Minimum fraction of the image at rest for the scene to be free of moving objects; its tracks become the witnesses.
+FULLY_RESTING_RATIO = 0.9
+MIN_WITNESSES = 15  # minimum number of witness tracks to decide that the camera is still at rest
 
 
 class Rest:
-    """Judges by most of the image; and, while something covers that, by the tracks that stood still before it came.
+    """Detects rest from most of the image; while a moving object covers it, from the tracks at rest before it appeared.
 
     Attributes:
-        crossed: points that moved far while the camera stood still, so far.
-        share: of the image, that stood still when most of it did last.
+        crossed: number of tracks so far that moved far while the camera was at rest.
+        share: fraction of the image at rest, when most of it was at rest last.
     """
 
     def __init__(self, crossing_px: float) -> None:
-        """`crossing_px`: a track that moves so far while the camera stands still is none of the world."""
+        """`crossing_px`: minimum motion, while the camera is at rest, of a track on a moving object, pixels."""
         self._crossing_px = crossing_px
         self._witnesses = np.zeros(0, np.int64)
         self.crossed = 0
         self.share = 0.0
 
     def crossing(self, ids: NDArray[np.int64], before: Pixels, now: Pixels, camera: Camera) -> NDArray[np.bool_] | None:
-        """Which tracks (N,) move while the camera stands still; None when the camera itself moves."""
+        """Mask (N,) of the tracks that move while the camera is at rest; None when the camera itself moves."""
         share, moved = resting(before, now, camera)
         self.share = share if share >= MOST else self.share
-        if share >= ALL:
+        if share >= FULLY_RESTING_RATIO:
             self._witnesses = ids[moved < RESTING_PX]
         elif share < MOST and not self._is_witnessed(ids, before, now, camera):
             return None
-        found = np.linalg.norm(now - before, axis=1) >= self._crossing_px
-        self.crossed += int(found.sum())
-        return np.asarray(found)
+        crossing = np.linalg.norm(now - before, axis=1) >= self._crossing_px
+        self.crossed += int(crossing.sum())
+        return np.asarray(crossing)
 
     def is_witness(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which tracks stood still before something came that crosses the image; none while nothing does."""
+        """Mask of the tracks that were at rest before a moving object appeared; all False while there is none."""
         return np.isin(ids, self._witnesses) & (self.crossed > 0)
 
     def _is_witnessed(self, ids: NDArray[np.int64], before: Pixels, now: Pixels, camera: Camera) -> bool:
-        known = self.is_witness(ids)
-        return int(known.sum()) >= WITNESSES and resting(before[known], now[known], camera)[0] >= MOST
+        witness = self.is_witness(ids)
+        return int(witness.sum()) >= MIN_WITNESSES and resting(before[witness], now[witness], camera)[0] >= MOST
 
     @property
     def reason(self) -> str:
-        """Why no map begins; empty while nothing crosses the image."""
+        """Why the map is not initialized; empty while no moving object was detected."""
         if self.crossed == 0:
             return ""
         return (

@@ -1,4 +1,4 @@
-"""When a frame is worth keeping."""
+"""Decision whether a frame becomes a keyframe."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from relocalizer.geometry import FloatArray, rotation_angle
 from slam.config.schema import KeyframesConfig
 from slam.map.tracks import Tracks
 
-MAX_PUT_OFF = 5  # blurred frames in a row; a blurred keyframe beats a lost camera
+MAX_PUT_OFF = (
+    5  # maximum number of successive blurred frames that are skipped; a blurred keyframe is better than a loss
+)
 
 
 class KeyframePolicy:
-    """Parallax, lost tracks and turning call for a keyframe; motion blur puts it off for a while."""
+    """Inserts a keyframe on parallax, lost landmarks or rotation; motion blur postpones it by a few frames."""
 
     def __init__(self, config: KeyframesConfig) -> None:
         self._config = config
@@ -25,7 +27,7 @@ class KeyframePolicy:
         self._put_off = 0
 
     def is_blurred(self, sharpness: float) -> bool:
-        """Whether a frame is much less sharp than the ones before it. Remembers the frame."""
+        """Whether a frame is much less sharp than the recent frames; then adds it to the recent frames."""
         recent = self._recent_sharpness
         blurred = len(recent) >= 5 and sharpness < self._config.blur_ratio * float(np.median(recent))
         recent.append(sharpness)
@@ -41,13 +43,13 @@ class KeyframePolicy:
         frames_since: int,
         blurred: bool,
     ) -> str:
-        """Why this frame should become a keyframe, as a sentence; empty when it should not.
+        """Why this frame should be inserted as a keyframe, as a sentence; empty if not.
 
         Args:
-            seen: landmarks that agree with the frame's pose.
-            in_keyframe: landmarks the active keyframe saw.
+            seen: inlier landmarks of the frame's pose.
+            in_keyframe: landmarks observed by the reference keyframe.
         """
-        reason = self._call(seen, in_keyframe, camera, keyframe_from_frame_rotation, frames_since)
+        reason = self._criterion(seen, in_keyframe, camera, keyframe_from_frame_rotation, frames_since)
         if reason and blurred and self._put_off < MAX_PUT_OFF:
             self._put_off += 1
             return ""
@@ -55,7 +57,9 @@ class KeyframePolicy:
             self._put_off = 0
         return reason
 
-    def _call(self, seen: Tracks, in_keyframe: Tracks, camera: Camera, rotation: FloatArray, frames_since: int) -> str:
+    def _criterion(
+        self, seen: Tracks, in_keyframe: Tracks, camera: Camera, rotation: FloatArray, frames_since: int
+    ) -> str:
         config = self._config
         if frames_since < config.min_gap:
             return ""
@@ -73,7 +77,7 @@ class KeyframePolicy:
 
 
 def common_pixels(a: Tracks, b: Tracks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Pixels (N, 2) in a and in b of the tracks they share, in order of id."""
+    """Pixels (N, 2) in a and in b of their common tracks, in order of id."""
     _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     return a.pixels[in_a], b.pixels[in_b]
 
@@ -81,7 +85,7 @@ def common_pixels(a: Tracks, b: Tracks) -> tuple[NDArray[np.float32], NDArray[np
 def median_parallax_px(
     before: NDArray[np.float32], now: NDArray[np.float32], camera: Camera, before_from_now_rotation: FloatArray
 ) -> float:
-    """Median distance (pixels) that points moved beyond what the camera's turning explains; 0 without points."""
+    """Median rotation-compensated motion of the points, pixels; 0 without points."""
     if len(before) == 0:
         return 0.0
     turned_back = rotate_pixels(now, camera, before_from_now_rotation)

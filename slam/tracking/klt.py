@@ -1,6 +1,6 @@
-"""Corner tracks: the same point followed from image to image (KLT), and where to start new ones.
+"""KLT tracks: points followed from image to image, and the choice of new points to follow.
 
-A track is an id and a pixel. Tracks know nothing of depth or pose; `slam.map.landmarks` gives them a place.
+A track is an id and a pixel, without depth or pose; `slam.map.landmarks` holds the triangulated positions.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from slam.map.tracks import Pixels
 
 
 class PointTracker(Protocol):
-    """Finds points worth following, and follows them. Works on gray images (H, W) uint8."""
+    """Detects points and follows them. Works on gray images (H, W) uint8."""
 
     def gray(self, image: Image) -> Image: ...
 
     def detect(self, gray: Image) -> LocalFeatures: ...
 
     def follow(self, before: Image, after: Image, pixels: Pixels, guess: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:
-        """Where `pixels` (N, 2) of `before` lie in `after`, and which of them were found.
+        """Pixels (N, 2) in `after` of the points at `pixels` (N, 2) in `before`, and a mask (N,) of those found.
 
-        `guess` (N, 2) is where to start looking.
+        `guess` (N, 2) is the start of the search.
         """
         ...
 
     def sharpness(self, gray: Image) -> float:
-        """Larger for sharper images; only comparable between images of one stream."""
+        """Measure that is larger for sharper images; comparable only between images of one stream."""
         ...
 
 
@@ -45,7 +45,7 @@ class KltTracker:
     """
 
     def __init__(self, config: TracksConfig, features: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> None:
-        """`mask` (H, W): points are found and followed only where it is not zero."""
+        """`mask` (H, W): points are detected and followed only where it is not zero."""
         self._config = config
         self._features = features
         self._mask = mask
@@ -68,20 +68,20 @@ class KltTracker:
         pixels_found = found.reshape(-1, 2)
         inside = ((pixels_found >= 1) & (pixels_found <= (width - 2, height - 2))).all(axis=1)
         ok = (status.ravel() == 1) & (back_status.ravel() == 1) & (moved < self._config.forward_backward_px) & inside
-        return pixels_found, ok if self._mask is None else ok & self._is_used(pixels_found, self._mask)
+        return pixels_found, ok if self._mask is None else ok & self._is_unmasked(pixels_found, self._mask)
 
     @staticmethod
-    def _is_used(pixels: Pixels, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which pixels (N, 2) lie where the mask is not zero."""
+    def _is_unmasked(pixels: Pixels, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Mask (N,) of the pixels (N, 2) where the image mask is not zero."""
         height, width = mask.shape
         x, y = np.rint(np.nan_to_num(pixels)).T
-        used = mask[np.clip(y, 0, height - 1).astype(int), np.clip(x, 0, width - 1).astype(int)]
-        return np.asarray(used > 0)
+        values = mask[np.clip(y, 0, height - 1).astype(int), np.clip(x, 0, width - 1).astype(int)]
+        return np.asarray(values > 0)
 
     def _flow(
         self, before: Image, after: Image, start: NDArray[np.float32], guess: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Points (N, 1, 2) of `before` found in `after` from a guess, and a status (N, 1), 1 where found."""
+        """Points (N, 1, 2) in `after`, searched from a guess, and a status (N, 1): 1 where found."""
         config = self._config
         found, status, _ = cv2.calcOpticalFlowPyrLK(
             before,
@@ -97,7 +97,7 @@ class KltTracker:
         return np.asarray(found, dtype=np.float32), np.asarray(status, dtype=np.uint8)
 
     def sharpness(self, gray: Image) -> float:
-        """Variance of the Laplacian at half size: noise counts less there, motion blur just as much."""
+        """Variance of the Laplacian at half resolution, which attenuates noise but not motion blur."""
         half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         return float(cv2.Laplacian(half, cv2.CV_32F).var())
 
@@ -105,7 +105,7 @@ class KltTracker:
 def choose_new(
     features: LocalFeatures, taken: Pixels, *, count: int, min_distance_px: float, size: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Indices of at most `count` features, strongest first, none within `min_distance_px` of a taken pixel.
+    """Indices of at most `count` features, strongest first, none within `min_distance_px` of a pixel in `taken`.
 
     `size` is (width, height) of the image.
     """

@@ -1,7 +1,7 @@
-"""Orientation while the camera turns away from all landmarks: the position is held, since nothing tells it.
+"""Rotation-only tracking while no landmark is visible: the position is unobservable and stays as it was.
 
-Points without a depth still tell how the camera turned. While a rotation alone explains them the camera cannot have
-moved much against their distance, and when it has, this says so and ends.
+Points without a depth still constrain the rotation. While a pure rotation explains the tracks, translation is
+negligible compared with depth; otherwise rotation-only tracking ends.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels
 from slam.tracking.klt import choose_new
 
-MIN_TRACKS = 40
-MIN_SHARE = 0.8  # of the tracks that one rotation must explain
-TURN_PX = 1.5
-RENEW = 0.6  # when fewer of the tracks are left, new ones are begun
-RELOCALIZE_EVERY = 5  # frames between two attempts to recognize a place meanwhile
-EVENT_COOLDOWN = 30  # frames after a stretch in which the next one is not announced
+MIN_TRACKS = 40  # minimum number of tracks to estimate a rotation from
+MIN_INLIER_RATIO = 0.8  # minimum fraction of the tracks that one rotation must explain
+INLIER_PX = 1.5  # maximum residual of a track that a rotation explains, pixels
+RENEW_RATIO = 0.6  # new tracks start when at most this fraction of the tracks is left
+RELOCALIZE_EVERY = 5  # interval between two relocalization attempts during rotation-only tracking, frames
+EVENT_COOLDOWN = 30  # minimum interval between two rotation-only stretches that are both announced, frames
 POSITION_HELD = "the camera turns where no landmark is known: its position is held"
 
 
 class RotationOnlyTracker:
-    """A stretch of turning: where it began, what is followed since, and for how many frames."""
+    """A stretch of rotation-only tracking: its reference tracks and pose, and its length in frames."""
 
     def __init__(self, config: SlamConfig, landmarks: LandmarkMap, frame_tracker: FrameTracker) -> None:
         self._config = config.tracks
         self._landmarks = landmarks
         self._frame_tracker = frame_tracker
-        self._tracks = Tracks.none()  # in the image that all is measured from
-        self._pose = RigidTransform.identity()  # of that image
-        self._last = -EVENT_COOLDOWN
+        self._tracks = Tracks.none()  # in the reference image, from which rotations are measured
+        self._pose = RigidTransform.identity()  # world_from_cam of the reference image
+        self._last_index = -EVENT_COOLDOWN
         self.frames = 0
 
     def stop(self) -> None:
-        """The camera is located again, or lost."""
+        """End the stretch: the camera has a pose from landmarks again, or is lost."""
         self.frames = 0
 
     @property
     def should_relocalize(self) -> bool:
-        """Whether it is time to try to recognize a place: at once, and then now and again."""
+        """Whether to try relocalization now: in the first frame of a stretch, then every RELOCALIZE_EVERY frames."""
         return self.frames % RELOCALIZE_EVERY == 0
 
     def starts_new_stretch(self, index: int) -> bool:
-        """Whether a stretch begins with frame `index` that follows on no other. Remembers the frame."""
-        news = self.frames == 1 and index - self._last > EVENT_COOLDOWN
-        self._last = index
-        return news
+        """Whether frame `index` begins a stretch that is not soon after the last one; then stores `index`."""
+        is_new = self.frames == 1 and index - self._last_index > EVENT_COOLDOWN
+        self._last_index = index
+        return is_new
 
     def follow(self, frame: Frame) -> bool:
-        """Turn the front end's pose as its tracks turned, the position held; False when a turn does not explain them.
+        """Update the orientation from the tracks and keep the position; False when no pure rotation explains them.
 
-        A stretch begins from the last frame's tracks and pose.
+        A stretch begins from the tracks and the pose of the previous frame.
         """
         frame_tracker = self._frame_tracker
         if frame_tracker.pose is None:
             return False
         if self.frames == 0:
             self._tracks, self._pose = frame_tracker.previous_tracks, frame_tracker.pose
-        pose = self._turned(frame, frame_tracker.pose)
+        pose = self._estimate_rotated_pose(frame, frame_tracker.pose)
         if pose is None:
             return False
         self.frames += 1
@@ -73,22 +73,22 @@ class RotationOnlyTracker:
         self._renew(frame, pose)
         return True
 
-    def _turned(self, frame: Frame, last_pose: RigidTransform) -> RigidTransform | None:
-        """world_from_cam of a frame whose tracks one rotation explains, since the image all is measured from."""
-        start, seen = common_pixels(self._tracks, self._frame_tracker.tracks)
+    def _estimate_rotated_pose(self, frame: Frame, last_pose: RigidTransform) -> RigidTransform | None:
+        """world_from_cam of the frame, rotated against the reference image; None without a good rotation."""
+        start, now = common_pixels(self._tracks, self._frame_tracker.tracks)
         if len(start) < MIN_TRACKS:
             return None
-        matches = Matches(start.astype(np.float64), seen.astype(np.float64), frame.camera, frame.camera)
-        turn = estimate_rotation(matches, rotation_matrix(self._pose).T @ rotation_matrix(last_pose), TURN_PX)
-        if float(turn.inliers.mean()) < MIN_SHARE:
+        matches = Matches(start.astype(np.float64), now.astype(np.float64), frame.camera, frame.camera)
+        found = estimate_rotation(matches, rotation_matrix(self._pose).T @ rotation_matrix(last_pose), INLIER_PX)
+        if float(found.inliers.mean()) < MIN_INLIER_RATIO:
             return None
-        return rigid(rotation_matrix(self._pose) @ turn.rotation, translation_of(self._pose))
+        return rigid(rotation_matrix(self._pose) @ found.rotation, translation_of(self._pose))
 
     def _renew(self, frame: Frame, pose: RigidTransform) -> None:
-        """Begin new tracks when many have left the image; all is measured from here then."""
+        """Start new tracks when many have left the image; this frame becomes the reference image then."""
         tracks = self._frame_tracker.tracks
         left, _ = common_pixels(self._tracks, tracks)
-        if len(left) > RENEW * len(self._tracks):
+        if len(left) > RENEW_RATIO * len(self._tracks):
             return
         features, config = self._frame_tracker.extract(frame).features, self._config
         chosen = choose_new(
