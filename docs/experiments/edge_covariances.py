@@ -3,9 +3,10 @@
     python docs/experiments/edge_covariances.py SEQUENCE [SEQUENCE ...] [--correlation 0.1] [--of-loops 0.05]
 
 Odometry is followed over 1, 5 and 20 keyframes by the most certain path of edges, with the covariance that
-slam.loop_closing.pairwise_consistency gives the path; loops are taken as measured. One camera has no unit of length, and its own drifts, so
-the truth is put into the units of the path around each end: by aligning the four keyframes before and after with the
-truth. Over 20 keyframes and for loops the drift of scale is judged as well (7 degrees of freedom), below it is not (6).
+slam.loop_closing.pairwise_consistency gives the path; loops are taken as measured. One camera has no unit of length,
+and its own drifts, so the truth is put into the units of the path around each end: by aligning the four keyframes
+before and after with the truth. Over 20 keyframes and for loops the drift of scale is judged as well (7 degrees of
+freedom), below it is not (6).
 
 The truth's own error, per pose, is added to the covariance: a rendered room has none, motion capture and structure from
 motion some (docs/experiments.md, where triplets of pairs tell it), GPS with gyroscopes some.
@@ -118,12 +119,14 @@ def cell(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sequences", nargs="+", type=Path)
-    parser.add_argument("--correlation", type=float, default=slam.loop_closing.loop_closer.CORRELATION)
-    parser.add_argument("--of-loops", type=float, default=slam.loop_closing.loop_closer.LOOP_CORRELATION, help="the same for loops")
+    parser.add_argument("--correlation", type=float, default=slam.loop_closing.edge_information.CORRELATION)
+    parser.add_argument(
+        "--of-loops", type=float, default=slam.loop_closing.edge_information.LOOP_CORRELATION, help="the same for loops"
+    )
     parser.add_argument("--max-frames", type=int)
     arguments = parser.parse_args()
-    slam.loop_closing.loop_closer.CORRELATION = arguments.correlation
-    slam.loop_closing.loop_closer.LOOP_CORRELATION = arguments.of_loops
+    slam.loop_closing.edge_information.CORRELATION = arguments.correlation
+    slam.loop_closing.edge_information.LOOP_CORRELATION = arguments.of_loops
     print("| sequence | keyframes | " + " | ".join(f"over {n}" for n in STRETCHES) + " | loops |")
     print("|---|--:|" + "--:|" * (len(STRETCHES) + 1))
     for folder in arguments.sequences:
