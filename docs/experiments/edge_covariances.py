@@ -22,13 +22,13 @@ import numpy as np
 
 import slam.loop_closing.loop_closer
 from relocalizer.geometry import FloatArray, Similarity, align_points
-from slam.components.assembly import build
 from slam.config.schema import SlamConfig
 from slam.input.open_source import open_source
 from slam.loop_closing.edge_paths import Odometry, covariance_of, difference
 from slam.loop_closing.pairwise_consistency import squared_distance
 from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
 from slam.run.runner import run
+from slam.system import Slam
 
 AROUND = 4  # keyframes on each side that tell the unit of length
 STRETCHES = (1, 5, 20)
@@ -62,7 +62,7 @@ def map_sequence(folder: Path, max_frames: int | None) -> Mapped:
     config = SlamConfig()
     source = open_source(str(folder), config=config.input, max_frames=max_frames)
     assert source.ground_truth is not None, f"{folder} has no ground truth"
-    graph = run(source, build(config)).result.graph
+    graph = run(source, Slam.create(config)).result.graph
     stamps = np.array([graph.keyframes[k].timestamp_ns for k in sorted(graph.keyframes)])
     times = source.ground_truth.timestamps_ns
     rows = [int(np.abs(times - stamp).argmin()) for stamp in stamps]

@@ -29,7 +29,6 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.geometry import rotation_angle
 from relocalizer.retrieval import FaissRetriever
-from slam.components.assembly import build
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
@@ -90,7 +89,7 @@ def start(name: str, *, robust: bool, observer: Observer) -> tuple[Slam, Iterabl
     if name != "oracle":
         source = open_source(name, config=config.input)
         assert source.ground_truth is not None, f"{name} has no ground truth"
-        return build(config, observers=[observer]), source, source.ground_truth
+        return Slam.create(config, observers=[observer]), source, source.ground_truth
     world = OracleWorld(room_path(), room_points(np.random.default_rng(3), 1200), pixel_noise=1.5)
     slam = Slam(
         config,
