@@ -125,7 +125,7 @@ def test_a_pose_that_recognition_got_wrong_is_no_loop(clean, monkeypatch):
         wrong = found.fit.world_from_cam * rigid(exp_so3([0.0, np.radians(3.0), 0.0]), np.zeros(3))
         return replace(found, fit=replace(found.fit, world_from_cam=wrong))
 
-    monkeypatch.setattr("slam.loop_closing.loop_closer.recognize_place", turned)
+    monkeypatch.setattr("slam.loop_closing.loop_verifier.estimate_pose_at_place", turned)
     told = walk()
     assert clean.accepted <= told.rejected.keys()
     assert not told.accepted

@@ -24,7 +24,8 @@ import slam.loop_closing.loop_closer
 from relocalizer.geometry import FloatArray, Similarity, align_points
 from slam.config.schema import SlamConfig
 from slam.input.open_source import open_source
-from slam.loop_closing.edge_paths import Odometry, covariance_of, difference
+from slam.loop_closing.edge_path import edge_covariance, log_error
+from slam.loop_closing.edge_paths import OdometryTree
 from slam.loop_closing.pairwise_consistency import squared_distance
 from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
 from slam.run.runner import run
@@ -41,7 +42,7 @@ class Mapped:
     """Keyframes of a run: the graph, true poses (N, 4, 4) by id, meters in a unit at each, the truth's error."""
 
     graph: KeyframeGraph
-    odometry: Odometry
+    odometry: OdometryTree
     truth: FloatArray
     meters: FloatArray
     error: tuple[float, float]
@@ -67,14 +68,14 @@ def map_sequence(folder: Path, max_frames: int | None) -> Mapped:
     times = source.ground_truth.timestamps_ns
     rows = [int(np.abs(times - stamp).argmin()) for stamp in stamps]
     truth = source.ground_truth.world_from_cam[rows]
-    odometry = Odometry()
+    odometry = OdometryTree()
     odometry.follow(graph)
     meters = np.array([unit_at(k, odometry, truth) for k in range(len(truth))])
     error = next((e for name, e in TRUTH_ERROR.items() if folder.name.startswith(name)), (0.0, 0.0))
     return Mapped(graph, odometry, truth, meters, error)
 
 
-def unit_at(k: int, odometry: Odometry, truth: FloatArray) -> float:
+def unit_at(k: int, odometry: OdometryTree, truth: FloatArray) -> float:
     """Meters in keyframe k's unit, from the path around it; NaN where it is torn."""
     near = range(max(k - AROUND, 0), min(k + AROUND + 1, len(truth)))
     found = {m: path for m in near if (path := odometry.path(k, m)) is not None}
@@ -88,7 +89,7 @@ def normalized(mapped: Mapped, i: int, j: int, measured: Similarity, covariance:
     """Squared error of a relative pose by degree of freedom; NaN without units."""
     if not np.isfinite(mapped.meters[[i, j]]).all():
         return float("nan")
-    d = difference(measured, mapped.true_pose(i, j))
+    d = log_error(measured, mapped.true_pose(i, j))
     total = (covariance + mapped.truth_covariance(j))[:degrees, :degrees]
     return squared_distance(d[:degrees], total) / degrees
 
@@ -106,7 +107,7 @@ def over_stretches(mapped: Mapped, length: int) -> list[float]:
 
 def over_loops(mapped: Mapped) -> list[float]:
     return [
-        normalized(mapped, e.i, e.j, e.i_from_j, covariance_of(e), 7 if e.sigmas[6] < 0.2 else 6)
+        normalized(mapped, e.i, e.j, e.i_from_j, edge_covariance(e), 7 if e.sigmas[6] < 0.2 else 6)
         for e in mapped.graph.edges_of(EdgeKind.LOOP)
     ]
 

@@ -115,7 +115,7 @@ def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Out
     at: frozenset[int] = frozenset()
     if lies.count:
         at = where_to_lie(lies.keyframes, lies.count, clustered=lies.clustered, rng=rng, cluster=lies.cluster)
-    liar = FalseLoops(slam._linker, at, lies.clustered, rng, lies.slip, truth, lies.cluster, lies.deceived)
+    liar = FalseLoops(slam._loop_closer, at, lies.clustered, rng, lies.slip, truth, lies.cluster, lies.deceived)
     liar.install()
     total = 0
     for frame in frames:

@@ -168,3 +168,6 @@ class SlamMap:
             self.graph.remove_keyframe(k)
             landmarks.remove_keyframe(k)
             self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if k not in pair}
+            self._paired_with.pop(k, None)
+            for j, earlier in self._paired_with.items():
+                self._paired_with[j] = [i for i in earlier if i != k]
