@@ -8,10 +8,13 @@ complete one.
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
-from relocalizer.config import FeaturesConfig
 from relocalizer.errors import ConfigError
-from relocalizer.interfaces import PosePredictor
+
+if TYPE_CHECKING:  # the command line lists predictors, and must not load numpy for it
+    from relocalizer.config import FeaturesConfig
+    from relocalizer.interfaces import PosePredictor
 
 GROUP = "reloc3r_slam.predictors"
 BUILT_IN = ("geometric", "reloc3r-512", "reloc3r-224")
