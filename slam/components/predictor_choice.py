@@ -72,8 +72,8 @@ def _check_weights(config: SlamConfig, choice: PredictorChoice) -> None:
 
 
 _NETWORK_BY_ACCELERATOR = {
-    "cuda": ("reloc3r-512", "there is a CUDA found"),
-    "small-cuda": ("reloc3r-224", "there is a CUDA found with little memory"),
+    "cuda": ("reloc3r-512", "there is a CUDA card"),
+    "small-cuda": ("reloc3r-224", "there is a CUDA card with little memory"),
     "mps": ("reloc3r-224", "this is an Apple chip"),
 }
 
@@ -81,11 +81,11 @@ _NETWORK_BY_ACCELERATOR = {
 def _choose(config: SlamConfig, accelerator: Callable[[], str], has_weights: Callable[[str], bool]) -> PredictorChoice:
     settings = config.predictor
     if settings.kind != "auto":
-        return PredictorChoice(settings.kind, "as settings")
-    found = accelerator()
-    if found not in _NETWORK_BY_ACCELERATOR:
-        return PredictorChoice("geometric", "auto: without a graphics found one Reloc3r pair costs seconds")
-    kind, why = _NETWORK_BY_ACCELERATOR[found]
+        return PredictorChoice(settings.kind, "as asked")
+    card = accelerator()
+    if card not in _NETWORK_BY_ACCELERATOR:
+        return PredictorChoice("geometric", "auto: without a graphics card one Reloc3r pair costs seconds")
+    kind, why = _NETWORK_BY_ACCELERATOR[card]
     if settings.random_weights or has_weights(settings.weights or kind):
         return PredictorChoice(kind, f"auto: {why}; --predictor geometric takes local features instead")
     missing_weights = f"{why}, but the weights of {kind} are not on this machine: slam weights fetch {kind} brings them"
