@@ -174,7 +174,6 @@ EXCEPTIONS: dict[str, str] = {
     "slam/input/open_source.py:_open_live(7)": SWITCHES,
     "slam/input/open_source.py:open_source(7)": SWITCHES,
     "slam/input/posed_images.py:open_posed(7)": SWITCHES,
-    "slam/mapping/bundle_adjustment.py:_refine(7)": SWITCHES,
     "slam/mapping/global_refinement.py:refine_map(7)": SWITCHES,
     "slam/relocalization/frame_relocalizer.py:estimate_pose_at_place(11)": SWITCHES,
     "slam/relocalization/pose_from_matches.py:estimate_pose(10)": SWITCHES,
