@@ -115,7 +115,7 @@ class FalseLoops:
 
         def close_loops(k: int) -> bool:
             standing = [loop for lie in self._lies(k) if (loop := self._standing(lie)) is not None]
-            lied = any(self.loop_closer._close_if_believed(loop) for loop in standing)
+            lied = any(self.loop_closer._close_if_accepted(loop) for loop in standing)
             return true_loops(k) or lied
 
         def second_look(c: int, k: int) -> Verified | None:

@@ -70,7 +70,7 @@ def check_map(slam: Slam) -> None:
     check_graph(slam._mapper.map.graph)
     check_landmarks(slam._mapper.map.landmarks, slam._mapper.map.graph)
     records, graph, evidence = slam._log.records, slam._mapper.map.graph, slam._loop_closer._evidence
-    require(set().union(*evidence._agree) <= evidence._loops.keys(), "loops are compared that are not remembered")
+    require(set().union(*evidence._consistent) <= evidence._loops.keys(), "loops are compared that are not remembered")
     covisible = {k for pair in slam._mapper.map.pairs for k in pair}
     require(covisible <= graph.keyframes.keys(), "a pair estimate of a keyframe that is not there")
     require(
@@ -92,8 +92,10 @@ def check_memory(slam: Slam) -> None:
     require(len(references) <= slam._config.initialization.references, f"{len(references)} references")
     require(all(len(r.between) <= MAX_BETWEEN for r in references), "frames between the first pair pile up")
     limit, looking = slam._config.relocalization.look_back, slam._deferred
-    require(len(looking._unplaced) <= limit, f"{len(looking._unplaced)} frames kept to be looked for, limit {limit}")
-    require(len(looking._refused) <= limit, f"{len(looking._refused)} refusals kept, limit {limit}")
+    require(
+        len(looking._unlocalized) <= limit, f"{len(looking._unlocalized)} frames kept to be looked for, limit {limit}"
+    )
+    require(len(looking._failures) <= limit, f"{len(looking._failures)} refusals kept, limit {limit}")
     known = len(slam._relocalizer._retriever)  # type: ignore[arg-type]
     require(known == len(graph.keyframes), f"{known} keyframes can be retrieved, {len(graph.keyframes)} are there")
 

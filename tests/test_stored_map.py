@@ -207,7 +207,7 @@ def test_both_runs_are_sessions_of_the_extended_map(second_run, first_map, world
 def test_a_keyframe_found_looking_back_belongs_to_its_run(tmp_path, monkeypatch):
     """What is written of it is in order of time, though its id is not."""
     monkeypatch.setattr(
-        "slam.relocalization.deferred.MOSTLY_KNOWN", 1.0
+        "slam.relocalization.deferred.COVERED_RATIO", 1.0
     )  # each frame recognized then becomes a keyframe
     path = room_path()
     early = room(path=[*path[:60], *path[115:120], *path[55:135]])

@@ -458,7 +458,7 @@ class Liar:
                 loops._mistake = loops._elsewhere(k)
                 told = None if loops._mistake is None else loops._told(loops._mistake.c, k)
                 if told is not None:
-                    closed |= loop_closer._close_if_believed(told)
+                    closed |= loop_closer._close_if_accepted(told)
             return close(k) or closed
 
         setattr(loop_closer, "close_loops", flooded)  # noqa: B010

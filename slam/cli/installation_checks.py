@@ -233,7 +233,7 @@ def _location(name: str) -> Check:
     """Check that the import name, a common word, is not shadowed by another project's package."""
     spec = importlib.util.find_spec(name)
     folder = Path(spec.origin).parent if spec and spec.origin else None
-    ours = Path(__file__).resolve().parent.parent / name
+    ours = Path(__file__).resolve().parents[2] / name
     if folder is not None and folder.resolve() == ours:
         return Check(f"package {name}", True, str(folder))
     fix = f"another package named {name} hides ours; remove it, or use a clean environment"

@@ -58,7 +58,7 @@ class PredictorConfig(Section):
     def _is_known(cls, kind: str) -> str:
         names = ["auto", *plugins.known()]
         if kind not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
+            raise ValueError(f"expected one of {', '.join(names)}, got {kind}")
         return kind
 
 
