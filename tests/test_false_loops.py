@@ -60,7 +60,7 @@ def walk(
     """
     world = OracleWorld(room_path(), room_points(np.random.default_rng(3), 4000))
     config = SlamConfig()
-    config = config.model_copy(update={"linking": config.loop_closing.model_copy(update={"robust": robust})})
+    config = config.model_copy(update={"loop_closing": config.loop_closing.model_copy(update={"robust": robust})})
     events: list[Event] = []
     slam = Slam(
         config,

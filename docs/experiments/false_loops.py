@@ -85,7 +85,7 @@ class Outcome:
 def start(name: str, *, robust: bool, observer: Observer) -> tuple[Slam, Iterable[Frame], Trajectory]:
     """A system, its frames, and the truth: of a sequence, or of the oracle's walk for the name 'oracle'."""
     config = SlamConfig()
-    config = config.model_copy(update={"linking": config.loop_closing.model_copy(update={"robust": robust})})
+    config = config.model_copy(update={"loop_closing": config.loop_closing.model_copy(update={"robust": robust})})
     if name != "oracle":
         source = open_source(name, config=config.input)
         assert source.ground_truth is not None, f"{name} has no ground truth"
