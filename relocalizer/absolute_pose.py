@@ -1,4 +1,4 @@
-"""The pose of one frame from the landmarks it sees: robust search, then refinement over all of them."""
+"""Absolute camera pose from 2D-3D correspondences: PnP with RANSAC, then motion-only optimization."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, exp_so3, rigid, rotation_matrix, translation_of
-from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 
 CHI2_2DOF_95 = 5.991
-UNINFORMED = 1e-12  # keeps the normal equations solvable where nothing informs them
+UNINFORMED = 1e-12  # relative damping that keeps the normal equations solvable along unobservable directions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoseFit:
-    """A camera pose and how well it explains the landmarks.
+    """An estimated camera pose, its inliers and its information.
 
     Attributes:
         world_from_cam: the pose, in the landmarks' units.
-        inliers: (N,) bool, landmarks within the 95 % bound of their noise.
-        information: (6, 6) of a left perturbation (rotation, translation) of cam_from_world.
+        inliers: (N,) bool, observations within the 95 % bound of their noise.
+        information: (6, 6) information matrix of a left perturbation (rotation, translation) of cam_from_world.
     """
 
     world_from_cam: RigidTransform
@@ -38,17 +38,18 @@ class PoseFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PosePrior:
-    """What is believed of a pose before looking: a pose and the (6, 6) information of a left perturbation."""
+    """A Gaussian prior of a pose: its mean, and the (6, 6) information matrix of a left perturbation."""
 
     world_from_cam: RigidTransform
     information: FloatArray
 
 
 def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: float) -> PosePrior:
-    """The prior a pair estimate and a length give for camera j.
+    """Pose prior of camera j from a pair estimate and a baseline length.
 
-    The rotation is known to `rotation_sigma_rad`; the position across the direction to
-    length * `direction_sigma_rad`; along it nothing is known, for that is the landmarks' to say.
+    The standard deviation of the rotation is `rotation_sigma_rad`; that of the position is
+    length * `direction_sigma_rad` across the direction. Along the direction the prior has no information; the
+    landmarks constrain it.
     """
     direction = estimate.i_from_j_direction
     step = np.zeros(3) if direction is None else length * direction
@@ -56,59 +57,71 @@ def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: flo
     information = np.zeros((6, 6))
     information[:3, :3] = np.eye(3) / estimate.rotation_sigma_rad**2
     if direction is not None and length > 0:
-        # cam_from_world's translation is -R^T c: an error across d in i is one across R^T d in j's axes.
+        # cam_from_world's translation is -R^T c, so an error across d in i's axes is across R^T d in j's axes.
         along = estimate.i_from_j_rotation.T @ direction
         across = np.eye(3) - np.outer(along, along)
         information[3:, 3:] = across / (length * estimate.direction_sigma_rad) ** 2
     return PosePrior(world_from_j, information)
 
 
-def refine_pose(
+@dataclass(frozen=True, slots=True, eq=False)
+class _PoseProblem:
+    """Observations `pixels` (N, 2) of landmarks `points_world` (N, 3) in one image; other fields as `optimize_pose`."""
+
+    points_world: FloatArray
+    pixels: FloatArray
+    camera: Camera
+    noise_px: float
+    depth_sigma_world: FloatArray | None
+
+    def residuals(self, R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Residuals (N, 2), Jacobians (N, 2, 6) and chi-square errors (N,), infinite behind the camera."""
+        focal = np.array([self.camera.fx, self.camera.fy])
+        center = np.array([self.camera.cx, self.camera.cy])
+        p = self.points_world @ R.T + t
+        z = np.maximum(p[:, 2], 1e-6)
+        normalized = p[:, :2] / z[:, None]
+        residual, J = normalized * focal + center - self.pixels, _jacobians(normalized, z, focal)
+        if self.depth_sigma_world is not None:
+            residual, J = _whitened(residual, J, self.depth_sigma_world @ R.T, self.noise_px)
+        squared = (residual**2).sum(axis=1) / self.noise_px**2
+        return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
+
+
+def optimize_pose(
     points_world: FloatArray,
     pixels: NDArray[np.floating],
     camera: Camera,
     start: RigidTransform,
     *,
     noise_px: float,
-    along_world: FloatArray | None = None,
+    depth_sigma_world: FloatArray | None = None,
     prior: PosePrior | None = None,
     iterations: int = 12,
 ) -> PoseFit:
-    """Motion-only refinement: the pose that best explains pixels (N, 2) of points (N, 3), robustly.
+    """Motion-only bundle adjustment: the pose that minimizes the robust reprojection error.
 
-    Gauss-Newton with the Cauchy kernel, whose weights fall to nothing for gross errors yet keep pulling at first
-    when the start is off; then two rounds over the inliers alone.
+    Gauss-Newton with the Cauchy kernel, whose weights vanish for gross errors but stay large enough to correct an
+    inaccurate start; then two iterations over the inliers only.
 
     Args:
-        start: world_from_cam to begin from.
-        noise_px: standard deviation of a pixel.
-        along_world: (N, 3) one standard deviation of each landmark along the ray it was found by. The image of it is
-            added to the pixel's covariance, so that what is uncertain pulls less and may lie farther off. None takes
-            the points for exact.
+        points_world: (N, 3) landmarks; pixels: (N, 2) their observations.
+        start: initial world_from_cam.
+        noise_px: standard deviation of a pixel coordinate.
+        depth_sigma_world: (N, 3) displacement of each landmark by one standard deviation along the ray it was
+            triangulated from. Its projection is added to the covariance of the pixel, which lowers the weight of
+            uncertain landmarks and widens their inlier bound. None means exact points.
+        prior: optional pose prior, added to the normal equations.
     """
     R = rotation_matrix(start).T
     t = -R @ translation_of(start)
-    pixels = np.asarray(pixels, dtype=np.float64)
-    focal = np.array([camera.fx, camera.fy])
-    centre = np.array([camera.cx, camera.cy])
-
-    def misfits(R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Residuals (N, 2), Jacobians (N, 2, 6) and squared errors (N,) in noises, infinite behind the camera."""
-        p = points_world @ R.T + t
-        z = np.maximum(p[:, 2], 1e-6)
-        normalised = p[:, :2] / z[:, None]
-        residual, J = normalised * focal + centre - pixels, _jacobians(normalised, z, focal)
-        if along_world is not None:
-            residual, J = _whitened(residual, J, along_world @ R.T, noise_px)
-        squared = (residual**2).sum(axis=1) / noise_px**2
-        return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
-
+    problem = _PoseProblem(points_world, np.asarray(pixels, dtype=np.float64), camera, noise_px, depth_sigma_world)
     H = np.zeros((6, 6))
-    settled, inlier_rounds = False, 0
+    converged, inlier_rounds = False, 0
     for step in range(iterations + 2):
-        residual, J, squared = misfits(R, t)
-        settled = settled or step == iterations
-        if not settled:
+        residual, J, squared = problem.residuals(R, t)
+        converged = converged or step == iterations
+        if not converged:
             weight = 1.0 / (1.0 + squared / CHI2_2DOF_95)
         else:
             weight = (squared < CHI2_2DOF_95).astype(np.float64)
@@ -119,37 +132,37 @@ def refine_pose(
             H += prior.information
             gradient += prior.information @ error
         delta = -np.linalg.solve(H + UNINFORMED * np.eye(6) * max(float(np.trace(H)), 1.0), gradient)
-        if not np.isfinite(delta).all():  # numbers too large for their squares: the pose so far has to do
+        if not np.isfinite(delta).all():  # overflow of the squared residuals: keep the current pose
             break
         dR = exp_so3(delta[:3])
         R, t = dR @ R, dR @ t + delta[3:]
         if inlier_rounds == 2:
             break
-        settled = settled or bool(np.abs(delta).max() < 1e-7)
-    _, _, squared = misfits(R, t)
+        converged = converged or bool(np.abs(delta).max() < 1e-7)
+    _, _, squared = problem.residuals(R, t)
     return PoseFit(rigid(R.T, -R.T @ t), squared < CHI2_2DOF_95, H)
 
 
 def pose_information(
     points_world: FloatArray,
-    along_world: FloatArray,
+    depth_sigma_world: FloatArray,
     camera: Camera,
     world_from_cam: RigidTransform,
     noise_px: float,
 ) -> FloatArray:
-    """Information (6, 6) that seeing uncertain landmarks gives about a pose (left perturbation of cam_from_world).
+    """Information matrix (6, 6) of a pose (left perturbation of cam_from_world) from uncertain landmarks.
 
     Args:
         points_world: (N, 3).
-        along_world: (N, 3) one standard deviation of each landmark along the ray it was found by, the direction in
-            which it is least known; what a pixel says along the image of it counts for less.
+        depth_sigma_world: (N, 3) displacement of each landmark by one standard deviation along the ray it was
+            triangulated from, its least certain direction; its projection is added to the pixel covariance.
     """
     cam_from_world = world_from_cam.inv()
     p = np.asarray(cam_from_world.apply(points_world)).reshape(-1, 3)
-    along = np.asarray(cam_from_world.rotation.apply(along_world)).reshape(-1, 3)
-    p, along = p[p[:, 2] > 1e-6], along[p[:, 2] > 1e-6]
+    depth_sigma_cam = np.asarray(cam_from_world.rotation.apply(depth_sigma_world)).reshape(-1, 3)
+    p, depth_sigma_cam = p[p[:, 2] > 1e-6], depth_sigma_cam[p[:, 2] > 1e-6]
     J = _jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
-    _, J = _whitened(np.zeros((len(J), 2)), J, along, noise_px)
+    _, J = _whitened(np.zeros((len(J), 2)), J, depth_sigma_cam, noise_px)
     flat = J.reshape(-1, 6)
     return np.asarray(flat.T @ flat / noise_px**2)
 
@@ -162,26 +175,27 @@ def _normal_equations(J: FloatArray, residual: FloatArray, weight: FloatArray) -
 
 
 def _whitened(
-    residual: FloatArray, J: FloatArray, along_cam: FloatArray, noise_px: float
+    residual: FloatArray, J: FloatArray, depth_sigma_cam: FloatArray, noise_px: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Residuals (N, 2) and Jacobians (N, 2, 6), shrunk along the image of each point's uncertainty (N, 3).
+    """Residuals (N, 2) and Jacobians (N, 2, 6), whitened for each point's depth uncertainty (N, 3).
 
-    By so much that their covariance, noise^2 I + s s^T for the image s, becomes noise^2 I.
+    They are scaled along the projection s of the uncertainty so that the covariance noise^2 I + s s^T becomes
+    noise^2 I.
     """
-    smear = np.einsum("nij,nj->ni", J[:, :, 3:], along_cam)
-    squared = (smear**2).sum(axis=1)
+    projected = np.einsum("nij,nj->ni", J[:, :, 3:], depth_sigma_cam)
+    squared = (projected**2).sum(axis=1)
     shrink = 1.0 - 1.0 / np.sqrt(1.0 + squared / noise_px**2)
-    towards = smear * np.sqrt(shrink / np.maximum(squared, 1e-12))[:, None]
-    residual = residual - towards * (towards * residual).sum(axis=1)[:, None]
-    return residual, J - towards[:, :, None] * np.einsum("ni,nij->nj", towards, J)[:, None, :]
+    axis = projected * np.sqrt(shrink / np.maximum(squared, 1e-12))[:, None]
+    residual = residual - axis * (axis * residual).sum(axis=1)[:, None]
+    return residual, J - axis[:, :, None] * np.einsum("ni,nij->nj", axis, J)[:, None, :]
 
 
-def _jacobians(normalised: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
-    """(N, 2, 6): pixels by a left perturbation (rotation, translation) of cam_from_world.
+def _jacobians(normalized: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
+    """(N, 2, 6): derivatives of the pixels by a left perturbation (rotation, translation) of cam_from_world.
 
-    The last three columns are also the derivative by the point itself, in camera axes.
+    The last three columns are also the derivatives by the point, in camera axes.
     """
-    x, y = normalised.T
+    x, y = normalized.T
     inverse = 1.0 / z
     zero = np.zeros_like(x)
     J = np.empty((len(z), 2, 6))
@@ -191,7 +205,7 @@ def _jacobians(normalised: FloatArray, z: FloatArray, focal: FloatArray) -> Floa
 
 
 def _left_difference(R: FloatArray, t: FloatArray, prior: RigidTransform) -> FloatArray:
-    """First-order (rotation, translation) by which cam_from_world (R, t) differs from the prior's, on the left."""
+    """First-order left difference (rotation, translation) of cam_from_world (R, t) from that of the prior."""
     prior_R = rotation_matrix(prior).T
     prior_t = -prior_R @ translation_of(prior)
     dR = R @ prior_R.T
@@ -202,9 +216,9 @@ def _left_difference(R: FloatArray, t: FloatArray, prior: RigidTransform) -> Flo
 def search_pose(
     points_world: FloatArray, pixels: NDArray[np.floating], camera: Camera, *, noise_px: float
 ) -> RigidTransform | None:
-    """world_from_cam by consensus over minimal sets, without a start; None when no set finds support.
+    """world_from_cam by RANSAC, without an initial pose; None when no minimal set has enough inliers.
 
-    SQPnP inside USAC (MAGSAC scoring) of OpenCV, which is deterministic.
+    OpenCV's USAC with SQPnP and MAGSAC scoring, which is deterministic.
     """
     if len(points_world) < 6:
         return None
@@ -225,7 +239,7 @@ def search_pose(
 
 
 def rotate_pixels(pixels: NDArray[np.floating], camera: Camera, j_from_i_rotation: FloatArray) -> NDArray[np.float32]:
-    """Where pixels (N, 2) of infinitely far points go when the camera turns."""
+    """Pixels (N, 2) of points at infinity after a rotation of the camera."""
     H = camera.matrix @ j_from_i_rotation @ np.linalg.inv(camera.matrix)
     moved = np.hstack([pixels, np.ones((len(pixels), 1))]) @ H.T
     return np.asarray(moved[:, :2] / np.maximum(moved[:, 2:], 1e-6), dtype=np.float32)
@@ -234,9 +248,9 @@ def rotate_pixels(pixels: NDArray[np.floating], camera: Camera, j_from_i_rotatio
 __all__ = [
     "PoseFit",
     "PosePrior",
+    "optimize_pose",
     "pair_prior",
     "pose_information",
-    "refine_pose",
     "rotate_pixels",
     "search_pose",
 ]

@@ -1,8 +1,9 @@
-"""How likely a pose is right, from what speaks for it.
+"""Confidence of a pose: the probability that it is correct, from its evidence.
 
-Two things have to hold: the place is the right one, and the pose is within the error bound there. The first is a
-logistic curve fitted to poses from sparse maps and worsened pictures of five sequences, and to pictures of other
-places; the second is what the position's own sigma says. docs/results.md has the reliability on another sequence.
+A pose is correct when its place is the right one and its error is within the bound. The probability of the former is
+a logistic regression on poses from sparse maps and degraded images of five sequences, and on images of other places;
+that of the latter follows from the position's standard deviation. docs/results.md has the reliability on another
+sequence.
 """
 
 from __future__ import annotations
@@ -10,28 +11,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import erf, exp, log, sqrt
 
-# docs/experiments/relocalization.py fit: 1, log(inliers - rival), log(cells).
+import numpy as np
+
+from relocalizer.geometry import FloatArray
+
+# Logistic coefficients of 1, log(inliers - rival), log(cells), from docs/experiments/relocalization.py fit.
 _RIGHT_PLACE = (-6.2, 2.42, 2.43)
-# A rival with all but this share of the landmarks makes a coin toss of the two places, however many they are.
-_CLEAR_OF_RIVAL = 0.3
-# Errors are this much larger than the sigmas: features share errors, and the map's poses have some of their own.
-_SIGMAS_TOO_SMALL = 2.0
-# Pairs of local features were right wherever two of them agreed. A network's are not that independent, so this is
-# set and not fitted: 0.70, 0.91, 0.97 for two, three, four views.
-_DOUBT_A_VIEW = 1.2
+# Inlier lead over the rival pose, as a fraction of the inliers, below which the confidence is reduced in proportion:
+# two places with similar support are ambiguous, independent of the number of landmarks.
+_CLEAR_LEAD_RATIO = 0.3
+# Ratio of actual errors to the estimated sigmas, because feature errors are correlated and map poses have errors.
+_SIGMA_INFLATION = 2.0
+# Decrease of the log probability of a wrong place per additional consistent view. Not fitted: with local features two
+# consistent views were always right, but a network's errors are less independent. Gives 0.70, 0.91, 0.97 for two,
+# three, four views.
+_LOG_FALSE_RATE_PER_VIEW = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBound:
+    """The bound of a confidence: a pose is correct when both of its errors are below it.
+
+    Attributes:
+        distance: bound of the position error, in `units`.
+        angle_rad: bound of the rotation error.
+        units: units of the segment of the pose, 'meters' or 'map units'.
+    """
+
+    distance: float
+    angle_rad: float
+    units: str
+
+    def relative_position_sigma(self, covariance: FloatArray) -> float:
+        """Largest standard deviation of the position of a pose, in units of `distance`."""
+        return float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / self.distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LandmarkEvidence:
-    """What speaks for a pose that landmarks gave.
+    """Evidence for a pose estimated from landmarks.
 
     Attributes:
-        inliers: features that agree. matches: features that looked like landmarks.
-        cells: parts of the picture, of 48, that hold some that agree.
-        rival: features that agree with the next best pose elsewhere.
-        views: keyframes whose rotations agree with their average.
-        disagreement_deg: angle between that average and the pose; NaN without any.
-        position_sigma: standard deviation of the position where it is largest, in units of the error bound.
+        inliers: number of inlier features. matches: number of features matched to landmarks.
+        cells: number of cells of the image, of 48, that contain inliers.
+        rival: number of inliers of the best pose at a different place.
+        views: number of keyframes whose rotation estimates are consistent with their average.
+        disagreement_deg: angle between that average and the pose; NaN without an average.
+        position_sigma: largest standard deviation of the position, in units of the error bound.
     """
 
     inliers: int
@@ -47,29 +73,30 @@ class LandmarkEvidence:
         constant, count, spread = _RIGHT_PLACE
         lead = max(self.inliers - self.rival, 1)
         place = 1.0 / (1.0 + exp(-(constant + count * log(lead) + spread * log(max(self.cells, 1)))))
-        share = max(0.0, 1.0 - self.rival / max(self.inliers, 1))
-        return place * min(1.0, share / _CLEAR_OF_RIVAL) * _within_bound(self.position_sigma)
+        lead_ratio = max(0.0, 1.0 - self.rival / max(self.inliers, 1))
+        return place * min(1.0, lead_ratio / _CLEAR_LEAD_RATIO) * _within_bound(self.position_sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AveragedEvidence:
-    """What speaks for a pose that was averaged.
+    """Evidence for a pose averaged from pair estimates.
 
     Attributes:
-        views: keyframes that agree with it in rotation and direction, of `related`.
-        position_sigma: standard deviation of the position where it is largest, in units of the error bound.
+        views: number of keyframes consistent with it in rotation and direction.
+        covisible: number of keyframes with a pair estimate.
+        position_sigma: largest standard deviation of the position, in units of the error bound.
     """
 
     views: int
-    related: int
+    covisible: int
     position_sigma: float
 
     @property
     def confidence(self) -> float:
-        place = 1.0 - exp(-_DOUBT_A_VIEW * max(self.views - 1, 0))
+        place = 1.0 - exp(-_LOG_FALSE_RATE_PER_VIEW * max(self.views - 1, 0))
         return place * _within_bound(self.position_sigma)
 
 
 def _within_bound(position_sigma: float) -> float:
-    """Probability that an error along the least known direction stays within the bound."""
-    return erf(1.0 / (sqrt(2.0) * _SIGMAS_TOO_SMALL * max(position_sigma, 1e-9)))
+    """Probability that the error along the most uncertain direction is within the bound."""
+    return erf(1.0 / (sqrt(2.0) * _SIGMA_INFLATION * max(position_sigma, 1e-9)))

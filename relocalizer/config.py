@@ -1,4 +1,4 @@
-"""Settings of the relocalizer's parts: typed, bounded, with their defaults."""
+"""Settings of the relocalizer package: typed, bounded, with their defaults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A group of settings. Unknown keys are errors; values never change after loading."""
+    """A group of settings. Unknown keys are errors; values are frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -19,7 +19,7 @@ class FeaturesConfig(Section):
         0.7,
         ge=0.25,
         le=1,
-        description="Points are looked for in the picture shrunk by this; smaller is faster.",
+        description="Scale of the image in which keypoints are detected; smaller is faster.",
     )
 
 
@@ -30,89 +30,109 @@ class GeometricConfig(Section):
         0.8,
         gt=0,
         le=1,
-        description="A match must be nearer than this share of the distance to the second nearest.",
+        description="Maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.",
     )
     epipolar_px: float = Field(
-        1.5, gt=0, le=20, description="Largest distance of an inlier from its epipolar line, pixels."
+        1.5, gt=0, le=20, description="Maximum distance of an inlier from its epipolar line, pixels."
     )
     min_parallax_px: float = Field(
         1.5,
         ge=0,
         le=100,
-        description="Less motion than this beyond the rotation leaves the direction unknown, pixels.",
+        description="Minimum parallax after removing the rotation for the direction to be estimated, pixels.",
     )
-    min_inliers: int = Field(20, ge=8, le=10000, description="Fewer agreeing matches give no estimate.")
+    min_inliers: int = Field(20, ge=8, le=10000, description="Minimum number of inlier matches of a pair.")
 
 
 class AveragingConfig(Section):
-    """One pose from what several known views say of it."""
+    """Averaging of relative poses to several known views."""
 
     rotation_gate_deg: float = Field(
-        3.0, gt=0, le=90, description="A rotation this near to the average agrees whatever its sigma, degrees."
+        3.0, gt=0, le=90, description="Minimum inlier threshold of a rotation, degrees; 3 sigmas if that is larger."
     )
     direction_gate_deg: float = Field(
-        6.0, gt=0, le=90, description="A direction this near to the average agrees whatever its sigma, degrees."
+        6.0, gt=0, le=90, description="Minimum inlier threshold of a direction, degrees; 3 sigmas if that is larger."
     )
     max_relative_sigma: float = Field(
-        0.4, gt=0, le=10, description="A position less certain than this share of its distance is called unknown."
+        0.4, gt=0, le=10, description="Maximum standard deviation of a position, as a fraction of its distance."
     )
 
 
 class PosedImagesConfig(Section):
-    """A map from pictures whose poses are known."""
+    """Mapping from images with known poses."""
 
     min_distance: float = Field(
-        0.0, ge=0, description="A picture nearer than this to a kept one, and no more turned, is left out; 0 keeps all."
+        0.0, ge=0, description="Minimum distance between kept images with similar viewing directions; 0 keeps all."
     )
     min_angle_deg: float = Field(
-        10.0, ge=0, le=180, description="A picture turned by more than this from all near ones is kept, degrees."
+        10.0, ge=0, le=180, description="Minimum angle to all nearby kept images for an image to be kept, degrees."
     )
-    partners: int = Field(12, ge=1, le=100, description="Pictures that each one is matched to, at growing ranks.")
+    partners: int = Field(
+        12, ge=1, le=100, description="Number of images that each image is matched to, at growing ranks of similarity."
+    )
     max_angle_deg: float = Field(
-        60.0, gt=0, le=180, description="Pictures that look farther apart than this are not matched, degrees."
+        60.0, gt=0, le=180, description="Maximum angle between the viewing directions of matched images, degrees."
     )
     match_ratio: float = Field(
-        0.8, gt=0, le=1, description="A match must be nearer than this share of the distance to the second nearest."
+        0.8,
+        gt=0,
+        le=1,
+        description="Maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.",
     )
-    min_matches: int = Field(12, ge=1, le=10000, description="Pairs with fewer matches that fit the poses say nothing.")
-    epipolar_px: float = Field(3.0, gt=0, le=100, description="A match fits within this of its epipolar lines, pixels.")
-    max_error_px: float = Field(3.0, gt=0, le=100, description="An observation fits within this of its point, pixels.")
+    min_matches: int = Field(
+        12, ge=1, le=10000, description="Minimum number of matches of a pair that are consistent with the poses."
+    )
+    epipolar_px: float = Field(
+        3.0, gt=0, le=100, description="Maximum distance of a match from its epipolar lines, pixels."
+    )
+    max_error_px: float = Field(3.0, gt=0, le=100, description="Maximum reprojection error of an observation, pixels.")
     min_parallax_deg: float = Field(
-        1.0, gt=0, le=30, description="Least angle between two rays of a landmark, degrees."
+        1.0, gt=0, le=30, description="Minimum angle between two rays of a landmark, degrees."
     )
-    min_observers: int = Field(2, ge=2, le=100, description="Pictures that must see a landmark.")
+    min_observers: int = Field(2, ge=2, le=100, description="Minimum number of images that observe a landmark.")
 
 
 class RelocalizerConfig(Section):
-    """One picture located in a map (slam relocalize)."""
+    """Relocalization of an image in a map (slam relocalize)."""
 
-    candidates: int = Field(8, ge=1, le=100, description="Keyframes a picture is related to.")
-    pool: int = Field(100, ge=1, le=1000, description="Retrieved keyframes that the candidates are chosen from.")
+    candidates: int = Field(8, ge=1, le=100, description="Number of candidate keyframes related to an image.")
+    pool: int = Field(
+        100, ge=1, le=1000, description="Number of retrieved keyframes from which the candidates are chosen."
+    )
     min_separation: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Candidates lie farther apart than this share of the scene's depth, or are turned by 5 degrees.",
+        description="Minimum distance between candidates within 5 degrees of rotation, as a fraction of scene depth.",
     )
-    relatives: int = Field(6, ge=0, le=100, description="Keyframes that see the same landmarks, searched as well.")
+    covisible_keyframes: int = Field(
+        6, ge=0, le=100, description="Number of covisible keyframes whose landmarks are matched by projection as well."
+    )
     match_ratio: float = Field(
-        0.85, gt=0, le=1, description="A match must be nearer than this share of the distance to the second nearest."
+        0.85,
+        gt=0,
+        le=1,
+        description="Maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.",
     )
-    noise_px: float = Field(1.2, gt=0, le=20, description="Standard deviation of a local feature, pixels.")
+    noise_px: float = Field(1.2, gt=0, le=20, description="Standard deviation of a local feature's position, pixels.")
     search_radius_px: float = Field(
-        10.0, ge=0, le=100, description="Landmarks are looked for this far from where a first pose puts them, pixels."
+        10.0, ge=0, le=100, description="Search radius around projected landmarks in guided matching, pixels."
     )
     min_similarity: float = Field(
-        0.8, gt=0, lt=1, description="Inner product of two descriptors, at least, to be called the same point there."
+        0.8, gt=0, lt=1, description="Minimum inner product of matching descriptors in guided matching."
     )
-    min_inliers: int = Field(12, ge=4, le=1000, description="Landmarks that must agree with a pose.")
-    min_cells: int = Field(4, ge=1, le=48, description="Of the picture's 8 x 6 cells, those that must hold some.")
+    min_inliers: int = Field(12, ge=4, le=1000, description="Minimum number of inlier landmarks of a pose.")
+    min_cells: int = Field(
+        4, ge=1, le=48, description="Minimum number of the image's 8 x 6 cells that contain inliers."
+    )
     max_rival_share: float = Field(
-        0.7, gt=0, le=1, description="A second place with this share of the landmarks of the first makes both doubtful."
+        0.7, gt=0, le=1, description="Maximum inlier count of a pose at a second place, relative to the best pose."
     )
     max_disagreement_deg: float = Field(
-        8.0, gt=0, le=180, description="Angle between the averaged pose and that of the landmarks, at most, degrees."
+        8.0, gt=0, le=180, description="Maximum angle between the averaged pose and the landmark pose, degrees."
     )
-    min_views: int = Field(3, ge=2, le=100, description="Keyframes that must agree with a pose without landmarks.")
-    min_confidence: float = Field(0.5, ge=0, le=1, description="A pose less likely to be right is not given.")
+    min_views: int = Field(
+        3, ge=2, le=100, description="Minimum number of consistent keyframes for a pose without landmarks."
+    )
+    min_confidence: float = Field(0.5, ge=0, le=1, description="Minimum confidence of a returned pose.")
     averaging: AveragingConfig = AveragingConfig()

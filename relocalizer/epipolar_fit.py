@@ -1,14 +1,14 @@
-"""Relative poses of many image pairs and the lens that they share, fitted to matched points by Sampson distance.
+"""Joint fit of the relative poses of many image pairs and of their common lens, by Sampson distances of matches.
 
-All pairs are refined at once, in arrays padded to the same number of points. The lens is a vector of five numbers: the
-logarithm of the focal length, two of radial distortion in the division model (Fitzgibbon, "Simultaneous linear
-estimation of multiple view geometry and lens distortion", CVPR 2001), undistorted = distorted / (1 + a r^2 + b r^4)
-with r = |distorted|, and the offset of the principal point. Points, focal length and offset are in one unit of length
-in the image plane.
+All pairs are refined at once, in arrays padded to the same number of points. The lens is a vector of five parameters:
+the logarithm of the focal length, two coefficients of radial distortion in the division model (Fitzgibbon,
+"Simultaneous linear estimation of multiple view geometry and lens distortion", CVPR 2001), undistorted = distorted /
+(1 + a r^2 + b r^4) with r = |distorted|, and the offset of the principal point. Points, focal length and offset have
+the same unit of length in the image plane.
 
 For every pair y_j . E x_i = 0 with E = [d]x R, R = j_from_i_rotation and d the direction of the translation. Sampson
-distances (Sampson 1982) are measured where the points were, in the distorted image, under the bounded loss of Geman and
-McClure, so that a wrong match that some fundamental matrix allows does not decide on the lens.
+distances (Sampson 1982) are measured in the distorted image, with the bounded loss of Geman and McClure, so that wrong
+matches that are consistent with some fundamental matrix do not bias the lens.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from scipy.spatial.transform import Rotation
 from relocalizer.geometry import FloatArray, skew
 
 LOG_FOCAL, DIVISION, DIVISION_R4, OFFSET_X, OFFSET_Y = range(5)
-REACH = 4.0  # standard deviations: a match twice as far off counts no more than one ten times as far
-_STEP = 1e-6  # of the numerical derivatives
-_LARGEST_TURN, _LARGEST_CHANGE = 0.5, 0.3  # of one step: radians; logarithm of the focal length, or a distortion
-_SMALL = 1e-12
-_SMALL_GAIN, _SMALL_CHANGE = 1e-5, 3e-4  # of the loss, and of a lens number: what ends a fit
-_TWIST = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-_GENERATORS = np.array([skew(axis) for axis in np.eye(3)])
-# Directions of translation that a pose is looked for from, besides that of the fundamental matrix, which says little
-# where the scene is nearly flat. The sign of a direction does not change the epipolar lines.
+REACH = 4.0  # width of the Geman-McClure kernel, in standard deviations
+_STEP = 1e-6  # step of the numerical derivatives
+# Maximum change per step: of a pose, radians; of the logarithm of the focal length or of a distortion coefficient.
+_LARGEST_TURN, _LARGEST_CHANGE = 0.5, 0.3
+_SMALL = 1e-12  # lower bound of divisors
+_SMALL_GAIN, _SMALL_CHANGE = 1e-5, 3e-4  # convergence thresholds: relative decrease of the loss, lens parameter change
+_TWIST = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # W of the decomposition of E by SVD
+_GENERATORS = np.array([skew(axis) for axis in np.eye(3)])  # generators of SO(3)
+# Initial directions of translation, besides that of the fundamental matrix, which is poorly determined in nearly planar
+# scenes. The sign of a direction does not change the epipolar lines.
 _DIRECTIONS = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, 0.8], [-0.6, 0.0, 0.8]])
 
 
@@ -39,7 +40,7 @@ class PairBatch:
     """Matched points of P pairs, at most M each.
 
     Attributes:
-        x, y: (P, M, 2) points in the first and the second image of each pair, from the assumed principal point.
+        x, y: (P, M, 2) points in the first and the second image of each pair, relative to the assumed principal point.
         weight: (P, M) 1 for a match, 0 for padding.
         noise: standard deviation of a coordinate.
     """
@@ -56,12 +57,12 @@ class PairBatch:
         return PairBatch(self.x[rows], self.y[rows], self.weight[rows], self.noise)
 
     def loss(self, distances: FloatArray) -> FloatArray:
-        """Of each pair, (P,), from Sampson distances (P, M)."""
+        """Robust loss (P,) of each pair, from Sampson distances (P, M)."""
         scaled = (distances / (REACH * self.noise)) ** 2
         return np.asarray(0.5 * REACH**2 * (self.weight * scaled / (1.0 + scaled)).sum(axis=1))
 
     def robust_weight(self, distances: FloatArray) -> FloatArray:
-        """What each match counts in a step, (P, M), in inverse variances."""
+        """Weights (P, M) of the matches in the normal equations, inverse variances times robust weights."""
         return np.asarray(self.weight / (1.0 + (distances / (REACH * self.noise)) ** 2) ** 2 / self.noise**2)
 
 
@@ -78,7 +79,7 @@ class EpipolarFit:
         return EpipolarFit(self.rotation[rows], self.direction[rows], self.lens, self.loss[rows])
 
     def moved(self, steps: FloatArray) -> EpipolarFit:
-        """With each pose changed by (P, 5): a rotation vector, and two steps of the direction."""
+        """The fit with each pose changed by `steps` (P, 5): a rotation vector and two tangential direction steps."""
         u, v = _tangents(self.direction)
         direction = self.direction + u * steps[:, 3:4] + v * steps[:, 4:5]
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -87,8 +88,8 @@ class EpipolarFit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LensPull:
-    """A weak prior that holds the lens where the points say nothing: mean and standard deviations, (5,)."""
+class LensPrior:
+    """A weak Gaussian prior of the lens parameters: mean and standard deviations, (5,)."""
 
     mean: FloatArray
     sigma: FloatArray
@@ -99,12 +100,12 @@ class LensPull:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Influence:
-    """What each pair says of the free lens numbers at a fit, the poses eliminated.
+    """Contribution of each pair to the free lens parameters at a fit, with the poses eliminated.
 
     Attributes:
         information: (P, N, N).
-        gradient: (P, N); with the prior's the sum is zero at the optimum.
-        total: (N, N) all information, the prior's included.
+        gradient: (P, N); including that of the prior, the sum is zero at the optimum.
+        total: (N, N) sum of the information matrices, including that of the prior.
     """
 
     information: FloatArray
@@ -113,14 +114,14 @@ class Influence:
 
 
 class _Rays:
-    """The points of a batch under one lens: undistorted, on the plane z = 1, and how they got there."""
+    """The points of a batch undistorted to the plane z = 1 under one lens, with the derivatives of that mapping."""
 
     def __init__(self, batch: PairBatch, lens: FloatArray) -> None:
         self._q_x, self.x, self._a_x, self._b_x = _undistorted(batch.x, lens)
         self._q_y, self.y, self._a_y, self._b_y = _undistorted(batch.y, lens)
 
     def sampson(self, E: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Signed distances (P, M) to essential matrices (P, 3, 3), and what the algebraic ones were divided by."""
+        """Signed Sampson distances (P, M) to essential matrices (P, 3, 3), and the divisors of the algebraic ones."""
         line_y = self.x @ E[:, :, :2].transpose(0, 2, 1) + E[:, None, :, 2]
         line_x = self.y @ E[:, :2, :] + E[:, None, 2, :]
         algebraic = (self.y * line_y[..., :2]).sum(axis=-1) + line_y[..., 2]
@@ -130,15 +131,15 @@ class _Rays:
         return np.asarray(algebraic / slope), slope
 
     def products(self) -> FloatArray:
-        """(P, M, 9): the algebraic distance to E is their inner product with its rows."""
+        """Coefficients (P, M, 9) of the algebraic distance as a linear function of the entries of E, row by row."""
         one = np.ones((*self.x.shape[:2], 1))
         first, second = np.concatenate([self.x, one], axis=2), np.concatenate([self.y, one], axis=2)
         return np.asarray((second[..., :, None] * first[..., None, :]).reshape(*one.shape[:2], 9))
 
 
 def _undistorted(points: FloatArray, lens: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Points (P, M, 2) from the principal point, and undistorted on the plane z = 1, whose derivative by them is
-    a I - b q q^T."""
+    """Points q (P, M, 2) relative to the principal point, their undistorted points on the plane z = 1, and a and b of
+    the derivative a I - b q q^T."""
     q, focal = points - lens[OFFSET_X:], np.exp(lens[LOG_FOCAL])
     squared = (q**2).sum(axis=-1, keepdims=True)
     shrink = 1.0 / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4]))
@@ -147,13 +148,13 @@ def _undistorted(points: FloatArray, lens: FloatArray) -> tuple[FloatArray, Floa
 
 
 def undistorted(points: FloatArray, lens: FloatArray) -> FloatArray:
-    """Points (N, 2) from the principal point, without the distortion, in the same unit."""
+    """Undistorted points (N, 2) of points relative to the principal point, in the same unit."""
     squared = (points**2).sum(axis=-1, keepdims=True)
     return np.asarray(points / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4])))
 
 
 def refine_poses(batch: PairBatch, fit: EpipolarFit, *, iterations: int) -> EpipolarFit:
-    """The poses fitted under the lens as it is, Levenberg-Marquardt for each pair."""
+    """Refine the poses with a fixed lens, by Levenberg-Marquardt for each pair."""
     rays = _Rays(batch, fit.lens)
     products, damping = rays.products(), np.full(len(batch), 1e-3)
     distance, slope = rays.sampson(_essential(fit))
@@ -174,8 +175,8 @@ def refine_poses(batch: PairBatch, fit: EpipolarFit, *, iterations: int) -> Epip
 
 
 def fit_poses(batch: PairBatch, F: FloatArray, lens: FloatArray, *, iterations: int = 6) -> EpipolarFit:
-    """Poses from fundamental matrices (P, 3, 3) of the undistorted points, and from rotations with several directions;
-    of each pair the one that fits best."""
+    """Fit poses from several starts and keep the best per pair: the fundamental matrices (P, 3, 3) of the undistorted
+    points, and the best pure rotation with several directions."""
     best = refine_poses(batch, poses_of_fundamental(F, lens), iterations=iterations)
     rotation = _rotations_alone(batch, lens)
     for direction in _DIRECTIONS:
@@ -185,7 +186,7 @@ def fit_poses(batch: PairBatch, F: FloatArray, lens: FloatArray, *, iterations: 
 
 
 def poses_of_fundamental(F: FloatArray, lens: FloatArray) -> EpipolarFit:
-    """One of the two rotations and the direction of each essential matrix that is nearest to K^T F K, unrefined."""
+    """One of the two rotations, and the direction, of the essential matrix nearest to each K^T F K, unrefined."""
     K = np.diag([np.exp(lens[LOG_FOCAL])] * 2 + [1.0])
     U, _, Vt = np.linalg.svd(K @ F @ K)
     U, Vt = (M * np.sign(np.linalg.det(M))[:, None, None] for M in (U, Vt))
@@ -193,23 +194,25 @@ def poses_of_fundamental(F: FloatArray, lens: FloatArray) -> EpipolarFit:
 
 
 def fundamental_distances(batch: PairBatch, F: FloatArray, lens: FloatArray) -> FloatArray:
-    """Signed Sampson distances (P, M) to fundamental matrices (P, 3, 3) of points undistorted by `lens`, whose focal
-    length is one unit."""
+    """Signed Sampson distances (P, M) to fundamental matrices (P, 3, 3) of points undistorted by `lens`, which has a
+    focal length of 1."""
     return _Rays(batch, lens).sampson(F)[0]
 
 
 def best_of(a: EpipolarFit, b: EpipolarFit) -> EpipolarFit:
-    """Of each pair the pose with the smaller loss; the lens is a's."""
+    """The pose with the smaller loss for each pair; the lens is that of a."""
     return _chosen(b.loss < a.loss, b, a)
 
 
-def refine_lens(batch: PairBatch, fit: EpipolarFit, free: list[int], pull: LensPull, *, iterations: int) -> EpipolarFit:
-    """Poses and the free lens numbers fitted together, Levenberg-Marquardt with the poses eliminated."""
+def refine_lens(
+    batch: PairBatch, fit: EpipolarFit, free: list[int], prior: LensPrior, *, iterations: int
+) -> EpipolarFit:
+    """Refine poses and free lens parameters jointly, by Levenberg-Marquardt with the poses eliminated (Schur)."""
     damping = 1e-3
-    total = float(fit.loss.sum()) + pull.loss(fit.lens, free)
+    total = float(fit.loss.sum()) + prior.loss(fit.lens, free)
     for _ in range(iterations):
-        tried, change = _joint_step(batch, fit, free, pull, damping)
-        now = float(tried.loss.sum()) + pull.loss(tried.lens, free)
+        tried, change = _joint_step(batch, fit, free, prior, damping)
+        now = float(tried.loss.sum()) + prior.loss(tried.lens, free)
         if now < total:
             converged = total - now < _SMALL_GAIN * total and change < _SMALL_CHANGE
             fit, total, damping = tried, now, max(damping / 10, 1e-9)
@@ -223,15 +226,15 @@ def refine_lens(batch: PairBatch, fit: EpipolarFit, free: list[int], pull: LensP
 
 
 def _joint_step(
-    batch: PairBatch, fit: EpipolarFit, free: list[int], pull: LensPull, damping: float
+    batch: PairBatch, fit: EpipolarFit, free: list[int], prior: LensPrior, damping: float
 ) -> tuple[EpipolarFit, float]:
-    """The fit after one damped step, and the largest change of a lens number in it."""
+    """The fit after one damped step, and the largest change of a lens parameter in it."""
     A, B, S, b, q = _normal_equations(batch, fit, free)
     A = _damped(A, np.full(len(A), damping))
     inverse_B = np.linalg.solve(A, B)
-    H = (S - B.transpose(0, 2, 1) @ inverse_B).sum(axis=0) + np.diag(1.0 / pull.sigma[free] ** 2)
+    H = (S - B.transpose(0, 2, 1) @ inverse_B).sum(axis=0) + np.diag(1.0 / prior.sigma[free] ** 2)
     gradient = (q - (inverse_B * b[..., None]).sum(axis=1)).sum(axis=0)
-    gradient = gradient + (fit.lens - pull.mean)[free] / pull.sigma[free] ** 2
+    gradient = gradient + (fit.lens - prior.mean)[free] / prior.sigma[free] ** 2
     step = np.clip(
         -np.linalg.solve(H + damping * np.diag(np.diag(H)), gradient), -_LARGEST_CHANGE, _LARGEST_CHANGE
     )  # fmt: skip
@@ -242,19 +245,20 @@ def _joint_step(
     return replace(tried, loss=loss), float(np.abs(step).max())
 
 
-def influence(batch: PairBatch, fit: EpipolarFit, free: list[int], pull: LensPull) -> Influence:
-    """What each pair says of the free lens numbers at `fit`."""
+def influence(batch: PairBatch, fit: EpipolarFit, free: list[int], prior: LensPrior) -> Influence:
+    """Contribution of each pair to the free lens parameters at `fit`."""
     A, B, S, b, q = _normal_equations(batch, fit, free)
     inverse_B = np.linalg.solve(_damped(A, np.full(len(A), 0.0)), B)
     information = S - B.transpose(0, 2, 1) @ inverse_B
     gradient = q - (inverse_B * b[..., None]).sum(axis=1)
-    return Influence(information, gradient, information.sum(axis=0) + np.diag(1.0 / pull.sigma[free] ** 2))
+    return Influence(information, gradient, information.sum(axis=0) + np.diag(1.0 / prior.sigma[free] ** 2))
 
 
 def _normal_equations(
     batch: PairBatch, fit: EpipolarFit, free: list[int]
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Of poses (P, 5, 5), between (P, 5, N), of the lens (P, N, N), and gradients (P, 5), (P, N); by differences."""
+    """Blocks of the normal equations by numerical derivatives: poses (P, 5, 5), poses and lens (P, 5, N), lens
+    (P, N, N), and the gradients (P, 5) and (P, N)."""
     rays, E = _Rays(batch, fit.lens), _essential(fit)
     derivatives = _essential_derivatives(fit).reshape(len(batch), 5, 3, 3)
     distance = rays.sampson(E)[0]
@@ -275,15 +279,15 @@ def _essential(fit: EpipolarFit) -> FloatArray:
 
 
 def _essential_derivatives(fit: EpipolarFit) -> FloatArray:
-    """(P, 5, 9) of the essential matrices by the steps of `EpipolarFit.moved`."""
+    """Derivatives (P, 5, 9) of the essential matrices by the steps of `EpipolarFit.moved`."""
     u, v = _tangents(fit.direction)
     d = _skew(fit.direction)
-    turning = [d @ generator @ fit.rotation for generator in _GENERATORS]
-    return np.stack([*turning, _skew(u) @ fit.rotation, _skew(v) @ fit.rotation], axis=1).reshape(len(d), 5, 9)
+    by_rotation = [d @ generator @ fit.rotation for generator in _GENERATORS]
+    return np.stack([*by_rotation, _skew(u) @ fit.rotation, _skew(v) @ fit.rotation], axis=1).reshape(len(d), 5, 9)
 
 
 def _rotations_alone(batch: PairBatch, lens: FloatArray) -> FloatArray:
-    """The rotation (P, 3, 3) that takes the rays of each pair nearest to one another (Kabsch), reweighted."""
+    """Rotations (P, 3, 3) that best align the rays of each pair (Kabsch), iteratively reweighted."""
     rays = _Rays(batch, lens)
     one = np.ones((*rays.x.shape[:2], 1))
     first, second = (np.concatenate([points, one], axis=2) for points in (rays.x, rays.y))
@@ -293,14 +297,14 @@ def _rotations_alone(batch: PairBatch, lens: FloatArray) -> FloatArray:
         U, _, Vt = np.linalg.svd((second * weight[..., None]).transpose(0, 2, 1) @ first)
         U[:, :, 2] *= np.sign(np.linalg.det(U @ Vt))[:, None]
         rotation = U @ Vt
-        away = np.linalg.norm(second - first @ rotation.transpose(0, 2, 1), axis=2)
-        middle = np.nanmedian(np.where(batch.weight > 0, away, np.nan), axis=1)[:, None]
-        weight = batch.weight / (1.0 + (away / np.maximum(middle, _SMALL)) ** 2)
+        error = np.linalg.norm(second - first @ rotation.transpose(0, 2, 1), axis=2)
+        median = np.nanmedian(np.where(batch.weight > 0, error, np.nan), axis=1)[:, None]
+        weight = batch.weight / (1.0 + (error / np.maximum(median, _SMALL)) ** 2)
     return rotation
 
 
 def _chosen(which: NDArray[np.bool_], a: EpipolarFit, b: EpipolarFit) -> EpipolarFit:
-    """Poses of `a` where `which` (P,), else of b; the lens is b's."""
+    """The poses of a where `which` (P,), else those of b; the lens is that of b."""
     return EpipolarFit(
         np.where(which[:, None, None], a.rotation, b.rotation),
         np.where(which[:, None], a.direction, b.direction),
@@ -310,19 +314,19 @@ def _chosen(which: NDArray[np.bool_], a: EpipolarFit, b: EpipolarFit) -> Epipola
 
 
 def _damped(H: FloatArray, damping: FloatArray) -> FloatArray:
-    """Matrices (P, N, N) with their diagonals grown by shares (P,), and never singular."""
+    """Matrices (P, N, N) with relative damping (P,) of their diagonals, and regularized."""
     diagonal = np.einsum("pii->pi", H)
     floor = 1e-9 * diagonal.max(axis=1, keepdims=True) + _SMALL
     return np.asarray(H + (damping[:, None] * diagonal + floor)[..., None] * np.eye(H.shape[1]))
 
 
 def _solved(A: FloatArray, b: FloatArray) -> FloatArray:
-    """Steps (P, N) of systems (P, N, N), none of them large."""
+    """Solutions (P, N) of linear systems (P, N, N), clipped to the maximum step."""
     return np.clip(np.linalg.solve(A, b[..., None])[..., 0], -_LARGEST_TURN, _LARGEST_TURN)
 
 
 def _tangents(direction: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Two unit vectors (P, 3) at right angles to each unit vector (P, 3) and to one another."""
+    """Two unit vectors (P, 3) orthogonal to each unit vector (P, 3) and to each other."""
     x, y, z = direction.T
     zero, along_x = np.zeros(len(x)), np.abs(x) < 0.7
     u = np.where(along_x[:, None], np.stack([zero, z, -y], axis=1), np.stack([-z, zero, x], axis=1))

@@ -1,20 +1,20 @@
-"""What a person can fix.
+"""Errors that the user can fix.
 
-Everything else that is raised is a bug and shows its traceback; `slam.cli` alone turns a `UserError`
-into one line and exit code 2. A message says what, where, what was expected and what to do.
+Every other exception is a bug and shows its traceback; only `slam.cli` turns a `UserError` into one line and exit
+code 2. A message states the problem, its location, the expected value and the remedy.
 """
 
 
 class UserError(Exception):
-    """A problem in what the user gave us: one line, exit code 2."""
+    """A problem in the user's input: one line, exit code 2."""
 
 
 class ConfigError(UserError):
-    """A setting that does not exist or does not fit."""
+    """An unknown setting, or one with an invalid value."""
 
 
 class CameraError(UserError):
-    """A camera description that cannot be used, or does not fit its pictures."""
+    """A camera calibration that is invalid, or does not fit its images."""
 
 
 class MaskError(UserError):
@@ -22,7 +22,7 @@ class MaskError(UserError):
 
 
 class SequenceError(UserError):
-    """A source of pictures that cannot be read."""
+    """A source of images that cannot be read."""
 
 
 class TrajectoryError(UserError):
@@ -30,16 +30,16 @@ class TrajectoryError(UserError):
 
 
 class OutputError(UserError):
-    """A place that cannot be written."""
+    """An output path that cannot be written."""
 
 
 class WeightsError(UserError):
-    """A checkpoint that is missing, damaged or of another network."""
+    """A checkpoint that is missing, damaged or belongs to another network."""
 
 
 class MapError(UserError):
-    """A saved map that is missing, damaged or of a newer version."""
+    """A saved map that is missing, damaged or written by a newer version."""
 
 
 class DeviceError(UserError):
-    """A device that was asked for and is not there."""
+    """A requested device that is not available."""

@@ -1,4 +1,4 @@
-"""Local features: points that can be found again, and the descriptors to match them by."""
+"""Local features: keypoints and their descriptors, and descriptor matching."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
 
 DESCRIPTOR_SIZE = 128
-CELLS = (8, 6)  # of a picture, across and down, in which points are counted
-# OpenCV's default keeps only strong corners; walls and floors need weak ones, and the grid drops the surplus.
+CELLS = (8, 6)  # columns and rows of the grid in which the coverage of an image is measured
+# SIFT contrast threshold. OpenCV's default finds only strong corners; walls and floors need weaker ones, and the grid
+# of `spread` drops the surplus.
 _CONTRAST = 0.01
-# In a picture with little to see, even fainter points are looked for, at full size: blank walls have some.
-_FAINT = 0.003
-_POOR = 1 / 3  # of the points wanted
-_SMALLEST = 1.79  # pixels, diameter of SIFT's smallest points in the picture that is searched
-# The picture is cut into about this many cells; each gives its strong points before any gives its weak ones.
-_CELLS = 64
-_ROUNDING = 1e-6
-_KEPT = 31 << 20  # bytes; the C library learns from a freed block only where it is smaller than 32 MiB
+# Contrast threshold for images with few features, searched at full resolution: even blank walls have some.
+_LOW_CONTRAST = 0.003
+_LOW_COUNT_RATIO = 1 / 3  # fraction of the wanted features below which an image has few features
+_MIN_DIAMETER_PX = 1.79  # diameter of SIFT's smallest keypoints in the image that is searched, pixels
+_SPREAD_CELLS = 64  # approximate number of cells of the grid in which `spread` ranks points by strength
+_ROUNDING = 1e-6  # rounding error of an inner product of unit descriptors
+_HEAP_BLOCK_BYTES = 31 << 20  # glibc adapts its threshold only to freed blocks below 32 MiB, bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalFeatures:
-    """Points of one picture and their descriptors, strongest first.
+    """Keypoints of one image and their descriptors, strongest first.
 
     Attributes:
         pixels: (N, 2) float32.
         descriptors: (N, 128) float32, unit rows (RootSIFT).
-        scales: (N,) float32, diameter of the described patch in pixels.
+        scales: (N,) float32, diameter of the described patch, pixels.
     """
 
     pixels: NDArray[np.float32]
@@ -55,18 +56,18 @@ class LocalFeatures:
 
 
 def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> LocalFeatures:
-    """SIFT points (Lowe 2004) spread over the picture, with RootSIFT descriptors (Arandjelovic 2012).
+    """SIFT keypoints (Lowe 2004) spread over the image, with RootSIFT descriptors (Arandjelovic 2012).
 
-    Points are looked for in the picture shrunk by `config.detection_scale`: SIFT doubles its input first, and
-    most of the doubled picture's time goes into points that are not found again.
+    Detection runs on the image downsampled by `config.detection_scale`: SIFT first doubles its input, and most
+    keypoints of the doubled image are not repeatable.
 
-    Points are taken cell by cell, so a poorly textured part keeps its best points even where another part
-    has thousands of stronger ones. A picture that gives few points is searched again, unshrunk and for fainter ones.
-    The same picture gives the same features.
+    Keypoints are selected cell by cell, so a weakly textured part keeps its best ones even when another part has
+    thousands of stronger ones. An image with few keypoints is searched again at full size with a lower contrast
+    threshold. The result is deterministic.
 
     Args:
         gray: (H, W) uint8.
-        mask: (H, W) uint8, points only where it is not zero.
+        mask: (H, W) uint8; keypoints are detected only where it is nonzero.
 
     Raises:
         ValueError: `gray` is not (H, W) uint8.
@@ -74,9 +75,9 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
     if gray.ndim != 2 or gray.dtype != np.uint8:
         raise ValueError(f"detect_features: expected (H, W) uint8, got {gray.shape} {gray.dtype}")
     _keep_freed_memory()
-    small, sift, keypoints = _find(gray, mask, config.detection_scale, _CONTRAST)
-    if len(keypoints) < _POOR * config.max_features:
-        small, sift, keypoints = _find(gray, mask, 1.0, _FAINT)
+    small, sift, keypoints = _detect(gray, mask, config.detection_scale, _CONTRAST)
+    if len(keypoints) < _LOW_COUNT_RATIO * config.max_features:
+        small, sift, keypoints = _detect(gray, mask, 1.0, _LOW_CONTRAST)
     if not keypoints:
         return LocalFeatures.none()
     chosen = spread(
@@ -86,7 +87,7 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
         config.max_features,
     )
     described, raw = sift.compute(small, [keypoints[k] for k in chosen])
-    # Pixel centres are at integers, in the small picture and in the given one.
+    # Pixel centers are at integers, in the downsampled image and in the given one.
     zoom = np.array(gray.shape[::-1], dtype=np.float32) / np.array(small.shape[::-1], dtype=np.float32)
     pixels = np.array([k.pt for k in described], dtype=np.float32).reshape(-1, 2)
     sizes = np.array([k.size for k in described], dtype=np.float32)
@@ -98,53 +99,53 @@ def detect_features(gray: Image, config: FeaturesConfig, mask: NDArray[np.uint8]
 
 
 def occupied_cells(pixels: NDArray[np.floating], camera: Camera) -> int:
-    """How many cells of a picture, of `CELLS` across and down, hold at least one of the pixels (N, 2)."""
+    """Number of cells of the `CELLS` grid that contain at least one of the pixels (N, 2)."""
     cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
     return len(np.unique(np.clip(cell, 0, np.array(CELLS) - 1), axis=0))
 
 
 def ordinary(features: LocalFeatures, config: FeaturesConfig) -> LocalFeatures:
-    """Without the points that only the search for fainter ones finds: they are smaller, and poor at telling places."""
-    return features.where(features.scales >= _SMALLEST / config.detection_scale)
+    """Drops features found only by the low-contrast search; they are unreliable for place recognition."""
+    return features.where(features.scales >= _MIN_DIAMETER_PX / config.detection_scale)
 
 
 def _keep_freed_memory() -> None:
-    """Free a large block, so that glibc stops giving freed memory back to the system at once.
+    """Free a large block, so that glibc does not return freed memory to the system at once.
 
-    SIFT's pyramids are freed after every picture and asked for again with the next: a third of its time went into
-    pages that came anew. glibc keeps up to twice the largest block that it has seen freed (mallopt(3),
-    M_MMAP_THRESHOLD); other C libraries are not changed by this. The block is never touched, so it takes no memory.
+    SIFT's pyramids are freed after every image and allocated again for the next; page faults took a third of its
+    time. glibc keeps up to twice the largest block it has seen freed (mallopt(3), M_MMAP_THRESHOLD); other C
+    libraries are not affected. The block is never written, so it uses no memory.
     """
-    np.empty(_KEPT, dtype=np.uint8)
+    np.empty(_HEAP_BLOCK_BYTES, dtype=np.uint8)
 
 
-def _find(
+def _detect(
     gray: Image, mask: NDArray[np.uint8] | None, scale: float, contrast: float
 ) -> tuple[Image, cv2.SIFT, list[cv2.KeyPoint]]:
-    """The picture as it was searched, the detector, and the points found."""
-    small = _shrunk(gray, scale, cv2.INTER_AREA)
-    small_mask = None if mask is None else _shrunk(mask, scale, cv2.INTER_NEAREST)
+    """The downsampled image, the detector, and the keypoints in that image."""
+    small = _resized(gray, scale, cv2.INTER_AREA)
+    small_mask = None if mask is None else _resized(mask, scale, cv2.INTER_NEAREST)
     sift = cv2.SIFT.create(contrastThreshold=contrast, enable_precise_upscale=True)
-    # SIFT gives a point once for every orientation it may have: one is enough to match by, and is one point.
+    # SIFT returns a keypoint once per dominant orientation; only one of them is kept.
     return small, sift, list({keypoint.pt: keypoint for keypoint in sift.detect(small, small_mask)}.values())
 
 
 def spread(
     pixels: NDArray[np.float32], strengths: NDArray[np.float32], shape: tuple[int, ...], count: int
 ) -> NDArray[np.int64]:
-    """Indices of at most `count` points, even over the picture, strongest first.
+    """Indices of at most `count` points, spread evenly over the image, strongest first.
 
-    Every point is ranked among its cell's points; all first-ranked points come before all second-ranked
-    ones. Of the last rank that fits only in part, the strongest are kept.
+    Every point is ranked by strength within its grid cell; all first-ranked points precede all second-ranked
+    ones. The last rank that fits only in part contributes its strongest points.
 
     Args:
-        pixels: (N, 2); strengths: (N,); shape: of the picture, height first.
+        pixels: (N, 2); strengths: (N,); shape: shape of the image, height first.
     """
     height, width = shape[0], shape[1]
-    side = max(1.0, float(np.sqrt(height * width / _CELLS)))
+    side = max(1.0, float(np.sqrt(height * width / _SPREAD_CELLS)))
     columns = int(np.ceil(width / side))
     cell = (pixels[:, 1] // side).astype(np.int64) * columns + (pixels[:, 0] // side).astype(np.int64)
-    # Ties are broken by position, so the order does not hang on the detector's own order.
+    # Ties are broken by position, so the result does not depend on the detector's order.
     order = np.lexsort((pixels[:, 0], pixels[:, 1], -strengths, cell))
     starts = np.flatnonzero(np.r_[True, np.diff(cell[order]) != 0])
     lengths = np.diff(np.r_[starts, len(order)])
@@ -155,7 +156,7 @@ def spread(
 
 
 def root_sift(raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """SIFT descriptors (N, 128) to unit rows whose inner product is the Hellinger kernel.
+    """RootSIFT: SIFT descriptors (N, 128) mapped to unit rows whose inner product is the Hellinger kernel.
 
     Arandjelovic and Zisserman, "Three things everyone should know to improve object retrieval", 2012.
     """
@@ -166,17 +167,17 @@ def root_sift(raw: NDArray[np.float32]) -> NDArray[np.float32]:
 def match_features(
     a: LocalFeatures | NDArray[np.float32], b: LocalFeatures | NDArray[np.float32], *, ratio: float
 ) -> NDArray[np.int64]:
-    """Mutual nearest neighbours that are clearly nearer than the second nearest, seen from both sides.
+    """Mutual nearest neighbors that pass the ratio test in both directions.
 
-    The test is symmetric: swapping a and b swaps the columns and nothing else.
+    The test is symmetric: swapping a and b only swaps the columns.
 
     Args:
         a, b: features, or their unit descriptors (N, D) and (M, D).
-        ratio: a match's distance must be below this share of the distance to the second nearest (Lowe 2004).
+        ratio: maximum ratio of the distances to the nearest and the second nearest neighbor (Lowe 2004).
 
     Returns:
-        (K, 2) indices into a and b, rising in a. Empty when either side has fewer than two descriptors,
-        for then there is no second nearest to compare with.
+        (K, 2) indices into a and b, ascending in a. Empty when either side has fewer than two descriptors,
+        because the ratio test needs a second nearest neighbor.
     """
     left = a.descriptors if isinstance(a, LocalFeatures) else a
     right = b.descriptors if isinstance(b, LocalFeatures) else b
@@ -191,18 +192,18 @@ def match_features(
 
 
 def _nearest(similarity: NDArray[np.float32], ratio: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Per row: the most similar column, and whether it passes the ratio test. Restores what it touches."""
+    """Per row: the most similar column, and whether it passes the ratio test. Modifies `similarity` and restores it."""
     rows = np.arange(len(similarity))
     best = similarity.argmax(axis=1)
     first = similarity[rows, best]
     similarity[rows, best] = -2.0
     second = similarity.max(axis=1)
     similarity[rows, best] = first
-    # Between unit vectors the squared distance is 2 - 2 s; twins differ by rounding alone.
+    # The squared distance of unit vectors is 2 - 2 s; identical descriptors differ only by rounding.
     return best, (1.0 - first) + _ROUNDING < ratio * ratio * (1.0 - second)
 
 
-def _shrunk(gray: Image, scale: float, interpolation: int) -> Image:
+def _resized(gray: Image, scale: float, interpolation: int) -> Image:
     if scale == 1.0:
         return gray
     height, width = (max(1, round(side * scale)) for side in gray.shape)

@@ -1,7 +1,7 @@
-"""Rigid and similarity transforms, and the few angles and conversions everything else is written in.
+"""Rigid and similarity transforms, angles between them, and conversions.
 
-Rigid transforms are `scipy.spatial.transform.RigidTransform`; names read `a_from_b`: the transform maps
-coordinates in b to coordinates in a, and in a product neighbouring names are equal.
+Rigid transforms are `scipy.spatial.transform.RigidTransform`. A name `a_from_b` is a transform from
+coordinates in b to coordinates in a; in a product, neighboring names are equal.
 Camera axes: x right, y down, z forward. Radians everywhere.
 """
 
@@ -21,8 +21,8 @@ def frozen_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> 
     """A read-only float64 copy of `value`, checked for shape and finiteness.
 
     Args:
-        name: what to call it in the error, such as "PairEstimate.i_from_j_rotation".
-        shape: expected shape; None stands for any length.
+        name: name of the value in the error message, such as "PairEstimate.i_from_j_rotation".
+        shape: expected shape; None is any length.
 
     Raises:
         ValueError: the shape differs, or an entry is NaN or infinite.
@@ -48,7 +48,7 @@ def rigid(rotation: ArrayLike, translation: ArrayLike) -> RigidTransform:
 
 
 def identity() -> RigidTransform:
-    """The transform that moves nothing."""
+    """The identity transform."""
     return RigidTransform.identity()
 
 
@@ -58,7 +58,7 @@ def rotation_matrix(a_from_b: RigidTransform) -> FloatArray:
 
 
 def translation_of(a_from_b: RigidTransform) -> FloatArray:
-    """The (3,) translation of a rigid transform: where b's origin lies in a."""
+    """The (3,) translation of a rigid transform: the position of b's origin in a."""
     return np.asarray(a_from_b.translation, dtype=np.float64)
 
 
@@ -98,17 +98,17 @@ def nearest_rotation(matrix: ArrayLike) -> FloatArray:
 
 
 def quaternion_xyzw_from_rotation(rotation: ArrayLike) -> FloatArray:
-    """Unit quaternion (..., 4) in the order x, y, z, w with w >= 0, as TUM files write it, of rotations (..., 3, 3)."""
+    """Unit quaternions (..., 4), ordered x, y, z, w with w >= 0 (TUM file format), of rotations (..., 3, 3)."""
     return np.asarray(Rotation.from_matrix(np.asarray(rotation)).as_quat(canonical=True), dtype=np.float64)
 
 
 def rotation_from_quaternion_xyzw(quaternion: ArrayLike) -> FloatArray:
-    """Rotation (..., 3, 3) of a quaternion x, y, z, w, (..., 4); need not be normalised, must not be zero."""
+    """Rotations (..., 3, 3) of quaternions (..., 4) ordered x, y, z, w; nonzero, of any norm."""
     return np.asarray(Rotation.from_quat(np.asarray(quaternion, dtype=np.float64)).as_matrix(), dtype=np.float64)
 
 
 def rotation_from_quaternion_wxyz(quaternion: ArrayLike) -> FloatArray:
-    """Rotation (..., 3, 3) of a quaternion w, x, y, z, (..., 4), as EuRoC and COLMAP files write it."""
+    """Rotations (..., 3, 3) of quaternions (..., 4) ordered w, x, y, z (EuRoC and COLMAP file formats)."""
     q = np.asarray(quaternion, dtype=np.float64)
     return np.asarray(Rotation.from_quat(q, scalar_first=True).as_matrix(), dtype=np.float64)
 
@@ -117,14 +117,14 @@ def rotation_from_quaternion_wxyz(quaternion: ArrayLike) -> FloatArray:
 class Similarity:
     """A similarity a_from_b: x_a = scale * rotation @ x_b + translation.
 
-    A keyframe's pose is one of these: `translation` is the camera centre in map units, and `scale` turns
-    the keyframe's own units (landmark depths, frames hanging off it) into map units.
+    The type of a keyframe's pose: `translation` is the camera center in map units, and `scale` converts the
+    keyframe's own units (of its landmark depths and of the frames stored relative to it) to map units.
     """
 
     rotation: FloatArray
     translation: FloatArray
     scale: float = 1.0
-    _rigid: RigidTransform | None = field(default=None, init=False, repr=False)  # made when first asked for
+    _rigid: RigidTransform | None = field(default=None, init=False, repr=False)  # computed on first access
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rotation", frozen_array("Similarity.rotation", self.rotation, (3, 3)))
@@ -160,7 +160,7 @@ class Similarity:
         return np.asarray(self.scale * points @ self.rotation.T + self.translation)
 
     def compose_rigid(self, b_from_c: RigidTransform) -> RigidTransform:
-        """The rigid pose of c in a, when c hangs off b in b's own units."""
+        """The rigid pose of c in a, where c is stored relative to b in b's own units."""
         return rigid(self.rotation @ rotation_matrix(b_from_c), self.apply(translation_of(b_from_c)))
 
     @property
@@ -180,7 +180,7 @@ class Similarity:
 
 
 def align_points(points_a: ArrayLike, points_b: ArrayLike, *, with_scale: bool = True) -> Similarity:
-    """The similarity a_from_b with least squared distance between corresponding points.
+    """The similarity a_from_b that minimizes the squared distances between corresponding points.
 
     Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991,
     equations 34-43.
@@ -196,11 +196,11 @@ def align_points(points_a: ArrayLike, points_b: ArrayLike, *, with_scale: bool =
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 3 or len(a) < 3:
         raise ValueError(f"align_points: expected two (N, 3) arrays with N >= 3, got {a.shape} and {b.shape}")
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    centred_a, centred_b = a - mean_a, b - mean_b
-    variance_b = float((centred_b**2).sum() / len(b))
-    if np.abs(centred_b).max() <= 1e-12 * np.abs(b).max():  # the mean of equal numbers is off by rounding
+    centered_a, centered_b = a - mean_a, b - mean_b
+    variance_b = float((centered_b**2).sum() / len(b))
+    if np.abs(centered_b).max() <= 1e-12 * np.abs(b).max():  # the mean of equal numbers is off by rounding
         raise ValueError("align_points: all points of b are at one place")
-    U, singular, Vt = np.linalg.svd(centred_a.T @ centred_b / len(a))
+    U, singular, Vt = np.linalg.svd(centered_a.T @ centered_b / len(a))
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
     rotation = U @ np.diag(signs) @ Vt
     scale = float(singular @ signs) / variance_b if with_scale else 1.0

@@ -1,7 +1,7 @@
-"""Points looked for in a picture where a pose says that they should be: known ones around their place, others along
-their epipolar lines.
+"""Guided matching under a known pose: landmarks near their projections, features along their epipolar lines.
 
-Matching whole pictures misses what looks alike elsewhere in them; near the right place there is one candidate.
+Matching whole images loses points with similar-looking points elsewhere in the image; within a search region their
+match is unambiguous.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, skew
-from relocalizer.images import Camera
 
 Indices = NDArray[np.int64]
-LINE_PX = 1.5  # a point's partner lies this near to its epipolar line
+LINE_PX = 1.5  # maximum distance of a match from its epipolar line, pixels
 
 
 def expected_in(points_world: FloatArray, world_from_cam: RigidTransform, camera: Camera) -> tuple[Indices, FloatArray]:
-    """Which of the points (N, 3) a camera should see, as rows in order, and at which pixels (M, 2)."""
+    """Rows (M,), ascending, of the points (N, 3) that project into a camera's image, and their pixels (M, 2)."""
     in_cam = np.asarray(world_from_cam.inv().apply(points_world)).reshape(-1, 3)
     front = np.flatnonzero(in_cam[:, 2] > 1e-6)
     pixels = camera.project(in_cam[front])
@@ -37,11 +37,13 @@ def similar_nearby(
     min_similarity: float,
     among: Indices | None = None,
 ) -> tuple[Indices, Indices]:
-    """Pairs (rows of the points, indices of features) near each other that look alike, the most similar first.
+    """Pairs (rows of the points, indices of features) close in the image with similar descriptors, best first.
 
     Args:
-        pixels: (N, 2) where the points should be; descriptors: (N, 128) how they look.
-        among: indices of the features that may be taken; all of them when left out.
+        pixels: (N, 2) predicted positions of the points; descriptors: (N, 128) their descriptors.
+        radius_px: maximum distance of a feature from the predicted position.
+        min_similarity: minimum inner product of the two descriptors.
+        among: indices of the candidate features; None is all of them.
     """
     among = np.arange(len(features)) if among is None else among
     if len(pixels) == 0 or len(among) == 0:
@@ -67,15 +69,16 @@ def match_along_lines(
     min_similarity: float,
     band_px: float = LINE_PX,
 ) -> Indices:
-    """Mutual nearest neighbours (K, 2) among the features near each other's epipolar lines, rising in a.
+    """Mutual nearest neighbors (K, 2) among features close to each other's epipolar lines, ascending in a.
 
-    Of what looks alike all over two pictures most lies off the lines, so that the test against the second nearest,
-    which is made among those on them alone, passes two to three times as many as without a pose.
+    Most similar-looking features lie off the epipolar lines. The ratio test compares only features on the lines, so
+    it passes two to three times as many matches as without a pose.
 
     Args:
-        a_from_b_direction: (3,) where camera b stands, of any length but zero.
-        ratio: a match's distance must be below this share of the distance to the second nearest on the line.
-        band_px: distance from the lines, to first order (Hartley and Zisserman, 2nd edition, equation 11.9).
+        a_from_b_direction: (3,) direction from camera a to camera b, of any nonzero length.
+        ratio: maximum ratio of the distances to the nearest and the second nearest descriptor on the line.
+        min_similarity: minimum inner product of the two descriptors.
+        band_px: maximum Sampson distance (Hartley and Zisserman, 2nd edition, equation 11.9).
     """
     if len(a) == 0 or len(b) == 0:
         return np.zeros((0, 2), np.int64)
@@ -83,8 +86,8 @@ def match_along_lines(
     fundamental = np.linalg.inv(camera_a.matrix).T @ essential @ np.linalg.inv(camera_b.matrix)
     x_a, x_b = (np.hstack([f.pixels, np.ones((len(f), 1))]) for f in (a, b))
     lines_a, lines_b = x_b @ fundamental.T, x_a @ fundamental
-    steepness = (lines_b[:, :2] ** 2).sum(axis=1)[:, None] + (lines_a[:, :2] ** 2).sum(axis=1)
-    near = (x_a @ lines_a.T) ** 2 < band_px**2 * steepness
+    squared_gradient = (lines_b[:, :2] ** 2).sum(axis=1)[:, None] + (lines_a[:, :2] ** 2).sum(axis=1)
+    near = (x_a @ lines_a.T) ** 2 < band_px**2 * squared_gradient
     similarity = np.where(near, a.descriptors @ b.descriptors.T, np.float32(-1.0))
     best_b, clear_a = _clear_best(similarity, ratio, min_similarity)
     best_a, clear_b = _clear_best(similarity.T, ratio, min_similarity)
@@ -93,24 +96,26 @@ def match_along_lines(
     return np.stack([rows[kept], best_b[kept]], axis=1)
 
 
-def _clear_best(similarity: NDArray[np.float32], ratio: float, least: float) -> tuple[Indices, NDArray[np.bool_]]:
-    """Per row: the most similar column, and whether it is similar enough and clearly more so than the next."""
+def _clear_best(
+    similarity: NDArray[np.float32], ratio: float, min_similarity: float
+) -> tuple[Indices, NDArray[np.bool_]]:
+    """Per row: the most similar column, and whether it passes the similarity threshold and the ratio test."""
     rows = np.arange(len(similarity))
     best = similarity.argmax(axis=1)
     first = similarity[rows, best]
     others = similarity.copy()
     others[rows, best] = -1.0
-    # Between unit vectors the squared distance is 2 - 2 s.
-    return best, (first > least) & (1.0 - first < ratio * ratio * (1.0 - others.max(axis=1)))
+    # The squared distance of unit vectors is 2 - 2 s.
+    return best, (first > min_similarity) & (1.0 - first < ratio * ratio * (1.0 - others.max(axis=1)))
 
 
 def one_to_one(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
-    """Of pairs, the best first, each row's best, and of those each column's best."""
+    """One-to-one subset of pairs sorted best first: the best pair of each row, then of these that of each column."""
     kept = first_of_each(rows)
     kept = kept[first_of_each(columns[kept])]
     return rows[kept], columns[kept]
 
 
 def first_of_each(values: Indices) -> Indices:
-    """Indices, in order, at which a value stands for the first time."""
+    """Ascending indices of the first occurrence of each value."""
     return np.sort(np.unique(values, return_index=True)[1])

@@ -1,9 +1,9 @@
-"""Points that stand still in the image: drawn over it or fixed to the camera, or the whole view of one that rests.
+"""Image-static points: overlays, objects fixed to the camera, or the whole view of a camera at rest.
 
-Text on a display, a logo, a car's bonnet or dirt on a windscreen stays where it is in the image while the world moves,
-and contradicts every motion of the camera. A point of the world may stay as well: where the flow of the image has a
-zero (in the direction of travel, on the axis that the camera circles), but there its surroundings hardly move either;
-and when it is far away and the camera does not turn, but then a far point at its place would not have moved.
+Text on a display, a logo, a car's bonnet or dirt on a windscreen is static in the image while the scene moves, and
+contradicts every camera motion. Scene points can be static in the image too: near a zero of the optical flow (in the
+direction of travel, or on the axis that the camera circles), where the surrounding points hardly move either; and at a
+large distance without rotation of the camera, where a point at infinity would not move either.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from relocalizer.camera import Camera
 from relocalizer.features import CELLS
 from relocalizer.geometry import FloatArray
-from relocalizer.images import Camera
 from relocalizer.two_view import BoolArray, Matches, find_motion
 
-STILL_PX = 1.0  # a point that stands still is found this near to where it was
-FLOW_PX = 12.0  # so far its surroundings must have moved
-NEIGHBOURS = 8  # moving points that are its surroundings
-MOVING = 0.7  # of them that must have moved so far
-TURNED_PX = 3.0  # so far a point at infinity must have moved
-AGREEING = 0.5  # of the moving points, that one motion of the camera must explain
-EPIPOLAR_PX = 1.5
-# Of the image's cells: where more of it stands still than this, the camera does, and what moves is something else.
+STILL_PX = 1.0  # maximum displacement of an image-static point, pixels
+FLOW_PX = 12.0  # minimum displacement of the moving points around an image-static point, pixels
+NEIGHBORS = 8  # number of moving points that are checked around an image-static point
+MOVING = 0.7  # minimum fraction of these neighbors that moved by FLOW_PX
+TURNED_PX = 3.0  # minimum displacement of a point at infinity at the same pixel, pixels
+AGREEING = 0.5  # minimum fraction of the moving points that are inliers of one camera motion
+EPIPOLAR_PX = 1.5  # maximum distance of an inlier of that motion from its epipolar lines, pixels
+# Fraction of the image's cells above which the static part means that the camera rests and the rest moves by itself.
 MOST = 0.6
-SHAKE_PX = 4.0  # a camera on a tripod may tremble by this
-RESTING_PX = 1.5  # a point of a camera that rests is found this near to where it should be
+SHAKE_PX = 4.0  # maximum common displacement of the image by vibration of a camera on a tripod, pixels
+RESTING_PX = 1.5  # maximum displacement of a static point relative to the common displacement, pixels
 
 
 def standing_still(matches: Matches) -> BoolArray:
-    """Which matches (N,) stand still in the image although the world at their place moved.
+    """Mask (N,) of the matches that are static in the image although the scene around them moved.
 
-    None do when the cameras differ, when the camera itself stands still, or when the moving points do not tell how the
-    camera turned: then nothing says that they are no world.
+    All False when the cameras differ, when the camera itself rests, or when the rotation of the camera cannot be
+    estimated from the moving points, because then static points may belong to the scene.
     """
     nothing = np.zeros(len(matches), bool)
     if matches.camera_i != matches.camera_j:
@@ -43,26 +43,26 @@ def standing_still(matches: Matches) -> BoolArray:
     still = np.linalg.norm(flow, axis=1) < STILL_PX
     if not still.any() or share_of_image(matches.pixels_j, still, matches.camera_j) >= MOST:
         return nothing
-    found = nothing.copy()
-    found[still] = _is_amid_flow(matches.pixels_i[still], matches.pixels_i[~still], flow[~still])
-    if not found.any():
+    static = nothing.copy()
+    static[still] = _is_amid_flow(matches.pixels_i[still], matches.pixels_i[~still], flow[~still])
+    if not static.any():
         return nothing
     motion = find_motion(matches.subset(~still), EPIPOLAR_PX)
-    if motion is None or float(motion.agrees.mean()) < AGREEING:
+    if motion is None or float(motion.inliers.mean()) < AGREEING:
         return nothing
-    return np.asarray(found & (_turned_px(matches, motion.rotation) > TURNED_PX))
+    return np.asarray(static & (_rotation_flow_px(matches, motion.rotation) > TURNED_PX))
 
 
 def resting(before: NDArray[np.floating], now: NDArray[np.floating], camera: Camera) -> tuple[float, FloatArray]:
-    """How much of the image stands still between two views, and how far each point moved against that.
+    """The static fraction of the image between two views, and the displacement of each point relative to it.
 
-    A camera on a tripod trembles: what most of the image does together is no motion while it is small.
+    A small common displacement of the image is vibration of the tripod and does not count as motion.
 
     Args:
         before, now: (N, 2) pixels of the same points.
 
     Returns:
-        The share, 0 to 1, of the image's occupied cells, and (N,) pixels.
+        The fraction of the image's occupied cells, 0 to 1, and the displacements (N,) in pixels.
     """
     flow = np.asarray(now, dtype=np.float64) - before
     if len(flow) == 0:
@@ -76,9 +76,9 @@ def resting(before: NDArray[np.floating], now: NDArray[np.floating], camera: Cam
 
 
 def share_of_image(pixels: NDArray[np.floating], chosen: BoolArray, camera: Camera) -> float:
-    """How much of the image the chosen of some points (N, 2) are, 0 to 1: every cell that holds points counts alike.
+    """Fraction, 0 to 1, of the image covered by the chosen among points (N, 2); each occupied cell counts equally.
 
-    Counting points instead would count texture: and something that crosses the image carries points along.
+    A fraction of the points would depend on texture, for example on that of an object crossing the image.
     """
     if len(pixels) == 0:
         return 0.0
@@ -87,23 +87,23 @@ def share_of_image(pixels: NDArray[np.floating], chosen: BoolArray, camera: Came
 
 
 def _cells(pixels: NDArray[np.floating], camera: Camera) -> NDArray[np.int64]:
-    """The number (N,) of the cell of the image that each pixel lies in."""
+    """Index (N,) of the image cell of each pixel."""
     cell = np.floor(pixels / [camera.width, camera.height] * CELLS).astype(np.int64)
     x, y = np.clip(cell, 0, np.array(CELLS) - 1).T
     return np.asarray(y * CELLS[0] + x)
 
 
 def _is_amid_flow(pixels: FloatArray, moving: FloatArray, flow: FloatArray) -> BoolArray:
-    """Around which pixels (N, 2) the nearest moving points (M, 2), whose flow (M, 2) is known, moved far."""
-    if len(moving) < NEIGHBOURS:
+    """Mask (N,) of the pixels (N, 2) whose nearest moving points (M, 2), with flow (M, 2), moved by FLOW_PX."""
+    if len(moving) < NEIGHBORS:
         return np.zeros(len(pixels), bool)
-    _, nearest = cKDTree(moving).query(pixels, k=NEIGHBOURS)
+    _, nearest = cKDTree(moving).query(pixels, k=NEIGHBORS)
     far = np.linalg.norm(flow, axis=1) >= FLOW_PX
     return np.asarray(far[nearest].mean(axis=1) >= MOVING)
 
 
-def _turned_px(matches: Matches, i_from_j_rotation: FloatArray) -> FloatArray:
-    """How far (N,) points at infinity at the pixels of i lie from them in j."""
+def _rotation_flow_px(matches: Matches, i_from_j_rotation: FloatArray) -> FloatArray:
+    """Displacements (N,) from i to j of points at infinity at the pixels of i, pixels."""
     rays = matches.rays_i @ i_from_j_rotation
     ahead = rays[:, 2] > 1e-6
     moved = np.full(len(rays), np.inf)

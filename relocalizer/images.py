@@ -1,346 +1,47 @@
-"""Pictures and the camera that took them. BGR ends here: everything past this file is RGB.
+"""Reading, encoding and resizing of images. OpenCV's BGR is converted here: all other modules use RGB.
 
-A camera follows its pixels: resizing or cropping a picture goes with `Camera.resized` or `Camera.cropped`.
-Pixel (0, 0) is the centre of the top-left pixel.
+When an image is resized or cropped, its camera needs `Camera.resized` or `Camera.cropped`.
+Pixel (0, 0) is the center of the top-left pixel.
 """
 
 from __future__ import annotations
 
 import re
 import stat
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from relocalizer.errors import CameraError, SequenceError
-from relocalizer.geometry import FloatArray
-from relocalizer.radial_profile import RadialProfile
+from relocalizer.errors import SequenceError
 from relocalizer.unfetched import pointer_words, why_unfetched
 
 Image = NDArray[np.uint8]
-CameraModel = Literal["pinhole", "radtan", "fisheye"]
-
-CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
-MASK_KEYS = ("ignore", "mask_rectangles")  # in the same file, read by slam.mask
-DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
-LARGEST_FILE_BYTES = 2**31 - 1  # what OpenCV can be handed
-MOST_ACROSS_DEG = 110.0  # of an undistorted picture's longer side; TUM-VI's 512 pixels are as sharp as its lens there
-UNSEEN_BORDER = 0.01  # of the width: OpenCV looks for the seen rectangle at a few points of each side
-BORDER_POINTS = 65
-LONGER, LONGER_STEPS = 1.02, 200
+LARGEST_FILE_BYTES = 2**31 - 1  # largest buffer that OpenCV decodes, bytes
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # not FF 00 (a data byte) nor D0-D7 (a restart)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Camera:
-    """Intrinsics in pixels. `distortion` is in OpenCV's order.
-
-    That is k1 k2 p1 p2 [k3 [k4 k5 k6]] for radtan, k1 k2 k3 k4 for fisheye.
-    """
-
-    width: int
-    height: int
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-    model: CameraModel = "pinhole"
-    distortion: tuple[float, ...] = ()
-    assumed: bool = False  # guessed from the picture's size, not given by anybody
-
-    def __post_init__(self) -> None:
-        numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
-        if self.width < 1 or self.height < 1:
-            raise CameraError(f"camera: width and height must be positive, got {self.width} x {self.height}")
-        if not np.isfinite(numbers).all() or min(self.fx, self.fy) <= 0:
-            raise CameraError(f"camera: fx, fy must be positive and all numbers finite, got {numbers}")
-        if self.model not in tuple(DISTORTION_COUNTS):
-            raise CameraError(f"camera: model must be pinhole, radtan or fisheye, got {self.model!r}")
-        allowed = DISTORTION_COUNTS[self.model]
-        if len(self.distortion) not in allowed:
-            raise CameraError(
-                f"camera: model {self.model} takes {' or '.join(map(str, allowed))} distortion numbers, "
-                f"got {len(self.distortion)}"
-            )
-
-    @property
-    def matrix(self) -> FloatArray:
-        """K, (3, 3): pixel = K @ (x/z, y/z, 1)."""
-        return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
-
-    @property
-    def mean_focal(self) -> float:
-        """Pixels a radian spans near the centre."""
-        return 0.5 * (self.fx + self.fy)
-
-    def refocused(self, ratio: tuple[float, float]) -> Camera:
-        """The same camera with its focal lengths (x, y) found to be so much longer; it is no guess any more."""
-        return replace(self, fx=self.fx * ratio[0], fy=self.fy * ratio[1], assumed=False)
-
-    def to_yaml(self) -> str:
-        """The text of a camera.yaml that `load_camera` reads."""
-        size = {"width": int(self.width), "height": int(self.height)}
-        numbers = {key: float(getattr(self, key)) for key in ("fx", "fy", "cx", "cy")}
-        distortion = [float(number) for number in self.distortion]
-        return yaml.safe_dump({"model": self.model, **size, **numbers, "distortion": distortion}, sort_keys=False)
-
-    def resized(self, width: int, height: int) -> Camera:
-        """The camera of the picture resized to width x height (pixel centres at integers)."""
-        sx, sy = width / self.width, height / self.height
-        return replace(
-            self,
-            width=width,
-            height=height,
-            fx=self.fx * sx,
-            fy=self.fy * sy,
-            cx=(self.cx + 0.5) * sx - 0.5,
-            cy=(self.cy + 0.5) * sy - 0.5,
-        )
-
-    def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
-        """The camera of the picture cut to width x height pixels from (left, top)."""
-        return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
-
-    def project(self, points_cam: FloatArray) -> FloatArray:
-        """Points (N, 3) in camera coordinates to pixels (N, 2). Pinhole only; z must be positive."""
-        x, y, z = np.asarray(points_cam, dtype=np.float64).T
-        return np.stack([self.fx * x / z + self.cx, self.fy * y / z + self.cy], axis=1)
-
-    def normalised(self, pixels: NDArray[Any]) -> FloatArray:
-        """Pixels (N, 2) to coordinates on the plane z = 1, (N, 2). Pinhole only."""
-        centred = np.asarray(pixels, dtype=np.float64) - np.array([self.cx, self.cy])
-        return np.asarray(centred / np.array([self.fx, self.fy]), dtype=np.float64)
-
-    def distorted(self, directions: NDArray[Any]) -> FloatArray:
-        """Pixels (N, 2) of points on the plane z = 1 (N, 2), through the lens that `model` describes."""
-        ahead = np.column_stack([directions, np.ones(len(directions))]).reshape(-1, 1, 3).astype(np.float64)
-        still, distortion = np.zeros(3), np.array(self.distortion, dtype=np.float64)
-        if self.model == "fisheye":
-            pixels, _ = cv2.fisheye.projectPoints(ahead, still, still, self.matrix, distortion)
-        else:
-            pixels, _ = cv2.projectPoints(ahead, still, still, self.matrix, distortion)
-        return np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
-
-    def contains(self, pixels: FloatArray, *, margin: float = 0.0) -> NDArray[np.bool_]:
-        """Which pixels (N, 2) lie inside the picture, at least `margin` pixels from its border."""
-        x, y = pixels[:, 0], pixels[:, 1]
-        inside = (x >= margin) & (x <= self.width - 1 - margin) & (y >= margin) & (y <= self.height - 1 - margin)
-        return np.asarray(inside)
-
-    @staticmethod
-    def assume(width: int, height: int, *, fov_deg: float) -> Camera:
-        """A centred pinhole camera with the given angle of view across its longer side."""
-        focal = 0.5 * max(width, height) / np.tan(0.5 * np.radians(fov_deg))
-        return Camera(
-            width=width,
-            height=height,
-            fx=focal,
-            fy=focal,
-            cx=(width - 1) / 2,
-            cy=(height - 1) / 2,
-            assumed=True,
-        )
-
-
-def load_camera(path: Path) -> Camera:
-    """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion.
-
-    Without `model` it is radtan when there is distortion, else pinhole.
-
-    Raises:
-        CameraError: the file is missing, not YAML, lacks a key, has one too many, or its numbers do not fit.
-    """
-    data = read_camera_yaml(path)
-    missing = [key for key in CAMERA_KEYS[:6] if key not in data]
-    unknown = sorted(str(key) for key in data if key not in (*CAMERA_KEYS, *MASK_KEYS))
-    if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
-        raise CameraError(f"{path}: {'; '.join(parts)} (expected {', '.join(CAMERA_KEYS)})")
-    distortion = data.get("distortion") or []
-    if not isinstance(distortion, list):
-        raise CameraError(f"{path}: distortion: expected a list such as [k1, k2, p1, p2], got {distortion!r}")
-    try:
-        return Camera(
-            width=_whole("width", data["width"]),
-            height=_whole("height", data["height"]),
-            fx=_number("fx", data["fx"]),
-            fy=_number("fy", data["fy"]),
-            cx=_number("cx", data["cx"]),
-            cy=_number("cy", data["cy"]),
-            model=data.get("model", "radtan" if distortion else "pinhole"),
-            distortion=tuple(_number("distortion", k) for k in distortion),
-        )
-    except CameraError as error:
-        raise CameraError(f"{path}: {error}") from None
-
-
-def read_camera_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file that describes a camera, ours or a data set's.
-
-    Raises:
-        CameraError: the file is missing, unreadable, not YAML, or not keys with values.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if reason := pointer_words(text.encode()):
-            raise CameraError(f"{path}: {reason}")
-        data = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise CameraError(f"{path}: {why_unfetched(path) or 'no such camera file'}") from None
-    except OSError as error:
-        raise CameraError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise CameraError(f"{path}: not a text file, so not a camera description") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise CameraError(f"{path}{line}: not YAML ({error.problem})") from None
-    except yaml.YAMLError:
-        raise CameraError(f"{path}: not YAML (it holds characters that YAML forbids)") from None
-    if not isinstance(data, dict):
-        raise CameraError(f"{path}: expected lines such as 'fx: 525.0', with keys {', '.join(CAMERA_KEYS)}")
-    return data
-
-
-def _number(key: str, value: object) -> float:
-    # PyYAML reads 5e2 as text, so text that is a number is taken; `true` is not a number here.
-    try:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            return float(value)
-    except ValueError:
-        pass
-    raise CameraError(f"{key}: expected a number, got {value!r}")
-
-
-def _whole(key: str, value: object) -> int:
-    number = _number(key, value)
-    if not number.is_integer():
-        raise CameraError(f"{key}: expected a whole number of pixels, got {value!r}")
-    return int(number)
-
-
-class Undistorter:
-    """Removes lens distortion once, at the edge: pictures of `given` become pictures of a pinhole camera.
-
-    A pinhole camera needs ever more pixels for a degree the further it is from the centre: one of 150 degrees has a
-    quarter of the pixels in its middle that its lens had, and little else than stretched border. So what lies beyond
-    MOST_ACROSS_DEG is cut.
-
-    Attributes:
-        given: the camera as calibrated.
-        camera: the pinhole camera of the pictures that come out, of the same size. Its field of view is the
-            largest in which every pixel was really seen by the lens, so that no black border can be tracked.
-        is_cut: whether the lens saw more than a pinhole camera is good for.
-    """
-
-    def __init__(self, given: Camera) -> None:
-        self.given = given
-        self.camera = given
-        self.is_cut = False
-        self._maps: tuple[NDArray[Any], NDArray[Any]] | None = None
-        if given.model == "pinhole":
-            return
-        if given.model == "radtan" and not any(given.distortion):
-            self.camera = replace(given, model="pinhole", distortion=())
-            return
-        whole = _whole_view(given)
-        self.is_cut = whole is None
-        self.camera = whole or _middle_view(given)
-        K, new_K, size = given.matrix, self.camera.matrix, (given.width, given.height)
-        distortion = np.array(given.distortion, dtype=np.float64)
-        rectify = cv2.fisheye.initUndistortRectifyMap if given.model == "fisheye" else cv2.initUndistortRectifyMap
-        self._maps = rectify(K, distortion, np.eye(3), new_K, size, cv2.CV_16SC2)
-
-    def __call__(self, image: Image) -> Image:
-        """The picture (H, W, 3) as the pinhole camera `self.camera` would have taken it.
-
-        Raises:
-            ValueError: the picture is not of the camera's size.
-        """
-        if image.shape[:2] != (self.given.height, self.given.width):
-            raise ValueError(
-                f"Undistorter: expected a {self.given.width}x{self.given.height} picture, "
-                f"got {image.shape[1]}x{image.shape[0]}"
-            )
-        if self._maps is None:
-            return image
-        undistorted = cv2.remap(image, *self._maps, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(undistorted, dtype=np.uint8)
-
-
-def _whole_view(given: Camera) -> Camera | None:
-    """The pinhole camera of all that a lens sees, as OpenCV finds it; None where that is too wide, or nonsense."""
-    K, distortion, size = given.matrix, np.array(given.distortion, dtype=np.float64), (given.width, given.height)
-    if given.model == "fisheye":
-        new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, np.eye(3), balance=0.0)
-    else:
-        new_K, _ = cv2.getOptimalNewCameraMatrix(K, distortion, size, 0.0)
-    if not np.isfinite(new_K).all() or min(new_K[0, 0], new_K[1, 1]) <= 0:
-        return None
-    view = _pinhole(given, *(float(new_K[row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2))))
-    across_deg = np.degrees(2 * np.arctan(0.5 * max(view.width / view.fx, view.height / view.fy)))
-    fits = across_deg <= MOST_ACROSS_DEG and _shows_all(given, view, margin=UNSEEN_BORDER * given.width)
-    return view if fits else None
-
-
-def _middle_view(given: Camera) -> Camera:
-    """The pinhole camera that looks along the lens' axis, MOST_ACROSS_DEG across or as far as all of it was seen.
-
-    Raises:
-        CameraError: the lens model folds back right at its centre.
-    """
-    half = float(np.tan(np.radians(0.5 * MOST_ACROSS_DEG)))
-    longer = max(0.5 * given.width / (half * given.fx), 0.5 * given.height / (half * given.fy))
-    for step in range(LONGER_STEPS):
-        ratio = longer * LONGER**step
-        view = _pinhole(given, ratio * given.fx, ratio * given.fy, given.cx, given.cy)
-        if _shows_all(given, view):
-            return view
-    raise CameraError("camera: its distortion folds the picture over near its centre; is it that of this model?")
-
-
-def _pinhole(given: Camera, fx: float, fy: float, cx: float, cy: float) -> Camera:
-    return replace(given, model="pinhole", distortion=(), fx=fx, fy=fy, cx=cx, cy=cy)
-
-
-def _shows_all(given: Camera, view: Camera, *, margin: float = 0.0) -> bool:
-    """Whether the lens saw all of a view: no border pixel of it lies beyond the picture, or beyond the model's fold.
-
-    Up to `margin` pixels beyond the picture do not count.
-    """
-    x, y = np.linspace(0, view.width - 1, BORDER_POINTS), np.linspace(0, view.height - 1, BORDER_POINTS)
-    across = [np.column_stack([x, np.full_like(x, row)]) for row in (0, view.height - 1)]
-    down = [np.column_stack([np.full_like(y, column), y]) for column in (0, view.width - 1)]
-    directions = view.normalised(np.concatenate([*across, *down]))
-    widest = RadialProfile.of(given.model, given.distortion).widest
-    if np.arctan(np.linalg.norm(directions, axis=1)).max() >= widest:
-        return False
-    return bool(given.contains(given.distorted(directions), margin=-margin).all())
+_JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # excludes FF 00 (a data byte) and D0-D7 (restart markers)
 
 
 def read_image(path: Path) -> Image:
-    """A picture file as RGB (H, W, 3) uint8, upright; grey, RGBA and 16-bit files become that too.
+    """Read an image file as upright RGB (H, W, 3) uint8; gray, RGBA and 16-bit files are converted.
 
-    A JPEG's orientation tag is applied, so a portrait photo comes out portrait.
+    A JPEG's orientation tag is applied.
 
     Raises:
-        SequenceError: the file is missing, not fetched, empty, truncated, too large or not a picture.
+        SequenceError: the file is missing, not fetched, empty, truncated, too large or not an image.
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would never end, or never begin
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could block
             raise SequenceError(f"{path}: not a file")
         if status.st_size > LARGEST_FILE_BYTES:
-            raise SequenceError(f"{path}: too large for a picture ({status.st_size / 1e9:.1f} GB)")
+            raise SequenceError(f"{path}: too large for an image ({status.st_size / 1e9:.1f} GB)")
         data = path.read_bytes()
     except OSError as error:
         raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
@@ -350,36 +51,36 @@ def read_image(path: Path) -> Image:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """The bytes of a picture file as RGB (H, W, 3) uint8; `name` stands in the errors.
+    """Decode the bytes of an image file to RGB (H, W, 3) uint8; `name` is its name in error messages.
 
     Raises:
-        SequenceError: truncated, too large or not a picture.
+        SequenceError: the data are truncated, too large or not an image.
     """
     if is_cut_off(data):
-        raise SequenceError(f"{name}: the picture is cut off (copied or downloaded only in part?)")
+        raise SequenceError(f"{name}: the image is cut off (copied or downloaded only in part?)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise SequenceError(f"{name}: cannot be decoded ({error.err})") from None
     if image is None:
-        raise SequenceError(f"{name}: {pointer_words(data) or 'not a picture that can be decoded'}")
+        raise SequenceError(f"{name}: {pointer_words(data) or 'not an image that can be decoded'}")
     return bgr_to_rgb(image)
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """A picture (H, W, 3) as the bytes of a JPEG file, quality 1 to 100, with codes made for it (a tenth smaller)."""
+    """Encode an image (H, W, 3) as JPEG, quality 1 to 100, with optimized Huffman codes (a tenth smaller)."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise ValueError(f"encode_jpeg: cannot encode a picture of shape {image.shape}")
+        raise ValueError(f"encode_jpeg: cannot encode an image of shape {image.shape}")
     return bytes(data)
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Whether the bytes of a JPEG, PNG or WebP stop before the picture does.
+    """Whether the bytes of a JPEG, PNG or WebP are truncated.
 
-    Some versions of OpenCV decode such a file without complaint and fill what is missing with grey, which
-    a tracker takes for a wall. The other formats carry their size, and OpenCV refuses them by itself.
+    Some versions of OpenCV decode a truncated file without an error and fill the missing part with gray, which
+    a tracker cannot distinguish from a wall. The other formats store their size, and OpenCV rejects truncated files.
     """
     if data.startswith(b"\xff\xd8"):
         return not data.rstrip(b"\0").endswith(b"\xff\xd9") and not _jpeg_has_end(data)
@@ -391,10 +92,10 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def _jpeg_has_end(data: bytes) -> bool:
-    """Whether an end marker follows the picture's data; phones append films and thumbnails after it.
+    """Whether an end marker follows the image's data; phones append videos and thumbnails after it.
 
-    Headers are stepped over by their stated length (ITU-T T.81, annex B), as a thumbnail inside has an end
-    marker of its own.
+    Headers are skipped by their stated length (ITU-T T.81, annex B), because an embedded thumbnail has its own end
+    marker.
     """
     position = 2
     while found := _JPEG_MARKER.search(data, position):
@@ -405,17 +106,17 @@ def _jpeg_has_end(data: bytes) -> bool:
 
 
 def bgr_to_rgb(image: NDArray[Any]) -> Image:
-    """OpenCV's channel order (H, W, 3) to ours."""
+    """Convert OpenCV's channel order (H, W, 3) to RGB."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def to_gray(image: Image) -> Image:
-    """RGB (H, W, 3) to grey (H, W)."""
+    """Convert RGB (H, W, 3) to gray (H, W)."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def size_within(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """(width, height) shrunk in proportion so that the longer side has at most `max_side` pixels."""
+    """(width, height) reduced proportionally so that the longer side has at most `max_side` pixels."""
     scale = max_side / max(width, height)
     if scale >= 1.0:
         return width, height
@@ -423,7 +124,7 @@ def size_within(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 
 def shrink(image: Image, width: int, height: int) -> Image:
-    """The picture (H, W, 3) averaged down to width x height; `Camera.resized` gives its camera."""
+    """The image (H, W, 3) downsampled to width x height by area averaging; `Camera.resized` gives its camera."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)

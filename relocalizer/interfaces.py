@@ -1,7 +1,7 @@
-"""The seams: what a pair predictor and a retriever promise, and the values that pass through them.
+"""Protocols of the pair predictor and of the retriever, and the values they exchange.
 
-A pair of pictures has **no length**: `PairEstimate` carries a rotation and a unit direction, never a
-distance. The one place where a length is decided is `relocalizer.scale`, which turns it into an `Edge`.
+A pair of images has **no metric baseline**: `PairEstimate` has a rotation and a unit direction, never a
+distance. Only `relocalizer.scale` estimates baseline lengths, from landmarks.
 """
 
 from __future__ import annotations
@@ -13,37 +13,53 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, frozen_array
-from relocalizer.images import Camera, Image
+from relocalizer.images import Image
+
+# Minimum confidence of a reliable pair estimate. Above it the geometric predictor was right on all measured pairs.
+CONFIDENT = 0.9
+
+
+def is_confident(estimate: PairEstimate | NoEstimate) -> bool:
+    """Whether the pair has an estimate and it is reliable, see `PairEstimate.is_confident`."""
+    return isinstance(estimate, PairEstimate) and estimate.is_confident
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """A picture, RGB uint8 (H, W, 3), and the pinhole camera that took it, if known."""
+class CalibratedImage:
+    """An image and the pinhole camera that took it, if known.
+
+    Attributes:
+        image: RGB uint8 (H, W, 3).
+        features: local features of the image, if they are already extracted; a predictor then reuses them.
+        mask: (H, W); features are extracted only where it is nonzero.
+    """
 
     image: Image
     camera: Camera | None = None
-    features: LocalFeatures | None = None  # when somebody has them already, so that they are found once
-    mask: NDArray[np.uint8] | None = None  # (H, W), features only where it is not zero
+    features: LocalFeatures | None = None
+    mask: NDArray[np.uint8] | None = None
 
 
 class Encoded(Protocol):
-    """What a predictor remembers of a picture. Opaque to everyone but the predictor that made it."""
+    """A predictor's encoding of one image. Opaque; only the predictor that made it can read it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PairEstimate:
-    """Pose of camera j seen from camera i, without its length.
+    """Relative pose of camera j in camera i, without the baseline length.
 
     Attributes:
         i_from_j_rotation: (3, 3).
-        i_from_j_direction: unit (3,), where camera j lies seen from camera i, in i's axes; or None when the
-            pair does not tell (it only rotated, or it saw one plane), and then `direction_unknown` says why.
+        i_from_j_direction: unit (3,), direction from camera i to camera j, in i's axes; None when it is
+            unobservable (pure rotation, or a planar scene).
         confidence: in [0, 1].
         rotation_sigma_rad: standard deviation of the rotation per axis.
         direction_sigma_rad: standard deviation of the direction; pi when it is unknown.
-        inliers: matches that agree with the estimate; 0 for a predictor that uses none.
+        inliers: number of matches consistent with the estimate; 0 for a predictor without matches.
+        direction_unknown: reason why the direction is None.
     """
 
     i_from_j_rotation: FloatArray
@@ -72,54 +88,59 @@ class PairEstimate:
         if not (self.rotation_sigma_rad > 0 and self.direction_sigma_rad > 0):
             raise ValueError("PairEstimate: sigmas must be positive")
 
+    @property
+    def is_confident(self) -> bool:
+        """Whether the direction is known and the confidence is at least CONFIDENT."""
+        return self.i_from_j_direction is not None and self.confidence >= CONFIDENT
+
     def reversed(self) -> PairEstimate:
-        """The same evidence as j_from_i."""
+        """The same estimate as j_from_i."""
         R, d = self.i_from_j_rotation, self.i_from_j_direction
         return replace(self, i_from_j_rotation=R.T, i_from_j_direction=None if d is None else -R.T @ d)
 
 
 @dataclass(frozen=True, slots=True)
 class NoEstimate:
-    """The predictor could not relate the pair; `reason` is a sentence with the number and the threshold."""
+    """The relative pose of a pair could not be estimated; `reason` is a sentence with the value and the threshold."""
 
     reason: str
 
 
 class PosePredictor(Protocol):
-    """Two-view geometry. `encode` once per picture, `relate` as often as wanted."""
+    """Relative pose predictor for image pairs. `encode` is called once per image, `relate` once per batch of pairs."""
 
     name: str
 
-    def encode(self, views: Sequence[View]) -> list[Encoded]:
-        """What to remember of each picture."""
+    def encode(self, views: Sequence[CalibratedImage]) -> list[Encoded]:
+        """The encoding of each image."""
         ...
 
     def relate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairEstimate | NoEstimate]:
-        """For each (i, j): the pose of camera j seen from camera i."""
+        """For each pair (i, j): the pose of camera j in camera i."""
         ...
 
     def describe(self, encoded: Encoded) -> NDArray[np.float32]:
-        """A unit vector (D,) for place recognition: similar places have a large inner product."""
+        """The place descriptor, a unit vector (D,); descriptors of similar places have a large inner product."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A remembered key and how similar its place looks (inner product, 1 = same)."""
+    """A retrieved key and the similarity of its descriptor to the query (inner product, 1 = identical)."""
 
     key: int
     similarity: float
 
 
 class Retriever(Protocol):
-    """Remembers descriptors by key and finds the similar ones."""
+    """Database of place descriptors, searched by similarity."""
 
     def add(self, key: int, descriptor: NDArray[np.float32]) -> None:
-        """Remember a unit vector (D,) under a key not used before; it may be kept as it is, so it must not change."""
+        """Add a unit vector (D,) under an unused key. It may be stored without a copy, so it must not change later."""
         ...
 
     def remove(self, key: int) -> None:
-        """Forget a key that is there."""
+        """Remove an existing key."""
         ...
 
     def query(self, descriptor: NDArray[np.float32], k: int, exclude: frozenset[int]) -> list[Candidate]:

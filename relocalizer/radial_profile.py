@@ -1,4 +1,4 @@
-"""How far from its centre a lens shows what it sees at an angle from its axis."""
+"""Radial projection profile of a lens model: image radius as a function of the angle from the optical axis."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import numpy as np
 
 from relocalizer.geometry import FloatArray
 
-STEP_DEG = 0.1
-WIDEST_DEG = {"pinhole": 89.9, "radtan": 89.9, "fisheye": 180.0}
+STEP_DEG = 0.1  # sampling step of the angle, degrees
+WIDEST_DEG = {"pinhole": 89.9, "radtan": 89.9, "fisheye": 180.0}  # largest sampled angle per camera model, degrees
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RadialProfile:
-    """Distances from the principal point, up to the angle at which the lens model folds back.
+    """Samples of the radial profile, up to the angle at which the lens model folds back.
 
-    A polynomial that was fitted to the middle of a picture may have a maximum further out: beyond it a lens would
-    show the same place twice, and what the model says there means nothing. Tangential distortion is left out.
+    A polynomial fitted to the middle of an image may have a maximum farther out. Beyond it two angles project to the
+    same radius, and the model is invalid. Tangential distortion is ignored.
 
     Attributes:
-        angles: (N,) from the optical axis, radians, from 0 on.
-        radii: (N,) on the plane z = 1 of an undistorted picture, strictly increasing; pixels are these times the focal
-            length.
+        angles: (N,) from the optical axis, radians, ascending from 0.
+        radii: (N,) distances from the principal point divided by the focal length, strictly increasing.
     """
 
     angles: FloatArray
@@ -33,19 +32,19 @@ class RadialProfile:
     def of(cls, model: str, distortion: Sequence[float]) -> RadialProfile:
         """The profile of a camera model, with its distortion in OpenCV's order."""
         angles = np.radians(np.arange(0.0, WIDEST_DEG[model], STEP_DEG))
-        with np.errstate(all="ignore"):  # a denominator may reach zero; that is where the model ends
+        with np.errstate(all="ignore"):  # a denominator may reach zero, where the model ends
             radii = _fisheye(angles, distortion) if model == "fisheye" else _radtan(np.tan(angles), distortion)
-        grows = np.diff(radii) > 0  # false for what is no number
+        grows = np.diff(radii) > 0  # False for NaN
         count = len(angles) if grows.all() else int(np.argmin(grows)) + 1
         return cls(angles[:count], radii[:count])
 
     @property
     def widest(self) -> float:
-        """The angle from the axis up to which the model can be believed, radians."""
+        """Largest angle from the axis for which the model is valid, radians."""
         return float(self.angles[-1])
 
     def angle_at(self, radius: float) -> float | None:
-        """The angle that is shown at this distance from the principal point; None beyond the fold."""
+        """The angle that projects to this radius; None beyond the fold."""
         return float(np.interp(radius, self.radii, self.angles)) if radius <= self.radii[-1] else None
 
 
@@ -57,7 +56,7 @@ def _fisheye(angles: FloatArray, distortion: Sequence[float]) -> FloatArray:
 
 
 def _radtan(radii: FloatArray, distortion: Sequence[float]) -> FloatArray:
-    """Brown's radial polynomial over a second one, as OpenCV's rational model has it."""
+    """Ratio of two radial polynomials (Brown), as in OpenCV's rational model."""
     k1, k2, _, _, k3, k4, k5, k6 = (*distortion, *[0.0] * (8 - len(distortion)))
     squared = radii**2
     above = 1 + squared * (k1 + squared * (k2 + squared * k3))

@@ -1,8 +1,8 @@
-"""Where was this picture taken? Pictures located in a map: a pose and how sure it is, or why there is none.
+"""Relocalization of images in a map: a pose and its confidence, or the reason why there is none.
 
-retrieve similar keyframes -> relate them to the picture in one batch -> average what they say -> refine over the
-landmarks they share with it, where the map has landmarks and the picture a camera. A wrong pose is worse than none,
-so a pose has to pass several tests that fail independently, and every refusal has its reason.
+Retrieve similar keyframes -> estimate their relative poses to the image in one batch -> average these -> refine on
+the landmarks shared with the image, if the map has landmarks and the image has a camera. A wrong pose is worse than
+none, so a pose has to pass several independent tests, and every rejection has a reason.
 """
 
 from __future__ import annotations
@@ -10,57 +10,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.absolute_pose import PoseFit, pose_information, refine_pose, search_pose
-from relocalizer.averaging import AveragedPose, Sighting, average_pose
-from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
+from relocalizer.averaging import AveragedPose, RelativePoseObservation, average_pose
+from relocalizer.camera import Camera
+from relocalizer.confidence import AveragedEvidence, ErrorBound, LandmarkEvidence
 from relocalizer.config import RelocalizerConfig
-from relocalizer.features import CELLS, LocalFeatures, detect_features, match_features, occupied_cells
-from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
-from relocalizer.guided_matching import expected_in, one_to_one, similar_nearby
-from relocalizer.images import Camera, to_gray
-from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever, View
-from relocalizer.map_index import CACHED_KEYFRAMES, MapIndex
-from relocalizer.reference_map import Ids, ReferenceMap, check_predictor, features_of, recall
+from relocalizer.features import LocalFeatures, detect_features
+from relocalizer.geometry import FloatArray, rotation_angle
+from relocalizer.images import Image, to_gray
+from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever
+from relocalizer.landmark_localizer import LandmarkLocalizer, LandmarkPose, ObservedImage, RejectedPose, TooFewLandmarks
+from relocalizer.maps.map_index import CACHED_KEYFRAMES, MapIndex
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.reference_map import ReferenceMap, check_predictor, features_of, restore_encoding
+from relocalizer.predictors.of_map import predictor_of
 from relocalizer.retrieval import FaissRetriever
 
+# Error bounds of a correct pose: the position in meters, or as a fraction of the scene depth in a map without metric
+# scale; the rotation in degrees.
 BOUND_M, BOUND_DEPTHS, BOUND_DEG = 0.25, 0.1, 5.0
-SEPARATION_RAD = float(np.radians(5.0))
+SEPARATION_RAD = float(np.radians(5.0))  # minimum rotation between candidates at the same position, radians
 
 How = Literal["landmarks", "averaged"]
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorBound:
-    """What a confidence is about: a pose is right when it is off by less than both of these.
-
-    Attributes:
-        distance: in `units`, 'metres' or 'map units', those of the segment that the pose is in.
-    """
-
-    distance: float
-    angle_rad: float
-    units: str
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Relocalization:
-    """A picture located in a map.
+    """An image localized in a map.
 
     Attributes:
         world_from_cam: its pose, in the world and the units of its segment.
-        segment: of the map, in whose world the pose is.
+        segment: segment of the map in whose world the pose is.
         covariance: (6, 6) of a left perturbation (rotation, translation) of cam_from_world.
         confidence: probability that the pose is within `bound`.
-        inliers: landmarks that agree with the pose; 0 when it was averaged.
-        views: ids of the keyframes that it rests on.
-        how: 'landmarks' when refined on them, 'averaged' when the pair estimates are all there is.
-        evidence: what the confidence is made of.
+        inliers: number of inlier landmarks; 0 when the pose is averaged.
+        views: ids of the keyframes that support it.
+        how: 'landmarks' when refined on landmarks, 'averaged' when it is the average of pair estimates.
+        evidence: values from which the confidence is computed.
     """
 
     world_from_cam: RigidTransform
@@ -76,21 +68,14 @@ class Relocalization:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The picture's place is not known; `reason` is a sentence with the number and the threshold."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _TooFew:
-    """Landmarks say nothing here, neither for a pose nor against one; `reason` as in `NotFound`."""
+    """The image could not be localized; `reason` is a sentence with the value and the threshold."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """A picture being located; without `features` there is no camera to use them with."""
+    """An image to localize: its `features` (None without a pinhole camera), its encoding and its candidate rows."""
 
     camera: Camera | None
     features: LocalFeatures | None
@@ -98,39 +83,11 @@ class _Query:
     candidates: list[int]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Matches:
-    """Features of the picture and landmarks they may be: `feature` and `landmark` rows, `view` the keyframe's, (N,)."""
-
-    feature: Ids
-    landmark: Ids
-    view: Ids
-
-    def __len__(self) -> int:
-        return len(self.feature)
-
-    def where(self, keep: NDArray[np.bool_]) -> _Matches:
-        return _Matches(self.feature[keep], self.landmark[keep], self.view[keep])
-
-    def joined(self, other: _Matches) -> _Matches:
-        """Both, each pair of feature and landmark once."""
-        feature = np.concatenate([self.feature, other.feature])
-        landmark = np.concatenate([self.landmark, other.landmark])
-        view = np.concatenate([self.view, other.view])
-        _, first = np.unique(np.stack([feature, landmark]), axis=1, return_index=True)
-        keep = np.sort(first)
-        return _Matches(feature[keep], landmark[keep], view[keep])
-
-    @staticmethod
-    def none() -> _Matches:
-        return _Matches(*(np.zeros(0, np.int64) for _ in range(3)))
-
-
 class Relocalizer:
-    """Locates pictures in one map.
+    """Localizes images in one map.
 
     Attributes:
-        bounds: by segment of the map, what the confidence of a pose in it is about.
+        bounds: error bound of the confidence, by segment of the map.
     """
 
     def __init__(
@@ -142,11 +99,11 @@ class Relocalizer:
     ) -> None:
         """
         Args:
-            predictor: the one that the map was made with.
-            retriever: empty; it is given the keyframes. None is an exact FAISS index.
+            predictor: the predictor with which the map was built.
+            retriever: an empty retriever, to which the keyframes are added; None is a FAISS index.
 
         Raises:
-            MapError: the map was made with another predictor, other weights, or settings that cannot be.
+            MapError: the map was built with another predictor, other weights, or invalid settings.
         """
         check_predictor(reference_map.provenance, predictor)
         self._map, self._predictor = reference_map, predictor
@@ -156,57 +113,80 @@ class Relocalizer:
         for row, descriptor in enumerate(reference_map.keyframes.descriptors):
             self._retriever.add(row, descriptor)
         self._features = features_of(reference_map.provenance)
-        self._recall = lru_cache(maxsize=CACHED_KEYFRAMES)(lambda row: recall(predictor, reference_map, row))
+        self._landmark_localizer = LandmarkLocalizer(self._index, self._config)
+        self._restore = lru_cache(maxsize=CACHED_KEYFRAMES)(lambda row: restore_encoding(predictor, reference_map, row))
         self.bounds = {
             int(segment): self._bound(int(segment)) for segment in np.unique(reference_map.keyframes.segment)
         }
 
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, weights: str = "", device: str = "auto", config: RelocalizerConfig | None = None
+    ) -> Relocalizer:
+        """The relocalizer of a saved map: a map folder or a run folder, with the predictor the map was built with.
+
+        Args:
+            weights, device: of a network; by default the released weights, on the best device there is.
+
+        Raises:
+            MapError: there is no map, it is damaged, or its predictor is not known here.
+            WeightsError: the network's weights are not on this machine.
+        """
+        reference_map = load_map(Path(folder))
+        predictor = predictor_of(reference_map, weights=weights, device=device)
+        return cls(reference_map, predictor, config=config)
+
     def _bound(self, segment: int) -> ErrorBound:
         units = self._map.units_of(segment)
-        distance = BOUND_M if units == "metres" else BOUND_DEPTHS * self._index.depth_of(segment)
+        distance = BOUND_M if units == "meters" else BOUND_DEPTHS * self._index.depth_of(segment)
         return ErrorBound(distance, float(np.radians(BOUND_DEG)), units)
 
     def _bound_of(self, row: int) -> ErrorBound:
-        """In the segment of a keyframe."""
+        """The error bound in the segment of a keyframe."""
         return self.bounds[int(self._map.keyframes.segment[row])]
 
-    def locate(self, view: View) -> Relocalization | NotFound:
-        """Where a picture was taken.
+    def locate(self, image: CalibratedImage | Image, camera: Camera | None = None) -> Relocalization | NotFound:
+        """The pose of an image, or the reason why it has none.
+
+        Args:
+            image: RGB (H, W, 3) uint8, undistorted; or the image together with its camera.
+            camera: pinhole camera of the image; not with a `CalibratedImage`, which has its own.
 
         Raises:
-            CameraError: the predictor needs a camera and the view has none, or one that is not pinhole.
+            CameraError: the predictor needs a camera, and the view has none or one that is not pinhole.
         """
+        view = image if isinstance(image, CalibratedImage) else CalibratedImage(image, camera)
         return self.locate_many([view])[0]
 
-    def locate_many(self, views: Sequence[View]) -> list[Relocalization | NotFound]:
-        """Where each picture was taken, alone: they tell nothing of one another.
+    def locate_many(self, views: Sequence[CalibratedImage]) -> list[Relocalization | NotFound]:
+        """The poses of several images, each localized independently.
 
-        All pictures are encoded in one call, and all pairs are related in one.
+        All images are encoded in one call, and all pairs are related in one.
 
         Raises:
             CameraError: as `locate`.
         """
         queries = self._queries(views)
-        pairs = [(self._recall(row), query.encoded) for query in queries for row in query.candidates]
+        pairs = [(self._restore(row), query.encoded) for query in queries for row in query.candidates]
         estimates = iter(self._predictor.relate(pairs))
         return [self._locate(query, {row: next(estimates) for row in query.candidates}) for query in queries]
 
-    def _queries(self, views: Sequence[View]) -> list[_Query]:
+    def _queries(self, views: Sequence[CalibratedImage]) -> list[_Query]:
         prepared = [self._with_features(view) for view in views]
         encoded = self._predictor.encode(prepared)
         return [
-            _Query(view.camera, view.features, remembered, self._candidates(self._predictor.describe(remembered)))
-            for view, remembered in zip(prepared, encoded, strict=True)
+            _Query(view.camera, view.features, encoding, self._candidates(self._predictor.describe(encoding)))
+            for view, encoding in zip(prepared, encoded, strict=True)
         ]
 
-    def _with_features(self, view: View) -> View:
+    def _with_features(self, view: CalibratedImage) -> CalibratedImage:
         if view.camera is None or view.camera.model != "pinhole" or view.features is not None:
             return view
         features = detect_features(to_gray(view.image), self._features, view.mask)
-        return View(view.image, view.camera, features)
+        return CalibratedImage(view.image, view.camera, features)
 
     def _candidates(self, descriptor: NDArray[np.float32]) -> list[int]:
-        """Keyframe rows that look alike, most similar first, none almost at the pose of another."""
+        """Rows of similar keyframes, most similar first, without near-duplicate poses."""
         chosen: list[int] = []
         for candidate in self._retriever.query(descriptor, self._config.pool, frozenset()):
             if not any(self._same_pose(candidate.key, row) for row in chosen):
@@ -219,15 +199,15 @@ class Relocalizer:
         table = self._map.keyframes
         if table.segment[a] != table.segment[b]:
             return False
-        apart = float(np.linalg.norm(table.translations[a] - table.translations[b]))
-        if apart > self._config.min_separation * self._index.depths[b]:
+        distance = float(np.linalg.norm(table.translations[a] - table.translations[b]))
+        if distance > self._config.min_separation * self._index.depths[b]:
             return False
         return rotation_angle(table.rotations[a].T @ table.rotations[b]) < SEPARATION_RAD
 
-    # --- one picture ----------------------------------------------------------------------------------
+    # --- one image ----------------------------------------------------------------------------------
 
     def _locate(self, query: _Query, estimates: dict[int, PairEstimate | NoEstimate]) -> Relocalization | NotFound:
-        """The pose in the segment that the candidates speak most for; segments share no world."""
+        """The most confident pose over the segments of the candidates; segments share no world."""
         outcomes = [
             self._locate_in(query, {row: estimates[row] for row in rows}) for rows in self._by_segment(estimates)
         ]
@@ -237,7 +217,7 @@ class Relocalizer:
         return outcomes[0] if outcomes else NotFound("the map has no keyframes")
 
     def _by_segment(self, estimates: dict[int, PairEstimate | NoEstimate]) -> list[list[int]]:
-        """Candidates by segment, that of the most confident estimates first."""
+        """Candidates grouped by segment, the segment with the largest sum of confidences first."""
         groups: dict[int, list[int]] = {}
         for row in estimates:
             groups.setdefault(int(self._map.keyframes.segment[row]), []).append(row)
@@ -248,223 +228,73 @@ class Relocalizer:
         return [groups[segment] for segment in sorted(groups, key=lambda s: (-support[s], s))]
 
     def _locate_in(self, query: _Query, estimates: dict[int, PairEstimate | NoEstimate]) -> Relocalization | NotFound:
-        sightings = {
-            row: Sighting(self._map.keyframes.world_from_keyframe(row).rigid, estimate)
+        observations = {
+            row: RelativePoseObservation(self._map.keyframes.world_from_keyframe(row).rigid, estimate)
             for row, estimate in estimates.items()
             if isinstance(estimate, PairEstimate)
         }
-        averaged = average_pose(list(sightings.values()), self._config.averaging) if sightings else None
+        averaged = average_pose(list(observations.values()), self._config.averaging) if observations else None
         if query.features is None or query.camera is None or not len(self._map.landmarks):
             if averaged is not None:
-                return self._from_average(list(sightings), averaged)
+                return self._from_average(list(observations), averaged)
             reasons = [e.reason for e in estimates.values() if isinstance(e, NoEstimate)]
             return NotFound(f"none of {len(estimates)} keyframes could be related to it ({reasons[0]})")
-        outcome = self._from_landmarks(query.features, query.camera, list(estimates), averaged)
-        if not isinstance(outcome, _TooFew):
-            return outcome
-        other = None if averaged is None else self._from_average(list(sightings), averaged)
-        if isinstance(other, Relocalization):  # landmarks too few to contradict it either
-            return other
-        return NotFound(outcome.reason if other is None else f"{outcome.reason}; without them, {other.reason}")
+        rows, image = list(estimates), ObservedImage(query.features, query.camera)
+        outcome = self._landmark_localizer.locate(image, rows, averaged, self._bound_of(rows[0]))
+        if isinstance(outcome, LandmarkPose):
+            return self._from_landmarks(rows[0], outcome)
+        if isinstance(outcome, RejectedPose):
+            return NotFound(outcome.reason)
+        return self._without_landmarks(outcome, list(observations), averaged)
 
-    # --- without landmarks ----------------------------------------------------------------------------
+    def _without_landmarks(
+        self, failure: TooFewLandmarks, rows: list[int], averaged: AveragedPose | None
+    ) -> Relocalization | NotFound:
+        """The averaged pose, which too few landmarks cannot contradict either."""
+        if averaged is None:
+            return NotFound(failure.reason)
+        outcome = self._from_average(rows, averaged)
+        if isinstance(outcome, Relocalization):
+            return outcome
+        return NotFound(f"{failure.reason}; without them, {outcome.reason}")
+
+    def _from_landmarks(self, row: int, found: LandmarkPose) -> Relocalization:
+        return Relocalization(
+            world_from_cam=found.world_from_cam,
+            segment=int(self._map.keyframes.segment[row]),
+            covariance=found.covariance,
+            confidence=found.evidence.confidence,
+            bound=self._bound_of(row),
+            inliers=found.inliers,
+            views=tuple(int(self._map.keyframes.ids[k]) for k in found.rows),
+            how="landmarks",
+            evidence=found.evidence,
+        )
 
     def _from_average(self, rows: list[int], averaged: AveragedPose) -> Relocalization | NotFound:
         pose, covariance = averaged.world_from_cam, averaged.covariance
         if pose is None or covariance is None:
             return NotFound(averaged.position_unknown)
-        agree = averaged.position_agrees
-        if int(agree.sum()) < self._config.min_views:
-            return NotFound(f"{int(agree.sum())} of {len(rows)} keyframes agree, {self._config.min_views} needed")
+        inliers, bound = averaged.position_inliers, self._bound_of(rows[0])
+        count = int(inliers.sum())
+        if count < self._config.min_views:
+            return NotFound(f"{count} of {len(rows)} keyframes agree, {self._config.min_views} needed")
         evidence = AveragedEvidence(
-            views=int(agree.sum()),
-            related=len(rows),
-            position_sigma=_position_sigma(covariance, self._bound_of(rows[0])),
+            views=count, covisible=len(rows), position_sigma=bound.relative_position_sigma(covariance)
         )
         if evidence.confidence < self._config.min_confidence:
             return NotFound(
                 f"right with a probability of {evidence.confidence:.2f} (limit {self._config.min_confidence:g})"
             )
-        views = tuple(int(self._map.keyframes.ids[row]) for row, used in zip(rows, agree, strict=True) if used)
+        views = tuple(int(self._map.keyframes.ids[row]) for row, used in zip(rows, inliers, strict=True) if used)
         return Relocalization(
             world_from_cam=pose,
             segment=int(self._map.keyframes.segment[rows[0]]),
             covariance=covariance,
             confidence=evidence.confidence,
-            bound=self._bound_of(rows[0]),
+            bound=bound,
             inliers=0,
             views=views,
             how="averaged",
             evidence=evidence,
         )
-
-    # --- with landmarks -------------------------------------------------------------------------------
-
-    def _from_landmarks(
-        self, features: LocalFeatures, camera: Camera, rows: list[int], averaged: AveragedPose | None
-    ) -> Relocalization | NotFound | _TooFew:
-        needed = self._config.min_inliers
-        matches = self._match(features, rows)
-        recognised = len(np.unique(matches.feature))
-        if recognised < needed:
-            return _TooFew(f"{recognised} landmarks recognised, {needed} needed")
-        best = self._fit(matches, features, camera, averaged)
-        if best is None:
-            return _TooFew(f"no pose agrees with the {recognised} landmarks recognised")
-        if _unique(matches, best) < needed:
-            return _TooFew(f"{_unique(matches, best)} of {recognised} recognised landmarks agree, {needed} needed")
-        agreeing = matches.where(best.inliers)
-        evidence = self._evidence(best, agreeing, matches, features, camera, averaged)
-        refusal = self._refusal(evidence)
-        if refusal:
-            return NotFound(refusal)
-        fit, used = self._refined(best, agreeing, features, camera, rows)
-        return Relocalization(
-            world_from_cam=fit.world_from_cam,
-            segment=int(self._map.keyframes.segment[rows[0]]),
-            covariance=self._covariance(fit, used, camera),
-            confidence=evidence.confidence,
-            bound=self._bound_of(rows[0]),
-            inliers=len(np.unique(used.feature)),
-            views=tuple(int(self._map.keyframes.ids[row]) for row in np.unique(agreeing.view)),
-            how="landmarks",
-            evidence=evidence,
-        )
-
-    def _match(self, features: LocalFeatures, rows: Sequence[int]) -> _Matches:
-        """Landmarks of several keyframes found among the features; a feature may look like several."""
-        matches = _Matches.none()
-        for row in rows:
-            placed = self._index.placed(row)
-            pairs = match_features(placed.descriptors, features.descriptors, ratio=self._config.match_ratio)
-            view = np.full(len(pairs), row, np.int64)
-            matches = matches.joined(_Matches(pairs[:, 1], placed.landmark[pairs[:, 0]], view))
-        return matches
-
-    def _fit(
-        self, matches: _Matches, features: LocalFeatures, camera: Camera, averaged: AveragedPose | None
-    ) -> PoseFit | None:
-        """The pose most matches agree with, from a search over them and from the averaged pose."""
-        points, pixels = self._map.points_world[matches.landmark], features.pixels[matches.feature]
-        noise = self._config.noise_px
-        starts = [search_pose(points, pixels, camera, noise_px=noise)]
-        starts.append(averaged.world_from_cam if averaged is not None else None)
-        fits = [refine_pose(points, pixels, camera, start, noise_px=noise) for start in starts if start is not None]
-        return max(fits, key=lambda fit: _unique(matches, fit), default=None)
-
-    def _evidence(
-        self,
-        best: PoseFit,
-        agreeing: _Matches,
-        matches: _Matches,
-        features: LocalFeatures,
-        camera: Camera,
-        averaged: AveragedPose | None,
-    ) -> LandmarkEvidence:
-        views = 0 if averaged is None else int(averaged.rotation_agrees.sum())
-        turned = np.nan
-        if averaged is not None:
-            turned = float(np.degrees(rotation_angle(averaged.rotation.T @ rotation_matrix(best.world_from_cam))))
-        return LandmarkEvidence(
-            inliers=_unique(matches, best),
-            matches=len(np.unique(matches.feature)),
-            cells=occupied_cells(features.pixels[agreeing.feature], camera),
-            rival=self._rival(best, matches, features, camera),
-            views=views,
-            disagreement_deg=turned,
-            position_sigma=_position_sigma(
-                self._covariance(best, agreeing, camera), self._bound_of(int(agreeing.view[0]))
-            ),
-        )
-
-    def _rival(self, best: PoseFit, matches: _Matches, features: LocalFeatures, camera: Camera) -> int:
-        """How many features agree with another pose, elsewhere, over the matches that the best one leaves."""
-        left = matches.where(~best.inliers)
-        if len(left) < self._config.min_inliers // 2:
-            return 0
-        second = self._fit(left, features, camera, None)
-        if second is None:
-            return 0
-        between, bound = best.world_from_cam.inv() * second.world_from_cam, self._bound_of(int(matches.view[0]))
-        near = float(np.linalg.norm(translation_of(between))) < bound.distance
-        if near and rotation_angle(rotation_matrix(between)) < bound.angle_rad:
-            return 0
-        return _unique(left, second)
-
-    def _refusal(self, evidence: LandmarkEvidence) -> str:
-        """Why a pose is not given; empty when it is."""
-        config = self._config
-        if evidence.cells < config.min_cells:
-            cells = CELLS[0] * CELLS[1]
-            return f"its landmarks lie in {evidence.cells} of {cells} parts of the picture, {config.min_cells} needed"
-        if evidence.rival > config.max_rival_share * evidence.inliers:
-            return (
-                f"{evidence.inliers} landmarks agree with one place and {evidence.rival} with another "
-                f"(limit {config.max_rival_share:.0%})"
-            )
-        if evidence.views >= 2 and evidence.disagreement_deg > config.max_disagreement_deg:
-            return (
-                f"keyframes and landmarks disagree by {evidence.disagreement_deg:.1f} deg "
-                f"(limit {config.max_disagreement_deg:g})"
-            )
-        if evidence.confidence < config.min_confidence:
-            return f"right with a probability of {evidence.confidence:.2f} (limit {config.min_confidence:g})"
-        return ""
-
-    def _refined(
-        self, best: PoseFit, agreeing: _Matches, features: LocalFeatures, camera: Camera, rows: list[int]
-    ) -> tuple[PoseFit, _Matches]:
-        """The pose over all landmarks that can be found near where it puts them, not those of the candidates alone."""
-        relatives = self._index.relatives(agreeing.landmark, self._config.relatives)
-        found = self._search_near(best.world_from_cam, features, camera, [*rows, *relatives])
-        if len(found) < len(agreeing):
-            found = agreeing
-        fit = refine_pose(
-            self._map.points_world[found.landmark],
-            features.pixels[found.feature],
-            camera,
-            best.world_from_cam,
-            noise_px=self._config.noise_px,
-        )
-        used = found.where(fit.inliers)
-        return (fit, used) if len(used) >= self._config.min_inliers else (best, agreeing)
-
-    def _search_near(
-        self, pose: RigidTransform, features: LocalFeatures, camera: Camera, rows: Sequence[int]
-    ) -> _Matches:
-        """Each landmark of the keyframes and the most similar feature near where the pose puts it, one to one."""
-        landmarks = self._index.landmarks_of(rows)
-        seen, places = expected_in(self._map.points_world[landmarks], pose, camera)
-        landmarks = landmarks[seen]
-        row, feature = one_to_one(
-            *similar_nearby(
-                places,
-                self._index.descriptors(landmarks),
-                features,
-                radius_px=self._config.search_radius_px,
-                min_similarity=self._config.min_similarity,
-            )
-        )
-        order = np.argsort(row)
-        return _Matches(feature[order], landmarks[row[order]], np.full(len(order), -1, np.int64))
-
-    def _covariance(self, fit: PoseFit, used: _Matches, camera: Camera) -> FloatArray:
-        """Of the pose, from the pixels and from how well the landmarks themselves are known."""
-        information = pose_information(
-            self._map.points_world[used.landmark],
-            self._index.ray_deviation[used.landmark],
-            camera,
-            fit.world_from_cam,
-            self._config.noise_px,
-        )
-        return np.asarray(np.linalg.inv(information + 1e-12 * np.trace(information) * np.eye(6)))
-
-
-def _position_sigma(covariance: FloatArray, bound: ErrorBound) -> float:
-    """Along the direction in which it is largest, in units of the error bound."""
-    return float(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])) / bound.distance
-
-
-def _unique(matches: _Matches, fit: PoseFit) -> int:
-    """Features that agree with a pose, each once."""
-    return len(np.unique(matches.feature[fit.inliers]))

@@ -1,47 +1,46 @@
-"""Place recognition: one vector a picture (VLAD of its local features), and FAISS to find similar ones."""
+"""Place recognition: nearest-neighbor search over one descriptor per image (VLAD of local features) with FAISS."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.features import LocalFeatures
 from relocalizer.interfaces import Candidate
 
-# Numbers (keyframes times descriptor length) up to which all are compared in full: 2,048 VLADs, 8,192 vectors of 1,024.
-# A question takes 1.1 ms of one core there and 2.6 at twice as many. Codes take half of that at 2^23 already, but may
-# miss one; so they take over where exact search would become slow, not where they
-# first win (docs/results.md, "Cost of long runs and retrieval").
+# Maximum number of coordinates (keyframes times descriptor length) for exact search: 2,048 VLADs, or 8,192 vectors of
+# length 1,024. A query takes 1.1 ms of one core at this size and 2.6 ms at twice the size. Codes need half of that at
+# this size already, but can miss a result, so they are used only where exact search becomes slow (docs/results.md,
+# "Cost of long runs and retrieval").
 EXACT_NUMBERS = 1 << 23
-MOST_CODED = 2560  # coordinates that get a bit each, those that vary the most: the others decide little
-QUERY_BITS = 2  # a coordinate of the query in the comparison with these; one more where every coordinate has its bit
-SHORTLIST = 25_600  # over the root of the dimension, as the codes' error is: 400 VLADs are compared in bytes after that
-SPARE = 5  # compared in full beyond those wanted, as bytes may swap two that are nearly as similar
+MOST_CODED = 2560  # maximum number of coordinates with a bit each; those with the largest variance are chosen
+QUERY_BITS = 2  # bits per coordinate of the query in the comparison with bits; one more when all coordinates are coded
+# Length of the shortlist times the square root of the dimension, because the error of the bits scales with the inverse
+# root: 400 for VLADs.
+SHORTLIST = 25_600
+SPARE = 5  # number of additional candidates compared in full, because bytes can swap nearly equal similarities
 
 
 class FaissRetriever:
-    """Search by inner product: exact while that is quick, then codes choose and full descriptors decide.
+    """Search by inner product: exact while the database is small, then with codes and re-ranking.
 
-    Of all, a bit a coordinate gives a shortlist; of that, a byte a coordinate the few that are compared in full. The
-    bits are those of Gao and Long, "RaBitQ: quantizing high-dimensional vectors with a theoretical error bound
-    for approximate nearest neighbor search", 2024. All of them are looked at: VLADs of a video have no clusters that
-    would let an inverted file leave most out, nor a few directions that would do for all (docs/results.md). With a
-    FAISS for graphics cards and a card, search stays exact there.
+    One bit per coordinate gives a shortlist; one byte per coordinate selects from it the few candidates that are
+    compared in full. The bits are those of Gao and Long, "RaBitQ: quantizing high-dimensional vectors with a
+    theoretical error bound for approximate nearest neighbor search", 2024. The search is exhaustive: VLADs of a video
+    have neither clusters for an inverted file nor a low-dimensional subspace (docs/results.md). With a GPU build of
+    FAISS and a GPU, search is always exact and runs there.
 
-    Descriptors are kept by reference, so whoever adds one must not change it. Nothing of this is saved: the same
-    descriptors added in the same order, from a map too, give the same answers.
+    Descriptors are stored by reference, so they must not be modified after `add`. The index is not saved: the same
+    descriptors added in the same order, also from a saved map, give the same results.
     """
 
     def __init__(self, dimension: int | None = None, *, exact_numbers: int = EXACT_NUMBERS) -> None:
         """Args:
-        dimension: of the descriptors; None takes it from the first one added.
-        exact_numbers: keyframes times dimension up to which all are compared in full.
+        dimension: length of the descriptors; None takes it from the first descriptor added.
+        exact_numbers: maximum number of keyframes times dimension for exact search.
         """
         self._dimension = dimension
         self._exact_numbers = exact_numbers
@@ -57,7 +56,7 @@ class FaissRetriever:
 
     @property
     def dimension(self) -> int | None:
-        """Length of the descriptors, None before the first one."""
+        """Length of the descriptors; None before the first one is added."""
         return self._dimension
 
     @property
@@ -66,10 +65,10 @@ class FaissRetriever:
         return self._codes is None
 
     def add(self, key: int, descriptor: NDArray[np.float32]) -> None:
-        """Remember a unit vector (D,) under a key not used before.
+        """Add a unit vector (D,) under an unused key.
 
         Raises:
-            ValueError: the key is taken or negative, or the descriptor no unit vector of the right length.
+            ValueError: the key is in use or negative, or the descriptor is not a unit vector of the right length.
         """
         if key in self._rows:
             raise ValueError(f"FaissRetriever: key {key} is there already")
@@ -81,15 +80,15 @@ class FaissRetriever:
         if self._codes is not None:
             self._codes.add([key], self._rows[key][None])
         elif len(self._rows) * self._dimension > self._exact_numbers and not _has_gpu():
-            self._go_on_with_codes()
+            self._switch_to_codes()
         elif self._index is not None:
             self._index.add_with_ids(self._rows[key][None], np.array([key], dtype=np.int64))
 
     def remove(self, key: int) -> None:
-        """Forget a key.
+        """Remove a key.
 
         Raises:
-            KeyError: the key is not there.
+            KeyError: the key does not exist.
         """
         if key not in self._rows:
             raise KeyError(f"FaissRetriever: key {key} is not there")
@@ -99,7 +98,7 @@ class FaissRetriever:
         elif self._index is not None and not _has_gpu():
             self._index.remove_ids(faiss.IDSelectorBatch(np.array([key], dtype=np.int64)))
         else:
-            self._index = None  # an index on a card cannot forget: it is made again with the next question
+            self._index = None  # a GPU index has no removal; it is rebuilt for the next query
 
     def query(self, descriptor: NDArray[np.float32], k: int, exclude: frozenset[int] = frozenset()) -> list[Candidate]:
         """At most k candidates, most similar first (ties: smaller key first), none of them in `exclude`.
@@ -110,24 +109,28 @@ class FaissRetriever:
         if not self._rows:
             return []
         row = self._checked(descriptor)
-        # Asking for the excluded ones on top gives the k best of the others.
+        # With the excluded keys added to the count, k results remain after removing them.
         excluded = sum(key in self._rows for key in exclude)
         wanted = min(k + excluded, len(self._rows))
         if wanted <= 0 or k <= 0:
             return []
-        faiss.omp_set_num_threads(1)  # per thread, and more than one only waits for its barriers at this size
-        found = self._exact(row, wanted) if self._codes is None else self._by_codes(row, k, excluded, exclude)
+        faiss.omp_set_num_threads(1)  # thread-local setting; more threads only wait at barriers at this size
+        found = (
+            self._search_exact(row, wanted) if self._codes is None else self._search_codes(row, k, excluded, exclude)
+        )
         found = [candidate for candidate in found if candidate.key not in exclude]
         return sorted(found, key=lambda candidate: (-candidate.similarity, candidate.key))[:k]
 
-    def _exact(self, row: NDArray[np.float32], wanted: int) -> list[Candidate]:
+    def _search_exact(self, row: NDArray[np.float32], wanted: int) -> list[Candidate]:
         if self._index is None:
             self._index = self._full_index()
         similarities, keys = self._index.search(row[None], wanted)
         return [Candidate(int(key), float(s)) for key, s in zip(keys[0], similarities[0], strict=True)]
 
-    def _by_codes(self, row: NDArray[np.float32], k: int, excluded: int, exclude: frozenset[int]) -> list[Candidate]:
-        """The best of what the codes choose, compared in full."""
+    def _search_codes(
+        self, row: NDArray[np.float32], k: int, excluded: int, exclude: frozenset[int]
+    ) -> list[Candidate]:
+        """The best candidates by codes, with similarities of the full descriptors."""
         assert self._codes is not None
         shortlist = max(round(SHORTLIST / np.sqrt(row.size)), 15 * k) + excluded
         chosen = self._codes.nearest(row, k + SPARE + excluded, shortlist)
@@ -140,7 +143,7 @@ class FaissRetriever:
         index.add_with_ids(np.array(list(self._rows.values())), np.array(list(self._rows), dtype=np.int64))
         return index
 
-    def _go_on_with_codes(self) -> None:
+    def _switch_to_codes(self) -> None:
         self._index = None
         descriptors = np.array(list(self._rows.values()))
         self._codes = _Codes(descriptors)
@@ -157,20 +160,20 @@ class FaissRetriever:
 
 
 class _Codes:
-    """Two short forms of descriptors, by key.
+    """Two compact codes of descriptors, by key.
 
-    Bits, one for each of the coordinates that vary the most, seen from the middle; and bytes, one for every coordinate.
-    Both have numbers of their own for the descriptors, counted as they come. Bytes of a removed one stay for a while,
-    as closing a gap among them moves them all.
+    One bit for each of the coordinates with the largest variance, relative to the mean; and one byte for every
+    coordinate. Internally descriptors are numbered in order of insertion. The bytes of a removed descriptor stay for a
+    while, because closing the gap moves all bytes behind it.
     """
 
     def __init__(self, like: NDArray[np.float32]) -> None:
-        """Learns from descriptors (N, D) which coordinates vary, around what, and how large they get."""
+        """Train on descriptors (N, D): the coordinates to code, their means and the range of values."""
         dimension = like.shape[1]
         coded = np.sort(np.argsort(-like.var(axis=0), kind="stable")[:MOST_CODED])
         self._scale = np.float32(127.0 / np.abs(like).max())
         bits = faiss.IndexRaBitQ(len(coded), faiss.METRIC_INNER_PRODUCT)
-        bits.train(self._scale * like[:, coded].mean(axis=0, keepdims=True))  # all it learns is the mean
+        bits.train(self._scale * like[:, coded].mean(axis=0, keepdims=True))  # training only computes the mean
         chosen = faiss.RemapDimensionsTransform(dimension, len(coded))
         faiss.copy_array_to_vector(coded.astype(np.int32), chosen.map)
         self._bits = faiss.IndexIDMap(faiss.IndexPreTransform(chosen, bits))
@@ -178,11 +181,11 @@ class _Codes:
             dimension, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
         )
         self._index = faiss.IndexRefine(self._bits, self._bytes)
-        self._bits_how = faiss.RaBitQSearchParameters()  # FAISS keeps no hold of one inside another
-        self._bits_how.qb = QUERY_BITS + (len(coded) == dimension)
-        self._bits_how.centered = True
-        self._how_chosen = faiss.SearchParametersPreTransform()
-        self._how_chosen.index_params = self._bits_how
+        self._bits_parameters = faiss.RaBitQSearchParameters()  # kept, because FAISS does not own nested parameters
+        self._bits_parameters.qb = QUERY_BITS + (len(coded) == dimension)
+        self._bits_parameters.centered = True
+        self._base_parameters = faiss.SearchParametersPreTransform()
+        self._base_parameters.index_params = self._bits_parameters
         self._keys: list[int] = []
         self._number_of: dict[int, int] = {}
 
@@ -202,16 +205,16 @@ class _Codes:
             self._close_gaps()
 
     def nearest(self, row: NDArray[np.float32], count: int, shortlist: int) -> list[int]:
-        """Keys of the `count` most similar by bytes, of the `shortlist` most similar by bits."""
+        """Keys of the `count` most similar descriptors by bytes, among the `shortlist` most similar by bits."""
         count, shortlist = (min(wanted, len(self._number_of)) for wanted in (count, shortlist))
-        how = faiss.IndexRefineSearchParameters()
-        how.base_index_params = self._how_chosen
-        how.k_factor = (shortlist + 0.5) / count  # the half keeps rounding from making the shortlist one shorter
-        _, numbers = self._index.search(self._in_bytes(row[None]), count, params=how)
+        parameters = faiss.IndexRefineSearchParameters()
+        parameters.base_index_params = self._base_parameters
+        parameters.k_factor = (shortlist + 0.5) / count  # + 0.5, so that truncation does not shorten the shortlist
+        _, numbers = self._index.search(self._in_bytes(row[None]), count, params=parameters)
         return [self._keys[number] for number in numbers[0].tolist() if number >= 0]
 
     def _close_gaps(self) -> None:
-        """Number anew, as bits of the removed ones are gone already and the order is the same."""
+        """Remove the bytes of removed descriptors and renumber; their bits are already gone, in the same order."""
         numbers = np.array(list(self._number_of.values()), dtype=np.int64)
         self._bytes.remove_ids(faiss.IDSelectorNot(faiss.IDSelectorBatch(numbers)))
         self._index.ntotal = self._bytes.ntotal
@@ -220,12 +223,12 @@ class _Codes:
         faiss.copy_array_to_vector(np.arange(len(numbers), dtype=np.int64), self._bits.id_map)
 
     def _in_bytes(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Whole numbers of -127 to 127."""
+        """Descriptors scaled and rounded to integers from -127 to 127."""
         return np.asarray(np.rint(descriptors * self._scale).clip(-127, 127), dtype=np.float32)
 
 
 def _has_gpu() -> bool:
-    """Whether FAISS was built for graphics cards and sees one; `slam doctor` says how to get such a FAISS."""
+    """Whether FAISS is a GPU build and finds a GPU; `slam doctor` prints how to install one."""
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
@@ -236,93 +239,3 @@ def _gpu_resources() -> faiss.StandardGpuResources:
 
 def _on_gpu(index: faiss.Index) -> faiss.Index:
     return faiss.index_cpu_to_gpu(_gpu_resources(), 0, index) if _has_gpu() else index
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Vocabulary:
-    """What local descriptors look like in general.
-
-    Attributes:
-        mean: (128,) of RootSIFT descriptors.
-        axes: (128, D) their D strongest principal directions.
-        words: (W, D) centres of their clusters along these.
-    """
-
-    mean: NDArray[np.float32]
-    axes: NDArray[np.float32]
-    words: NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        fits = self.axes.ndim == 2 and self.words.ndim == 2 and self.mean.shape == self.axes.shape[:1]
-        if not (fits and self.axes.shape[1] == self.words.shape[1] and len(self.words)):
-            raise ValueError(
-                f"Vocabulary: expected mean (N,), axes (N, D), words (W, D), got {self.mean.shape}, "
-                f"{self.axes.shape}, {self.words.shape}"
-            )
-
-    def reduce(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Descriptors (N, 128) along the axes, (N, D)."""
-        return np.asarray((descriptors - self.mean) @ self.axes, dtype=np.float32)
-
-
-class Vlad:
-    """A picture's vector from its local features: how they lie around the words of a vocabulary.
-
-    Jegou et al., "Aggregating local descriptors into a compact image representation", 2010, on reduced
-    descriptors, with a signed square root and per-word normalisation (Arandjelovic and Zisserman,
-    "All about VLAD", 2013).
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._half_norms = 0.5 * (vocabulary.words**2).sum(axis=1)
-
-    @property
-    def dimension(self) -> int:
-        return self._vocabulary.words.size
-
-    def describe(self, features: LocalFeatures) -> NDArray[np.float32]:
-        """A unit vector (dimension,) float32; the same one for all pictures without any feature."""
-        if not len(features):
-            return _unit(np.ones(self.dimension, dtype=np.float32))
-        words = self._vocabulary.words
-        reduced = self._vocabulary.reduce(features.descriptors)
-        # The nearest word: |d - w|^2 is smallest where d.w - |w|^2 / 2 is largest.
-        nearest = (reduced @ words.T - self._half_norms).argmax(axis=1)
-        member = np.zeros((len(words), len(reduced)), dtype=np.float32)
-        member[nearest, np.arange(len(reduced))] = 1.0
-        sums = member @ (reduced - words[nearest])
-        sums = np.sign(sums) * np.sqrt(np.abs(sums))
-        sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-12))
-        return _unit(sums.ravel())
-
-
-def train_vocabulary(
-    descriptors: Sequence[NDArray[np.float32]], *, words: int, dimensions: int, seed: int
-) -> Vocabulary:
-    """Principal directions and cluster centres of the descriptors (N, 128) of many pictures.
-
-    Raises:
-        ValueError: fewer descriptors than words.
-    """
-    gathered = np.concatenate(list(descriptors)).astype(np.float32)
-    if len(gathered) < words:
-        raise ValueError(f"train_vocabulary: {len(gathered)} descriptors for {words} words")
-    mean = gathered.mean(axis=0)
-    _, directions = np.linalg.eigh(np.cov((gathered - mean).T))
-    axes = np.asarray(directions[:, ::-1][:, :dimensions], dtype=np.float32)
-    faiss.omp_set_num_threads(1)
-    kmeans = faiss.Kmeans(dimensions, words, niter=25, seed=seed, min_points_per_centroid=1)
-    kmeans.train(np.ascontiguousarray((gathered - mean) @ axes))
-    return Vocabulary(mean, axes, np.array(kmeans.centroids, dtype=np.float32))
-
-
-@cache
-def shipped_vlad() -> Vlad:
-    """The VLAD of the vocabulary that comes with the package (docs/experiments.md: what it was trained on)."""
-    with (files("relocalizer") / "vocabulary.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
-        return Vlad(Vocabulary(*(data[name].astype(np.float32) for name in ("mean", "axes", "words"))))
-
-
-def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), dtype=np.float32)

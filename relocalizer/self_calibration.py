@@ -1,16 +1,16 @@
-"""What matched points of image pairs say of the camera that took them, and how far that is to be believed.
+"""Self-calibration: focal length and radial distortion from matched points of image pairs, with uncertainty.
 
-The epipolar geometry of two views of one camera fits no essential matrix but under the right focal length and radial
+The epipolar geometry of two views of one camera is an essential matrix only for the correct focal length and radial
 distortion (Hartley and Zisserman, "Multiple View Geometry", chapter 19; over many pairs: Sweeney et al., "Optimizing
-the viewing graph for structure-from-motion", ICCV 2015). Nothing but matched pixels is used, no map and no pose, so
-that what comes out is evidence of its own.
+the viewing graph for structure-from-motion", ICCV 2015). Only matched pixels are used, neither map nor poses, so the
+result is independent evidence.
 
-Errors of matches are correlated: within a pair, and between pairs of the same images. So the standard deviation is that
-of a jackknife over blocks of time (Kuensch, "The jackknife and the bootstrap for general stationary observations",
-1989), never less than the formal one. To it is added what the models of the camera disagree by: with and without an
-offset of the principal point, with and without distortion.
+Errors of matches are correlated, within a pair and between pairs of the same images. Therefore the standard deviation
+is that of a jackknife over blocks of time (Kuensch, "The jackknife and the bootstrap for general stationary
+observations", 1989), at least the formal one. The spread of the focal length over different camera models is added:
+with and without an offset of the principal point, with and without distortion.
 
-A camera that hardly turns, or sees one plane, says little. Then the standard deviation is large.
+A camera that hardly rotates, or a planar scene, constrains the intrinsics weakly; the standard deviation is then large.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
 
+from relocalizer.calibration_windows import MISFIT, Chosen, FocalChange, find_change, misfit_of, sigmas_of
+from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import (
     DIVISION,
     DIVISION_R4,
@@ -32,7 +32,7 @@ from relocalizer.epipolar_fit import (
     OFFSET_Y,
     EpipolarFit,
     Influence,
-    LensPull,
+    LensPrior,
     PairBatch,
     best_of,
     fit_poses,
@@ -44,39 +44,35 @@ from relocalizer.epipolar_fit import (
     undistorted,
 )
 from relocalizer.geometry import FloatArray
-from relocalizer.images import Camera
 
-FIELD_DEG = (20.0, 170.0)  # of view across the longer side: what lenses have
-KNOWN_SIGMA = 0.03  # of a focal length: a larger one bends a map visibly
-PRIOR_SIGMA = 0.3  # of the logarithm of an assumed focal length: 45 to 78 degrees for 60
-_MODEL_SIGMA = 0.01  # what even a good fit does not see: rolling shutter, a centre of distortion of its own
-_SIGNIFICANT = 3.0  # standard deviations from none, for a distortion to be taken for one
-# From both on a model without distortion has no say: a rolling shutter looks like a little of it.
+FIELD_DEG = (20.0, 170.0)  # range of plausible angles of view along the longer side, degrees
+KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
+PRIOR_SIGMA = 0.3  # standard deviation of the logarithm of an assumed focal length: 45 to 78 degrees for 60
+_MODEL_SIGMA = 0.01  # relative error of the camera model itself: rolling shutter, separate center of distortion
+_SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
+# Minimum size of a clear distortion, in standard deviations and as the division coefficient. A model without distortion
+# is then excluded; a small distortion can also be the effect of a rolling shutter.
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
-_PULL = np.array([1.0, 0.15, 0.1, 0.03, 0.03])  # standard deviations of the lens numbers, the unit half the diagonal
-_GRID = 15  # focal lengths tried, over `FIELD_DEG`
-_EPIPOLAR_PX = 2.0
-_LEAST_NOISE_PX = 0.2
-_LEAST_MATCHES, _MOST_MATCHES = 30, 120  # of a pair
-_LEAST_SHARE = 0.4  # of a pair's matches that must agree with its epipolar geometry
-_FLAT = 0.8  # one homography explains this share of a pair's matches: a plane, or no parallax
-_LEAST_PAIRS = 5
-_BLOCKS = 8
-_MISFIT = 1.0  # loss of a match in the median pair; normal noise has 0.4, pictures 0.5 to 0.7
-_RIVAL = 8.0  # by this much a second minimum must be worse, where pairs tell as much as their scatter says
-_MINIMA, _NEAR = 3, 1.3  # minima that are looked at, and times the least loss up to which they are fitted with care
-_WINDOWS, _WINDOW_PAIRS = 6, 5  # stretches of time that a focal length is fitted to alone
-_WINDOW_SIGMA = 0.02  # what the model's errors do to one of them
-_TOLD_SIGMA = 0.06  # one that is told no better than this says nothing of a change
-_CHANGE, _CHANGE_SIGMAS = 0.05, 5.0  # of the focal length, to be called one
-_USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]
-_BENDING = [DIVISION, DIVISION_R4]
-_STRONG = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y, DIVISION_R4]  # of a lens that distorts much
+# Prior standard deviations of the five lens parameters, in units of half the image's diagonal.
+_PRIOR_SIGMAS = np.array([1.0, 0.15, 0.1, 0.03, 0.03])
+_GRID = 15  # number of focal lengths in the initial search over `FIELD_DEG`
+_EPIPOLAR_PX = 2.0  # maximum distance of an inlier from its epipolar lines, pixels
+_MIN_NOISE_PX = 0.2  # minimum standard deviation of a matched coordinate, pixels
+_MIN_MATCHES, _MAX_MATCHES = 30, 120  # minimum and maximum number of matches of a pair
+_MIN_INLIER_RATIO = 0.4  # minimum inlier ratio of a pair's epipolar geometry
+_FLAT = 0.8  # inlier ratio of a homography above which a pair is degenerate: planar scene, or no parallax
+_MIN_PAIRS = 5  # minimum number of usable pairs
+_RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
+# Maximum number of minima that are refined, and maximum ratio to the smallest loss for a full refinement.
+_MINIMA, _NEAR = 3, 1.3
+_USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]  # free lens parameters by default
+_DISTORTION = [DIVISION, DIVISION_R4]  # distortion parameters
+_STRONG = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y, DIVISION_R4]  # free lens parameters with clear distortion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ViewPair:
-    """Two images of one camera: where they stand in the footage, and pixels (N, 2) of points matched between them."""
+    """Two images of one camera: their positions in the sequence, and pixels (N, 2) of the matched points."""
 
     first: int
     second: int
@@ -85,32 +81,11 @@ class ViewPair:
 
 
 @dataclass(frozen=True, slots=True)
-class FocalChange:
-    """The focal length of images after `to_frame` is (1 + share) times that of images before `from_frame`."""
-
-    share: float
-    sigma: float
-    from_frame: int
-    to_frame: int
-
-    def __str__(self) -> str:
-        return (
-            f"the focal length changes by {100 * self.share:+.0f} % (+- {100 * self.sigma:.0f} %) "
-            f"between frames {self.from_frame} and {self.to_frame}"
-        )
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether it is large, and far larger than its error."""
-        return abs(self.share) > max(_CHANGE, _CHANGE_SIGMAS * self.sigma)
-
-
-@dataclass(frozen=True, slots=True)
 class Distortion:
-    """Radial distortion of the division model about the principal point, the unit half the image's diagonal.
+    """Radial distortion of the division model about the principal point, in units of half the image's diagonal.
 
     undistorted = distorted / (1 + division r^2 + division_r4 r^4) with r = |distorted|, so -0.1 moves the corners out
-    by a tenth. `sigma` is that of `division`.
+    by a tenth. `sigma` is the standard deviation of `division`.
     """
 
     division: float = 0.0
@@ -119,24 +94,26 @@ class Distortion:
 
     @property
     def is_significant(self) -> bool:
-        """Whether there is some."""
+        """Whether the distortion differs significantly from zero."""
         return abs(self.division) > _SIGNIFICANT * self.sigma
 
     @property
     def is_clear(self) -> bool:
-        """Whether it can be nothing else."""
+        """Whether the distortion is so large that other effects cannot explain it."""
         return abs(self.division) > max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
 
 
 @dataclass(frozen=True, slots=True)
 class FocalEstimate:
-    """A focal length, mean of x and y, pixels; `sigma` is that of its logarithm, a share.
+    """An estimated focal length.
 
     Attributes:
-        distortion: estimated with it.
-        pairs: how many it rests on.
-        flaw: why it is to be left alone, whatever sigma; empty when nothing is wrong with it.
-        change: it is not one focal length.
+        focal_px: mean of the focal lengths in x and y, pixels.
+        sigma: standard deviation of its logarithm.
+        distortion: jointly estimated distortion.
+        pairs: number of image pairs used.
+        flaw: reason to reject the estimate independent of sigma; empty without one.
+        change: change of the focal length along the sequence, if there is one.
     """
 
     focal_px: float
@@ -148,11 +125,11 @@ class FocalEstimate:
 
     @property
     def is_known(self) -> bool:
-        return not self.doubt
+        return not self.rejection
 
     @property
-    def doubt(self) -> str:
-        """Why it is not known; empty when it is."""
+    def rejection(self) -> str:
+        """The reason why the focal length does not count as known; empty when it does."""
         if self.flaw or self.sigma <= KNOWN_SIGMA:
             return self.flaw
         return f"its standard deviation is {100 * self.sigma:.1f} %, {100 * KNOWN_SIGMA:.0f} % needed"
@@ -160,70 +137,57 @@ class FocalEstimate:
 
 @dataclass(frozen=True, slots=True)
 class NotDetermined:
-    """Nothing could be estimated."""
+    """The focal length could not be estimated."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Chosen:
-    """Pairs whose matches agree with an epipolar geometry, in order of time.
-
-    Attributes:
-        F: (P, 3, 3) of the undistorted points.
-        frames: (P, 2) the images' positions in the footage.
-    """
-
-    batch: PairBatch
-    F: FloatArray
-    frames: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Matches:
-    """Matches of a pair that agree with a fundamental matrix, in pixels from the principal point.
+    """Inlier matches of a pair and its fundamental matrix, relative to the principal point.
 
     Attributes:
-        x, y: (N, 2) as they were seen, the unit half the image's diagonal.
-        F: (3, 3) of the undistorted pixels `straight_x`, `straight_y` (N, 2).
+        x, y: (N, 2) distorted points, in units of half the image's diagonal.
+        F: (3, 3) fundamental matrix of the undistorted points.
+        undistorted_x, undistorted_y: (N, 2) undistorted points, pixels.
     """
 
     x: FloatArray
     y: FloatArray
     F: FloatArray
-    straight_x: FloatArray
-    straight_y: FloatArray
+    undistorted_x: FloatArray
+    undistorted_y: FloatArray
 
     @property
     def is_flat(self) -> bool:
-        """Whether one homography explains most of them: one plane, or no parallax."""
+        """Whether one homography explains most matches: a planar scene, or no parallax."""
         _, mask = cv2.findHomography(
-            self.straight_x, self.straight_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, maxIters=1000, confidence=0.999
+            self.undistorted_x, self.undistorted_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, maxIters=1000, confidence=0.999
         )
         return mask is not None and bool(mask.sum() > _FLAT * len(self.x))
 
-    def thinned(self, most: int) -> _Matches:
-        """At most so many of them, evenly over all."""
-        every = slice(None, None, -(-len(self.x) // most))
-        return _Matches(self.x[every], self.y[every], self.F, self.straight_x[every], self.straight_y[every])
+    def thinned(self, limit: int) -> _Matches:
+        """A regular subset of at most `limit` matches."""
+        every = slice(None, None, -(-len(self.x) // limit))
+        return _Matches(self.x[every], self.y[every], self.F, self.undistorted_x[every], self.undistorted_y[every])
 
 
 class SelfCalibration:
-    """Estimates from the pairs of one camera; they are looked through once."""
+    """Estimates the intrinsics of one camera from its image pairs."""
 
     def __init__(self, pairs: Sequence[ViewPair], camera: Camera) -> None:
         """Args:
-        camera: a pinhole camera whose principal point and ratio of focal lengths are believed; its focal length is
-            where `check` and `distortion` begin.
+        camera: a pinhole camera whose principal point and ratio of focal lengths are assumed correct; its focal length
+            is the initial value of `check` and `distortion`.
         """
         self._pairs = sorted(pairs, key=lambda pair: pair.first + pair.second)
         self._camera = camera
         self._unit = 0.5 * float(np.hypot(camera.width, camera.height))
-        self._pull = LensPull(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0]), _PULL)
+        self._prior = LensPrior(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0]), _PRIOR_SIGMAS)
 
     def estimate(self) -> FocalEstimate | NotDetermined:
-        """The focal length, looked for among all that lenses have."""
-        chosen = self._choose(self._pull.mean)
+        """The focal length, searched over all plausible angles of view."""
+        chosen = self._choose(self._prior.mean)
         if isinstance(chosen, NotDetermined):
             return chosen
         fits = self._minima(chosen)
@@ -235,135 +199,135 @@ class SelfCalibration:
         return self._judged(again, fit, rivals=[(f, float(f.loss.sum() - best.loss.sum())) for f in fits[1:]])
 
     def check(self) -> FocalEstimate | NotDetermined:
-        """The focal length, looked for near that of the camera."""
-        chosen = self._choose(self._pull.mean)
+        """The focal length, refined from that of the camera."""
+        chosen = self._choose(self._prior.mean)
         if isinstance(chosen, NotDetermined):
             return chosen
-        start = fit_poses(chosen.batch, chosen.F, self._pull.mean)
+        start = fit_poses(chosen.batch, chosen.F, self._prior.mean)
         return self._judged(chosen, self._refined(chosen, start), rivals=[])
 
     def distortion(self) -> Distortion:
-        """What the camera leaves, if its focal length and principal point are right."""
-        chosen = self._choose(self._pull.mean)
+        """The residual distortion, for a correct focal length and principal point."""
+        chosen = self._choose(self._prior.mean)
         if isinstance(chosen, NotDetermined):
             return Distortion()
         free = [DIVISION]
-        fit = fit_poses(chosen.batch, chosen.F, self._pull.mean)
-        fit = refine_lens(chosen.batch, fit, free, self._pull, iterations=20)
-        [sigma] = _sigmas(influence(chosen.batch, fit, free, self._pull))
+        fit = fit_poses(chosen.batch, chosen.F, self._prior.mean)
+        fit = refine_lens(chosen.batch, fit, free, self._prior, iterations=20)
+        [sigma] = sigmas_of(influence(chosen.batch, fit, free, self._prior))
         return Distortion(float(fit.lens[DIVISION]), float(sigma))
 
     # --- the pairs -------------------------------------------------------------------------------------
 
-    def _choose(self, lens: FloatArray) -> _Chosen | NotDetermined:
-        """The pairs that say something, their matches chosen under the distortion of a lens."""
+    def _choose(self, lens: FloatArray) -> Chosen | NotDetermined:
+        """The usable pairs, with their inlier matches under the distortion of a lens."""
         found, flat = [], 0
         for pair in self._pairs:
-            matches = self._agreeing(pair, lens)
+            matches = self._inliers(pair, lens)
             if matches is not None and matches.is_flat:
                 flat += 1
             elif matches is not None:
-                found.append((pair, matches.thinned(_MOST_MATCHES)))
-        if len(found) < _LEAST_PAIRS:
+                found.append((pair, matches.thinned(_MAX_MATCHES)))
+        if len(found) < _MIN_PAIRS:
             return NotDetermined(_too_few(len(self._pairs), len(found), flat))
         batch = _padded([matches for _, matches in found])
         unit = np.diag([self._unit, self._unit, 1.0])
         F = np.array([unit @ matches.F @ unit for _, matches in found])
-        distances = fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _BENDING), lens, 0.0))
-        noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _LEAST_NOISE_PX / self._unit)
+        distances = fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _DISTORTION), lens, 0.0))
+        noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _MIN_NOISE_PX / self._unit)
         frames = np.array([[pair.first, pair.second] for pair, _ in found], dtype=np.int64)
-        return _Chosen(replace(batch, noise=noise), F, frames)
+        return Chosen(replace(batch, noise=noise), F, frames)
 
-    def _agreeing(self, pair: ViewPair, lens: FloatArray) -> _Matches | None:
-        """The matches of a pair that agree with one epipolar geometry; None when they are too few."""
+    def _inliers(self, pair: ViewPair, lens: FloatArray) -> _Matches | None:
+        """The inliers of a pair's fundamental matrix; None when there are too few."""
         x, y = (
-            self._camera.normalised(pixels) * (self._camera.mean_focal / self._unit)
+            self._camera.normalized(pixels) * (self._camera.mean_focal / self._unit)
             for pixels in (pair.pixels_first, pair.pixels_second)
         )
-        if len(x) < _LEAST_MATCHES:
+        if len(x) < _MIN_MATCHES:
             return None
-        straight_x, straight_y = (np.asarray(undistorted(points, lens) * self._unit) for points in (x, y))
-        F, mask = cv2.findFundamentalMat(straight_x, straight_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, 0.999, 2000)
+        pixels_x, pixels_y = (np.asarray(undistorted(points, lens) * self._unit) for points in (x, y))
+        F, mask = cv2.findFundamentalMat(pixels_x, pixels_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, 0.999, 2000)
         if F is None or F.shape != (3, 3):
             return None
         rows = np.flatnonzero(mask.ravel())
-        if len(rows) < max(_LEAST_MATCHES, _LEAST_SHARE * len(x)):
+        if len(rows) < max(_MIN_MATCHES, _MIN_INLIER_RATIO * len(x)):
             return None
-        return _Matches(x[rows], y[rows], np.asarray(F, dtype=np.float64), straight_x[rows], straight_y[rows])
+        return _Matches(x[rows], y[rows], np.asarray(F, dtype=np.float64), pixels_x[rows], pixels_y[rows])
 
     # --- the search ------------------------------------------------------------------------------------
 
     def _log_focal(self, focal_px: float) -> float:
         return float(np.log(focal_px / self._unit))
 
-    def _minima(self, chosen: _Chosen) -> list[EpipolarFit]:
-        """The lens at each minimum of the loss over the focal lengths, the best first."""
+    def _minima(self, chosen: Chosen) -> list[EpipolarFit]:
+        """Fits at the local minima of the loss over the focal length, the best first."""
         fits = self._profile(chosen)
         loss = np.array([self._loss(fit) for fit in fits])
         before, after = np.append(np.inf, loss[:-1]), np.append(loss[1:], np.inf)
         minima = sorted(np.flatnonzero((loss <= before) & (loss <= after)).tolist(), key=lambda n: float(loss[n]))
-        refined = [refine_lens(chosen.batch, fits[n], _USUAL, self._pull, iterations=10) for n in minima[:_MINIMA]]
+        refined = [refine_lens(chosen.batch, fits[n], _USUAL, self._prior, iterations=10) for n in minima[:_MINIMA]]
         refined.sort(key=self._loss)
         near = [self._loss(fit) < _NEAR * self._loss(refined[0]) for fit in refined]
         return sorted(
             [self._refined(chosen, f) if n else f for f, n in zip(refined, near, strict=True)], key=self._loss
         )
 
-    def _refined(self, chosen: _Chosen, fit: EpipolarFit) -> EpipolarFit:
-        """All lens numbers fitted; poses caught in a minimum of their own are looked for anew on the way."""
+    def _refined(self, chosen: Chosen, fit: EpipolarFit) -> EpipolarFit:
+        """The fit of all lens parameters; poses in a local minimum are estimated again in between."""
         for _ in range(2):
             fit = best_of(fit, fit_poses(chosen.batch, chosen.F, fit.lens))
-            fit = refine_lens(chosen.batch, fit, _USUAL, self._pull, iterations=15)
+            fit = refine_lens(chosen.batch, fit, _USUAL, self._prior, iterations=15)
         return fit
 
     def _loss(self, fit: EpipolarFit) -> float:
-        return float(fit.loss.sum()) + self._pull.loss(fit.lens, _USUAL)
+        return float(fit.loss.sum()) + self._prior.loss(fit.lens, _USUAL)
 
-    def _profile(self, chosen: _Chosen) -> list[EpipolarFit]:
-        """Poses and distortion fitted at each focal length of a grid, each begun from its neighbour's."""
+    def _profile(self, chosen: Chosen) -> list[EpipolarFit]:
+        """Fits of poses and distortion at each focal length of a grid, each initialized from its neighbor."""
         side = max(self._camera.width, self._camera.height)
         longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
         grid = np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
-        middle = int(np.argmin(np.abs(grid - self._pull.mean[LOG_FOCAL])))
+        middle = int(np.argmin(np.abs(grid - self._prior.mean[LOG_FOCAL])))
         fits: dict[int, EpipolarFit] = {}
         start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0, 0.0]))
-        fits[middle] = refine_lens(chosen.batch, start, [DIVISION], self._pull, iterations=3)
-        for way in (range(middle, _GRID), range(middle, -1, -1)):
-            for n, following in pairwise(way):
-                fits[following] = self._carried(chosen, fits[n], float(grid[following]))
+        fits[middle] = refine_lens(chosen.batch, start, [DIVISION], self._prior, iterations=3)
+        for direction in (range(middle, _GRID), range(middle, -1, -1)):
+            for n, following in pairwise(direction):
+                fits[following] = self._continued(chosen, fits[n], float(grid[following]))
         return [fits[n] for n in range(_GRID)]
 
-    def _carried(self, chosen: _Chosen, fit: EpipolarFit, log_focal: float) -> EpipolarFit:
-        """A fit taken over to another focal length."""
+    def _continued(self, chosen: Chosen, fit: EpipolarFit, log_focal: float) -> EpipolarFit:
+        """The fit at another focal length, initialized from `fit`."""
         lens = fit.lens.copy()
         lens[LOG_FOCAL] = log_focal
         near = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
         other = refine_poses(chosen.batch, poses_of_fundamental(chosen.F, lens), iterations=3)
-        return refine_lens(chosen.batch, best_of(near, other), [DIVISION], self._pull, iterations=2)
+        return refine_lens(chosen.batch, best_of(near, other), [DIVISION], self._prior, iterations=2)
 
-    # --- how far it is to be believed ------------------------------------------------------------------
+    # --- uncertainty ------------------------------------------------------------------------------------
 
     def _judged(
-        self, chosen: _Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
+        self, chosen: Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
     ) -> FocalEstimate:
-        """The estimate at a fit of all lens numbers."""
+        """The estimate, with its uncertainty, from a fit of all lens parameters."""
         logs = [float(fit.lens[LOG_FOCAL])]
-        free, seen, distortion = self._distortion_of(chosen, fit, _USUAL)
+        free, information, distortion = self._distortion_of(chosen, fit, _USUAL)
         if distortion.is_clear:
-            fit = refine_lens(chosen.batch, fit, _STRONG, self._pull, iterations=20)
-            free, seen, distortion = self._distortion_of(chosen, fit, _STRONG)
+            fit = refine_lens(chosen.batch, fit, _STRONG, self._prior, iterations=20)
+            free, information, distortion = self._distortion_of(chosen, fit, _STRONG)
             logs.append(float(fit.lens[LOG_FOCAL]))
-        sigmas = _sigmas(seen)
-        for simpler, held in self._simpler_models(distortion, free):
+        sigmas = sigmas_of(information)
+        for simpler, fixed in self._simpler_models(distortion, free):
             lens = fit.lens.copy()
-            lens[held] = 0.0
+            lens[fixed] = 0.0
             start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
-            other = refine_lens(chosen.batch, start, simpler, self._pull, iterations=20)
+            other = refine_lens(chosen.batch, start, simpler, self._prior, iterations=20)
             logs.append(float(other.lens[LOG_FOCAL]))
         spread = 0.5 * (max(logs) - min(logs))
         sigma = float(np.sqrt(sigmas[LOG_FOCAL] ** 2 + spread**2 + _MODEL_SIGMA**2))
         focal = float(np.exp(0.5 * (max(logs) + min(logs)))) * self._unit
-        formal = float(np.sqrt(np.linalg.inv(seen.total)[LOG_FOCAL, LOG_FOCAL]))
+        formal = float(np.sqrt(np.linalg.inv(information.total)[LOG_FOCAL, LOG_FOCAL]))
         scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
         return FocalEstimate(
             focal_px=focal,
@@ -371,36 +335,36 @@ class SelfCalibration:
             distortion=distortion,
             pairs=len(chosen.batch),
             flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
-            change=_change(chosen, self._constant_part(fit, distortion), self._pull),
+            change=find_change(chosen, self._constant_part(fit, distortion), self._prior),
         )
 
     def _distortion_of(
-        self, chosen: _Chosen, fit: EpipolarFit, free: list[int]
+        self, chosen: Chosen, fit: EpipolarFit, free: list[int]
     ) -> tuple[list[int], Influence, Distortion]:
-        """The free lens numbers of a fit, what says them, and the distortion among them."""
-        seen = influence(chosen.batch, fit, free, self._pull)
-        sigma = float(_sigmas(seen)[free.index(DIVISION)])
-        return free, seen, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
+        """The free lens parameters of a fit, their information per pair, and the distortion."""
+        information = influence(chosen.batch, fit, free, self._prior)
+        sigma = float(sigmas_of(information)[free.index(DIVISION)])
+        return free, information, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
 
     def _constant_part(self, fit: EpipolarFit, distortion: Distortion) -> FloatArray:
-        """The lens without what a changing focal length would have bent: a clear distortion alone is believed."""
-        lens = self._pull.mean.copy()
+        """The lens with only a clear distortion, because a changing focal length biases the other parameters."""
+        lens = self._prior.mean.copy()
         lens[LOG_FOCAL] = fit.lens[LOG_FOCAL]
         if distortion.is_clear:
-            lens[_BENDING] = fit.lens[_BENDING]
+            lens[_DISTORTION] = fit.lens[_DISTORTION]
         return lens
 
     @staticmethod
     def _simpler_models(distortion: Distortion, free: list[int]) -> list[tuple[list[int], list[int]]]:
-        """Other models of the lens: which numbers are free in them, and which are none."""
+        """Simpler models of the lens: their free parameters, and the parameters fixed to zero."""
         offset = [OFFSET_X, OFFSET_Y]
         models = [([k for k in free if k not in offset], offset)]
         if not distortion.is_clear:
-            models.append(([LOG_FOCAL, *offset], _BENDING))
+            models.append(([LOG_FOCAL, *offset], _DISTORTION))
         return models
 
-    def _flaw(self, chosen: _Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:
-        """Why the focal length is to be left alone; empty when nothing is wrong with it."""
+    def _flaw(self, chosen: Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:
+        """The reason to reject the focal length; empty without one."""
         side = max(self._camera.width, self._camera.height)
         field = float(np.degrees(2.0 * np.arctan(0.5 * side / focal)))
         others = [
@@ -410,7 +374,7 @@ class SelfCalibration:
         ]
         if not FIELD_DEG[0] < field < FIELD_DEG[1]:
             return f"the best one means a field of view of {field:.0f} degrees"
-        if _misfit(chosen.batch, fit) > _MISFIT:
+        if misfit_of(chosen.batch, fit) > MISFIT:
             return "no focal length explains how the matched points move"
         if others:
             return f"{others[0] / focal:.2f} times as long a focal length explains the images as well"
@@ -418,7 +382,7 @@ class SelfCalibration:
 
 
 def _padded(matches: Sequence[_Matches]) -> PairBatch:
-    """Points of pairs as a batch; its noise is set by the caller."""
+    """The points of pairs as a padded batch; the caller sets its noise."""
     counts = np.array([len(m.x) for m in matches])
     most = int(counts.max())
     x, y = (
@@ -431,80 +395,4 @@ def _padded(matches: Sequence[_Matches]) -> PairBatch:
 def _too_few(given: int, usable: int, flat: int) -> str:
     if flat > given // 2:
         return f"{flat} of {given} pairs of images show no parallax, or one plane"
-    return f"{usable} of {given} pairs of images share enough points (needs {_LEAST_PAIRS})"
-
-
-def _sigmas(seen: Influence) -> FloatArray:
-    """Standard deviations (N,): of the one-step jackknife over blocks of time, widened as Student's t is for so few
-    blocks, and never less than the formal ones."""
-    count = len(seen.gradient)
-    blocks = min(_BLOCKS, count)
-    of = np.arange(count) * blocks // count
-    left_out = np.array(
-        [
-            np.linalg.solve(seen.total - seen.information[of == n].sum(axis=0), seen.gradient[of == n].sum(axis=0))
-            for n in range(blocks)
-        ]
-    )
-    widened = float(stdtrit(blocks - 1, ndtr(2.0))) / 2.0
-    jackknife = widened * np.sqrt((blocks - 1) / blocks * (left_out**2).sum(axis=0))
-    return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(seen.total)))))
-
-
-def _change(chosen: _Chosen, lens: FloatArray, pull: LensPull) -> FocalChange | None:
-    """Whether early and late pairs want different focal lengths, with the rest of the lens as it is in `lens`."""
-    count = len(chosen.batch)
-    windows = min(_WINDOWS, count // _WINDOW_PAIRS)
-    if windows < 2:
-        return None
-    of = np.arange(count) * windows // count
-    parts = [_focal_of(chosen, np.flatnonzero(of == n), lens, pull) for n in range(windows)]
-    parts = [part for part in parts if part.is_told]
-    changes = []
-    for split in range(1, len(parts)):
-        (early, early_variance), (late, late_variance) = _mean(parts[:split]), _mean(parts[split:])
-        sigma = float(np.sqrt(early_variance + late_variance))
-        share = float(np.expm1(late - early))
-        changes.append(FocalChange(share, sigma, parts[split - 1].middle, parts[split].middle))
-    return max((c for c in changes if c.is_clear), key=lambda c: abs(c.share) / c.sigma, default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The logarithm of the focal length that a stretch of the footage wants, its sigma, and the stretch's middle."""
-
-    log_focal: float
-    sigma: float
-    misfit: float
-    middle: int
-
-    @property
-    def is_told(self) -> bool:
-        """In the middle of a zoom no focal length fits."""
-        return self.sigma < _TOLD_SIGMA and self.misfit < _MISFIT
-
-
-def _focal_of(chosen: _Chosen, rows: NDArray[np.int64], lens: FloatArray, pull: LensPull) -> _Part:
-    """What some pairs want with the rest of the lens held."""
-    batch, free = chosen.batch.take(rows), [LOG_FOCAL]
-    fit = refine_lens(batch, fit_poses(batch, chosen.F[rows], lens), free, pull, iterations=15)
-    [sigma] = _sigmas(influence(batch, fit, free, pull))
-    return _Part(
-        log_focal=float(fit.lens[LOG_FOCAL]),
-        sigma=float(np.hypot(sigma, _WINDOW_SIGMA)),
-        misfit=_misfit(batch, fit),
-        middle=int(np.median(chosen.frames[rows])),
-    )
-
-
-def _misfit(batch: PairBatch, fit: EpipolarFit) -> float:
-    """Loss of a match in the median pair."""
-    return float(np.median(fit.loss / batch.weight.sum(axis=1)))
-
-
-def _mean(parts: Sequence[_Part]) -> tuple[float, float]:
-    """The weighted mean of the logarithms and its variance, which their scatter widens."""
-    values, weights = np.array([p.log_focal for p in parts]), np.array([p.sigma**-2 for p in parts])
-    mean = float((weights * values).sum() / weights.sum())
-    scatter = float((weights * (values - mean) ** 2).sum()) / max(len(parts) - 1, 1)
-    return mean, max(1.0, scatter) / float(weights.sum())
+    return f"{usable} of {given} pairs of images share enough points (needs {_MIN_PAIRS})"

@@ -1,4 +1,4 @@
-"""Where a point lies that two cameras see."""
+"""Two-view triangulation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Triangulation:
-    """points_i (N, 3) in camera i; parallax_rad (N,) angle between the rays; good (N,) those that can be trusted."""
+    """Triangulated points.
+
+    Attributes:
+        points_i: (N, 3) in camera i.
+        parallax_rad: (N,) angle between the rays.
+        good: (N,) whether the point passes the depth, reprojection and parallax tests.
+    """
 
     points_i: FloatArray
     parallax_rad: FloatArray
@@ -21,26 +27,26 @@ class Triangulation:
 
 
 def triangulate(
-    normalised_i: FloatArray,
-    normalised_j: FloatArray,
+    normalized_i: FloatArray,
+    normalized_j: FloatArray,
     i_from_j: RigidTransform,
     *,
     noise: float,
     min_parallax_rad: float,
 ) -> Triangulation:
-    """Points seen in two cameras, by the midpoint of their rays weighted to the depths.
+    """Triangulate points from two views by the midpoint of their rays, weighted by inverse depth.
 
-    Good points lie in front of both cameras, reproject within 3 `noise` in both, and their rays meet at
-    `min_parallax_rad` or more. (Lee and Civera, "Triangulation: why optimize?", BMVC 2019, equations 10-11.)
+    Good points lie in front of both cameras, reproject within 3 `noise` in both, and have a parallax of at least
+    `min_parallax_rad`. (Lee and Civera, "Triangulation: why optimize?", BMVC 2019, equations 10-11.)
 
     Args:
-        normalised_i, normalised_j: (N, 2) on the plane z = 1.
-        i_from_j: pose of camera j in camera i; its length sets the unit of the points.
-        noise: standard deviation of the normalised coordinates.
+        normalized_i, normalized_j: (N, 2) on the plane z = 1.
+        i_from_j: pose of camera j in camera i; the points have the unit of its translation.
+        noise: standard deviation of the normalized coordinates.
     """
     R, t = rotation_matrix(i_from_j), translation_of(i_from_j)
-    ones = np.ones((len(normalised_i), 1))
-    ray_i, ray_j_own = np.hstack([normalised_i, ones]), np.hstack([normalised_j, ones])
+    ones = np.ones((len(normalized_i), 1))
+    ray_i, ray_j_own = np.hstack([normalized_i, ones]), np.hstack([normalized_j, ones])
     ray_j = ray_j_own @ R.T
     f_i = ray_i / np.linalg.norm(ray_i, axis=1, keepdims=True)
     f_j = ray_j / np.linalg.norm(ray_j, axis=1, keepdims=True)
@@ -48,7 +54,7 @@ def triangulate(
     normal_i, normal_j = np.cross(t, f_i), np.cross(t, f_j)
     p = np.maximum(np.linalg.norm(cross, axis=1), 1e-12)
     q, r = np.linalg.norm(normal_i, axis=1), np.linalg.norm(normal_j, axis=1)
-    meet = ((normal_i * cross).sum(axis=1) > 0) & ((normal_j * cross).sum(axis=1) > 0)  # in front, not behind
+    meet = ((normal_i * cross).sum(axis=1) > 0) & ((normal_j * cross).sum(axis=1) > 0)  # the rays meet in front
     depth_i, depth_j = r / p, q / p  # along the unit rays, from the sine rule
     on_i, on_j = depth_i[:, None] * f_i, t + depth_j[:, None] * f_j
     weight_i = (q / np.maximum(q + r, 1e-12))[:, None]
@@ -57,13 +63,13 @@ def triangulate(
     in_j = (points - t) @ R
     front = meet & (points[:, 2] > 1e-6) & (in_j[:, 2] > 1e-6)
     z_i, z_j = np.where(front, points[:, 2], 1.0)[:, None], np.where(front, in_j[:, 2], 1.0)[:, None]
-    error_i = np.linalg.norm(points[:, :2] / z_i - normalised_i, axis=1)
-    error_j = np.linalg.norm(in_j[:, :2] / z_j - normalised_j, axis=1)
+    error_i = np.linalg.norm(points[:, :2] / z_i - normalized_i, axis=1)
+    error_j = np.linalg.norm(in_j[:, :2] / z_j - normalized_j, axis=1)
     good = front & (error_i < 3 * noise) & (error_j < 3 * noise) & (parallax >= min_parallax_rad)
     return Triangulation(points, parallax, good)
 
 
 def depths_in(points_world: FloatArray, world_from_cam: RigidTransform) -> FloatArray:
-    """Depth (N,) of points along the camera's axis, map units."""
+    """Depths (N,) of points along the optical axis, map units."""
     z_axis = rotation_matrix(world_from_cam)[:, 2]
     return np.asarray((points_world - translation_of(world_from_cam)) @ z_axis)

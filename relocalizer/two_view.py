@@ -1,11 +1,11 @@
-"""The pose between two views from matched pixels: rotation and direction, and how well each is known.
+"""Two-view geometry from matched pixels: rotation, direction of translation, and their standard deviations.
 
-Everywhere x_i ~ R x_j + d, with R = i_from_j_rotation and d = i_from_j_direction, so the essential matrix
-E = [d]x R satisfies ray_i . E ray_j = 0. Residuals are in pixels, whatever the two cameras.
+Convention: x_i ~ R x_j + d, with R = i_from_j_rotation and d = i_from_j_direction, so the essential matrix
+E = [d]x R satisfies ray_i . E ray_j = 0. Residuals are in pixels, also when the two cameras differ.
 
-An essential matrix always comes out, also where the pictures do not tell one. Two cases are looked for:
-no parallax (a rotation alone explains the matches, the direction is noise) and one plane (two poses explain
-the matches alike, Longuet-Higgins 1986).
+The search always returns an essential matrix, even in degenerate configurations. Two of these are detected:
+no parallax (a pure rotation explains the matches and the direction is noise) and a planar scene (two poses
+explain the matches equally well, Longuet-Higgins 1986).
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, direction_angle, exp_so3, log_so3, nearest_rotation, skew
-from relocalizer.images import Camera
 
 try:
     import poselib
-except ImportError:  # no wheel for this machine
+except ImportError:  # there is no wheel for this platform
     poselib = None
 
 BoolArray = NDArray[np.bool_]
 
 _SEED = 0
-# PoseLib's local optimisation makes a good sample from a poor one: a hundred samples are enough to start.
+# Minimum number of RANSAC samples. PoseLib's local optimization turns a poor sample into a good one, so few suffice.
 _MIN_SAMPLES = 100
-# And this many find a pose that three matches in ten agree with; false loop candidates are many and must be cheap.
+# Maximum number of RANSAC samples, enough for an inlier ratio of 0.3. Most loop candidates are false and must be cheap.
 _MAX_SAMPLES = 4000
-# OpenCV's local optimisation gets lost in wide bands: the search is narrower than the refinement after it.
-_OPENCV_SEARCH_SHARE = 0.7
-# No corner is found better than this, pixels.
-_LEAST_NOISE_PX = 0.1
-# Errors of matches are not independent, and which of them agree is chosen by the pose itself: the linearised
-# sigma is too small by this much (docs/experiments.md, triplets and drawn scenes).
-_SHARED_ERRORS = 1.5
-# A pose is possible when it has at least this share of the matches in front of both cameras that another has.
-_IN_FRONT_SHARE = 0.9
-# Poses nearer to each other than this are one pose found twice.
+# Inlier threshold of OpenCV's search as a fraction of that of the refinement: its local optimization fails with wide
+# thresholds.
+_OPENCV_THRESHOLD_RATIO = 0.7
+# Smallest standard deviation of a keypoint coordinate, pixels.
+_MIN_NOISE_PX = 0.1
+# Factor by which the linearized sigma is too small, because errors of matches are correlated and the pose selects its
+# own inliers (docs/experiments.md, triplets and drawn scenes).
+_SIGMA_INFLATION = 1.5
+# Minimum number of inliers in front of both cameras of a possible pose, as a fraction of the maximum over all poses.
+_IN_FRONT_RATIO = 0.9
+# Maximum angle between two poses that count as duplicates, radians.
 _SAME_POSE_RAD = np.radians(3.0)
 
 
@@ -63,27 +64,28 @@ class Matches:
     @property
     def rays_i(self) -> FloatArray:
         """(N, 3) with z = 1."""
-        return _homogeneous(self.camera_i.normalised(self.pixels_i))
+        return _homogeneous(self.camera_i.normalized(self.pixels_i))
 
     @property
     def rays_j(self) -> FloatArray:
         """(N, 3) with z = 1."""
-        return _homogeneous(self.camera_j.normalised(self.pixels_j))
+        return _homogeneous(self.camera_j.normalized(self.pixels_j))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Motion:
-    """A rotation (3, 3) and a unit direction (3,), the matches that agree (N,), and how well both are known.
+    """A relative pose up to scale, its inliers and its uncertainty.
 
     Attributes:
-        cost: truncated squared Sampson distance over all matches, in units of a match that disagrees.
-        noise_px: standard deviation of a pixel coordinate, from the matches that agree.
-        rotation_sigma_rad, direction_sigma_rad: per axis, from the linearised problem.
+        rotation: (3, 3). direction: unit (3,). inliers: (N,).
+        cost: truncated squared Sampson distance summed over all matches; an outlier counts 1.
+        noise_px: standard deviation of a pixel coordinate, from the inliers.
+        rotation_sigma_rad, direction_sigma_rad: standard deviations per axis, from the linearized problem.
     """
 
     rotation: FloatArray
     direction: FloatArray
-    agrees: BoolArray
+    inliers: BoolArray
     cost: float
     noise_px: float
     rotation_sigma_rad: float
@@ -91,24 +93,26 @@ class Motion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """A rotation (3, 3) alone, the matches that agree (N,), and how well it is known.
+class PureRotation:
+    """A relative rotation without translation, its inliers and its uncertainty.
 
     Attributes:
-        slide_px: (N,) how far each match lies from where the rotation puts it, pixels of i.
+        rotation: (3, 3). inliers: (N,).
+        residual_px: (N,) distance of each match from the pixel that the rotation predicts, pixels of i.
+        rotation_sigma_rad: standard deviation per axis.
     """
 
     rotation: FloatArray
-    agrees: BoolArray
-    slide_px: FloatArray
+    inliers: BoolArray
+    residual_px: FloatArray
     rotation_sigma_rad: float
 
 
 def find_motion(matches: Matches, threshold_px: float) -> Motion | None:
-    """The rotation and direction most matches agree with, refined on them; None if there is none.
+    """Relative pose by RANSAC, refined on its inliers; None when no pose has enough of them.
 
     Args:
-        threshold_px: a match agrees within this distance from its epipolar lines.
+        threshold_px: maximum distance of an inlier from its epipolar lines.
     """
     if len(matches) < 5:
         return None
@@ -125,19 +129,20 @@ def refine_motion(
     *,
     iterations: int = 10,
 ) -> Motion:
-    """Least truncated squared Sampson distance from a start nearby, by Levenberg-Marquardt.
+    """Minimize the truncated squared Sampson distance from a nearby start, by Levenberg-Marquardt.
 
-    Truncation and not a soft kernel: far outliers are many, and any weight left to them moves the direction.
+    The cost is truncated because a soft kernel leaves some weight to the many gross outliers, which biases the
+    direction.
     """
     R, d = np.asarray(rotation, dtype=np.float64), np.asarray(direction, dtype=np.float64)
-    residual, jacobian, basis = _linearise(matches, R, d)
+    residual, jacobian, basis = _linearize(matches, R, d)
     cost, damping = _truncated(residual, threshold_px), 1e-4
     for _ in range(iterations):
         near = np.abs(residual) < threshold_px
         H, g = jacobian[:, near] @ jacobian[:, near].T, jacobian[:, near] @ residual[near]
         step = -np.linalg.solve(H + damping * np.diag(np.diag(H)) + 1e-9 * np.eye(5), g)
         moved_R, moved_d = R @ exp_so3(step[:3]), _unit(d + basis @ step[3:])
-        moved = _linearise(matches, moved_R, moved_d)
+        moved = _linearize(matches, moved_R, moved_d)
         moved_cost = _truncated(moved[0], threshold_px)
         if moved_cost > cost:
             damping *= 10.0
@@ -148,12 +153,12 @@ def refine_motion(
             break
     near = np.abs(residual) < threshold_px
     noise = _noise(residual[near], threshold_px)
-    spread = _SHARED_ERRORS * noise / _stiffness(residual, threshold_px)
-    variance = np.diag(_covariance(jacobian[:, near] @ jacobian[:, near].T, spread))
+    sigma = _SIGMA_INFLATION * noise / _curvature_ratio(residual, threshold_px)
+    variance = np.diag(_covariance(jacobian[:, near] @ jacobian[:, near].T, sigma))
     return Motion(
         rotation=nearest_rotation(R),
         direction=_unit(d),
-        agrees=near & in_front(matches, R, d),
+        inliers=near & in_front(matches, R, d),
         cost=cost,
         noise_px=noise,
         rotation_sigma_rad=float(np.sqrt(variance[:3].mean())),
@@ -161,14 +166,16 @@ def refine_motion(
     )
 
 
-def find_turn(matches: Matches, start: FloatArray, threshold_px: float, *, iterations: int = 20) -> Turn:
-    """The rotation that best carries rays of j onto pixels of i, from a start nearby.
+def estimate_rotation(
+    matches: Matches, start: FloatArray, threshold_px: float, *, iterations: int = 20
+) -> PureRotation:
+    """The pure rotation between the views, refined from a nearby start.
 
-    Gauss-Newton on pixel_i - project(R ray_j) with a Geman-McClure weight that narrows to the threshold.
+    Gauss-Newton on pixel_i - project(R ray_j) with a Geman-McClure kernel whose width shrinks to the threshold.
     """
     R = np.asarray(start, dtype=np.float64)
     for step_number in range(iterations):
-        residual, jacobian = _linearise_turn(matches, R)
+        residual, jacobian = _linearize_rotation(matches, R)
         width = threshold_px * max(1.0, 8.0 * 0.6**step_number)
         weight = 1.0 / (1.0 + (residual**2).sum(axis=1) / width**2) ** 2
         H = np.einsum("n,nkp,nkq->pq", weight, jacobian, jacobian)
@@ -176,22 +183,23 @@ def find_turn(matches: Matches, start: FloatArray, threshold_px: float, *, itera
         R = nearest_rotation(R @ exp_so3(step))
         if width <= threshold_px and np.abs(step).max() < 1e-10:
             break
-    residual, jacobian = _linearise_turn(matches, R)
-    slide = np.asarray(np.linalg.norm(residual, axis=1))
-    agrees = slide < 2.0 * threshold_px  # both coordinates of both pictures, where an epipolar distance has one
-    H = np.einsum("nkp,nkq->pq", jacobian[agrees], jacobian[agrees])
-    noise = _noise(residual[agrees].ravel(), 2.0 * threshold_px)
+    residual, jacobian = _linearize_rotation(matches, R)
+    residual_px = np.asarray(np.linalg.norm(residual, axis=1))
+    # Twice the threshold: the error has both coordinates of both images, an epipolar distance has only one.
+    inliers = residual_px < 2.0 * threshold_px
+    H = np.einsum("nkp,nkq->pq", jacobian[inliers], jacobian[inliers])
+    noise = _noise(residual[inliers].ravel(), 2.0 * threshold_px)
     variance = np.diag(_covariance(H, noise)).mean()
-    # A translation too small to be seen turns the fit by a fraction of the noise, however many the matches.
-    unseen = 0.5 * noise / matches.camera_i.mean_focal
-    return Turn(R, agrees, slide, float(np.sqrt(variance + unseen**2)))
+    # An undetectable translation rotates the fit by a fraction of the noise, independent of the number of matches.
+    translation_bias = 0.5 * noise / matches.camera_i.mean_focal
+    return PureRotation(R, inliers, residual_px, float(np.sqrt(variance + translation_bias**2)))
 
 
 def motions_of_plane(matches: Matches, threshold_px: float) -> list[Motion]:
-    """The poses that explain the plane most matches lie on, each refined on all matches; best first.
+    """Relative poses from the homography of the dominant plane, each refined on all matches, best first.
 
-    A homography has up to four decompositions (Malis and Vargas 2007) of which at most two have the plane in
-    front of both cameras. Empty when no plane fits.
+    A homography has up to four decompositions (Malis and Vargas 2007), of which at most two have the plane in
+    front of both cameras. Empty when no homography fits.
     """
     if len(matches) < 8:
         return []
@@ -213,56 +221,56 @@ def motions_of_plane(matches: Matches, threshold_px: float) -> list[Motion]:
 
 
 def plane_share(matches: Matches, threshold_px: float) -> float:
-    """Share of the matches that lie on one plane (or all infinitely far), in [0, 1]."""
+    """Fraction of the matches consistent with one homography (one plane, or points at infinity), in [0, 1]."""
     if len(matches) < 8:
         return 1.0
     H, _ = cv2.findHomography(matches.pixels_j, matches.pixels_i, cv2.USAC_ACCURATE, 2.0 * threshold_px)
     if H is None:
         return 0.0
     moved = _homogeneous(matches.pixels_j) @ H.T
-    miss = np.linalg.norm(moved[:, :2] / moved[:, 2:] - matches.pixels_i, axis=1)
-    return float((miss < 2.0 * threshold_px).mean())
+    error = np.linalg.norm(moved[:, :2] / moved[:, 2:] - matches.pixels_i, axis=1)
+    return float((error < 2.0 * threshold_px).mean())
 
 
 def possible_poses(motions: list[Motion]) -> list[Motion]:
-    """Those with most of their matches in front of both cameras, each pose once, the least cost first."""
-    most = max(int(motion.agrees.sum()) for motion in motions)
+    """The poses with most of their matches in front of both cameras, without duplicates, the smallest cost first."""
+    most = max(int(motion.inliers.sum()) for motion in motions)
     kept: list[Motion] = []
     for motion in sorted(motions, key=lambda motion: motion.cost):
-        found_before = any(pose_angle(motion, other) < _SAME_POSE_RAD for other in kept)
-        if motion.agrees.sum() >= _IN_FRONT_SHARE * most and not found_before:
+        is_duplicate = any(pose_angle(motion, other) < _SAME_POSE_RAD for other in kept)
+        if motion.inliers.sum() >= _IN_FRONT_RATIO * most and not is_duplicate:
             kept.append(motion)
     return kept
 
 
 def pose_angle(a: Motion, b: Motion) -> float:
-    """The larger of the angles between two poses' rotations and directions, radians."""
-    turn = float(np.linalg.norm(log_so3(a.rotation.T @ b.rotation)))
-    return max(turn, direction_angle(a.direction, b.direction))
+    """The larger of the angles between the rotations and between the directions of two poses, radians."""
+    angle = float(np.linalg.norm(log_so3(a.rotation.T @ b.rotation)))
+    return max(angle, direction_angle(a.direction, b.direction))
 
 
 def sampson_residuals(matches: Matches, rotation: FloatArray, direction: FloatArray) -> FloatArray:
-    """Signed first-order distance (N,), pixels, of each match from agreeing with the epipolar geometry.
+    """Signed Sampson distances (N,) of the matches, pixels.
 
     Hartley and Zisserman, "Multiple View Geometry", 2nd edition, equation 11.9, square root with sign.
-    Its standard deviation is that of one pixel coordinate.
+    The standard deviation of the distance is that of one pixel coordinate.
     """
-    return _linearise(matches, rotation, direction)[0]
+    return _linearize(matches, rotation, direction)[0]
 
 
 def in_front(matches: Matches, rotation: FloatArray, direction: FloatArray) -> BoolArray:
-    """Which matches (N,) triangulate in front of both cameras, or so far away that it cannot be told."""
+    """Mask (N,) of the matches that triangulate in front of both cameras, or too far away to decide (cheirality)."""
     ray_i, ray_j = _unit_rows(matches.rays_i), _unit_rows(matches.rays_j) @ rotation.T
     # depth_i ray_i = depth_j ray_j + direction in least squares; the common divisor 1 - cosine^2 is positive.
     cosine = (ray_i * ray_j).sum(axis=1)
     along_i, along_j = ray_i @ direction, ray_j @ direction
-    # A pixel and a half of parallax the wrong way round is noise.
+    # A parallax of up to 1.5 pixels in the wrong direction is noise.
     slack = -1.5 / min(matches.camera_i.mean_focal, matches.camera_j.mean_focal)
     return np.asarray((along_i - cosine * along_j > slack) & (cosine * along_i - along_j > slack))
 
 
 def _search_with_poselib(matches: Matches, threshold_px: float) -> tuple[FloatArray, FloatArray] | None:
-    """LO-RANSAC with the five-point solver, as PoseLib has it."""
+    """PoseLib's LO-RANSAC with the five-point solver."""
     pose, info = poselib.estimate_relative_pose(
         matches.pixels_j,
         matches.pixels_i,
@@ -283,11 +291,11 @@ def _search_with_poselib(matches: Matches, threshold_px: float) -> tuple[FloatAr
 
 
 def _search_with_opencv(matches: Matches, threshold_px: float) -> tuple[FloatArray, FloatArray] | None:
-    """Graph-cut RANSAC (Barath and Matas 2018) with the five-point solver, as OpenCV has it; needs no seed."""
-    # One common focal length keeps the threshold in pixels although the two cameras may differ.
+    """OpenCV's graph-cut RANSAC (Barath and Matas 2018) with the five-point solver; deterministic."""
+    # One common focal length keeps the threshold in pixels when the two cameras differ.
     focal = 0.5 * (matches.camera_i.mean_focal + matches.camera_j.mean_focal)
     a, b = matches.rays_j[:, :2], matches.rays_i[:, :2]
-    threshold = _OPENCV_SEARCH_SHARE * threshold_px / focal
+    threshold = _OPENCV_THRESHOLD_RATIO * threshold_px / focal
     E, mask = cv2.findEssentialMat(a, b, np.eye(3), method=cv2.USAC_ACCURATE, prob=0.9999, threshold=threshold)
     if E is None or len(E) < 3 or mask is None:
         return None
@@ -300,10 +308,10 @@ def _poselib_camera(camera: Camera) -> dict[str, Any]:
     return {"model": "PINHOLE", "width": camera.width, "height": camera.height, "params": numbers}
 
 
-def _linearise(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Sampson residuals (N,), their derivatives (5, N), and the basis (3, 2) in which the direction moves.
+def _linearize(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Sampson residuals (N,), their derivatives (5, N), and the tangent basis (3, 2) of the direction.
 
-    The first three derivatives are along R exp(w), the last two along d + basis u.
+    The first three derivatives are for R exp(w), the last two for d + basis u.
     """
     basis = _tangent_basis(d)
     moves = [skew(d) @ R @ skew(axis) for axis in np.eye(3)] + [skew(axis) @ R for axis in basis.T]
@@ -322,18 +330,18 @@ def _linearise(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArr
     return residual, jacobian, basis
 
 
-def _linearise_turn(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Residuals (N, 2), pixels of i, of turning j's rays, and their derivatives (N, 2, 3) along R exp(w)."""
+def _linearize_rotation(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Residuals (N, 2), pixels of i, of j's rotated rays, and their derivatives (N, 2, 3) for R exp(w)."""
     rays = matches.rays_j
     x, y, z = (rays @ R.T).T
-    z = np.maximum(z, 1e-6)  # what turned out of sight lands far away and weighs nothing
+    z = np.maximum(z, 1e-6)  # rays behind the camera project far away and get no weight
     camera = matches.camera_i
     residual = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=1) - matches.pixels_i
     d_pixel = np.zeros((len(matches), 2, 3))
     d_pixel[:, 0, 0], d_pixel[:, 0, 2] = camera.fx / z, -camera.fx * x / z**2
     d_pixel[:, 1, 1], d_pixel[:, 1, 2] = camera.fy / z, -camera.fy * y / z**2
-    d_turned = np.stack([rays @ (R @ skew(axis)).T for axis in np.eye(3)], axis=2)
-    return residual, d_pixel @ d_turned
+    d_rotated = np.stack([rays @ (R @ skew(axis)).T for axis in np.eye(3)], axis=2)
+    return residual, d_pixel @ d_rotated
 
 
 def _truncated(residual: FloatArray, threshold_px: float) -> float:
@@ -341,14 +349,14 @@ def _truncated(residual: FloatArray, threshold_px: float) -> float:
 
 
 def _noise(residual: FloatArray, threshold_px: float) -> float:
-    """Standard deviation of residuals around zero, pixels. Not their median: real ones have tails that count."""
-    return max(_LEAST_NOISE_PX, float(np.sqrt((residual**2).mean()))) if residual.size else threshold_px
+    """Standard deviation of residuals about zero, pixels. A median would ignore the tails of real residuals."""
+    return max(_MIN_NOISE_PX, float(np.sqrt((residual**2).mean()))) if residual.size else threshold_px
 
 
-def _stiffness(residual: FloatArray, threshold_px: float) -> float:
-    """How much of the normal equations' slope a truncated cost really has, in (0, 1].
+def _curvature_ratio(residual: FloatArray, threshold_px: float) -> float:
+    """Curvature of the truncated cost as a fraction of that of the normal equations, in (0, 1].
 
-    Moving the pose lets matches in and out at the threshold, which undoes part of the pull of those inside
+    Moving the pose adds and removes matches at the threshold, which cancels part of the gradient of the inliers
     (Huber, "Robust Statistics", 1981, section 6.3: the expectation of psi' for a psi that drops to zero).
     """
     size = np.abs(residual) / threshold_px
@@ -357,7 +365,7 @@ def _stiffness(residual: FloatArray, threshold_px: float) -> float:
 
 
 def _covariance(information: FloatArray, noise: float) -> FloatArray:
-    """Inverse of J'J times the noise variance; what nothing tells about comes out as pi^2, not infinity."""
+    """Inverse of J'J times the noise variance; the variance along unobservable directions is pi^2."""
     size = len(information)
     return np.asarray(np.linalg.inv(information / noise**2 + np.eye(size) / np.pi**2))
 
@@ -375,7 +383,7 @@ def _unit(vector: FloatArray) -> FloatArray:
 
 
 def _tangent_basis(direction: FloatArray) -> FloatArray:
-    """Two unit vectors (3, 2) square to the direction and to each other."""
+    """Two unit vectors (3, 2) orthogonal to the direction and to each other."""
     away = np.eye(3)[np.argmin(np.abs(direction))]
     first = _unit(np.cross(direction, away))
     return np.stack([first, np.cross(direction, first)], axis=1)

@@ -3,8 +3,8 @@
     python sequences/render_room.py --out sequences
 
 writes `room_loop/` and `room_revisit/`, each with video.mp4, groundtruth.txt (TUM: timestamp tx ty tz qx qy qz qw,
-camera to world, OpenCV axes) and camera.yaml. Everything is generated: no picture, model or measurement of anybody
-else is used. The same seed gives the same pictures.
+camera to world, OpenCV axes) and camera.yaml. Everything is generated: no image, model or measurement of anybody
+else is used. The same seed gives the same images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 CAMERA = Pinhole(width=640, height=480, fx=465.0, fy=465.0, cx=319.5, cy=239.5)
 FPS = 30
 VIGNETTING = 0.1  # darkening of the corners
-NOISE = 0.6  # grey levels, one sigma
+NOISE = 0.6  # gray levels, one sigma
 H264_CRF = 14  # x264 quality; luma comes to about 40 dB (mp4v of the same size: 37 dB)
 
 
@@ -61,12 +61,12 @@ def main() -> None:
             poses = handheld(walk.waypoints, walk.frames, np.random.default_rng(walk.seed))
             write_groundtruth(folder / "groundtruth.txt", poses)
             write_camera(folder / "camera.yaml", CAMERA)
-            write_video(folder / "video.mp4", pictures(rasteriser, poses, walk.seed), codec)
+            write_video(folder / "video.mp4", images(rasteriser, poses, walk.seed), codec)
             print(f"{folder}: {len(poses)} frames, {time.monotonic() - start:.0f} s")
 
 
-def pictures(rasteriser: Rasteriser, poses: Floats, seed: int) -> Iterator[Bytes]:
-    """RGB pictures as a small camera would take them: vignetting and a little noise, exposure fixed."""
+def images(rasteriser: Rasteriser, poses: Floats, seed: int) -> Iterator[Bytes]:
+    """RGB images as a small camera would take them: vignetting and a little noise, exposure fixed."""
     rng = np.random.default_rng([seed, 1])
     camera = rasteriser.camera
     x = (np.arange(camera.width) - camera.cx) / camera.fx
@@ -82,13 +82,13 @@ def pictures(rasteriser: Rasteriser, poses: Floats, seed: int) -> Iterator[Bytes
 def write_groundtruth(path: Path, poses: Floats) -> None:
     quaternions = Rotation.from_matrix(poses[:, :3, :3]).as_quat(canonical=True)
     rows = np.column_stack([np.arange(len(poses)) / FPS, poses[:, :3, 3], quaternions])
-    header = "timestamp tx ty tz qx qy qz qw (camera to world, metres, camera axes x right y down z forward)"
+    header = "timestamp tx ty tz qx qy qz qw (camera to world, meters, camera axes x right y down z forward)"
     np.savetxt(path, rows, fmt=["%.9f"] + ["%.9f"] * 7, header=header)
 
 
 def write_camera(path: Path, camera: Pinhole) -> None:
     path.write_text(
-        "# pixel (0, 0) is the centre of the top left pixel\n"
+        "# pixel (0, 0) is the center of the top left pixel\n"
         "model: pinhole\n"
         f"width: {camera.width}\nheight: {camera.height}\n"
         f"fx: {camera.fx}\nfy: {camera.fy}\ncx: {camera.cx}\ncy: {camera.cy}\n"

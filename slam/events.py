@@ -1,13 +1,12 @@
-"""What happened, as plain frozen values. The core emits them; the console, Rerun, the log and tests listen.
+"""Events of a run, as frozen values. The system publishes them to the console, Rerun, the log and tests.
 
-An event carries values, never the system. An observer is any callable that takes one event.
+An event contains values, never a reference to the system. An observer is any callable with an event as its argument.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +14,27 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
-from slam.frames import Frame, Keyframe
-from slam.graph import Edge, EdgeKind
-
-
-class TrackingState(StrEnum):
-    INITIALISING = "initialising"
-    TRACKING = "tracking"
-    LOST = "lost"
+from slam.map.frames import Frame, Keyframe
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.tracking_status import TrackingState
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FrameProcessed:
-    """Every frame, tracked or not, once.
+    """A frame was processed; published once per frame, tracked or not.
 
     Attributes:
-        world_from_cam: the live pose, None while initialising or lost.
-        pixels: (N, 2) float32, tracked points in this picture; track_ids (N,) int64; is_inlier (N,) bool, those
-            that agree with the pose (all False without one).
-        depth: median depth of the landmarks in view, map units; NaN without a pose.
-        stage_ms: wall time by stage of this step.
-        overlay_share: of the points that are followed, the share that stands still in the image while the world moves:
-            they are drawn over it or fixed to the camera, and are used for nothing.
-        camera_rests: whether most of the image stood still over the last frames.
+        reason: why the state is what it is, a sentence; empty in normal tracking.
+        world_from_cam: the live pose, map units; None while initializing or lost.
+        keyframe_id: reference keyframe of the frame; -1 before initialization.
+        pixels: (N, 2) float32, tracked points in this image.
+        track_ids: (N,) int64, id of each tracked point.
+        is_inlier: (N,) bool, whether each tracked point is an inlier of the pose; all False without a pose.
+        depth: median depth of the inlier landmarks, map units; NaN without a pose.
+        stage_ms: wall time of this step by stage, milliseconds.
+        overlay_share: fraction of the tracked points that are static in the image while the scene moves, because they
+            belong to an overlay or to the camera's own platform; they are not used.
+        camera_rests: whether most of the image was static over the last frames.
     """
 
     frame: Frame
@@ -55,8 +52,14 @@ class FrameProcessed:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Initialised:
-    """The first pair: the map begins. `frame_indices` are the two frames."""
+class Initialized:
+    """A segment of the map was initialized from two frames.
+
+    Attributes:
+        frame_indices: the two frames.
+        landmarks: number of landmarks in the map.
+        parallax_deg: median parallax of the two frames, degrees.
+    """
 
     frame_indices: tuple[int, int]
     landmarks: int
@@ -65,7 +68,12 @@ class Initialised:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class KeyframeAdded:
-    """`image` is the keyframe's picture, RGB uint8 (H, W, 3), for who wants to keep it: the keyframe does not."""
+    """A keyframe was added to the map.
+
+    Attributes:
+        reason: why the frame became a keyframe, a sentence.
+        image: RGB uint8 (H, W, 3), which `Keyframe` itself does not contain.
+    """
 
     keyframe: Keyframe
     world_from_keyframe: Similarity
@@ -75,26 +83,30 @@ class KeyframeAdded:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LandmarksUpdated:
-    """Landmarks of the map as they stand: ids (N,), points_world (N, 3) map units, colours (N, 3) uint8 RGB."""
+    """All landmarks of the map: ids (N,), points_world (N, 3) in map units, colors (N, 3) uint8 RGB."""
 
     frame_index: int
     ids: NDArray[np.int64]
     points_world: FloatArray
-    colours: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class EdgeAccepted:
+    """An edge was added to the pose graph, or a disabled loop was enabled."""
+
     edge: Edge
     frame_index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeRejected:
-    """`reason` is a sentence with the number and the threshold.
+    """A loop candidate was rejected, or a loop was disabled.
 
     Attributes:
-        landmarks: how many spoke for it all the same; 0 where it did not come to counting them.
+        i, j: keyframe ids.
+        reason: a sentence with the number and the threshold.
+        landmarks: number of landmarks that supported the loop; 0 if it was rejected before they were counted.
     """
 
     i: int
@@ -106,8 +118,14 @@ class EdgeRejected:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class GraphOptimised:
-    """The graph was solved; `world_from_keyframe` holds every pose, `points_world` moved with them."""
+class GraphOptimized:
+    """The poses of the map were optimized, and the landmarks moved with them.
+
+    Attributes:
+        world_from_keyframe: all poses after the optimization.
+        error_before, error_after: of the solver; pixels if `cause` says so.
+        cause: the loops, or the round of refinement.
+    """
 
     frame_index: int
     world_from_keyframe: Mapping[int, Similarity]
@@ -118,7 +136,7 @@ class GraphOptimised:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleUnobservable:
-    """A length could not be measured here; nothing was invented."""
+    """The scale was not observable, so no length was estimated."""
 
     frame_index: int
     reason: str
@@ -126,7 +144,7 @@ class ScaleUnobservable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateRefused:
-    """A solver failed, or what came out of it or of the predictor is not finite: it was not used."""
+    """An estimate was discarded, because a solver failed or its result or that of the predictor is unusable."""
 
     frame_index: int
     reason: str
@@ -134,13 +152,23 @@ class EstimateRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingLost:
+    """Tracking was lost at this frame."""
+
     frame_index: int
     timestamp_ns: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relocalised:
+class Relocalized:
+    """The camera was relocalized after tracking was lost.
+
+    Attributes:
+        keyframe_id: keyframe whose place was recognized.
+        inliers: number of landmarks that agree with the pose.
+        frames_lost: number of frames without a pose before this one.
+    """
+
     frame_index: int
     timestamp_ns: int
     keyframe_id: int
@@ -149,8 +177,8 @@ class Relocalised:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedLater:
-    """After the stream's end a frame that had had no pose was recognised in the map as it stood then."""
+class FrameLocalizedLater:
+    """A frame without a pose was localized in the map after the end of the stream."""
 
     frame_index: int
     timestamp_ns: int
@@ -159,8 +187,12 @@ class PlacedLater:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NeverPlaced:
-    """A frame has no pose, and was not recognised in the whole map either; `reason` is a sentence with the numbers."""
+class FrameNotLocalized:
+    """A frame has no pose and could not be localized in the final map either.
+
+    Attributes:
+        reason: a sentence with the numbers.
+    """
 
     frame_index: int
     timestamp_ns: int
@@ -169,7 +201,7 @@ class NeverPlaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramesSkipped:
-    """Pictures that could not be read, or that came faster than they could be used."""
+    """Frames were skipped, because they could not be read or arrived faster than they could be processed."""
 
     count: int
     reason: str
@@ -177,7 +209,14 @@ class FramesSkipped:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RunFinished:
-    """The last event of a run. `world_from_cam` (N, 4, 4) are the final poses of all tracked frames."""
+    """The run is finished; the last event except `ScaleSet`.
+
+    Attributes:
+        timestamps_ns, frame_indices: (N,) of all tracked frames of the largest segment.
+        world_from_cam: (N, 4, 4), their final poses, map units.
+        interrupted: whether the run ended before the stream.
+        stage_ms: wall time by stage, milliseconds.
+    """
 
     timestamps_ns: NDArray[np.int64]
     frame_indices: NDArray[np.int64]
@@ -187,33 +226,33 @@ class RunFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleAnchored:
-    """After the run's end its lengths were made metres; what was told before is in map units.
+class ScaleSet:
+    """The finished run was scaled to meters; all earlier events are in map units.
 
     Attributes:
-        source: where metres come from, in words.
+        source: source of the metric scale, in words.
     """
 
-    metres_per_unit: float
+    meters_per_unit: float
     source: str
 
 
 Event = (
     FrameProcessed
-    | Initialised
+    | Initialized
     | KeyframeAdded
     | LandmarksUpdated
     | EdgeAccepted
     | EdgeRejected
-    | GraphOptimised
+    | GraphOptimized
     | ScaleUnobservable
     | EstimateRefused
     | TrackingLost
-    | Relocalised
-    | PlacedLater
-    | NeverPlaced
+    | Relocalized
+    | FrameLocalizedLater
+    | FrameNotLocalized
     | FramesSkipped
     | RunFinished
-    | ScaleAnchored
+    | ScaleSet
 )
 Observer = Callable[[Event], None]

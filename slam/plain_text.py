@@ -1,13 +1,13 @@
-"""Names as text that can be shown anywhere."""
+"""Names as printable text."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters, line breaks of all kinds, and the bytes of a file's name that are no text in this locale.
+# Control characters, line breaks of all kinds, and bytes of a file name that cannot be decoded in this locale.
 _NOT_PLAIN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def plain(name: str) -> str:
-    """A name for titles, sentences and new folders: what is no character, or would break a line, becomes `_`."""
+    """A name for titles, sentences and new folders: unprintable characters and line breaks become `_`."""
     return _NOT_PLAIN.sub("_", name)

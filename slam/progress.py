@@ -1,4 +1,4 @@
-"""How far a long task is, on one line of a terminal, or as a line now and then in a log."""
+"""Progress of a long task: one updated line on a terminal, or a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much (at most)
+Progress = Callable[[str, int, int], None]  # (name of the task, steps done, maximum number of steps)
 
 BAR_WIDTH = 24
 LINE_EVERY_S = 2.0
@@ -16,14 +16,14 @@ _REDRAW_EVERY_S = 0.1
 _CLEAR = "\r\x1b[K"
 
 
-def untold(what: str, done: int, total: int) -> None:
-    """Where nobody asks how far it is."""
+def no_progress(what: str, done: int, total: int) -> None:
+    """Ignores the progress."""
 
 
 class TaskProgress:
-    """Called with (what, done, total), and what else there is to say; a new `what` begins a new count.
+    """Called with (what, done, total) and an optional text; a new `what` starts a new task.
 
-    A `total` of None is one that nobody knows.
+    `total` is None if it is unknown.
     """
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class TaskProgress:
 
     def __call__(self, what: str, done: int, total: int | None, state: str = "") -> None:
         now = self._clock()
-        if what != self._what:  # a terminal shows it at once, for its first step may take long
+        if what != self._what:  # shown at once on a terminal, because the first step may take long
             self._what, self._started, self._last = what, now, -math.inf if self._terminal else now
         if now - self._last < (_REDRAW_EVERY_S if self._terminal else LINE_EVERY_S):
             return
@@ -44,20 +44,20 @@ class TaskProgress:
         line = ", ".join([*parts, state] if state else parts)
         if self._terminal:
             shown = line if total is None else f"{_bar(done, total)} {line}"
-            # A longer line would wrap, and could not be wiped.
+            # A longer line would wrap, and could not be cleared.
             self._stream.write(f"{_CLEAR}{shown[: shutil.get_terminal_size().columns - 1]}")
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.close()
         self._stream.write(line + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Leave the terminal's line empty."""
+        """Clear the progress line of the terminal."""
         if self._terminal:
             self._stream.write(_CLEAR)
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""Wall time by stage. For reports only: nothing in the estimate depends on it."""
+"""Wall time per stage. For reports only: no estimate depends on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import perf_counter
 
 
 class Stopwatch:
-    """Adds up milliseconds by stage; stages of one name accumulate."""
+    """Accumulates milliseconds per stage name."""
 
     def __init__(self) -> None:
         self.stage_ms: dict[str, float] = {}

@@ -1,90 +1,151 @@
-"""The whole of SLAM: a frame comes in, it is followed, located, perhaps kept, linked; at the end all is refined."""
+"""The SLAM system: tracking, keyframe insertion, relocalization, loop closing, and the final refinement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from relocalizer.errors import MapError
 from relocalizer.geometry import Similarity
 from relocalizer.images import decode_image, encode_jpeg
-from relocalizer.interfaces import PosePredictor, Retriever
-from relocalizer.map_folder import JPEG_QUALITY
-from relocalizer.reference_map import ReferenceMap, provenance_of
-from slam.config import SlamConfig
-from slam.events import Event, Observer
-from slam.final_refinement import refine_everything
-from slam.following import Following
-from slam.frame_log import FrameLog
-from slam.frames import Frame, Keyframe, Seen
-from slam.front_end import FrontEnd, Located, NotLocated
-from slam.initialisation import FirstPair, Initialiser, Waiting, begin_segment, placed
-from slam.keyframe_images import KeyframeImages, MemoryImages
-from slam.linking import Linker
-from slam.looking_back import LookingBack, join_segments
-from slam.mapping import Mapper
-from slam.optimizer import GraphOptimizer
-from slam.progress import Progress, untold
-from slam.recognition import Recognised, Recogniser
-from slam.refinement import Refiner
-from slam.reporter import DroppedObserver, Reporter
-from slam.saved_map import Earlier, in_units_of_earlier, map_of_run, restore
-from slam.slam_result import SlamResult, gather
+from relocalizer.maps.map_format import JPEG_QUALITY
+from relocalizer.maps.reference_map import ReferenceMap, provenance_of
+from slam.config.schema import SlamConfig
+from slam.event_publisher import DroppedObserver, EventPublisher
+from slam.events import Event, Observer, ScaleSet
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.loop_detector import LoopDetector
+from slam.loop_closing.loop_verifier import LoopVerifier
+from slam.loop_closing.odometry_edges import OdometryEdges
+from slam.loop_closing.segment_joining import join_segments
+from slam.map.frame_log import FrameLog
+from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe, PoseNotFound, TrackedPose
+from slam.map.keyframe_images import KeyframeImages, MemoryImages
+from slam.mapping.global_refinement import refine_map
+from slam.mapping.mapper import Mapper
+from slam.progress import Progress, no_progress
+from slam.relocalization.deferred import DeferredRelocalizer
+from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
+from slam.relocalization.localization_mode import LocalizationMode
+from slam.result import FrameResult, SlamResult, collect_result
+from slam.sessions.metric_scale import ScaleReference, in_meters
+from slam.sessions.stored_map import PriorMap, in_units_of_prior_map, restore, run_to_reference_map
 from slam.stopwatch import Stopwatch
-from slam.tracks import PointTracker
-from slam.turning import HELD, Turning
-from slam.whereabouts import Whereabouts
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.initializer import Initializer, NotInitialized, localize_initial_frames
+from slam.tracking.rotation_only import POSITION_HELD, RotationOnlyTracker
+from slam.tracking.tracking_state import TrackingStateMachine
+
+if TYPE_CHECKING:
+    from slam.components.assembly import Components
+    from slam.evaluation.trajectory import Trajectory
+    from slam.input.mask import Mask
 
 
 class Slam:
-    """Monocular SLAM: `step` every frame in order, then `finish`."""
+    """Monocular SLAM: call `step` with every frame in order, then `finish`."""
+
+    @classmethod
+    def create(
+        cls,
+        config: SlamConfig | None = None,
+        *,
+        start_map: ReferenceMap | str | Path | None = None,
+        localize_only: bool = False,
+        observers: Sequence[Observer] = (),
+        images: KeyframeImages | None = None,
+        mask: Mask | None = None,
+    ) -> Slam:
+        """The system with the components that `config` selects; with the defaults if it is None.
+
+        Args:
+            start_map: a map, or the folder of one; its predictor is used if `config` does not set one.
+            mask: (H, W) uint8; no point is detected or followed where it is zero.
+            localize_only, observers, images: as for the constructor.
+
+        Raises:
+            MapError: the map cannot be read, or the predictor cannot read it.
+            UserError: the requested predictor is not available; the message states why.
+        """
+        from slam.components.assembly import assemble
+        from slam.components.predictor_choice import with_predictor_of
+
+        config = SlamConfig() if config is None else config
+        if isinstance(start_map, str | Path):
+            from relocalizer.maps.map_reader import load_map
+
+            start_map = load_map(Path(start_map))
+        if start_map is not None:
+            config = with_predictor_of(start_map.provenance, config)
+        components = assemble(config, mask=mask)
+        return cls(
+            config,
+            components,
+            observers=observers,
+            images=images,
+            start_map=start_map,
+            localize_only=localize_only,
+        )
 
     def __init__(
         self,
         config: SlamConfig,
+        components: Components,
         *,
-        predictor: PosePredictor,
-        tracker: PointTracker,
-        retriever: Retriever,
-        optimizer: GraphOptimizer,
-        refiner: Refiner,
         observers: Sequence[Observer] = (),
         images: KeyframeImages | None = None,
         start_map: ReferenceMap | None = None,
         localize_only: bool = False,
     ) -> None:
         """Args:
-            observers: are told every event. One that raises is dropped, and `dropped_observers` says which and why.
-            images: keeps the keyframes' images for the map that is saved; in memory by default.
-            start_map: go on in this map: the first frames are looked for in it, and their poses are in its frame.
-            localize_only: never change that map; a frame has a pose in it or none.
+            observers: receive every event, in order. An observer that raises is dropped; see `dropped_observers`.
+            images: stores the keyframes' images for the saved map; in memory by default.
+            start_map: map to continue: the first frames are relocalized in it, and their poses are in its frame.
+            localize_only: never change that map; frames only get poses in it.
 
         Raises:
             MapError: the predictor cannot read the map.
         """
+        predictor, retriever = components.predictor, components.retriever
         self._config = config
         self._predictor = predictor
-        self._mapper = mapper = Mapper(config, predictor, refiner, lambda event: self._tell.emit(event))
-        self._earlier = Earlier() if start_map is None else restore(start_map, mapper, predictor, retriever)
+        self._mapper = mapper = Mapper(
+            config, predictor, components.adjuster, lambda event: self._events.publish(event)
+        )
+        self._map = slam_map = mapper.map
+        self._prior_map = PriorMap() if start_map is None else restore(start_map, slam_map, predictor, retriever)
         self._log = log = FrameLog()
         self._watch = Stopwatch()
-        self._tell = Reporter(observers, mapper)
-        self._front_end = front_end = FrontEnd(config, tracker, mapper.graph, mapper.landmarks)
-        self._initialiser = Initialiser(config, mapper.landmarks, front_end, predictor)
-        self._turning = Turning(config, mapper.landmarks, front_end)
-        self._recogniser = Recogniser(config.relocalization, mapper, predictor, retriever)
-        self._linker = Linker(config.linking, mapper, predictor, retriever, optimizer, self._tell.emit)
-        self._looking_back = LookingBack(config.relocalization.look_back, log, front_end, self._recogniser, self._tell)
-        self._where = Whereabouts(restart_after=None if localize_only else config.relocalization.restart_after)
-        if self._earlier.keyframe_ids:
-            self._where.look_in_map(self._earlier.last_id)
-        self._following = Following(front_end, self._where, self._recognise) if localize_only else None
+        self._events = EventPublisher(observers, slam_map)
+        self._frame_tracker = frame_tracker = FrameTracker(
+            config, components.tracker, slam_map.graph, slam_map.landmarks
+        )
+        self._initializer = Initializer(config, slam_map.landmarks, frame_tracker, predictor)
+        self._rotation_only = RotationOnlyTracker(config, slam_map.landmarks, frame_tracker)
+        self._relocalizer = FrameRelocalizer(config.relocalization, slam_map, predictor, retriever)
+        loops, publish = config.loop_closing, self._events.publish
+        self._odometry_edges = OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px)
+        self._loop_detector = LoopDetector(loops, slam_map, retriever)
+        verifier = LoopVerifier(loops, slam_map, predictor, publish)
+        self._loop_closer = LoopCloser(loops, mapper, self._loop_detector, verifier, components.optimizer, publish)
+        self._deferred = DeferredRelocalizer(
+            config.relocalization.look_back, log, frame_tracker, self._relocalizer, publish
+        )
+        self._state = TrackingStateMachine(restart_after=None if localize_only else config.relocalization.restart_after)
+        if self._prior_map.keyframe_ids:
+            self._state.set_lost_in_map(self._prior_map.last_id)
+        self._localization_mode = (
+            LocalizationMode(frame_tracker, self._state, self._relocalize) if localize_only else None
+        )
         self._images = MemoryImages() if images is None else images
         self._result: SlamResult | None = None
 
-    # --- the story ------------------------------------------------------------------------------------
+    # --- one frame -------------------------------------------------------------------------------------
 
-    def step(self, frame: Frame) -> None:
-        """Take the next frame; what comes of it is told to the observers.
+    def step(self, frame: Frame) -> FrameResult:
+        """Process the next frame, publish its events to the observers, and return its pose.
 
         Raises:
             RuntimeError: the run is finished.
@@ -93,233 +154,272 @@ class Slam:
             raise RuntimeError("Slam.step: the run is finished; make a new Slam, which can start in the saved map")
         self._watch = Stopwatch()
         with self._watch("tracks"):
-            self._front_end.advance(frame)
-        if self._where.has_map:
+            self._frame_tracker.track(frame)
+        if self._state.has_map:
             self._track(frame)
-        elif self._following is None:
-            self._initialise(frame)
+        elif self._localization_mode is None:
+            self._initialize(frame)
         else:
-            self._where.wait("the map has no keyframe to be found by")
-        if not self._where.is_tracking:
+            self._state.set_waiting("the map has no keyframe to be found by")
+        if not self._state.is_tracking:
             with self._watch("keep for later"):
-                self._looking_back.keep(frame)
-        self._tell.frame(frame, self._where, self._front_end, self._watch.stage_ms)
+                self._deferred.keep(frame)
+        self._events.frame_processed(frame, self._state, self._frame_tracker, self._watch.stage_ms)
+        return FrameResult(
+            frame_index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            state=self._state.state,
+            reason=self._state.reason,
+            world_from_cam=self._frame_tracker.pose if self._state.is_tracking else None,
+            keyframe_id=self._state.keyframe_id,
+        )
 
-    def finish(self, *, interrupted: bool = False, on_progress: Progress = untold) -> SlamResult:
-        """Refine the whole map once more, place every frame in it, and say what came out; the same when asked again.
+    def finish(self, *, interrupted: bool = False, on_progress: Progress = no_progress) -> SlamResult:
+        """Refine the whole map, update all frame poses, and return the result; later calls return the same result.
 
         Args:
-            on_progress: called with (what, how many are done, of how many at most) while that takes time.
+            on_progress: called with (name of the task, steps done, maximum number of steps).
         """
         if self._result is not None:
             return self._result
         if self._log.records:
-            self._looking_back.place(self._take_in, on_progress)
-            if self._following is None:
+            self._deferred.relocalize_all(self._continue_from, on_progress)
+            if self._localization_mode is None:
                 self._complete_map(on_progress)
-            self._looking_back.tell_left()
+            self._deferred.report_failures()
         return self._conclude(interrupted=interrupted)
 
     def abort(self) -> SlamResult:
-        """End the run where an exception or the user has broken it off: nothing more is computed."""
+        """End the run after an exception or an interruption, without further computation."""
         if self._result is not None:
             return self._result
         self.remove_incomplete()
         return self._conclude(interrupted=True)
 
     def remove_incomplete(self) -> None:
-        """Take out what an exception in `step` has left half made; everything before it is whole."""
-        self._mapper.remove_incomplete(lambda k: k in self._images or k in self._earlier.jpeg)
-        self._log.keep_frames_of(self._mapper.graph.keyframes)
+        """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete."""
+        self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
+        self._log.keep_frames_of(self._map.graph.keyframes)
 
     def publish(self, event: Event) -> None:
-        """Tell the observers of something that happened outside of the system."""
-        self._tell.emit(event)
+        """Publish an event from outside the system to the observers."""
+        self._events.publish(event)
 
     def _conclude(self, *, interrupted: bool) -> SlamResult:
-        result = gather(self._mapper, self._log, since=self._earlier.last_id + 1)
-        self._result = result = in_units_of_earlier(result)
-        self._tell.landmarks(self._log.last_index)
-        self._tell.finished(result, interrupted=interrupted)
+        result = collect_result(self._map, self._log, since=self._prior_map.last_id + 1)
+        self._result = result = in_units_of_prior_map(result)
+        self._events.landmarks_updated(self._log.last_index)
+        self._events.run_finished(result, interrupted=interrupted)
         return result
 
     @property
     def dropped_observers(self) -> list[DroppedObserver]:
-        """Observers that raised and hear no more."""
-        return self._tell.dropped
+        """Observers that raised an exception and receive no more events."""
+        return self._events.dropped
 
     def saved_map(self) -> ReferenceMap:
-        """The map as it stands, at rest, the map the run began in included."""
+        """The current map, including the map in which the run started, in the format of a saved map."""
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
-        return map_of_run(self._mapper, self._earlier, self._log.records, provenance, self._jpeg)
+        return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
+
+    def save_map(self, folder: str | Path) -> None:
+        """Write the current map to a folder that does not exist yet, or replace the map in the folder.
+
+        Raises:
+            MapError: there is no keyframe to save.
+            OutputError: the folder cannot be written; its previous contents are intact.
+        """
+        from relocalizer.maps.map_writer import save_map
+
+        saved = self.saved_map()
+        if not len(saved.keyframes):
+            raise MapError(f"{folder}: there is no map to save: no keyframe was made")
+        save_map(Path(folder), saved)
+
+    def make_metric(self, reference: ScaleReference, ground_truth: Trajectory | None = None) -> SlamResult:
+        """Scale the finished map, and its result, to meters; a map saved from now on is metric too.
+
+        Raises:
+            RuntimeError: the run is not finished.
+            ScaleError: the reference does not give a scale; nothing was changed.
+            ValueError: the map is metric already.
+        """
+        if self._result is None:
+            raise RuntimeError("Slam.make_metric: finish the run first")
+        self._result = in_meters(self._result, reference, ground_truth)
+        assert self._result.units.meters_per_unit is not None
+        self._events.publish(ScaleSet(meters_per_unit=self._result.units.meters_per_unit, source=reference.source))
+        return self._result
 
     def _jpeg(self, keyframe_id: int) -> bytes:
-        """The image of a keyframe of this run as a JPEG file, undistorted by the lens that was found."""
-        jpeg, lens = self._images.jpeg(keyframe_id), self._mapper.lens_of(keyframe_id)
-        if not lens.bends:
+        """JPEG image of a keyframe of this run, undistorted with the estimated lens correction."""
+        jpeg, lens = self._images.jpeg(keyframe_id), self._map.lens_of(keyframe_id)
+        if not lens.has_distortion:
             return jpeg
-        return encode_jpeg(lens.picture(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
+        return encode_jpeg(lens.undistort_image(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
 
-    # --- before the map -------------------------------------------------------------------------------
+    # --- initialization -------------------------------------------------------------------------------
 
-    def _initialise(self, frame: Frame) -> None:
-        """Begin a map when the frame makes a pair with an earlier one, else wait."""
-        with self._watch("initialise"):
-            outcome = self._initialiser.take(frame)
-        if isinstance(outcome, Waiting):
-            self._where.wait(outcome.reason)
+    def _initialize(self, frame: Frame) -> None:
+        """Initialize a map if the frame forms an initial pair with an earlier frame; otherwise wait."""
+        with self._watch("initialize"):
+            outcome = self._initializer.process(frame)
+        if isinstance(outcome, NotInitialized):
+            self._state.set_waiting(outcome.reason)
         else:
             self._begin_map(outcome)
 
-    def _begin_map(self, pair: FirstPair) -> None:
-        """The first two keyframes of a segment with their landmarks, and poses for the frames between them."""
-        graph = self._mapper.graph
+    def _begin_map(self, pair: InitialPair) -> None:
+        """Insert the first two keyframes of a segment with their landmarks, and localize the frames between them."""
+        graph = self._map.graph
         with self._watch("map"):
-            a, b = begin_segment(pair, self._mapper)
+            a, b = self._mapper.begin_segment(pair)
             self._images.store(a.id, pair.first.frame.image)
             self._images.store(b.id, pair.second.frame.image)
-        self._where.begin(a.id, pair.second.frame.index)
-        self._tell.initialised(pair)
-        self._tell.keyframe(a, "first of the first pair", pair.first.frame.image)
-        self._linker.remember(a.id)
-        for frame, found in placed(pair, self._front_end, graph.world_from_keyframe[a.id].rigid):
+        self._state.map_initialized(a.id, pair.second.frame.index)
+        self._events.initialized(pair)
+        self._events.keyframe_added(a, "first of the first pair", pair.first.frame.image)
+        self._loop_detector.add(a.id)
+        for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
-        self._take_up(pair.second.frame, b, "second of the first pair")
+        self._activate_keyframe(pair.second.frame, b, "second of the first pair")
 
-    # --- with a map -----------------------------------------------------------------------------------
+    # --- tracking -------------------------------------------------------------------------------------
 
     def _track(self, frame: Frame) -> None:
-        """Follow the camera; where that fails recognise the place, or at least how it turns; else it is lost."""
+        """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
-            found = self._front_end.locate(frame)
-        if isinstance(found, Located):
+            found = self._frame_tracker.estimate_pose(frame)
+        if isinstance(found, TrackedPose):
             self._follow(frame, found)
             return
-        recognised = self._recognise(frame)
-        if isinstance(recognised, Recognised):
-            self._resume(recognised, found)
-        elif not self._turn(frame):
-            self._lose(frame, found, recognised)
+        recognized = self._relocalize(frame)
+        if isinstance(recognized, RelocalizedFrame):
+            self._relocalized(recognized, found)
+        elif not self._track_rotation(frame):
+            self._lose(frame, found, recognized)
 
-    def _follow(self, frame: Frame, found: Located) -> None:
-        """A frame with a pose: it hangs off the active keyframe, or becomes the next one."""
-        self._turning.stop()
-        self._where.follow()
-        self._front_end.accept(found)
-        if self._following is not None:
-            self._following.renew(frame)
-        elif reason := self._front_end.reason_to_keep(frame, self._where.keyframe_id):
+    def _follow(self, frame: Frame, found: TrackedPose) -> None:
+        """A tracked frame: it becomes a keyframe, or is recorded relative to its reference keyframe."""
+        self._rotation_only.stop()
+        self._state.set_tracked()
+        self._frame_tracker.accept(found)
+        if self._localization_mode is not None:
+            self._localization_mode.replenish(frame)
+        elif reason := self._frame_tracker.reason_to_keep(frame, self._state.keyframe_id):
             with self._watch("features"):
-                seen = self._front_end.see(frame)
-            self._keep(seen, reason)
+                observation = self._frame_tracker.extract(frame)
+            self._insert_keyframe(observation, reason)
             return
-        self._hang(frame)
+        self._record_frame(frame)
 
-    def _hang(self, frame: Frame) -> None:
-        """Remember where the frame is by its keyframe."""
-        here = self._front_end.here
-        self._log.add(frame, here.world_from_cam, here.landmarks, self._where.keyframe_id, self._mapper.graph)
+    def _record_frame(self, frame: Frame) -> None:
+        """Record the frame's pose relative to its reference keyframe."""
+        tracked = self._frame_tracker.current
+        self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self._state.keyframe_id, self._map.graph)
 
-    # --- a keyframe -----------------------------------------------------------------------------------
+    # --- keyframes ------------------------------------------------------------------------------------
 
-    def _keep(self, seen: Seen, reason: str) -> None:
-        """The frame becomes a keyframe: landmarks, the relation to the one before, refinement."""
-        graph, active = self._mapper.graph, self._where.keyframe_id
-        pose = Similarity.from_rigid(self._front_end.here.world_from_cam, graph.world_from_keyframe[active].scale)
+    def _insert_keyframe(self, observation: FrameObservation, reason: str) -> None:
+        """Insert the frame as a keyframe: landmarks, odometry edges to covisible keyframes, local bundle adjustment."""
+        graph, active = self._map.graph, self._state.keyframe_id
+        pose = Similarity.from_rigid(
+            self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
+        )
         with self._watch("map"):
-            keyframe = self._mapper.insert(seen, self._front_end.tracks, pose, graph.segment_of[active])
-            self._images.store(keyframe.id, seen.frame.image)
+            keyframe = self._mapper.insert(observation, self._frame_tracker.tracks, pose, graph.segment_of[active])
+            self._images.store(keyframe.id, observation.frame.image)
         with self._watch("predictor"):
-            self._linker.relate_to_covisible(keyframe.id)
+            self._odometry_edges.relate_to_covisible(keyframe.id)
         with self._watch("refine"):
-            self._mapper.refine_window(keyframe.id)
-        self._take_up(seen.frame, keyframe, reason)
+            self._mapper.adjustment.local_bundle_adjustment(keyframe.id)
+        self._activate_keyframe(observation.frame, keyframe, reason)
 
-    def _take_up(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
-        """Link a new keyframe, close loops from it, and go on from where that leaves it."""
-        mapper, k = self._mapper, keyframe.id
-        self._tell.keyframe(keyframe, reason, frame.image)
+    def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
+        """Add a new keyframe's edges, close its loops, and continue tracking from its updated pose."""
+        slam_map, k = self._map, keyframe.id
+        self._events.keyframe_added(keyframe, reason, frame.image)
         with self._watch("link"):
-            self._linker.watch_scale(k, 0.5 * self._config.landmarks.min_parallax_deg)
-            self._linker.tie_to_neighbours(k, self._config.refinement.window)
-            closed = self._linker.close_loops(k)
-            self._linker.remember(k)
+            self._odometry_edges.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
+            self._odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
+            closed = self._loop_closer.close_loops(k)
+            self._loop_detector.add(k)
         if closed:
             with self._watch("refine"):
-                mapper.refine_window(k)
-        self._where.at(k)
-        self._front_end.go_on_from(mapper.graph.world_from_keyframe[k].rigid, mapper.landmarks.observed[k])
-        self._hang(frame)
-        self._tell.landmarks_after(k, frame.index)
+                self._mapper.adjustment.local_bundle_adjustment(k)
+        self._state.set_tracking(k)
+        self._frame_tracker.reset_to(slam_map.graph.world_from_keyframe[k].rigid, slam_map.landmarks.observed[k])
+        self._record_frame(frame)
+        self._events.landmarks_updated_after_keyframe(k, frame.index)
 
-    # --- not followed ---------------------------------------------------------------------------------
+    # --- tracking failure -----------------------------------------------------------------------------
 
-    def _recognise(self, frame: Frame) -> Recognised | NotLocated:
-        """Look for the frame's place in the map; seldom while the camera turns where nothing is known."""
-        if not self._turning.is_due_for_a_look:
-            return NotLocated("no place is looked for in this frame of a turn")
-        with self._watch("recognise"):
-            return self._recogniser.recognise(self._front_end.see(frame), self._where.keyframe_id)
+    def _relocalize(self, frame: Frame) -> RelocalizedFrame | PoseNotFound:
+        """Relocalize the frame in the map; only in some frames during rotation-only tracking."""
+        if not self._rotation_only.should_relocalize:
+            return PoseNotFound("no place is looked for in this frame of a turn")
+        with self._watch("recognize"):
+            return self._relocalizer.relocalize(self._frame_tracker.extract(frame), self._state.keyframe_id)
 
-    def _resume(self, found: Recognised, why: NotLocated) -> None:
-        """Recognised landmarks place a frame that could not be followed; it becomes a keyframe at once."""
-        if self._where.is_lost:
-            self._tell.relocalised(found, self._where.frames_lost)
-        self._turning.stop()
-        self._front_end.forget_motion()
-        self._take_in(found, f"recognised {len(found.landmarks)} landmarks ({why.reason})")
+    def _relocalized(self, found: RelocalizedFrame, why: PoseNotFound) -> None:
+        """A frame was relocalized after tracking failed; it becomes a keyframe at once."""
+        if self._state.is_lost:
+            self._events.relocalized(found, self._state.frames_lost)
+        self._rotation_only.stop()
+        self._frame_tracker.reset_motion()
+        self._continue_from(found, f"recognized {len(found.landmarks)} landmarks ({why.reason})")
 
-    def _take_in(self, found: Recognised, reason: str) -> None:
-        """Go on from where a frame was recognised, as a keyframe when there is a reason and the map may grow."""
-        self._where.at(found.keyframe_id)
-        self._front_end.go_on_from(found.world_from_cam, found.tracks)
-        if self._following is not None:
-            self._following.count()
+    def _continue_from(self, found: RelocalizedFrame, reason: str) -> None:
+        """Continue from a relocalized frame; insert it as a keyframe if there is a reason and the map may grow."""
+        self._state.set_tracking(found.keyframe_id)
+        self._frame_tracker.reset_to(found.world_from_cam, found.tracks)
+        if self._localization_mode is not None:
+            self._localization_mode.set_baseline()
         elif reason:
-            self._keep(found.seen, reason)
+            self._insert_keyframe(found.observation, reason)
             return
-        self._hang(found.seen.frame)
+        self._record_frame(found.observation.frame)
 
-    def _turn(self, frame: Frame) -> bool:
-        """Keep the orientation of a camera that only turns, its position held; False when that is not what it does."""
-        if not self._where.is_tracking or not self._turning.follow(frame):
+    def _track_rotation(self, frame: Frame) -> bool:
+        """Track the orientation of a camera that only rotates, and keep its position; False for any other motion."""
+        if not self._state.is_tracking or not self._rotation_only.follow(frame):
             return False
-        self._where.hold(HELD)
-        if self._turning.is_news(frame.index):
-            self._tell.scale_unobservable(frame, HELD)
-        self._hang(frame)
+        self._state.set_rotation_only(POSITION_HELD)
+        if self._rotation_only.starts_new_stretch(frame.index):
+            self._events.scale_unobservable(frame, POSITION_HELD)
+        self._record_frame(frame)
         return True
 
-    def _lose(self, frame: Frame, why: NotLocated, recognised: NotLocated) -> None:
-        """No pose for this frame. After a while a new segment may begin, to be tied to the old one by a loop."""
-        if self._where.is_lost:
-            self._where.stay_lost(recognised.reason)
+    def _lose(self, frame: Frame, why: PoseNotFound, recognized: PoseNotFound) -> None:
+        """No pose for this frame. After a while a new segment may start, to be joined to the old one by a loop."""
+        if self._state.is_lost:
+            self._state.still_lost(recognized.reason)
         else:
-            self._where.lose(frame.index, f"{why.reason}; {recognised.reason}")
-            self._front_end.forget_motion()
-            self._turning.stop()
-            self._initialiser.restart()
-            self._tell.lost(frame, self._where.reason)
-        if self._where.may_begin_anew:
-            self._initialise(frame)
+            self._state.set_lost(frame.index, f"{why.reason}; {recognized.reason}")
+            self._frame_tracker.reset_motion()
+            self._rotation_only.stop()
+            self._initializer.restart()
+            self._events.tracking_lost(frame, self._state.reason)
+        if self._state.may_start_new_map:
+            self._initialize(frame)
 
-    # --- the end --------------------------------------------------------------------------------------
+    # --- final steps ----------------------------------------------------------------------------------
 
     def _complete_map(self, on_progress: Progress) -> None:
-        """Join maps begun apart, refine all in rounds, and place every frame in what came out."""
-        mapper, log, earlier = self._mapper, self._log, self._earlier
-        least = self._config.linking.loop_min_inliers
-        if join_segments(mapper, self._recogniser, self._linker, min_inliers=least):
-            self._looking_back.place(self._take_in, on_progress)
-        rounds = refine_everything(
+        """Join segments, refine the whole map in rounds, and update the pose of every frame in the refined map."""
+        mapper, log, prior_keyframes = self._mapper, self._log, self._prior_map.keyframe_ids
+        min_inliers = self._config.loop_closing.min_inliers
+        if join_segments(self._map, self._relocalizer, self._loop_closer, min_inliers=min_inliers):
+            self._deferred.relocalize_all(self._continue_from, on_progress)
+        rounds = refine_map(
             mapper,
-            self._config.refinement,
+            self._config.bundle_adjustment,
             frames=len(log),
-            keyframes=len(mapper.graph.keyframes) - len(earlier.keyframe_ids),
-            may_calibrate=not earlier.keyframe_ids,
-            tell=partial(self._tell.graph, log.last_index),
+            keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes),
+            may_calibrate=not prior_keyframes,
+            notify=partial(self._events.graph_optimized, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),
         )
         if rounds:
-            log.straighten(mapper.lens_of)
-            log.place_again(mapper.graph, self._front_end.place_again)
+            log.undistort(self._map.lens_of)
+            log.refit(self._map.graph, self._frame_tracker.refit)

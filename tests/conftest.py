@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from relocalizer.geometry import rigid
-from relocalizer.lens import Lens
+from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.cli import main
-from slam.events import FrameProcessed, Initialised, RunFinished, TrackingLost, TrackingState
-from slam.frames import Frame
-from slam.lens_evidence import LensEvidence
-from slam.progress import untold
-from slam.slam_result import Units
-from slam.trajectory import Trajectory
+from slam.evaluation.trajectory import Trajectory
+from slam.events import FrameProcessed, Initialized, RunFinished, TrackingLost
+from slam.map.frames import Frame
+from slam.map.lens_evidence import LensEvidence
+from slam.map.tracking_status import TrackingState
+from slam.progress import no_progress
+from slam.result import Units
+from slam.sessions.metric_scale import in_meters
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,8 +46,8 @@ def root() -> Path:
     return ROOT
 
 
-def write_pictures(folder: Path, count: int, *, width: int = 160, height: int = 120) -> Path:
-    """A folder of numbered pictures that slide over one textured wall; made once, the same every time."""
+def write_images(folder: Path, count: int, *, width: int = 160, height: int = 120) -> Path:
+    """A folder of numbered images that slide over one textured wall; made once, the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(5).integers(0, 256, (height // 4 + 40, width // 4 + 80), dtype=np.uint8)
     wall = cv2.resize(noise, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
@@ -56,9 +58,9 @@ def write_pictures(folder: Path, count: int, *, width: int = 160, height: int = 
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Twelve small pictures in a folder."""
-    return write_pictures(tmp_path / "pictures", 12)
+def images(tmp_path: Path) -> Path:
+    """Twelve small images in a folder."""
+    return write_images(tmp_path / "images", 12)
 
 
 class StraightSlam:
@@ -74,10 +76,10 @@ class StraightSlam:
         *,
         waits: int = 2,
         lost: Sequence[int] = (),
-        lens: Lens | None = None,
+        lens: IntrinsicsCorrection | None = None,
         lens_evidence: LensEvidence | None = None,
     ) -> None:
-        self._observers, self._waits, self._lost, self._lens = observers, waits, lost, lens or Lens()
+        self._observers, self._waits, self._lost, self._lens = observers, waits, lost, lens or IntrinsicsCorrection()
         self._lens_evidence = lens_evidence or LensEvidence()
         self._tracked: list[tuple[int, int]] = []
 
@@ -85,12 +87,12 @@ class StraightSlam:
         waiting, lost = frame.index < self._waits, frame.index in self._lost
         if lost and frame.index - 1 not in self._lost:
             self._emit(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason="dark"))
-        state = TrackingState.INITIALISING if waiting else TrackingState.LOST if lost else TrackingState.TRACKING
+        state = TrackingState.INITIALIZING if waiting else TrackingState.LOST if lost else TrackingState.TRACKING
         pose = None if waiting or lost else rigid(np.eye(3), [frame.index / 10, 0, 0])
         if pose is not None:
             self._tracked.append((frame.index, frame.timestamp_ns))
         if frame.index == self._waits:
-            self._emit(Initialised(frame_indices=(0, frame.index), landmarks=80, parallax_deg=2.0))
+            self._emit(Initialized(frame_indices=(0, frame.index), landmarks=80, parallax_deg=2.0))
         self._emit(
             FrameProcessed(
                 frame=frame,
@@ -129,15 +131,18 @@ class StraightSlam:
             frame_indices=indices,
             online=trajectory,
             units=Units(),
-            camera=self._lens.camera if self._lens.is_known_better else None,
+            camera=self._lens.camera if self._lens.has_corrections else None,
             lens=self._lens,
             lens_evidence=self._lens_evidence,
             segment_lens_evidence=[],
             reprojection_px=0.5,
         )
 
+    def make_metric(self, reference: Any, ground_truth: Any) -> Any:
+        return in_meters(self.finish(on_progress=no_progress), reference, ground_truth)
+
     def abort(self) -> Any:
-        return self.finish(interrupted=True, on_progress=untold)
+        return self.finish(interrupted=True, on_progress=no_progress)
 
     def remove_incomplete(self) -> None:
         """Nothing is half made here."""
@@ -193,6 +198,6 @@ def straight_slam(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def build(config: object, *, observers: Sequence[Any] = (), **_: Any) -> StraightSlam:
             return StraightSlam(observers, **options)
 
-        monkeypatch.setattr("slam.pipeline.build", build)
+        monkeypatch.setattr("slam.system.Slam.create", build)
 
     return install

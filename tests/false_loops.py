@@ -7,7 +7,7 @@ How wrong: without a `Slip` the camera believes to be somewhere else altogether.
 pose is off by it from the truth, as on a floor of tiles or before shelves of equal parts; that looks plausible.
 
 What is told is consistent to the end: at least 30 features that are taken for old landmarks lie where those would be
-seen from the false pose, all over the picture, and it is as sure as a true loop that rests on them would be.
+seen from the false pose, all over the image, and it is as sure as a true loop that rests on them would be.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from scipy.spatial import cKDTree
 from relocalizer.absolute_pose import PoseFit
 from relocalizer.features import occupied_cells
 from relocalizer.geometry import FloatArray, Similarity, align_points, exp_so3, rotation_angle
-from slam.graph import Edge, EdgeKind
-from slam.linking import Linker, Verified
-from slam.localization import FeatureMatches, Localised, NotLocalised
-from slam.tracks import Tracks
-from slam.trajectory import Trajectory
+from slam.evaluation.trajectory import Trajectory
+from slam.loop_closing.edge_information import covisible_enough
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.loop_closing.loop_verifier import Verified
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.tracks import Tracks
+from slam.relocalization.pose_from_matches import EstimatedPose, FeatureMatches, PlaceNotMatched
 
 CLUSTER = 4  # loops of one mistaken place
 TRIES = 5
@@ -81,10 +83,10 @@ class FalseLoops:
         cluster: loops of one mistaken place.
         min_gap: keyframes between the ends of a lie, at least.
         landmarks: that a lie rests on, from and to.
-        deceived: the picture speaks for the mistake wherever it is asked; else only as far as the loop itself tells.
+        deceived: the image speaks for the mistake wherever it is asked; else only as far as the loop itself tells.
     """
 
-    linker: Linker
+    loop_closer: LoopCloser
     at: frozenset[int]
     clustered: bool
     rng: np.random.Generator
@@ -95,8 +97,8 @@ class FalseLoops:
     min_gap: int = MIN_GAP
     landmarks: tuple[int, int] = LANDMARKS
     lies: list[Edge] = field(default_factory=list)
-    refused: dict[tuple[int, int], str] = field(default_factory=dict)  # by the picture, and why
-    mended: list[Edge] = field(default_factory=list)  # slips that the picture has put right
+    refused: dict[tuple[int, int], str] = field(default_factory=dict)  # by the image, and why
+    mended: list[Edge] = field(default_factory=list)  # slips that the image has put right
     _mistake: Mistake | None = None
     _due: int = 0
 
@@ -109,31 +111,31 @@ class FalseLoops:
         return any(edge is lie for lie in self.lies)
 
     def install(self) -> None:
-        true_loops, true_look = self.linker.close_loops, self.linker._second_look
+        true_loops, true_look = self.loop_closer.close_loops, self.loop_closer._second_look
 
         def close_loops(k: int) -> bool:
             standing = [loop for lie in self._lies(k) if (loop := self._standing(lie)) is not None]
-            lied = any(self.linker._close_if_believed(loop) for loop in standing)
+            lied = any(self.loop_closer._close_if_accepted(loop) for loop in standing)
             return true_loops(k) or lied
 
         def second_look(c: int, k: int) -> Verified | None:
             if self.clustered and (c, k) in self.told:
-                before = self.linker._mapper.before(k)
+                before = self.loop_closer._map.before(k)
                 lie = None if before is None or before <= c else self._told(c, before)
                 return None if lie is None else self._standing(lie)
             return true_look(c, k)
 
-        setattr(self.linker, "close_loops", close_loops)  # noqa: B010
-        setattr(self.linker, "_second_look", second_look)  # noqa: B010
+        setattr(self.loop_closer, "close_loops", close_loops)  # noqa: B010
+        setattr(self.loop_closer, "_second_look", second_look)  # noqa: B010
 
     def _standing(self, lie: Verified) -> Verified | None:
-        """What is left of a lie after the picture, as far as it is not deceived, was looked at; None for nothing."""
+        """What is left of a lie after the image, as far as it is not deceived, was looked at; None for nothing."""
         if self.deceived:
             return lie
-        borne_out = self.linker._look_closer(lie)
-        if isinstance(borne_out, NotLocalised):
+        borne_out = self.loop_closer._verifier._refine_pose(lie)
+        if isinstance(borne_out, PlaceNotMatched):
             self.refused[lie.edge.i, lie.edge.j] = borne_out.reason
-            self.linker._reject(lie.edge.i, lie.edge.j, borne_out.reason, borne_out.landmarks)
+            self.loop_closer._reject(lie.edge.i, lie.edge.j, borne_out.reason, borne_out.landmarks)
             return None
         if self.slip and self._off(borne_out.edge, self.slip) <= MENDED * self._off(lie.edge, self.slip):
             self.mended.append(borne_out.edge)
@@ -166,7 +168,7 @@ class FalseLoops:
         return self._elsewhere(k) if self.slip is None else self._slipped(k, self.slip)
 
     def _elsewhere(self, k: int) -> Mistake | None:
-        graph = self.linker._mapper.graph
+        graph = self.loop_closer._map.graph
         c = self._another_place(k)
         if c is None:
             return None
@@ -194,7 +196,7 @@ class FalseLoops:
 
     def _another_place(self, k: int) -> int | None:
         """An old keyframe that k is surely not at."""
-        graph = self.linker._mapper.graph
+        graph = self.loop_closer._map.graph
         here = graph.world_from_keyframe[k]
         for c in self.rng.permutation(self._old(k)).tolist():
             if not len(self._placed(c)):  # as happens in a map that lies have torn apart
@@ -209,8 +211,8 @@ class FalseLoops:
     def _same_place(self, k: int) -> int | None:
         """An old keyframe that sees much of what k sees, one of the few best that no landmarks tie to it."""
         old = self._old(k)
-        tied = self.linker._tied(k, old)
-        free = [c for c in old if c not in tied and (c, k) not in self.linker._mapper.graph.edges]
+        connected = covisible_enough(self.loop_closer._map, k, old)
+        free = [c for c in old if c not in connected and (c, k) not in self.loop_closer._map.graph.edges]
         if not free:
             return None
         here = self._true_pose(k)
@@ -223,35 +225,35 @@ class FalseLoops:
         return int(self.rng.choice(sorted(free, key=apart)[:PLAUSIBLE]))
 
     def _old(self, k: int) -> list[int]:
-        return [c for c in self.linker._mapper.graph.keyframes if c < k - self.min_gap]
+        return [c for c in self.loop_closer._map.graph.keyframes if c < k - self.min_gap]
 
     def _true_pose(self, k: int) -> FloatArray:
         assert self.truth is not None
-        stamp = self.linker._mapper.graph.keyframes[k].timestamp_ns
+        stamp = self.loop_closer._map.graph.keyframes[k].timestamp_ns
         return self.truth.world_from_cam[int(np.abs(self.truth.timestamps_ns - stamp).argmin())]
 
     def _unit(self, c: int) -> float:
         """The truth's unit in keyframe c's own, by the path around it."""
-        poses = self.linker._mapper.graph.world_from_keyframe
+        poses = self.loop_closer._map.graph.world_from_keyframe
         near = [k for k in range(c - AROUND, c + AROUND + 1) if k in poses]
         truth = np.array([self._true_pose(k)[:3, 3] for k in near])
         return align_points(truth, np.array([poses[k].translation for k in near])).scale * poses[c].scale
 
     def _depth(self, c: int) -> float:
         """Median depth of what a keyframe sees, in its own units."""
-        mapper = self.linker._mapper
-        points = mapper.landmarks.points_world(self._placed(c), mapper.graph)
-        return float(np.median(mapper.graph.world_from_keyframe[c].inverse().apply(points)[:, 2]))
+        slam_map = self.loop_closer._map
+        points = slam_map.landmarks.points_world(self._placed(c), slam_map.graph)
+        return float(np.median(slam_map.graph.world_from_keyframe[c].inverse().apply(points)[:, 2]))
 
     def _placed(self, c: int) -> NDArray[np.int64]:
-        landmarks = self.linker._mapper.landmarks
+        landmarks = self.loop_closer._map.landmarks
         ids = landmarks.observed[c].ids
-        return ids[landmarks.has_place(ids)]
+        return ids[landmarks.is_triangulated(ids)]
 
     def _told(self, c: int, k: int) -> Verified | None:
         """The loop c-k as the mistake has it, with a true loop's noise; None where too little of it could be seen."""
         assert self._mistake is not None
-        graph = self.linker._mapper.graph
+        graph = self.loop_closer._map.graph
         if c not in graph.keyframes or c >= k:  # a merged map has no keyframe of every number
             return None
         believed = self._mistake.seen_from(c, k)
@@ -260,9 +262,9 @@ class FalseLoops:
             return None
         found = self._found(k, landmarks, graph.world_from_keyframe[c] @ believed)
         cells = occupied_cells(found.matches.tracks.pixels, graph.keyframes[k].camera)
-        if cells < self.linker._config.loop_min_cells:
+        if cells < self.loop_closer._config.min_cells:
             return None
-        sigmas = np.array(self.linker._loop_edge(c, k, found).sigmas)
+        sigmas = np.array(self.loop_closer._verifier.loop_edge(c, k, found).sigmas)
         sigmas[6] = LOG_SCALE_SIGMA
         noise = self.rng.normal(0, sigmas)
         i_from_j = believed @ Similarity(exp_so3(noise[:3]), noise[3:6] / believed.scale, float(np.exp(noise[6])))
@@ -273,14 +275,14 @@ class FalseLoops:
 
     def _seen_from(self, k: int, ids: NDArray[np.int64], world_from_k: Similarity) -> FloatArray:
         """Pixels (N, 2) of landmarks in keyframe k at a pose; far outside where they lie behind it."""
-        mapper = self.linker._mapper
-        in_cam = np.asarray(world_from_k.rigid.inv().apply(mapper.landmarks.points_world(ids, mapper.graph)))
-        pixels = mapper.graph.keyframes[k].camera.project(np.where(in_cam[:, 2:] > 0, in_cam, [1e6, 1e6, 1.0]))
+        slam_map = self.loop_closer._map
+        in_cam = np.asarray(world_from_k.rigid.inv().apply(slam_map.landmarks.points_world(ids, slam_map.graph)))
+        pixels = slam_map.graph.keyframes[k].camera.project(np.where(in_cam[:, 2:] > 0, in_cam, [1e6, 1e6, 1.0]))
         return np.where(in_cam[:, 2:] > 0, pixels, 1e6)
 
     def _near_features(self, c: int, k: int, world_from_k: Similarity) -> dict[int, int]:
         """Landmarks of c and the feature of k that each lies next to, seen from the false pose; the nearest first."""
-        keyframe, ids = self.linker._mapper.graph.keyframes[k], self._placed(c)
+        keyframe, ids = self.loop_closer._map.graph.keyframes[k], self._placed(c)
         away, feature = cKDTree(keyframe.features.pixels).query(self._seen_from(k, ids, world_from_k))
         nearest = [n for n in np.argsort(away, kind="stable") if away[n] < NEAR_PX]
         most, pairs = int(self.rng.integers(*self.landmarks)), {}
@@ -288,12 +290,12 @@ class FalseLoops:
             pairs.setdefault(int(feature[n]), int(ids[n]))
         return {landmark: f for f, landmark in [*pairs.items()][:most]}
 
-    def _found(self, k: int, landmarks: dict[int, int], world_from_k: Similarity) -> Localised:
+    def _found(self, k: int, landmarks: dict[int, int], world_from_k: Similarity) -> EstimatedPose:
         """What k is taken to show: landmarks where they would be, but for noise."""
         ids, feature = np.array([*landmarks]), np.array([*landmarks.values()])
         pixels = self._seen_from(k, ids, world_from_k) + self.rng.normal(0, PIXEL_NOISE, (len(ids), 2))
         fit = PoseFit(world_from_k.rigid, np.ones(len(ids), bool), np.eye(6))
-        return Localised(fit, FeatureMatches(Tracks(ids, pixels.astype(np.float32)), feature), Tracks.none())
+        return EstimatedPose(fit, FeatureMatches(Tracks(ids, pixels.astype(np.float32)), feature), Tracks.none())
 
 
 def where_to_lie(

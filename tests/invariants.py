@@ -11,30 +11,31 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import Similarity
-from relocalizer.reference_map import ReferenceMap, validate
-from slam.consistency import WINDOW
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import ReferenceMap
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
     Event,
+    FrameLocalizedLater,
+    FrameNotLocalized,
     FrameProcessed,
-    GraphOptimised,
-    Initialised,
+    GraphOptimized,
+    Initialized,
     KeyframeAdded,
     LandmarksUpdated,
-    NeverPlaced,
-    PlacedLater,
-    Relocalised,
+    Relocalized,
     RunFinished,
     TrackingLost,
-    TrackingState,
 )
-from slam.graph import KeyframeGraph
-from slam.initialisation import MAX_BETWEEN
-from slam.landmarks import NO_ANCHOR, LandmarkMap
-from slam.slam_result import SlamResult
+from slam.loop_closing.pairwise_consistency import WINDOW
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.landmarks import NO_ANCHOR, LandmarkMap
+from slam.map.tracking_status import TrackingState
+from slam.map.tracks import Tracks
+from slam.result import SlamResult
 from slam.system import Slam
-from slam.tracks import Tracks
+from slam.tracking.initializer import MAX_BETWEEN
 
 ORTHONORMAL = 1e-6
 
@@ -53,12 +54,12 @@ def require(holds: Any, what: str) -> None:
 
 def check_live(slam: Slam) -> None:
     """What changes with every frame."""
-    front_end, where, graph = slam._front_end, slam._where, slam._mapper.graph
-    _check_tracks("the front end's tracks", front_end.tracks, slam._mapper.landmarks)
-    if front_end.pose is not None:
-        _check_poses("the live pose", [front_end.pose])
+    frame_tracker, where, graph = slam._frame_tracker, slam._state, slam._mapper.map.graph
+    _check_tracks("the front end's tracks", frame_tracker.tracks, slam._mapper.map.landmarks)
+    if frame_tracker.pose is not None:
+        _check_poses("the live pose", [frame_tracker.pose])
     if where.is_tracking:
-        require(front_end.pose is not None, "tracking without a pose")
+        require(frame_tracker.pose is not None, "tracking without a pose")
         require(where.keyframe_id in graph.keyframes, f"tracking by keyframe {where.keyframe_id}, which is not there")
     require(where.has_map or not slam._log.records, "frames have poses without a map")
     check_memory(slam)
@@ -66,12 +67,12 @@ def check_live(slam: Slam) -> None:
 
 def check_map(slam: Slam) -> None:
     """What changes with every keyframe: the graph, the landmarks and the frames that hang off them."""
-    check_graph(slam._mapper.graph)
-    check_landmarks(slam._mapper.landmarks, slam._mapper.graph)
-    records, graph, evidence = slam._log.records, slam._mapper.graph, slam._linker._evidence
-    require(set().union(*evidence._agree) <= evidence._loops.keys(), "loops are compared that are not remembered")
-    related = {k for pair in slam._mapper.pairs for k in pair}
-    require(related <= graph.keyframes.keys(), "a pair estimate of a keyframe that is not there")
+    check_graph(slam._mapper.map.graph)
+    check_landmarks(slam._mapper.map.landmarks, slam._mapper.map.graph)
+    records, graph, evidence = slam._log.records, slam._mapper.map.graph, slam._loop_closer._evidence
+    require(set().union(*evidence._consistent) <= evidence._loops.keys(), "loops are compared that are not remembered")
+    covisible = {k for pair in slam._mapper.map.pairs for k in pair}
+    require(covisible <= graph.keyframes.keys(), "a pair estimate of a keyframe that is not there")
     require(
         {r.keyframe_id for r in records} <= graph.keyframes.keys(), "a frame hangs off a keyframe that is not there"
     )
@@ -83,17 +84,19 @@ def check_map(slam: Slam) -> None:
 
 def check_memory(slam: Slam) -> None:
     """What is remembered for a while is bounded, and what is keyed is keyed by what is there."""
-    linker, graph = slam._linker, slam._mapper.graph
-    evidence = linker._evidence
+    loop_closer, graph = slam._loop_closer, slam._mapper.map.graph
+    evidence = loop_closer._evidence
     require(len(evidence._loops) <= WINDOW, f"{len(evidence._loops)} loops remembered")
-    require(linker._verified.keys() <= evidence._loops.keys(), "loops wait that are not remembered")
-    references = slam._initialiser._references
-    require(len(references) <= slam._config.initialisation.references, f"{len(references)} references")
+    require(loop_closer._verified.keys() <= evidence._loops.keys(), "loops wait that are not remembered")
+    references = slam._initializer._references
+    require(len(references) <= slam._config.initialization.references, f"{len(references)} references")
     require(all(len(r.between) <= MAX_BETWEEN for r in references), "frames between the first pair pile up")
-    limit, looking = slam._config.relocalization.look_back, slam._looking_back
-    require(len(looking._unplaced) <= limit, f"{len(looking._unplaced)} frames kept to be looked for, limit {limit}")
-    require(len(looking._refused) <= limit, f"{len(looking._refused)} refusals kept, limit {limit}")
-    known = len(slam._recogniser._retriever)  # type: ignore[arg-type]
+    limit, looking = slam._config.relocalization.look_back, slam._deferred
+    require(
+        len(looking._unlocalized) <= limit, f"{len(looking._unlocalized)} frames kept to be looked for, limit {limit}"
+    )
+    require(len(looking._failures) <= limit, f"{len(looking._failures)} refusals kept, limit {limit}")
+    known = len(slam._relocalizer._retriever)  # type: ignore[arg-type]
     require(known == len(graph.keyframes), f"{known} keyframes can be retrieved, {len(graph.keyframes)} are there")
 
 
@@ -134,15 +137,15 @@ def check_landmarks(landmarks: LandmarkMap, graph: KeyframeGraph) -> None:
     for k, tracks in observed.items():
         _check_tracks(f"keyframe {k}", tracks, landmarks)
         _check_names(k, tracks, landmarks, graph)
-        placed = tracks.ids[landmarks.has_place(tracks.ids)]
+        placed = tracks.ids[landmarks.is_triangulated(tracks.ids)]
         observers.update(placed.tolist())
         segment_seen.setdefault(graph.segment_of[k], set()).update(placed.tolist())
-    placed = landmarks.placed_ids()
+    placed = landmarks.landmark_ids()
     require(np.isin(landmarks.anchor[placed], list(graph.keyframes)).all(), "an anchor is no keyframe")
     require(np.isfinite(landmarks.point_in_anchor[placed]).all(), "a landmark's place is not finite")
     sigma = landmarks.inverse_depth_sigma[placed]
     require(np.isfinite(sigma).all() and (sigma > 0).all(), "a landmark's sigma is not positive and finite")
-    require((landmarks._alias[placed] == placed).all(), "a landmark has a place under a name that it gave up")
+    require((landmarks._replaced_by[placed] == placed).all(), "a landmark has a place under a name that it gave up")
     require(set(placed.tolist()) <= observers.keys(), "a landmark has a place and no keyframe sees it")
     for segment, seen in segment_seen.items():
         anchors = landmarks.anchor[np.fromiter(seen, np.int64, len(seen))]
@@ -165,7 +168,7 @@ def _check_tracks(what: str, tracks: Tracks, landmarks: LandmarkMap) -> None:
     if len(tracks):
         require(tracks.ids.min() >= 0 and tracks.ids.max() < landmarks._count, f"{what}: a track that never began")
         if what.startswith("keyframe"):
-            require((landmarks._alias[tracks.ids] == tracks.ids).all(), f"{what}: a name that was given up")
+            require((landmarks._replaced_by[tracks.ids] == tracks.ids).all(), f"{what}: a name that was given up")
 
 
 def _check_similarities(what: str, poses: Iterable[Similarity]) -> None:
@@ -222,9 +225,9 @@ class Witness:
                 _check_similarities("a keyframe told", [event.world_from_keyframe])
                 require(event.reason, "a keyframe without a reason")
             case LandmarksUpdated():
-                require(len(event.ids) == len(event.points_world) == len(event.colours), "landmarks told in part")
+                require(len(event.ids) == len(event.points_world) == len(event.colors), "landmarks told in part")
                 require(np.isfinite(event.points_world).all(), "a landmark told is not finite")
-            case GraphOptimised():
+            case GraphOptimized():
                 errors = np.array([event.error_before, event.error_after])
                 require(np.isfinite(errors).all() and (errors >= 0).all(), f"errors of the graph: {errors}")
                 _check_similarities("poses told", event.world_from_keyframe.values())
@@ -235,13 +238,13 @@ class Witness:
                     event.reason and event.i < event.j and event.landmarks >= 0, f"a refusal that cannot be: {event}"
                 )
                 self.loops_rejected[event.reason.split(":")[0]] += 1
-            case Initialised():
+            case Initialized():
                 require(
                     np.isfinite(event.parallax_deg) and event.landmarks >= 0, f"a beginning that cannot be: {event}"
                 )
-            case Relocalised() | PlacedLater():
+            case Relocalized() | FrameLocalizedLater():
                 require(event.inliers > 0 and event.keyframe_id >= 0, f"a place that cannot be: {event}")
-            case TrackingLost() | NeverPlaced():
+            case TrackingLost() | FrameNotLocalized():
                 require(event.reason, "no reason why there is no pose")
             case RunFinished():
                 self.finished += 1

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from relocalizer.images import Camera
-from relocalizer.reference_map import (
+from relocalizer.camera import Camera
+from relocalizer.maps.reference_map import (
     EdgeTable,
     FeatureTable,
     FrameTable,
@@ -39,7 +39,7 @@ def small_map(*, keyframes: int = 4, landmarks: int = 12, seed: int = 0, **chang
     pixels = np.concatenate([CAMERA.project(p) for p in in_cams]).astype(np.float32)
     offsets = np.arange(N + 1) * M
     places = rng.standard_normal((N, 32)).astype(np.float32)
-    pictures = rng.integers(0, 255, (N, 48, 64, 3), dtype=np.uint8)
+    images = rng.integers(0, 255, (N, 48, 64, 3), dtype=np.uint8)
     ids = np.arange(N) * 3
     whole = ReferenceMap(
         provenance=Provenance(predictor="geometric", descriptor="vlad", features={"max_features": 1200}),
@@ -69,7 +69,7 @@ def small_map(*, keyframes: int = 4, landmarks: int = 12, seed: int = 0, **chang
             points_in_anchor=in_cams[0],
             inverse_depth_sigma=np.full(M, 0.01),
             descriptors=descriptors,
-            colours=rng.integers(0, 255, (M, 3), dtype=np.uint8),
+            colors=rng.integers(0, 255, (M, 3), dtype=np.uint8),
         ),
         edges=EdgeTable(
             i=ids[:-1],
@@ -90,13 +90,13 @@ def small_map(*, keyframes: int = 4, landmarks: int = 12, seed: int = 0, **chang
             rotations=np.tile(np.eye(3), (2 * N, 1, 1)),
             translations=np.zeros((2 * N, 3)),
         ),
-        picture=lambda row: pictures[row],
+        image=lambda row: images[row],
     )
     return replace(whole, **changes)
 
 
 def in_two_segments(m: ReferenceMap, scale: float) -> ReferenceMap:
-    """The later half of the keyframes in a world of its own, which is not in metres, and nothing that ties the two."""
+    """The later half of the keyframes in a world of its own, which is not in meters, and nothing that ties the two."""
     second = np.arange(len(m.keyframes)) >= len(m.keyframes) // 2
     own = np.where(second, scale, 1.0)
     keyframes = replace(

@@ -1,6 +1,6 @@
-"""A world whose truth is known: points in a room, a camera path, and stand-ins for everything that sees pictures.
+"""A world whose truth is known: points in a room, a camera path, and stand-ins for everything that sees images.
 
-The whole `Slam` runs on it in seconds. Pictures are blank but for their frame index, a row of squares in the corner;
+The whole `Slam` runs on it in seconds. Images are blank but for their frame index, a row of squares in the corner;
 the tracker and the predictor read it and answer from the truth plus a stated noise.
 """
 
@@ -14,34 +14,35 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import RigidTransform, Rotation
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, stack_matrices, translation_of
-from relocalizer.images import Camera, Image
-from relocalizer.interfaces import NoEstimate, PairEstimate, View
-from slam.frames import Frame
-from slam.trajectory import Trajectory
+from relocalizer.images import Image
+from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate
+from slam.evaluation.trajectory import Trajectory
+from slam.map.frames import Frame
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 FRAME_NS = 33_333_333
-INDEX_BITS, BIT_PX = 15, 16  # of the squares that tell a picture's index
-FACING_DEG = 50.0  # about as far as local features are recognised from the side
+INDEX_BITS, BIT_PX = 15, 16  # of the squares that tell an image's index
+FACING_DEG = 50.0  # about as far as local features are recognized from the side
 
 
-def look_along(centre: NDArray[np.float64], forward: NDArray[np.float64]) -> RigidTransform:
-    """world_from_cam of a level camera at `centre` (world z up) looking along `forward`."""
+def look_along(center: NDArray[np.float64], forward: NDArray[np.float64]) -> RigidTransform:
+    """world_from_cam of a level camera at `center` (world z up) looking along `forward`."""
     z = forward / np.linalg.norm(forward)
     x = np.cross(z, [0.0, 0.0, 1.0])
     x /= np.linalg.norm(x)
-    return rigid(np.stack([x, np.cross(z, x), z], axis=1), centre)
+    return rigid(np.stack([x, np.cross(z, x), z], axis=1), center)
 
 
 def room_path(frames: int = 240, turns: float = 1.15) -> list[RigidTransform]:
     """Around an ellipse in a room, looking outward and a little ahead, so that the last part sees the first again."""
     poses = []
     for s in np.linspace(0.0, 2 * np.pi * turns, frames):
-        centre = np.array([1.2 * np.cos(s), 0.9 * np.sin(s), 1.4 + 0.1 * np.sin(3 * s)])
+        center = np.array([1.2 * np.cos(s), 0.9 * np.sin(s), 1.4 + 0.1 * np.sin(3 * s)])
         outward = np.array([np.cos(s + 0.5), np.sin(s + 0.5), 0.05 * np.sin(2 * s)])
-        poses.append(look_along(centre, outward))
+        poses.append(look_along(center, outward))
     return poses
 
 
@@ -57,9 +58,9 @@ def room_points(rng: np.random.Generator, count: int = 4000) -> NDArray[np.float
     return points
 
 
-def faces(centre: NDArray[np.float64], points: NDArray[np.float64], facing: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points (N, 3) show their front to a camera at `centre`."""
-    sight = centre - points
+def faces(center: NDArray[np.float64], points: NDArray[np.float64], facing: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points (N, 3) show their front to a camera at `center`."""
+    sight = center - points
     towards = np.einsum("ij,ij->i", sight, facing)
     return np.asarray(towards > np.cos(np.radians(FACING_DEG)) * np.linalg.norm(sight, axis=1), dtype=bool)
 
@@ -69,7 +70,7 @@ class OracleWorld:
     """Poses, points and the pixel noise; `blind` frames see nothing at all.
 
     With `facing` (N, 3), unit vectors, a point is seen only from within `FACING_DEG` of its own, as a patch of a
-    surface is recognised.
+    surface is recognized.
     """
 
     poses: Sequence[RigidTransform]
@@ -130,24 +131,24 @@ def surroundings(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Points (N, 3) for a world around any camera path, and which way each faces (N, 3).
 
-    Every tenth pose is given what it lacks to see `count` of them: anywhere in the picture, at depths from
+    Every tenth pose is given what it lacks to see `count` of them: anywhere in the image, at depths from
     `nearest` to `farthest` and as likely in any octave, facing that pose. No two are closer than a twentieth of
     `nearest`, and none is so near to the path that a camera would run into it.
     """
     path = cKDTree(np.array([translation_of(pose) for pose in poses]))
     points, facing = np.zeros((0, 3)), np.zeros((0, 3))
     for pose in poses[::every]:
-        centre = translation_of(pose)
+        center = translation_of(pose)
         in_cam = np.asarray(pose.inv().apply(points)).reshape(-1, 3)
-        seen = (in_cam[:, 2] > 0) & (in_cam[:, 2] < farthest) & faces(centre, points, facing)
+        seen = (in_cam[:, 2] > 0) & (in_cam[:, 2] < farthest) & faces(center, points, facing)
         lacking = count - int(camera.contains(camera.project(in_cam[seen]), margin=2).sum())
         if lacking <= 0:
             continue
         pixels = rng.uniform([0, 0], [camera.width - 1, camera.height - 1], (lacking, 2))
         depth = np.exp(rng.uniform(np.log(nearest), np.log(farthest), lacking))
-        new = np.asarray(pose.apply(depth[:, None] * np.column_stack([camera.normalised(pixels), np.ones(lacking)])))
+        new = np.asarray(pose.apply(depth[:, None] * np.column_stack([camera.normalized(pixels), np.ones(lacking)])))
         new = new[path.query(new)[0] > 0.5 * nearest]
-        sight = centre - new
+        sight = center - new
         points = np.concatenate([points, new])
         facing = np.concatenate([facing, sight / np.linalg.norm(sight, axis=1, keepdims=True)])
     _, first = np.unique(np.floor(points / (0.05 * nearest)), axis=0, return_index=True)
@@ -155,7 +156,7 @@ def surroundings(
 
 
 def index_of(image: Image) -> int:
-    """The frame index a picture (grey or RGB) carries, as a row of black and white squares that survives JPEG."""
+    """The frame index an image (gray or RGB) carries, as a row of black and white squares that survives JPEG."""
     row = image[BIT_PX // 2, BIT_PX // 2 : INDEX_BITS * BIT_PX : BIT_PX]
     bits = (row if row.ndim == 1 else row[:, 0]) > 127
     return int(bits @ (1 << np.arange(INDEX_BITS)))
@@ -290,7 +291,7 @@ class OraclePredictor:
         self._waves[:, :3] /= place_unit
         self._phases = rng.uniform(0, 2 * np.pi, 256)
 
-    def encode(self, views: Sequence[View]) -> list[OracleEncoded]:
+    def encode(self, views: Sequence[CalibratedImage]) -> list[OracleEncoded]:
         return [OracleEncoded(index_of(view.image)) for view in views]
 
     def relate(self, pairs: Sequence[tuple[OracleEncoded, OracleEncoded]]) -> list[PairEstimate | NoEstimate]:

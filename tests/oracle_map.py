@@ -10,12 +10,13 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.geometry import Similarity
 from relocalizer.images import Image
-from slam.config import SlamConfig
+from slam.config.schema import SlamConfig
 from slam.events import Event
-from slam.frames import Seen
-from slam.mapping import Mapper
-from slam.refinement import GtsamRefiner, Refiner
-from slam.tracks import Tracks
+from slam.map.frames import FrameObservation
+from slam.map.tracks import Tracks
+from slam.mapping.bundle import BundleAdjuster
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.mapper import Mapper
 
 
 def room(frames: int = 240, turns: float = 1.15, *, count: int = 2500, noise: float = 0.3) -> OracleWorld:
@@ -32,21 +33,21 @@ class MapBuilder:
     tracker: OracleTracker
     predictor: OraclePredictor
 
-    def seen(self, index: int, tracks: Tracks | None = None) -> Seen:
+    def seen(self, index: int, tracks: Tracks | None = None) -> FrameObservation:
         frame = self.world.frame(index)
         gray = self.tracker.gray(frame.image)
-        return Seen(frame, self.tracker.detect(gray), tracks or Tracks.none())
+        return FrameObservation(frame, self.tracker.detect(gray), tracks or Tracks.none())
 
     def gray_of(self, k: int) -> Image:
-        """The grey picture keyframe k was made of."""
-        return self.tracker.gray(self.world.frame(self.mapper.graph.keyframes[k].frame_index).image)
+        """The gray image keyframe k was made of."""
+        return self.tracker.gray(self.world.frame(self.mapper.map.graph.keyframes[k].frame_index).image)
 
     def followed(self, index: int) -> Tracks:
         """The newest keyframe's tracks, in frame `index`."""
-        k = self.mapper.graph.last_id
+        k = self.mapper.map.graph.last_id
         if k < 0:
             return Tracks.none()
-        before = self.mapper.landmarks.observed[k]
+        before = self.mapper.map.landmarks.observed[k]
         gray = self.tracker.gray(self.world.frame(index).image)
         pixels, found = self.tracker.follow(self.gray_of(k), gray, before.pixels, before.pixels)
         return Tracks(before.ids, pixels).where(found)
@@ -66,13 +67,13 @@ def build(
     config: SlamConfig | None = None,
     pose: Callable[[int], Similarity] | None = None,
     predictor: OraclePredictor | None = None,
-    refiner: Refiner | None = None,
+    adjuster: BundleAdjuster | None = None,
     emit: Callable[[Event], None] = lambda event: None,
     **noise: float,
 ) -> MapBuilder:
     """A map with keyframes at frames `indices`, at their true poses or at `pose(index)`."""
     predictor, tracker = predictor or OraclePredictor(world, **noise), OracleTracker(world)
-    mapper = Mapper(config or SlamConfig(), predictor, refiner or GtsamRefiner(), emit)
+    mapper = Mapper(config or SlamConfig(), predictor, adjuster or GtsamBundleAdjuster(), emit)
     builder = MapBuilder(world, mapper, tracker, predictor)
     for index in indices:
         builder.add(index, pose=pose(index) if pose else None)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity, exp_so3
-from relocalizer.images import Camera
-from slam.frames import Keyframe
-from slam.graph import Edge, EdgeKind, KeyframeGraph
-from slam.odometry import Odometry
+from slam.loop_closing.edge_paths import OdometryTree
+from slam.map.frames import Keyframe
+from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph
 
 CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
 ODOMETRY, LOOP = EdgeKind.ODOMETRY, EdgeKind.LOOP
@@ -71,7 +71,7 @@ def graph_of(poses: Iterable[Similarity], edges: Iterable[Edge] = ()) -> Keyfram
     return graph
 
 
-def odometry_of(graph: KeyframeGraph) -> Odometry:
-    odometry = Odometry()
+def odometry_of(graph: KeyframeGraph) -> OdometryTree:
+    odometry = OdometryTree()
     odometry.follow(graph)
     return odometry

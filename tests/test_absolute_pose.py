@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from relocalizer.absolute_pose import (
     CHI2_2DOF_95,
     PosePrior,
+    optimize_pose,
     pair_prior,
     pose_information,
-    refine_pose,
     rotate_pixels,
     search_pose,
 )
+from relocalizer.camera import Camera
 from relocalizer.geometry import (
     exp_so3,
     log_so3,
@@ -24,7 +25,6 @@ from relocalizer.geometry import (
     rotation_matrix,
     translation_of,
 )
-from relocalizer.images import Camera
 from relocalizer.interfaces import PairEstimate
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=480.0, cx=310.0, cy=250.0)
@@ -46,7 +46,7 @@ class Sight:
         return self.pose * rigid(exp_so3(angle * rng.normal(size=3)), distance * rng.normal(size=3))
 
     def fit(self, start, **changes):
-        return refine_pose(self.points, self.pixels, CAMERA, start, noise_px=NOISE_PX, **changes)
+        return optimize_pose(self.points, self.pixels, CAMERA, start, noise_px=NOISE_PX, **changes)
 
 
 def error_of(fit_pose, pose):
@@ -224,8 +224,8 @@ def moved_along_the_first_ray(seed, share):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_point_of_unsure_depth_may_lie_off_along_its_ray_and_hardly_pulls(seed):
     sight, along, points = moved_along_the_first_ray(seed, 0.2)
-    unsure = refine_pose(points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, along_world=along)
-    exact = refine_pose(points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX)
+    unsure = optimize_pose(points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, depth_sigma_world=along)
+    exact = optimize_pose(points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX)
     assert unsure.inlier_count == len(points)
     assert exact.inlier_count < 0.95 * len(points)
 
@@ -237,14 +237,14 @@ def test_a_point_of_unsure_depth_may_not_lie_off_across_its_ray():
     across = np.stack([-smear[:, 1], smear[:, 0]], axis=1) / np.linalg.norm(smear, axis=1, keepdims=True)
     wrong = np.arange(len(along)) % 4 == 0
     pixels = sight.pixels + np.where(wrong[:, None], 6.0 * NOISE_PX * across, 0.0)
-    fit = refine_pose(sight.points, pixels, CAMERA, sight.pose, noise_px=NOISE_PX, along_world=along)
+    fit = optimize_pose(sight.points, pixels, CAMERA, sight.pose, noise_px=NOISE_PX, depth_sigma_world=along)
     assert not fit.inliers[wrong].any()
     assert fit.inliers[~wrong].all()
 
 
 def test_the_information_of_a_fit_to_unsure_points_is_what_such_points_tell():
     sight, along, _ = moved_along_the_first_ray(1, 0.1)
-    fit = refine_pose(sight.points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, along_world=along)
+    fit = optimize_pose(sight.points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, depth_sigma_world=along)
     told = pose_information(sight.points, along, CAMERA, sight.pose, NOISE_PX)
     assert fit.information == pytest.approx(told, rel=1e-6, abs=1e-6 * np.abs(told).max())
 
@@ -269,7 +269,7 @@ def test_landmarks_whose_depth_is_as_good_as_unknown_tell_what_is_across_their_r
 def test_numbers_that_no_pose_can_be_fitted_to_leave_the_pose_where_it_was(wrong):
     sight = Sight(3)
     pixels = np.full_like(sight.pixels, wrong)
-    fit = refine_pose(sight.points, pixels, CAMERA, sight.pose, noise_px=NOISE_PX)
+    fit = optimize_pose(sight.points, pixels, CAMERA, sight.pose, noise_px=NOISE_PX)
     assert np.allclose(fit.world_from_cam.as_matrix(), sight.pose.as_matrix())
     assert fit.inlier_count == 0
 
@@ -295,11 +295,11 @@ D_IJ = np.array([2.0, 1.0, 2.0]) / 3.0
 
 def pulled(start, prior):
     """Where a prior alone takes a pose."""
-    return refine_pose(np.zeros((0, 3)), np.zeros((0, 2)), CAMERA, start, noise_px=1.0, prior=prior).world_from_cam
+    return optimize_pose(np.zeros((0, 3)), np.zeros((0, 2)), CAMERA, start, noise_px=1.0, prior=prior).world_from_cam
 
 
 def moved_in_i(pose, step):
-    """The pose with its centre moved by a step given in i's axes."""
+    """The pose with its center moved by a step given in i's axes."""
     return rigid(rotation_matrix(pose), translation_of(pose) + rotation_matrix(I_POSE) @ np.asarray(step))
 
 
@@ -407,7 +407,7 @@ def test_fewer_than_six_points_are_not_searched(count):
 
 
 def test_turning_to_the_right_moves_points_to_the_left_by_hand():
-    # j's axes are i's turned by atan(1/2) about y, to the right: what was at the centre is now left of it.
+    # j's axes are i's turned by atan(1/2) about y, to the right: what was at the center is now left of it.
     angle = np.arctan(0.5)
     i_from_j = exp_so3([0.0, angle, 0.0])
     moved = rotate_pixels(np.array([[310.0, 250.0], [560.0, 250.0]]), CAMERA, i_from_j.T)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from relocalizer.interfaces import NoEstimate, PairEstimate
-from slam.answers import describe, relate
+from slam.predictor_checks import describe, relate
 
 GOOD = PairEstimate(
     i_from_j_rotation=np.eye(3),

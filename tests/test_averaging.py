@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from relocalizer.averaging import (
     NoIntersection,
     RayIntersection,
-    Sighting,
+    RelativePoseObservation,
     average_pose,
     average_rotations,
     chordal_mean,
@@ -64,7 +64,9 @@ def wrong(rng):
 
 
 def exact_sightings(rng, count, truth):
-    return [Sighting(pose, estimate_of(pose, truth)) for pose in (random_pose(rng) for _ in range(count))]
+    return [
+        RelativePoseObservation(pose, estimate_of(pose, truth)) for pose in (random_pose(rng) for _ in range(count))
+    ]
 
 
 def off(pose, truth):
@@ -83,8 +85,8 @@ def test_exact_sightings_give_the_exact_pose(seed, count):
     averaged = average_pose(exact_sightings(rng, count, truth))
     assert averaged.world_from_cam is not None, averaged.position_unknown
     assert max(off(averaged.world_from_cam, truth)) < 1e-6
-    assert averaged.rotation_agrees.all()
-    assert averaged.position_agrees.all()
+    assert averaged.rotation_inliers.all()
+    assert averaged.position_inliers.all()
 
 
 @given(seeds)
@@ -93,7 +95,7 @@ def test_the_same_estimates_the_other_way_round_give_the_same_pose_once_reversed
     """query_from_reference, reversed, is reference_from_query: what the pair (query, reference) gives."""
     rng = np.random.default_rng(seed)
     truth, poses = random_pose(rng), [random_pose(rng) for _ in range(5)]
-    sightings = [Sighting(pose, estimate_of(truth, pose).reversed()) for pose in poses]
+    sightings = [RelativePoseObservation(pose, estimate_of(truth, pose).reversed()) for pose in poses]
     averaged = average_pose(sightings)
     assert averaged.world_from_cam is not None, averaged.position_unknown
     assert max(off(averaged.world_from_cam, truth)) < 1e-6
@@ -103,8 +105,8 @@ def test_a_camera_one_step_ahead_of_one_and_one_step_right_of_another_is_found_w
     ahead, right = np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])
     looks = [(np.zeros(3), ahead), (np.array([-2.0, 0.0, 2.0]), right)]
     sightings = [
-        Sighting(
-            rigid(np.eye(3), centre),
+        RelativePoseObservation(
+            rigid(np.eye(3), center),
             PairEstimate(
                 i_from_j_rotation=exp_so3([0.0, 0.3, 0.0]),
                 i_from_j_direction=direction,
@@ -113,7 +115,7 @@ def test_a_camera_one_step_ahead_of_one_and_one_step_right_of_another_is_found_w
                 direction_sigma_rad=0.02,
             ),
         )
-        for centre, direction in looks
+        for center, direction in looks
     ]
     averaged = average_pose(sightings)
     np.testing.assert_allclose(averaged.position, [0.0, 0.0, 2.0], atol=1e-9)
@@ -134,7 +136,7 @@ def test_one_view_gives_the_rotation_and_says_why_it_gives_no_position(rng):
 def test_views_without_a_direction_still_have_their_say_in_the_rotation(rng):
     truth = random_pose(rng)
     poses = [random_pose(rng) for _ in range(3)]
-    averaged = average_pose([Sighting(p, estimate_of(p, truth, known=False)) for p in poses])
+    averaged = average_pose([RelativePoseObservation(p, estimate_of(p, truth, known=False)) for p in poses])
     assert rotation_angle(averaged.rotation.T @ rotation_matrix(truth)) < 1e-9
     assert averaged.position_unknown == "0 of 3 views give a direction, 2 needed for a position"
 
@@ -144,7 +146,10 @@ def test_views_without_a_direction_still_have_their_say_in_the_rotation(rng):
 def test_two_wrong_pairs_in_five_change_nothing(seed):
     rng = np.random.default_rng(seed)
     truth = random_pose(rng)
-    sightings = [*exact_sightings(rng, 6, truth), *[Sighting(random_pose(rng), wrong(rng)) for _ in range(4)]]
+    sightings = [
+        *exact_sightings(rng, 6, truth),
+        *[RelativePoseObservation(random_pose(rng), wrong(rng)) for _ in range(4)],
+    ]
     averaged = average_pose([sightings[k] for k in rng.permutation(10)])
     assert averaged.world_from_cam is not None, averaged.position_unknown
     assert max(off(averaged.world_from_cam, truth)) < 1e-6
@@ -153,7 +158,7 @@ def test_two_wrong_pairs_in_five_change_nothing(seed):
 def test_cameras_on_one_line_with_the_unknown_one_leave_its_place_on_the_line_open(rng):
     truth = rigid(np.eye(3), [0.0, 0.0, 5.0])
     poses = [rigid(exp_so3(rng.normal(0, 0.2, 3)), [0.0, 0.0, z]) for z in (0.0, 1.0, 2.0, 7.0)]
-    averaged = average_pose([Sighting(p, estimate_of(p, truth)) for p in poses])
+    averaged = average_pose([RelativePoseObservation(p, estimate_of(p, truth)) for p in poses])
     assert averaged.position is None
     assert averaged.position_unknown == "4 rays lie within 0.0 deg of one line: no position along it"
     assert rotation_angle(averaged.rotation) < 1e-9
@@ -183,7 +188,7 @@ def test_the_stated_covariance_is_that_of_the_errors():
                 rotation_sigma_rad=0.02,
                 direction_sigma_rad=0.03,
             )
-            sightings.append(Sighting(pose, noisy))
+            sightings.append(RelativePoseObservation(pose, noisy))
         averaged = average_pose(sightings, AveragingConfig(rotation_gate_deg=10, direction_gate_deg=15))
         true_from_found = truth.inv() * averaged.world_from_cam
         error = np.concatenate([log_so3(rotation_matrix(true_from_found)), translation_of(true_from_found)])
@@ -204,7 +209,7 @@ def test_ten_views_at_the_published_errors_of_reloc3r_beat_one_by_far(variant):
             R, d = RELOC3R[variant].answer(rng, e.i_from_j_rotation, e.i_from_j_direction)
             sigmas = (RELOC3R[variant].rotation_sigma_rad, RELOC3R[variant].direction_sigma_rad)
             sightings.append(
-                Sighting(
+                RelativePoseObservation(
                     pose,
                     PairEstimate(
                         i_from_j_rotation=R, i_from_j_direction=d, confidence=0.9,
@@ -232,7 +237,7 @@ def test_rotations_by_half_a_turn_average_whatever_the_signs_of_their_quaternion
     samples = np.array([truth @ exp_so3(rng.normal(0, 0.02, 3)) for _ in range(9)])
     averaged = average_rotations(samples, np.full(9, 0.02), gate_rad=0.2)
     assert rotation_angle(averaged.rotation.T @ truth) < 0.05
-    assert averaged.agrees.all()
+    assert averaged.inliers.all()
 
 
 def test_the_chordal_mean_of_two_rotations_lies_halfway():
@@ -256,7 +261,7 @@ def test_two_of_five_rotations_may_agree_with_each_other_and_be_wrong(seed):
     samples = np.array([truth, truth, truth, lie, lie])[rng.permutation(5)]
     averaged = average_rotations(samples, np.full(5, 0.01), gate_rad=0.05)
     assert rotation_angle(averaged.rotation.T @ truth) < 1e-6
-    assert averaged.agrees.sum() == 3
+    assert averaged.inliers.sum() == 3
 
 
 def test_rotations_average_the_same_when_the_world_turns(rng):
@@ -285,18 +290,18 @@ def test_rotations_that_disagree_more_than_they_say_make_the_average_less_sure(r
 
 
 def test_rays_that_would_meet_behind_the_cameras_do_not_meet():
-    centres = np.array([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    centers = np.array([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     directions = np.array([[-1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]) / np.sqrt(2)
-    met = intersect_rays(centres, directions, np.full(2, 0.02), **GATES)
+    met = intersect_rays(centers, directions, np.full(2, 0.02), **GATES)
     assert met == NoIntersection("no two of 2 rays meet in front of their cameras")
 
 
 def test_rays_almost_along_one_line_are_refused_with_how_little_they_tell():
     target = np.array([0.0, 0.0, 10.0])
-    centres = np.array([[-0.2, 0.0, 0.0], [0.2, 0.0, 0.0]])
-    sight = target - centres
+    centers = np.array([[-0.2, 0.0, 0.0], [0.2, 0.0, 0.0]])
+    sight = target - centers
     directions = sight / np.linalg.norm(sight, axis=1, keepdims=True)
-    met = intersect_rays(centres, directions, np.full(2, 0.05), **GATES)
+    met = intersect_rays(centers, directions, np.full(2, 0.05), **GATES)
     assert isinstance(met, NoIntersection)
     assert met.reason.startswith("2 rays lie within 1.1 deg of one line: the position along it is ")
     assert met.reason.endswith("(limit 40%)")
@@ -304,10 +309,10 @@ def test_rays_almost_along_one_line_are_refused_with_how_little_they_tell():
 
 def test_the_same_rays_are_good_enough_when_they_are_sharp():
     target = np.array([0.0, 0.0, 10.0])
-    centres = np.array([[-0.8, 0.0, 0.0], [0.8, 0.0, 0.0]])
-    sight = target - centres
+    centers = np.array([[-0.8, 0.0, 0.0], [0.8, 0.0, 0.0]])
+    sight = target - centers
     directions = sight / np.linalg.norm(sight, axis=1, keepdims=True)
-    met = intersect_rays(centres, directions, np.full(2, 0.01), **GATES)
+    met = intersect_rays(centers, directions, np.full(2, 0.01), **GATES)
     assert isinstance(met, RayIntersection)
     np.testing.assert_allclose(met.point, target, atol=1e-6)
     assert met.covariance[2, 2] > 20 * met.covariance[0, 0]
@@ -317,12 +322,12 @@ def test_the_same_rays_are_good_enough_when_they_are_sharp():
 @settings(max_examples=40, deadline=None)
 def test_the_intersection_moves_with_the_world_and_grows_with_its_unit(seed):
     rng = np.random.default_rng(seed)
-    centres, target = rng.normal(0, 1, (6, 3)), rng.normal(0, 1, 3) + np.array([0.0, 0.0, 4.0])
-    noisy = target + rng.normal(0, 0.05, (6, 3)) - centres
+    centers, target = rng.normal(0, 1, (6, 3)), rng.normal(0, 1, 3) + np.array([0.0, 0.0, 4.0])
+    noisy = target + rng.normal(0, 0.05, (6, 3)) - centers
     directions = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
     turn, shift, unit = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3), 7.0
-    plain = intersect_rays(centres, directions, np.full(6, 0.03), **GATES)
-    moved = intersect_rays(unit * centres @ turn.T + shift, directions @ turn.T, np.full(6, 0.03), **GATES)
+    plain = intersect_rays(centers, directions, np.full(6, 0.03), **GATES)
+    moved = intersect_rays(unit * centers @ turn.T + shift, directions @ turn.T, np.full(6, 0.03), **GATES)
     assert isinstance(plain, RayIntersection)
     assert isinstance(moved, RayIntersection)
     np.testing.assert_allclose(moved.point, unit * turn @ plain.point + shift, atol=1e-6)
@@ -331,10 +336,10 @@ def test_the_intersection_moves_with_the_world_and_grows_with_its_unit(seed):
 
 def test_a_ray_that_points_elsewhere_is_named(rng):
     target = np.array([0.5, -0.2, 4.0])
-    centres = rng.normal(0, 1, (5, 3))
-    directions = (target - centres) / np.linalg.norm(target - centres, axis=1, keepdims=True)
+    centers = rng.normal(0, 1, (5, 3))
+    directions = (target - centers) / np.linalg.norm(target - centers, axis=1, keepdims=True)
     directions[2] = exp_so3([0.0, 0.5, 0.0]) @ directions[2]
-    met = intersect_rays(centres, directions, np.full(5, 0.02), **GATES)
+    met = intersect_rays(centers, directions, np.full(5, 0.02), **GATES)
     assert isinstance(met, RayIntersection)
-    assert met.agrees.tolist() == [True, True, False, True, True]
+    assert met.inliers.tolist() == [True, True, False, True, True]
     assert direction_angle(met.point, target) < 1e-6

@@ -14,15 +14,15 @@ TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_di
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    """The network and its pictures so small that measuring takes no time."""
+    """The network and its images so small that measuring takes no time."""
     importlib.import_module("relocalizer.network.benchmark")  # what it imports needs the class that is replaced next
     monkeypatch.setattr("relocalizer.network.model.Architecture", lambda: TINY)
-    monkeypatch.setattr("relocalizer.preprocessing.TRAINED_SIZES", {224: ((48, 32),), 512: ((64, 48),)})
+    monkeypatch.setattr("relocalizer.predictors.preprocessing.TRAINED_SIZES", {224: ((48, 32),), 512: ((64, 48),)})
 
 
-def test_a_run_is_measured_by_stage_and_as_a_whole(pictures, slam_command, straight_slam):
+def test_a_run_is_measured_by_stage_and_as_a_whole(images, slam_command, straight_slam):
     straight_slam()
-    ended = slam_command("bench", pictures, "--json")
+    ended = slam_command("bench", images, "--json")
     cost = json.loads(ended.out)
     assert (ended.code, cost["frames"], cost["tracked"], cost["predictor"]) == (0, 12, 10, "geometric")
     # The stand-in says that tracking took 1, 2, ..., 12 ms.
@@ -33,34 +33,34 @@ def test_a_run_is_measured_by_stage_and_as_a_whole(pictures, slam_command, strai
     assert cost["peak_memory_mb"] > 10
 
 
-def test_a_measured_run_prints_tables_and_leaves_nothing(tmp_path, pictures, slam_command, straight_slam, monkeypatch):
+def test_a_measured_run_prints_tables_and_leaves_nothing(tmp_path, images, slam_command, straight_slam, monkeypatch):
     straight_slam()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    out = slam_command("bench", pictures).out
+    out = slam_command("bench", images).out
     assert "12, 10 of them tracked" in out
     [track] = [line.split() for line in out.splitlines() if line.startswith("track")]
     assert track == ["track", "12", "6.5", "11.4", "0.1"]
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_no_more_frames_are_measured_than_asked_for(pictures, slam_command, straight_slam):
+def test_no_more_frames_are_measured_than_asked_for(images, slam_command, straight_slam):
     straight_slam()
-    ended = slam_command("bench", pictures, "--max-frames", 5, "--json")
+    ended = slam_command("bench", images, "--max-frames", 5, "--json")
     assert json.loads(ended.out)["frames"] == 5
     assert "measuring 5 frames" in ended.err
 
 
-def test_how_far_a_measured_run_is_is_told(pictures, slam_command, straight_slam, monkeypatch):
+def test_how_far_a_measured_run_is_is_told(images, slam_command, straight_slam, monkeypatch):
     monkeypatch.setattr("slam.progress.LINE_EVERY_S", 0.0)
     straight_slam()
-    ended = slam_command("bench", pictures, "--max-frames", 5)
+    ended = slam_command("bench", images, "--max-frames", 5)
     assert "5/5 frames, 0 s left" in ended.err
 
 
-def test_a_measured_run_without_a_map_says_so_and_ends_with_1(pictures, slam_command, straight_slam):
+def test_a_measured_run_without_a_map_says_so_and_ends_with_1(images, slam_command, straight_slam):
     straight_slam(waits=100)
-    ended = slam_command("bench", pictures)
+    ended = slam_command("bench", images)
     assert ended.code == 1
     assert ended.complaint == (
         "slam: these are times of a run that is not usable: no map could be begun in 12 frames: too little parallax"
@@ -121,7 +121,7 @@ def test_the_table_of_the_network_sets_ten_naive_pairs_against_ten_keyframes(sla
         "pose_difference": 1.1e-6, "peak_bytes": 2 << 30, "peak_bytes_all": 5 << 30, "chosen": "torch float32 on cpu",
         "ways": [way, {**way, "backend": "openvino", "edge_ratio": 3.3}],
     }  # fmt: skip
-    monkeypatch.setattr("slam.bench.measure_predictor", lambda config, *, repeats: times)
+    monkeypatch.setattr("slam.bench.cost.measure_predictor", lambda config, *, repeats: times)
     out = slam_command("bench", "--predictor", "reloc3r-224", "--random-weights").out
     rows = {line[:16].strip(): line.split() for line in out.splitlines()}
     assert rows["naive"][1:4] == ["3.900", "1.0", "39.00"]
@@ -136,4 +136,4 @@ def test_trained_weights_that_are_not_here_are_one_line(tmp_path, slam_command, 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     ended = slam_command("bench", "--predictor", "reloc3r-224")
     assert ended.code == 2
-    assert "siyan824/reloc3r-224 (1.71 GB, licence CC BY-NC-SA 4.0" in ended.complaint
+    assert "siyan824/reloc3r-224 (1.71 GB, license CC BY-NC-SA 4.0" in ended.complaint

@@ -1,4 +1,4 @@
-"""The bundled sequences are complete, small, and their ground truth is what the pictures show."""
+"""The bundled sequences are complete, small, and their ground truth is what the images show."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAIRS = [
 
 
 @cache
-def grey_frames(name: str) -> list[NDArray[np.uint8]]:
+def gray_frames(name: str) -> list[NDArray[np.uint8]]:
     video = cv2.VideoCapture(str(SEQUENCES / name / "video.mp4"))
     frames: list[NDArray[np.uint8]] = []
     while True:
@@ -60,8 +60,8 @@ def camera_matrix(name: str) -> Floats:
 
 def matched_points(name_i: str, i: int, name_j: str, j: int) -> tuple[Floats, Floats]:
     sift = cv2.SIFT.create(1500)
-    keys_i, found_i = sift.detectAndCompute(grey_frames(name_i)[i], None)
-    keys_j, found_j = sift.detectAndCompute(grey_frames(name_j)[j], None)
+    keys_i, found_i = sift.detectAndCompute(gray_frames(name_i)[i], None)
+    keys_j, found_j = sift.detectAndCompute(gray_frames(name_j)[j], None)
     pairs = cv2.BFMatcher().knnMatch(found_i, found_j, 2)
     good = [a for a, b in pairs if a.distance < 0.75 * b.distance]
     return np.array([keys_i[m.queryIdx].pt for m in good]), np.array([keys_j[m.trainIdx].pt for m in good])
@@ -78,7 +78,7 @@ def test_both_videos_together_are_small_enough_for_a_repository() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_has_one_row_of_ground_truth(name: str) -> None:
-    assert len(grey_frames(name)) == len(rows(name))
+    assert len(gray_frames(name)) == len(rows(name))
 
 
 def test_the_sequences_are_long_enough() -> None:
@@ -90,7 +90,7 @@ def test_the_sequences_are_long_enough() -> None:
 def test_frames_have_the_size_that_camera_yaml_states(name: str) -> None:
     camera = yaml.safe_load((SEQUENCES / name / "camera.yaml").read_text())
     assert (camera["model"], camera["width"], camera["height"], camera["distortion"]) == ("pinhole", 640, 480, [])
-    assert {frame.shape for frame in grey_frames(name)} == {(480, 640)}
+    assert {frame.shape for frame in gray_frames(name)} == {(480, 640)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +121,7 @@ def test_the_camera_stays_upright_inside_the_room(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "i", "j"), PAIRS)
-def test_epipolar_geometry_of_the_pictures_agrees_with_ground_truth(name: str, i: int, j: int) -> None:
+def test_epipolar_geometry_of_the_images_agrees_with_ground_truth(name: str, i: int, j: int) -> None:
     K = camera_matrix(name)
     points_i, points_j = matched_points(name, i, name, j)
     E, inliers = cv2.findEssentialMat(points_i, points_j, K, cv2.USAC_MAGSAC, 0.9999, 0.6)
@@ -146,9 +146,9 @@ def test_points_triangulated_with_ground_truth_reproject_in_both_sequences() -> 
 
 def test_the_loop_closes() -> None:
     gaps = [np.linalg.inv(world_from_cam("room_loop", i)) @ world_from_cam("room_loop", -1) for i in range(60)]
-    metres = np.array([np.linalg.norm(gap[:3, 3]) for gap in gaps])
+    meters = np.array([np.linalg.norm(gap[:3, 3]) for gap in gaps])
     degrees = np.array([np.degrees(Rotation.from_matrix(gap[:3, :3]).magnitude()) for gap in gaps])
-    assert ((metres < 0.4) & (degrees < 20)).any()
+    assert ((meters < 0.4) & (degrees < 20)).any()
 
 
 def test_the_loop_looks_elsewhere_in_between() -> None:
@@ -164,7 +164,7 @@ def test_the_end_of_the_loop_shows_what_its_beginning_showed() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_frame_is_dominated_by_a_blank_wall(name: str) -> None:
-    for i, frame in enumerate(grey_frames(name)[::10]):
+    for i, frame in enumerate(gray_frames(name)[::10]):
         corners = cv2.goodFeaturesToTrack(frame, 3000, 0.01, 8)[:, 0]
         cells = set(zip(corners[:, 0] // 160, corners[:, 1] // 120, strict=True))
         assert len(corners) >= 250, f"frame {10 * i}"

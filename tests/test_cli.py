@@ -14,28 +14,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 from map_samples import small_map
 from safetensors.torch import save_file
 from typer.main import get_command
 
-from relocalizer.checkpoints import RELEASED
+from relocalizer.calibration_windows import FocalChange
+from relocalizer.camera import Camera, load_camera
 from relocalizer.errors import MapError, OutputError
-from relocalizer.images import Camera, load_camera
-from relocalizer.lens import Lens, LensStep
-from relocalizer.map_folder import save_map
+from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
+from relocalizer.maps.map_writer import save_map
+from relocalizer.maps.reference_map import Provenance
 from relocalizer.network.model import Architecture
 from relocalizer.network.weights import random_model
-from relocalizer.reference_map import Provenance
-from relocalizer.self_calibration import FocalChange
-from slam import __version__, pipeline
+from relocalizer.predictors.checkpoints import RELEASED
+from slam import __version__
 from slam.cli import app
-from slam.config import SlamConfig
-from slam.console import state_line
-from slam.lens_evidence import LensEvidence, LensState
-from slam.pipeline import RunStatistics, choose_predictor
-from slam.settings import load_config
-from slam.trajectory import Trajectory, read_tum, write_tum
+from slam.cli.text_tables import state_line
+from slam.components import predictor_choice
+from slam.components.predictor_choice import choose_predictor
+from slam.config.loading import load_config
+from slam.config.schema import SlamConfig
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum, write_tum
+from slam.map.lens_evidence import LensEvidence, LensState
+from slam.run import runner
+from slam.run.run_statistics import RunStatistics
 
 
 def write_truth(path, times_ns):
@@ -46,7 +50,7 @@ def write_truth(path, times_ns):
     return path
 
 
-def test_help_answers_at_once_and_loads_no_heavy_library():
+def test_help_loads_no_heavy_library():
     code = (
         "import sys\n"
         "from slam.cli import main\n"
@@ -55,11 +59,8 @@ def test_help_answers_at_once_and_loads_no_heavy_library():
         "heavy = {'numpy', 'scipy', 'torch', 'gtsam', 'faiss', 'rerun', 'cv2', 'rich', 'pydantic', 'yaml'}\n"
         "print('loaded', sorted(heavy & sys.modules.keys()))\n"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    took = time.monotonic() - started
     assert done.stdout.splitlines()[-1] == "loaded []"
-    assert took < 2.0  # a fifth of a second on a quiet machine
 
 
 def test_help_lists_the_verbs_there_are(slam_command):
@@ -134,9 +135,9 @@ def test_python_dash_m_slam_is_the_same_command():
     assert done.stdout == f"reloc3r-slam {__version__}\n"
 
 
-def test_a_run_leaves_a_whole_run_folder(tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_leaves_a_whole_run_folder(tmp_path, images, slam_command, straight_slam):
     straight_slam()
-    ended = slam_command("run", pictures, "--out", tmp_path / "out")
+    ended = slam_command("run", images, "--out", tmp_path / "out")
     assert ended.code == 0, ended.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
@@ -149,17 +150,17 @@ def test_a_run_leaves_a_whole_run_folder(tmp_path, pictures, slam_command, strai
     assert len(read_tum(tmp_path / "out" / "trajectory.txt")) == 10
 
 
-def test_a_run_says_what_it_reads_assumes_and_uses(tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_says_what_it_reads_assumes_and_uses(tmp_path, images, slam_command, straight_slam):
     straight_slam()
-    said = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "geometric").err
-    assert "12 pictures" in said
+    said = slam_command("run", images, "-o", tmp_path / "out", "--predictor", "geometric").err
+    assert "12 images" in said
     assert "focal length 139 px assumed" in said
     assert "predictor: geometric (as asked)" in said
 
 
-def test_a_run_ends_with_a_summary_and_the_next_command(tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_ends_with_a_summary_and_the_next_command(tmp_path, images, slam_command, straight_slam):
     straight_slam(lost=(7, 8))
-    out = slam_command("run", pictures, "-o", tmp_path / "out").out
+    out = slam_command("run", images, "-o", tmp_path / "out").out
     assert "8 (66.7 %; 80.0 % since the map began)" in out
     assert "1 time, 2 frames (first: dark)" in out
     assert out.splitlines()[-1].startswith("next: slam eval ")
@@ -182,12 +183,12 @@ def camera_file(folder):
     ],
 )
 def test_a_run_says_the_focal_length_it_found_and_the_one_it_began_with(
-    given, said, tmp_path, pictures, slam_command, straight_slam
+    given, said, tmp_path, images, slam_command, straight_slam
 ):
     camera = load_camera(camera_file(tmp_path)) if given else Camera.assume(160, 120, fov_deg=60.0)
-    straight_slam(lens=Lens().then(LensStep(focal_ratio=(1.1, 1.1)), camera), lens_evidence=KNOWN)
+    straight_slam(lens=IntrinsicsCorrection().then(CorrectionStep(focal_ratio=(1.1, 1.1)), camera), lens_evidence=KNOWN)
     more = ("--camera", tmp_path / "given.yaml") if given else ()
-    assert said in said_of_camera(slam_command("run", pictures, "-o", tmp_path / "out", *more))
+    assert said in said_of_camera(slam_command("run", images, "-o", tmp_path / "out", *more))
     assert not load_camera(tmp_path / "out" / "camera.yaml").assumed
 
 
@@ -196,10 +197,10 @@ def said_of_camera(ended):
     return " ".join(ended.out.split())
 
 
-def test_a_focal_length_that_is_not_known_is_called_a_guess_everywhere(tmp_path, pictures, slam_command, straight_slam):
-    lens = Lens().then(LensStep((1.1, 1.1), is_guess=True), Camera.assume(160, 120, fov_deg=60.0))
+def test_a_focal_length_that_is_not_known_is_called_a_guess_everywhere(tmp_path, images, slam_command, straight_slam):
+    lens = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), is_guess=True), Camera.assume(160, 120, fov_deg=60.0))
     straight_slam(lens=lens, lens_evidence=LensEvidence(LensState.GUESS, 1.1, 0.2, "one plane"))
-    said = said_of_camera(slam_command("run", pictures, "-o", tmp_path / "out"))
+    said = said_of_camera(slam_command("run", images, "-o", tmp_path / "out"))
     assert "focal length 152.4 px is a guess, +- 20.0 % (138.6 assumed): this footage does not determine it" in said
     assert "found" not in said.split("camera focal")[1].split("speed")[0]
     assert not (tmp_path / "out" / "camera.yaml").exists()
@@ -223,9 +224,9 @@ def test_a_focal_length_that_is_not_known_is_called_a_guess_everywhere(tmp_path,
         ),
     ],
 )
-def test_a_run_says_what_speaks_against_its_camera(evidence, said, tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_says_what_speaks_against_its_camera(evidence, said, tmp_path, images, slam_command, straight_slam):
     straight_slam(lens_evidence=evidence)
-    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    ended = slam_command("run", images, "-o", tmp_path / "out")
     assert said in said_of_camera(ended)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["lens"]["state"] == evidence.state
@@ -233,80 +234,82 @@ def test_a_run_says_what_speaks_against_its_camera(evidence, said, tmp_path, pic
     assert not (tmp_path / "out" / "camera.yaml").exists()
 
 
-def test_the_focal_lengths_a_run_says_are_those_of_the_pictures_that_went_in(tmp_path, slam_command, straight_slam):
-    large = write_pictures(tmp_path / "large", 12, width=320, height=240)
+def test_the_focal_lengths_a_run_says_are_those_of_the_images_that_went_in(tmp_path, slam_command, straight_slam):
+    large = write_images(tmp_path / "large", 12, width=320, height=240)
     shrunk = load_camera(camera_file(tmp_path))
     (tmp_path / "large" / "camera.yaml").write_text(shrunk.resized(320, 240).to_yaml())
-    straight_slam(lens=Lens().then(LensStep((1.1, 1.1), (-0.03, 0.0)), shrunk), lens_evidence=KNOWN)
+    straight_slam(
+        lens=IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), (-0.03, 0.0)), shrunk), lens_evidence=KNOWN
+    )
     out = said_of_camera(slam_command("run", large, "-o", tmp_path / "out", "--set", "input.max_side_px=160"))
     found = load_camera(tmp_path / "out" / "camera.yaml")
     assert f"focal length {found.mean_focal:.1f} px, +- 1.0 %, found in the footage (300.0 given)" in out
     assert found.mean_focal == pytest.approx(330.0, abs=0.1)
 
 
-def test_a_run_that_found_distortion_alone_says_no_focal_length(tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_that_found_distortion_alone_says_no_focal_length(tmp_path, images, slam_command, straight_slam):
     camera = camera_file(tmp_path)
-    straight_slam(lens=Lens().then(LensStep(radial=(-0.03, 0.0)), load_camera(camera)))
-    out = slam_command("run", pictures, "-o", tmp_path / "out", "--camera", camera).out
+    straight_slam(lens=IntrinsicsCorrection().then(CorrectionStep(radial=(-0.03, 0.0)), load_camera(camera)))
+    out = slam_command("run", images, "-o", tmp_path / "out", "--camera", camera).out
     assert "at the corners beyond the calibration, now corrected (camera.yaml)" in out
     assert "focal length" not in out
 
 
-def test_the_json_of_a_run_is_its_report(tmp_path, pictures, slam_command, straight_slam):
+def test_the_json_of_a_run_is_its_report(tmp_path, images, slam_command, straight_slam):
     straight_slam()
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--json", "--quiet")
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--json", "--quiet")
     assert json.loads(ended.out) == json.loads((tmp_path / "out" / "report.json").read_text())
     assert ended.err == ""
 
 
-def test_quiet_says_nothing_when_all_is_well(tmp_path, pictures, slam_command, straight_slam):
+def test_quiet_says_nothing_when_all_is_well(tmp_path, images, slam_command, straight_slam):
     straight_slam()
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--quiet")
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--quiet")
     assert (ended.code, ended.out, ended.err) == (0, "", "")
 
 
-def test_without_out_the_first_free_number_is_taken(tmp_path, pictures, slam_command, straight_slam, monkeypatch):
+def test_without_out_the_first_free_number_is_taken(tmp_path, images, slam_command, straight_slam, monkeypatch):
     straight_slam()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "pictures-1").mkdir(parents=True)
-    assert slam_command("run", pictures).code == 0
-    assert (tmp_path / "runs" / "pictures-2" / "report.json").exists()
+    (tmp_path / "runs" / "images-1").mkdir(parents=True)
+    assert slam_command("run", images).code == 0
+    assert (tmp_path / "runs" / "images-2" / "report.json").exists()
 
 
-def test_the_saved_configuration_repeats_the_run(tmp_path, pictures, slam_command, straight_slam):
+def test_the_saved_configuration_repeats_the_run(tmp_path, images, slam_command, straight_slam):
     straight_slam()
-    slam_command("run", pictures, "-o", tmp_path / "a", "--seed", 9, "--set", "features.max_features=800")
+    slam_command("run", images, "-o", tmp_path / "a", "--seed", 9, "--set", "features.max_features=800")
     saved = load_config([tmp_path / "a" / "config.yaml"])
     assert (saved.seed, saved.features.max_features, saved.predictor.kind) == (9, 800, "geometric")
-    slam_command("run", pictures, "-o", tmp_path / "b", "--config", tmp_path / "a" / "config.yaml")
+    slam_command("run", images, "-o", tmp_path / "b", "--config", tmp_path / "a" / "config.yaml")
     assert (tmp_path / "a" / "config.yaml").read_bytes() == (tmp_path / "b" / "config.yaml").read_bytes()
 
 
-def test_a_run_that_never_began_a_map_ends_with_1_and_the_reason(tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_that_never_began_a_map_ends_with_1_and_the_reason(tmp_path, images, slam_command, straight_slam):
     straight_slam(waits=100)
-    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 1
     assert ended.complaint == ("slam: the run is failed: no map could be begun in 12 frames: too little parallax")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verdict"]["grade"] == "failed"
 
 
-def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, pictures, slam_command, straight_slam):
+def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, images, slam_command, straight_slam):
     straight_slam(lost=range(3, 12))
-    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 1
     assert "lost right after the map was begun (dark)" in ended.complaint
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_command, monkeypatch, is_there):
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, images, slam_command, monkeypatch, is_there):
     def broken(config, *, observers=(), **_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("slam.pipeline.build", broken)
+    monkeypatch.setattr("slam.system.Slam.create", broken)
     if is_there:
         (tmp_path / "out").mkdir()
-    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 70
     assert "Traceback" in ended.err
     assert "internal error: ZeroDivisionError: a bug" in ended.complaint
@@ -323,21 +326,21 @@ def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_comma
         (range(5, 12), ("--fail-under", "poor"), "poor", 0),
     ],
 )
-def test_the_verdict_decides_the_exit_code(tmp_path, pictures, slam_command, straight_slam, lost, options, grade, code):
+def test_the_verdict_decides_the_exit_code(tmp_path, images, slam_command, straight_slam, lost, options, grade, code):
     straight_slam(lost=lost)
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", *options)
+    ended = slam_command("run", images, "-o", tmp_path / "out", *options)
     assert ended.code == code
     verdict = json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]
     assert verdict["grade"] == grade
-    assert ended.out.splitlines()[1].startswith(f"verdict       {grade}: ")
+    assert any(line.startswith(f"verdict       {grade}: ") for line in ended.out.splitlines())
     assert verdict["reasons"][0] in " ".join(ended.out.split())
     assert (ended.complaint == f"slam: the run is {grade}: {'; '.join(verdict['reasons'])}") == bool(code)
 
 
-def test_start_stride_and_max_frames_select_frames(tmp_path, pictures, slam_command, straight_slam):
+def test_start_stride_and_max_frames_select_frames(tmp_path, images, slam_command, straight_slam):
     straight_slam(waits=0)
     arguments = ("--start", 2, "--stride", 3, "--max-frames", 3)
-    slam_command("run", pictures, "-o", tmp_path / "out", *arguments)
+    slam_command("run", images, "-o", tmp_path / "out", *arguments)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["frames"] == 3
 
 
@@ -358,9 +361,9 @@ def test_eval_takes_a_run_folder_and_gives_json(tmp_path, slam_command):
 
 def test_eval_ends_with_1_above_max_ate(tmp_path, slam_command):
     truth = write_truth(tmp_path / "truth.txt", [k * 10**8 for k in range(30)])
-    bent = read_tum(truth).world_from_cam.copy()
-    bent[:, 2, 3] += np.linspace(0, 4, 30) ** 2
-    write_tum(tmp_path / "bent.txt", Trajectory(np.arange(30) * 10**8, bent))
+    distorted_pixels = read_tum(truth).world_from_cam.copy()
+    distorted_pixels[:, 2, 3] += np.linspace(0, 4, 30) ** 2
+    write_tum(tmp_path / "bent.txt", Trajectory(np.arange(30) * 10**8, distorted_pixels))
     ended = slam_command("eval", tmp_path / "bent.txt", truth, "--max-ate", 0.01)
     assert ended.code == 1
     assert "is above --max-ate 0.01" in ended.complaint
@@ -389,7 +392,7 @@ def test_eval_overwrites_no_plot(tmp_path, slam_command):
 )
 def test_an_output_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path, slam_command, place, sentence):
     (tmp_path / "file").touch()
-    ended = slam_command("relocalize", tmp_path / "no map", "no picture", "--out", tmp_path / place)
+    ended = slam_command("relocalize", tmp_path / "no map", "no image", "--out", tmp_path / place)
     assert ended.code == 2
     assert sentence.format(tmp_path) in ended.complaint
     assert slam_command("convert", tmp_path / "no path", tmp_path / place).complaint == ended.complaint
@@ -397,23 +400,23 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_read(tmp_pa
 
 def test_a_map_is_refused_before_anything_is_computed_when_a_file_is_in_its_way(tmp_path, slam_command):
     (tmp_path / "file").touch()
-    for verb in (["from-poses", "pictures"], ["merge", "a", "b"], ["export", "a"]):
+    for verb in (["from-poses", "images"], ["merge", "a", "b"], ["export", "a"]):
         ended = slam_command("map", *verb, "-o", tmp_path / "file" / "below" / "map")
         assert ended.code == 2
         assert f"{tmp_path}/file is a file where a folder is needed; choose another place" in ended.complaint
 
 
-def test_a_recording_without_a_folder_is_refused_before_the_run_folder_is_made(tmp_path, pictures, slam_command):
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--record", tmp_path / "no" / "run.rrd")
+def test_a_recording_without_a_folder_is_refused_before_the_run_folder_is_made(tmp_path, images, slam_command):
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--record", tmp_path / "no" / "run.rrd")
     assert ended.code == 2
     assert ended.complaint.endswith(f"there is no folder {tmp_path}/no; make it first")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recording_may_go_into_the_run_folder_that_is_not_there_yet(tmp_path, pictures, slam_command, straight_slam):
+def test_a_recording_may_go_into_the_run_folder_that_is_not_there_yet(tmp_path, images, slam_command, straight_slam):
     straight_slam()
     out = tmp_path / "new" / "out"
-    ended = slam_command("run", pictures, "-o", out, "--record", out / "run.rrd")
+    ended = slam_command("run", images, "-o", out, "--record", out / "run.rrd")
     assert ended.code == 0, ended.err
     assert (out / "run.rrd").stat().st_size > 0
 
@@ -422,8 +425,8 @@ def test_a_verb_that_ctrl_c_ended_says_so(slam_command, monkeypatch):
     def interrupted(given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slam.query_pictures.query_pictures", interrupted)
-    ended = slam_command("relocalize", "map", "pictures")
+    monkeypatch.setattr("slam.input.query_images.query_images", interrupted)
+    ended = slam_command("relocalize", "map", "images")
     assert ended.code == 130
     assert ended.complaint == "slam: interrupted"
 
@@ -451,7 +454,7 @@ def test_doctor_finds_this_environment_usable(slam_command):
 
 
 def test_doctor_tells_how_to_fix_a_missing_library(monkeypatch):
-    from slam import doctor
+    from slam.cli import installation_checks as doctor
 
     check = doctor._library("surely_not_there", "surely-not-there", True)
     assert (check.ok, check.finding, check.fix) == (False, "not installed", "pip install surely-not-there")
@@ -459,7 +462,7 @@ def test_doctor_tells_how_to_fix_a_missing_library(monkeypatch):
 
 
 def test_doctor_survives_a_library_that_kills_its_process():
-    from slam import doctor
+    from slam.cli import installation_checks as doctor
 
     answer = doctor._try("import os; os._exit(11)")
     assert (answer.ok, answer.text) == (False, "ended with code 11")
@@ -490,19 +493,19 @@ def test_auto_takes_the_network_whose_weights_were_named():
 
 
 def test_the_first_run_on_a_machine_with_a_card_works_without_weights(
-    tmp_path, pictures, slam_command, straight_slam, monkeypatch, hub_cache
+    tmp_path, images, slam_command, straight_slam, monkeypatch, hub_cache
 ):
     straight_slam()
-    monkeypatch.setattr("slam.pipeline.find_accelerator", lambda: "cuda")
-    ended = slam_command("run", pictures, "-o", tmp_path / "out")
+    monkeypatch.setattr("slam.components.predictor_choice.find_accelerator", lambda: "cuda")
+    ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert "predictor: geometric (auto: there is a CUDA card, but the weights of reloc3r-512" in ended.err
 
 
-def test_weights_are_never_fetched_unasked(tmp_path, pictures, slam_command, monkeypatch, hub_cache):
+def test_weights_are_never_fetched_unasked(tmp_path, images, slam_command, monkeypatch, hub_cache):
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("relocalizer.checkpoints._download", lambda hub_id: pytest.fail("fetched"))
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "reloc3r-224")
+    monkeypatch.setattr("relocalizer.predictors.checkpoints._download", lambda hub_id: pytest.fail("fetched"))
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--predictor", "reloc3r-224")
     assert ended.code == 2
     assert "slam weights fetch reloc3r-224" in ended.complaint
     assert not (tmp_path / "out").exists()
@@ -518,22 +521,22 @@ RANDOM_MAP = Provenance(predictor="reloc3r-224 (RANDOM WEIGHTS: poses mean nothi
 
 def test_a_map_of_random_weights_is_refused_before_others_are_fetched():
     with pytest.raises(MapError, match="made with random weights, which mean nothing; add --random-weights"):
-        pipeline.with_predictor_of(RANDOM_MAP, SlamConfig())
-    again = pipeline.with_predictor_of(RANDOM_MAP, load_config([], ["predictor.random_weights=true"]))
+        predictor_choice.with_predictor_of(RANDOM_MAP, SlamConfig())
+    again = predictor_choice.with_predictor_of(RANDOM_MAP, load_config([], ["predictor.random_weights=true"]))
     assert again.predictor.kind == "reloc3r-224"
 
 
-def test_pictures_are_not_located_in_a_map_of_random_weights(tmp_path, slam_command):
+def test_images_are_not_located_in_a_map_of_random_weights(tmp_path, slam_command):
     save_map(tmp_path / "map", small_map(provenance=RANDOM_MAP))
-    write_pictures(tmp_path / "pictures", 1)
-    ended = slam_command("relocalize", tmp_path / "map", tmp_path / "pictures" / "00000.png")
+    write_images(tmp_path / "images", 1)
+    ended = slam_command("relocalize", tmp_path / "map", tmp_path / "images" / "00000.png")
     assert ended.code == 2
     assert "only those of geometric, reloc3r-512, reloc3r-224 can be asked here" in ended.complaint
 
 
 def test_the_state_line_speaks_of_loops_only_when_there_are_some():
     statistics = RunStatistics(keyframes=1)
-    assert state_line(statistics, 50, 2.0) == "initialising, 25.0 fps, 1 keyframe"
+    assert state_line(statistics, 50, 2.0) == "initializing, 25.0 fps, 1 keyframe"
     statistics.loops_accepted = 2
     assert state_line(statistics, 50, 2.0).endswith("1 keyframe, 2 loops")
 
@@ -543,13 +546,13 @@ TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_di
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    monkeypatch.setattr("relocalizer.reloc3r_predictor.Architecture", lambda: TINY)
+    monkeypatch.setattr("relocalizer.predictors.reloc3r_predictor.Architecture", lambda: TINY)
 
 
 @pytest.mark.usefixtures("tiny_network")
-def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(tmp_path, pictures, slam_command):
+def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(tmp_path, images, slam_command):
     out = tmp_path / "out"
-    ended = slam_command("run", pictures, "-o", out, "--predictor", "reloc3r-224", "--random-weights")
+    ended = slam_command("run", images, "-o", out, "--predictor", "reloc3r-224", "--random-weights")
     assert "WARNING: random weights: the poses mean nothing" in ended.err
     assert ended.complaint.startswith("slam: the run is failed: random weights: the poses mean nothing")
     assert "RANDOM WEIGHTS: THE POSES MEAN NOTHING" in ended.out
@@ -561,11 +564,11 @@ def test_a_run_with_random_weights_says_everywhere_that_its_poses_mean_nothing(t
 
 
 def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
-    tmp_path, pictures, slam_command, straight_slam
+    tmp_path, images, slam_command, straight_slam
 ):
     straight_slam()
     flags = ("--predictor", "reloc3r-512", "--random-weights")
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", *flags)
+    ended = slam_command("run", images, "-o", tmp_path / "out", *flags)
     assert (ended.code, ended.complaint) == (
         1, "slam: the run is failed: random weights: the poses mean nothing, only the cost is real"
     )  # fmt: skip
@@ -580,16 +583,16 @@ def test_the_pose_of_random_weights_is_of_no_use_even_when_a_map_was_made(
         (("--weights", "x.pth"), "predictor.weights: the geometric predictor takes none; add --predictor "),
     ],
 )
-def test_weights_are_refused_by_the_geometric_predictor(tmp_path, pictures, slam_command, flags, sentence):
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--predictor", "geometric", *flags)
+def test_weights_are_refused_by_the_geometric_predictor(tmp_path, images, slam_command, flags, sentence):
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--predictor", "geometric", *flags)
     assert ended.code == 2
     assert sentence in ended.complaint
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_a_file_and_random_ones_exclude_each_other(tmp_path, pictures, slam_command):
+def test_weights_of_a_file_and_random_ones_exclude_each_other(tmp_path, images, slam_command):
     flags = ("--predictor", "reloc3r-224", "--random-weights", "--weights", "x.pth")
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", *flags)
+    ended = slam_command("run", images, "-o", tmp_path / "out", *flags)
     assert ended.code == 2
     assert "predictor.weights names x.pth too; leave one of them out" in ended.complaint
 
@@ -612,14 +615,14 @@ def page(monkeypatch):
         def close(self):
             happened.append("closed")
 
-    monkeypatch.setattr("slam.rerun_viewer.RerunViewer", Page)
-    monkeypatch.setattr("slam.pipeline.wait_until_told", lambda: happened.append("wait"))
+    monkeypatch.setattr("slam.viz.rerun_viewer.RerunViewer", Page)
+    monkeypatch.setattr("slam.run.runner.wait_for_stop_signal", lambda: happened.append("wait"))
     return happened
 
 
-def test_the_page_is_named_at_the_start_and_stays_after_the_run(tmp_path, pictures, slam_command, straight_slam, page):
+def test_the_page_is_named_at_the_start_and_stays_after_the_run(tmp_path, images, slam_command, straight_slam, page):
     straight_slam()
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web")
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--view", "web")
     assert page == ["opened", "wait", "closed"]
     assert "watch at http://127.0.0.1:9090/" in ended.err
     assert ended.complaint == "the run is shown at http://127.0.0.1:9090/ until Ctrl-C"
@@ -627,30 +630,28 @@ def test_the_page_is_named_at_the_start_and_stays_after_the_run(tmp_path, pictur
 
 
 @pytest.mark.parametrize("flags", [("--view", "web", "--no-wait"), ("--record", "run.rrd")])
-def test_without_a_page_or_with_no_wait_a_run_ends_at_once(
-    tmp_path, pictures, slam_command, straight_slam, page, flags
-):
+def test_without_a_page_or_with_no_wait_a_run_ends_at_once(tmp_path, images, slam_command, straight_slam, page, flags):
     straight_slam()
-    assert slam_command("run", pictures, "-o", tmp_path / "out", *flags).code == 0
+    assert slam_command("run", images, "-o", tmp_path / "out", *flags).code == 0
     assert page == ["opened", "closed"]
 
 
 def test_a_run_that_ctrl_c_ended_does_not_wait_for_another(
-    tmp_path, pictures, slam_command, straight_slam, page, monkeypatch
+    tmp_path, images, slam_command, straight_slam, page, monkeypatch
 ):
     straight_slam()
-    whole = pipeline.run
-    monkeypatch.setattr(pipeline, "run", lambda *a, **options: replace(whole(*a, **options), interrupted=True))
-    assert slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web").code == 130
+    whole = runner.run
+    monkeypatch.setattr(runner, "run", lambda *a, **options: replace(whole(*a, **options), interrupted=True))
+    assert slam_command("run", images, "-o", tmp_path / "out", "--view", "web").code == 130
     assert page == ["opened", "closed"]
 
 
-def test_a_viewer_that_cannot_start_leaves_no_folder(tmp_path, pictures, slam_command, monkeypatch):
+def test_a_viewer_that_cannot_start_leaves_no_folder(tmp_path, images, slam_command, monkeypatch):
     def broken(**options):
         raise OutputError("no viewer here")
 
-    monkeypatch.setattr("slam.rerun_viewer.RerunViewer", broken)
-    ended = slam_command("run", pictures, "-o", tmp_path / "out", "--view", "web")
+    monkeypatch.setattr("slam.viz.rerun_viewer.RerunViewer", broken)
+    ended = slam_command("run", images, "-o", tmp_path / "out", "--view", "web")
     assert (ended.code, ended.complaint) == (2, "slam: no viewer here")
     assert not (tmp_path / "out").exists()
 
@@ -665,7 +666,7 @@ def test_waiting_ends_by_ctrl_c_and_by_sigterm_and_leaves_their_handlers(number)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=tell, daemon=True).start()
-    pipeline.wait_until_told()
+    runner.wait_for_stop_signal()
     assert signal.getsignal(number) == before
 
 
@@ -687,13 +688,13 @@ def in_cache(cache, content, digest):
     (folder / "snapshots" / "abc" / "model.safetensors").symlink_to(folder / "blobs" / digest)
 
 
-def test_weights_where_tells_cache_size_and_licence(hub_cache, slam_command):
+def test_weights_where_tells_cache_size_and_license(hub_cache, slam_command):
     ended = slam_command("weights", "where")
     assert ended.code == 0
     assert ended.out.splitlines() == [
         f"cache: {hub_cache}",
         *(
-            f"{name} (1.71 GB, licence CC BY-NC-SA 4.0 (no commercial use)): not here; slam weights fetch {name}"
+            f"{name} (1.71 GB, license CC BY-NC-SA 4.0 (no commercial use)): not here; slam weights fetch {name}"
             for name in ("reloc3r-512", "reloc3r-224")
         ),
     ]
@@ -706,15 +707,15 @@ def test_weights_where_gives_the_file_in_json(hub_cache, slam_command):
     assert weights["reloc3r-224"]["path"] is None
 
 
-def test_weights_fetch_offline_is_one_line_with_size_and_licence(hub_cache, slam_command):
+def test_weights_fetch_offline_is_one_line_with_size_and_license(hub_cache, slam_command):
     ended = slam_command("weights", "fetch", "reloc3r-512")
     assert ended.code == 2
     assert len(ended.err.splitlines()) == 1
-    assert "1.71 GB, licence CC BY-NC-SA 4.0" in ended.err
+    assert "1.71 GB, license CC BY-NC-SA 4.0" in ended.err
     assert "HF_HUB_OFFLINE forbids fetching; unset it" in ended.err
 
 
-def test_weights_fetch_says_size_and_licence_before_it_fetches(hub_cache, slam_command, monkeypatch, capsys):
+def test_weights_fetch_says_size_and_license_before_it_fetches(hub_cache, slam_command, monkeypatch, capsys):
     pytest.importorskip("huggingface_hub", reason="the hub extra is not installed")
     said_before = []
 
@@ -724,9 +725,9 @@ def test_weights_fetch_says_size_and_licence_before_it_fetches(hub_cache, slam_c
         return hub_cache / "models--siyan824--reloc3r-512" / "snapshots" / "abc"
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("relocalizer.checkpoints._download", download)
+    monkeypatch.setattr("relocalizer.predictors.checkpoints._download", download)
     ended = slam_command("weights", "fetch", "reloc3r-512")
-    assert "1.71 GB, licence CC BY-NC-SA 4.0 (no commercial use)" in said_before[0]
+    assert "1.71 GB, license CC BY-NC-SA 4.0 (no commercial use)" in said_before[0]
     assert ended.complaint == "fetched; next: slam weights verify reloc3r-512"
     assert ended.out.strip().endswith("snapshots/abc/model.safetensors")
     assert slam_command("weights", "fetch", "reloc3r-512").complaint == "it was here already"
@@ -750,7 +751,7 @@ def test_weights_verify_of_what_is_not_here_tells_how_to_fetch_it(hub_cache, sla
 
 
 def test_doctor_shows_the_hash_the_hub_gave_without_reading_the_weights(hub_cache):
-    from slam import doctor
+    from slam.cli import installation_checks as doctor
 
     in_cache(hub_cache, b"anything", "c0ffee" * 10 + "beef")
     check = doctor._weights(RELEASED["reloc3r-512"], False)
@@ -759,7 +760,7 @@ def test_doctor_shows_the_hash_the_hub_gave_without_reading_the_weights(hub_cach
 
 
 def test_doctor_with_hash_finds_damaged_weights(hub_cache):
-    from slam import doctor
+    from slam.cli import installation_checks as doctor
 
     in_cache(hub_cache, b"not what was published", "c0ffee" * 10 + "beef")
     check = doctor._weights(RELEASED["reloc3r-512"], True)
@@ -768,16 +769,16 @@ def test_doctor_with_hash_finds_damaged_weights(hub_cache):
 
 
 def test_doctor_with_hash_confirms_whole_weights(hub_cache):
-    from slam import doctor
+    from slam.cli import installation_checks as doctor
 
     digest = hashlib.sha256(b"whole").hexdigest()
     in_cache(hub_cache, b"whole", digest)
     check = doctor._weights(RELEASED["reloc3r-512"], True)
     assert check.ok
-    assert f"sha256 {digest[:16]}..., licence" in check.finding
+    assert f"sha256 {digest[:16]}..., license" in check.finding
 
 
-def test_after_a_run_of_no_use_the_next_step_is_to_look_at_it(tmp_path, pictures, slam_command, straight_slam):
+def test_after_a_run_of_no_use_the_next_step_is_to_look_at_it(tmp_path, images, slam_command, straight_slam):
     straight_slam(waits=100)
-    out = slam_command("run", pictures, "-o", tmp_path / "out").out
-    assert out.splitlines()[-1] == f"next: slam run {pictures} --record out.rrd"
+    out = slam_command("run", images, "-o", tmp_path / "out").out
+    assert out.splitlines()[-1] == f"next: slam run {images} --record out.rrd"

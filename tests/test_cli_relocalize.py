@@ -1,4 +1,4 @@
-"""`slam map from-poses` and `slam relocalize` on pictures of the bundled room."""
+"""`slam map from-poses` and `slam relocalize` on images of the bundled room."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.geometry import rotation_angle
 from relocalizer.images import read_image
-from relocalizer.map_folder import load_map, save_map
-from slam.config import InputConfig
-from slam.sequence import open_source
-from slam.trajectory import Trajectory, read_note, read_tum, write_tum
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_writer import save_map
+from slam.config.schema import InputConfig
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_note, read_tum, write_tum
+from slam.input.open_source import open_source
 
-STEP, PICTURES = 6, 12
+STEP, IMAGES = 6, 12
 
 
 @pytest.fixture(scope="module")
 def room(root, tmp_path_factory):
-    """Twelve pictures of the room, a fifth of a second apart, with their poses, as TUM has them."""
+    """Twelve images of the room, a fifth of a second apart, with their poses, as TUM has them."""
     folder = tmp_path_factory.mktemp("room")
     sequence = root / "sequences" / "room_loop"
     truth = read_tum(sequence / "groundtruth.txt")
-    frames = open_source(str(sequence), config=InputConfig(prefetch_frames=0), stride=STEP, max_frames=PICTURES)
+    frames = open_source(str(sequence), config=InputConfig(prefetch_frames=0), stride=STEP, max_frames=IMAGES)
     lines, rows = [], []
     for frame in frames:
         name = f"{frame.index:04d}.png"
@@ -42,7 +44,7 @@ def room(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def room_map(room, tmp_path_factory):
-    """A map of every second of the pictures."""
+    """A map of every second of the images."""
     from slam.cli import main
 
     folder = tmp_path_factory.mktemp("maps") / "room"
@@ -59,10 +61,10 @@ def blank(tmp_path, room):
     return tmp_path / "blank.png"
 
 
-def test_the_map_has_the_pictures_as_keyframes_in_metres(room_map):
+def test_the_map_has_the_images_as_keyframes_in_meters(room_map):
     found = load_map(room_map)
-    assert len(found.keyframes) == PICTURES // 2
-    assert found.provenance.units == "metres"
+    assert len(found.keyframes) == IMAGES // 2
+    assert found.provenance.units == "meters"
     assert len(found.landmarks) > 500
 
 
@@ -71,14 +73,14 @@ def test_what_was_made_is_said_with_what_to_do_next(slam_command, room, tmp_path
     assert ended.code == 0
     assert "3 keyframes" in ended.out
     assert f"next: slam relocalize {tmp_path / 'm'}" in ended.err
-    assert "3 pictures with poses" in ended.err
+    assert "3 images with poses" in ended.err
 
 
-def test_pictures_between_the_keyframes_are_found_where_they_were_taken(slam_command, room, room_map, tmp_path):
+def test_images_between_the_keyframes_are_found_where_they_were_taken(slam_command, room, room_map, tmp_path):
     out = tmp_path / "poses.txt"
     ended = slam_command("relocalize", room_map, room, "--out", out)
     assert ended.code == 0, ended.err
-    assert f"{PICTURES} of {PICTURES} found; confidence is of an error under 0.25 metres and 5 deg" in ended.out
+    assert f"{IMAGES} of {IMAGES} found; confidence is of an error under 0.25 meters and 5 deg" in ended.out
     found, truth = read_tum(out), read_tum(room / "groundtruth.txt")
     np.testing.assert_array_equal(found.timestamps_ns, truth.timestamps_ns)
     assert np.linalg.norm(found.positions - truth.positions, axis=1).max() < 0.02
@@ -86,13 +88,13 @@ def test_pictures_between_the_keyframes_are_found_where_they_were_taken(slam_com
     assert np.degrees(max(rotation_angle(R) for R in turned)) < 0.3
 
 
-def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_map, blank):
+def test_json_has_a_pose_or_a_reason_for_each_image(slam_command, room, room_map, blank):
     ended = slam_command("relocalize", room_map, room / "0006.png", blank, "--json", "-q")
     assert ended.code == 0
     said = json.loads(ended.out)
-    bound = {"distance": 0.25, "units": "metres", "angle_deg": 5.0}
+    bound = {"distance": 0.25, "units": "meters", "angle_deg": 5.0}
     assert said["confidence_is_of_error_under"] == bound
-    good, bad = said["pictures"]
+    good, bad = said["images"]
     assert good["confidence_is_of_error_under"] == bound
     assert good["found"] is True
     assert len(good["position"]) == 3
@@ -100,7 +102,7 @@ def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_m
     assert np.array(good["covariance"]).shape == (6, 6)
     assert 0.5 <= good["confidence"] <= 1.0
     assert good["how"] == "landmarks"
-    assert bad == {"picture": str(blank), "timestamp_ns": 1_000_000_000, "found": False, "reason": bad["reason"]}
+    assert bad == {"image": str(blank), "timestamp_ns": 1_000_000_000, "found": False, "reason": bad["reason"]}
     assert bad["reason"].endswith("needed")
 
 
@@ -108,14 +110,14 @@ def test_json_has_a_pose_or_a_reason_for_each_picture(slam_command, room, room_m
 
 
 def test_settings_of_the_relocalizer_act(slam_command, room, room_map, tmp_path):
-    picture = room / "0006.png"
-    assert slam_command("relocalize", room_map, picture, "-q").code == 0
+    image = room / "0006.png"
+    assert slam_command("relocalize", room_map, image, "-q").code == 0
     strict = ("relocalizer.min_inliers=900", "relocalizer.min_views=100")
-    ended = slam_command("relocalize", room_map, picture, "-q", *(part for key in strict for part in ("--set", key)))
+    ended = slam_command("relocalize", room_map, image, "-q", *(part for key in strict for part in ("--set", key)))
     assert ended.code == 1
     assert "900 needed" in ended.out
     (tmp_path / "strict.yaml").write_text("relocalizer:\n  min_inliers: 900\n  min_views: 100\n")
-    assert slam_command("relocalize", room_map, picture, "-q", "-c", tmp_path / "strict.yaml").out == ended.out
+    assert slam_command("relocalize", room_map, image, "-q", "-c", tmp_path / "strict.yaml").out == ended.out
 
 
 def test_settings_of_the_averaging_act(slam_command, room, room_map):
@@ -123,8 +125,8 @@ def test_settings_of_the_averaging_act(slam_command, room, room_map):
     free, strict = (
         slam_command(*arguments, "--set", f"relocalizer.averaging.max_relative_sigma={sigma}") for sigma in (10, 1e-9)
     )
-    assert json.loads(free.out)["pictures"][0]["how"] == "averaged"
-    assert json.loads(strict.out)["pictures"][0]["found"] is False
+    assert json.loads(free.out)["images"][0]["how"] == "averaged"
+    assert json.loads(strict.out)["images"][0]["found"] is False
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_settings_of_the_averaging_act(slam_command, room, room_map):
         ("relocalization.min_inliers=50", "does not use it; did you mean 'relocalizer.min_inliers'?"),
         ("tracks.max_tracks=400", "does not use it (it uses seed, input, predictor, relocalizer)"),
         ("features.max_features=400", "does not use it"),
-        ("anchor.scale_from=groundtruth:1", "does not use it"),
+        ("metric_scale.scale_from=groundtruth:1", "does not use it"),
     ],
 )
 def test_a_setting_that_the_verb_does_not_use_is_refused(slam_command, room, room_map, setting, sentence):
@@ -146,7 +148,7 @@ def test_a_setting_that_the_verb_does_not_use_is_refused(slam_command, room, roo
 
 def test_settings_of_a_file_that_the_verb_does_not_use_are_named(slam_command, room, room_map, tmp_path):
     """A file may be of a run, which has other settings too; those with their default values are not worth a word."""
-    (tmp_path / "run.yaml").write_text("tracks:\n  max_tracks: 400\nrefinement:\n  window: 8\nseed: 3\n")
+    (tmp_path / "run.yaml").write_text("tracks:\n  max_tracks: 400\nbundle_adjustment:\n  window: 8\nseed: 3\n")
     ended = slam_command("relocalize", room_map, room / "0006.png", "-c", tmp_path / "run.yaml")
     assert ended.code == 0
     assert "not used by slam relocalize: tracks.max_tracks\n" in ended.err
@@ -155,9 +157,9 @@ def test_settings_of_a_file_that_the_verb_does_not_use_are_named(slam_command, r
 @pytest.mark.parametrize(
     "verb",
     [
-        ("run", "pictures"),
-        ("bench", "pictures"),
-        ("map", "from-poses", "pictures"),
+        ("run", "images"),
+        ("bench", "images"),
+        ("map", "from-poses", "images"),
         ("map", "merge", "a", "b", "-o", "c"),
     ],
 )
@@ -179,26 +181,26 @@ def parts(room_map, tmp_path_factory):
 
 
 def test_a_pose_is_said_to_be_in_the_units_of_its_segment(slam_command, room, parts):
-    pictures = (room / "0000.png", room / "0060.png")
-    said = json.loads(slam_command("relocalize", parts, *pictures, "--json", "-q").out)
-    first, second = said["pictures"]
+    images = (room / "0000.png", room / "0060.png")
+    said = json.loads(slam_command("relocalize", parts, *images, "--json", "-q").out)
+    first, second = said["images"]
     assert (first["segment"], second["segment"]) == (0, 1)
-    assert first["confidence_is_of_error_under"] == {"distance": 0.25, "units": "metres", "angle_deg": 5.0}
+    assert first["confidence_is_of_error_under"] == {"distance": 0.25, "units": "meters", "angle_deg": 5.0}
     assert second["confidence_is_of_error_under"]["units"] == "map units"
     assert second["confidence_is_of_error_under"]["distance"] != 0.25
     assert said["confidence_is_of_error_under"] is None  # of both
-    out = slam_command("relocalize", parts, *pictures, "-q").out
+    out = slam_command("relocalize", parts, *images, "-q").out
     assert "0060.png: " in out
     assert " in segment 1 (map units), confidence" in out
-    assert "confidence is of an error under 0.25 metres and 5 deg in segment 0, " in out
+    assert "confidence is of an error under 0.25 meters and 5 deg in segment 0, " in out
     assert re.search(r"[0-9.]+ map units and 5 deg in segment 1\n", out)
     facts = slam_command("map", "info", parts).out
-    assert re.search(r"units +metres.*, but for segment 1", facts)
+    assert re.search(r"units +meters.*, but for segment 1", facts)
     assert re.search(r"segment 1 .*map units", facts)
 
 
 def test_the_file_of_poses_says_what_its_lengths_are(slam_command, room, parts, tmp_path):
-    for name, k, note in (("a", "0000", "lengths in metres: "), ("b", "0060", "")):
+    for name, k, note in (("a", "0000", "lengths in meters: "), ("b", "0060", "")):
         slam_command("relocalize", parts, room / f"{k}.png", "--out", tmp_path / name, "-q")
         assert read_note(tmp_path / name).startswith(note)
         assert bool(read_note(tmp_path / name)) is bool(note)
@@ -207,12 +209,12 @@ def test_the_file_of_poses_says_what_its_lengths_are(slam_command, room, parts, 
 def test_when_nothing_is_found_the_exit_code_is_one_and_no_file_is_made(slam_command, room_map, blank, tmp_path):
     ended = slam_command("relocalize", room_map, blank, "--out", tmp_path / "poses.txt")
     assert ended.code == 1
-    assert "blank.png: not found: 0 landmarks recognised, 12 needed" in ended.out
-    assert ended.complaint == "slam: no picture was found in the map"
+    assert "blank.png: not found: 0 landmarks recognized, 12 needed" in ended.out
+    assert ended.complaint == "slam: no image was found in the map"
     assert not (tmp_path / "poses.txt").exists()
 
 
-def test_a_picture_that_cannot_be_read_is_an_answer_too(slam_command, room, room_map, tmp_path):
+def test_an_image_that_cannot_be_read_is_an_answer_too(slam_command, room, room_map, tmp_path):
     (tmp_path / "broken.png").write_bytes((room / "0000.png").read_bytes()[:1000])
     ended = slam_command("relocalize", room_map, tmp_path / "broken.png", room / "0000.png", "-q")
     assert ended.code == 0
@@ -221,7 +223,7 @@ def test_a_picture_that_cannot_be_read_is_an_answer_too(slam_command, room, room
     assert "1 of 2 found" in ended.out
 
 
-def test_a_picture_without_a_camera_is_an_answer_that_says_what_to_do(slam_command, room, room_map, tmp_path):
+def test_an_image_without_a_camera_is_an_answer_that_says_what_to_do(slam_command, room, room_map, tmp_path):
     cv2.imwrite(str(tmp_path / "wide.png"), cv2.imread(str(room / "0000.png"))[100:300])
     ended = slam_command("relocalize", room_map, tmp_path / "wide.png", room / "0000.png", "-q")
     assert ended.code == 0
@@ -229,15 +231,15 @@ def test_a_picture_without_a_camera_is_an_answer_that_says_what_to_do(slam_comma
     assert "1 of 2 found" in ended.out
 
 
-def test_ctrl_c_leaves_the_pictures_found_until_then(slam_command, room, room_map, tmp_path, monkeypatch):
-    from slam.query_pictures import QueryReader
+def test_ctrl_c_leaves_the_images_found_until_then(slam_command, room, room_map, tmp_path, monkeypatch):
+    from slam.input.query_images import QueryReader
 
     read, first = QueryReader.read, ["0000.png"]
 
-    def until_the_second_batch(reader, picture):
-        if picture.path.name not in first:
+    def until_the_second_batch(reader, image):
+        if image.path.name not in first:
             raise KeyboardInterrupt
-        return read(reader, picture)
+        return read(reader, image)
 
     monkeypatch.setattr(QueryReader, "read", until_the_second_batch)
     monkeypatch.setattr("slam.cli.relocalize.BATCH", 1)
@@ -262,11 +264,11 @@ def test_files_that_are_there_are_not_overwritten(slam_command, room, room_map, 
     assert "is there already" in ended.complaint
 
 
-def test_poses_of_other_pictures_are_found_out(slam_command, room, tmp_path):
+def test_poses_of_other_images_are_found_out(slam_command, room, tmp_path):
     truth = read_tum(room / "groundtruth.txt")
     poses = truth.world_from_cam.copy()
-    poses[:, :3, :3] = Rotation.random(PICTURES, rng=np.random.default_rng(1)).as_matrix()
+    poses[:, :3, :3] = Rotation.random(IMAGES, rng=np.random.default_rng(1)).as_matrix()
     write_tum(tmp_path / "wrong.txt", Trajectory(truth.timestamps_ns, poses))
     ended = slam_command("map", "from-poses", room, tmp_path / "wrong.txt", "-o", tmp_path / "m", "-q")
     assert ended.code == 1
-    assert "are the poses and the camera those of these pictures?" in ended.complaint
+    assert "are the poses and the camera those of these images?" in ended.complaint

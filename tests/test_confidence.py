@@ -9,14 +9,14 @@ import pytest
 from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
 
 WELL = LandmarkEvidence(inliers=80, matches=120, cells=25, rival=4, views=6, disagreement_deg=0.4, position_sigma=0.02)
-AVERAGED = AveragedEvidence(views=6, related=8, position_sigma=0.05)
+AVERAGED = AveragedEvidence(views=6, covisible=8, position_sigma=0.05)
 
 
-def test_many_landmarks_all_over_the_picture_are_almost_certain():
+def test_many_landmarks_all_over_the_image_are_almost_certain():
     assert WELL.confidence > 0.99
 
 
-def test_a_handful_of_landmarks_that_pictures_of_other_places_have_too_are_not_believed():
+def test_a_handful_of_landmarks_that_images_of_other_places_have_too_are_not_believed():
     assert replace(WELL, inliers=5, cells=4, rival=3).confidence < 0.3
 
 

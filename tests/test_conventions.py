@@ -9,6 +9,7 @@ import gtsam
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import (
     Similarity,
     exp_so3,
@@ -21,10 +22,10 @@ from relocalizer.geometry import (
     skew,
     translation_of,
 )
-from relocalizer.images import Camera, read_image
+from relocalizer.images import read_image
 from relocalizer.interfaces import PairEstimate
-from slam.frames import Frame
-from slam.trajectory import nanoseconds_from_seconds
+from slam.evaluation.trajectory import nanoseconds_from_seconds
+from slam.map.frames import Frame
 
 HALF = np.sqrt(0.5)
 
@@ -39,7 +40,7 @@ def test_a_camera_one_unit_to_the_right_sees_a_point_one_unit_further_left() -> 
     assert np.allclose(world_from_cam.inv().apply([0.0, 0.0, 5.0]), [-1.0, 0.0, 5.0])
 
 
-def test_the_translation_of_a_pose_is_the_camera_centre() -> None:
+def test_the_translation_of_a_pose_is_the_camera_center() -> None:
     world_from_cam = rigid(QUARTER_ABOUT_Y, [1.0, 2.0, 3.0])
     assert np.allclose(world_from_cam.apply([0.0, 0.0, 0.0]), [1.0, 2.0, 3.0])
     assert np.allclose(translation_of(world_from_cam), [1.0, 2.0, 3.0])
@@ -71,14 +72,14 @@ def test_pixels_go_right_and_down_with_x_and_y() -> None:
     assert np.allclose(camera.matrix, [[500.0, 0.0, 320.0], [0.0, 400.0, 240.0], [0.0, 0.0, 1.0]])
 
 
-def test_pixel_zero_zero_is_the_centre_of_the_first_pixel() -> None:
+def test_pixel_zero_zero_is_the_center_of_the_first_pixel() -> None:
     # The four pixels of a 2x2 block have their common corner at (0.5, 0.5), where the one pixel of the halved
-    # picture has its centre, (0, 0).
+    # image has its center, (0, 0).
     camera = Camera(width=2, height=2, fx=2.0, fy=2.0, cx=0.5, cy=0.5)
     assert camera.resized(1, 1) == Camera(width=1, height=1, fx=1.0, fy=1.0, cx=0.0, cy=0.0)
 
 
-def test_pictures_are_rgb_and_height_comes_first(tmp_path: Path) -> None:
+def test_images_are_rgb_and_height_comes_first(tmp_path: Path) -> None:
     bgr = np.zeros((2, 3, 3), dtype=np.uint8)
     bgr[0, 2] = (10, 20, 30)  # blue 10, green 20, red 30; top right
     cv2.imwrite(str(tmp_path / "a.png"), bgr)
@@ -87,7 +88,7 @@ def test_pictures_are_rgb_and_height_comes_first(tmp_path: Path) -> None:
     assert image[0, 2].tolist() == [30, 20, 10]
 
 
-def test_a_frame_takes_no_distorted_camera_and_no_grey_picture() -> None:
+def test_a_frame_takes_no_distorted_camera_and_no_gray_image() -> None:
     image = np.zeros((4, 6, 3), dtype=np.uint8)
     pinhole = Camera.assume(6, 4, fov_deg=60)
     distorted = Camera(width=6, height=4, fx=5, fy=5, cx=3, cy=2, model="fisheye", distortion=(0.0, 0.0, 0.0, 0.0))

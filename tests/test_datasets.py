@@ -1,4 +1,4 @@
-"""Every known layout, built small: recognised by its files, with the right times, camera and poses."""
+"""Every known layout, built small: recognized by its files, with the right times, camera and poses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-import slam.datasets
+import slam.input.dataset_layouts
+from relocalizer.camera import Camera, load_camera
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError, UserError
-from relocalizer.images import load_camera
-from slam.config import InputConfig
-from slam.datasets import SequenceIndex, index_folder, is_video
-from slam.sequence import open_source
-from slam.trajectory import Trajectory, read_tum
+from slam.config.schema import InputConfig
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
+from slam.input.dataset_layouts import index_folder
+from slam.input.folder_listing import is_video
+from slam.input.open_source import open_source
+from slam.input.sequence_index import SequenceIndex
 
 TUM_LINES = "{0} 1 2 3 0 0 0 1\n{1} 2 2 3 0 0 0 1\n"
 POSE = "1 0 0 {x}\n0 1 0 2\n0 0 1 3\n0 0 0 1\n"
@@ -42,7 +45,7 @@ distortion_coefficients: [-0.28, 0.07, 0.0002, 1.8e-05]
 """
 
 
-def write_picture(path: Path, width: int = 64, height: int = 48, *, shade: int = 90) -> None:
+def write_image(path: Path, width: int = 64, height: int = 48, *, shade: int = 90) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), np.full((height, width, 3), shade, dtype=np.uint8))
 
@@ -54,7 +57,7 @@ def write(path: Path, text: str) -> None:
 
 def build_project(folder: Path) -> Path:
     for k in range(3):
-        write_picture(folder / "images" / f"{k}.png")
+        write_image(folder / "images" / f"{k}.png")
     write(folder / "rgb.txt", "# timestamp filename\n0.0 images/0.png\n0.1 images/1.png\n0.25 images/2.png\n")
     write(folder / "groundtruth.txt", "# timestamp tx ty tz qx qy qz qw\n" + TUM_LINES.format(0.0, 0.1))
     write(folder / "camera.yaml", CAMERA_YAML)
@@ -63,7 +66,7 @@ def build_project(folder: Path) -> Path:
 
 def build_tum(folder: Path, name: str = "freiburg1") -> Path:
     for stamp in ("1305031102.175304", "1305031102.211214"):
-        write_picture(folder / "rgb" / f"{stamp}.png", 640, 480)
+        write_image(folder / "rgb" / f"{stamp}.png", 640, 480)
     write(
         folder / "rgb.txt",
         f"# color images\n# file: 'rgbd_dataset_{name}_xyz.bag'\n# timestamp filename\n"
@@ -77,7 +80,7 @@ def build_euroc(folder: Path) -> Path:
     cam0 = folder / "mav0" / "cam0"
     stamps = (1403636579763555584, 1403636579813555456)
     for stamp in stamps:
-        write_picture(cam0 / "data" / f"{stamp}.png")
+        write_image(cam0 / "data" / f"{stamp}.png")
     lines = "".join(f"{stamp},{stamp}.png\r\n" for stamp in stamps)
     write(cam0 / "data.csv", "#timestamp [ns],filename\r\n" + lines)
     write(cam0 / "sensor.yaml", SENSOR_YAML)
@@ -93,7 +96,7 @@ def build_euroc(folder: Path) -> Path:
 def build_kitti(root: Path, image: str = "image_2") -> Path:
     folder = root / "sequences" / "07"
     for k in range(3):
-        write_picture(folder / image / f"{k:06d}.png")
+        write_image(folder / image / f"{k:06d}.png")
     write(
         folder / "calib.txt",
         "P0: 40 0 32 0 0 40 24 0 0 0 1 0\nP1: 40 0 32 -20 0 40 24 0 0 0 1 0\n"
@@ -109,15 +112,15 @@ def build_kitti(root: Path, image: str = "image_2") -> Path:
 
 def build_seven_scenes(folder: Path) -> Path:
     for k, text in enumerate((POSE.format(x=1), POSE.format(x=2), POSE.format(x="-inf"), POSE.format(x=4))):
-        write_picture(folder / f"frame-{k:06d}.color.png", 640, 480)
-        write_picture(folder / f"frame-{k:06d}.depth.png", 640, 480)
+        write_image(folder / f"frame-{k:06d}.color.png", 640, 480)
+        write_image(folder / f"frame-{k:06d}.depth.png", 640, 480)
         write(folder / f"frame-{k:06d}.pose.txt", text)
     return folder
 
 
 def build_scannet(folder: Path) -> Path:
     for k in (0, 20, 100):
-        write_picture(folder / "color" / f"{k}.jpg")
+        write_image(folder / "color" / f"{k}.jpg")
         write(folder / "pose" / f"{k}.txt", POSE.format(x=k))
     write(folder / "pose" / "20.txt", "-inf -inf -inf -inf\n" * 4)
     write(folder / "intrinsic" / "intrinsic_color.txt", "57.8 0 31.9 0\n0 57.9 24.1 0\n0 0 1 0\n0 0 0 1\n")
@@ -126,8 +129,8 @@ def build_scannet(folder: Path) -> Path:
 
 def build_icl(folder: Path) -> Path:
     for k in (1, 2, 10):
-        write_picture(folder / "rgb" / f"{k}.png", 640, 480)
-        write_picture(folder / "depth" / f"{k}.png", 640, 480)
+        write_image(folder / "rgb" / f"{k}.png", 640, 480)
+        write_image(folder / "depth" / f"{k}.png", 640, 480)
     write(folder / "associations.txt", "".join(f"{k} depth/{k}.png {k} rgb/{k}.png\n" for k in (1, 2, 10)))
     # Then one unit up in the renderer's axes, and turned by 90 degrees about its x axis.
     write(folder / "livingRoom0.gt.freiburg", "1 0 0 0 0 0 0 1\n2 0 1 0 0.70710678 0 0 0.70710678\n")
@@ -145,9 +148,9 @@ def build_video(folder: Path) -> Path:
     return folder
 
 
-def build_pictures(folder: Path) -> Path:
+def build_images(folder: Path) -> Path:
     for k in (1, 2, 10):
-        write_picture(folder / f"shot{k}.jpg")
+        write_image(folder / f"shot{k}.jpg")
     return folder
 
 
@@ -160,7 +163,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "ScanNet": build_scannet,
     "ICL-NUIM": build_icl,
     "video folder": build_video,
-    "picture folder": build_pictures,
+    "image folder": build_images,
 }
 
 
@@ -173,20 +176,20 @@ def truth_of(index: SequenceIndex) -> Trajectory:
 
 
 @pytest.mark.parametrize("layout", BUILDERS)
-def test_a_layout_is_recognised_by_its_files_whatever_the_folder_is_called(tmp_path: Path, layout: str) -> None:
+def test_a_layout_is_recognized_by_its_files_whatever_the_folder_is_called(tmp_path: Path, layout: str) -> None:
     index = index_folder(BUILDERS[layout](tmp_path / "some folder"))
     assert index.layout == layout
     assert index.description.startswith(f"{layout} layout: ")
 
 
 @pytest.mark.parametrize("layout", BUILDERS)
-def test_every_picture_of_a_layout_becomes_a_frame(tmp_path: Path, layout: str) -> None:
+def test_every_image_of_a_layout_becomes_a_frame(tmp_path: Path, layout: str) -> None:
     source = open_source(str(BUILDERS[layout](tmp_path / "folder")), config=InputConfig())
     frames = list(source)
     assert len(frames) == source.length
     assert len(frames) == {"7-Scenes": 4, "TUM RGB-D": 2, "EuRoC": 2, "video folder": 5}.get(layout, 3)
     assert source.skipped == []
-    assert (source.ground_truth is not None) == (layout != "picture folder")
+    assert (source.ground_truth is not None) == (layout != "image folder")
 
 
 @pytest.mark.parametrize("layout", BUILDERS)
@@ -199,7 +202,7 @@ def test_a_camera_file_in_the_folder_counts_before_the_published_calibration(tmp
 
 
 def test_the_name_of_the_current_folder_is_its_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(build_pictures(tmp_path / "holiday"))
+    monkeypatch.chdir(build_images(tmp_path / "holiday"))
     assert index_folder(Path(".")).name == "holiday"
 
 
@@ -211,11 +214,11 @@ def test_the_project_layout_gives_paths_times_and_ground_truth(tmp_path: Path) -
     assert index.timestamps_ns.tolist() == [0, 100_000_000, 250_000_000]
     assert [path.name for path in index.image_paths] == ["0.png", "1.png", "2.png"]
     assert truth_of(index).positions.tolist() == [[1, 2, 3], [2, 2, 3]]
-    assert index.description == "timed list layout: 3 pictures, ground truth found (2 poses)"
+    assert index.description == "timed list layout: 3 images, ground truth found (2 poses)"
 
 
 def test_a_listed_name_may_hold_spaces_and_the_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    write_picture(tmp_path / "my shots" / "a 1.png")
+    write_image(tmp_path / "my shots" / "a 1.png")
     (tmp_path / "rgb.txt").write_bytes(b"\xef\xbb\xbf0.5 my shots/a 1.png\r\n")
     index = index_folder(tmp_path)
     assert index.image_paths == (tmp_path / "my shots" / "a 1.png",)
@@ -293,7 +296,7 @@ def test_a_broken_euroc_sensor_file_is_explained(tmp_path: Path, old: str, new: 
         index_folder(folder)
 
 
-def test_kitti_moves_camera_0_poses_to_the_colour_camera(tmp_path: Path) -> None:
+def test_kitti_moves_camera_0_poses_to_the_color_camera(tmp_path: Path) -> None:
     index = index_folder(build_kitti(tmp_path))
     # P2's fourth column over the focal length, 4 / 40: camera 2 is 0.1 to the left of camera 0.
     assert np.allclose(truth_of(index).positions, [[-0.1, 0, 0], [-0.1, 0, 1], [5, 0, 2.1]])
@@ -302,13 +305,13 @@ def test_kitti_moves_camera_0_poses_to_the_colour_camera(tmp_path: Path) -> None
     assert (index.camera.width, index.camera.height, index.camera.fx) == (64, 48, 40.0)
 
 
-def test_kitti_grey_has_the_poses_as_they_stand(tmp_path: Path) -> None:
+def test_kitti_gray_has_the_poses_as_they_stand(tmp_path: Path) -> None:
     index = index_folder(build_kitti(tmp_path, "image_0"))
     assert np.allclose(truth_of(index).positions, [[0, 0, 0], [0, 0, 1], [5, 0, 2]])
     assert "image_0" in index.description
 
 
-def test_kitti_pictures_may_be_a_part_of_the_sequence(tmp_path: Path) -> None:
+def test_kitti_images_may_be_a_part_of_the_sequence(tmp_path: Path) -> None:
     folder = build_kitti(tmp_path)
     (folder / "image_2" / "000000.png").unlink()
     index = index_folder(folder)
@@ -321,13 +324,13 @@ def test_kitti_without_times_assumes_ten_a_second_and_says_so(tmp_path: Path) ->
     (folder / "times.txt").unlink()
     index = index_folder(folder)
     assert index.timestamps_ns.tolist() == [0, 100_000_000, 200_000_000]
-    assert "no times.txt, so 10 pictures a second assumed" in index.description
+    assert "no times.txt, so 10 images a second assumed" in index.description
 
 
-def test_kitti_with_fewer_times_than_pictures_is_refused(tmp_path: Path) -> None:
+def test_kitti_with_fewer_times_than_images_is_refused(tmp_path: Path) -> None:
     folder = build_kitti(tmp_path)
     write(folder / "times.txt", "0\n0.1\n")
-    with pytest.raises(SequenceError, match="2 times, but there is a picture numbered 2"):
+    with pytest.raises(SequenceError, match="2 times, but there is an image numbered 2"):
         index_folder(folder)
 
 
@@ -348,7 +351,7 @@ def test_kitti_without_the_camera_in_its_calibration_is_refused(tmp_path: Path) 
         index_folder(folder)
 
 
-def test_seven_scenes_drops_poses_with_infinity_and_takes_no_depth_for_pictures(tmp_path: Path) -> None:
+def test_seven_scenes_drops_poses_with_infinity_and_takes_no_depth_for_images(tmp_path: Path) -> None:
     index = index_folder(build_seven_scenes(tmp_path / "heads" / "seq-01"))
     assert index.name == "heads-seq-01"
     assert len(index.image_paths) == 4
@@ -360,7 +363,7 @@ def test_seven_scenes_drops_poses_with_infinity_and_takes_no_depth_for_pictures(
 
 def test_seven_scenes_says_that_its_calibration_is_a_published_default(tmp_path: Path) -> None:
     source = open_source(str(build_seven_scenes(tmp_path)), config=InputConfig())
-    assert "7-Scenes' published default (focal 525, centre 320, 240)" in source.description
+    assert "7-Scenes' published default (focal 525, center 320, 240)" in source.description
 
 
 def test_a_pose_file_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -385,10 +388,10 @@ def test_scannet_takes_times_from_frame_numbers_and_drops_poses_with_infinity(tm
     assert (index.camera.width, index.camera.height, index.camera.fx) == (64, 48, 57.8)
 
 
-def test_scannet_intrinsics_that_are_not_of_these_pictures_are_refused(tmp_path: Path) -> None:
+def test_scannet_intrinsics_that_are_not_of_these_images_are_refused(tmp_path: Path) -> None:
     folder = build_scannet(tmp_path)
     write(folder / "intrinsic" / "intrinsic_color.txt", "1170 0 648 0\n0 1170 484 0\n0 0 1 0\n0 0 0 1\n")
-    with pytest.raises(CameraError, match=r"its centre \(648\.0, 484\.0\) is not that of 0\.jpg, 64x48"):
+    with pytest.raises(CameraError, match=r"its center \(648\.0, 484\.0\) is not that of 0\.jpg, 64x48"):
         index_folder(folder)
 
 
@@ -403,7 +406,7 @@ def test_icl_nuim_is_turned_from_y_up_to_y_down(tmp_path: Path) -> None:
     assert (index.camera.fx, index.camera.fy) == (481.2, 480.0)
 
 
-def test_icl_nuim_is_recognised_by_numbered_associations_too(tmp_path: Path) -> None:
+def test_icl_nuim_is_recognized_by_numbered_associations_too(tmp_path: Path) -> None:
     folder = build_icl(tmp_path)
     (folder / "livingRoom0.gt.freiburg").unlink()
     index = index_folder(folder)
@@ -432,17 +435,17 @@ def test_two_videos_in_a_folder_are_one_too_many(tmp_path: Path) -> None:
         index_folder(folder)
 
 
-def test_pictures_are_taken_in_natural_order_at_a_stated_rate(tmp_path: Path) -> None:
-    folder = build_pictures(tmp_path)
-    write_picture(folder / ".hidden.jpg")
+def test_images_are_taken_in_natural_order_at_a_stated_rate(tmp_path: Path) -> None:
+    folder = build_images(tmp_path)
+    write_image(folder / ".hidden.jpg")
     index = index_folder(folder)
     assert [path.name for path in index.image_paths] == ["shot1.jpg", "shot2.jpg", "shot10.jpg"]
     assert index.timestamps_ns.tolist() == [0, 33_333_333, 66_666_667]
-    assert "no times, so 30 pictures a second assumed" in index.description
+    assert "no times, so 30 images a second assumed" in index.description
 
 
-def test_pictures_in_the_only_subfolder_that_has_any_are_found(tmp_path: Path) -> None:
-    build_pictures(tmp_path / "images")
+def test_images_in_the_only_subfolder_that_has_any_are_found(tmp_path: Path) -> None:
+    build_images(tmp_path / "images")
     (tmp_path / "notes").mkdir()
     assert "in images/" in index_folder(tmp_path).description
 
@@ -452,7 +455,7 @@ def test_ground_truth_of_another_time_is_not_used_and_that_is_said(tmp_path: Pat
     write(folder / "groundtruth.txt", TUM_LINES.format(1305031102, 1305031103))
     index = index_folder(folder)
     assert index.ground_truth is None
-    assert "groundtruth.txt shares no time with the pictures, so it is not used" in index.description
+    assert "groundtruth.txt shares no time with the images, so it is not used" in index.description
 
 
 def test_ground_truth_without_times_is_not_used_and_that_is_said(tmp_path: Path) -> None:
@@ -476,17 +479,17 @@ def test_an_empty_folder_is_said(tmp_path: Path) -> None:
         index_folder(tmp_path)
 
 
-def test_a_folder_without_pictures_says_what_was_seen(tmp_path: Path) -> None:
+def test_a_folder_without_images_says_what_was_seen(tmp_path: Path) -> None:
     for name in ("a.heic", "b.HEIC", "notes.txt"):
         write(tmp_path / name, "?")
     (tmp_path / "more").mkdir()
-    with pytest.raises(SequenceError, match=r"no pictures or video found .*saw 2 \.heic, 1 \.txt, 1 folders"):
+    with pytest.raises(SequenceError, match=r"no images or video found .*saw 2 \.heic, 1 \.txt, 1 folders"):
         index_folder(tmp_path)
 
 
 def test_a_folder_of_sequences_names_them(tmp_path: Path) -> None:
     for name in ("seq-01", "seq-02"):
-        build_pictures(tmp_path / name)
+        build_images(tmp_path / name)
     with pytest.raises(SequenceError, match=r"in 2 folders in it \(seq-01, seq-02\); pass one of them"):
         index_folder(tmp_path)
 
@@ -544,30 +547,30 @@ def test_a_broken_euroc_table_is_explained(tmp_path: Path, lines: str, sentence:
         index_folder(folder)
 
 
-def test_missing_pictures_are_counted(tmp_path: Path) -> None:
+def test_missing_images_are_counted(tmp_path: Path) -> None:
     folder = build_project(tmp_path)
     (folder / "images" / "1.png").unlink()
-    assert "3 pictures, 1 of them missing" in index_folder(folder).description
+    assert "3 images, 1 of them missing" in index_folder(folder).description
 
 
-def test_a_list_of_which_every_picture_is_missing_is_refused(tmp_path: Path) -> None:
+def test_a_list_of_which_every_image_is_missing_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "rgb.txt", "0.1 images/a.png\n0.2 images/b.png\n")
-    with pytest.raises(SequenceError, match=r"none of the 2 pictures it lists is there \(first: .*a\.png\)"):
+    with pytest.raises(SequenceError, match=r"none of the 2 images it lists is there \(first: .*a\.png\)"):
         index_folder(tmp_path)
 
 
-def test_two_pictures_of_one_frame_number_are_refused(tmp_path: Path) -> None:
+def test_two_images_of_one_frame_number_are_refused(tmp_path: Path) -> None:
     folder = build_scannet(tmp_path)
-    write_picture(folder / "color" / "020.jpg")
+    write_image(folder / "color" / "020.jpg")
     with pytest.raises(SequenceError, match="frame 20 follows frame 20"):
         index_folder(folder)
 
 
 @pytest.mark.parametrize("name", ["cover.jpg", "20240101123000.jpg"])
-def test_a_picture_without_a_usable_frame_number_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_image_without_a_usable_frame_number_is_refused(tmp_path: Path, name: str) -> None:
     folder = build_scannet(tmp_path)
-    write_picture(folder / "color" / name)
-    with pytest.raises(SequenceError, match="expected a frame number in the picture's name"):
+    write_image(folder / "color" / name)
+    with pytest.raises(SequenceError, match="expected a frame number in the image's name"):
         index_folder(folder)
 
 
@@ -587,18 +590,18 @@ def test_a_broken_camera_file_is_an_error_and_not_ignored(tmp_path: Path) -> Non
 
 def test_videos_are_told_by_their_first_bytes(tmp_path: Path) -> None:
     video = build_video(tmp_path) / "video.mp4"
-    renamed = tmp_path / "clip.dat"
-    renamed.write_bytes(video.read_bytes())
-    assert is_video(renamed)
+    with_current_ids = tmp_path / "clip.dat"
+    with_current_ids.write_bytes(video.read_bytes())
+    assert is_video(with_current_ids)
     for name, data in {"a.mp4": b"hello world, hello", "b.mp4": b"", "c.mp4": b"#EXTM3U\n#EXTINF"}.items():
         (tmp_path / name).write_bytes(data)
         assert not is_video(tmp_path / name)
     assert not is_video(tmp_path)
 
 
-def test_an_index_whose_times_do_not_fit_its_pictures_cannot_be_made(tmp_path: Path) -> None:
-    index = index_folder(build_pictures(tmp_path))
-    with pytest.raises(ValueError, match=r"\(2,\) timestamps for 3 pictures"):
+def test_an_index_whose_times_do_not_fit_its_images_cannot_be_made(tmp_path: Path) -> None:
+    index = index_folder(build_images(tmp_path))
+    with pytest.raises(ValueError, match=r"\(2,\) timestamps for 3 images"):
         replace(index, timestamps_ns=np.array([0, 1]))
     with pytest.raises(ValueError, match="must increase"):
         replace(index, timestamps_ns=np.array([0, 1, 1]))
@@ -610,10 +613,10 @@ def test_an_index_whose_times_do_not_fit_its_pictures_cannot_be_made(tmp_path: P
 def test_the_documented_recipe_for_a_new_data_set_works(tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
     (recipe,) = [block for block in text.split("```python\n")[1:] if block.startswith("def ")]
-    names: dict[str, Any] = {**vars(slam.datasets), "Rotation": Rotation}
+    names: dict[str, Any] = {**vars(slam.input.dataset_layouts), "Camera": Camera, "Rotation": Rotation}
     exec("from __future__ import annotations\n" + recipe.partition("```")[0], names)
     for k in range(2):
-        write_picture(tmp_path / "image_left" / f"{k:06d}_left.png", 640, 480)
+        write_image(tmp_path / "image_left" / f"{k:06d}_left.png", 640, 480)
     write(tmp_path / "pose_left.txt", "1 2 3 0 0 0 1\n2 2 3 0 0 0 1\n")
     index = names["tartanair"](tmp_path)
     # Not turned at all, their camera looks along the world's x: one step forward is one step along its z.

@@ -12,8 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import TrajectoryError
 from relocalizer.geometry import Similarity
-from slam.evaluate import Evaluation, evaluate
-from slam.trajectory import Trajectory, read_trajectory
+from slam.evaluation.metrics import Evaluation, evaluate
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_trajectory
 
 STEP_NS = 33_333_333
 NOISE = [(0.0, 0.0), (0.01, 0.3), (0.02, 2.0)]  # of positions (share of their box's diagonal), degrees an axis
@@ -284,7 +285,7 @@ def test_an_offset_by_which_the_wrong_poses_match_is_said_and_not_applied():
     assert [note for note in result.notes if note.startswith("with -0.999999990 s added") or "with -1.0" in note]
 
 
-def test_the_truth_may_come_faster_than_the_pictures():
+def test_the_truth_may_come_faster_than_the_images():
     truth = room_walk(2000)
     estimate = later(part(estimate_of(truth, (0.005, 0.2)), slice(100, 1800, 10)), 77.7)
     with pytest.raises(TrajectoryError, match=r"with -77\.[67][0-9]* s added to the estimate's times 170 poses match"):

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from slam import doctor
+from slam.cli import installation_checks as doctor
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from relocalizer.errors import ConfigError, OutputError, WeightsError
 from relocalizer.geometry import direction_angle, rotation_angle
-from relocalizer.interfaces import PairEstimate, View
+from relocalizer.interfaces import CalibratedImage, PairEstimate
 from relocalizer.network import export
 from relocalizer.network.export import ExportReport, export_checkpoint, export_network
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, Reloc3r
 from relocalizer.network.openvino_network import OpenVinoNetwork
 from relocalizer.network.weights import load_model, random_model
-from relocalizer.reloc3r_predictor import Reloc3rPredictor
+from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 
 TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_dim=24, dec_depth=1, dec_num_heads=2)
 SIZE = (64, 48)  # (width, height)
@@ -60,7 +60,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return of
 
 
-def pictures(batch: int, size: tuple[int, int] = SIZE, seed: int = 5) -> Tensor:
+def images(batch: int, size: tuple[int, int] = SIZE, seed: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, 3, size[1], size[0], generator=generator).mul(2).sub(1)
 
@@ -95,7 +95,7 @@ def _run_openvino(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
 def test_the_files_give_the_networks_raw_poses_for_any_number_of_pairs(
     model: Reloc3r, exported: Any, format: str, batch: int
 ) -> None:
-    first, second = pictures(batch, seed=8), pictures(batch, seed=9)
+    first, second = images(batch, seed=8), images(batch, seed=9)
     answer = run_files(exported(format).files[0].parent, format, first, second)
     with torch.no_grad():
         j_from_i, i_from_j = model.decode_raw(model.encode(first), model.encode(second))
@@ -224,14 +224,14 @@ def test_openvino_does_not_report_to_its_makers(exported: Any) -> None:
 
 
 @skip_without("openvino")
-def test_openvino_decodes_pictures_of_different_sizes(model: Reloc3r) -> None:
-    network, wide, tall = OpenVinoNetwork(model), pictures(2), pictures(2, (48, 64))
+def test_openvino_decodes_images_of_different_sizes(model: Reloc3r) -> None:
+    network, wide, tall = OpenVinoNetwork(model), images(2), images(2, (48, 64))
     found = network.decode_raw(network.encode(wide), network.encode(tall))
     first = network.encode(wide)
     kept = first.features.clone()
     network.encode(wide.flip(-1))
     assert first.grid == Grid(rows=3, columns=4)
-    assert torch.equal(first.features, kept), "the next picture changed what was answered before"
+    assert torch.equal(first.features, kept), "the next image changed what was answered before"
     with torch.no_grad():
         expected = model.decode_raw(model.encode(wide), model.encode(tall))
     for ours, theirs in zip(found, expected, strict=True):
@@ -243,7 +243,7 @@ def test_openvino_decodes_pictures_of_different_sizes(model: Reloc3r) -> None:
 @pytest.mark.parametrize(("precision", "allowed_deg"), [("auto", 0.01), ("bfloat16", 5.0)])
 def test_a_predictor_on_openvino_gives_the_poses_of_one_on_pytorch(precision: Any, allowed_deg: float) -> None:
     rng = np.random.default_rng(7)
-    views = [View(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in range(3)]
+    views = [CalibratedImage(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in range(3)]
     answers: list[list[PairEstimate]] = []
     for backend, chosen in (("torch", "float32"), ("openvino", precision)):
         predictor = Reloc3rPredictor.random(
@@ -265,7 +265,7 @@ def test_a_predictor_on_openvino_gives_the_poses_of_one_on_pytorch(precision: An
 def test_a_loaded_predictor_on_openvino_keeps_the_models_float32_weights(tmp_path: Path) -> None:
     weights = saved(tmp_path / "weights")
     predictor = Reloc3rPredictor.load("reloc3r-224", weights=weights, backend="openvino", precision="bfloat16")
-    views = [View(np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8))]
+    views = [CalibratedImage(np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8))]
     [ours] = predictor.encode(views)
     exact = Reloc3rPredictor(load_model(weights), "reloc3r-224")
     [theirs] = exact.encode(views)

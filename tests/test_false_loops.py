@@ -12,14 +12,15 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.geometry import exp_so3, rigid
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.evaluate import evaluate
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
+from slam.evaluation.metrics import evaluate
 from slam.events import EdgeAccepted, EdgeRejected, Event
-from slam.graph import EdgeKind
-from slam.localization import NotLocalised
-from slam.optimizer import GtsamOptimizer
-from slam.recognition import recognise_place
-from slam.refinement import GtsamRefiner
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.keyframe_graph import EdgeKind
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.relocalization.frame_relocalizer import estimate_pose_at_place
+from slam.relocalization.pose_from_matches import PlaceNotMatched
 from slam.system import Slam
 
 KEYFRAMES = 50  # of the walk, about
@@ -33,7 +34,7 @@ LOOKED_CLOSER = (
 class Told:
     """What came of a run that was told `false` loops: those accepted, and why the others were not.
 
-    `believed` are the false ones accepted, `refused` those that the picture itself spoke against.
+    `believed` are the false ones accepted, `refused` those that the image itself spoke against.
     """
 
     ate: float
@@ -55,24 +56,26 @@ def walk(
 ) -> Told:
     """A walk around a room and on, so that its end sees its beginning, with `count` false loops on the way.
 
-    Not before keyframe `first`. With a `slip` they are off by it from the truth; `deceived` pictures speak for them.
+    Not before keyframe `first`. With a `slip` they are off by it from the truth; `deceived` images speak for them.
     """
     world = OracleWorld(room_path(), room_points(np.random.default_rng(3), 4000))
     config = SlamConfig()
-    config = config.model_copy(update={"linking": config.linking.model_copy(update={"robust": robust})})
+    config = config.model_copy(update={"loop_closing": config.loop_closing.model_copy(update={"robust": robust})})
     events: list[Event] = []
     slam = Slam(
         config,
-        predictor=OraclePredictor(world),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(robust=robust),
-        refiner=GtsamRefiner(),
+        Components(
+            predictor=OraclePredictor(world),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(robust=robust),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[events.append],
     )
     rng = np.random.default_rng(7)
     at = where_to_lie(KEYFRAMES, count, clustered=clustered, rng=rng, first=first)
-    liar = FalseLoops(slam._linker, at, clustered, rng, slip, world.ground_truth, deceived=deceived)
+    liar = FalseLoops(slam._loop_closer, at, clustered, rng, slip, world.ground_truth, deceived=deceived)
     liar.install()
     for frame in world.frames():
         slam.step(frame)
@@ -116,13 +119,13 @@ def test_loops_that_are_a_little_false_are_refused_when_looked_at_closer(clean, 
 
 def test_a_pose_that_recognition_got_wrong_is_no_loop(clean, monkeypatch):
     def turned(*args, **options):
-        found = recognise_place(*args, **options)
-        if isinstance(found, NotLocalised):
+        found = estimate_pose_at_place(*args, **options)
+        if isinstance(found, PlaceNotMatched):
             return found
         wrong = found.fit.world_from_cam * rigid(exp_so3([0.0, np.radians(3.0), 0.0]), np.zeros(3))
         return replace(found, fit=replace(found.fit, world_from_cam=wrong))
 
-    monkeypatch.setattr("slam.linking.recognise_place", turned)
+    monkeypatch.setattr("slam.loop_closing.loop_verifier.estimate_pose_at_place", turned)
     told = walk()
     assert clean.accepted <= told.rejected.keys()
     assert not told.accepted

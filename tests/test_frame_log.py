@@ -1,17 +1,17 @@
-"""Frames hang off keyframes in the keyframe's own units, so that they move with the graph."""
+"""Frames relative_to_keyframe off keyframes in the keyframe's own units, so that they move with the graph."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
-from relocalizer.images import Camera
-from relocalizer.lens import Lens, LensStep
-from slam.frame_log import REMEMBERED, FrameLog, hang
-from slam.frames import Frame
-from slam.graph import KeyframeGraph
-from slam.tracks import Tracks
+from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
+from slam.map.frame_log import MAX_OBSERVATIONS_PER_FRAME, FrameLog, relative_to_keyframe
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.tracks import Tracks
 
 CAMERA = Camera(width=8, height=6, fx=5.0, fy=5.0, cx=3.5, cy=2.5)
 IMAGE = np.zeros((6, 8, 3), np.uint8)
@@ -51,30 +51,32 @@ def test_frames_are_straightened_by_the_lens_of_their_keyframe(graph, rng):
     log, pixels, placed = FrameLog(), np.float32([[0.0, 0.0], [7.0, 5.0]]), []
     for k in (0, 2):
         log.add(frame(k), some_rigid(rng), Tracks(np.arange(2), pixels), k, graph)
-    bent = Lens().then(LensStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
-    log.straighten(lambda k: bent if k == 2 else Lens())
-    log.place_again(graph, lambda seen, camera, pose: placed.append((seen.pixels, camera)) or pose)
+    bent = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
+    log.undistort(lambda k: bent if k == 2 else IntrinsicsCorrection())
+    log.refit(graph, lambda seen, camera, pose: placed.append((seen.pixels, camera)) or pose)
     assert [camera for _, camera in placed] == [CAMERA, bent.camera]
     assert np.array_equal(placed[0][0], pixels)
-    assert np.allclose(placed[1][0], bent.straightened(pixels), atol=1e-5)
+    assert np.allclose(placed[1][0], bent.undistorted_pixels(pixels), atol=1e-5)
 
 
 def test_hanging_by_hand():
     # The keyframe is at x = 10 and one of its units is two of the map's; the frame is at x = 14.
     keyframe = Similarity(np.eye(3), [10.0, 0.0, 0.0], 2.0)
-    assert np.allclose(translation_of(hang(keyframe, rigid(np.eye(3), [14.0, 0.0, 0.0]))), [2.0, 0.0, 0.0])
+    assert np.allclose(
+        translation_of(relative_to_keyframe(keyframe, rigid(np.eye(3), [14.0, 0.0, 0.0]))), [2.0, 0.0, 0.0]
+    )
 
 
 def test_composing_undoes_hanging_under_any_scale(rng):
     for _ in range(20):
         keyframe, pose = some_similarity(rng), some_rigid(rng)
-        assert same(keyframe.compose_rigid(hang(keyframe, pose)), pose)
+        assert same(keyframe.compose_rigid(relative_to_keyframe(keyframe, pose)), pose)
 
 
 def test_hanging_undoes_composing_under_any_scale(rng):
     for _ in range(20):
         keyframe, hung = some_similarity(rng), some_rigid(rng)
-        assert same(hang(keyframe, keyframe.compose_rigid(hung)), hung)
+        assert same(relative_to_keyframe(keyframe, keyframe.compose_rigid(hung)), hung)
 
 
 def test_a_frame_keeps_its_pose_while_the_graph_stands_still(rng, graph):
@@ -132,7 +134,7 @@ def test_placing_again_is_told_the_landmarks_the_camera_and_the_pose_under_the_m
     log.add(frame(0), pose, seen(5), 0, graph)
     graph.world_from_keyframe[0] = change @ graph.world_from_keyframe[0]
     asked = []
-    log.place_again(graph, lambda tracks, camera, pose: asked.append((tracks, camera, pose)) or pose)
+    log.refit(graph, lambda tracks, camera, pose: asked.append((tracks, camera, pose)) or pose)
     [(tracks, camera, told)] = asked
     assert tracks.ids.tolist() == [0, 1, 2, 3, 4]
     assert camera is CAMERA
@@ -142,20 +144,22 @@ def test_placing_again_is_told_the_landmarks_the_camera_and_the_pose_under_the_m
 def test_a_frame_placed_again_is_where_it_was_put(rng, graph):
     log, better = FrameLog(), some_rigid(rng)
     log.add(frame(7), some_rigid(rng), seen(5), 0, graph)
-    log.place_again(graph, lambda tracks, camera, pose: better)
+    log.refit(graph, lambda tracks, camera, pose: better)
     assert same(log.pose(log.records[0], graph), better)
     assert (log.records[0].index, log.records[0].timestamp_ns, log.records[0].keyframe_id) == (7, 7000, 0)
 
 
-@pytest.mark.parametrize("count", [0, 1, REMEMBERED, REMEMBERED + 1, 5 * REMEMBERED + 3])
+@pytest.mark.parametrize(
+    "count", [0, 1, MAX_OBSERVATIONS_PER_FRAME, MAX_OBSERVATIONS_PER_FRAME + 1, 5 * MAX_OBSERVATIONS_PER_FRAME + 3]
+)
 def test_a_long_run_remembers_a_bounded_spread_of_what_a_frame_saw(rng, graph, count):
     log = FrameLog()
     log.add(frame(0), some_rigid(rng), seen(count), 0, graph)
     kept = []
-    log.place_again(graph, lambda tracks, camera, pose: kept.append(tracks.ids) or pose)
-    assert len(kept[0]) <= REMEMBERED
-    assert len(kept[0]) >= min(count, REMEMBERED // 2)
-    if count > REMEMBERED:
+    log.refit(graph, lambda tracks, camera, pose: kept.append(tracks.ids) or pose)
+    assert len(kept[0]) <= MAX_OBSERVATIONS_PER_FRAME
+    assert len(kept[0]) >= min(count, MAX_OBSERVATIONS_PER_FRAME // 2)
+    if count > MAX_OBSERVATIONS_PER_FRAME:
         assert kept[0][-1] > 0.98 * count  # from all over, not the first so many
 
 
@@ -164,7 +168,7 @@ def test_what_a_frame_saw_does_not_follow_the_arrays_it_was_given(rng, graph):
     log.add(frame(0), some_rigid(rng), tracks, 0, graph)
     tracks.ids[:] = -9
     kept = []
-    log.place_again(graph, lambda tracks, camera, pose: kept.append(tracks.ids.tolist()) or pose)
+    log.refit(graph, lambda tracks, camera, pose: kept.append(tracks.ids.tolist()) or pose)
     assert kept == [[0, 1, 2, 3, 4]]
 
 

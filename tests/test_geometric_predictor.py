@@ -4,13 +4,13 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from relocalizer import two_view
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, ordinary
-from relocalizer.geometric_predictor import GeometricPredictor, build, relate_matches
 from relocalizer.geometry import direction_angle, rotation_angle, skew
-from relocalizer.images import Camera
-from relocalizer.interfaces import NoEstimate, PairEstimate, View
+from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate
+from relocalizer.predictors.geometric_predictor import GeometricPredictor, build, relate_matches
 from relocalizer.two_view import Matches, find_motion, in_front, sampson_residuals
 
 cv2.setNumThreads(1)
@@ -38,7 +38,7 @@ def scene(
     direction = rng.standard_normal(3)
     direction /= np.linalg.norm(direction)
     pixels_i = rng.uniform(0, [camera_i.width, camera_i.height], (count, 2))
-    rays = np.c_[camera_i.normalised(pixels_i), np.ones(count)]
+    rays = np.c_[camera_i.normalized(pixels_i), np.ones(count)]
     depth = rng.uniform(3, 9, count)
     if relief is not None:
         depth = 5 / (rays @ PLANE) * (1 + relief * rng.standard_normal(count))
@@ -79,7 +79,7 @@ def test_the_essential_matrix_is_zero_on_true_matches_by_hand():
     assert not in_front(matches, np.eye(3), -right).any()
 
 
-def test_a_point_off_its_epipolar_line_is_off_by_as_many_pixels_in_both_pictures_together():
+def test_a_point_off_its_epipolar_line_is_off_by_as_many_pixels_in_both_images_together():
     matches = Matches(np.array([[319.5, 239.5]]), np.array([[59.5, 241.5]]), CAMERA, CAMERA)
     residual = sampson_residuals(matches, np.eye(3), np.array([1.0, 0.0, 0.0]))
     assert abs(residual[0]) == pytest.approx(2 / np.sqrt(2))
@@ -237,7 +237,7 @@ def test_the_same_matches_give_the_same_bytes(rng):
     assert first.confidence == second.confidence
 
 
-# Pictures, through detection and matching.
+# Images, through detection and matching.
 
 
 def texture(rng, height, width):
@@ -248,10 +248,10 @@ def texture(rng, height, width):
     return np.clip(128 + 35 * canvas, 0, 255).astype(np.uint8)
 
 
-def photograph(rng_seed, camera, world_from_cam_rotation, centre):
+def photograph(rng_seed, camera, world_from_cam_rotation, center):
     """A far wall 8 units ahead and a board 4 units ahead of the world's origin, both with fixed textures."""
     rng = np.random.default_rng(rng_seed)
-    picture = np.zeros((camera.height, camera.width), np.uint8)
+    shown = np.zeros((camera.height, camera.width), np.uint8)
     for distance, width, height, shift in ((8.0, 16.0, 12.0, (0.0, 0.0)), (4.0, 2.2, 1.8, (0.6, -0.3))):
         image = texture(rng, int(height * 90), int(width * 90))
         size = image.shape
@@ -263,13 +263,13 @@ def photograph(rng_seed, camera, world_from_cam_rotation, centre):
                 [0, 0, distance],
             ]
         )
-        shifted = world_from_texel - np.outer(centre, [0, 0, 1])
+        shifted = world_from_texel - np.outer(center, [0, 0, 1])
         H = camera.matrix @ world_from_cam_rotation.T @ shifted
         target = (camera.width, camera.height)
         cover = cv2.warpPerspective(np.full(size, 255, np.uint8), H, target)
         warped = cv2.warpPerspective(image, H, target, flags=cv2.INTER_AREA)
-        picture = np.where(cover > 128, warped, picture)
-    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+        shown = np.where(cover > 128, warped, shown)
+    return cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB)
 
 
 @pytest.fixture(scope="module")
@@ -279,32 +279,33 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def album(predictor):
-    """Encoded pictures: straight, moved (and turned), turned only, and moved with another camera."""
+    """Encoded images: straight, moved (and turned), turned only, and moved with another camera."""
     turned = Rotation.from_rotvec([0.02, -0.12, 0.03]).as_matrix()
     moved = np.array([0.5, 0.1, 0.2])
-    pictures = {
+    images = {
         "straight": (CAMERA, np.eye(3), np.zeros(3)),
         "moved": (CAMERA, turned, moved),
         "turned": (CAMERA, turned, np.zeros(3)),
         "moved wide": (WIDE, turned, moved),
     }
     return {
-        name: (predictor.encode([View(photograph(1, *pose), pose[0])])[0], *pose[1:]) for name, pose in pictures.items()
+        name: (predictor.encode([CalibratedImage(photograph(1, *pose), pose[0])])[0], *pose[1:])
+        for name, pose in images.items()
     }
 
 
 @pytest.mark.parametrize("name", ["moved", "moved wide"])
-def test_pictures_of_a_scene_with_depth_give_rotation_and_direction(predictor, album, name):
+def test_images_of_a_scene_with_depth_give_rotation_and_direction(predictor, album, name):
     [estimate] = predictor.relate([(album["straight"][0], album[name][0])])
-    centre = album[name][2]
-    turned, aimed = errors_deg(estimate, album[name][1], centre / np.linalg.norm(centre))
+    center = album[name][2]
+    turned, aimed = errors_deg(estimate, album[name][1], center / np.linalg.norm(center))
     assert turned < 0.2
     assert aimed < 2.0
     assert estimate.confidence > 0.9
     assert estimate.inliers > 50
 
 
-def test_pictures_of_a_turn_give_the_rotation_alone(predictor, album):
+def test_images_of_a_turn_give_the_rotation_alone(predictor, album):
     [estimate] = predictor.relate([(album["straight"][0], album["turned"][0])])
     assert estimate.i_from_j_direction is None
     assert np.degrees(rotation_angle(album["turned"][1].T @ estimate.i_from_j_rotation)) < 0.1
@@ -322,27 +323,27 @@ def test_both_directions_of_a_pair_are_the_same_evidence(predictor, album, names
     assert forth.direction_unknown == back.direction_unknown
 
 
-def test_a_picture_and_itself_are_one_place_without_direction(predictor, album):
+def test_an_image_and_itself_are_one_place_without_direction(predictor, album):
     [estimate] = predictor.relate([(album["straight"][0], album["straight"][0])])
     assert rotation_angle(estimate.i_from_j_rotation) < 1e-6
     assert estimate.i_from_j_direction is None
     assert estimate.direction_unknown == "parallax 0.0 px (needs 1.5)"
 
 
-def test_pictures_of_two_places_give_no_estimate(predictor, album):
-    elsewhere = predictor.encode([View(photograph(2, CAMERA, np.eye(3), np.zeros(3)), CAMERA)])[0]
+def test_images_of_two_places_give_no_estimate(predictor, album):
+    elsewhere = predictor.encode([CalibratedImage(photograph(2, CAMERA, np.eye(3), np.zeros(3)), CAMERA)])[0]
     [estimate] = predictor.relate([(album["straight"][0], elsewhere)])
     assert isinstance(estimate, NoEstimate)
     assert "(needs 20)" in estimate.reason
 
 
-def test_a_blank_picture_gives_no_estimate(predictor, album):
-    blank = predictor.encode([View(np.zeros((480, 640, 3), np.uint8), CAMERA)])[0]
+def test_a_blank_image_gives_no_estimate(predictor, album):
+    blank = predictor.encode([CalibratedImage(np.zeros((480, 640, 3), np.uint8), CAMERA)])[0]
     assert predictor.relate([(album["straight"][0], blank)]) == [NoEstimate("0 matches (needs 20)")]
 
 
-def test_the_moved_picture_is_described_as_more_similar_than_another_place(predictor, album):
-    elsewhere = predictor.encode([View(photograph(2, CAMERA, np.eye(3), np.zeros(3)), CAMERA)])[0]
+def test_the_moved_image_is_described_as_more_similar_than_another_place(predictor, album):
+    elsewhere = predictor.encode([CalibratedImage(photograph(2, CAMERA, np.eye(3), np.zeros(3)), CAMERA)])[0]
     straight, moved, other = (
         predictor.describe(encoded) for encoded in (album["straight"][0], album["moved"][0], elsewhere)
     )
@@ -367,10 +368,10 @@ def test_an_ordinary_search_finds_no_point_too_small_to_describe_a_place(album):
     assert len(ordinary(found, FeaturesConfig())) == len(found)
 
 
-def test_features_found_before_give_the_same_as_the_picture(predictor, album):
+def test_features_found_before_give_the_same_as_the_image(predictor, album):
     encoded = album["straight"][0]
     again = predictor.encode_features(encoded.features, CAMERA)
-    viewed = predictor.encode([View(np.zeros((480, 640, 3), np.uint8), CAMERA, encoded.features)])[0]
+    viewed = predictor.encode([CalibratedImage(np.zeros((480, 640, 3), np.uint8), CAMERA, encoded.features)])[0]
     assert again.order == viewed.order == encoded.order
     assert viewed.features is encoded.features
 
@@ -382,13 +383,13 @@ def test_no_pairs_give_no_estimates(predictor):
 
 def test_a_view_without_a_camera_is_refused_with_what_to_do(predictor):
     with pytest.raises(CameraError, match=r"came without a camera; it needs the intrinsics, so pass a camera.yaml"):
-        predictor.encode([View(np.zeros((8, 8, 3), np.uint8))])
+        predictor.encode([CalibratedImage(np.zeros((8, 8, 3), np.uint8))])
 
 
 def test_a_distorted_camera_is_refused_with_what_to_do(predictor):
     bent = Camera(width=8, height=8, fx=5, fy=5, cx=4, cy=4, model="radtan", distortion=(0.1, 0.0, 0.0, 0.0))
     with pytest.raises(CameraError, match=r"got model radtan; undistort it first"):
-        predictor.encode([View(np.zeros((8, 8, 3), np.uint8), bent)])
+        predictor.encode([CalibratedImage(np.zeros((8, 8, 3), np.uint8), bent)])
 
 
 def test_the_entry_point_builds_the_predictor():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures, match_features, occupied_cells
 from relocalizer.geometry import rigid
 from relocalizer.guided_matching import expected_in, first_of_each, match_along_lines, one_to_one, similar_nearby
-from relocalizer.images import Camera
 
 CAMERA = Camera(width=100, height=80, fx=50.0, fy=50.0, cx=50.0, cy=40.0)
 LOOKS = np.eye(4, 128, dtype=np.float32)
@@ -18,7 +18,7 @@ def features_at(pixels, looks):
     return LocalFeatures(np.array(pixels, np.float32), LOOKS[looks], np.full(len(pixels), 4.0, np.float32))
 
 
-def test_points_behind_and_beside_the_picture_are_not_expected():
+def test_points_behind_and_beside_the_image_are_not_expected():
     points = np.array([[0.0, 0.0, 2.0], [0.0, 0.0, -2.0], [9.0, 0.0, 2.0], [1.0, 0.0, 3.0]])
     rows, pixels = expected_in(points, rigid(np.eye(3), [0.0, 0.0, 1.0]), CAMERA)
     assert rows.tolist() == [0, 3]
@@ -60,7 +60,7 @@ def test_the_first_of_each_value_stays_in_order():
     assert first_of_each(np.array([3, 1, 3, 2, 1])).tolist() == [0, 1, 3]
 
 
-def test_cells_are_counted_once_and_the_border_belongs_to_the_picture():
+def test_cells_are_counted_once_and_the_border_belongs_to_the_image():
     pixels = np.array([[0.0, 0.0], [1.0, 1.0], [99.9, 79.9], [100.0, 80.0], [50.0, 40.0]])
     assert occupied_cells(pixels, CAMERA) == 3
 
@@ -69,7 +69,7 @@ def test_cells_are_counted_once_and_the_border_belongs_to_the_picture():
 
 
 def along_rows(a, b, **changes):
-    """Matches of two pictures of which the second was taken beside the first, so that lines are rows."""
+    """Matches of two images of which the second was taken beside the first, so that lines are rows."""
     settings = {"ratio": 0.85, "min_similarity": 0.8, **changes}
     return match_along_lines(a, b, CAMERA, CAMERA, np.eye(3), np.array([1.0, 0.0, 0.0]), **settings).tolist()
 
@@ -86,8 +86,8 @@ def test_what_looks_alike_on_one_line_stays_unmatched():
 
 
 @pytest.mark.parametrize(("apart", "matched"), [(2.0, True), (2.2, False)])
-def test_a_partner_lies_within_the_band_shared_by_both_pictures(apart, matched):
-    # To first order both pictures share what a match is off, so one and a half pixels are 2.1 of a difference in rows.
+def test_a_partner_lies_within_the_band_shared_by_both_images(apart, matched):
+    # To first order both images share what a match is off, so one and a half pixels are 2.1 of a difference in rows.
     left, right = features_at([[50, 20]], [0]), features_at([[40, 20 + apart]], [0])
     assert bool(along_rows(left, right)) is matched
 
@@ -96,7 +96,7 @@ def test_points_that_do_not_look_alike_are_not_matched_however_well_they_lie():
     assert along_rows(features_at([[50, 20]], [0]), features_at([[40, 20]], [1])) == []
 
 
-def test_swapping_the_pictures_swaps_the_columns():
+def test_swapping_the_images_swaps_the_columns():
     left = features_at([[50, 20], [50, 40], [20, 60]], [0, 1, 0])
     right = features_at([[40, 60], [30, 20], [10, 40]], [0, 0, 1])
     there = along_rows(left, right)
@@ -107,5 +107,5 @@ def test_swapping_the_pictures_swaps_the_columns():
     assert len(there) == 3
 
 
-def test_a_picture_without_points_has_no_matches():
+def test_an_image_without_points_has_no_matches():
     assert along_rows(features_at(np.zeros((0, 2)), []), features_at([[40, 20]], [0])) == []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import exp_so3
 from relocalizer.image_static import MOST, resting, share_of_image, standing_still
-from relocalizer.images import Camera
 from relocalizer.two_view import Matches
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
@@ -19,7 +19,7 @@ def anywhere(rng, count):
 
 def moved(pixels, depths, *, turn_deg=(0.0, 0.0, 0.0), step=(0.0, 0.0, 0.0)):
     """Where points (pixels (N, 2) and depths (N,)) are seen after a motion of the camera; depth may be infinite."""
-    rays = np.column_stack([CAMERA.normalised(pixels), np.ones(len(pixels))])
+    rays = np.column_stack([CAMERA.normalized(pixels), np.ones(len(pixels))])
     in_cam = rays - np.array(step) / np.asarray(depths)[:, None]
     return CAMERA.project(in_cam @ exp_so3(np.radians(turn_deg)))
 
@@ -67,7 +67,7 @@ def test_far_points_of_a_camera_that_does_not_turn_are_world(rng, step):
 
 
 def test_points_that_the_camera_circles_are_world(rng):
-    # At depth 5, a step of 0.5 to the right and a turn of 5.7 degrees to the left keep the centre where it is.
+    # At depth 5, a step of 0.5 to the right and a turn of 5.7 degrees to the left keep the center where it is.
     matches, _ = view(rng, turn_deg=(0, -np.degrees(0.1), 0), step=(0.5, 0, 0.02), nearest=3, farthest=8, count=1500)
     still = np.linalg.norm(matches.pixels_j - matches.pixels_i, axis=1) < 1
     assert still.sum() > 5

@@ -1,4 +1,4 @@
-"""Pictures and the camera that took them."""
+"""Images and the camera that took them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera, Undistorter, load_camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import (
-    Camera,
-    Image,
-    Undistorter,
-    is_cut_off,
-    load_camera,
-    read_image,
-    shrink,
-    size_within,
-    to_gray,
-)
+from relocalizer.images import Image, is_cut_off, read_image, shrink, size_within, to_gray
 
 PINHOLE = Camera(width=640, height=480, fx=500.0, fy=510.0, cx=320.0, cy=240.0)
 RADTAN = Camera(
@@ -53,8 +44,8 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def picture(rng: np.random.Generator) -> Image:
-    """A smooth picture of many colours, so that no codec can shrink it to nothing."""
+def image(rng: np.random.Generator) -> Image:
+    """A smooth image of many colors, so that no codec can shrink it to nothing."""
     noise = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), 2), dtype=np.uint8)
 
@@ -67,9 +58,9 @@ def encode(suffix: str, rgb: Image, *options: int) -> bytes:
 
 
 def test_a_resized_camera_projects_to_the_resized_pixel() -> None:
-    # The centre of the whole picture is (319.5, 239.5) at 640x480 and (159.5, 119.5) at half the size.
-    centred = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
-    half = centred.resized(320, 240)
+    # The center of the whole image is (319.5, 239.5) at 640x480 and (159.5, 119.5) at half the size.
+    centered = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
+    half = centered.resized(320, 240)
     assert (half.fx, half.fy, half.cx, half.cy) == (250.0, 250.0, 159.5, 119.5)
     assert (half.width, half.height) == (320, 240)
 
@@ -86,9 +77,9 @@ def test_a_cropped_camera_sees_the_same_point_further_to_the_left() -> None:
     assert (cropped.width, cropped.height) == (300, 200)
 
 
-def test_normalised_undoes_projection() -> None:
+def test_normalized_undoes_projection() -> None:
     points = np.array([[0.3, -0.2, 2.0], [-1.0, 0.5, 4.0]])
-    assert np.allclose(PINHOLE.normalised(PINHOLE.project(points)), points[:, :2] / points[:, 2:])
+    assert np.allclose(PINHOLE.normalized(PINHOLE.project(points)), points[:, :2] / points[:, 2:])
 
 
 def test_contains_counts_the_border_pixels_in_and_the_next_out() -> None:
@@ -230,27 +221,27 @@ def test_an_undistorted_dot_lies_where_the_pinhole_camera_projects_it(given: Cam
         rows, columns = np.mgrid[: given.height, : given.width]
         dot = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18.0)
         seen = undistort(np.repeat(dot[..., None], 3, axis=2).astype(np.uint8))[..., 0].astype(float)
-        centre = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
-        assert np.allclose(centre, undistort.camera.project(point[None])[0], atol=0.3)
+        center = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
+        assert np.allclose(center, undistort.camera.project(point[None])[0], atol=0.3)
 
 
 @pytest.mark.parametrize("given", [RADTAN, FISHEYE, T265, RATIONAL], ids=["radtan", "fisheye", "T265", "rational"])
-def test_an_undistorted_white_picture_has_no_black_border(given: Camera) -> None:
+def test_an_undistorted_white_image_has_no_black_border(given: Camera) -> None:
     white = np.full((given.height, given.width, 3), 255, dtype=np.uint8)
     assert Undistorter(given)(white).min() == 255
 
 
 def fisheye_of(across_deg: float, size: tuple[int, int], *distortion: float) -> Camera:
-    """A lens whose angle grows in proportion to the distance from the centre, `across_deg` across its longer side."""
+    """A lens whose angle grows in proportion to the distance from the center, `across_deg` across its longer side."""
     focal = 0.5 * max(size) / np.radians(0.5 * across_deg)
-    (width, height), centre = size, (0.5 * (size[0] - 1), 0.5 * (size[1] - 1))
+    (width, height), center = size, (0.5 * (size[0] - 1), 0.5 * (size[1] - 1))
     return Camera(
-        width=width, height=height, fx=focal, fy=1.003 * focal, cx=centre[0], cy=centre[1],
+        width=width, height=height, fx=focal, fy=1.003 * focal, cx=center[0], cy=center[1],
         model="fisheye", distortion=distortion or (0.0, 0.0, 0.0, 0.0),
     )  # fmt: skip
 
 
-# Its polynomial has its maximum between the sides of the picture and the corners.
+# Its polynomial has its maximum between the sides of the image and the corners.
 FOLDING = Camera(
     width=640, height=480, fx=330.0, fy=330.0, cx=330.0, cy=235.0, model="radtan", distortion=(-0.13, 0.0, 0.0, 0.0)
 )
@@ -277,16 +268,16 @@ def test_a_wide_lens_keeps_about_its_focal_length_and_at_most_120_degrees(given:
 
 
 @pytest.mark.parametrize("given", [*WIDE.values(), RADTAN], ids=[*WIDE, "EuRoC"])
-def test_every_pixel_of_an_undistorted_picture_was_seen_by_the_lens_at_the_angle_it_stands_for(given: Camera) -> None:
+def test_every_pixel_of_an_undistorted_image_was_seen_by_the_lens_at_the_angle_it_stands_for(given: Camera) -> None:
     """The lens is followed from the outside: an angle that it shows twice, or not at all, would be a border smeared."""
     camera = Undistorter(given).camera
     rows, columns = np.mgrid[: camera.height : 7, : camera.width : 7]
-    directions = camera.normalised(np.column_stack([columns.ravel(), rows.ravel()]))
+    directions = camera.normalized(np.column_stack([columns.ravel(), rows.ravel()]))
     seen = given.distorted(directions)
     assert given.contains(seen, margin=-0.01 * given.width).all()
     nearer = given.distorted(0.98 * directions)
-    centre = np.array([given.cx, given.cy])
-    outwards = np.linalg.norm(seen - centre, axis=1) - np.linalg.norm(nearer - centre, axis=1)
+    center = np.array([given.cx, given.cy])
+    outwards = np.linalg.norm(seen - center, axis=1) - np.linalg.norm(nearer - center, axis=1)
     assert (outwards >= 0).all()
 
 
@@ -340,22 +331,22 @@ def test_the_undistorted_camera_is_pinhole_of_the_same_size() -> None:
     assert (camera.model, camera.distortion, camera.width, camera.height) == ("pinhole", (), 752, 480)
 
 
-def test_a_pinhole_picture_is_not_touched(picture: Image) -> None:
+def test_a_pinhole_image_is_not_touched(image: Image) -> None:
     camera = Camera.assume(64, 48, fov_deg=60)
-    assert Undistorter(camera)(picture) is picture
+    assert Undistorter(camera)(image) is image
 
 
-def test_distortion_of_nothing_but_zeros_leaves_picture_and_intrinsics_alone(picture: Image) -> None:
+def test_distortion_of_nothing_but_zeros_leaves_image_and_intrinsics_alone(image: Image) -> None:
     zeros = Camera(width=64, height=48, fx=50, fy=50, cx=30, cy=20, model="radtan", distortion=(0.0, 0.0, 0.0, 0.0))
     undistort = Undistorter(zeros)
-    assert undistort(picture) is picture
+    assert undistort(image) is image
     assert undistort.camera.model == "pinhole"
     assert np.array_equal(undistort.camera.matrix, zeros.matrix)
 
 
-def test_undistorting_a_picture_of_another_size_is_refused(picture: Image) -> None:
-    with pytest.raises(ValueError, match="expected a 752x480 picture, got 64x48"):
-        Undistorter(RADTAN)(picture)
+def test_undistorting_an_image_of_another_size_is_refused(image: Image) -> None:
+    with pytest.raises(ValueError, match="expected a 752x480 image, got 64x48"):
+        Undistorter(RADTAN)(image)
 
 
 def test_shrinking_a_distorted_camera_before_undistorting_keeps_its_rays() -> None:
@@ -368,22 +359,22 @@ def test_shrinking_a_distorted_camera_before_undistorting_keeps_its_rays() -> No
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm"])
-def test_a_lossless_picture_comes_back_as_rgb(tmp_path: Path, picture: Image, suffix: str) -> None:
+def test_a_lossless_image_comes_back_as_rgb(tmp_path: Path, image: Image, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    path.write_bytes(encode(suffix, picture))
-    assert np.array_equal(read_image(path), picture)
+    path.write_bytes(encode(suffix, image))
+    assert np.array_equal(read_image(path), image)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-def test_a_red_picture_is_red(tmp_path: Path, suffix: str) -> None:
+def test_a_red_image_is_red(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(encode(suffix, np.full((16, 16, 3), (250, 10, 10), dtype=np.uint8)))
     assert np.abs(read_image(path).astype(int) - (250, 10, 10)).max() < 10
 
 
-def test_grey_and_sixteen_bit_and_transparent_pictures_become_eight_bit_rgb(tmp_path: Path) -> None:
+def test_gray_and_sixteen_bit_and_transparent_images_become_eight_bit_rgb(tmp_path: Path) -> None:
     stored = {
-        "grey": np.full((8, 9), 100, dtype=np.uint8),
+        "gray": np.full((8, 9), 100, dtype=np.uint8),
         "deep": np.full((8, 9), 100 * 257, dtype=np.uint16),
         "clear": np.full((8, 9, 4), 100, dtype=np.uint8),
     }
@@ -411,8 +402,8 @@ def test_a_photo_taken_upright_comes_out_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff", ".ppm"])
 @pytest.mark.parametrize("share", [0.5, 0.95])
-def test_a_cut_off_picture_is_refused(tmp_path: Path, picture: Image, suffix: str, share: float) -> None:
-    data = encode(suffix, picture)
+def test_a_cut_off_image_is_refused(tmp_path: Path, image: Image, suffix: str, share: float) -> None:
+    data = encode(suffix, image)
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(SequenceError) as caught:
@@ -422,43 +413,43 @@ def test_a_cut_off_picture_is_refused(tmp_path: Path, picture: Image, suffix: st
 
 
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
-def test_every_proper_part_of_a_jpeg_counts_as_cut_off(picture: Image, options: tuple[int, ...]) -> None:
-    data = encode(".jpg", picture, *options)
+def test_every_proper_part_of_a_jpeg_counts_as_cut_off(image: Image, options: tuple[int, ...]) -> None:
+    data = encode(".jpg", image, *options)
     assert not is_cut_off(data)
     assert all(is_cut_off(data[:length]) for length in range(2, len(data)))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_every_proper_part_of_a_png_or_webp_counts_as_cut_off(picture: Image, suffix: str) -> None:
-    data = encode(suffix, picture)
+def test_every_proper_part_of_a_png_or_webp_counts_as_cut_off(image: Image, suffix: str) -> None:
+    data = encode(suffix, image)
     assert not is_cut_off(data)
     assert all(is_cut_off(data[:length]) for length in range(12, len(data)))
 
 
-def test_a_jpeg_with_something_appended_is_whole(picture: Image) -> None:
-    data = encode(".jpg", picture)
+def test_a_jpeg_with_something_appended_is_whole(image: Image) -> None:
+    data = encode(".jpg", image)
     assert not is_cut_off(data + b"\0" * 100)
     assert not is_cut_off(data + b"a film of the same moment, as phones append it")
 
 
-def test_the_end_marker_of_a_thumbnail_inside_does_not_make_a_cut_off_jpeg_whole(picture: Image) -> None:
-    data, thumbnail = encode(".jpg", picture), encode(".jpg", picture[:8, :8])
+def test_the_end_marker_of_a_thumbnail_inside_does_not_make_a_cut_off_jpeg_whole(image: Image) -> None:
+    data, thumbnail = encode(".jpg", image), encode(".jpg", image[:8, :8])
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     whole = data[:2] + segment + data[2:]
     assert not is_cut_off(whole + b"more")
     assert is_cut_off(whole[: len(whole) // 2])
 
 
-def test_a_damaged_png_is_refused(tmp_path: Path, picture: Image) -> None:
-    data = bytearray(encode(".png", picture))
+def test_a_damaged_png_is_refused(tmp_path: Path, image: Image) -> None:
+    data = bytearray(encode(".png", image))
     data[len(data) // 2 : len(data) // 2 + 20] = b"\x07" * 20
     path = tmp_path / "a.png"
     path.write_bytes(data)
-    with pytest.raises(SequenceError, match="not a picture that can be decoded"):
+    with pytest.raises(SequenceError, match="not an image that can be decoded"):
         read_image(path)
 
 
-def test_a_picture_that_claims_to_be_enormous_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_image_that_claims_to_be_enormous_is_refused_in_one_line(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -472,16 +463,16 @@ def test_a_picture_that_claims_to_be_enormous_is_refused_in_one_line(tmp_path: P
 
 @pytest.mark.parametrize(
     ("data", "sentence"),
-    [(b"", "an empty file"), (b"not a picture at all", "not a picture that can be decoded")],
+    [(b"", "an empty file"), (b"not an image at all", "not an image that can be decoded")],
 )
-def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, data: bytes, sentence: str) -> None:
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path, data: bytes, sentence: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(data)
     with pytest.raises(SequenceError, match=sentence):
         read_image(path)
 
 
-def test_a_missing_picture_is_refused(tmp_path: Path) -> None:
+def test_a_missing_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SequenceError, match=r"a\.png: cannot be read \(No such file or directory\)"):
         read_image(tmp_path / "a.png")
 
@@ -518,11 +509,11 @@ def test_a_shrunk_dot_lies_where_the_resized_camera_projects_it() -> None:
     dot = (255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 200.0)).astype(np.uint8)
     seen = shrink(np.repeat(dot[..., None], 3, axis=2), 213, 160)[..., 0].astype(float)
     rows, columns = np.mgrid[:160, :213]
-    centre = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
-    assert np.allclose(centre, camera.resized(213, 160).project(point)[0], atol=0.05)
+    center = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
+    assert np.allclose(center, camera.resized(213, 160).project(point)[0], atol=0.05)
 
 
-def test_green_is_the_brightest_colour_in_grey() -> None:
+def test_green_is_the_brightest_color_in_gray() -> None:
     pure = np.zeros((1, 3, 3), dtype=np.uint8)
     pure[0, 0, 0] = pure[0, 1, 1] = pure[0, 2, 2] = 255
     red, green, blue = to_gray(pure)[0].tolist()

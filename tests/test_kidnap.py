@@ -1,4 +1,4 @@
-"""Pictures taken away and the camera carried off, end to end on the bundled video: losses are seen, places recognised,
+"""Images taken away and the camera carried off, end to end on the bundled video: losses are seen, places recognized,
 nothing is made up."""
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import cv2
 import numpy as np
 import pytest
 
-from slam.config import InputConfig, SlamConfig
-from slam.evaluate import evaluate
-from slam.events import Event, FrameProcessed, KeyframeAdded, Relocalised, TrackingLost, TrackingState
-from slam.frames import Frame
-from slam.graph import EdgeKind
-from slam.pipeline import build, with_predictor
-from slam.sequence import open_source
-from slam.slam_result import SlamResult
-from slam.trajectory import Trajectory
+from slam.components.predictor_choice import with_predictor
+from slam.config.schema import InputConfig, SlamConfig
+from slam.evaluation.metrics import evaluate
+from slam.evaluation.trajectory import Trajectory
+from slam.events import Event, FrameProcessed, KeyframeAdded, Relocalized, TrackingLost
+from slam.input.open_source import open_source
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import EdgeKind
+from slam.map.tracking_status import TrackingState
+from slam.result import SlamResult
+from slam.system import Slam
 
 ROOM = Path(__file__).parents[1] / "sequences" / "room_loop"
 CONFIG = with_predictor(SlamConfig(input=InputConfig(max_side_px=480)), "geometric")
@@ -42,13 +44,13 @@ def blurred(frame: Frame) -> Frame:
 
 
 def shown(frames: list[Frame]) -> list[Frame]:
-    """A stream of these pictures, whenever they were taken."""
+    """A stream of these images, whenever they were taken."""
     return [replace(f, index=n, timestamp_ns=n * STEP_NS) for n, f in enumerate(frames)]
 
 
 def run(frames: list[Frame]) -> tuple[SlamResult, list[Event]]:
     events: list[Event] = []
-    slam = build(CONFIG, observers=[events.append])
+    slam = Slam.create(CONFIG, observers=[events.append])
     for frame in frames:
         slam.step(frame)
     return slam.finish(), events
@@ -59,11 +61,11 @@ def of(events, kind):
 
 
 def error_m(result, taken, truth):
-    """ATE of the frames of a stream, whose n-th picture is taken[n] of the room."""
+    """ATE of the frames of a stream, whose n-th image is taken[n] of the room."""
     stamps = np.array([taken[n].timestamp_ns for n in result.frame_indices])
     order = np.argsort(stamps, kind="stable")
     first = np.unique(stamps[order], return_index=True)[1]
-    rows = order[first]  # a picture shown twice counts once
+    rows = order[first]  # an image shown twice counts once
     return evaluate(Trajectory(stamps[rows], result.trajectory.world_from_cam[rows]), truth).ate_sim3.rmse
 
 
@@ -76,7 +78,7 @@ def uncut(room):
 
 @pytest.fixture(scope="module")
 def carried_back(room):
-    """Sixty dark pictures, then the camera is at an earlier place, and goes on to ground that it has not seen."""
+    """Sixty dark images, then the camera is at an earlier place, and goes on to ground that it has not seen."""
     frames, truth = room
     taken = [*frames[:60], *([frames[60]] * 60), *frames[30:90]]
     stream = shown([*frames[:60], *([dark(frames[60])] * 60), *frames[30:90]])
@@ -92,9 +94,9 @@ def test_darkness_is_seen_as_a_loss_within_five_frames(carried_back):
     assert all(states[n].reason for n in range(65, 120))
 
 
-def test_an_earlier_place_is_recognised_within_thirty_frames(carried_back):
+def test_an_earlier_place_is_recognized_within_thirty_frames(carried_back):
     _, _, _, events = carried_back
-    [back] = of(events, Relocalised)
+    [back] = of(events, Relocalized)
     assert 120 <= back.frame_index < 150
     assert back.frames_lost >= 55
 
@@ -112,7 +114,7 @@ def test_a_place_that_shows_nothing_of_the_map_becomes_a_map_of_its_own(room):
     result, events = run(shown([*frames[:35], *([dark(frames[35])] * 12), *frames[100:140]]))
     assert len(result.segments) == 1
     assert not [e for e in result.graph.edges.values() if e.kind is EdgeKind.LOOP]
-    assert not of(events, Relocalised)
+    assert not of(events, Relocalized)
     assert {n >= 47 for n in result.frame_indices} != {True, False}  # nothing of one map has slipped into the other
     assert error_m(result, taken, truth) < 0.05
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
 from relocalizer.triangulation import triangulate
-from slam.graph import KeyframeGraph
-from slam.landmarks import LandmarkMap
-from slam.tracks import Tracks
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.landmarks import LandmarkMap
+from slam.map.tracks import Tracks
 
 NOISE = 1.0 / 500
 DEGREE = float(np.radians(1.0))
@@ -129,7 +129,7 @@ def graph(rng):
 
 def placed(landmarks, rng, count, anchor):
     ids, points = landmarks.new_ids(count), some_points(rng, count)
-    landmarks.place(ids, points, anchor, np.full(count, 0.1))
+    landmarks.set_points(ids, points, anchor, np.full(count, 0.1))
     return ids, points
 
 
@@ -138,12 +138,12 @@ def test_a_landmark_farther_than_a_map_can_say_has_no_place(graph, rng, far):
     landmarks = LandmarkMap()
     ids, points = placed(landmarks, rng, 4, 1)
     points[2, 1] = far
-    landmarks.place(ids, points, 1, np.full(4, 0.1))
-    assert landmarks.has_place(ids).tolist() == [True, True, False, True]
+    landmarks.set_points(ids, points, 1, np.full(4, 0.1))
+    assert landmarks.is_triangulated(ids).tolist() == [True, True, False, True]
     moved = landmarks.points_world(ids[:2], graph)
     moved[0, 2] = 10 * far
     landmarks.move_to(ids[:2], moved, graph)
-    assert landmarks.has_place(ids).tolist() == [False, True, False, True]
+    assert landmarks.is_triangulated(ids).tolist() == [False, True, False, True]
 
 
 def test_ids_are_fresh_and_in_order():
@@ -157,24 +157,24 @@ def test_ids_are_fresh_and_in_order():
 def test_growing_keeps_what_is_there_and_starts_the_rest_empty(rng, graph, second):
     landmarks = LandmarkMap()
     ids, points = placed(landmarks, rng, 1000, 1)
-    landmarks.descriptor[ids], landmarks.colour[ids] = 0.5, 7
+    landmarks.descriptor[ids], landmarks.color[ids] = 0.5, 7
     new = landmarks.new_ids(second)
     assert np.array_equal(landmarks.point_in_anchor[ids], points)
     assert (landmarks.descriptor[ids] == 0.5).all()
-    assert (landmarks.colour[ids] == 7).all()
-    assert landmarks.has_place(ids).all()
-    assert not landmarks.has_place(new).any()
+    assert (landmarks.color[ids] == 7).all()
+    assert landmarks.is_triangulated(ids).all()
+    assert not landmarks.is_triangulated(new).any()
     assert np.isinf(landmarks.inverse_depth_sigma[new]).all()
-    assert landmarks.placed_ids().tolist() == ids.tolist()
+    assert landmarks.landmark_ids().tolist() == ids.tolist()
     tracks = Tracks(new, np.zeros((second, 2), np.float32))
-    assert landmarks.renamed(tracks).ids.tolist() == new.tolist()
+    assert landmarks.with_current_ids(tracks).ids.tolist() == new.tolist()
 
 
 def test_a_point_is_stored_in_its_keyframes_own_units(graph):
     landmarks = LandmarkMap()
     graph.world_from_keyframe[1] = Similarity(np.eye(3), [10.0, 0.0, 0.0], 2.0)
     [k] = landmarks.new_ids(1)
-    landmarks.place(np.array([k]), np.array([[0.0, 0.0, 3.0]]), 1, np.array([0.1]))
+    landmarks.set_points(np.array([k]), np.array([[0.0, 0.0, 3.0]]), 1, np.array([0.1]))
     assert landmarks.points_world(np.array([k]), graph).tolist() == [[10.0, 0.0, 6.0]]
 
 
@@ -217,9 +217,9 @@ def test_moving_some_leaves_the_others(rng, graph):
 def test_a_forgotten_place_is_gone_and_the_track_stays(rng):
     landmarks = LandmarkMap()
     ids, _ = placed(landmarks, rng, 4, 0)
-    landmarks.forget_place(ids[1:3])
-    assert landmarks.has_place(ids).tolist() == [True, False, False, True]
-    assert landmarks.placed_ids().tolist() == [0, 3]
+    landmarks.remove_points(ids[1:3])
+    assert landmarks.is_triangulated(ids).tolist() == [True, False, False, True]
+    assert landmarks.landmark_ids().tolist() == [0, 3]
     assert landmarks.new_ids(1).tolist() == [4]
 
 
@@ -228,7 +228,7 @@ def test_no_landmarks_have_no_places(graph):
     landmarks = LandmarkMap()
     assert landmarks.points_world(none, graph).shape == (0, 3)
     landmarks.move_to(none, np.zeros((0, 3)), graph)
-    assert landmarks.placed_ids().tolist() == []
+    assert landmarks.landmark_ids().tolist() == []
 
 
 # Names
@@ -267,7 +267,7 @@ def test_merging_renames_every_observation(ten):
 def test_the_name_that_is_gone_has_no_place_and_the_kept_one_stays_where_it_was(ten):
     before = ten.point_in_anchor[1].copy()
     ten.merge(ids(1), ids(7))
-    assert ten.has_place(ids(1, 7)).tolist() == [True, False]
+    assert ten.is_triangulated(ids(1, 7)).tolist() == [True, False]
     assert np.array_equal(ten.point_in_anchor[1], before)
 
 
@@ -283,17 +283,17 @@ def test_a_keyframe_that_saw_both_keeps_what_it_saw_under_the_kept_name(ten, ord
 def test_chains_of_merges_end_at_one_name(ten, steps):
     ten.observed = {0: tracks(0, 9), 1: tracks(3), 2: tracks(2, 3), 3: tracks(1)}
     for gone, kept in steps:
-        kept = int(ten.renamed(tracks(kept)).ids[0])  # callers name what is there
+        kept = int(ten.with_current_ids(tracks(kept)).ids[0])  # callers name what is there
         ten.merge(ids(kept), ids(gone))
     assert [ten.observed[k].ids.tolist() for k in range(4)] == [[0, 9], [0], [0], [0]]
-    assert ten.renamed(tracks(3)).ids.tolist() == [0]
+    assert ten.with_current_ids(tracks(3)).ids.tolist() == [0]
 
 
 def test_a_chain_within_one_merge_ends_at_one_name(ten):
     ten.observed = {0: tracks(4), 1: tracks(3)}
     ten.merge(kept=ids(0, 1, 2, 3), gone=ids(1, 2, 3, 4))
     assert [ten.observed[k].ids.tolist() for k in (0, 1)] == [[0], [0]]
-    assert ten.has_place(ids(0, 1, 2, 3, 4)).tolist() == [True, False, False, False, False]
+    assert ten.is_triangulated(ids(0, 1, 2, 3, 4)).tolist() == [True, False, False, False, False]
 
 
 def test_two_names_that_each_give_way_to_the_other_do_not_both_vanish(ten):
@@ -301,19 +301,19 @@ def test_two_names_that_each_give_way_to_the_other_do_not_both_vanish(ten):
     ten.merge(kept=ids(3, 4), gone=ids(4, 3))
     left = {k: ten.observed[k].ids.tolist() for k in (0, 1)}
     assert left[0] == left[1]
-    assert ten.has_place(np.array(left[0])).all()
+    assert ten.is_triangulated(np.array(left[0])).all()
 
 
 def test_tracks_held_elsewhere_learn_the_new_names(ten):
     ten.merge(ids(1), ids(7))
-    live = ten.renamed(tracks(8, 7, 2))
+    live = ten.with_current_ids(tracks(8, 7, 2))
     assert live.ids.tolist() == [8, 1, 2]
     assert live.pixels[:, 0].tolist() == [80.0, 70.0, 20.0]
 
 
 def test_of_two_tracks_that_became_one_the_kept_name_goes_on(ten):
     ten.merge(ids(1), ids(7))
-    live = ten.renamed(tracks(7, 2, 1))
+    live = ten.with_current_ids(tracks(7, 2, 1))
     assert sorted(live.ids.tolist()) == [1, 2]
     assert live.pixels[live.ids == 1, 0].tolist() == [10.0]
 
@@ -323,7 +323,7 @@ def test_merging_nothing_changes_nothing(ten):
     ten.merge(ids(), ids())
     assert ten.observed[0].ids.tolist() == [1, 2]
     assert ten.feature_tracks[0].tolist() == [-1, 1]
-    assert len(ten.placed_ids()) == 10
+    assert len(ten.landmark_ids()) == 10
 
 
 def test_started_tracks_remember_how_they_look_even_at_the_border():
@@ -334,13 +334,13 @@ def test_started_tracks_remember_how_they_look_even_at_the_border():
     pixels = np.array([[3.2, 1.9], [7.9, 5.6]], np.float32)
     descriptors = np.eye(2, 128, dtype=np.float32)
     tracks = landmarks.start(pixels, descriptors, image)
-    assert landmarks.colour[tracks.ids].tolist() == [[10, 20, 30], [1, 2, 3]]
+    assert landmarks.color[tracks.ids].tolist() == [[10, 20, 30], [1, 2, 3]]
     assert np.array_equal(landmarks.descriptor[tracks.ids], descriptors)
 
 
 def sharing(landmarks, asked):
     """The keyframes that saw any of the landmarks, in order, and how many of them each did."""
-    counts = landmarks.shared_with(asked, landmarks.observed.seen_by(asked))
+    counts = landmarks.shared_with(asked, landmarks.observed.observers_of(asked))
     return {k: count for k, count in counts.items() if count}
 
 
@@ -368,7 +368,7 @@ def test_keyframes_share_a_landmark_under_the_name_that_merging_left(ten):
 
 def test_a_track_that_no_keyframe_saw_is_seen_by_none(ten):
     ten.observed = {0: tracks(1)}
-    assert ten.observed.seen_by(ids(2, 1_000_000)) == []
+    assert ten.observed.observers_of(ids(2, 1_000_000)) == []
 
 
 def test_counting_leaves_nothing_behind_for_the_next_count(ten):

@@ -7,19 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from relocalizer.calibration_windows import FocalChange
+from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.images import Camera
-from relocalizer.self_calibration import Distortion, FocalChange, FocalEstimate, NotDetermined
-from slam.lens_evidence import (
-    LensEvidence,
-    LensFinding,
-    LensState,
-    changed_between,
-    examine_assumed,
-    examine_given,
-    matched_pairs,
-)
-from slam.verdict import Grade
+from relocalizer.self_calibration import Distortion, FocalEstimate, NotDetermined
+from slam.evaluation.verdict import Grade
+from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping.lens_examination import LensFinding, changed_between, examine_assumed, examine_given, matched_pairs
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)
@@ -33,7 +27,7 @@ def footage(monkeypatch):
 
     def says(found, left=NONE):
         stub = SimpleNamespace(estimate=lambda: found, check=lambda: found, distortion=lambda: left)
-        monkeypatch.setattr("slam.lens_evidence.SelfCalibration", lambda pairs, camera: stub)
+        monkeypatch.setattr("slam.mapping.lens_examination.SelfCalibration", lambda pairs, camera: stub)
 
     return says
 
@@ -83,7 +77,7 @@ def test_where_nothing_is_told_what_was_assumed_stays_a_guess(found, reason, foo
 
 def test_a_given_camera_that_the_footage_agrees_with_stays(footage):
     footage(estimate(505.0))
-    assert examine_given([], CAMERA) == LensFinding(LensEvidence(LensState.GIVEN, 1.01, 0.01))
+    assert examine_given([], CAMERA) == LensFinding(LensEvidence(LensState.CALIBRATED, 1.01, 0.01))
 
 
 @pytest.mark.parametrize("found", [NotDetermined("one plane"), estimate(300.0, flaw="a rival")])

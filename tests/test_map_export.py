@@ -13,10 +13,10 @@ from map_samples import CAMERA, small_map
 from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import MapError, OutputError
-from relocalizer.map_export import export_map, frame_numbers, mean_errors_px
-from relocalizer.map_folder import save_map
-from relocalizer.reference_map import FrameTable, Session
-from slam.trajectory import read_trajectory
+from relocalizer.maps.map_export import export_map, frame_numbers, mean_errors_px
+from relocalizer.maps.map_writer import save_map
+from relocalizer.maps.reference_map import FrameTable, Session
+from slam.evaluation.trajectory_files import read_trajectory
 
 
 def with_segments(segments):
@@ -34,7 +34,7 @@ def model(tmp_path):
     return pycolmap.Reconstruction(str(tmp_path / "model"))
 
 
-def test_pycolmap_reads_every_picture_point_and_observation(model):
+def test_pycolmap_reads_every_image_point_and_observation(model):
     m = small_map()
     assert (model.num_reg_images(), model.num_points3D()) == (len(m.keyframes), len(m.landmarks))
     assert model.compute_num_observations() == len(m.observations.landmark)
@@ -56,15 +56,15 @@ def test_pycolmap_projects_the_points_to_where_they_were_seen(model):
     assert model.compute_mean_reprojection_error() < 1e-3  # pixels are written with six digits
 
 
-def test_pycolmap_sees_the_intrinsics_from_the_corner_of_the_picture(model):
+def test_pycolmap_sees_the_intrinsics_from_the_corner_of_the_image(model):
     [camera] = model.cameras.values()
     assert camera.model_name == "PINHOLE"
     assert np.allclose(camera.params, [CAMERA.fx, CAMERA.fy, CAMERA.cx + 0.5, CAMERA.cy + 0.5])
 
 
-def test_colours_and_pictures_go_along(model, tmp_path):
+def test_colors_and_images_go_along(model, tmp_path):
     m = small_map()
-    assert np.array_equal(model.point3D(3).color, m.landmarks.colours[2])
+    assert np.array_equal(model.point3D(3).color, m.landmarks.colors[2])
     assert cv2.imread(str(tmp_path / "model" / "images" / "000006.jpg")).shape == (48, 64, 3)
 
 
@@ -75,7 +75,7 @@ def test_an_observation_of_a_track_without_a_place_belongs_to_no_point(tmp_path)
         m.landmarks,
         **{
             name: getattr(m.landmarks, name)[kept]
-            for name in ("ids", "anchor", "points_in_anchor", "inverse_depth_sigma", "descriptors", "colours")
+            for name in ("ids", "anchor", "points_in_anchor", "inverse_depth_sigma", "descriptors", "colors")
         },
     )
     export_map(replace(m, landmarks=landmarks), "colmap", tmp_path / "model")
@@ -112,7 +112,7 @@ def test_the_points_of_a_ply_file_are_those_of_the_map(tmp_path):
     assert b"element vertex 12\n" in head
     vertices = np.frombuffer(body, dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)])
     assert np.allclose(vertices["xyz"], m.points_world, atol=1e-6)
-    assert np.array_equal(vertices["rgb"], m.landmarks.colours)
+    assert np.array_equal(vertices["rgb"], m.landmarks.colors)
 
 
 # --- trajectories -------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_frame_belongs_to_its_own_session_where_it_hangs_off_a_keyframe_of_an_
 
 
 @pytest.mark.parametrize("frames", [True, False])
-def test_a_keyframe_that_was_recognised_late_begins_no_session_and_stands_in_its_time(tmp_path, frames):
+def test_a_keyframe_that_was_recognized_late_begins_no_session_and_stands_in_its_time(tmp_path, frames):
     """Looking back when a run ends, a frame becomes a keyframe after those that came later."""
     m = small_map()
     late = np.array([10, 20, 0, 30]) * 10**9

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from map_samples import small_map
 
-from relocalizer.map_facts import facts_of
-from relocalizer.reference_map import Session
+from relocalizer.maps.map_facts import facts_of
+from relocalizer.maps.reference_map import Session
 
 
 def test_a_path_goes_through_the_keyframes_in_time_whatever_their_ids():

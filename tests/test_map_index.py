@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from relocalizer.images import Camera
-from relocalizer.map_index import MapIndex
-from relocalizer.reference_map import (
+from relocalizer.camera import Camera
+from relocalizer.maps.map_index import MapIndex
+from relocalizer.maps.reference_map import (
     EdgeTable,
     FeatureTable,
     FrameTable,
@@ -59,11 +59,11 @@ def small_map():
             points_in_anchor=np.array([[0, 0, 2.0], [0, 0, 4.0], [0, 3.0, 4.0], [0, 0, 3.0]]),
             inverse_depth_sigma=np.full(4, 0.01),
             descriptors=features[:4].astype(np.uint8),
-            colours=np.zeros((4, 3), np.uint8),
+            colors=np.zeros((4, 3), np.uint8),
         ),
         edges=EdgeTable.none(),
         frames=FrameTable.none(),
-        picture=lambda row: np.zeros((480, 640, 3), np.uint8),
+        image=lambda row: np.zeros((480, 640, 3), np.uint8),
     )
 
 
@@ -73,7 +73,7 @@ def index():
 
 
 def test_features_are_those_whose_track_has_a_place_with_rows_of_landmarks(index):
-    placed = index.placed(1)
+    placed = index.landmark_features(1)
     assert placed.landmark.tolist() == [2, 3]
     np.testing.assert_allclose(placed.descriptors, np.eye(6, 128)[4:])
 
@@ -85,9 +85,9 @@ def test_landmarks_of_keyframes_are_named_once(index):
 
 
 def test_relatives_see_the_most_of_the_landmarks(index):
-    assert index.relatives(np.array([0, 1]), 5) == [0, 1]
-    assert index.relatives(np.array([3]), 5) == [1]
-    assert index.relatives(np.array([1, 2]), 1, exclude=[0]) == [1]
+    assert index.covisible_keyframes(np.array([0, 1]), 5) == [0, 1]
+    assert index.covisible_keyframes(np.array([3]), 5) == [1]
+    assert index.covisible_keyframes(np.array([1, 2]), 1, exclude=[0]) == [1]
 
 
 def test_depths_are_distances_in_map_units(index):
@@ -97,9 +97,9 @@ def test_depths_are_distances_in_map_units(index):
 
 def test_a_landmark_is_least_known_along_its_ray(index):
     # depth^2 * sigma of the inverse depth, along a ray of z = 1, in the anchor's units.
-    np.testing.assert_allclose(index.ray_deviation[0], [0, 0, 0.04])
-    np.testing.assert_allclose(index.ray_deviation[2], [0, 0.12, 0.16])
-    np.testing.assert_allclose(index.ray_deviation[3], [0, 0, 0.18])
+    np.testing.assert_allclose(index.depth_sigma_world[0], [0, 0, 0.04])
+    np.testing.assert_allclose(index.depth_sigma_world[2], [0, 0.12, 0.16])
+    np.testing.assert_allclose(index.depth_sigma_world[3], [0, 0, 0.18])
 
 
 def test_without_landmarks_the_depth_is_how_far_the_keyframes_spread():
@@ -108,4 +108,4 @@ def test_without_landmarks_the_depth_is_how_far_the_keyframes_spread():
     none = LandmarkTable(**{name: getattr(table, name)[:0] for name in table.__dataclass_fields__})
     index = MapIndex(replace(small, landmarks=none))
     assert index.depth_of(0) == pytest.approx(0.5)
-    assert len(index.placed(0).landmark) == 0
+    assert len(index.landmark_features(0).landmark) == 0

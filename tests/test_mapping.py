@@ -13,11 +13,13 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_angle, translation_of
 from relocalizer.interfaces import NoEstimate, PairEstimate
-from relocalizer.lens import LensStep
-from slam.config import LandmarksConfig, RefinementConfig, SlamConfig, TracksConfig
+from relocalizer.intrinsics_correction import CorrectionStep
+from slam.config.schema import BundleAdjustmentConfig, LandmarksConfig, SlamConfig, TracksConfig
 from slam.events import EstimateRefused
-from slam.refinement import GIVEN, GtsamRefiner
-from slam.tracks import Tracks
+from slam.map.tracks import Tracks
+from slam.mapping.bundle import CALIBRATED
+from slam.mapping.bundle_adjustment import reprojection_px
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 
 STEP = 6  # frames between keyframes of the walk around the room
 
@@ -38,8 +40,8 @@ def truth_of(builder, ids):
     """The world's point (N, 3) behind each track: the one seen where the track was first observed."""
     points = np.full((len(ids), 3), np.nan)
     for row, track in enumerate(ids.tolist()):
-        for k, keyframe in builder.mapper.graph.keyframes.items():
-            tracks = builder.mapper.landmarks.observed[k]
+        for k, keyframe in builder.mapper.map.graph.keyframes.items():
+            tracks = builder.mapper.map.landmarks.observed[k]
             at = np.flatnonzero(tracks.ids == track)
             if len(at):
                 seen, pixels = builder.world.visible(keyframe.frame_index)
@@ -52,7 +54,7 @@ def truth_of(builder, ids):
 
 
 def test_keyframes_are_numbered_in_order_and_carry_their_frame(walk):
-    keyframes = walk.mapper.graph.keyframes
+    keyframes = walk.mapper.map.graph.keyframes
     assert list(keyframes) == list(range(8))
     assert [k.frame_index for k in keyframes.values()] == [STEP * k for k in range(8)]
     assert keyframes[3].camera == walk.world.camera
@@ -61,28 +63,28 @@ def test_keyframes_are_numbered_in_order_and_carry_their_frame(walk):
 
 def test_the_first_keyframe_starts_tracks_and_places_none():
     first = build(room(), [0]).mapper
-    assert len(first.landmarks.observed[0]) > 100
-    assert len(first.landmarks.placed_ids()) == 0
+    assert len(first.map.landmarks.observed[0]) > 100
+    assert len(first.map.landmarks.landmark_ids()) == 0
 
 
 def test_the_second_keyframe_gives_the_tracks_a_place():
     two = build(room(), [0, STEP]).mapper
-    assert len(two.landmarks.placed_ids()) > 50
-    assert (two.landmarks.anchor[two.landmarks.placed_ids()] == 0).all()
+    assert len(two.map.landmarks.landmark_ids()) > 50
+    assert (two.map.landmarks.anchor[two.map.landmarks.landmark_ids()] == 0).all()
 
 
 def test_landmarks_lie_where_the_points_are(walk):
-    landmarks = walk.mapper.landmarks
-    ids = landmarks.placed_ids()
-    error = np.linalg.norm(landmarks.points_world(ids, walk.mapper.graph) - truth_of(walk, ids), axis=1)
+    landmarks = walk.mapper.map.landmarks
+    ids = landmarks.landmark_ids()
+    error = np.linalg.norm(landmarks.points_world(ids, walk.mapper.map.graph) - truth_of(walk, ids), axis=1)
     assert len(ids) > 300
     assert np.median(error) < 0.02
     assert np.percentile(error, 95) < 0.15
 
 
 def test_the_depth_of_a_landmark_scatters_as_its_sigma_says(walk):
-    landmarks, graph = walk.mapper.landmarks, walk.mapper.graph
-    ids = landmarks.placed_ids()
+    landmarks, graph = walk.mapper.map.landmarks, walk.mapper.map.graph
+    ids = landmarks.landmark_ids()
     own = landmarks.point_in_anchor[ids, 2]
     truth = truth_of(walk, ids)
     true_depth = np.array(
@@ -92,7 +94,7 @@ def test_the_depth_of_a_landmark_scatters_as_its_sigma_says(walk):
         ]
     )
     in_sigmas = (1 / own - 1 / true_depth) / landmarks.inverse_depth_sigma[ids]
-    # The sigma speaks of 1.5 x 0.8 px, the world has 0.3 px in each of two pictures.
+    # The sigma speaks of 1.5 x 0.8 px, the world has 0.3 px in each of two images.
     assert 0.1 < np.median(np.abs(in_sigmas)) / 0.6745 < 1.0
 
 
@@ -103,37 +105,37 @@ def test_keyframes_of_another_scale_hold_the_same_landmarks_in_their_own_units(w
         range(0, 8 * STEP, STEP),
         pose=lambda index: Similarity.from_rigid(walk.world.poses[index], scale),
     ).mapper
-    ids = walk.mapper.landmarks.placed_ids()
-    assert np.array_equal(other.landmarks.placed_ids(), ids)
-    here, there = (m.landmarks.points_world(ids, m.graph) for m in (walk.mapper, other))
+    ids = walk.mapper.map.landmarks.landmark_ids()
+    assert np.array_equal(other.map.landmarks.landmark_ids(), ids)
+    here, there = (m.map.landmarks.points_world(ids, m.map.graph) for m in (walk.mapper, other))
     assert np.allclose(here, there, atol=1e-9)
-    assert np.allclose(other.landmarks.point_in_anchor[ids], walk.mapper.landmarks.point_in_anchor[ids] / scale)
-    sigmas = (m.landmarks.inverse_depth_sigma[ids] for m in (walk.mapper, other))
+    assert np.allclose(other.map.landmarks.point_in_anchor[ids], walk.mapper.map.landmarks.point_in_anchor[ids] / scale)
+    sigmas = (m.map.landmarks.inverse_depth_sigma[ids] for m in (walk.mapper, other))
     assert np.divide(*sigmas) == pytest.approx(1 / scale)
 
 
 def test_tracks_without_enough_parallax_wait_for_a_place():
     config = SlamConfig(landmarks=LandmarksConfig(min_parallax_deg=25.0))
     few = build(room(), [0, STEP], config=config).mapper
-    assert len(few.landmarks.placed_ids()) < 10
-    assert len(few.landmarks.observed[1]) > 50
+    assert len(few.map.landmarks.landmark_ids()) < 10
+    assert len(few.map.landmarks.observed[1]) > 50
 
 
 def test_a_keyframe_holds_no_track_twice_and_no_feature_two_tracks(walk):
-    for k, tracks in walk.mapper.landmarks.observed.items():
+    for k, tracks in walk.mapper.map.landmarks.observed.items():
         assert len(np.unique(tracks.ids)) == len(tracks)
-        named = walk.mapper.landmarks.feature_tracks[k]
-        assert len(named) == len(walk.mapper.graph.keyframes[k].features)
+        named = walk.mapper.map.landmarks.feature_tracks[k]
+        assert len(named) == len(walk.mapper.map.graph.keyframes[k].features)
         assert len(np.unique(named[named >= 0])) == (named >= 0).sum()
 
 
 def test_the_number_of_tracks_stays_within_what_the_settings_say():
-    config = SlamConfig(tracks=TracksConfig(max_tracks=80), landmarks=LandmarksConfig(refind_keyframes=0))
+    config = SlamConfig(tracks=TracksConfig(max_tracks=80), landmarks=LandmarksConfig(search_keyframes=0))
     small = build(room(), range(0, 4 * STEP, STEP), config=config).mapper
-    assert all(len(tracks) <= 80 for tracks in small.landmarks.observed.values())
+    assert all(len(tracks) <= 80 for tracks in small.map.landmarks.observed.values())
 
 
-def test_a_new_track_takes_its_colour_from_the_picture_in_rgb():
+def test_a_new_track_takes_its_color_from_the_image_in_rgb():
     builder = build(room())
     seen = builder.seen(0)
     image = seen.frame.image.copy()
@@ -141,9 +143,9 @@ def test_a_new_track_takes_its_colour_from_the_picture_in_rgb():
     builder.mapper.insert(
         replace(seen, frame=replace(seen.frame, image=image)), Tracks.none(), Similarity.identity(), 0
     )
-    tracks = builder.mapper.landmarks.observed[0]
+    tracks = builder.mapper.map.landmarks.observed[0]
     inner = (tracks.pixels[:, 0] < 318) & (tracks.pixels[:, 1] > 22)
-    assert (builder.mapper.landmarks.colour[tracks.ids[inner]] == [200, 100, 50]).all()
+    assert (builder.mapper.map.landmarks.color[tracks.ids[inner]] == [200, 100, 50]).all()
 
 
 # Found again
@@ -151,8 +153,8 @@ def test_a_new_track_takes_its_colour_from_the_picture_in_rgb():
 
 def test_a_keyframe_that_follows_nothing_is_related_to_nobody(fresh):
     k = fresh.add(4 * STEP + 2, follow=False)
-    assert fresh.mapper.related(k, 10) == []
-    assert len(fresh.mapper.landmarks.observed[k]) > 100
+    assert fresh.mapper.map.covisible(k, 10) == []
+    assert len(fresh.mapper.map.landmarks.observed[k]) > 100
 
 
 def test_a_followed_keyframe_also_finds_what_its_predecessor_had_lost(fresh):
@@ -160,7 +162,7 @@ def test_a_followed_keyframe_also_finds_what_its_predecessor_had_lost(fresh):
     half = half.where(np.arange(len(half)) % 2 == 0)
     seen = fresh.seen(4 * STEP + 3)
     k = fresh.mapper.insert(seen, half, Similarity.from_rigid(fresh.world.poses[4 * STEP + 3]), 0).id
-    landmarks = fresh.mapper.landmarks
+    landmarks = fresh.mapper.map.landmarks
     again = np.setdiff1d(landmarks.observed[k].ids, half.ids)
     again = again[again < half.ids.max()]  # names that were there before
     assert len(again) > 30
@@ -171,21 +173,21 @@ def test_a_followed_keyframe_also_finds_what_its_predecessor_had_lost(fresh):
 
 
 def test_finding_again_twice_finds_nothing_new(fresh):
-    k = fresh.mapper.graph.last_id
-    fresh.mapper.refind(k)
-    before = fresh.mapper.landmarks.observed[k]
-    assert fresh.mapper.refind(k) == 0
-    assert np.array_equal(fresh.mapper.landmarks.observed[k].ids, before.ids)
+    k = fresh.mapper.map.graph.last_id
+    fresh.mapper.fusion.search_by_projection(k)
+    before = fresh.mapper.map.landmarks.observed[k]
+    assert fresh.mapper.fusion.search_by_projection(k) == 0
+    assert np.array_equal(fresh.mapper.map.landmarks.observed[k].ids, before.ids)
 
 
 def test_what_looks_different_is_not_taken_for_the_point(fresh):
-    fresh.mapper.landmarks.descriptor[:] = np.roll(fresh.mapper.landmarks.descriptor, 1, axis=0)
+    fresh.mapper.map.landmarks.descriptor[:] = np.roll(fresh.mapper.map.landmarks.descriptor, 1, axis=0)
     half = fresh.followed(4 * STEP + 3)
     half = half.where(np.arange(len(half)) % 2 == 0)
-    names = fresh.mapper.landmarks.placed_ids()
+    names = fresh.mapper.map.landmarks.landmark_ids()
     seen = fresh.seen(4 * STEP + 3)
     k = fresh.mapper.insert(seen, half, Similarity.from_rigid(fresh.world.poses[4 * STEP + 3]), 0).id
-    again = np.setdiff1d(np.intersect1d(fresh.mapper.landmarks.observed[k].ids, names), half.ids)
+    again = np.setdiff1d(np.intersect1d(fresh.mapper.map.landmarks.observed[k].ids, names), half.ids)
     assert len(again) < 5
 
 
@@ -195,7 +197,7 @@ def test_what_looks_different_is_not_taken_for_the_point(fresh):
 @pytest.fixture
 def twice():
     """Keyframes after the third follow only every other track, so that many points get a second name."""
-    config = SlamConfig(landmarks=LandmarksConfig(refind_keyframes=0))
+    config = SlamConfig(landmarks=LandmarksConfig(search_keyframes=0))
     builder = build(room(), range(0, 3 * STEP, STEP), config=config)
     tracks = builder.followed(3 * STEP)
     tracks = tracks.where(np.arange(len(tracks)) % 2 == 0)
@@ -207,31 +209,31 @@ def twice():
 
 def surplus(builder):
     """How many placed landmarks are second names of a point that has one already."""
-    truth = truth_of(builder, builder.mapper.landmarks.placed_ids())
+    truth = truth_of(builder, builder.mapper.map.landmarks.landmark_ids())
     return len(truth) - len(np.unique(truth, axis=0))
 
 
 def test_two_names_of_one_point_become_one(twice):
     before = surplus(twice)
-    old = twice.mapper.landmarks.placed_ids()
+    old = twice.mapper.map.landmarks.landmark_ids()
     truth = truth_of(twice, old)
-    twice.mapper.refind(4, related=12)
-    gone = ~twice.mapper.landmarks.has_place(old)
+    twice.mapper.fusion.search_by_projection(4, covisible=12)
+    gone = ~twice.mapper.map.landmarks.is_triangulated(old)
     assert before > 20
     assert surplus(twice) < 0.5 * before
-    names = twice.mapper.landmarks.renamed(Tracks(old[gone], np.zeros((int(gone.sum()), 2), np.float32)))
+    names = twice.mapper.map.landmarks.with_current_ids(Tracks(old[gone], np.zeros((int(gone.sum()), 2), np.float32)))
     kept = truth[np.searchsorted(old, names.ids)]
     assert (np.sort(kept, axis=0) == np.sort(truth[gone], axis=0)).all(axis=1).mean() > 0.95
     assert (names.ids < old[gone].max()).all()
 
 
 def test_names_whose_depths_disagree_stay_two(twice):
-    landmarks = twice.mapper.landmarks
-    second = landmarks.placed_ids()
+    landmarks = twice.mapper.map.landmarks
+    second = landmarks.landmark_ids()
     second = second[landmarks.anchor[second] == 3]
     landmarks.point_in_anchor[second] *= 2.0
     before = surplus(twice)
-    twice.mapper.refind(4, related=12)
+    twice.mapper.fusion.search_by_projection(4, covisible=12)
     assert len(second) > 20
     assert surplus(twice) == before
 
@@ -240,45 +242,45 @@ def test_names_whose_depths_disagree_stay_two(twice):
 
 
 def test_relatives_are_ranked_by_the_landmarks_they_share(walk):
-    landmarks = walk.mapper.landmarks
-    related = walk.mapper.related(5, 10)
-    mine = landmarks.observed[5].ids[landmarks.has_place(landmarks.observed[5].ids)]
-    shares = [len(np.intersect1d(mine, landmarks.observed[i].ids)) for i in related]
+    landmarks = walk.mapper.map.landmarks
+    covisible = walk.mapper.map.covisible(5, 10)
+    mine = landmarks.observed[5].ids[landmarks.is_triangulated(landmarks.observed[5].ids)]
+    shares = [len(np.intersect1d(mine, landmarks.observed[i].ids)) for i in covisible]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] > 0
-    assert 5 not in related
-    assert walk.mapper.related(5, 2) == related[:2]
+    assert 5 not in covisible
+    assert walk.mapper.map.covisible(5, 2) == covisible[:2]
 
 
 def test_relatives_can_be_limited_to_some(walk):
-    assert set(walk.mapper.related(5, 10, among=[1, 4])) <= {1, 4}
-    assert walk.mapper.related(5, 10, among=[]) == []
+    assert set(walk.mapper.map.covisible(5, 10, among=[1, 4])) <= {1, 4}
+    assert walk.mapper.map.covisible(5, 10, among=[]) == []
 
 
 def test_keyframes_of_other_segments_are_no_relatives(fresh):
     k = fresh.add(4 * STEP + 3, segment=1)
-    assert fresh.mapper.related(k, 10) == []
-    assert fresh.mapper.segment_keyframes(k) == [k]
+    assert fresh.mapper.map.covisible(k, 10) == []
+    assert fresh.mapper.map.segment_keyframes(k) == [k]
 
 
 def test_only_an_estimate_is_remembered_as_a_pair(fresh):
     [estimate] = fresh.predictor.relate(
-        [(fresh.mapper.graph.keyframes[0].encoded, fresh.mapper.graph.keyframes[1].encoded)]
+        [(fresh.mapper.map.graph.keyframes[0].encoded, fresh.mapper.map.graph.keyframes[1].encoded)]
     )
     assert isinstance(estimate, PairEstimate)
     fresh.mapper.remember_pair(0, 1, estimate)
     fresh.mapper.remember_pair(1, 2, NoEstimate("dark"))
-    assert list(fresh.mapper.pairs) == [(0, 1)]
+    assert list(fresh.mapper.map.pairs) == [(0, 1)]
 
 
 def test_without_pair_priors_no_estimate_is_remembered():
-    config = SlamConfig(refinement=RefinementConfig(pair_priors=False))
+    config = SlamConfig(bundle_adjustment=BundleAdjustmentConfig(pair_priors=False))
     builder = build(room(), [0, STEP], config=config)
-    encoded = [keyframe.encoded for keyframe in builder.mapper.graph.keyframes.values()]
+    encoded = [keyframe.encoded for keyframe in builder.mapper.map.graph.keyframes.values()]
     [estimate] = builder.predictor.relate([tuple(encoded)])
     assert isinstance(estimate, PairEstimate)
     builder.mapper.remember_pair(0, 1, estimate)
-    assert not builder.mapper.pairs
+    assert not builder.mapper.map.pairs
 
 
 def test_a_window_with_no_iterations_is_left_as_it_is():
@@ -287,24 +289,24 @@ def test_a_window_with_no_iterations_is_left_as_it_is():
         up = np.array([0.0, 0.01 * (index > 2 * STEP), 0.0])
         return Similarity(pose.rotation, pose.translation + up)
 
-    config = SlamConfig(refinement=RefinementConfig(iterations=0))
+    config = SlamConfig(bundle_adjustment=BundleAdjustmentConfig(iterations=0))
     mapper = build(room(), range(0, 5 * STEP, STEP), config=config, pose=a_little_off).mapper
-    before = mapper.graph.positions()
-    mapper.refine_window(4)
-    assert np.array_equal(mapper.graph.positions(), before)
+    before = mapper.map.graph.positions()
+    mapper.adjustment.local_bundle_adjustment(4)
+    assert np.array_equal(mapper.map.graph.positions(), before)
 
 
 def test_a_segment_that_joins_another_moves_with_its_landmarks_and_keeps_its_shape(fresh):
-    graph, landmarks = fresh.mapper.graph, fresh.mapper.landmarks
+    graph, landmarks = fresh.mapper.map.graph, fresh.mapper.map.landmarks
     k = fresh.add(5 * STEP, segment=1, follow=False)
     m = fresh.add(6 * STEP, segment=1)
-    ids = landmarks.placed_ids()
+    ids = landmarks.landmark_ids()
     mine = ids[landmarks.anchor[ids] >= k]
     others = ids[landmarks.anchor[ids] < k]
     before, before_others = landmarks.points_world(mine, graph), landmarks.points_world(others, graph)
     poses = [graph.world_from_keyframe[i] for i in (k, m)]
     change = Similarity(exp_so3([0.1, 0.2, 0.3]), [1.0, 2.0, 3.0], 2.5)
-    fresh.mapper.join_segments(0, k, change)
+    fresh.mapper.map.join_segments(0, k, change)
     assert len(mine) > 20
     assert np.allclose(landmarks.points_world(mine, graph), change.apply(before))
     assert np.allclose(landmarks.points_world(others, graph), before_others)
@@ -316,7 +318,7 @@ def test_a_segment_that_joins_another_moves_with_its_landmarks_and_keeps_its_sha
 
 
 def disturb(builder, ids, rng, angle=0.004, distance=0.01):
-    graph = builder.mapper.graph
+    graph = builder.mapper.map.graph
     for k in ids:
         pose = graph.world_from_keyframe[k]
         off = rigid(exp_so3(angle * rng.normal(size=3)), distance * rng.normal(size=3))
@@ -325,7 +327,7 @@ def disturb(builder, ids, rng, angle=0.004, distance=0.01):
 
 def errors(builder, ids):
     """(radians, units) of keyframes against the truth."""
-    graph = builder.mapper.graph
+    graph = builder.mapper.map.graph
     truth = [builder.world.poses[graph.keyframes[k].frame_index] for k in ids]
     between = [t.inv() * graph.world_from_keyframe[k].rigid for k, t in zip(ids, truth, strict=True)]
     angles = [rotation_angle(np.asarray(b.rotation.as_matrix())) for b in between]
@@ -333,30 +335,32 @@ def errors(builder, ids):
 
 
 def test_refining_the_window_puts_disturbed_keyframes_right_and_leaves_older_ones():
-    config = SlamConfig(refinement=RefinementConfig(window=3, iterations=20))
+    config = SlamConfig(bundle_adjustment=BundleAdjustmentConfig(window=3, iterations=20))
     builder, rng = build(room(), range(0, 8 * STEP, STEP), config=config), np.random.default_rng(1)
     disturb(builder, [5, 6, 7], rng)
     before = errors(builder, [5, 6, 7])
-    older = {k: builder.mapper.graph.world_from_keyframe[k] for k in range(5)}
-    builder.mapper.refine_window(7)
+    older = {k: builder.mapper.map.graph.world_from_keyframe[k] for k in range(5)}
+    builder.mapper.adjustment.local_bundle_adjustment(7)
     after = errors(builder, [5, 6, 7])
     assert after[0] < 0.5 * before[0]
     assert after[1] < 0.5 * before[1]
-    assert all(builder.mapper.graph.world_from_keyframe[k] is pose for k, pose in older.items())
+    assert all(builder.mapper.map.graph.world_from_keyframe[k] is pose for k, pose in older.items())
 
 
 @pytest.mark.parametrize(("times", "same_place"), [(1, False), (3, True)])
 def test_keyframes_that_hold_a_window_are_not_all_at_one_place_however_often_the_camera_was_there(
     monkeypatch, times, same_place
 ):
-    config = SlamConfig(refinement=RefinementConfig(window=3, covisible=3))
+    config = SlamConfig(bundle_adjustment=BundleAdjustmentConfig(window=3, covisible=3))
     builder = build(room(), [STEP * n for n in (0, 1, 2, *[3] * times, 4, 5, 6)], config=config)
-    mapper, bundles, refine = builder.mapper, [], GtsamRefiner.refine
-    k = mapper.graph.last_id
-    most = [i for i in mapper.related(k, 20) if i not in mapper.newest(k, 3)][:3]
+    mapper, bundles, refine = builder.mapper, [], GtsamBundleAdjuster.refine
+    k = mapper.map.graph.last_id
+    most = [i for i in mapper.map.covisible(k, 20) if i not in mapper.map.latest(k, 3)][:3]
     assert (spread(builder, most) < 1e-9) is same_place
-    monkeypatch.setattr(GtsamRefiner, "refine", lambda *args, **kw: bundles.append(args[1]) or refine(*args, **kw))
-    mapper.refine_window(k)
+    monkeypatch.setattr(
+        GtsamBundleAdjuster, "refine", lambda *args, **kw: bundles.append(args[1]) or refine(*args, **kw)
+    )
+    mapper.adjustment.local_bundle_adjustment(k)
     [bundle] = bundles
     assert len(bundle.fixed) == len(most)
     assert spread(builder, bundle.fixed) > 0.1
@@ -365,18 +369,18 @@ def test_keyframes_that_hold_a_window_are_not_all_at_one_place_however_often_the
 
 def spread(builder, ids):
     """The greatest distance between the true places of keyframes."""
-    centres = np.array(
-        [translation_of(builder.world.poses[builder.mapper.graph.keyframes[k].frame_index]) for k in ids]
+    centers = np.array(
+        [translation_of(builder.world.poses[builder.mapper.map.graph.keyframes[k].frame_index]) for k in ids]
     )
-    return max(float(np.linalg.norm(a - b)) for a in centres for b in centres)
+    return max(float(np.linalg.norm(a - b)) for a in centers for b in centers)
 
 
 def test_refining_keeps_the_scales_of_the_keyframes(fresh):
-    graph = fresh.mapper.graph
+    graph = fresh.mapper.map.graph
     for k, pose in list(graph.world_from_keyframe.items()):
-        fresh.mapper.landmarks.point_in_anchor[fresh.mapper.landmarks.anchor == k] /= 1 + 0.1 * k
+        fresh.mapper.map.landmarks.point_in_anchor[fresh.mapper.map.landmarks.anchor == k] /= 1 + 0.1 * k
         graph.world_from_keyframe[k] = Similarity.from_rigid(pose.rigid, 1 + 0.1 * k)
-    fresh.mapper.refine_window(4)
+    fresh.mapper.adjustment.local_bundle_adjustment(4)
     assert [graph.world_from_keyframe[k].scale for k in range(5)] == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
     assert errors(fresh, range(5))[1] < 0.02
 
@@ -385,57 +389,57 @@ def test_refining_everything_improves_a_disturbed_map_up_to_its_size(rng):
     builder = build(room(), range(0, 8 * STEP, STEP))
     disturb(builder, range(1, 8), rng, distance=0.02)
     before = errors(builder, range(8))
-    builder.mapper.refine_all(0)
+    builder.mapper.adjustment.global_bundle_adjustment(0)
     after = errors(builder, range(8))
     assert after[0] < 0.5 * before[0]
-    assert builder.mapper.graph.world_from_keyframe[0].is_close(
+    assert builder.mapper.map.graph.world_from_keyframe[0].is_close(
         Similarity.from_rigid(builder.world.poses[0]), atol=1e-4
     )
 
 
 def test_a_segment_of_one_keyframe_is_left_alone():
     builder = build(room(), [0])
-    builder.mapper.refine_all(0)
-    builder.mapper.refine_window(0)
-    assert builder.mapper.graph.world_from_keyframe[0].is_close(Similarity.from_rigid(builder.world.poses[0]))
+    builder.mapper.adjustment.global_bundle_adjustment(0)
+    builder.mapper.adjustment.local_bundle_adjustment(0)
+    assert builder.mapper.map.graph.world_from_keyframe[0].is_close(Similarity.from_rigid(builder.world.poses[0]))
 
 
 def test_observations_the_refined_map_contradicts_are_forgotten(fresh):
-    landmarks = fresh.mapper.landmarks
+    landmarks = fresh.mapper.map.landmarks
     tracks = landmarks.observed[3]
-    placed = np.flatnonzero(landmarks.has_place(tracks.ids))[:8]
-    seen_by = np.array([sum(t in o.ids for o in landmarks.observed.values()) for t in tracks.ids[placed]])
+    placed = np.flatnonzero(landmarks.is_triangulated(tracks.ids))[:8]
+    observers_of = np.array([sum(t in o.ids for o in landmarks.observed.values()) for t in tracks.ids[placed]])
     pixels = tracks.pixels.copy()
     pixels[placed] += np.float32([25, -20])
     wrong = tracks.ids[placed]
     landmarks.observed[3] = Tracks(tracks.ids, pixels)
-    fresh.mapper.refine_window(4)
-    assert not np.isin(wrong[seen_by >= 3], landmarks.observed[3].ids).any()
-    assert not np.isin(wrong[seen_by >= 3], landmarks.feature_tracks[3]).any()
+    fresh.mapper.adjustment.local_bundle_adjustment(4)
+    assert not np.isin(wrong[observers_of >= 3], landmarks.observed[3].ids).any()
+    assert not np.isin(wrong[observers_of >= 3], landmarks.feature_tracks[3]).any()
     assert len(landmarks.observed[3]) > len(tracks) - 30
 
 
 def test_a_landmark_with_fewer_than_two_observations_left_loses_its_place(fresh):
-    landmarks = fresh.mapper.landmarks
-    ids = landmarks.placed_ids()
+    landmarks = fresh.mapper.map.landmarks
+    ids = landmarks.landmark_ids()
     counts = {t: [k for k, o in landmarks.observed.items() if t in o.ids] for t in ids.tolist()}
     track, keyframes = next((t, ks) for t, ks in counts.items() if len(ks) == 2)
     tracks = landmarks.observed[keyframes[1]]
     pixels = tracks.pixels.copy()
     pixels[tracks.ids == track] += np.float32([60, 60])
     landmarks.observed[keyframes[1]] = Tracks(tracks.ids, pixels)
-    fresh.mapper.refine_window(4)
-    assert not landmarks.has_place(np.array([track]))[0]
+    fresh.mapper.adjustment.local_bundle_adjustment(4)
+    assert not landmarks.is_triangulated(np.array([track]))[0]
 
 
 def test_landmarks_beyond_the_windows_limit_are_placed_under_the_new_poses_too():
-    config = SlamConfig(refinement=RefinementConfig(window=5, iterations=20, max_landmarks=50))
+    config = SlamConfig(bundle_adjustment=BundleAdjustmentConfig(window=5, iterations=20, max_landmarks=50))
     builder, rng = build(room(), range(0, 5 * STEP, STEP), config=config), np.random.default_rng(2)
-    landmarks, graph = builder.mapper.landmarks, builder.mapper.graph
-    ids = landmarks.placed_ids()
+    landmarks, graph = builder.mapper.map.landmarks, builder.mapper.map.graph
+    ids = landmarks.landmark_ids()
     landmarks.point_in_anchor[ids] *= 1 + 0.05 * rng.normal(size=(len(ids), 1))
-    builder.mapper.refine_window(4)
-    left = ids[landmarks.has_place(ids)]
+    builder.mapper.adjustment.local_bundle_adjustment(4)
+    left = ids[landmarks.is_triangulated(ids)]
     assert len(left) > 3 * 50
     observed = landmarks.observed[4]
     rows = np.isin(observed.ids, left)
@@ -450,20 +454,20 @@ def test_landmarks_beyond_the_windows_limit_are_placed_under_the_new_poses_too()
 @pytest.fixture
 def halves(fresh):
     """Keyframes 0 to 2 and 3 to 4 in segments of their own."""
-    fresh.mapper.graph.segment_of.update({3: 1, 4: 1})
+    fresh.mapper.map.graph.segment_of.update({3: 1, 4: 1})
     return fresh.mapper
 
 
 def test_the_lens_of_one_segment_leaves_the_keyframes_of_another(halves):
-    cameras = {k: keyframe.camera for k, keyframe in halves.graph.keyframes.items()}
-    pixels = {k: tracks.pixels for k, tracks in halves.landmarks.observed.items()}
-    assert halves.correct_lens(1, LensStep((1.02, 1.02), (0.01, 0.0))) == ""
-    assert not halves.lens_of(0).is_known_better
-    assert halves.lens_of(4).bends
-    for k, keyframe in halves.graph.keyframes.items():
+    cameras = {k: keyframe.camera for k, keyframe in halves.map.graph.keyframes.items()}
+    pixels = {k: tracks.pixels for k, tracks in halves.map.landmarks.observed.items()}
+    assert halves.adjustment.correct_lens(1, CorrectionStep((1.02, 1.02), (0.01, 0.0))) == ""
+    assert not halves.map.lens_of(0).has_corrections
+    assert halves.map.lens_of(4).has_distortion
+    for k, keyframe in halves.map.graph.keyframes.items():
         ratio = keyframe.camera.mean_focal / cameras[k].mean_focal
         assert ratio == pytest.approx(1.02 if k >= 3 else 1.0)
-        assert (k >= 3) or np.array_equal(halves.landmarks.observed[k].pixels, pixels[k])
+        assert (k >= 3) or np.array_equal(halves.map.landmarks.observed[k].pixels, pixels[k])
 
 
 def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
@@ -471,31 +475,31 @@ def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
     true, builder = room(), build(room(), range(0, 5 * STEP, STEP))
     mapper, given = builder.mapper, true.camera
     wrong = replace(given, fx=1.1 * given.fx, fy=1.1 * given.fy, assumed=True)
-    for k, keyframe in mapper.graph.keyframes.items():
-        mapper.graph.keyframes[k] = replace(keyframe, camera=wrong)
-    before = mapper.reprojection_px(list(mapper.graph.keyframes))
-    mapper.correct_lens(0, LensStep((1 / 1.1, 1 / 1.1)))
-    assert mapper.reprojection_px(list(mapper.graph.keyframes)) < 0.1 * before
-    assert {keyframe.camera.assumed for keyframe in mapper.graph.keyframes.values()} == {False}
+    for k, keyframe in mapper.map.graph.keyframes.items():
+        mapper.map.graph.keyframes[k] = replace(keyframe, camera=wrong)
+    before = reprojection_px(mapper.map, list(mapper.map.graph.keyframes))
+    mapper.adjustment.correct_lens(0, CorrectionStep((1 / 1.1, 1 / 1.1)))
+    assert reprojection_px(mapper.map, list(mapper.map.graph.keyframes)) < 0.1 * before
+    assert {keyframe.camera.assumed for keyframe in mapper.map.graph.keyframes.values()} == {False}
 
 
 def test_a_correction_that_is_no_lens_changes_nothing_and_says_why(halves):
-    cameras = [keyframe.camera for keyframe in halves.graph.keyframes.values()]
-    assert halves.correct_lens(1, LensStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"
-    assert [keyframe.camera for keyframe in halves.graph.keyframes.values()] == cameras
-    assert halves.lenses == {}
+    cameras = [keyframe.camera for keyframe in halves.map.graph.keyframes.values()]
+    assert halves.adjustment.correct_lens(1, CorrectionStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"
+    assert [keyframe.camera for keyframe in halves.map.graph.keyframes.values()] == cameras
+    assert halves.map.lenses == {}
 
 
 def test_distortion_beyond_what_calibrations_leave_is_refused_and_said(fresh):
-    fresh.mapper._refiner = Answers(lens=lambda refined: LensStep(radial=(0.1, 0.0)))
-    fresh.mapper.refine_all(0, lens=replace(GIVEN, most_px=5.0))
-    assert fresh.mapper.lens_evidence[0].reason.startswith("the distortion found moves the corners by 2")
+    fresh.mapper.adjustment._adjuster = Answers(lens=lambda refined: CorrectionStep(radial=(0.1, 0.0)))
+    fresh.mapper.adjustment.global_bundle_adjustment(0, lens=replace(CALIBRATED, most_px=5.0))
+    assert fresh.mapper.map.lens_evidence[0].reason.startswith("the distortion found moves the corners by 2")
 
 
 # Results that cannot be
 
 
-class Answers(GtsamRefiner):
+class Answers(GtsamBundleAdjuster):
     """A refiner whose results come out changed."""
 
     def __init__(self, **changes):
@@ -528,25 +532,28 @@ def far_away(refined):
         ({"error_px": lambda refined: spoilt(refined.error_px)}, "reprojection errors are not finite"),
         ({"world_from_cam": nowhere}, "poses are not finite"),
         ({"world_from_cam": far_away}, "poses are beyond 1e+12 map units"),
-        ({"lens": lambda refined: LensStep(focal_ratio=(np.nan, 1.0))}, "the lens found has no inverse"),
-        ({"lens": lambda refined: LensStep(focal_ratio=(-1.0, -1.0))}, "the lens found has no inverse"),
-        ({"lens": lambda refined: LensStep(radial=(0.0, -1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: CorrectionStep(focal_ratio=(np.nan, 1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: CorrectionStep(focal_ratio=(-1.0, -1.0))}, "the lens found has no inverse"),
+        ({"lens": lambda refined: CorrectionStep(radial=(0.0, -1.0))}, "the lens found has no inverse"),
     ],
 )
 def test_a_refinement_that_cannot_be_changes_nothing_and_is_told(changes, said, rng):
     told = []
-    builder = build(room(), refiner=Answers(**changes), emit=told.append)
+    builder = build(room(), adjuster=Answers(**changes), emit=told.append)
     for index in range(0, 5 * STEP, STEP):
         builder.add(index)
     mapper = builder.mapper
-    ids = mapper.landmarks.placed_ids()
-    before, places = dict(mapper.graph.world_from_keyframe), mapper.landmarks.points_world(ids, mapper.graph)
-    cameras = [keyframe.camera for keyframe in mapper.graph.keyframes.values()]
-    assert mapper.refine_all(0) != (0.0, 0.0)
-    assert mapper.graph.world_from_keyframe == before
-    assert np.array_equal(mapper.landmarks.placed_ids(), ids)
-    assert np.array_equal(mapper.landmarks.points_world(ids, mapper.graph), places)
-    assert [keyframe.camera for keyframe in mapper.graph.keyframes.values()] == cameras
+    ids = mapper.map.landmarks.landmark_ids()
+    before, places = (
+        dict(mapper.map.graph.world_from_keyframe),
+        mapper.map.landmarks.points_world(ids, mapper.map.graph),
+    )
+    cameras = [keyframe.camera for keyframe in mapper.map.graph.keyframes.values()]
+    assert mapper.adjustment.global_bundle_adjustment(0) != (0.0, 0.0)
+    assert mapper.map.graph.world_from_keyframe == before
+    assert np.array_equal(mapper.map.landmarks.landmark_ids(), ids)
+    assert np.array_equal(mapper.map.landmarks.points_world(ids, mapper.map.graph), places)
+    assert [keyframe.camera for keyframe in mapper.map.graph.keyframes.values()] == cameras
     assert told == [EstimateRefused(frame_index=4 * STEP, reason=f"bundle adjustment: {said}")]
 
 
@@ -558,22 +565,22 @@ def test_a_place_that_the_predictor_cannot_describe_is_told():
     told, world = [], room()
     builder = build(world, predictor=Blind(world), emit=told.append)
     builder.add(0)
-    assert np.linalg.norm(builder.mapper.graph.keyframes[0].descriptor) == 1.0
+    assert np.linalg.norm(builder.mapper.map.graph.keyframes[0].descriptor) == 1.0
     [event] = told
     assert event.reason == "the place descriptor is no unit vector: its place will hardly be recognized"
 
 
 def test_a_lens_that_has_no_inverse_after_the_corrections_before_it_is_refused():
     told = []
-    bends = Answers(lens=lambda refined: LensStep(radial=(-0.16, 0.0)))
-    builder = build(room(), refiner=bends, emit=told.append)
+    has_distortion = Answers(lens=lambda refined: CorrectionStep(radial=(-0.16, 0.0)))
+    builder = build(room(), adjuster=has_distortion, emit=told.append)
     for index in range(0, 5 * STEP, STEP):
         builder.add(index)
     mapper = builder.mapper
-    mapper.refine_all(0)
-    assert len(mapper.lenses[0].steps) == 1
+    mapper.adjustment.global_bundle_adjustment(0)
+    assert len(mapper.map.lenses[0].steps) == 1
     assert not told
-    mapper.refine_all(0)
-    assert len(mapper.lenses[0].steps) == 1
+    mapper.adjustment.global_bundle_adjustment(0)
+    assert len(mapper.map.lenses[0].steps) == 1
     assert [event.reason for event in told] == ["bundle adjustment: the lens found has no inverse"]
-    assert all(np.isfinite(tracks.pixels).all() for tracks in mapper.landmarks.observed.values())
+    assert all(np.isfinite(tracks.pixels).all() for tracks in mapper.map.landmarks.observed.values())

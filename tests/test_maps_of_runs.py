@@ -1,4 +1,4 @@
-"""Maps of real pictures: the bundled room is mapped once, and its second clip goes on in that map."""
+"""Maps of real images: the bundled room is mapped once, and its second clip goes on in that map."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 
 from relocalizer.geometry import align_points
-from relocalizer.map_folder import load_map
-from slam.console import map_words
-from slam.trajectory import read_tum
+from relocalizer.maps.map_reader import load_map
+from slam.cli.text_tables import map_words
+from slam.evaluation.trajectory_files import read_tum
 
 ROOT = Path(__file__).parents[1]
 LOOP, REVISIT = ROOT / "sequences" / "room_loop", ROOT / "sequences" / "room_revisit"
@@ -61,7 +61,7 @@ def test_a_run_leaves_a_map_and_nothing_on_the_way_to_it(first):
     assert len(saved.keyframes) == report["keyframes"]
     assert len(saved.frames.indices) == report["tracked"]
     assert sorted(p.name for p in first.iterdir() if p.name.startswith(".")) == []
-    assert all(saved.picture(row).shape == (480, 640, 3) for row in (0, len(saved.keyframes) - 1))
+    assert all(saved.image(row).shape == (480, 640, 3) for row in (0, len(saved.keyframes) - 1))
 
 
 def test_a_keyframe_takes_less_than_150_kilobytes(first):
@@ -107,12 +107,12 @@ def test_the_second_clip_extends_the_map_of_the_first(first, tmp_path):
     old, new = load_map(first), load_map(tmp_path / "run")
     assert np.array_equal(new.keyframes.ids[: len(old.keyframes)], old.keyframes.ids)
     assert len(new.keyframes) > len(old.keyframes)
-    assert new.picture.jpeg(0) == old.picture.jpeg(0)
+    assert new.image.jpeg(0) == old.image.jpeg(0)
     assert bytes_of(first / "map") == before
 
 
 def test_a_run_that_is_not_found_in_the_map_ends_with_how_to_see_why_in_the_same_map(first, tmp_path):
-    elsewhere = write_pictures(tmp_path / "wall", 6, width=640, height=480)
+    elsewhere = write_images(tmp_path / "wall", 6, width=640, height=480)
     ended = slam("run", elsewhere, "--map", first, "--localize-only", "-o", tmp_path / "run")
     assert ended.returncode == 1
     assert f"NOT FOUND in {first}" in ended.stdout
@@ -178,7 +178,7 @@ def test_the_map_verbs_read_the_map_of_a_run(first, tmp_path):
 
 
 def test_a_map_merged_with_itself_is_tied_in_many_places(first, tmp_path):
-    ended = slam("map", "merge", first, first, "-o", tmp_path / "twice", "--set", "refinement.final_rounds=1")
+    ended = slam("map", "merge", first, first, "-o", tmp_path / "twice", "--set", "bundle_adjustment.final_rounds=1")
     assert ended.returncode == 0, ended.stderr
     once, twice = load_map(first), load_map(tmp_path / "twice")
     assert len(twice.keyframes) == 2 * len(once.keyframes)

@@ -10,20 +10,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import Ended, write_pictures
+from conftest import Ended, write_images
 
+from relocalizer.camera import Camera, load_camera
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError, MaskError
-from relocalizer.geometric_predictor import GeometricPredictor
-from relocalizer.images import Camera, load_camera
-from relocalizer.interfaces import View
-from slam.config import InputConfig, TracksConfig
-from slam.console import summary_rows
-from slam.mask import ignored_in, mask_of
-from slam.posed_sources import open_posed
-from slam.query_pictures import QueryReader, query_pictures
-from slam.sequence import Calibration, Optics, open_source
-from slam.tracks import KltTracker
+from relocalizer.interfaces import CalibratedImage
+from relocalizer.predictors.geometric_predictor import GeometricPredictor
+from slam.cli.text_tables import summary_rows
+from slam.config.schema import InputConfig, TracksConfig
+from slam.input.mask import ignored_in, mask_of
+from slam.input.open_source import open_source
+from slam.input.posed_images import open_posed
+from slam.input.query_images import QueryReader, query_images
+from slam.input.rectification import GivenCamera, Rectifier
+from slam.tracking.klt import KltTracker
 
 CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 130\ncx: 80\ncy: 60\n"
 BENT = CAMERA + "distortion: [-0.3, 0.05, 0, 0]\n"
@@ -137,34 +138,34 @@ def test_rectangles_that_cannot_be_meant_are_refused(tmp_path: Path, lines: str,
 
 def test_the_mask_is_shrunk_with_the_images(tmp_path: Path) -> None:
     path = written(tmp_path / "m.png", lower_half(640, 480))
-    optics = Optics(640, 480, None, InputConfig(max_side_px=160, mask=str(path)))
-    assert np.array_equal(optics.mask, lower_half())  # type: ignore[arg-type]
-    assert "50 % of the image masked" in optics.note
+    rectifier = Rectifier(640, 480, None, InputConfig(max_side_px=160, mask=str(path)))
+    assert np.array_equal(rectifier.mask, lower_half())  # type: ignore[arg-type]
+    assert "50 % of the image masked" in rectifier.note
 
 
 def test_the_mask_is_undistorted_with_the_images(tmp_path: Path) -> None:
     (tmp_path / "camera.yaml").write_text(BENT)
     drawn = np.full((120, 160), 255, np.uint8)
     cv2.circle(drawn, (130, 90), 12, 0, -1)
-    calibration = Calibration(load_camera(tmp_path / "camera.yaml"), "camera.yaml")
-    optics = Optics(160, 120, calibration, InputConfig(mask=str(written(tmp_path / "m.png", drawn))))
-    seen = optics(np.repeat(drawn[..., None], 3, axis=2), "it")[..., 0]
-    assert optics.mask is not None
-    assert set(np.unique(optics.mask)) == {0, 255}
-    assert np.array_equal(optics.mask > 0, seen > 127)
-    assert not np.array_equal(optics.mask, drawn)
+    calibration = GivenCamera(load_camera(tmp_path / "camera.yaml"), "camera.yaml")
+    rectifier = Rectifier(160, 120, calibration, InputConfig(mask=str(written(tmp_path / "m.png", drawn))))
+    seen = rectifier(np.repeat(drawn[..., None], 3, axis=2), "it")[..., 0]
+    assert rectifier.mask is not None
+    assert set(np.unique(rectifier.mask)) == {0, 255}
+    assert np.array_equal(rectifier.mask > 0, seen > 127)
+    assert not np.array_equal(rectifier.mask, drawn)
 
 
 def test_rectangles_are_in_pixels_of_the_camera_and_follow_images_of_another_size(tmp_path: Path) -> None:
     (tmp_path / "camera.yaml").write_text(CAMERA + "ignore: [[0, 60, 160, 120]]\n")
-    folder = write_pictures(tmp_path / "big", 2, width=320, height=240)
+    folder = write_images(tmp_path / "big", 2, width=320, height=240)
     source = open_source(str(folder), config=InputConfig(), camera=tmp_path / "camera.yaml")
     assert np.array_equal(source.mask, lower_half(320, 240))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("kind", ["images", "video"])
 def test_every_kind_of_source_has_the_mask_of_the_camera_in_its_folder(tmp_path: Path, kind: str) -> None:
-    folder = write_pictures(tmp_path / "walk", 3)
+    folder = write_images(tmp_path / "walk", 3)
     if kind == "video":
         images = [cv2.imread(str(path)) for path in sorted(folder.glob("*.png"))]
         folder = tmp_path / "film"
@@ -184,7 +185,7 @@ def test_every_kind_of_source_has_the_mask_of_the_camera_in_its_folder(tmp_path:
 
 
 def test_the_tracker_neither_finds_nor_follows_points_in_the_mask(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "walk", 2, width=320, height=240)
+    folder = write_images(tmp_path / "walk", 2, width=320, height=240)
     first, second = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(folder.glob("*.png")))
     tracker = KltTracker(TracksConfig(), FeaturesConfig(), lower_half(320, 240))
     features = tracker.detect(first)
@@ -197,24 +198,24 @@ def test_the_tracker_neither_finds_nor_follows_points_in_the_mask(tmp_path: Path
 
 
 def test_the_predictor_finds_no_points_in_the_mask_of_a_view(tmp_path: Path) -> None:
-    image = cv2.imread(str(sorted(write_pictures(tmp_path / "w", 1, width=320, height=240).glob("*.png"))[0]))
+    image = cv2.imread(str(sorted(write_images(tmp_path / "w", 1, width=320, height=240).glob("*.png"))[0]))
     camera = Camera.assume(320, 240, fov_deg=60)
     predictor = GeometricPredictor(FeaturesConfig(), GeometricConfig())
-    [encoded] = predictor.encode([View(image, camera, mask=lower_half(320, 240))])
+    [encoded] = predictor.encode([CalibratedImage(image, camera, mask=lower_half(320, 240))])
     assert len(encoded.features) > 50  # type: ignore[attr-defined]
     assert (encoded.features.pixels[:, 1] < 120).all()  # type: ignore[attr-defined]
 
 
-def test_pictures_to_be_located_and_those_of_a_map_from_poses_have_the_mask(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "walk", 3)
+def test_images_to_be_located_and_those_of_a_map_from_poses_have_the_mask(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "walk", 3)
     (folder / "camera.yaml").write_text(CAMERA + "ignore: [[0, 60, 160, 120]]\n")
-    [picture, *_] = query_pictures([str(folder)])
-    view = QueryReader(None, (), InputConfig()).read(picture)
+    [image, *_] = query_images([str(folder)])
+    view = QueryReader(None, (), InputConfig()).read(image)
     assert np.array_equal(view.mask, lower_half())  # type: ignore[arg-type]
     poses = "".join(f"{k / 30:.9f} {k} 0 0 0 0 0 1\n" for k in range(3))
     (tmp_path / "poses.txt").write_text(poses)
     source = open_posed(folder, tmp_path / "poses.txt", config=InputConfig())
-    assert all(np.array_equal(p.mask, lower_half()) for p in source.pictures)  # type: ignore[arg-type]
+    assert all(np.array_equal(p.mask, lower_half()) for p in source.images)  # type: ignore[arg-type]
 
 
 # At the terminal
@@ -224,7 +225,7 @@ def test_a_run_says_how_much_of_the_image_is_masked(
     tmp_path: Path, slam_command: Callable[..., Ended], straight_slam: Callable[..., None]
 ) -> None:
     straight_slam()
-    folder, mask = write_pictures(tmp_path / "walk", 12), written(tmp_path / "m.png", lower_half())
+    folder, mask = write_images(tmp_path / "walk", 12), written(tmp_path / "m.png", lower_half())
     ended = slam_command("run", folder, "-o", tmp_path / "run", "--mask", mask)
     assert "50 % of the image masked" in ended.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -236,7 +237,7 @@ def test_a_run_says_how_much_of_the_image_is_masked(
 def test_a_mask_of_another_shape_is_refused_in_one_line(
     tmp_path: Path, slam_command: Callable[..., Ended], verb: str
 ) -> None:
-    folder, mask = write_pictures(tmp_path / "walk", 3), written(tmp_path / "m.png", lower_half(100, 100))
+    folder, mask = write_images(tmp_path / "walk", 3), written(tmp_path / "m.png", lower_half(100, 100))
     ended = slam_command(verb, folder, "--mask", mask)
     assert ended.code == 2
     assert "m.png: the mask is 100x100, the images are 160x120" in ended.complaint
@@ -252,7 +253,7 @@ def test_the_summary_says_what_of_the_image_was_no_world(
     tmp_path: Path, slam_command: Callable[..., Ended], straight_slam: Callable[..., None]
 ) -> None:
     straight_slam()
-    folder, mask = write_pictures(tmp_path / "walk", 12), written(tmp_path / "m.png", lower_half())
+    folder, mask = write_images(tmp_path / "walk", 12), written(tmp_path / "m.png", lower_half())
     assert "50.0 % of the image" in slam_command("run", folder, "-o", tmp_path / "run", "--mask", mask).out
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["overlay_share"], report["frames_resting"]) == (0.0, 0)

@@ -10,14 +10,16 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.errors import MapError
 from relocalizer.geometry import align_points
-from relocalizer.reference_map import ReferenceMap, validate
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
 from slam.events import EdgeRejected
-from slam.graph import EdgeKind
-from slam.merging import merge_maps, why_no_overlap
-from slam.optimizer import GtsamOptimizer
-from slam.refinement import GtsamRefiner
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.keyframe_graph import EdgeKind
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.sessions.merging import merge_maps, why_no_overlap
 from slam.system import Slam
 
 
@@ -31,17 +33,19 @@ def room() -> OracleWorld:
 def mapped(world: OracleWorld, indices) -> ReferenceMap:
     slam = Slam(
         SlamConfig(),
-        predictor=OraclePredictor(world),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        Components(
+            predictor=OraclePredictor(world),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
     )
     for index in indices:
         slam.step(world.frame(index))
     slam.finish()
     saved = slam.saved_map()
-    return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
+    return replace(saved, image=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
 
 def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap, **options):
@@ -52,7 +56,7 @@ def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap, **options):
         predictor=OraclePredictor(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        adjuster=GtsamBundleAdjuster(),
         **options,
     )
 
@@ -116,9 +120,9 @@ def test_points_seen_by_both_halves_have_one_name(halves, whole):
     assert len(whole.map.landmarks) < sum(len(half.landmarks) for half in halves)
 
 
-def test_pictures_of_both_go_along(halves, whole):
+def test_images_of_both_go_along(halves, whole):
     rows = [0, len(halves[0].keyframes)]
-    assert all(whole.map.picture.jpeg(row)[:2] == b"\xff\xd8" for row in rows)
+    assert all(whole.map.image.jpeg(row)[:2] == b"\xff\xd8" for row in rows)
 
 
 def test_how_far_it_is_is_told_of_the_comparing_and_of_the_refining(world):
@@ -140,7 +144,7 @@ def test_of_the_places_that_were_none_the_one_that_most_landmarks_spoke_for_is_n
         return EdgeRejected(i=i, j=90, kind=EdgeKind.LOOP, reason=reason, landmarks=landmarks, frame_index=0)
 
     events = [
-        rejected(1, 12, "12 points of keyframe 1 recognised, 15 needed"),
+        rejected(1, 12, "12 points of keyframe 1 recognized, 15 needed"),
         rejected(2, 40, "held back: 40 landmarks and no second loop that agrees, 60 needed alone"),
         rejected(3, 0, "confidence 0.05 of the pair estimate, 0.1 needed"),
     ]
@@ -151,9 +155,9 @@ def test_of_the_places_that_were_none_the_one_that_most_landmarks_spoke_for_is_n
     assert why_no_overlap([], keyframes=9) == "none of 9 keyframes looks like a place of the other map"
 
 
-def test_a_metric_map_comes_first_so_that_metres_are_not_lost(world, halves):
-    metric = replace(halves[1], provenance=replace(halves[1].provenance, units="metres"))
-    with pytest.raises(MapError, match="the second is in metres, the first is not; name the metric one first"):
+def test_a_metric_map_comes_first_so_that_meters_are_not_lost(world, halves):
+    metric = replace(halves[1], provenance=replace(halves[1].provenance, units="meters"))
+    with pytest.raises(MapError, match="the second is in meters, the first is not; name the metric one first"):
         merged(world, halves[0], metric)
 
 
@@ -169,15 +173,15 @@ def test_a_segment_that_sees_nothing_of_the_first_map_stays_apart(world):
 def metric(m: ReferenceMap, *unanchored: int) -> ReferenceMap:
     source = "2 m given"
     return replace(
-        m, provenance=replace(m.provenance, units="metres", scale_source=source, unanchored=tuple(unanchored))
+        m, provenance=replace(m.provenance, units="meters", scale_source=source, unanchored=tuple(unanchored))
     )
 
 
-def test_what_joins_a_metric_map_is_in_metres_and_what_stays_apart_is_not(world):
+def test_what_joins_a_metric_map_is_in_meters_and_what_stays_apart_is_not(world):
     near, far = mapped(world, range(100, 130)), mapped(world, range(150, 180))
     both = side_by_side(near, far, world)
     result = merged(world, metric(mapped(world, range(60, 110))), both)
-    assert (result.apart, result.map.provenance.units, result.map.provenance.scale_source) == (1, "metres", "2 m given")
+    assert (result.apart, result.map.provenance.units, result.map.provenance.scale_source) == (1, "meters", "2 m given")
     [apart] = set(result.map.keyframes.segment.tolist()) - {0}
     assert result.map.provenance.unanchored == (apart,)
     validate(result.map)
@@ -185,12 +189,12 @@ def test_what_joins_a_metric_map_is_in_metres_and_what_stays_apart_is_not(world)
 
 def side_by_side(a: ReferenceMap, b: ReferenceMap, world: OracleWorld) -> ReferenceMap:
     """Two maps as two segments of one."""
-    from slam.mapping import Mapper
-    from slam.saved_map import map_of, restore
+    from slam.mapping.mapper import Mapper
+    from slam.sessions.stored_map import restore, to_reference_map
 
-    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamRefiner())
-    first = restore(a, mapper, OraclePredictor(world), None)
-    second = restore(b, mapper, OraclePredictor(world), None, gap=10)
+    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamBundleAdjuster())
+    first = restore(a, mapper.map, OraclePredictor(world), None)
+    second = restore(b, mapper.map, OraclePredictor(world), None, gap=10)
     jpeg = {**first.jpeg, **second.jpeg}
-    saved = map_of(mapper, [*first.frames, *second.frames], a.provenance, lambda k: jpeg[k]())
-    return replace(saved, picture=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
+    saved = to_reference_map(mapper.map, [*first.frames, *second.frames], a.provenance, lambda k: jpeg[k]())
+    return replace(saved, image=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)

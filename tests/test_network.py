@@ -78,7 +78,7 @@ def reference() -> Any:
     return load
 
 
-def pictures(golden: Any, case: str, view: int) -> list[Tensor]:
+def images(golden: Any, case: str, view: int) -> list[Tensor]:
     count = len(golden[f"{case}/pose1"])
     arrays = [golden[f"{case}/img{view}_{i}"].astype(np.float32) for i in range(count)]
     return [torch.from_numpy((a / 255 - 0.5) / 0.5).permute(2, 0, 1) for a in arrays]
@@ -90,7 +90,7 @@ def tiny() -> Reloc3r:
     return Reloc3r(TINY).eval()
 
 
-def random_pictures(*shape: int) -> Tensor:
+def random_images(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
 
@@ -99,7 +99,7 @@ def random_pictures(*shape: int) -> Tensor:
 def test_poses_equal_the_reference(reference: Any, folder: str, case: str) -> None:
     model, golden = reference(folder)
     with torch.no_grad():
-        poses = model(pictures(golden, case, 1), pictures(golden, case, 2))
+        poses = model(images(golden, case, 1), images(golden, case, 2))
     for name, pose in zip(("pose1", "pose2"), poses, strict=True):
         assert np.abs(pose.numpy() - golden[f"{case}/{name}"]).max() < POSE_BOUND
 
@@ -111,7 +111,7 @@ def test_raw_outputs_equal_the_reference_when_halves_are_called_one_by_one(
 ) -> None:
     model, golden = reference(folder)
     with torch.no_grad():
-        tokens = [model.encode(torch.stack(pictures(golden, case, view))) for view in (1, 2)]
+        tokens = [model.encode(torch.stack(images(golden, case, view))) for view in (1, 2)]
         raws = model.decode_raw(*tokens)
         pose2 = model.decode_pose2(*tokens)
     for view, raw in enumerate(raws, start=1):
@@ -137,7 +137,7 @@ def test_tokens_between_the_parts_equal_the_reference(reference: Any, folder: st
         for name, part in parts.items()
     ]
     with torch.no_grad():
-        model(pictures(golden, case, 1), pictures(golden, case, 2))
+        model(images(golden, case, 1), images(golden, case, 2))
     for hook in hooks:
         hook.remove()
     for name, sides in seen.items():
@@ -149,7 +149,7 @@ def test_tokens_between_the_parts_equal_the_reference(reference: Any, folder: st
 @needs_parity
 def test_explicit_attention_gives_the_numbers_of_the_fused_operator(reference: Any) -> None:
     model, golden = reference("tiny-512")
-    views = [pictures(golden, "landscape_tall_b1", view) for view in (1, 2)]
+    views = [images(golden, "landscape_tall_b1", view) for view in (1, 2)]
     use_explicit_attention(model)
     try:
         with torch.no_grad():
@@ -208,7 +208,7 @@ def test_a_smaller_patch_makes_a_narrower_head() -> None:
 
 
 def test_exchanged_views_exchange_the_poses(tiny: Reloc3r) -> None:
-    a, b = random_pictures(2, 1, 3, 16, 24)
+    a, b = random_images(2, 1, 3, 16, 24)
     with torch.no_grad():
         pose1, pose2 = tiny(a, b)
         swapped1, swapped2 = tiny(b, a)
@@ -218,7 +218,7 @@ def test_exchanged_views_exchange_the_poses(tiny: Reloc3r) -> None:
 
 
 def test_a_batch_gives_the_poses_of_its_members(tiny: Reloc3r) -> None:
-    a, b = random_pictures(2, 3, 3, 16, 24)
+    a, b = random_images(2, 3, 3, 16, 24)
     with torch.no_grad():
         _, batched = tiny(a, b)
         single = torch.cat([tiny(a[i : i + 1], b[i : i + 1])[1] for i in range(3)])
@@ -227,7 +227,7 @@ def test_a_batch_gives_the_poses_of_its_members(tiny: Reloc3r) -> None:
 
 def test_views_of_different_sizes_give_rigid_transforms(tiny: Reloc3r) -> None:
     with torch.no_grad():
-        for pose in tiny(random_pictures(1, 3, 16, 24), random_pictures(1, 3, 32, 8)):
+        for pose in tiny(random_images(1, 3, 16, 24), random_images(1, 3, 32, 8)):
             rotation = pose[0, :3, :3].double()
             assert torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-5)
             assert torch.linalg.det(rotation) > 0.99
@@ -236,7 +236,7 @@ def test_views_of_different_sizes_give_rigid_transforms(tiny: Reloc3r) -> None:
 
 def test_pose2_alone_equals_pose2_of_both(tiny: Reloc3r) -> None:
     with torch.no_grad():
-        a, b = tiny.encode(random_pictures(2, 3, 16, 24)), tiny.encode(random_pictures(2, 3, 24, 16))
+        a, b = tiny.encode(random_images(2, 3, 16, 24)), tiny.encode(random_images(2, 3, 24, 16))
         assert torch.allclose(tiny.decode_pose2(a, b), tiny.decode(a, b)[1], atol=1e-6)
 
 
@@ -246,23 +246,23 @@ def test_an_empty_batch_gives_no_poses(tiny: Reloc3r) -> None:
         assert pose1.shape == pose2.shape == (0, 4, 4)
 
 
-def test_a_picture_smaller_than_a_patch_is_refused(tiny: Reloc3r) -> None:
+def test_an_image_smaller_than_a_patch_is_refused(tiny: Reloc3r) -> None:
     with pytest.raises(ValueError, match="sides must be multiples of 4, got 8 x 3"):
         tiny.encode(torch.zeros(1, 3, 3, 8))
 
 
-def test_a_picture_that_does_not_split_into_patches_is_refused(tiny: Reloc3r) -> None:
+def test_an_image_that_does_not_split_into_patches_is_refused(tiny: Reloc3r) -> None:
     with pytest.raises(ValueError, match="sides must be multiples of 4, got 10 x 8"):
         tiny.encode(torch.zeros(1, 3, 8, 10))
 
 
-def test_a_picture_without_three_channels_is_refused(tiny: Reloc3r) -> None:
+def test_an_image_without_three_channels_is_refused(tiny: Reloc3r) -> None:
     with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), got \(1, 1, 8, 8\)"):
         tiny.encode(torch.zeros(1, 1, 8, 8))
 
 
 def test_views_of_different_number_are_refused(tiny: Reloc3r) -> None:
-    with pytest.raises(ValueError, match="view1 holds 2 pictures, view2 1"):
+    with pytest.raises(ValueError, match="view1 holds 2 images, view2 1"):
         tiny(torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 8, 8))
 
 
@@ -274,7 +274,7 @@ def test_heads_that_do_not_divide_a_width_are_refused() -> None:
 def test_training_steps_lower_the_loss_of_a_toy_pair() -> None:
     torch.manual_seed(0)
     model = Reloc3r(TINY).train()
-    a, b = random_pictures(2, 1, 3, 16, 16)
+    a, b = random_images(2, 1, 3, 16, 16)
     target = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
@@ -289,7 +289,7 @@ def test_training_steps_lower_the_loss_of_a_toy_pair() -> None:
 
 
 def test_gradients_reach_every_parameter(tiny: Reloc3r) -> None:
-    pose1, pose2 = tiny(random_pictures(1, 3, 16, 16), random_pictures(1, 3, 16, 16).flip(-1))
+    pose1, pose2 = tiny(random_images(1, 3, 16, 16), random_images(1, 3, 16, 16).flip(-1))
     (pose1.square() * torch.arange(16).view(4, 4)).sum().add(pose2[:, :3].sum()).backward()
     silent = [n for n, p in tiny.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert silent == []
@@ -297,10 +297,10 @@ def test_gradients_reach_every_parameter(tiny: Reloc3r) -> None:
 
 def test_training_works_after_tables_were_made_in_inference_mode(tiny: Reloc3r) -> None:
     rotary_of_grid.cache_clear()
-    picture = random_pictures(1, 3, 8, 12)
+    image = random_images(1, 3, 8, 12)
     with torch.inference_mode():
-        tiny(picture, picture)
-    pose1, _ = tiny(picture, picture)
+        tiny(image, image)
+    pose1, _ = tiny(image, image)
     pose1.sum().backward()
     assert tiny.patch_embed.proj.weight.grad is not None
 
@@ -343,7 +343,7 @@ def test_the_margin_of_a_rotation_is_two_for_orthonormal_rows_and_small_for_equa
 
 
 def test_half_products_keep_the_stream_the_head_and_the_answer_in_float32(tiny: Reloc3r) -> None:
-    a, b = random_pictures(2, 1, 3, 16, 16)
+    a, b = random_images(2, 1, 3, 16, 16)
     with torch.no_grad():
         exact: Tokens = tiny.encode(a)
         use_matmul_dtype(tiny, torch.bfloat16)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from relocalizer.network.benchmark import NetworkTimes, measure_network
-from relocalizer.network.computation import Way
+from relocalizer.network.computation import Runtime
 from relocalizer.network.layers import SelfAttention
 from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
 from relocalizer.network.weights import random_model
 
 SIZES = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)
-WAYS = [Way("torch", name) for name in ("float32", "bfloat16", "int8-dynamic")]
+WAYS = [Runtime("torch", name) for name in ("float32", "bfloat16", "int8-dynamic")]
 
 
 def load(dtype: torch.dtype) -> Reloc3r:

@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import write_pictures
+from conftest import write_images
 
 from relocalizer.errors import SequenceError
-from slam.captures import open_capture
-from slam.config import InputConfig
+from slam.config.schema import InputConfig
+from slam.input.captures import open_capture
+from slam.input.open_source import open_source
 from slam.plain_text import plain
-from slam.results import write_atomically
-from slam.sequence import open_source
+from slam.run.files import write_atomically
 
 ALONE = InputConfig(prefetch_frames=0)
 LATIN = os.fsdecode(b"vid\xe9o")  # as old archives and Windows shares give it
@@ -34,10 +34,10 @@ def write_video(path: Path, frames: int = 6) -> Path:
     for k in range(frames):
         writer.write(np.full((48, 64, 3), 20 + 5 * k, np.uint8))
     writer.release()
-    return renamed(plain_path, path)
+    return with_current_ids(plain_path, path)
 
 
-def renamed(there: Path, path: Path) -> Path:
+def with_current_ids(there: Path, path: Path) -> Path:
     try:
         there.rename(path)
     except OSError:
@@ -99,7 +99,7 @@ def test_a_source_whose_name_is_as_long_as_names_may_be_is_told_to_choose_anothe
 ):
     straight_slam()
     monkeypatch.chdir(tmp_path)
-    ended = slam_command("run", write_pictures(tmp_path / ("x" * 255), 3))
+    ended = slam_command("run", write_images(tmp_path / ("x" * 255), 3))
     assert ended.code == 2
     assert "cannot be written (File name too long); choose another folder with --out" in ended.complaint
 
@@ -109,7 +109,7 @@ def test_a_folder_of_such_a_name_becomes_a_run_whose_files_can_be_read(
 ):
     straight_slam()
     monkeypatch.chdir(tmp_path)
-    folder = renamed(write_pictures(tmp_path / "pictures", 5), tmp_path / LATIN)
+    folder = with_current_ids(write_images(tmp_path / "images", 5), tmp_path / LATIN)
     (folder / os.fsdecode(b"00004\xff.png")).write_bytes(b"")
     ended = slam_command("run", folder, "--camera", camera_file(tmp_path / f"{LATIN}.yaml"))
     assert ended.code == 0, ended.err
@@ -129,7 +129,7 @@ def camera_file(path: Path) -> Path:
 def test_a_name_with_a_line_break_is_one_line_in_all_that_is_said(tmp_path, slam_command, straight_slam, monkeypatch):
     straight_slam()
     monkeypatch.chdir(tmp_path)
-    folder = write_pictures(tmp_path / "two\nlines", 5)
+    folder = write_images(tmp_path / "two\nlines", 5)
     ended = slam_command("run", folder)
     assert ended.code == 0, ended.err
     assert (tmp_path / "runs" / "two_lines-1").is_dir()
@@ -164,14 +164,14 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def test_a_video_of_a_utf8_name_is_read_in_a_locale_without_utf8(tmp_path):
     video = write_video(tmp_path / "übung.avi", 1)
     ended = in_locale("run", video, cwd=tmp_path, **ASCII)
-    assert ended.returncode == 2, ended.stderr  # one picture is too few for SLAM, but it was read
-    assert b"1 usable picture" in ended.stderr
+    assert ended.returncode == 2, ended.stderr  # one image is too few for SLAM, but it was read
+    assert b"1 usable image" in ended.stderr
     assert b"Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, ASCII], ids=["output", "all"])
 def test_results_are_said_in_a_locale_that_cannot_spell_the_folder(tmp_path, environment):
-    folder = write_pictures(tmp_path / "aus ü", 12)
+    folder = write_images(tmp_path / "aus ü", 12)
     out = in_locale("run", folder, "-o", tmp_path / "läufe", cwd=tmp_path, **environment)
     assert out.returncode in (0, 1), out.stderr
     assert b"Traceback" not in out.stderr
@@ -182,10 +182,10 @@ def test_results_are_said_in_a_locale_that_cannot_spell_the_folder(tmp_path, env
     assert b"Traceback" not in told.stderr, told.stderr
 
 
-def test_a_list_may_name_pictures_in_the_bytes_of_their_names(tmp_path):
-    images = write_pictures(tmp_path / "images", 3)
-    renamed(images / "00001.png", images / f"{LATIN}.png")
-    renamed(images / "00002.png", images / "übung.png")
+def test_a_list_may_name_images_in_the_bytes_of_their_names(tmp_path):
+    images = write_images(tmp_path / "images", 3)
+    with_current_ids(images / "00001.png", images / f"{LATIN}.png")
+    with_current_ids(images / "00002.png", images / "übung.png")
     names = [b"00000.png", b"vid\xe9o.png", "übung.png".encode()]
     (tmp_path / "rgb.txt").write_bytes(b"".join(b"0.%d images/%s\n" % (k, name) for k, name in enumerate(names)))
     assert [frame.index for frame in open_source(str(tmp_path), config=ALONE)] == [0, 1, 2]
@@ -200,7 +200,7 @@ def test_everything_else_can_be_done_with_a_run_of_such_a_name(tmp_path, slam_co
     """Every verb that takes a path, with paths that are no UTF-8, as far as it gets without a map."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "truth.txt").write_text("".join(f"{k} {k} {k % 2} 0 0 0 0 1\n" for k in range(5)))
-    odd = renamed(Path(shutil.copy(tmp_path / "truth.txt", tmp_path / "copy.txt")), tmp_path / f"{LATIN}.txt")
+    odd = with_current_ids(Path(shutil.copy(tmp_path / "truth.txt", tmp_path / "copy.txt")), tmp_path / f"{LATIN}.txt")
     assert slam_command("eval", odd, odd, "--plot", f"{LATIN}.png").code == 0
     assert (tmp_path / f"{LATIN}.png").stat().st_size > 1000
     assert slam_command("eval", odd, odd, "--json").code == 0

@@ -10,18 +10,23 @@ import cv2
 import numpy as np
 import pytest
 
+from relocalizer.camera import load_camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import exp_so3
-from relocalizer.images import Image, load_camera
-from slam.config import InputConfig, SlamConfig
-from slam.evaluate import evaluate
+from relocalizer.images import Image
+from slam.config.schema import InputConfig, SlamConfig
+from slam.evaluation.metrics import evaluate
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
 from slam.events import Event, FrameProcessed
-from slam.frames import Frame
-from slam.overlay import FADING, Overlay
-from slam.pipeline import RunOutcome, RunStatistics, build, no_result, run
-from slam.sequence import open_source
-from slam.tracks import Tracks
-from slam.trajectory import Trajectory, read_tum
+from slam.input.open_source import open_source
+from slam.map.frames import Frame
+from slam.map.tracks import Tracks
+from slam.run.run_statistics import RunStatistics
+from slam.run.run_verdict import no_result
+from slam.run.runner import RunOutcome, run
+from slam.system import Slam
+from slam.tracking.overlay import FADING, Overlay
 
 BUNDLED = Path(__file__).parents[1] / "sequences" / "room_loop"
 CAMERA = load_camera(BUNDLED / "camera.yaml")
@@ -30,12 +35,12 @@ Draw = Callable[[Image, int], None]
 
 @cache
 def room(count: int = 130) -> tuple[Image, ...]:
-    """The first pictures of the bundled room."""
+    """The first images of the bundled room."""
     return tuple(f.image for f in open_source(str(BUNDLED), config=InputConfig(), max_frames=count))
 
 
 class Film:
-    """A source of the room's pictures, by their numbers, with something drawn into copies of them."""
+    """A source of the room's images, by their numbers, with something drawn into copies of them."""
 
     def __init__(self, numbers: Sequence[int], draw: Draw, mask: Image | None = None) -> None:
         self._numbers, self._draw = numbers, draw
@@ -60,7 +65,7 @@ def play(
 ) -> tuple[RunOutcome, RunStatistics, list[Event]]:
     events: list[Event] = []
     statistics, film = RunStatistics(), Film(numbers, draw, mask)
-    outcome = run(film, build(SlamConfig(), observers=[events.append, statistics], mask=mask))
+    outcome = run(film, Slam.create(SlamConfig(), observers=[events.append, statistics], mask=mask))
     return outcome, statistics, events
 
 
@@ -117,7 +122,7 @@ def draw_half(image: Image, k: int) -> None:
     image[255:] = BONNET_LOOK[255:]
 
 
-def draw_picture(image: Image, k: int) -> None:
+def draw_image(image: Image, k: int) -> None:
     image[20:215, 360:620] = texture(195, 260, 4)
 
 
@@ -125,7 +130,7 @@ CROSSING = texture(300, 200, 7)
 
 
 def draw_crossing(image: Image, k: int, *, speed: float = 4.0, noise: float = 2.0) -> None:
-    """A textured thing crosses a fifth of the image again and again; the picture has noise."""
+    """A textured thing crosses a fifth of the image again and again; the image has noise."""
     rng = np.random.default_rng((5, k))
     image[:] = np.clip(image + rng.normal(0, noise, image.shape), 0, 255).astype(np.uint8)
     x, y = int(20 + k * speed) % 520, int(120 + 40 * np.sin(k / 20))
@@ -136,7 +141,7 @@ def draw_crossing(image: Image, k: int, *, speed: float = 4.0, noise: float = 2.
 # Overlays
 
 
-@pytest.mark.parametrize("draw", [draw_bonnet, draw_display, draw_half, draw_picture])
+@pytest.mark.parametrize("draw", [draw_bonnet, draw_display, draw_half, draw_image])
 def test_what_stands_still_in_the_image_is_left_out(draw: Draw) -> None:
     numbers = range(90)
     outcome, statistics, _ = play(numbers, draw)
@@ -227,7 +232,7 @@ def test_a_camera_that_trembles_on_its_tripod_begins_no_map(crossing: bool) -> N
 def seen(step: int, *, standing: int = 20, count: int = 200) -> Tracks:
     """Tracks of a camera that turns, some 6 pixels a step, and of points that stand still among them."""
     rng = np.random.default_rng(3)
-    rays = np.column_stack([CAMERA.normalised(rng.uniform([0, 0], [639, 479], (count, 2))), np.ones(count)])
+    rays = np.column_stack([CAMERA.normalized(rng.uniform([0, 0], [639, 479], (count, 2))), np.ones(count)])
     world = CAMERA.project(rays @ exp_so3(np.radians([0, 0.7 * step, 0])))
     still = rng.uniform([100, 100], [500, 400], (standing, 2)).astype(np.float32)
     pixels = np.concatenate([world, still]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Calibrations that cannot be of any camera's pictures are refused, those of unusual lenses are not."""
+"""Calibrations that cannot be of any camera's images are refused, those of unusual lenses are not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError
-from relocalizer.images import Camera
 from relocalizer.plausible_camera import angles_across_deg, expect_plausible
 
 ROOM = Camera(width=640, height=480, fx=465.0, fy=465.0, cx=319.5, cy=239.5)
@@ -55,30 +55,30 @@ LEGITIMATE = {
     "phone, upright": camera(1080, 1920, 1500.0, 1500.0, 539.5, 959.5),
     "telephoto": seen(10.5),
     "narrow strip": camera(1280, 64, 1400.0, 1400.0, 639.5, 31.5),
-    "an off-centre crop": ROOM.cropped(100, 0, 440, 480),
+    "an off-center crop": ROOM.cropped(100, 0, 440, 480),
     "lower half cut off": ROOM.cropped(0, 0, 640, 340),
-    "a crop as wide as the centre is off": ROOM.cropped(70, 0, 570, 400),
-    "one field of interlaced pictures": ROOM.resized(640, 240),
+    "a crop as wide as the center is off": ROOM.cropped(70, 0, 570, 400),
+    "one field of interlaced images": ROOM.resized(640, 240),
     "anamorphic PAL": camera(720, 576, 500.0, 730.0, 359.5, 287.5),
     "squeezed for a wide screen": camera(1920, 1080, 1000.0, 2010.0, 959.5, 539.5),
     "widest pinhole": seen(149.0),
     "widest fisheye": seen(219.0, "fisheye", 480, 480),
-    "fisheye circle inside a wide picture": seen(330.0, "fisheye", 1920, 1080),
+    "fisheye circle inside a wide image": seen(330.0, "fisheye", 1920, 1080),
     "fisheye model of an ordinary lens": camera(
         752, 480, 461.6, 460.2, 362.7, 248.1, "fisheye", -0.01, 0.01, -0.03, 0.02
     ),
-    "square, centre exact": camera(512, 512, 400.0, 400.0, 255.5, 255.5),
-    "square, centre off": camera(512, 512, 400.0, 400.0, 240.0, 270.0),
+    "square, center exact": camera(512, 512, 400.0, 400.0, 255.5, 255.5),
+    "square, center off": camera(512, 512, 400.0, 400.0, 240.0, 270.0),
     "fold in the corners alone": camera(640, 480, 330.0, 330.0, 319.5, 239.5, "radtan", -0.13, 0.0, 0.0, 0.0),
 }  # fmt: skip
 
 IMPOSSIBLE = {
-    "normalised": (camera(640, 480, 0.7266, 0.96875, 0.5, 0.5), "179.7 degrees, expected 10 to 150"),
+    "normalized": (camera(640, 480, 0.7266, 0.96875, 0.5, 0.5), "179.7 degrees, expected 10 to 150"),
     "millimetres": (replace(ROOM, fx=4.2, fy=4.2), "an angle of view of 178.5 degrees"),
     "ten times too long": (replace(ROOM, fx=4650.0, fy=4650.0), "an angle of view of 7.9 degrees"),
     "narrower than 10 degrees": (seen(9.5), "9.5 degrees"),
     "wider than 150 degrees": (seen(151.0), "151.0 degrees"),
-    "normalised fisheye": (camera(640, 480, 0.45, 0.6, 0.5, 0.5, "fisheye", *T265), "angle of view"),
+    "normalized fisheye": (camera(640, 480, 0.45, 0.6, 0.5, 0.5, "fisheye", *T265), "angle of view"),
     "fisheye of another size": (replace(seen(190.0, "fisheye", 480, 480), fx=60.0, fy=60.0), "10 to 220"),
     "long fisheye": (camera(640, 480, 4650.0, 4650.0, 319.5, 239.5, "fisheye", *NONE), "with model fisheye"),
     "exchanged": (replace(ROOM, cx=239.5, cy=319.5), "cx 239.5 and cy 319.5 are exchanged"),
@@ -89,18 +89,18 @@ IMPOSSIBLE = {
     "exchanged, TUM fr1": (camera(640, 480, 517.3, 516.5, 255.3, 318.6), "exchanged"),
     "exchanged, KITTI": (camera(1241, 376, 718.856, 718.856, 185.2157, 607.1928), "exchanged"),
     "exchanged, upright": (camera(1080, 1920, 1500.0, 1500.0, 959.5, 539.5), "exchanged"),
-    "centre of pictures twice the size": (replace(ROOM, cx=639.5, cy=479.5), "is not in the middle half"),
-    "centre at the corner": (replace(ROOM, cx=0.0, cy=0.0), "its centre (0.0, 0.0) is not in the middle half"),
-    "centre outside": (replace(ROOM, cy=-240.0), "is not in the middle half"),
+    "center of images twice the size": (replace(ROOM, cx=639.5, cy=479.5), "is not in the middle half"),
+    "center at the corner": (replace(ROOM, cx=0.0, cy=0.0), "its center (0.0, 0.0) is not in the middle half"),
+    "center outside": (replace(ROOM, cy=-240.0), "is not in the middle half"),
     "one focal length mistyped": (replace(ROOM, fy=46.5), "differ by a factor of 10"),
-    "focal lengths of another picture": (replace(ROOM, fx=150.0), "differ by a factor of 3.1"),
+    "focal lengths of another image": (replace(ROOM, fx=150.0), "differ by a factor of 3.1"),
     "fold inside": (
         camera(640, 480, 500.0, 500.0, 319.5, 239.5, "radtan", -0.5, 0.0, 0.0, 0.0),
-        "its distortion folds the picture over 272 px from the centre",
+        "its distortion folds the image over 272 px from the center",
     ),
     "a fisheye bent far too much": (
         camera(640, 480, 300.0, 300.0, 319.5, 239.5, "fisheye", -2.0, 0.0, 0.0, 0.0),
-        "folds the picture over 82 px from the centre",
+        "folds the image over 82 px from the center",
     ),
     "numbers in another order": (
         camera(640, 480, 517.3, 516.5, 318.6, 255.3, "radtan", -0.9531, -1.1633, 0.26, 0.0, 0.0),
@@ -115,7 +115,7 @@ def test_the_camera_of_an_unusual_lens_is_taken(given: Camera) -> None:
 
 
 @pytest.mark.parametrize("given", LEGITIMATE.values(), ids=LEGITIMATE)
-def test_so_it_is_at_any_size_of_its_pictures(given: Camera) -> None:
+def test_so_it_is_at_any_size_of_its_images(given: Camera) -> None:
     for share in (0.25, 4.0):
         expect_plausible(given.resized(round(given.width * share), round(given.height * share)), "camera.yaml")
 
@@ -127,7 +127,7 @@ def test_a_camera_that_cannot_be_is_refused_in_one_line(given: Camera, sentence:
     said = str(caught.value)
     assert said.startswith("camera.yaml: ")
     assert sentence in said
-    assert said.endswith("pass --camera with one made for these pictures")
+    assert said.endswith("pass --camera with one made for these images")
     assert "\n" not in said
 
 

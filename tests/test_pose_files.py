@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from slam.trajectory import Trajectory, read_trajectory, write_kitti, write_tum
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_trajectory, write_kitti, write_tum
 
 COUNT = 60
-# KITTI's pictures come about every 0.1 s, and not exactly: 10 Hz made up drift away from the real times.
+# KITTI's images come about every 0.1 s, and not exactly: 10 Hz made up drift away from the real times.
 TIMES = np.cumsum(np.random.default_rng(0).uniform(0.102, 0.106, COUNT) * 1e9).astype(np.int64)
 
 

@@ -1,208 +1,315 @@
-"""A map from posed pictures: its points are where they are, and wrong matches and wrong poses give no points."""
+"""Poses as 7-Scenes, TUM, COLMAP and Cambridge write them: the same camera comes out whatever the file."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 
+import cv2
 import numpy as np
 import pytest
-from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
-from scipy.spatial import cKDTree
+from conftest import write_images
+from scipy.spatial.transform import RigidTransform, Rotation
 
-from relocalizer.config import PosedImagesConfig
-from relocalizer.errors import MapError, SequenceError
-from relocalizer.geometry import exp_so3, identity, rigid, rotation_matrix, translation_of
-from relocalizer.posed_images import PosedPicture, choose_pairs, epipolar_px, map_from_poses, thinned
-from relocalizer.reference_map import validate
+from relocalizer.errors import CameraError, SequenceError, TrajectoryError
+from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
+from slam.config.schema import InputConfig
+from slam.input.posed_images import open_posed
 
-
-@pytest.fixture(scope="module")
-def world():
-    world = OracleWorld(room_path(120), room_points(np.random.default_rng(3), 1500), pixel_noise=0.3)
-    world.descriptors[:] = np.abs(world.descriptors)
-    return world
+POSES = [rigid(exp_so3([0.1 * k, -0.2, 0.3]), [1.0 + k, 2.0, -0.5 * k]) for k in range(4)]
+CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 131\ncx: 80\ncy: 60\n"
 
 
-@pytest.fixture(autouse=True)
-def oracle_features(monkeypatch, world):
-    """Features come from the world, without signs as those of real pictures."""
-    tracker = OracleTracker(world)
-
-    def detect(gray, *_):
-        found = tracker.detect(gray)
-        positive = np.maximum(found.descriptors, 0.0)
-        return replace(found, descriptors=positive / np.linalg.norm(positive, axis=1, keepdims=True))
-
-    monkeypatch.setattr("relocalizer.posed_images.detect_features", detect)
+def open_(images, poses=None, **options):
+    return open_posed(images, poses, config=InputConfig(), **options)
 
 
-def pictures_of(world, indices, *, moved=None):
-    return [
-        PosedPicture(
-            name=str(k),
-            read=lambda k=k: world.frame(k).image,
-            camera=world.camera,
-            world_from_cam=world.poses[k] if moved is None else moved(world.poses[k], k),
-            timestamp_ns=1000 * k,
-        )
-        for k in indices
-    ]
+def same(images, poses):
+    assert len(images) == len(poses)
+    for image, pose in zip(images, poses, strict=True):
+        np.testing.assert_allclose(image.world_from_cam.as_matrix(), pose.as_matrix(), atol=1e-6)
 
 
-def posed(pose):
-    return PosedPicture(name="p", read=lambda: None, camera=CAMERA, world_from_cam=pose)
+@pytest.fixture
+def images(tmp_path):
+    folder = write_images(tmp_path / "images", 4)
+    (folder / "camera.yaml").write_text(CAMERA)
+    return folder
 
 
-def made(world, indices=range(0, 120, 6), *, moved=None, **config):
-    return map_from_poses(
-        pictures_of(world, indices, moved=moved), OraclePredictor(world), config=PosedImagesConfig(**config)
+def xyzw(pose):
+    return pose.rotation.as_quat(canonical=True)
+
+
+def numbers(values):
+    return " ".join(f"{v:.9f}" for v in values)
+
+
+# TUM
+
+
+def tum(path, poses, *, step=1.0):
+    lines = [f"{step * k:.6f} {numbers(translation_of(p))} {numbers(xyzw(p))}" for k, p in enumerate(poses)]
+    path.write_text("# timestamp tx ty tz qx qy qz qw\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def timed(folder, times):
+    lines = [f"{t:.6f} {k:05d}.png" for k, t in enumerate(times)]
+    (folder / "rgb.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_a_trajectory_file_gives_each_image_the_pose_at_its_time(images, tmp_path):
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    same(source.images, POSES)
+    assert source.units == "meters"
+    assert source.images[1].timestamp_ns == 20_000_000
+
+
+def test_an_image_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
+    cv2.imwrite(str(images / "00000.png"), np.zeros((160, 120, 3), np.uint8))
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    same(source.images, POSES[1:])
+    assert "3 images with poses; 1 of another size than 160x120, left out (00000.png: 120x160)" in source.description
+
+
+def test_a_first_image_that_cannot_be_read_does_not_matter_before_it_is_wanted(images, tmp_path):
+    (images / "00000.png").write_bytes(b"")
+    timed(images, [0.0, 0.02, 0.04, 0.06])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
+    assert source.images[1].read().shape == (120, 160, 3)
+    with pytest.raises(SequenceError, match=r"00000\.png: an empty file"):
+        source.images[0].read()
+
+
+def test_between_two_poses_an_image_gets_the_one_in_between(images, tmp_path):
+    timed(images, [0.01, 0.5, 0.6, 0.7])
+    ends = [rigid(np.eye(3), [0.0, 0, 0]), rigid(exp_so3([0, 0.2, 0]), [1.0, 0, 0])]
+    [image] = open_(images, tum(tmp_path / "poses.txt", ends, step=0.02)).images
+    same([image], [rigid(exp_so3([0, 0.1, 0]), [0.5, 0, 0])])
+
+
+def test_a_hole_in_the_poses_leaves_its_images_out(images, tmp_path):
+    timed(images, [0.0, 0.4, 1.0, 2.0])
+    source = open_(images, tum(tmp_path / "poses.txt", POSES[:2], step=1.0))
+    same(source.images, POSES[:2])
+
+
+def test_poses_of_another_clock_are_refused_with_what_to_look_at(images, tmp_path):
+    timed(images, [100.0, 101.0, 102.0, 103.0])
+    with pytest.raises(TrajectoryError, match=r"none of the poses is within 50 ms of an image.*rgb\.txt"):
+        open_(images, tum(tmp_path / "poses.txt", POSES))
+
+
+def test_a_folder_of_a_data_set_brings_its_own_poses(images):
+    timed(images, [0.0, 1.0, 2.0, 3.0])
+    tum(images / "groundtruth.txt", POSES)
+    same(open_(images).images, POSES)
+
+
+def test_a_folder_without_poses_asks_for_them(images):
+    with pytest.raises(TrajectoryError, match="no poses in this folder; name them: a trajectory file"):
+        open_(images)
+
+
+def test_every_nth_image_of_a_part_can_be_taken(images):
+    timed(images, [0.0, 1.0, 2.0, 3.0])
+    tum(images / "groundtruth.txt", POSES)
+    same(open_(images, start=1, stride=2).images, [POSES[1], POSES[3]])
+    same(open_(images, max_frames=2).images, POSES[:2])
+
+
+# 7-Scenes
+
+
+def seven_scenes(folder, poses):
+    write_images(folder, len(poses))
+    for k, pose in enumerate(poses):
+        (folder / f"{k:05d}.png").rename(folder / f"frame-{k:06d}.color.png")
+        np.savetxt(folder / f"frame-{k:06d}.pose.txt", pose.as_matrix())
+    (folder / "camera.yaml").write_text(CAMERA)
+
+
+def test_a_sequence_of_7_scenes_has_a_pose_file_for_each_image(tmp_path):
+    seven_scenes(tmp_path / "seq-01", POSES)
+    same(open_(tmp_path / "seq-01").images, POSES)
+
+
+def test_a_scene_of_7_scenes_is_all_the_sequences_it_is_trained_on(tmp_path):
+    seven_scenes(tmp_path / "seq-01", POSES[:2])
+    seven_scenes(tmp_path / "seq-02", POSES[2:3])
+    seven_scenes(tmp_path / "seq-04", POSES[3:])
+    (tmp_path / "TrainSplit.txt").write_text("sequence1\nsequence4\n")
+    source = open_(tmp_path)
+    same(source.images, [*POSES[:2], POSES[3]])
+    times = [p.timestamp_ns for p in source.images]
+    assert times == sorted(set(times))
+    assert "seq-01, seq-04" in source.description
+
+
+# COLMAP
+
+
+def colmap(folder, poses, *, camera="1 PINHOLE 160 120 130 131 80.5 60.5", name="{:05d}.png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cameras.txt").write_text(f"# Camera list\n{camera}\n")
+    lines = ["# Image list"]
+    for k, pose in enumerate(poses):
+        cam_from_world = pose.inv()
+        wxyz = cam_from_world.rotation.as_quat(scalar_first=True)
+        lines += [f"{k + 1} {numbers(wxyz)} {numbers(translation_of(cam_from_world))} 1 {name.format(k)}", ""]
+    (folder / "images.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_colmap_model_gives_poses_cameras_and_no_meters(images, tmp_path):
+    source = open_(images, colmap(tmp_path / "model", POSES))
+    same(source.images, POSES)
+    assert source.units == "map units"
+    camera = source.images[0].camera
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (130, 131, 80, 60)  # COLMAP's first pixel is at a half
+
+
+def test_a_colmap_project_is_found_by_its_folder_too(images, tmp_path):
+    colmap(tmp_path / "project" / "sparse" / "0", POSES)
+    same(open_(images, tmp_path / "project").images, POSES)
+
+
+@pytest.mark.parametrize(
+    ("camera", "model"),
+    [
+        ("1 SIMPLE_PINHOLE 160 120 130 80.5 60.5", "pinhole"),
+        ("1 SIMPLE_RADIAL 160 120 130 80.5 60.5 -0.01", "radtan"),
+        ("1 RADIAL 160 120 130 80.5 60.5 -0.01 0.001", "radtan"),
+        ("1 OPENCV 160 120 130 131 80.5 60.5 -0.01 0.001 0 0", "radtan"),
+        ("1 OPENCV_FISHEYE 160 120 130 131 80.5 60.5 0.01 0.001 0 0", "fisheye"),
+    ],
+)
+def test_images_of_every_colmap_camera_come_out_as_a_pinhole_has_them(images, tmp_path, camera, model):
+    image = open_(images, colmap(tmp_path / "model", POSES, camera=camera)).images[0]
+    assert image.camera.model == "pinhole"
+    assert image.read().shape == (120, 160, 3)
+
+
+def test_a_camera_model_that_is_not_known_is_named_with_those_that_are(images, tmp_path):
+    with pytest.raises(CameraError, match=r"cameras\.txt, line 2: expected .*SIMPLE_PINHOLE"):
+        open_(images, colmap(tmp_path / "model", POSES, camera="1 FOV 160 120 130 131 80 60 0.9"))
+
+
+def test_images_that_a_model_names_and_nobody_has_are_refused(images, tmp_path):
+    model = colmap(tmp_path / "model", POSES, name="left/{:05d}.jpg")
+    with pytest.raises(SequenceError, match=r"none of the 4 images that .* names is here \(first: .*left/00000\.jpg"):
+        open_(images, model)
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(images, tmp_path):
+    with pytest.raises(SequenceError, match="leads out"):
+        open_(images, colmap(tmp_path / "model", POSES, name="../{:05d}.png"))
+
+
+def test_a_binary_model_is_told_how_to_become_text(images, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "images.bin").write_bytes(b"\0" * 8)
+    with pytest.raises(TrajectoryError, match="colmap model_converter --output_type TXT"):
+        open_(images, tmp_path / "model")
+
+
+def test_images_of_one_camera_of_many_that_cannot_be_are_left_out_and_told(images, tmp_path):
+    model = colmap(tmp_path / "model", POSES)
+    cameras, listed = model / "cameras.txt", model / "images.txt"
+    cameras.write_text(cameras.read_text() + "2 PINHOLE 160 120 0.8 0.8 80 60\n")
+    listed.write_text(re.sub(r" [0-9]+ 00002\.png", " 2 00002.png", listed.read_text()))
+    source = open_(images, model)
+    same(source.images, [POSES[0], POSES[1], POSES[3]])
+    assert "3 images with poses; 1 left out" in source.description
+    assert "fx 0.8 and fy 0.8 in images of 160x120" in source.description
+    cameras.write_text("".join(f"{k} PINHOLE 160 120 {k / 10} 0.8 80 60\n" for k in (1, 2, 7)))
+    with pytest.raises(SequenceError, match=r"none of 4 images can be used: 3 left out"):
+        open_(images, model)
+
+
+# Cambridge Landmarks
+
+
+def cambridge(path, poses, *, header=True):
+    lines = ["Visual Landmark Dataset V1", "ImageFile, Camera Position [X Y Z W P Q R]", ""] if header else []
+    for k, pose in enumerate(poses):
+        wxyz = pose.inv().rotation.as_quat(scalar_first=True)
+        lines.append(f"{k:05d}.png {numbers(translation_of(pose))} {numbers(wxyz)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_cambridge_list_has_centers_and_turns_of_the_world(images, tmp_path, header):
+    source = open_(
+        images, cambridge(tmp_path / "dataset_train.txt", POSES, header=header), camera=images / "camera.yaml"
     )
+    same(source.images, POSES)
+    assert source.units == "meters"
+    assert source.images[0].camera.fx == 130
 
 
-def test_landmarks_lie_where_the_points_are(world):
-    found = made(world)
-    validate(found)
-    off, nearest = cKDTree(world.points).query(found.points_world)
-    assert len(found.landmarks) > 500
-    assert np.median(off) < 0.01
-    assert np.quantile(off, 0.95) < 0.08
-    assert len(np.unique(nearest)) > 0.95 * len(nearest)  # a point is one landmark
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("00000.png 1 2 3 1 0 0", "line 4: expected 'name x y z qw qx qy qz', got 7 columns"),
+        ("00000.png 1 2 3 2 0 0 0", "line 4: expected a unit quaternion, got length 2.000"),
+        ("00000.png 1 2 three 1 0 0 0", "line 4: expected numbers"),
+        ("00000.png 1 2 nan 1 0 0 0", "line 4: expected finite numbers"),
+    ],
+)
+def test_a_broken_line_of_a_list_is_named(images, tmp_path, line, complaint):
+    path = tmp_path / "dataset_train.txt"
+    path.write_text(f"Visual Landmark Dataset V1\nImageFile, Camera Position [X Y Z W P Q R]\n\n{line}\n")
+    with pytest.raises(TrajectoryError, match=re.escape(complaint)):
+        open_(images, path)
 
 
-def unreadable(picture):
-    def read():
-        raise SequenceError(f"{picture.name}.png: the picture is cut off")
-
-    return replace(picture, read=read)
+# Anything else
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_told(world, caplog):
-    pictures = pictures_of(world, range(0, 60, 6))
-    broken = [unreadable(p) if k in (0, 4) else p for k, p in enumerate(pictures)]
-    found = map_from_poses(broken, OraclePredictor(world))
-    without = map_from_poses([p for k, p in enumerate(pictures) if k not in (0, 4)], OraclePredictor(world))
-    assert found.keyframes.frame_indices.tolist() == [1, 2, 3, 5, 6, 7, 8, 9]
-    assert np.array_equal(found.points_world, without.points_world)
-    assert "2 pictures cannot be read and are left out; the first: 0.png: the picture is cut off" in caplog.text
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SequenceError, match="no such folder; expected one with the images"):
+        open_(tmp_path / "nowhere")
 
 
-def test_pictures_of_which_hardly_one_can_be_read_make_no_map(world):
-    broken = [unreadable(p) for p in pictures_of(world, range(3))]
-    with pytest.raises(MapError, match=r"got 0 \(3 cannot be read; the first: 0\.png: the picture is cut off\)"):
-        map_from_poses(broken, OraclePredictor(world))
+def test_poses_that_are_not_there_are_named(images, tmp_path):
+    with pytest.raises(TrajectoryError, match="no such file or folder; expected a trajectory"):
+        open_(images, tmp_path / "nowhere.txt")
 
 
-@pytest.mark.parametrize(("units", "source"), [("metres", "the poses the pictures came with"), ("map units", "")])
-def test_metres_come_from_the_poses(world, units, source):
-    found = map_from_poses(pictures_of(world, range(0, 12, 6)), OraclePredictor(world), units=units)
-    assert (found.provenance.units, found.provenance.scale_source) == (units, source)
+def test_images_are_read_when_asked_for_and_not_before(images, tmp_path):
+    source = open_(images, colmap(tmp_path / "model", POSES))
+    (images / "00003.png").unlink()
+    assert source.images[2].read().shape == (120, 160, 3)
+    with pytest.raises(SequenceError, match=r"00003\.png"):
+        source.images[3].read()
 
 
-def test_keyframes_keep_the_poses_and_times_that_were_given(world):
-    found = made(world)
-    for row, k in enumerate(range(0, 120, 6)):
-        pose = found.keyframes.world_from_keyframe(row)
-        np.testing.assert_allclose(pose.translation, translation_of(world.poses[k]))
-        np.testing.assert_allclose(pose.rotation, rotation_matrix(world.poses[k]))
-        assert found.keyframes.timestamps_ns[row] == 1000 * k
+def test_the_rotation_of_a_list_is_the_inverse_of_the_pose(images, tmp_path):
+    """A camera turned left by 30 degrees: the world turns right in its eyes."""
+    turned = RigidTransform.from_components([0.0, 0.0, 0.0], Rotation.from_euler("y", -30, degrees=True))
+    [image] = open_(images, cambridge(tmp_path / "list.txt", [turned]), camera=images / "camera.yaml").images
+    forward = rotation_matrix(image.world_from_cam)[:, 2]
+    np.testing.assert_allclose(forward, [-0.5, 0.0, np.sqrt(0.75)], atol=1e-8)
 
 
-def test_every_feature_of_the_map_lies_on_a_landmark_that_projects_to_it(world):
-    found = made(world)
-    assert (found.features.landmark >= 0).all()
-    for row in range(len(found.keyframes)):
-        part = slice(found.features.offsets[row], found.features.offsets[row + 1])
-        points = found.points_world[found.features.landmark[part]]
-        local = np.asarray(found.keyframes.world_from_keyframe(row).rigid.inv().apply(points))
-        off = np.linalg.norm(CAMERA.project(local) - found.features.pixels[part], axis=1)
-        assert off.max() < 3.0
+def kitti(path, poses):
+    rows = [" ".join(f"{value:.9f}" for value in pose.as_matrix()[:3].ravel()) for pose in poses]
+    path.write_text("\n".join(rows) + "\n")
 
 
-def test_the_same_pictures_give_the_same_map(world):
-    a, b = made(world), made(world)
-    np.testing.assert_array_equal(a.landmarks.points_in_anchor, b.landmarks.points_in_anchor)
-    np.testing.assert_array_equal(a.features.landmark, b.features.landmark)
+def test_poses_without_times_belong_to_the_images_in_their_order(images, tmp_path):
+    """Whatever the times of the images are: none that were made up for the poses are compared with them."""
+    kitti(tmp_path / "poses.kitti", POSES)
+    same(open_(images, tmp_path / "poses.kitti").images, POSES)
+    timed(images, [7.0, 7.1, 7.3, 7.9])
+    same(open_(images, tmp_path / "poses.kitti").images, POSES)
 
 
-def test_poses_of_other_pictures_give_almost_no_landmarks(world):
-    shuffled = np.random.default_rng(0).permutation(120)
-    wrong = made(world, moved=lambda _, k: world.poses[shuffled[k]])
-    assert len(wrong.landmarks) < 0.05 * len(made(world).landmarks)
-
-
-def test_one_wrong_pose_spoils_its_own_picture_only(world):
-    lost = exp_so3([0.0, 0.4, 0.0])
-    found = made(world, moved=lambda pose, k: pose * rigid(lost, [0.2, 0.0, 0.0]) if k == 60 else pose)
-    off, _ = cKDTree(world.points).query(found.points_world)
-    counts = np.diff(found.features.offsets)
-    assert counts[10] < 0.1 * np.median(counts)
-    assert np.quantile(off, 0.95) < 0.08
-
-
-def test_progress_tells_pictures_and_pairs_to_the_last(world):
-    told = []
-    map_from_poses(
-        pictures_of(world, range(0, 16, 4)), OraclePredictor(world), on_progress=lambda *said: told.append(said)
-    )
-    assert ("pictures", 4, 4) in told
-    assert [said for said in told if said[0] == "pairs"][-1] == ("pairs", 6, 6)
-
-
-def test_one_picture_is_no_map(world):
-    with pytest.raises(MapError, match="at least two pictures from different poses, got 1"):
-        made(world, [5])
-
-
-def test_pictures_from_one_place_give_no_landmarks_but_a_map(world):
-    found = made(world, [5, 5, 5])
-    validate(found)
-    assert len(found.landmarks) == 0
-
-
-# Which pictures
-
-
-def test_without_limits_nothing_is_thinned_out(world):
-    assert len(thinned(pictures_of(world, [0, 0, 1]), PosedImagesConfig())) == 3
-
-
-def test_a_picture_is_left_out_when_it_is_near_and_hardly_turned():
-    config = PosedImagesConfig(min_distance=0.1, min_angle_deg=10)
-    here, near = identity(), rigid(np.eye(3), [0.05, 0, 0])
-    turned, far = rigid(exp_so3([0, 0.3, 0]), [0.05, 0, 0]), rigid(np.eye(3), [0.2, 0, 0])
-    pictures = [posed(pose) for pose in (here, near, turned, far)]
-    kept = thinned(pictures, config)
-    assert kept == [pictures[0], pictures[2], pictures[3]]
-
-
-def test_pairs_look_the_same_way_and_are_named_once(rng):
-    poses = [rigid(exp_so3([0.0, angle, 0.0]), [0.0, 0.0, 0.0]) for angle in np.radians([0, 20, 50, 100, 180])]
-    places = rng.random((5, 8), dtype=np.float32)
-    pairs = choose_pairs(places, poses, PosedImagesConfig(max_angle_deg=60))
-    assert pairs == [(0, 1), (0, 2), (1, 2), (2, 3)]
-
-
-def test_of_many_pictures_each_is_matched_to_near_and_far_ones():
-    places = np.array([[np.cos(a), np.sin(a)] for a in np.linspace(0, 1, 200)], dtype=np.float32)
-    pairs = choose_pairs(places, [identity()] * 200, PosedImagesConfig(partners=10))
-    apart = sorted(j - i for i, j in pairs if i == 0)
-    assert apart[:3] == [1, 2, 3]
-    assert apart[-1] > 30
-    assert len(pairs) < 200 * 10
-
-
-# Epipolar lines
-
-
-def test_a_point_is_on_its_epipolar_line_and_off_it_by_what_it_is_moved_across():
-    i, j = posed(identity()), posed(rigid(np.eye(3), [1.0, 0.0, 0.0]))
-    pixels = np.array([[300.0, 200.0], [320.0, 240.0]], np.float32)
-    along, across = np.array([[-40.0, 0.0]] * 2, np.float32), np.array([[0.0, 4.0]] * 2, np.float32)
-    np.testing.assert_allclose(epipolar_px(i, j, pixels, pixels + along), [0.0, 0.0], atol=1e-3)
-    np.testing.assert_allclose(epipolar_px(i, j, pixels, pixels + along + across), [4.0, 4.0], rtol=1e-3)
-
-
-def test_from_one_place_a_point_must_be_where_turning_puts_it():
-    i, j = posed(identity()), posed(identity())
-    pixels = np.array([[300.0, 200.0]], np.float32)
-    np.testing.assert_allclose(epipolar_px(i, j, pixels, pixels + 3.0), [np.sqrt(18.0)], rtol=1e-3)
+def test_poses_without_times_of_another_number_than_the_images_are_refused(images, tmp_path):
+    kitti(tmp_path / "poses.kitti", POSES[:3])
+    with pytest.raises(TrajectoryError, match=r"poses\.kitti: 3 poses without times and 4 images: nothing tells"):
+        open_(images, tmp_path / "poses.kitti")

@@ -1,4 +1,4 @@
-"""Pictures are prepared byte for byte as the reference does it, and the camera follows its pixels."""
+"""Images are prepared byte for byte as the reference does it, and the camera follows its pixels."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import Camera, Image
-from relocalizer.preprocessing import (
-    network_input,
-    prepare,
-    prepare_calibrated,
-    prepare_loose,
-    trained_size,
-)
+from relocalizer.images import Image
+from relocalizer.predictors.preprocessing import network_input, prepare, prepare_calibrated, prepare_loose, trained_size
 
 PARITY = os.environ.get("RELOC3R_PARITY")
 SIZES = [
@@ -41,7 +36,7 @@ SIZES = [
 ]
 
 
-def formula_picture(width: int, height: int) -> Image:
+def formula_image(width: int, height: int) -> Image:
     y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
     values = x * x * (c + 1) // 64 + y * (3 * c + 5) + x * y // (37 + 11 * c)
     return np.asarray(values % 256, dtype=np.uint8)
@@ -70,7 +65,7 @@ def centroid(pixels: Image) -> Any:
 def test_prepared_bytes_equal_the_reference(width: int, height: int, variant: Any) -> None:
     golden = np.load(Path(str(PARITY)) / "prims" / "golden.npz", allow_pickle=False)
     key = f"image/{width}x{height}/{variant}"
-    pixels = prepare_loose(formula_picture(width, height), variant).pixels
+    pixels = prepare_loose(formula_image(width, height), variant).pixels
     assert pixels.shape[:2] == tuple(golden[f"{key}/shape"])
     assert np.abs(pixels[::16, ::16].astype(int) - golden[f"{key}/sample"]).max() <= 1
     assert hashlib.sha256(pixels.tobytes()).digest() == golden[f"{key}/sha256"].tobytes()
@@ -88,14 +83,14 @@ def test_prepared_bytes_equal_the_reference(width: int, height: int, variant: An
         ((500, 500), (512, 384)),
     ],
 )
-def test_loose_pictures_of_the_512_network_get_the_published_sizes(
+def test_loose_images_of_the_512_network_get_the_published_sizes(
     size: tuple[int, int], prepared: tuple[int, int]
 ) -> None:
     assert prepare_loose(np.zeros((*size[::-1], 3), np.uint8), 512).pixels.shape[:2] == prepared[::-1]
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 517), (20, 300)])
-def test_loose_pictures_of_the_224_network_are_square(size: tuple[int, int]) -> None:
+def test_loose_images_of_the_224_network_are_square(size: tuple[int, int]) -> None:
     assert prepare_loose(np.zeros((*size[::-1], 3), np.uint8), 224).pixels.shape == (224, 224, 3)
 
 
@@ -111,14 +106,14 @@ def test_loose_pictures_of_the_224_network_are_square(size: tuple[int, int]) -> 
         ((500, 520), (512, 384)),
     ],
 )
-def test_calibrated_pictures_get_the_trained_size_that_keeps_most(
+def test_calibrated_images_get_the_trained_size_that_keeps_most(
     size: tuple[int, int], prepared: tuple[int, int]
 ) -> None:
-    picture = prepare(np.zeros((*size[::-1], 3), np.uint8), camera_of(*size), 512)
-    assert picture.pixels.shape[:2] == prepared[::-1]
+    image = prepare(np.zeros((*size[::-1], 3), np.uint8), camera_of(*size), 512)
+    assert image.pixels.shape[:2] == prepared[::-1]
 
 
-def test_a_calibrated_picture_of_the_224_network_is_square() -> None:
+def test_a_calibrated_image_of_the_224_network_is_square() -> None:
     image, camera = np.zeros((480, 640, 3), np.uint8), camera_of(640, 480)
     assert trained_size(image, camera, 224) == (224, 224)
     assert prepare(image, camera, 224).pixels.shape == (224, 224, 3)
@@ -131,11 +126,11 @@ def test_a_point_of_the_scene_stays_under_the_camera_that_follows(width: int, he
     seen = np.array([width // 2 + 20, height // 2 - 15])
     prepared = prepare(dot_at(width, height, *seen), camera, variant)
     assert prepared.camera is not None
-    point = np.append(camera.normalised(seen[None])[0], 1.0)[None]
+    point = np.append(camera.normalized(seen[None])[0], 1.0)[None]
     assert np.abs(prepared.camera.project(point)[0] - centroid(prepared.pixels)).max() < 0.1
 
 
-def test_the_principal_point_of_a_calibrated_picture_is_its_middle() -> None:
+def test_the_principal_point_of_a_calibrated_image_is_its_middle() -> None:
     camera = camera_of(640, 480, cx=350.0, cy=225.0)
     prepared = prepare(np.zeros((480, 640, 3), np.uint8), camera, 512)
     assert prepared.camera is not None
@@ -152,17 +147,17 @@ def test_pixels_lead_back_to_where_they_came_from() -> None:
     assert np.allclose(prepared.to_source(prepared.from_source(corners)), corners)
 
 
-def test_crop_and_resize_of_a_known_picture_are_where_they_should_be() -> None:
+def test_crop_and_resize_of_a_known_image_are_where_they_should_be() -> None:
     # 448 x 448 around the middle of 640 x 448, halved: prepared = (source - 96 + 0.5) / 2 - 0.5
     prepared = prepare_calibrated(np.zeros((448, 640, 3), np.uint8), camera_of(640, 448), (224, 224))
     assert np.allclose(prepared.from_source([[96, 0], [320, 224]]), [[-0.25, -0.25], [111.75, 111.75]])
 
 
-def test_grey_and_transparent_pictures_are_taken_as_rgb() -> None:
-    rgb = formula_picture(64, 48)
-    grey = prepare_loose(rgb[:, :, 0], 224).pixels
-    assert np.array_equal(grey[:, :, 0], grey[:, :, 2])
-    assert np.array_equal(grey, prepare_loose(rgb[:, :, :1], 224).pixels)
+def test_gray_and_transparent_images_are_taken_as_rgb() -> None:
+    rgb = formula_image(64, 48)
+    gray = prepare_loose(rgb[:, :, 0], 224).pixels
+    assert np.array_equal(gray[:, :, 0], gray[:, :, 2])
+    assert np.array_equal(gray, prepare_loose(rgb[:, :, :1], 224).pixels)
     rgba = np.dstack([rgb, np.full((48, 64), 7, np.uint8)])
     assert np.array_equal(prepare_loose(rgba, 224).pixels, prepare_loose(rgb, 224).pixels)
 
@@ -178,19 +173,19 @@ def test_the_network_reads_numbers_from_minus_one_to_one_channels_first() -> Non
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        (np.zeros((15, 100, 3), np.uint8), "picture of 100 x 15: smaller than one patch of 16 x 16"),
-        (np.zeros((20, 900, 3), np.uint8), "picture of 900 x 20: too narrow for the network"),
+        (np.zeros((15, 100, 3), np.uint8), "image of 100 x 15: smaller than one patch of 16 x 16"),
+        (np.zeros((20, 900, 3), np.uint8), "image of 900 x 20: too narrow for the network"),
         (np.zeros((64, 64, 3), np.float32), r"expected uint8 \(H, W, 3\), got float32"),
         (np.zeros((64, 64, 2), np.uint8), r"expected uint8 \(H, W, 3\), got uint8 \(64, 64, 2\)"),
     ],
 )
-def test_pictures_that_cannot_be_prepared_are_explained(image: Any, sentence: str) -> None:
+def test_images_that_cannot_be_prepared_are_explained(image: Any, sentence: str) -> None:
     with pytest.raises(SequenceError, match=sentence):
         prepare_loose(image, 512)
 
 
-def test_a_camera_of_another_picture_is_refused() -> None:
-    with pytest.raises(CameraError, match="camera of 640 x 480 pixels does not fit a picture of 320 x 240"):
+def test_a_camera_of_another_image_is_refused() -> None:
+    with pytest.raises(CameraError, match="camera of 640 x 480 pixels does not fit an image of 320 x 240"):
         prepare(np.zeros((240, 320, 3), np.uint8), camera_of(640, 480), 512)
 
 

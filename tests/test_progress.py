@@ -24,9 +24,9 @@ def test_a_log_gets_a_line_every_two_seconds():
     progress = TaskProgress(log, clock=clock)
     for done in range(51):
         clock.now = 0.1 * done
-        progress("pictures", done, 100)
+        progress("images", done, 100)
     progress.close()
-    assert log.getvalue().splitlines() == ["20/100 pictures, 8 s left", "40/100 pictures, 6 s left"]
+    assert log.getvalue().splitlines() == ["20/100 images, 8 s left", "40/100 images, 6 s left"]
 
 
 def test_a_terminal_gets_one_line_that_is_wiped_at_the_end():
@@ -76,7 +76,7 @@ def test_a_line_that_is_said_stays_on_a_terminal():
 def test_a_new_task_is_timed_from_its_own_beginning():
     log, clock = io.StringIO(), Clock()
     progress = TaskProgress(log, clock=clock)
-    progress("pictures", 1, 10)
+    progress("images", 1, 10)
     clock.now = 100.0
     progress("pairs", 0, 10)
     clock.now = 103.0

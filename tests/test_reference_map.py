@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 from map_samples import CAMERA, small_map
 
+from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import MapError
 from relocalizer.features import detect_features, root_sift
-from relocalizer.geometric_predictor import GeometricPredictor
-from relocalizer.images import Camera
-from relocalizer.interfaces import View
-from relocalizer.network.model import Architecture
-from relocalizer.network.weights import random_model
-from relocalizer.reference_map import (
+from relocalizer.interfaces import CalibratedImage
+from relocalizer.maps.map_rules import validate
+from relocalizer.maps.reference_map import (
     EdgeTable,
     FrameTable,
     check_predictor,
     provenance_of,
-    quantised,
-    recall,
+    quantized,
+    restore_encoding,
     restored,
-    validate,
 )
-from relocalizer.reloc3r_predictor import Reloc3rPredictor
+from relocalizer.network.model import Architecture
+from relocalizer.network.weights import random_model
+from relocalizer.predictors.geometric_predictor import GeometricPredictor
+from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 
 TINY = Architecture(enc_embed_dim=32, enc_depth=1, enc_num_heads=2, dec_embed_dim=24, dec_depth=1, dec_num_heads=2)
 
@@ -56,13 +56,13 @@ def test_each_keyframe_owns_its_features():
 
 
 def test_bytes_of_descriptors_stay_within_one_when_packed_again(rng):
-    packed = quantised(root_sift(rng.gamma(0.3, 40.0, (2000, 128)).astype(np.float32)))
-    assert np.abs(quantised(restored(packed)).astype(int) - packed).max() <= 1
+    packed = quantized(root_sift(rng.gamma(0.3, 40.0, (2000, 128)).astype(np.float32)))
+    assert np.abs(quantized(restored(packed)).astype(int) - packed).max() <= 1
 
 
 def test_packed_descriptors_are_nearly_the_ones_they_were(rng):
     descriptors = root_sift(rng.gamma(0.3, 40.0, (200, 128)).astype(np.float32))
-    similarity = np.einsum("nd,nd->n", restored(quantised(descriptors)), descriptors)
+    similarity = np.einsum("nd,nd->n", restored(quantized(descriptors)), descriptors)
     assert similarity.min() > 0.9995
 
 
@@ -76,7 +76,7 @@ def test_a_map_without_edges_and_frames_keeps_the_rules():
         ("keyframes", "timestamps_ns", "keyframes.timestamps_ns: expected 4 rows"),
         ("features", "landmark", "features.landmark: expected 48 rows"),
         ("observations", "landmark", "observations.landmark: expected 48 rows"),
-        ("landmarks", "colours", "landmarks.colours: expected 12 rows"),
+        ("landmarks", "colors", "landmarks.colors: expected 12 rows"),
         ("edges", "sigmas", "edges.sigmas: expected 3 rows"),
         ("frames", "keyframe", "frames.keyframe: expected 8 rows"),
     ],
@@ -116,9 +116,9 @@ def test_a_predictor_without_known_weights_reads_any_map_of_its_name():
     )
 
 
-def test_the_geometric_predictor_recalls_a_keyframe_without_its_picture():
-    m = small_map(picture=lambda row: pytest.fail("the picture was read"))
-    encoded = recall(geometric(), m, 1)
+def test_the_geometric_predictor_recalls_a_keyframe_without_its_image():
+    m = small_map(image=lambda row: pytest.fail("the image was read"))
+    encoded = restore_encoding(geometric(), m, 1)
     assert np.array_equal(encoded.features.pixels, m.features.of(1).pixels)
     assert encoded.camera == CAMERA
 
@@ -127,8 +127,8 @@ def test_a_recalled_pair_is_related_as_the_pair_itself(rng):
     predictor, image = geometric(), textured(rng)
     camera = Camera(width=320, height=240, fx=300.0, fy=300.0, cx=159.5, cy=119.5)
     features = detect_features(image.mean(axis=2).astype(np.uint8), FeaturesConfig())
-    [encoded] = predictor.encode([View(image, camera, features)])
-    again = predictor.recall(features, camera, predictor.describe(encoded), lambda: image)
+    [encoded] = predictor.encode([CalibratedImage(image, camera, features)])
+    again = predictor.restore_encoding(features, camera, predictor.describe(encoded), lambda: image)
     assert again.order == encoded.order
 
 
@@ -136,12 +136,12 @@ def test_reloc3r_encodes_a_recalled_keyframe_only_when_it_is_related(rng):
     predictor = Reloc3rPredictor(random_model(TINY, seed=4), "reloc3r-224")
     images = [textured(rng), textured(rng)]
     camera = Camera(width=320, height=240, fx=300.0, fy=300.0, cx=159.5, cy=119.5)
-    whole = predictor.encode([View(image, camera) for image in images])
+    whole = predictor.encode([CalibratedImage(image, camera) for image in images])
     [expected] = predictor.relate([(whole[0], whole[1])])
     before = predictor.cached_bytes
     features = small_map().features.of(0)
     again = [
-        predictor.recall(features, camera, predictor.describe(e), lambda i=i: i)
+        predictor.restore_encoding(features, camera, predictor.describe(e), lambda i=i: i)
         for e, i in zip(whole, images, strict=True)
     ]
     assert predictor.cached_bytes == before
@@ -151,11 +151,11 @@ def test_reloc3r_encodes_a_recalled_keyframe_only_when_it_is_related(rng):
     assert np.allclose(found.i_from_j_rotation, expected.i_from_j_rotation, atol=1e-5)
 
 
-def test_another_predictor_sees_the_picture_again():
+def test_another_predictor_sees_the_image_again():
     class Plain:
         name = "plain"
 
         def encode(self, views):
             return [view.image.shape for view in views]
 
-    assert recall(Plain(), small_map(), 2) == (48, 64, 3)
+    assert restore_encoding(Plain(), small_map(), 2) == (48, 64, 3)

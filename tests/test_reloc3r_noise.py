@@ -11,14 +11,16 @@ from oracle import CAMERA, RELOC3R, OraclePredictor, OracleTracker, OracleWorld,
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import direction_angle, rotation_angle
-from relocalizer.interfaces import View
+from relocalizer.interfaces import CalibratedImage
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.evaluate import evaluate
-from slam.optimizer import GtsamOptimizer
-from slam.refinement import GtsamRefiner
-from slam.system import Slam, SlamResult
-from slam.trajectory import read_tum
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
+from slam.evaluation.metrics import evaluate
+from slam.evaluation.trajectory_files import read_tum
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.result import SlamResult
+from slam.system import Slam
 
 BUNDLED = Path(__file__).parents[1] / "sequences" / "room_loop" / "groundtruth.txt"
 SEQUENCES = os.environ.get("SLAM_SEQUENCES", "")
@@ -75,7 +77,7 @@ def test_the_oracle_answers_the_same_whichever_way_it_is_asked():
     poses = [RigidTransform.from_translation([0.0, 0.0, 0.1 * k]) for k in range(2)]
     world = OracleWorld(poses, np.zeros((1, 3)))
     predictor = OraclePredictor(world, errors=RELOC3R[512])
-    a, b = predictor.encode([View(world.frame(0).image), View(world.frame(1).image)])
+    a, b = predictor.encode([CalibratedImage(world.frame(0).image), CalibratedImage(world.frame(1).image)])
     there, back = predictor.relate([(a, b), (b, a)])
     assert np.array_equal(there.i_from_j_rotation, back.i_from_j_rotation.T)
     assert np.allclose(there.i_from_j_rotation @ back.i_from_j_direction, -there.i_from_j_direction)
@@ -102,11 +104,13 @@ def run(
     world = OracleWorld(poses, points, facing=facing, pixel_noise=0.5, seed=1, max_depth=1.2 * farthest)
     slam = Slam(
         SlamConfig(),
-        predictor=OraclePredictor(world, errors=RELOC3R[errors]),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        Components(
+            predictor=OraclePredictor(world, errors=RELOC3R[errors]),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
     )
     for frame in world.frames():
         slam.step(frame)

@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, DeviceError, SequenceError, WeightsError
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import direction_angle, exp_so3, rotation_angle
-from relocalizer.images import Camera, Image
-from relocalizer.interfaces import NoEstimate, PairEstimate, PosePredictor, View
+from relocalizer.images import Image
+from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate, PosePredictor
 from relocalizer.network.model import Architecture, Reloc3r
 from relocalizer.network.weights import load_model, random_model
-from relocalizer.preprocessing import network_input, prepare_loose
-from relocalizer.reloc3r_predictor import Reloc3rPredictor
-from relocalizer.two_way import Calibration, ErrorLevel, PairCalibration, TwoWayPose, estimate_of
+from relocalizer.predictors.pair_uncertainty import Calibration, ErrorLevel, PairCalibration, TwoWayPose, estimate_of
+from relocalizer.predictors.preprocessing import network_input, prepare_loose
+from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 
 TINY = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)
 PARITY = os.environ.get("RELOC3R_PARITY")
@@ -44,13 +45,13 @@ def predictor(model: Reloc3r) -> Reloc3rPredictor:
     return Reloc3rPredictor(model, "reloc3r-224")
 
 
-def picture(rng: np.random.Generator, width: int = 320, height: int = 240) -> Image:
+def stored(rng: np.random.Generator, width: int = 320, height: int = 240) -> Image:
     coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     return np.repeat(np.repeat(coarse, 16, axis=0), 16, axis=1)
 
 
-def views(rng: np.random.Generator, count: int, **size: int) -> list[View]:
-    return [View(picture(rng, **size)) for _ in range(count)]
+def views(rng: np.random.Generator, count: int, **size: int) -> list[CalibratedImage]:
+    return [CalibratedImage(stored(rng, **size)) for _ in range(count)]
 
 
 def estimate(answer: PairEstimate | NoEstimate) -> PairEstimate:
@@ -59,14 +60,14 @@ def estimate(answer: PairEstimate | NoEstimate) -> PairEstimate:
 
 
 class _Counting:
-    """Counts the pictures the network encodes."""
+    """Counts the images the network encodes."""
 
     def __init__(self, model: Reloc3r, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pictures = 0
+        self.images = 0
         encode = model.encode
 
         def counted(images: Any) -> Any:
-            self.pictures += len(images)
+            self.images += len(images)
             return encode(images)
 
         monkeypatch.setattr(model, "encode", counted)
@@ -113,7 +114,7 @@ def test_half_precision_of_the_cache_moves_an_answer_by_little(model: Reloc3r, r
     assert 0 < rotation_angle(answers[0].T @ answers[1]) < np.radians(0.5)
 
 
-def test_a_picture_is_encoded_once_however_often_it_is_paired(
+def test_an_image_is_encoded_once_however_often_it_is_paired(
     model: Reloc3r, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, counting = Reloc3rPredictor(model, "reloc3r-224"), _Counting(model, monkeypatch)
@@ -121,7 +122,7 @@ def test_a_picture_is_encoded_once_however_often_it_is_paired(
     predictor.relate([(keyframe, query) for keyframe in keyframes])
     predictor.relate([(query, keyframes[0])])
     predictor.describe(query)
-    assert counting.pictures == 5
+    assert counting.images == 5
 
 
 def test_a_batch_of_pairs_of_mixed_sizes_gives_the_answers_of_its_members_in_order(
@@ -137,33 +138,21 @@ def test_a_batch_of_pairs_of_mixed_sizes_gives_the_answers_of_its_members_in_ord
         assert rotation_angle(R.T @ S) < 1e-3
 
 
-def test_no_pairs_and_no_pictures_are_no_problem(predictor: Reloc3rPredictor) -> None:
+def test_no_pairs_and_no_images_are_no_problem(predictor: Reloc3rPredictor) -> None:
     assert predictor.encode([]) == []
     assert predictor.relate([]) == []
 
 
-def test_a_picture_that_was_just_encoded_is_not_encoded_again(
-    model: Reloc3r, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predictor, counting = Reloc3rPredictor(model, "reloc3r-224"), _Counting(model, monkeypatch)
-    view, other = views(rng, 2)
-    [tried] = predictor.encode([view])
-    [kept] = predictor.encode([View(view.image.copy())])
-    predictor.encode([other, view])
-    assert kept is tried
-    assert counting.pictures == 2
-
-
-def test_pictures_that_differ_in_one_pixel_are_two_pictures(predictor: Reloc3rPredictor) -> None:
-    grey = np.full((224, 224, 3), 90, np.uint8)
-    marked = grey.copy()
+def test_images_that_differ_in_one_pixel_are_two_images(predictor: Reloc3rPredictor) -> None:
+    gray = np.full((224, 224, 3), 90, np.uint8)
+    marked = gray.copy()
     marked[7, 9, 1] = 91
-    a, b = predictor.encode([View(grey), View(marked)])
+    a, b = predictor.encode([CalibratedImage(gray), CalibratedImage(marked)])
     assert a is not b
     assert not np.array_equal(predictor.describe(a), predictor.describe(b))
 
 
-def test_the_prepared_picture_comes_back_without_loss_from_half_of_its_memory(
+def test_the_prepared_image_comes_back_without_loss_from_half_of_its_memory(
     predictor: Reloc3rPredictor, rng: np.random.Generator
 ) -> None:
     [view] = views(rng, 1)
@@ -177,36 +166,36 @@ def test_the_prepared_picture_comes_back_without_loss_from_half_of_its_memory(
 def test_the_cache_keeps_to_its_bound_and_answers_stay_the_same(
     model: Reloc3r, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = views(rng, 4)
+    images = views(rng, 4)
     roomy = Reloc3rPredictor(model, "reloc3r-224")
-    one_picture = 14 * 14 * 32 * 2
-    tight = Reloc3rPredictor(model, "reloc3r-224", cache_bytes=2 * one_picture)
-    kept, spilled = roomy.encode(pictures), tight.encode(pictures)
-    assert roomy.cached_bytes == 4 * one_picture
-    assert tight.cached_bytes == 2 * one_picture
+    one_image = 14 * 14 * 32 * 2
+    tight = Reloc3rPredictor(model, "reloc3r-224", cache_bytes=2 * one_image)
+    kept, spilled = roomy.encode(images), tight.encode(images)
+    assert roomy.cached_bytes == 4 * one_image
+    assert tight.cached_bytes == 2 * one_image
     counting = _Counting(model, monkeypatch)
     again, same = roomy.relate([(kept[0], kept[3])])[0], tight.relate([(spilled[0], spilled[3])])[0]
-    assert counting.pictures == 1
-    assert tight.cached_bytes == 2 * one_picture
+    assert counting.images == 1
+    assert tight.cached_bytes == 2 * one_image
     assert np.array_equal(estimate(again).i_from_j_rotation, estimate(same).i_from_j_rotation)
 
 
 def test_what_nobody_remembers_leaves_the_cache(predictor: Reloc3rPredictor, rng: np.random.Generator) -> None:
-    keyframe, passing, *newest = predictor.encode(views(rng, 4))
+    keyframe, passing, *latest = predictor.encode(views(rng, 4))
     before = predictor.cached_bytes
     del passing
     gc.collect()
     assert predictor.cached_bytes == before * 3 // 4
     assert keyframe is not None
-    assert newest
+    assert latest
 
 
-def test_a_descriptor_is_a_unit_vector_that_finds_its_picture_again(
+def test_a_descriptor_is_a_unit_vector_that_finds_its_image_again(
     predictor: Reloc3rPredictor, rng: np.random.Generator
 ) -> None:
-    pictures = views(rng, 4)
-    noisy = np.clip(pictures[2].image.astype(int) + rng.integers(-6, 7, (240, 320, 3)), 0, 255)
-    *places, query = predictor.encode([*pictures, View(noisy.astype(np.uint8))])
+    images = views(rng, 4)
+    noisy = np.clip(images[2].image.astype(int) + rng.integers(-6, 7, (240, 320, 3)), 0, 255)
+    *places, query = predictor.encode([*images, CalibratedImage(noisy.astype(np.uint8))])
     descriptors = np.array([predictor.describe(place) for place in places])
     assert descriptors.shape == (4, 32)
     assert descriptors.dtype == np.float32
@@ -235,8 +224,8 @@ def test_a_keyframe_of_a_saved_map_is_read_and_encoded_when_it_is_first_related(
 ) -> None:
     predictor, counting = Reloc3rPredictor(model, "reloc3r-512"), _Counting(model, monkeypatch)
     camera = Camera(width=320, height=240, fx=300.0, fy=300.0, cx=159.5, cy=119.5)
-    image, other = picture(rng), picture(rng)
-    live, query = predictor.encode([View(image, camera), View(other, camera)])
+    image, other = stored(rng), stored(rng)
+    live, query = predictor.encode([CalibratedImage(image, camera), CalibratedImage(other, camera)])
     read: list[int] = []
 
     def saved() -> Image:
@@ -244,11 +233,11 @@ def test_a_keyframe_of_a_saved_map_is_read_and_encoded_when_it_is_first_related(
         return image
 
     descriptor = predictor.describe(live)
-    recalled = predictor.recall(NO_FEATURES, camera, descriptor, saved)
-    assert (read, counting.pictures) == ([], 2)
+    recalled = predictor.restore_encoding(NO_FEATURES, camera, descriptor, saved)
+    assert (read, counting.images) == ([], 2)
     found, wanted = predictor.relate([(recalled, query)])[0], predictor.relate([(live, query)])[0]
     predictor.relate([(recalled, live)])
-    assert (read, counting.pictures) == ([1], 3)
+    assert (read, counting.images) == ([1], 3)
     assert np.array_equal(estimate(found).i_from_j_rotation, estimate(wanted).i_from_j_rotation)
     assert np.array_equal(predictor.describe(recalled), descriptor)
 
@@ -257,10 +246,10 @@ def test_a_keyframe_of_a_saved_map_that_nobody_remembers_leaves_the_cache(
     predictor: Reloc3rPredictor, rng: np.random.Generator
 ) -> None:
     camera = Camera(width=320, height=240, fx=300.0, fy=300.0, cx=159.5, cy=119.5)
-    [query] = predictor.encode([View(picture(rng), camera)])
+    [query] = predictor.encode([CalibratedImage(stored(rng), camera)])
     before = predictor.cached_bytes
-    saved = picture(rng)
-    recalled = predictor.recall(NO_FEATURES, camera, predictor.describe(query), lambda: saved)
+    saved = stored(rng)
+    recalled = predictor.restore_encoding(NO_FEATURES, camera, predictor.describe(query), lambda: saved)
     predictor.relate([(recalled, query)])
     assert predictor.cached_bytes == 2 * before
     del recalled
@@ -269,36 +258,38 @@ def test_a_keyframe_of_a_saved_map_that_nobody_remembers_leaves_the_cache(
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_size_of_a_saved_picture_is_known_from_its_camera(model: Reloc3r, turned: bool) -> None:
+def test_the_size_of_a_saved_image_is_known_from_its_camera(model: Reloc3r, turned: bool) -> None:
     predictor = Reloc3rPredictor(model, "reloc3r-512")
     camera = Camera(width=752, height=480, fx=458.0, fy=457.0, cx=367.2, cy=248.4)
     if turned:
         camera = Camera(width=480, height=752, fx=457.0, fy=458.0, cx=248.4, cy=367.2)
     image = np.zeros((camera.height, camera.width, 3), np.uint8)
-    [live] = predictor.encode([View(image, camera)])
-    recalled = predictor.recall(NO_FEATURES, camera, predictor.describe(live), lambda: image)
+    [live] = predictor.encode([CalibratedImage(image, camera)])
+    recalled = predictor.restore_encoding(NO_FEATURES, camera, predictor.describe(live), lambda: image)
     assert recalled.size == live.size == recalled.pixels().shape[:2]  # type: ignore[attr-defined]
 
 
-def test_a_camera_decides_the_size_of_the_prepared_picture(model: Reloc3r, rng: np.random.Generator) -> None:
+def test_a_camera_decides_the_size_of_the_prepared_image(model: Reloc3r, rng: np.random.Generator) -> None:
     predictor = Reloc3rPredictor(model, "reloc3r-512")
     camera = Camera(width=752, height=480, fx=458.0, fy=457.0, cx=367.2, cy=248.4)
-    loose, calibrated = predictor.encode([View(np.zeros((480, 752, 3), np.uint8), c) for c in (None, camera)])
+    loose, calibrated = predictor.encode(
+        [CalibratedImage(np.zeros((480, 752, 3), np.uint8), c) for c in (None, camera)]
+    )
     assert loose.size == (320, 512)  # type: ignore[attr-defined]
     assert calibrated.size == (336, 512)  # type: ignore[attr-defined]
 
 
-def test_bad_pictures_are_refused_before_anything_is_encoded(predictor: Reloc3rPredictor) -> None:
+def test_bad_images_are_refused_before_anything_is_encoded(predictor: Reloc3rPredictor) -> None:
     with pytest.raises(SequenceError, match="smaller than one patch"):
-        predictor.encode([View(np.zeros((8, 8, 3), np.uint8))])
+        predictor.encode([CalibratedImage(np.zeros((8, 8, 3), np.uint8))])
     camera = Camera(width=64, height=48, fx=50.0, fy=50.0, cx=32.0, cy=24.0)
-    with pytest.raises(CameraError, match="does not fit a picture of 320 x 240"):
-        predictor.encode([View(np.zeros((240, 320, 3), np.uint8), camera)])
+    with pytest.raises(CameraError, match="does not fit an image of 320 x 240"):
+        predictor.encode([CalibratedImage(np.zeros((240, 320, 3), np.uint8), camera)])
 
 
-def test_grey_and_transparent_pictures_are_accepted(predictor: Reloc3rPredictor) -> None:
-    grey, rgba = np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8)
-    assert len(predictor.encode([View(grey), View(rgba)])) == 2
+def test_gray_and_transparent_images_are_accepted(predictor: Reloc3rPredictor) -> None:
+    gray, rgba = np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8)
+    assert len(predictor.encode([CalibratedImage(gray), CalibratedImage(rgba)])) == 2
 
 
 def save(model: Reloc3r, folder: Path, img_size: int) -> Path:
@@ -417,7 +408,7 @@ def test_a_measured_calibration_gives_back_the_errors_it_was_measured_on(
     calibration = Calibration.measured(disagreement, error, axes=2, right_rad=0.1)
     for found in (0.05, 0.15, 0.25):
         assert calibration.sigma(found) == pytest.approx(0.5 * found, rel=0.1)
-    assert calibration.chance(0.05) > 0.99 > calibration.chance(0.28)
+    assert calibration.probability(0.05) > 0.99 > calibration.probability(0.28)
 
 
 def test_a_calibration_from_too_few_pairs_is_refused() -> None:

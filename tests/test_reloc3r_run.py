@@ -16,9 +16,9 @@ FRAMES = 60
 
 
 class Asked:
-    """How many pictures the network encoded and how many pairs it decoded."""
+    """How many images the network encoded and how many pairs it decoded."""
 
-    pictures = 0
+    images = 0
     pairs = 0
 
 
@@ -29,7 +29,7 @@ def ended(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, di
     encode, decode = Reloc3r.encode, Reloc3r.decode_raw
 
     def counted_encode(model: Reloc3r, images: Any) -> Any:
-        asked.pictures += len(images)
+        asked.images += len(images)
         return encode(model, images)
 
     def counted_decode(model: Reloc3r, first: Any, second: Any) -> Any:
@@ -38,7 +38,7 @@ def ended(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, di
 
     options = ["--predictor", "reloc3r-224", "--random-weights", "--max-frames", str(FRAMES), "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relocalizer.reloc3r_predictor.Architecture", lambda: TINY)
+        patch.setattr("relocalizer.predictors.reloc3r_predictor.Architecture", lambda: TINY)
         patch.setattr(Reloc3r, "encode", counted_encode)
         patch.setattr(Reloc3r, "decode_raw", counted_decode)
         with pytest.raises(SystemExit) as exit:
@@ -62,7 +62,7 @@ def test_the_result_is_called_unusable_all_the_same(ended: Any) -> None:
 
 def test_every_keyframe_is_encoded_once_and_nothing_else_but_a_first_try(ended: Any) -> None:
     _, report, asked = ended
-    assert report["keyframes"] <= asked.pictures <= report["keyframes"] + 1
+    assert report["keyframes"] <= asked.images <= report["keyframes"] + 1
 
 
 def test_a_keyframe_is_related_to_the_one_before_it(ended: Any) -> None:

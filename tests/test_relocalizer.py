@@ -1,4 +1,4 @@
-"""Pictures of a known room located in a map of it: exactly where landmarks help, roughly where not, or not at all."""
+"""Images of a known room located in a map of it: exactly where landmarks help, roughly where not, or not at all."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, look_along, room
 from relocalizer.config import RelocalizerConfig
 from relocalizer.errors import MapError
 from relocalizer.geometry import exp_so3, log_so3, rigid, rotation_angle, rotation_matrix, translation_of
-from relocalizer.interfaces import NoEstimate, View
-from relocalizer.posed_images import PosedPicture, map_from_poses
-from relocalizer.reference_map import validate
+from relocalizer.interfaces import CalibratedImage, NoEstimate
+from relocalizer.maps.image_matching import PosedImage
+from relocalizer.maps.map_from_poses import map_from_poses
+from relocalizer.maps.map_rules import validate
 from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
 
 MAPPED = range(0, 200, 8)
 
 
 class Tracker(OracleTracker):
-    """Descriptors without signs, as those of real pictures: a map keeps none."""
+    """Descriptors without signs, as those of real images: a map keeps none."""
 
     def detect(self, gray):
         found = super().detect(gray)
@@ -44,11 +45,11 @@ class Room:
         self.world = world
         self.tracker = Tracker(world)
         self.predictor = OraclePredictor(world, **noise)
-        self.map = self.map_of(mapped)
+        self.map = self.to_reference_map(mapped)
 
-    def map_of(self, mapped):
-        pictures = [
-            PosedPicture(
+    def to_reference_map(self, mapped):
+        images = [
+            PosedImage(
                 name=str(k),
                 read=lambda k=k: self.world.frame(k).image,
                 camera=self.world.camera,
@@ -58,19 +59,19 @@ class Room:
             for k in mapped
         ]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("relocalizer.posed_images.detect_features", lambda gray, *_: self.tracker.detect(gray))
-            return map_from_poses(pictures, self.predictor)
+            patch.setattr("relocalizer.maps.image_matching.detect_features", lambda gray, *_: self.tracker.detect(gray))
+            return map_from_poses(images, self.predictor)
 
     def view(self, k, *, camera=True):
         frame = self.world.frame(k)
         features = self.tracker.detect(self.tracker.gray(frame.image))
-        return View(frame.image, frame.camera, features) if camera else View(frame.image)
+        return CalibratedImage(frame.image, frame.camera, features) if camera else CalibratedImage(frame.image)
 
     def relocalizer(self, reference_map=None, **changes):
         return Relocalizer(reference_map or self.map, self.predictor, config=RelocalizerConfig(**changes))
 
     def error(self, k, outcome):
-        """(metres, degrees); a refusal fails the test and shows its reason."""
+        """(meters, degrees); a refusal fails the test and shows its reason."""
         assert isinstance(outcome, Relocalization), outcome
         between = self.world.poses[k].inv() * outcome.world_from_cam
         return np.linalg.norm(translation_of(between)), np.degrees(rotation_angle(rotation_matrix(between)))
@@ -89,17 +90,17 @@ def room():
     return Room(OracleWorld(room_path(240), points, pixel_noise=0.3))
 
 
-def test_a_map_from_posed_pictures_is_a_valid_map_in_metres(room):
+def test_a_map_from_posed_images_is_a_valid_map_in_meters(room):
     validate(room.map)
-    assert room.map.provenance.units == "metres"
+    assert room.map.provenance.units == "meters"
     assert len(room.map.landmarks) > 800
 
 
 @pytest.mark.parametrize("k", [3, 51, 118, 230])
-def test_a_picture_is_found_to_millimetres_on_its_landmarks(room, k):
+def test_an_image_is_found_to_millimetres_on_its_landmarks(room, k):
     outcome = room.relocalizer().locate(room.view(k))
-    metres, degrees = room.error(k, outcome)
-    assert metres < 0.005
+    meters, degrees = room.error(k, outcome)
+    assert meters < 0.005
     assert degrees < 0.1
     assert outcome.how == "landmarks"
     assert outcome.confidence > 0.9
@@ -109,15 +110,15 @@ def test_a_picture_is_found_to_millimetres_on_its_landmarks(room, k):
 def test_without_landmarks_the_pose_is_averaged_and_less_sure(room):
     refined = room.relocalizer().locate(room.view(51))
     averaged = room.relocalizer(bare(room.map)).locate(room.view(51))
-    metres, degrees = room.error(51, averaged)
+    meters, degrees = room.error(51, averaged)
     assert averaged.how == "averaged"
     assert averaged.inliers == 0
-    assert metres < 0.15
+    assert meters < 0.15
     assert degrees < 1.0
     assert np.trace(averaged.covariance) > 10 * np.trace(refined.covariance)
 
 
-def test_a_picture_of_an_unknown_camera_is_averaged(room):
+def test_an_image_of_an_unknown_camera_is_averaged(room):
     outcome = room.relocalizer().locate(room.view(51, camera=False))
     assert room.error(51, outcome)[0] < 0.15
     assert outcome.how == "averaged"
@@ -132,7 +133,7 @@ def test_many_at_once_are_the_same_as_one_by_one(room):
         assert alone.confidence == outcome.confidence
 
 
-def test_many_pictures_are_encoded_and_related_in_one_call_each(room):
+def test_many_images_are_encoded_and_related_in_one_call_each(room):
     calls = []
 
     class Counting(OraclePredictor):
@@ -146,26 +147,26 @@ def test_many_pictures_are_encoded_and_related_in_one_call_each(room):
 
     relocalizer = Relocalizer(room.map, Counting(room.world), config=RelocalizerConfig(candidates=5))
     for row in range(len(room.map.keyframes)):
-        relocalizer._recall(row)
+        relocalizer._restore(row)
     calls.clear()
     relocalizer.locate_many([room.view(k) for k in (10, 77, 140)])
     assert calls == [("encode", 3), ("relate", 15)]
 
 
-def test_a_picture_that_shows_nothing_is_not_found_and_says_why():
+def test_an_image_that_shows_nothing_is_not_found_and_says_why():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
-    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognised, 12 needed")
+    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognized, 12 needed")
 
 
-def test_without_landmarks_a_picture_that_no_keyframe_knows_is_not_found_either():
+def test_without_landmarks_an_image_that_no_keyframe_knows_is_not_found_either():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
     outcome = room.relocalizer(bare(room.map)).locate(room.view(51))
     assert outcome == NotFound("none of 8 keyframes could be related to it (0 matches, 20 needed)")
 
 
-def test_a_picture_of_another_room_is_not_found(room):
+def test_an_image_of_another_room_is_not_found(room):
     elsewhere = Room(OracleWorld(room_path(240), room_points(np.random.default_rng(8), 2500), seed=9))
     outcome = Relocalizer(room.map, Silent(room.world)).locate(elsewhere.view(51))
     assert isinstance(outcome, NotFound)
@@ -218,7 +219,7 @@ def test_fewer_landmarks_than_asked_for_are_refused_with_both_numbers(room):
     config = RelocalizerConfig(min_inliers=1000)
     outcome = Relocalizer(room.map, Silent(room.world), config=config).locate(room.view(51))
     assert isinstance(outcome, NotFound)
-    assert outcome.reason.endswith("landmarks recognised, 1000 needed")
+    assert outcome.reason.endswith("landmarks recognized, 1000 needed")
 
 
 def test_where_landmarks_are_too_few_to_speak_the_keyframes_do(room):
@@ -230,10 +231,10 @@ def test_where_landmarks_are_too_few_to_speak_the_keyframes_do(room):
 def test_when_neither_landmarks_nor_keyframes_tell_both_reasons_are_given(room):
     outcome = room.relocalizer(min_inliers=1000, min_views=20).locate(room.view(51))
     assert isinstance(outcome, NotFound)
-    assert "landmarks recognised, 1000 needed; without them, 8 of 8 keyframes agree, 20 needed" in outcome.reason
+    assert "landmarks recognized, 1000 needed; without them, 8 of 8 keyframes agree, 20 needed" in outcome.reason
 
 
-def test_landmarks_in_one_corner_of_the_picture_are_refused(room):
+def test_landmarks_in_one_corner_of_the_image_are_refused(room):
     view = room.view(51)
     corner = (view.features.pixels < [160, 160]).all(axis=1)
     few = replace(
@@ -244,7 +245,7 @@ def test_landmarks_in_one_corner_of_the_picture_are_refused(room):
     )
     outcome = room.relocalizer(min_inliers=6).locate(replace(view, features=few))
     assert isinstance(outcome, NotFound)
-    assert "of 48 parts of the picture, 4 needed" in outcome.reason
+    assert "of 48 parts of the image, 4 needed" in outcome.reason
 
 
 def test_the_pose_is_in_the_segment_whose_keyframes_show_the_place(room):
@@ -267,7 +268,7 @@ def test_the_pose_is_in_the_segment_whose_keyframes_show_the_place(room):
 
 
 def test_candidates_lie_apart():
-    """A camera that stood still for twenty pictures is one candidate, not twenty."""
+    """A camera that stood still for twenty images is one candidate, not twenty."""
     still = [look_along(np.array([0.0, 0.0, 1.4]), np.array([1.0, 0.2, 0.0]))] * 20
     walk = [look_along(np.array([0.0, 0.1 * k, 1.4]), np.array([1.0, 0.2, 0.0])) for k in range(1, 12)]
     world = OracleWorld([*still, *walk], room_points(np.random.default_rng(3), 2500))
@@ -293,23 +294,23 @@ def test_a_map_of_another_predictor_is_refused(room):
         Relocalizer(room.map, Other(room.world))
 
 
-def test_the_bound_is_metric_in_metres_and_a_share_of_the_depth_otherwise(room):
+def test_the_bound_is_metric_in_meters_and_a_share_of_the_depth_otherwise(room):
     assert {segment: bound.distance for segment, bound in room.relocalizer().bounds.items()} == {0: 0.25}
     unmetric = replace(room.map, provenance=replace(room.map.provenance, units="map units"))
     bound = room.relocalizer(unmetric).bounds[0]
     depth = np.median(np.linalg.norm(room.map.points_world - room.map.keyframes.translations.mean(axis=0), axis=1))
     assert bound.distance == pytest.approx(0.1 * depth, rel=0.4)
     assert np.degrees(bound.angle_rad) == pytest.approx(5.0)
-    assert (bound.units, room.relocalizer().bounds[0].units) == ("map units", "metres")
+    assert (bound.units, room.relocalizer().bounds[0].units) == ("map units", "meters")
 
 
-def test_a_picture_is_located_to_a_bound_in_the_units_of_the_segment_that_it_is_in(room):
+def test_an_image_is_located_to_a_bound_in_the_units_of_the_segment_that_it_is_in(room):
     parts = in_two_segments(room.map, scale=40.0)
     validate(parts)
     relocalizer = room.relocalizer(parts)
     first, second = (relocalizer.locate(room.view(k)) for k in (30, 170))
     assert (first.segment, second.segment) == (0, 1)
-    assert (first.bound.distance, first.bound.units) == (0.25, "metres")
+    assert (first.bound.distance, first.bound.units) == (0.25, "meters")
     assert second.bound.units == "map units"
     alone = room.relocalizer(replace(room.map, provenance=replace(room.map.provenance, units="map units")))
     assert second.bound.distance == pytest.approx(40.0 * alone.bounds[0].distance, rel=0.3)
@@ -327,5 +328,5 @@ def test_errors_are_as_large_as_the_covariance_says(room):
     assert 0.02 < np.mean(squared) < 2.0  # features of this room are four times sharper than assumed
 
 
-def test_an_empty_list_of_pictures_gives_an_empty_list(room):
+def test_an_empty_list_of_images_gives_an_empty_list(room):
     assert room.relocalizer().locate_many([]) == []

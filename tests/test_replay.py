@@ -14,22 +14,22 @@ import rerun.chunk as rc
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity
-from relocalizer.map_folder import load_map
+from relocalizer.maps.map_reader import load_map
 from slam.cli import main
+from slam.evaluation.trajectory_files import read_tum
 from slam.events import (
     EdgeAccepted,
     Event,
     FrameProcessed,
-    GraphOptimised,
-    Initialised,
+    GraphOptimized,
+    Initialized,
     KeyframeAdded,
     LandmarksUpdated,
     RunFinished,
-    ScaleAnchored,
+    ScaleSet,
 )
-from slam.graph import EdgeKind
-from slam.replay import ReplayError, open_replay
-from slam.trajectory import read_tum
+from slam.map.keyframe_graph import EdgeKind
+from slam.run.replay import ReplayError, open_replay
 
 FRAMES = 70
 T = TypeVar("T")
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
-    """The folder of a short run in metres. Read only."""
+    """The folder of a short run in meters. Read only."""
     folder = tmp_path_factory.mktemp("runs") / "room"
     with pytest.raises(SystemExit) as ended:
         main(
@@ -91,14 +91,14 @@ def test_points_that_were_followed_are_counted_and_their_places_are_not_known(fi
     assert {len(event.pixels) for event in frames} == {0}
 
 
-def test_frames_that_became_keyframes_have_the_picture_that_the_map_keeps(finished, told):
+def test_frames_that_became_keyframes_have_the_image_that_the_map_keeps(finished, told):
     kept = {event.keyframe.frame_index: event.keyframe.id for event in of(told, KeyframeAdded)}
     reference = load_map(finished / "map")
     assert len(kept) >= 3
     for event in of(told, FrameProcessed):
         if event.frame.index in kept:
             row = reference.row_of[kept[event.frame.index]]
-            assert np.array_equal(event.frame.image, reference.picture(row))
+            assert np.array_equal(event.frame.image, reference.image(row))
         else:
             assert event.frame.image.size == 0
 
@@ -116,14 +116,14 @@ def test_what_happened_comes_in_the_order_of_the_log(finished, told):
     logged = [json.loads(line)["event"] for line in (finished / "events.jsonl").read_text().splitlines()]
     at_the_end = ("LandmarksUpdated", "RunFinished")
     expected = [name for name in logged if name not in at_the_end]
-    assert [type(event).__name__ for event in told] == [*expected, "GraphOptimised", *at_the_end]
-    assert len(of(told, Initialised)) == len(of(told, ScaleAnchored)) == 1
+    assert [type(event).__name__ for event in told] == [*expected, "GraphOptimized", *at_the_end]
+    assert len(of(told, Initialized)) == len(of(told, ScaleSet)) == 1
 
 
 def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, told):
     path, keyframes = read_tum(finished / "trajectory.txt"), read_tum(finished / "keyframes.txt")
     reference = load_map(finished / "map")
-    poses = of(told, GraphOptimised)[-1].world_from_keyframe
+    poses = of(told, GraphOptimized)[-1].world_from_keyframe
     assert np.allclose([poses[k].translation for k in sorted(poses)], keyframes.positions, atol=1e-6)
     end = of(told, RunFinished)[0]
     assert np.array_equal(end.world_from_cam, path.world_from_cam)
@@ -134,19 +134,19 @@ def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, to
     assert len(landmarks.ids) > 200
 
 
-def test_the_map_of_an_anchored_run_is_in_metres_as_its_keyframes_are(finished):
+def test_the_map_of_an_anchored_run_is_in_meters_as_its_keyframes_are(finished):
     reference, keyframes = load_map(finished / "map"), read_tum(finished / "keyframes.txt")
-    assert reference.provenance.units == "metres"
+    assert reference.provenance.units == "meters"
     assert np.allclose(reference.keyframes.translations, keyframes.positions, atol=1e-6)
 
 
 def test_without_a_map_keyframes_stand_at_the_poses_of_their_file_and_what_is_missing_is_said(copied):
     shutil.rmtree(copied / "map")
     replay = open_replay(copied)
-    assert replay.missing == ("no map/ in it: keyframes have no pictures and landmarks are not shown",)
+    assert replay.missing == ("no map/ in it: keyframes have no images and landmarks are not shown",)
     events = list(replay.events())
     keyframes = read_tum(copied / "keyframes.txt")
-    poses = of(events, GraphOptimised)[-1].world_from_keyframe
+    poses = of(events, GraphOptimized)[-1].world_from_keyframe
     assert all(isinstance(pose, Similarity) for pose in poses.values())
     assert np.allclose([poses[k].translation for k in sorted(poses)], keyframes.positions)
     assert of(events, LandmarksUpdated) == []
@@ -208,7 +208,7 @@ def rows(recording: Path, entity: str) -> int:
     return sum(chunk.to_record_batch().num_rows for chunk in chunks)
 
 
-def test_view_records_the_run_with_every_pose_and_the_keyframes_pictures(finished, told, tmp_path, slam_command):
+def test_view_records_the_run_with_every_pose_and_the_keyframes_images(finished, told, tmp_path, slam_command):
     record = tmp_path / "again.rrd"
     ended = slam_command("view", finished, "--record", record)
     assert ended.code == 0, ended.err
@@ -230,7 +230,7 @@ def test_view_says_what_cannot_be_shown(copied, tmp_path, slam_command):
     shutil.rmtree(copied / "map")
     ended = slam_command("view", copied, "--record", tmp_path / "again.rrd")
     assert ended.code == 0
-    assert f"{copied}: no map/ in it: keyframes have no pictures and landmarks are not shown" in ended.err
+    assert f"{copied}: no map/ in it: keyframes have no images and landmarks are not shown" in ended.err
 
 
 def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monkeypatch):
@@ -248,8 +248,8 @@ def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monk
         def close(self):
             happened.append("closed")
 
-    monkeypatch.setattr("slam.rerun_viewer.RerunViewer", Page)
-    monkeypatch.setattr("slam.pipeline.wait_until_told", lambda: happened.append("wait"))
+    monkeypatch.setattr("slam.viz.rerun_viewer.RerunViewer", Page)
+    monkeypatch.setattr("slam.run.runner.wait_for_stop_signal", lambda: happened.append("wait"))
     ended = slam_command("view", finished, "--view", "web")
     assert "the run is shown at http://127.0.0.1:9090/ until Ctrl-C" in ended.err
     assert [what for what in happened if what != "event"] == ["web", "wait", "closed"]
@@ -266,7 +266,7 @@ def test_view_says_how_far_it_is(finished, tmp_path, slam_command, monkeypatch):
 
 
 def test_a_viewer_that_fails_on_the_way_ends_with_1(finished, tmp_path, slam_command, monkeypatch):
-    monkeypatch.setattr("slam.rerun_drawing.Drawing.show", lambda self, event: _fail())
+    monkeypatch.setattr("slam.viz.rerun_drawing.Drawing.show", lambda self, event: _fail())
     ended = slam_command("view", finished, "--record", tmp_path / "again.rrd")
     assert (ended.code, ended.complaint) == (1, "slam: not all of the run could be shown: no room")
 

@@ -15,34 +15,34 @@ import rerun as rr
 import rerun.chunk as rc
 from scipy.spatial.transform import RigidTransform, Rotation
 
+from relocalizer.camera import Camera
 from relocalizer.errors import OutputError, UserError
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import Similarity, exp_so3
-from relocalizer.images import Camera
-from slam import rerun_drawing, rerun_viewer, viewer_process
+from slam.evaluation.trajectory import Trajectory
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
     EstimateRefused,
     Event,
+    FrameLocalizedLater,
     FrameProcessed,
     FramesSkipped,
-    GraphOptimised,
-    Initialised,
+    GraphOptimized,
+    Initialized,
     KeyframeAdded,
     LandmarksUpdated,
-    PlacedLater,
-    Relocalised,
+    Relocalized,
     RunFinished,
-    ScaleAnchored,
+    ScaleSet,
     ScaleUnobservable,
     TrackingLost,
-    TrackingState,
 )
-from slam.frames import Frame, Keyframe
-from slam.graph import Edge, EdgeKind
-from slam.rerun_viewer import RerunViewer, blueprint
-from slam.trajectory import Trajectory
+from slam.map.frames import Frame, Keyframe
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.tracking_status import TrackingState
+from slam.viz import canvas, live_view, map_view, rerun_viewer, viewer_process
+from slam.viz.rerun_viewer import RerunViewer, blueprint
 
 START_NS = 1_403_636_579_763_555_584
 FRAME_NS = 50_000_000
@@ -124,8 +124,8 @@ def edge_event(i: int, j: int, kind: EdgeKind, k: int) -> EdgeAccepted:
 
 def landmarks_event(k: int, count: int) -> LandmarksUpdated:
     points = np.random.default_rng(k).normal(size=(count, 3))
-    colours = np.tile(np.array([[200, 100, 50]], np.uint8), (count, 1))
-    return LandmarksUpdated(frame_index=k, ids=np.arange(count), points_world=points, colours=colours)
+    colors = np.tile(np.array([[200, 100, 50]], np.uint8), (count, 1))
+    return LandmarksUpdated(frame_index=k, ids=np.arange(count), points_world=points, colors=colors)
 
 
 def finished_event(frames: range) -> RunFinished:
@@ -138,7 +138,7 @@ def finished_event(frames: range) -> RunFinished:
 
 def a_run(frames: int = 30, every: int = 5) -> list[Event]:
     """Frames, a keyframe at each fifth with an edge to the one before, a loop, a rejection, the end."""
-    events: list[Event] = [Initialised(frame_indices=(0, 0), landmarks=9, parallax_deg=2.5)]
+    events: list[Event] = [Initialized(frame_indices=(0, 0), landmarks=9, parallax_deg=2.5)]
     for k in range(frames):
         if k % every == 0:
             n = k // every
@@ -195,7 +195,7 @@ def test_a_recording_holds_every_entity_of_a_run(record: Path) -> None:
         "/world/camera/image",
         "/world/camera/image/tracks",
         "/world/trajectory/live",
-        "/world/trajectory/optimised",
+        "/world/trajectory/optimized",
         "/world/trajectory/final",
         "/world/keyframes",
         "/world/edges/odometry",
@@ -246,40 +246,40 @@ def test_a_lost_frame_leaves_the_camera_where_it_was_last_seen(record: Path) -> 
     assert sentences(record) == ["tracking", "lost: 12 inliers, 20 needed"]
 
 
-def test_a_picture_keeps_its_colours(record: Path) -> None:
+def test_an_image_keeps_its_colors(record: Path) -> None:
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 250
     recorded(record, [frame_event(0, image=red)])
     _, blob = column(record, "/world/camera/image", "EncodedImage:blob")[0]
-    picture = cv2.imdecode(np.array(blob[0], np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
-    blue, green, red_back = picture[20, 20]  # OpenCV's order
+    image = cv2.imdecode(np.array(blob[0], np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    blue, green, red_back = image[20, 20]  # OpenCV's order
     assert red_back > 230
     assert max(blue, green) < 30
 
 
-def test_a_large_picture_is_shrunk_and_its_camera_and_points_with_it(record: Path) -> None:
+def test_a_large_image_is_shrunk_and_its_camera_and_points_with_it(record: Path) -> None:
     large = Camera(width=1280, height=960, fx=1000.0, fy=1000.0, cx=639.5, cy=479.5)
     recorded(record, [frame_event(0, camera=large, pixels=np.array([[639.5, 479.5]] * 3, np.float32))])
     _, blob = column(record, "/world/camera/image", "EncodedImage:blob")[0]
-    picture = cv2.imdecode(np.array(blob[0], np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
-    assert picture.shape[:2] == (480, 640)
+    image = cv2.imdecode(np.array(blob[0], np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    assert image.shape[:2] == (480, 640)
     _, matrix = column(record, "/world/camera/image", "Pinhole:image_from_camera")[-1]
     np.testing.assert_allclose(np.array(matrix[0]).reshape(3, 3).T, [[500, 0, 320], [0, 500, 240], [0, 0, 1]])
     _, points = column(record, "/world/camera/image/tracks", "Points2D:positions")[0]
     np.testing.assert_allclose(points[0], [320, 240])
 
 
-def test_a_point_has_the_colour_of_what_it_is(record: Path) -> None:
-    recorded(record, [frame_event(0, state=TrackingState.INITIALISING), frame_event(1)])
+def test_a_point_has_the_color_of_what_it_is(record: Path) -> None:
+    recorded(record, [frame_event(0, state=TrackingState.INITIALIZING), frame_event(1)])
     (_, before), (_, tracked) = column(record, "/world/camera/image/tracks", "Points2D:colors")
 
-    def packed(colour: tuple[int, int, int]) -> int:
-        return int.from_bytes([*colour, 255], "big")
+    def packed(color: tuple[int, int, int]) -> int:
+        return int.from_bytes([*color, 255], "big")
 
-    assert before == [packed(rerun_drawing.WAITING)] * 3
-    inlier, outlier = packed(rerun_drawing.INLIER), packed(rerun_drawing.OUTLIER)
+    assert before == [packed(canvas.WAITING)] * 3
+    inlier, outlier = packed(canvas.INLIER), packed(canvas.OUTLIER)
     assert tracked == [inlier, outlier, inlier]
 
 
@@ -323,18 +323,18 @@ def test_the_live_path_breaks_where_tracking_was_lost(record: Path) -> None:
 
 def test_the_line_through_the_keyframes_breaks_there_too(record: Path) -> None:
     lost = TrackingLost(frame_index=4, timestamp_ns=START_NS + 4 * FRAME_NS, reason="no tracks")
-    back = Relocalised(frame_index=8, timestamp_ns=START_NS + 8 * FRAME_NS, keyframe_id=0, inliers=55, frames_lost=4)
+    back = Relocalized(frame_index=8, timestamp_ns=START_NS + 8 * FRAME_NS, keyframe_id=0, inliers=55, frames_lost=4)
     before, after = [keyframe_event(n, n) for n in range(3)], [keyframe_event(n, n + 6) for n in range(3, 5)]
     recorded(record, [*before, lost, back, *after, finished_event(range(4))])
-    assert [len(strip) for strip in strips(record, "/world/trajectory/optimised")] == [3, 2]
-    assert "relocalised at keyframe 0 with 55 inliers after 4 lost frames" in sentences(record)
+    assert [len(strip) for strip in strips(record, "/world/trajectory/optimized")] == [3, 2]
+    assert "relocalized at keyframe 0 with 55 inliers after 4 lost frames" in sentences(record)
 
 
 def test_a_keyframe_found_looking_back_stands_in_its_place_in_time(record: Path) -> None:
     """Its id is the highest, for it became one when the run ended."""
     lost = TrackingLost(frame_index=2, timestamp_ns=START_NS + 2 * FRAME_NS, reason="no tracks")
-    again = Initialised(frame_indices=(20, 21), landmarks=9, parallax_deg=2.5)
-    found = PlacedLater(frame_index=1, timestamp_ns=START_NS + FRAME_NS, keyframe_id=0, inliers=31)
+    again = Initialized(frame_indices=(20, 21), landmarks=9, parallax_deg=2.5)
+    found = FrameLocalizedLater(frame_index=1, timestamp_ns=START_NS + FRAME_NS, keyframe_id=0, inliers=31)
     early = [keyframe_event(n, k) for n, k in enumerate((0, 2, 3, 4))]
     truth = Trajectory(START_NS + np.arange(30) * FRAME_NS, np.array([pose_at(k).as_matrix() for k in range(30)]))
     events = [
@@ -348,42 +348,42 @@ def test_a_keyframe_found_looking_back_stands_in_its_place_in_time(record: Path)
         keyframe_event(6, 1),
     ]
     recorded(record, [*events, finished_event(range(0))], truth)
-    line = np.concatenate(strips(record, "/world/trajectory/optimised"))
+    line = np.concatenate(strips(record, "/world/trajectory/optimized"))
     np.testing.assert_allclose(line, [pose_at(k).translation for k in (0, 1, 2, 3, 4, 20, 21)], atol=1e-6)
     drawn = strips(record, "/world/ground_truth")
     assert len(np.concatenate(drawn)) == 22
-    colours = column(record, "/world/keyframes", "LineStrips3D:colors")[-1][1]
-    assert [colours.index(c) for c in colours] == [0, 0, 0, 0, 0, 5, 5]
+    colors = column(record, "/world/keyframes", "LineStrips3D:colors")[-1][1]
+    assert [colors.index(c) for c in colors] == [0, 0, 0, 0, 0, 5, 5]
 
 
-def test_optimised_keyframes_are_sent_again_where_they_moved_to(record: Path) -> None:
+def test_optimized_keyframes_are_sent_again_where_they_moved_to(record: Path) -> None:
     events = [keyframe_event(n, n) for n in range(4)]
     moved = {n: Similarity.from_rigid(pose_at(n + 10)) for n in range(4)}
-    solved = GraphOptimised(
+    solved = GraphOptimized(
         frame_index=3, world_from_keyframe=moved, error_before=9.0, error_after=1.25, cause="loop 0 - 3"
     )
     recorded(record, [*events, solved])
     np.testing.assert_allclose(
-        strips(record, "/world/trajectory/optimised")[0], [pose_at(n + 10).translation for n in range(4)], atol=1e-6
+        strips(record, "/world/trajectory/optimized")[0], [pose_at(n + 10).translation for n in range(4)], atol=1e-6
     )
-    assert sentences(record)[-1] == "graph optimised: loop 0 - 3, error 9 to 1.25"
+    assert sentences(record)[-1] == "graph optimized: loop 0 - 3, error 9 to 1.25"
 
 
 def test_an_error_that_is_not_known_is_not_printed(record: Path) -> None:
     poses = {0: Similarity.identity()}
-    solved = GraphOptimised(
+    solved = GraphOptimized(
         frame_index=0, world_from_keyframe=poses, error_before=np.nan, error_after=np.nan, cause="the end"
     )
     recorded(record, [keyframe_event(0, 0), solved])
-    assert sentences(record)[-1] == "graph optimised: the end"
+    assert sentences(record)[-1] == "graph optimized: the end"
 
 
 def test_keyframes_that_hardly_moved_are_not_sent_again(record: Path) -> None:
     events = [keyframe_event(n, n) for n in range(4)]
     same: Mapping[int, Similarity] = {n: Similarity.from_rigid(pose_at(n)) for n in range(4)}
-    solved = GraphOptimised(frame_index=3, world_from_keyframe=same, error_before=1, error_after=1, cause="again")
+    solved = GraphOptimized(frame_index=3, world_from_keyframe=same, error_before=1, error_after=1, cause="again")
     recorded(record, [*events, *[solved] * 20])
-    assert len(column(record, "/world/trajectory/optimised", "LineStrips3D:strips")) == 4
+    assert len(column(record, "/world/trajectory/optimized", "LineStrips3D:strips")) == 4
 
 
 def test_what_grows_with_the_map_is_sent_ever_more_rarely(record: Path) -> None:
@@ -392,7 +392,7 @@ def test_what_grows_with_the_map_is_sent_ever_more_rarely(record: Path) -> None:
         events += [keyframe_event(n, n), landmarks_event(n, 5)]
     recorded(record, events)
     for entity, component in (
-        ("/world/trajectory/optimised", "LineStrips3D:strips"),
+        ("/world/trajectory/optimized", "LineStrips3D:strips"),
         ("/world/landmarks", "Points3D:positions"),
     ):
         # Every keyframe up to 20, then each 5 %: 20 + log(400 / 20) / log(1.05).
@@ -407,14 +407,14 @@ def test_the_last_landmarks_are_there_at_the_end(record: Path) -> None:
 def test_a_huge_map_is_thinned(record: Path) -> None:
     recorded(record, [keyframe_event(0, 0), landmarks_event(0, 120_001)])
     shown = len(column(record, "/world/landmarks", "Points3D:positions")[-1][1])
-    assert 25_000 < shown <= rerun_drawing.MAX_LANDMARKS
+    assert 25_000 < shown <= map_view.MAX_LANDMARKS
 
 
 def test_a_keyframes_frustum_follows_its_size(record: Path) -> None:
     twice = Similarity(np.eye(3), np.array([0.0, 0.0, 7.0]), 2.0)
     recorded(record, [frame_event(0), keyframe_event(0, 0, Similarity.identity()), keyframe_event(1, 1, twice)])
     one, two = strips(record, "/world/keyframes")
-    depth = rerun_drawing.FRUSTUM * 4.0  # of the median depth in the first frame
+    depth = live_view.FRUSTUM * 4.0  # of the median depth in the first frame
     assert one[:, 2].max() == pytest.approx(depth)
     assert two[:, 2].max() - 7.0 == pytest.approx(2 * depth)
     assert one[:, 0].max() == pytest.approx(depth * CAMERA.width / 2 / CAMERA.fx)
@@ -459,7 +459,7 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
     recorded(
         record,
         [
-            Initialised(frame_indices=(0, 4), landmarks=312, parallax_deg=2.125),
+            Initialized(frame_indices=(0, 4), landmarks=312, parallax_deg=2.125),
             keyframe_event(0, 4),
             keyframe_event(1, 5),
             edge_event(0, 1, EdgeKind.LOOP, 5),
@@ -468,9 +468,9 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
             EstimateRefused(frame_index=5, reason="bundle adjustment: poses are not finite"),
             FramesSkipped(count=3, reason="a.jpg: cut off"),
             TrackingLost(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, reason="no tracks"),
-            PlacedLater(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, keyframe_id=1, inliers=31),
+            FrameLocalizedLater(frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, keyframe_id=1, inliers=31),
             finished_event(range(5)),
-            ScaleAnchored(metres_per_unit=0.25, source="2 m given between frames 0 and 5"),
+            ScaleSet(meters_per_unit=0.25, source="2 m given between frames 0 and 5"),
         ],
     )
     levels = [value[0] for _, value in column(record, "/log", "TextLog:level")]
@@ -484,25 +484,25 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
         ("WARN", "an estimate was not used: bundle adjustment: poses are not finite"),
         ("WARN", "3 frames skipped: a.jpg: cut off"),
         ("ERROR", "lost: no tracks"),
-        ("INFO", "frame 6, which had no pose, recognised at keyframe 1 with 31 inliers"),
+        ("INFO", "frame 6, which had no pose, recognized at keyframe 1 with 31 inliers"),
         ("INFO", "finished: 5 frames have a pose"),
         ("INFO", "one map unit is 0.25 m: 2 m given between frames 0 and 5"),
     ]
 
 
 def test_a_run_without_a_map_still_ends(record: Path) -> None:
-    waiting = [frame_event(k, state=TrackingState.INITIALISING, reason="too little parallax") for k in range(3)]
+    waiting = [frame_event(k, state=TrackingState.INITIALIZING, reason="too little parallax") for k in range(3)]
     recorded(record, [*waiting, landmarks_event(2, 0), finished_event(range(0))])
     assert sentences(record)[-1] == "finished: 0 frames have a pose"
 
 
-def test_segments_have_their_own_colour_until_a_loop_joins_them(record: Path) -> None:
-    begin = Initialised(frame_indices=(0, 1), landmarks=9, parallax_deg=2.5)
+def test_segments_have_their_own_color_until_a_loop_joins_them(record: Path) -> None:
+    begin = Initialized(frame_indices=(0, 1), landmarks=9, parallax_deg=2.5)
     first, second = [keyframe_event(n, n) for n in range(2)], [keyframe_event(n, n) for n in range(2, 4)]
     apart = [frame_event(0), begin, *first, begin, *second]
     recorded(record, [*apart, edge_event(1, 3, EdgeKind.LOOP, 3)])
     (*_, before, joined) = [value for _, value in column(record, "/world/keyframes", "LineStrips3D:colors")]
-    assert [len(set(colours)) for colours in (before, joined)] == [2, 1]
+    assert [len(set(colors)) for colors in (before, joined)] == [2, 1]
 
 
 def test_without_file_and_window_nothing_happens() -> None:
@@ -733,26 +733,3 @@ def test_the_layout_is_made_anew_by_each_call() -> None:
 def test_importing_slam_does_not_load_rerun() -> None:
     code = "import sys, slam, relocalizer, slam.events; sys.exit('rerun' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_recording_a_picture_costs_a_few_milliseconds(record: Path, benchmark_ms: Callable[..., float]) -> None:
-    camera = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
-    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
-    viewer = viewer_of(record)
-    assert benchmark_ms(lambda: viewer(frame_event(0, camera=camera, image=image))) < 50
-    viewer.close()
-
-
-@pytest.fixture
-def benchmark_ms() -> Callable[..., float]:
-    import time
-
-    def best(call: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            before = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - before) * 1e3)
-        return min(times)
-
-    return best

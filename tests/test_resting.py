@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from relocalizer.images import Camera
-from slam.resting import Rest
+from relocalizer.camera import Camera
+from slam.tracking.camera_at_rest import Rest
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 CROSSING_PX = 24.0

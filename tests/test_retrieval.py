@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from relocalizer.features import LocalFeatures
-from relocalizer.retrieval import FaissRetriever, Vlad, Vocabulary, shipped_vlad, train_vocabulary
+from relocalizer.retrieval import FaissRetriever
+from relocalizer.vlad import Vlad, Vocabulary, shipped_vlad, train_vocabulary
 
 
 def unit(*numbers):
@@ -140,7 +141,7 @@ def test_a_search_in_another_thread_runs_on_one_thread(three):
 
 
 def places(rng, count, dimension=512):
-    """Unit vectors of a walk: neighbours half alike, the rest of each its own."""
+    """Unit vectors of a walk: neighbors half alike, the rest of each its own."""
     steps = rng.standard_normal((count, dimension)).astype(np.float32)
     for k in range(1, count):
         steps[k] = 0.8 * steps[k - 1] + 0.6 * steps[k]
@@ -259,7 +260,7 @@ def test_the_order_of_features_does_not_matter(rng):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_picture_with_most_of_its_features_again_is_more_similar_than_another(rng):
+def test_an_image_with_most_of_its_features_again_is_more_similar_than_another(rng):
     here, there = rooted(rng, 400), rooted(rng, 400)
     again = np.concatenate([here[:250], rooted(rng, 150)])
     vlad = shipped_vlad()
@@ -268,7 +269,7 @@ def test_a_picture_with_most_of_its_features_again_is_more_similar_than_another(
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_picture_with_next_to_no_features_still_has_a_finite_unit_vector(rng, count):
+def test_an_image_with_next_to_no_features_still_has_a_finite_unit_vector(rng, count):
     described = shipped_vlad().describe(features_of(rooted(rng, count)))
     assert described.dtype == np.float32
     assert described.shape == (shipped_vlad().dimension,)
@@ -276,11 +277,11 @@ def test_a_picture_with_next_to_no_features_still_has_a_finite_unit_vector(rng, 
 
 
 def test_training_finds_the_clusters_and_repeats_itself(rng):
-    centres = rooted(rng, 4)
-    crowd = np.concatenate([centre + 0.01 * rng.standard_normal((50, 128)) for centre in centres])
+    centers = rooted(rng, 4)
+    crowd = np.concatenate([center + 0.01 * rng.standard_normal((50, 128)) for center in centers])
     first, second = (train_vocabulary([crowd], words=4, dimensions=8, seed=1) for _ in range(2))
     assert first.words.tobytes() == second.words.tobytes()
-    nearest = np.linalg.norm(first.reduce(centres)[:, None] - first.words[None], axis=2)
+    nearest = np.linalg.norm(first.reduce(centers)[:, None] - first.words[None], axis=2)
     assert (nearest.min(axis=1) < 0.05).all()
     assert sorted(nearest.argmin(axis=1).tolist()) == [0, 1, 2, 3]
 

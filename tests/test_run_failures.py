@@ -19,25 +19,32 @@ import pytest
 from conftest import Ended
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 
-from relocalizer.images import load_camera
-from relocalizer.lens import LensStep
-from relocalizer.map_folder import load_map
+from relocalizer.camera import load_camera
+from relocalizer.intrinsics_correction import CorrectionStep
+from relocalizer.maps.map_reader import load_map
 from relocalizer.retrieval import FaissRetriever
-from slam import pipeline
-from slam.config import SlamConfig
-from slam.keyframe_images import FolderImages
-from slam.lens_evidence import LensEvidence, LensFinding, LensState
-from slam.optimizer import GtsamOptimizer
-from slam.recorded_run import RunRecorder, RunRequest
-from slam.refinement import Bundle, GtsamRefiner, Refined
-from slam.results import RunFolder
+from slam.components import predictor_choice
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
+from slam.evaluation.trajectory_files import read_tum
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.keyframe_images import FolderImages
+from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping.bundle import AdjustedBundle, Bundle
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.lens_examination import LensFinding
+from slam.run import runner
+from slam.run.checkpoints import Checkpoints
+from slam.run.event_log import EventLog
+from slam.run.recorded_run import RunRecorder, RunRequest
+from slam.run.run_folder import RunFolder
+from slam.run.run_statistics import RunStatistics
 from slam.system import Slam
-from slam.trajectory import read_tum
 
 FAILS_AFTER = 24  # frames; the map begins with the first few, so there is something to lose
 BLIND = frozenset({29, 30, 31})  # a loss, so that relocalization and the last look for frames have their turn
 FRAMES = 36
-QUICK = ("--set", "refinement.final_rounds=1", "--set", "tracks.max_tracks=200")
+QUICK = ("--set", "bundle_adjustment.final_rounds=1", "--set", "tracks.max_tracks=200")
 
 
 class Boom(Exception):
@@ -79,11 +86,13 @@ def oracle_build(world: OracleWorld) -> Callable[..., Slam]:
     def build(config: SlamConfig, *, mask: None = None, **options: Any) -> Slam:
         return Slam(
             config,
-            predictor=OraclePredictor(world),
-            tracker=OracleTracker(world, max_features=250),
-            retriever=FaissRetriever(),
-            optimizer=GtsamOptimizer(),
-            refiner=GtsamRefiner(),
+            Components(
+                predictor=OraclePredictor(world),
+                tracker=OracleTracker(world, max_features=250),
+                retriever=FaissRetriever(),
+                optimizer=GtsamOptimizer(),
+                adjuster=GtsamBundleAdjuster(),
+            ),
             **options,
         )
 
@@ -167,7 +176,7 @@ def discover() -> Tripwire:
     try:
         slam = system(Path(tempfile.mkdtemp()))
         install(patch, wire, slam)
-        pipeline.run(OracleSource(made), slam).raise_failure()
+        runner.run(OracleSource(made), slam).raise_failure()
     finally:
         patch.undo()
     return wire
@@ -196,8 +205,8 @@ def oracle_run(monkeypatch, tmp_path, slam_command) -> Callable[..., Ended]:
         made = world()
         source = OracleSource(made)
         prepare(source)
-        monkeypatch.setattr("slam.pipeline.build", oracle_build(made))
-        monkeypatch.setattr("slam.sequence.open_source", lambda *a, **o: source)
+        monkeypatch.setattr("slam.system.Slam.create", oracle_build(made))
+        monkeypatch.setattr("slam.input.open_source.open_source", lambda *a, **o: source)
         return slam_command("run", "oracle", "-o", tmp_path / "out", *QUICK, *options)
 
     return call
@@ -261,8 +270,8 @@ def observers_of_a_run(tmp_path: Path) -> list[str]:
 
     patch = pytest.MonkeyPatch()
     try:
-        patch.setattr("slam.pipeline.build", build)
-        choice = pipeline.PredictorChoice("geometric", "")
+        patch.setattr("slam.system.Slam.create", build)
+        choice = predictor_choice.PredictorChoice("geometric", "")
         request = RunRequest(frames=OracleSource(world()), config=SlamConfig(), choice=choice, out=tmp_path / "seen")
         RunRecorder(request).run()
     finally:
@@ -279,16 +288,13 @@ def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, monkeypatch, caplog, name):
-    import slam.pipeline
-    import slam.results
-
-    kind = getattr(slam.results, name, None) or getattr(slam.pipeline, name)
+    kind = {"RunStatistics": RunStatistics, "EventLog": EventLog, "Checkpoints": Checkpoints}[name]
     wire = Tripwire(target=name, always=True, from_the_start=True)
     monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
     ended = oracle_run()
     assert wire.tripped == 1
-    assert [r.getMessage() for r in caplog.records if "hears no more" in r.getMessage()] == [
-        f"{name} hears no more of this run: {name}"
+    assert [r.getMessage() for r in caplog.records if "receives no further events" in r.getMessage()] == [
+        f"{name} raised an error and receives no further events: {name}"
     ]
     assert ended.code == 70
     assert ended.complaint.startswith(f"slam: internal error: {name}, told of ")
@@ -316,7 +322,7 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
     if name == "map":
         monkeypatch.setattr(RunFolder, "write_map", wire.wrap("map", RunFolder.write_map))
     if name == "report.json":
-        monkeypatch.setattr("slam.recorded_run.closing_report", wire.wrap("report.json", lambda *a, **o: {}))
+        monkeypatch.setattr("slam.run.recorded_run.closing_report", wire.wrap("report.json", lambda *a, **o: {}))
     ended = oracle_run()
     assert wire.tripped == 1
     assert ended.code == 70
@@ -340,16 +346,16 @@ def test_the_files_tested_here_are_those_that_are_written(oracle_run, tmp_path):
 # A lens that is none
 
 
-class Folding(GtsamRefiner):
+class Folding(GtsamBundleAdjuster):
     """Asked for a lens, finds one that folds the image over itself."""
 
-    def refine(self, bundle: Bundle, **options: Any) -> Refined:
+    def refine(self, bundle: Bundle, **options: Any) -> AdjustedBundle:
         refined = super().refine(bundle, **options)
         return refined if bundle.lens is None else replace(refined, lens=FOLDS)
 
 
-FOLDS = LensStep((0.9, 0.9), (-2.0, 0.0))
-LENS = LensStep((1.01, 1.01), (0.005, 0.0))
+FOLDS = CorrectionStep((0.9, 0.9), (-2.0, 0.0))
+LENS = CorrectionStep((1.01, 1.01), (0.005, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -363,8 +369,8 @@ LENS = LensStep((1.01, 1.01), (0.005, 0.0))
 def test_a_lens_that_folds_the_image_over_itself_costs_no_file(
     oracle_run, tmp_path, monkeypatch, finding, state, reason
 ):
-    monkeypatch.setattr("slam.final_refinement._examined", lambda *_: finding)
-    monkeypatch.setattr(f"{__name__}.GtsamRefiner", Folding)
+    monkeypatch.setattr("slam.mapping.global_refinement._examine", lambda *_: finding)
+    monkeypatch.setattr(f"{__name__}.GtsamBundleAdjuster", Folding)
     ended, out = oracle_run(), tmp_path / "out"
     assert ended.code == 0, ended.err
     assert len(read_tum(out / "trajectory.txt")) > 30

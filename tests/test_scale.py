@@ -107,7 +107,7 @@ def test_the_least_number_of_landmarks_can_be_asked_for():
 
 def test_landmarks_along_the_direction_of_motion_tell_no_length():
     pair = Pair(7, direction=[0, 0, 1], turn=0.0)
-    pair.points[:, :2] = 0.0  # on the axis: however far the camera goes, they stay at the centre
+    pair.points[:, :2] = 0.0  # on the axis: however far the camera goes, they stay at the center
     pair.seen = np.zeros_like(pair.seen)
     assert pair.fit() == NoLength("0 landmarks lie beside the direction of motion, 8 needed")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from relocalizer.images import Camera
+from relocalizer.camera import Camera
 from relocalizer.self_calibration import FocalEstimate, NotDetermined, SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
@@ -29,8 +29,8 @@ def footage(*, frames=10, camera=CAMERA, points=POINTS, turn=1.0, noise_px=0.4, 
         rotation = Rotation.from_rotvec(
             turn * np.array([0.25 * np.sin(7 * s), 0.5 * np.cos(5 * s), 0.4 * np.sin(9 * s)])
         )
-        centre = [1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s]
-        in_camera = rotation.inv().apply(points - centre)
+        center = [1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s]
+        in_camera = rotation.inv().apply(points - center)
         ratio = 1.0 if zoom is None else zoom(n)
         lens = replace(camera, fx=camera.fx * ratio, fy=camera.fy * ratio)
         with np.errstate(all="ignore"):

@@ -8,27 +8,29 @@ from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, look_alo
 
 from relocalizer.geometry import rotation_angle, rotation_matrix
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.evaluate import evaluate
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
+from slam.evaluation.metrics import evaluate
 from slam.events import (
     EdgeAccepted,
     Event,
+    FrameLocalizedLater,
     FrameProcessed,
-    GraphOptimised,
-    Initialised,
+    GraphOptimized,
+    Initialized,
     KeyframeAdded,
-    PlacedLater,
-    Relocalised,
+    Relocalized,
     RunFinished,
     ScaleUnobservable,
     TrackingLost,
-    TrackingState,
 )
-from slam.graph import EdgeKind
-from slam.optimizer import GtsamOptimizer
-from slam.progress import Progress, untold
-from slam.refinement import GtsamRefiner
-from slam.system import Slam, SlamResult
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.keyframe_graph import EdgeKind
+from slam.map.tracking_status import TrackingState
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.progress import Progress, no_progress
+from slam.result import SlamResult
+from slam.system import Slam
 
 
 def world_of(poses, *, blind=frozenset(), pixel_noise=0.3, count=4000):
@@ -41,7 +43,7 @@ def run(
     world: OracleWorld,
     config: SlamConfig | None = None,
     *,
-    on_progress: Progress = untold,
+    on_progress: Progress = no_progress,
     retriever: FaissRetriever | None = None,
     **noise,
 ) -> tuple[SlamResult, list[Event]]:
@@ -49,11 +51,13 @@ def run(
     config = config or SlamConfig()
     slam = Slam(
         config,
-        predictor=OraclePredictor(world, **noise),
-        tracker=OracleTracker(world),
-        retriever=FaissRetriever() if retriever is None else retriever,
-        optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        Components(
+            predictor=OraclePredictor(world, **noise),
+            tracker=OracleTracker(world),
+            retriever=FaissRetriever() if retriever is None else retriever,
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[events.append],
     )
     for frame in world.frames():
@@ -110,7 +114,7 @@ def test_every_accepted_loop_is_true(room):
 
 def test_at_a_loop_the_live_pose_jumps_by_the_correction_and_by_nothing_else(room):
     _, _, events = room
-    solved = next(e for e in of(events, GraphOptimised) if e.cause.startswith("loop"))
+    solved = next(e for e in of(events, GraphOptimized) if e.cause.startswith("loop"))
     added = next(e for e in of(events, KeyframeAdded) if e.keyframe.frame_index == solved.frame_index)
     live = {e.frame.index: e.world_from_cam for e in of(events, FrameProcessed) if e.world_from_cam is not None}
     n = solved.frame_index
@@ -129,9 +133,9 @@ def test_events_come_in_order_and_tell_the_whole_run(room):
     assert [e.frame.index for e in frames] == list(range(len(world.poses)))
     assert isinstance(events[-1], RunFinished)
     kinds = [type(e) for e in events]
-    assert kinds.index(Initialised) < kinds.index(KeyframeAdded)
+    assert kinds.index(Initialized) < kinds.index(KeyframeAdded)
     assert len(of(events, KeyframeAdded)) == len(result.graph.keyframes)
-    assert frames[0].state is TrackingState.INITIALISING
+    assert frames[0].state is TrackingState.INITIALIZING
     assert frames[0].world_from_cam is None
 
 
@@ -153,14 +157,14 @@ def test_a_camera_that_stands_still_never_gets_a_map_and_says_why():
     result, events = run(world)
     assert len(result.trajectory) == 0
     assert "px" in of(events, FrameProcessed)[-1].reason
-    assert not of(events, Initialised)
+    assert not of(events, Initialized)
 
 
 def test_a_camera_that_only_turns_never_gets_a_map():
-    centre = np.array([0.0, 0.0, 1.5])
-    world = world_of([look_along(centre, np.array([np.cos(a), np.sin(a), 0])) for a in np.linspace(0, 1.2, 60)])
+    center = np.array([0.0, 0.0, 1.5])
+    world = world_of([look_along(center, np.array([np.cos(a), np.sin(a), 0])) for a in np.linspace(0, 1.2, 60)])
     result, events = run(world)
-    assert not of(events, Initialised)
+    assert not of(events, Initialized)
     assert len(result.trajectory) == 0
 
 
@@ -171,7 +175,7 @@ def test_a_blackout_loses_the_camera_and_the_map_brings_it_back():
     [lost] = of(events, TrackingLost)
     assert lost.frame_index == 150
     assert lost.reason
-    [back] = of(events, Relocalised)
+    [back] = of(events, Relocalized)
     assert 158 <= back.frame_index < 163
     live = {e.frame.index for e in of(events, FrameProcessed) if e.world_from_cam is not None}
     assert not live & set(dark)
@@ -180,7 +184,7 @@ def test_a_blackout_loses_the_camera_and_the_map_brings_it_back():
 
 def test_frames_before_the_first_pair_get_their_poses_in_hindsight(room):
     _, result, events = room
-    [first] = of(events, Initialised)
+    [first] = of(events, Initialized)
     assert first.frame_indices[1] > 1
     assert set(range(first.frame_indices[1])) <= set(result.frame_indices.tolist())
 
@@ -192,11 +196,11 @@ def test_the_camera_of_the_world_is_used_as_given(room):
 
 def test_a_stretch_of_turning_says_that_scale_is_unobservable_and_keeps_the_map():
     walk = room_path(200, turns=0.8)[:120]
-    centre = walk[-1].translation
+    center = walk[-1].translation
     ahead = rotation_matrix(walk[-1])[:, 2]
     start = np.arctan2(ahead[1], ahead[0])
     turned = [
-        look_along(centre, np.array([np.cos(start + a), np.sin(start + a), 0.0])) for a in np.linspace(0, 0.35, 30)
+        look_along(center, np.array([np.cos(start + a), np.sin(start + a), 0.0])) for a in np.linspace(0, 0.35, 30)
     ]
     world = world_of([*walk, *turned])
     result, events = run(world)
@@ -214,7 +218,7 @@ def test_frames_that_came_before_their_place_was_mapped_get_a_pose_when_the_run_
     result, events = run(world)
     live = {e.frame.index for e in of(events, FrameProcessed) if e.world_from_cam is not None}
     assert not live & set(early)
-    assert {e.frame_index for e in of(events, PlacedLater)} >= set(early)
+    assert {e.frame_index for e in of(events, FrameLocalizedLater)} >= set(early)
     assert set(early) <= set(result.frame_indices.tolist())
     assert not set(early) & set(np.searchsorted(world.ground_truth.timestamps_ns, result.online.timestamps_ns))
     assert (np.diff(result.keyframe_trajectory.timestamps_ns) > 0).all()
@@ -237,7 +241,7 @@ def test_two_maps_begun_apart_become_one_when_the_way_between_is_seen():
     path = room_path()
     world = world_of([*path[:60], *path[150:210], *path[60:150]])
     result, events = run(world)
-    assert len(of(events, Initialised)) == 2
+    assert len(of(events, Initialized)) == 2
     assert not result.segments
     assert len(result.trajectory) > 195
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length

@@ -18,15 +18,17 @@ from invariants import Witness, check_live, check_map, check_result
 from torture import HANDS, Failed, Scenario, Tally, torture
 from torture_world import Trouble
 
-from relocalizer.geometric_predictor import GeometricPredictor
-from relocalizer.images import Camera, Image
+from relocalizer.camera import Camera
+from relocalizer.images import Image
+from relocalizer.predictors.geometric_predictor import GeometricPredictor
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.frames import Frame
-from slam.optimizer import GtsamOptimizer
-from slam.refinement import GtsamRefiner
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.frames import Frame
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.system import Slam
-from slam.tracks import KltTracker
+from slam.tracking.klt import KltTracker
 
 FIRST, MOST = 168, 24  # one in whose deck all kinds have occasion to strike; see below
 DECK = range(FIRST, FIRST + HANDS)  # scenarios to which all kinds of trouble are dealt
@@ -75,8 +77,8 @@ def test_a_scenario_that_fails_says_what_was_dealt_where_it_was_and_how_to_see_i
 # Real parts
 
 
-def pictures_of_all_kinds(rng: np.random.Generator) -> Iterator[Image]:
-    """A walk past two walls, the nearer one below, with pictures in between that show little or nothing of it."""
+def images_of_all_kinds(rng: np.random.Generator) -> Iterator[Image]:
+    """A walk past two walls, the nearer one below, with images in between that show little or nothing of it."""
     walls = [cv2.resize(rng.integers(0, 256, (60, 160), dtype=np.uint8), None, fx=4, fy=4) for _ in range(2)]
     height, width, x = 120, 160, 0
     dots = np.zeros((height, width), np.uint8)
@@ -101,25 +103,27 @@ def pictures_of_all_kinds(rng: np.random.Generator) -> Iterator[Image]:
         yield np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def test_the_real_tracker_and_predictor_bear_pictures_of_all_kinds():
+def test_the_real_tracker_and_predictor_bear_images_of_all_kinds():
     config, witness = SlamConfig(), Witness()
     sections = {
         "features": {"max_features": 300},
-        "initialisation": {"min_landmarks": 15, "min_confirming": 15, "min_parallax_px": 5.0, "min_parallax_deg": 0.3},
-        "refinement": {"window": 3, "final": "always", "final_rounds": 1},
+        "initialization": {"min_landmarks": 15, "min_confirming": 15, "min_parallax_px": 5.0, "min_parallax_deg": 0.3},
+        "bundle_adjustment": {"window": 3, "final": "always", "final_rounds": 1},
         "relocalization": {"restart_after": 2},
     }
     config = config.model_copy(update={n: getattr(config, n).model_copy(update=u) for n, u in sections.items()})
     slam = Slam(
         config,
-        predictor=GeometricPredictor(config.features, config.predictor.geometric),
-        tracker=KltTracker(config.tracks, config.features),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        Components(
+            predictor=GeometricPredictor(config.features, config.predictor.geometric),
+            tracker=KltTracker(config.tracks, config.features),
+            retriever=FaissRetriever(),
+            optimizer=GtsamOptimizer(),
+            adjuster=GtsamBundleAdjuster(),
+        ),
         observers=[witness],
     )
-    for index, image in enumerate(pictures_of_all_kinds(np.random.default_rng(4))):
+    for index, image in enumerate(images_of_all_kinds(np.random.default_rng(4))):
         height, width = image.shape[:2]
         camera = Camera.assume(max(width, 1), max(height, 1), fov_deg=60)
         slam.step(Frame(index=index, timestamp_ns=index * 10**7, image=image, camera=camera))

@@ -8,15 +8,16 @@ import pytest
 
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures
-from slam.config import TracksConfig
-from slam.tracks import KltTracker, Tracks, choose_new
+from slam.config.schema import TracksConfig
+from slam.map.tracks import Tracks
+from slam.tracking.klt import KltTracker, choose_new
 
 WIDTH, HEIGHT, RIM = 320, 240, 100
 CONFIG = TracksConfig()
 
 
 def wall(seed, sigma=2.0):
-    """Smooth random grey uint8, everywhere trackable, with `RIM` pixels around what the camera sees at first."""
+    """Smooth random gray uint8, everywhere trackable, with `RIM` pixels around what the camera sees at first."""
     noise = np.random.default_rng(seed).normal(size=(HEIGHT + 2 * RIM, WIDTH + 2 * RIM)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), sigma) + 2 * cv2.GaussianBlur(noise, (0, 0), 4 * sigma)
     low, high = smooth.min(), smooth.max()
@@ -24,12 +25,12 @@ def wall(seed, sigma=2.0):
 
 
 def texture(seed, sigma=2.0):
-    """The picture (H, W) of a wall before anything moved."""
+    """The image (H, W) of a wall before anything moved."""
     return np.ascontiguousarray(wall(seed, sigma)[RIM:-RIM, RIM:-RIM])
 
 
 def after(seed, after_from_before, sigma=2.0):
-    """The picture whose point A p shows what `texture` shows at p, with A (2, 3)."""
+    """The image whose point A p shows what `texture` shows at p, with A (2, 3)."""
     A = np.float64(after_from_before)
     from_wall = np.hstack([A[:, :2], A[:, 2:] - A[:, :2] @ [[RIM], [RIM]]])
     return cv2.warpAffine(wall(seed, sigma), from_wall, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC)
@@ -79,9 +80,9 @@ def test_points_are_followed_to_a_tenth_of_a_pixel(tracker, motion):
 
 def test_a_guess_reaches_further_than_the_search_alone(tracker):
     pixels, motion = grid(margin=90), shift(75.0, 0.0)
-    pictures = texture(2, sigma=1.2), after(2, motion, sigma=1.2)
-    blind, blind_ok = tracker.follow(*pictures, pixels, pixels)
-    told, told_ok = tracker.follow(*pictures, pixels, pixels + np.float32([74, 1]))
+    images = texture(2, sigma=1.2), after(2, motion, sigma=1.2)
+    blind, blind_ok = tracker.follow(*images, pixels, pixels)
+    told, told_ok = tracker.follow(*images, pixels, pixels + np.float32([74, 1]))
     truth = moved(pixels, motion)
     right = lambda found, ok: (ok & (np.linalg.norm(found - truth, axis=1) < 0.5)).mean()  # noqa: E731
     assert right(told, told_ok) > 0.9
@@ -106,7 +107,7 @@ def test_points_on_a_blank_wall_are_not_found(tracker):
     assert not ok.any()
 
 
-def test_points_that_leave_the_picture_are_not_found(tracker):
+def test_points_that_leave_the_image_are_not_found(tracker):
     pixels = np.array([[310.0, 120.0], [160.0, 120.0]], np.float32)
     found, ok = tracker.follow(texture(5), after(5, shift(15.0, 0.0)), pixels, pixels)
     assert ok.tolist() == [False, True]
@@ -128,9 +129,9 @@ def test_following_changes_none_of_its_inputs(tracker):
         assert np.array_equal(now, then)
 
 
-def test_the_same_pictures_give_the_same_bytes(tracker):
-    pictures, pixels = (texture(8), after(8, shift(3.1, 1.7))), grid()
-    first, second = (tracker.follow(*pictures, pixels, pixels) for _ in range(2))
+def test_the_same_images_give_the_same_bytes(tracker):
+    images, pixels = (texture(8), after(8, shift(3.1, 1.7))), grid()
+    first, second = (tracker.follow(*images, pixels, pixels) for _ in range(2))
     assert first[0].tobytes() == second[0].tobytes()
     assert first[1].tobytes() == second[1].tobytes()
 
@@ -138,7 +139,7 @@ def test_the_same_pictures_give_the_same_bytes(tracker):
 # Looking
 
 
-def test_grey_weighs_the_channels_as_the_eye_does(tracker):
+def test_gray_weighs_the_channels_as_the_eye_does(tracker):
     rgb = np.zeros((1, 3, 3), np.uint8)
     rgb[0, 0, 0] = rgb[0, 1, 1] = rgb[0, 2, 2] = 200  # red, green, blue
     assert tracker.gray(rgb)[0].tolist() == [60, 117, 23]
@@ -204,7 +205,7 @@ def test_when_none_are_wanted_none_are_chosen(count):
     assert len(choose([[50, 50]], count=count)) == 0
 
 
-def test_points_outside_the_picture_are_not_chosen():
+def test_points_outside_the_image_are_not_chosen():
     assert choose([[-3, 50], [50, -3], [WIDTH + 2, 50], [50, HEIGHT + 2], [50, 50]]).tolist() == [4]
 
 

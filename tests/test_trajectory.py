@@ -10,17 +10,14 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.errors import OutputError, TrajectoryError
 from relocalizer.geometry import Similarity
-from slam.trajectory import (
-    Trajectory,
-    frames_missing,
-    nanoseconds_from_seconds,
+from slam.evaluation.trajectory import Trajectory, frames_missing, nanoseconds_from_seconds, seconds_from_nanoseconds
+from slam.evaluation.trajectory_files import (
     read_euroc,
     read_kitti,
     read_note,
     read_trajectory,
     read_trajectory_file,
     read_tum,
-    seconds_from_nanoseconds,
     write_euroc,
     write_kitti,
     write_trajectory,
@@ -190,7 +187,7 @@ def test_what_is_no_time_in_seconds_is_refused(text: str) -> None:
         (TUM_GOOD.replace("\n", "\r\n"), "tum"),
     ],
 )
-def test_the_format_is_recognised_from_the_first_line(tmp_path: Path, text: str, format: str) -> None:
+def test_the_format_is_recognized_from_the_first_line(tmp_path: Path, text: str, format: str) -> None:
     path = written(tmp_path, text)
     np.testing.assert_array_equal(read_trajectory(path).world_from_cam, READERS[format](path).world_from_cam)
 
@@ -277,7 +274,7 @@ def test_a_folder_is_not_a_trajectory(tmp_path: Path) -> None:
         read_trajectory(tmp_path)
 
 
-def test_a_picture_is_not_a_trajectory(tmp_path: Path) -> None:
+def test_an_image_is_not_a_trajectory(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xff")
     with pytest.raises(TrajectoryError, match="not a text file"):
@@ -335,12 +332,12 @@ def test_real_trajectories_keep_their_stamps_through_tum(tmp_path: Path) -> None
 def test_a_note_stands_under_the_header_and_is_read_back(tmp_path):
     path = tmp_path / "path.txt"
     poses = np.tile(np.eye(4), (2, 1, 1))
-    write_tum(path, Trajectory(np.array([0, 10]), poses), note="lengths in metres: given by hand")
+    write_tum(path, Trajectory(np.array([0, 10]), poses), note="lengths in meters: given by hand")
     assert path.read_text().splitlines()[:2] == [
         "# timestamp tx ty tz qx qy qz qw",
-        "# lengths in metres: given by hand",
+        "# lengths in meters: given by hand",
     ]
-    assert read_note(path) == "lengths in metres: given by hand"
+    assert read_note(path) == "lengths in meters: given by hand"
     assert len(read_tum(path)) == 2
 
 
@@ -510,11 +507,11 @@ def test_moved_poses_have_no_times_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["tum", "euroc"])
 def test_times_that_were_made_up_are_not_taken_for_real_when_they_are_read_back(tmp_path: Path, format: str) -> None:
     untimed, path = read_kitti(written(tmp_path, KITTI_GOOD)), tmp_path / "again"
-    write_trajectory(path, untimed, format, note="lengths in metres: as given")  # type: ignore[arg-type]
+    write_trajectory(path, untimed, format, note="lengths in meters: as given")  # type: ignore[arg-type]
     assert not read_trajectory(path).has_times
     assert READERS[format](path).timestamps_ns.tolist() == [0, 100_000_000]
     if format == "tum":
-        assert read_note(path) == "lengths in metres: as given"
+        assert read_note(path) == "lengths in meters: as given"
         write_tum(path, untimed)
         assert read_note(path) == ""
 
@@ -527,7 +524,7 @@ def test_frames_without_a_pose_are_seen_in_the_steps_of_time() -> None:
     assert frames_missing(np.array([4])) == 0
 
 
-def test_a_phone_that_takes_pictures_unevenly_misses_none() -> None:
+def test_a_phone_that_takes_images_unevenly_misses_none() -> None:
     steps = 33_000_000 * np.random.default_rng(0).uniform(0.8, 1.2, 500)
     assert frames_missing(np.cumsum(steps).astype(np.int64)) == 0
 

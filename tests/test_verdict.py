@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slam.verdict import Evidence, Finding, Grade, judge
+from slam.evaluation.verdict import Evidence, Finding, Grade, judge
 
 
 def evidence(**changes) -> Evidence:

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from relocalizer import checkpoints
 from relocalizer.errors import DeviceError, WeightsError
 from relocalizer.network import weights
 from relocalizer.network.model import Architecture, Reloc3r
 from relocalizer.network.precision import choose_device, onednn_keeps_float32, onednn_products
 from relocalizer.network.weights import load_model, random_model, verify
+from relocalizer.predictors import checkpoints
 
 CONFIG: dict[str, Any] = {
     "img_size": 224,
@@ -65,9 +65,9 @@ def write(folder: Path, state: dict[str, Tensor], config: dict[str, Any] | None 
 
 
 def poses(model: Reloc3r) -> Tensor:
-    pictures = torch.linspace(-1, 1, 2 * 3 * 8 * 12).view(2, 1, 3, 8, 12)
+    images = torch.linspace(-1, 1, 2 * 3 * 8 * 12).view(2, 1, 3, 8, 12)
     with torch.no_grad():
-        return torch.cat(model(pictures[0], pictures[1].flip(-1)))
+        return torch.cat(model(images[0], images[1].flip(-1)))
 
 
 def same_poses(one: Reloc3r, other: Reloc3r) -> bool:
@@ -140,14 +140,14 @@ def test_missing_tensors_are_counted_and_the_first_is_named(state: Any, tmp_path
         load_model(write(tmp_path, state))
 
 
-def test_a_checkpoint_of_another_network_is_recognised(state: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_recognized(state: Any, tmp_path: Path) -> None:
     other = {key: value for key, value in state.items() if not key.startswith("pose_head")}
     other["dec_blocks2.0.norm1.weight"] = torch.zeros(64)
     with pytest.raises(WeightsError, match=r"looks like DUSt3R or MASt3R, expected a Reloc3r checkpoint"):
         load_model(write(tmp_path, other))
 
 
-def test_a_vision_transformer_without_config_is_recognised(tmp_path: Path) -> None:
+def test_a_vision_transformer_without_config_is_recognized(tmp_path: Path) -> None:
     torch.save({"cls_token": torch.zeros(1), "blocks.0.norm1.weight": torch.zeros(8)}, tmp_path / "vit.pth")
     with pytest.raises(WeightsError, match=r"no patch_embed\.proj\.weight.*a plain vision transformer"):
         load_model(tmp_path / "vit.pth")
@@ -292,7 +292,7 @@ def test_a_cached_checkpoint_loads_by_name_and_by_hub_id_without_the_network(
     assert checkpoints.locate("reloc3r-512") is None
 
 
-def test_offline_and_not_cached_says_size_licence_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_and_not_cached_says_size_license_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError) as caught:
         load_model("reloc3r-512")
@@ -307,22 +307,22 @@ def test_without_the_hub_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatc
         checkpoints.fetch("reloc3r-512")
 
 
-def test_no_network_is_one_sentence_after_size_and_licence_were_said(tmp_path: Path) -> None:
+def test_no_network_is_one_sentence_after_size_and_license_were_said(tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     # In a process of its own: the hub's client reads its address when it is imported.
     code = (
-        "from relocalizer.checkpoints import fetch\n"
+        "from relocalizer.predictors.checkpoints import fetch\n"
         "from relocalizer.errors import WeightsError\n"
         "try: fetch('reloc3r-224', announce=print)\n"
         "except WeightsError as error: print(error)\n"
     )
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "cache")}
-    root = str(Path(checkpoints.__file__).parents[1])
+    root = str(Path(checkpoints.__file__).parents[2])
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, timeout=60
     )
     announced, sentence = run.stdout.splitlines()
-    assert "1.71 GB, licence CC BY-NC-SA 4.0" in announced
+    assert "1.71 GB, license CC BY-NC-SA 4.0" in announced
     assert "the hub gave nothing" in sentence
     assert "check the network" in sentence
 

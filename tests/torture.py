@@ -44,11 +44,14 @@ from torture_world import (
 
 from relocalizer.errors import MapError
 from relocalizer.images import encode_jpeg
-from relocalizer.map_folder import JpegPictures, load_map, save_map
-from relocalizer.reference_map import ReferenceMap
+from relocalizer.maps.map_format import JpegImages
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.map_writer import save_map
+from relocalizer.maps.reference_map import ReferenceMap
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.merging import merge_maps
+from slam.components.assembly import Components
+from slam.config.schema import SlamConfig
+from slam.sessions.merging import merge_maps
 from slam.system import Slam
 
 HAND = 6  # kinds of trouble dealt to a scenario
@@ -118,7 +121,7 @@ def settings(rng: np.random.Generator) -> SlamConfig:
 
     drawn: dict[str, dict[str, Any]] = {
         "tracks": {"max_tracks": some(50, 100, 150)},
-        "initialisation": {
+        "initialization": {
             "min_landmarks": some(10, 30),
             "min_confirming": some(10, 15),
             "references": some(1, 2, 4),
@@ -126,8 +129,8 @@ def settings(rng: np.random.Generator) -> SlamConfig:
         },
         "keyframes": {"min_gap": some(1, 2, 3), "parallax_px": some(15.0, 28.0)},
         "tracking": {"min_inliers": some(6, 10, 20)},
-        "landmarks": {"refind_keyframes": some(0, 4, 12), "min_parallax_deg": some(0.1, 1.0)},
-        "refinement": {
+        "landmarks": {"search_keyframes": some(0, 4, 12), "min_parallax_deg": some(0.1, 1.0)},
+        "bundle_adjustment": {
             "window": some(2, 4, 6),
             "covisible": some(0, 2, 4),
             "max_landmarks": some(50, 80),
@@ -137,16 +140,16 @@ def settings(rng: np.random.Generator) -> SlamConfig:
             "calibrate": some("auto", "always", "never"),
             "final_rounds": some(1, 2),
             "final_iterations": some(1, 3),
-            "final_related": some(0, 4, 10),
+            "final_covisible": some(0, 4, 10),
         },
-        "linking": {
-            "neighbours": some(1, 2, 4),
-            "loop_candidates": some(0, 2, 4),
-            "loop_min_gap": some(1, 5, 10),
-            "loop_min_similarity": some(0.2, 0.6),
-            "loop_min_inliers": some(8, 15, 30),
-            "loop_min_cells": some(1, 10),
-            "loop_alone_inliers": some(8, 40, 10000),
+        "loop_closing": {
+            "neighbors": some(1, 2, 4),
+            "candidates": some(0, 2, 4),
+            "min_gap": some(1, 5, 10),
+            "min_similarity": some(0.2, 0.6),
+            "min_inliers": some(8, 15, 30),
+            "min_cells": some(1, 10),
+            "single_loop_min_inliers": some(8, 40, 10000),
             "robust": some(True, True, True, False),
         },
         "relocalization": {
@@ -185,23 +188,23 @@ class Scenario:
         has = self.troubles.has
         linking, landmarks, refinement, relocalization = (dict[str, Any]() for _ in range(4))
         if any(map(has, LIES)):
-            linking |= {"loop_min_inliers": 8, "loop_min_cells": 1}
+            linking |= {"min_inliers": 8, "min_cells": 1}
         if has(Trouble.BEGUN_ANEW) or has(Trouble.JOINED):
-            linking |= {"loop_min_inliers": 8, "loop_min_cells": 1, "loop_candidates": 4, "loop_min_gap": 3}
+            linking |= {"min_inliers": 8, "min_cells": 1, "candidates": 4, "min_gap": 3}
             linking["robust"] = bool(self.rng.random() < 0.5)
             relocalization["restart_after"] = 3
         if has(Trouble.SLIPS):
-            landmarks["refind_keyframes"] = 0  # a place that is tied already is not slipped to
+            landmarks["search_keyframes"] = 0  # a place that is tied already is not slipped to
         if has(Trouble.WAITING_LOOPS):
-            linking |= {"loop_alone_inliers": 10000, "robust": True}
+            linking |= {"single_loop_min_inliers": 10000, "robust": True}
         if any(map(has, (Trouble.BUNDLE_SOLVER_FAILS, Trouble.BUNDLE_NOT_FINITE, Trouble.BUNDLE_COLLAPSES))):
             refinement["iterations"] = 2
         if has(Trouble.LENS_BENDS) or has(Trouble.LENS_NOT_FINITE):
             refinement |= {"final": "always", "final_rounds": 2, "calibrate": "always"}
         changes = {
-            "linking": linking,
+            "loop_closing": linking,
             "landmarks": landmarks,
-            "refinement": refinement,
+            "bundle_adjustment": refinement,
             "relocalization": relocalization,
         }
         update = {name: getattr(self.config, name).model_copy(update=values) for name, values in changes.items()}
@@ -265,16 +268,18 @@ class Scenario:
         self.where = f"run {number}, at its beginning"
         slam = Slam(
             self.config,
-            predictor=TroubledPredictor(self.world, self.troubles),
-            tracker=TroubledTracker(self.world, self.troubles),
-            retriever=FaissRetriever(),
-            optimizer=self._optimizer(),
-            refiner=TroubledRefiner(self.troubles),
+            Components(
+                predictor=TroubledPredictor(self.world, self.troubles),
+                tracker=TroubledTracker(self.world, self.troubles),
+                retriever=FaissRetriever(),
+                optimizer=self._optimizer(),
+                adjuster=TroubledRefiner(self.troubles),
+            ),
             observers=[witness],
             **options,
         )
         self._lie(slam, shots)
-        earlier, checked = len(slam._mapper.graph.keyframes), 0
+        earlier, checked = len(slam._mapper.map.graph.keyframes), 0
         quiet = QUIET if self.rng.random() < 0.85 else 0
         for shot, frame in zip(shots, self.world.frames_of(shots), strict=True):
             self.where = f"run {number}, frame {frame.index}"
@@ -283,7 +288,7 @@ class Scenario:
             self.troubles.quiet = len(witness.frames) < quiet
             slam.step(frame)
             check_live(slam)
-            keyframes = len(slam._mapper.graph.keyframes)
+            keyframes = len(slam._mapper.map.graph.keyframes)
             if keyframes - checked >= (CHECK_EVERY if keyframes > LARGE else 1):
                 check_map(slam)
                 checked = keyframes
@@ -292,7 +297,7 @@ class Scenario:
         interrupted = self.troubles.has(Trouble.INTERRUPTED)
         if interrupted:
             self._happens(Trouble.INTERRUPTED)
-        with patch("slam.final_refinement._examined", TroubledExamination(self.troubles)):
+        with patch("slam.mapping.global_refinement._examine", TroubledExamination(self.troubles)):
             result = slam.finish(interrupted=interrupted)
         check_map(slam)
         check_live(slam)
@@ -301,7 +306,7 @@ class Scenario:
         saved = self._with_readable_images(saved, slam)
         self.digest.update(result.trajectory.world_from_cam.tobytes())
         self.digest.update(saved.landmarks.points_in_anchor.tobytes())
-        made = len(slam._mapper.graph.keyframes) - earlier
+        made = len(slam._mapper.map.graph.keyframes) - earlier
         assert witness.kinds["FrameProcessed"] == len(shots)
         assert witness.finished == 1
         assert len(witness.keyframes) == made
@@ -313,14 +318,14 @@ class Scenario:
 
     def _optimizer(self) -> TroubledOptimizer:
         """One that leaves loops out, sometimes behind a linker that believes them all."""
-        return TroubledOptimizer(self.troubles, robust=self.config.linking.robust or bool(self.rng.random() < 0.7))
+        return TroubledOptimizer(self.troubles, robust=self.config.loop_closing.robust or bool(self.rng.random() < 0.7))
 
     def _note_end(self, slam: Slam, witness: Witness) -> None:
         """Count what came of itself."""
-        begun, left = witness.kinds["Initialised"], len({*slam._mapper.graph.segment_of.values()})
+        begun, left = witness.kinds["Initialized"], len({*slam._mapper.map.graph.segment_of.values()})
         ends = {
-            Trouble.ENDS_LOST: slam._where.is_lost,
-            Trouble.ENDS_WAITING: not slam._where.has_map,
+            Trouble.ENDS_LOST: slam._state.is_lost,
+            Trouble.ENDS_WAITING: not slam._state.has_map,
             Trouble.BEGUN_ANEW: begun > 1,
             Trouble.JOINED: left < begun,
         }
@@ -330,15 +335,15 @@ class Scenario:
 
     def _with_readable_images(self, saved: ReferenceMap, slam: Slam) -> ReferenceMap:
         """The squares that say which frame an image is are drawn again: a lens that bends has moved them."""
-        keyframes, sizes = slam._mapper.graph.keyframes, [(CAMERA.width, CAMERA.height)] * len(saved.keyframes)
+        keyframes, sizes = slam._mapper.map.graph.keyframes, [(CAMERA.width, CAMERA.height)] * len(saved.keyframes)
         numbers = [keyframes[int(k)].encoded.index for k in saved.keyframes.ids]
 
         def jpeg(row: int) -> bytes:
-            return encode_jpeg(self.world.picture(numbers[row], CAMERA.height, CAMERA.width), 90)
+            return encode_jpeg(self.world.image(numbers[row], CAMERA.height, CAMERA.width), 90)
 
         for row in range(min(len(numbers), 1)):
-            saved.picture(row)  # as it was stored, it can be read
-        return replace(saved, picture=JpegPictures(jpeg, sizes))
+            saved.image(row)  # as it was stored, it can be read
+        return replace(saved, image=JpegImages(jpeg, sizes))
 
     def _through_disk(self, saved: ReferenceMap) -> ReferenceMap:
         if not len(saved.keyframes):
@@ -370,7 +375,7 @@ class Scenario:
                 predictor=TroubledPredictor(self.world, self.troubles),
                 retriever=FaissRetriever(),
                 optimizer=self._optimizer(),
-                refiner=TroubledRefiner(self.troubles),
+                adjuster=TroubledRefiner(self.troubles),
             )
         except MapError:
             return
@@ -388,14 +393,14 @@ class Scenario:
 
     def _solve_often(self, slam: Slam) -> None:
         """The graph is solved after every keyframe, loop or not."""
-        linker, close = slam._linker, slam._linker.close_loops
+        loop_closer, close = slam._loop_closer, slam._loop_closer.close_loops
 
         def solved(k: int) -> bool:
             closed = close(k)
-            linker._optimise(k, "a keyframe", set())
+            loop_closer._optimize(k, "a keyframe", set())
             return closed
 
-        setattr(linker, "close_loops", solved)  # noqa: B010
+        setattr(loop_closer, "close_loops", solved)  # noqa: B010
 
 
 class Lies(FalseLoops):
@@ -416,13 +421,15 @@ class Liar:
 
     def __init__(self, scenario: Scenario, slam: Slam, kind: Trouble, shots: Sequence[Shot]) -> None:
         rng = scenario.rng
-        often = kind is not Trouble.CLUSTERS and scenario.config.linking.robust  # else the graph is solved all the time
+        often = (
+            kind is not Trouble.CLUSTERS and scenario.config.loop_closing.robust
+        )  # else the graph is solved all the time
         at = np.flatnonzero(rng.random(LONG_FRAMES) < (0.3 if often else 0.05)).tolist()
         slips = [Slip(), Slip(length=0.05), Slip(length=1.0), Slip(degrees=1.0), Slip(degrees=10.0)]
         slip = slips[rng.integers(len(slips))] if kind is Trouble.SLIPS else None
         self._scenario, self._slam, self._kind = scenario, slam, kind
         self._loops = Lies(
-            slam._linker, frozenset(at), kind is Trouble.CLUSTERS, rng, slip, truth_of(shots),
+            slam._loop_closer, frozenset(at), kind is Trouble.CLUSTERS, rng, slip, truth_of(shots),
             deceived=bool(rng.random() < 0.8), min_gap=int(rng.choice([3, 12])), landmarks=(8, 60),
         )  # fmt: skip
 
@@ -431,7 +438,7 @@ class Liar:
             self._flood()
         else:
             self._loops.install()
-        linker, close = self._slam._linker, self._slam._linker.close_loops
+        loop_closer, close = self._slam._loop_closer, self._slam._loop_closer.close_loops
 
         def counted(k: int) -> bool:
             before = len(self._loops.lies)
@@ -439,11 +446,11 @@ class Liar:
             self._scenario.troubles.happened[self._kind] += len(self._loops.lies) - before
             return closed
 
-        setattr(linker, "close_loops", counted)  # noqa: B010
+        setattr(loop_closer, "close_loops", counted)  # noqa: B010
 
     def _flood(self) -> None:
         """Every keyframe is taken for many other places."""
-        linker, loops, close = self._slam._linker, self._loops, self._slam._linker.close_loops
+        loop_closer, loops, close = self._slam._loop_closer, self._loops, self._slam._loop_closer.close_loops
 
         def flooded(k: int) -> bool:
             closed = False
@@ -451,10 +458,10 @@ class Liar:
                 loops._mistake = loops._elsewhere(k)
                 told = None if loops._mistake is None else loops._told(loops._mistake.c, k)
                 if told is not None:
-                    closed |= linker._close_if_believed(told)
+                    closed |= loop_closer._close_if_accepted(told)
             return close(k) or closed
 
-        setattr(linker, "close_loops", flooded)  # noqa: B010
+        setattr(loop_closer, "close_loops", flooded)  # noqa: B010
 
 
 def torture(seed: int, frames: int, *, seconds: float = float("inf"), tell: Callable[[str], None] = print) -> Tally:

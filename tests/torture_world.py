@@ -1,7 +1,7 @@
 """A small world to torture SLAM in, and stand-ins for all that it relies on, which fail in every way they can.
 
 Everything is drawn from seeds. `Trouble` names what can go wrong; `Troubles` decides when each kind strikes, and
-counts. The pictures are as small as can be: the frame's number, as in `oracle`, and nothing else.
+counts. The images are as small as can be: the frame's number, as in `oracle`, and nothing else.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from relocalizer.features import LocalFeatures
 from relocalizer.geometry import translation_of
 from relocalizer.images import Image
 from relocalizer.interfaces import NoEstimate, PairEstimate
-from relocalizer.lens import LensStep
-from slam import final_refinement
-from slam.frames import Frame
-from slam.graph import KeyframeGraph
-from slam.lens_evidence import LensFinding
-from slam.optimizer import GtsamOptimizer, Solution
-from slam.refinement import Bundle, GtsamRefiner, Refined
-from slam.trajectory import Trajectory
+from relocalizer.intrinsics_correction import CorrectionStep
+from slam.evaluation.trajectory import Trajectory
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.loop_closing.pose_graph import Solution
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.mapping import global_refinement as final_refinement
+from slam.mapping.bundle import AdjustedBundle, Bundle
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.lens_examination import LensFinding
 
 ROOMS, APART = 3, 100.0  # places that see nothing of one another
 
@@ -52,13 +54,13 @@ class Trouble(StrEnum):
     BLACKOUT = "nothing is seen"
     FEW_POINTS = "no more than 0 to 20 points are seen"
     TELEPORT = "the camera is somewhere else at once"
-    SAME_PICTURE = "the same picture comes again and again"
+    SAME_IMAGE = "the same image comes again and again"
     STILL = "the camera does not move"
     TURN = "the camera only turns"
     NO_NOISE = "pixels are exact"
     HUGE_NOISE = "pixels are off by up to hundreds"
     TIME_GAP = "time jumps, by up to years"
-    EMPTY_PICTURE = "pictures have no pixels"
+    EMPTY_IMAGE = "images have no pixels"
     WIDE_STEPS = "the camera moves too fast to be followed"
 
     NO_ESTIMATE = "the predictor gives no estimate"
@@ -67,7 +69,7 @@ class Trouble(StrEnum):
     NO_CONFIDENCE = "the predictor is right and not sure of it"
     EXTREME_SIGMAS = "the predictor's sigmas are nearly 0 or infinite"
     ESTIMATE_NO_POSE = "the predictor's estimate is not finite, or no rotation and unit direction"
-    WRONG_PLACE = "a picture looks like another place"
+    WRONG_PLACE = "an image looks like another place"
     PLACE_NOT_FINITE = "the descriptor of a place is not finite"
 
     TRACKS_LOST = "the tracker loses all points"
@@ -128,14 +130,14 @@ class Troubles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """A picture and when it comes.
+    """An image and when it comes.
 
     Attributes:
-        number: of the picture; shots of the same number show the very same picture.
+        number: of the image; shots of the same number show the very same image.
         pose: world_from_cam.
         sees: at most so many points.
         wait_ns: since the shot before.
-        empty: a picture without a pixel.
+        empty: an image without a pixel.
         trouble: that this shot is part of.
     """
 
@@ -149,11 +151,11 @@ class Shot:
 
 
 class TortureWorld(OracleWorld):
-    """The oracle's world, with pictures that are shown as each shot wants it."""
+    """The oracle's world, with images that are shown as each shot wants it."""
 
     def __init__(self, points: NDArray[np.float64], seed: int) -> None:
         super().__init__([], points, seed=seed)
-        self.poses: dict[int, RigidTransform] = {}  # by the number of the picture
+        self.poses: dict[int, RigidTransform] = {}  # by the number of the image
         self.shots: dict[int, Shot] = {}
         # A map keeps descriptors in bytes, as those of real features are: nowhere negative.
         self.descriptors **= 2
@@ -169,13 +171,13 @@ class TortureWorld(OracleWorld):
         if index not in self._cache:
             self.pixel_noise = self.shots[index].noise_px
             seen, pixels = super().visible(index)
-            inside = self.camera.contains(pixels.astype(np.float64), margin=2)  # noise is as large as the picture
+            inside = self.camera.contains(pixels.astype(np.float64), margin=2)  # noise is as large as the image
             seen, pixels = seen[inside], pixels[inside]
             chosen = np.random.default_rng((self.seed, 9, index)).permutation(len(seen))[: self.shots[index].sees]
             self._cache[index] = seen[np.sort(chosen)], pixels[np.sort(chosen)]
         return self._cache[index]
 
-    def picture(self, number: int, height: int = BIT_PX, width: int = BIT_PX * INDEX_BITS) -> Image:
+    def image(self, number: int, height: int = BIT_PX, width: int = BIT_PX * INDEX_BITS) -> Image:
         image = np.zeros((height, width, 3), np.uint8)
         bits = (number >> np.arange(INDEX_BITS)) & 1
         image[:BIT_PX, : INDEX_BITS * BIT_PX] = np.repeat(255 * bits, BIT_PX)[None, :, None].astype(np.uint8)
@@ -190,7 +192,7 @@ class TortureWorld(OracleWorld):
             image = (
                 np.zeros((0, 0, 3), np.uint8)
                 if shot.empty
-                else self.picture(shot.number, self.camera.height, self.camera.width)
+                else self.image(shot.number, self.camera.height, self.camera.width)
             )
             yield Frame(index=index, timestamp_ns=time_ns, image=image, camera=self.camera)
 
@@ -269,7 +271,7 @@ class Walk:
     def _blackout(self, rng: np.random.Generator, frames: int) -> Iterator[Shot]:
         yield from (replace(self._shot(), sees=0) for _ in range(frames))
 
-    def _few(self, rng: np.random.Generator, frames: int) -> Iterator[Shot]:
+    def _min_landmarks(self, rng: np.random.Generator, frames: int) -> Iterator[Shot]:
         for _ in range(frames):
             yield replace(self._shot(), sees=int(rng.choice([0, 1, 2, 3, 5, 8, 12, 20])))
 
@@ -313,7 +315,7 @@ class Walk:
     _acts: ClassVar[dict[Trouble, Callable[[Walk, np.random.Generator, int], Iterator[Shot]]]] = dict(
         zip(
             CAMERA_TROUBLE,
-            (_blackout, _few, _teleport, _same, _still, _turn, _clean, _noisy, _gap, _empty, _wide),
+            (_blackout, _min_landmarks, _teleport, _same, _still, _turn, _clean, _noisy, _gap, _empty, _wide),
             strict=True,
         )
     )
@@ -322,11 +324,11 @@ class Walk:
         self._along += self._step
         s = self._along
         near = 1.0 + 0.1 * np.sin(0.37 * s)  # no lap is like another
-        centre = np.array([1.2 * near * np.cos(s), 0.9 * near * np.sin(s), 1.4 + 0.1 * np.sin(3 * s)])
+        center = np.array([1.2 * near * np.cos(s), 0.9 * near * np.sin(s), 1.4 + 0.1 * np.sin(3 * s)])
         s += 0.5 + self._turned
         outward = np.array([np.cos(s), np.sin(s), 0.05 * np.sin(2 * s)])
-        centre[0] += APART * self._room
-        return Shot(next(self._numbers), look_along(centre, outward))
+        center[0] += APART * self._room
+        return Shot(next(self._numbers), look_along(center, outward))
 
 
 # --- the predictor ------------------------------------------------------------------------------------
@@ -449,16 +451,16 @@ class TroubledOptimizer:
         self._optimizer = GtsamOptimizer(robust=robust)
         self._troubles = troubles
 
-    def optimise(self, graph: KeyframeGraph) -> Solution:
+    def optimize(self, graph: KeyframeGraph) -> Solution:
         troubles, how = self._troubles, nullcontext()
         if troubles.strikes(Trouble.GRAPH_SOLVER_FAILS):
             how = solver_that(SingularSystem)
         elif troubles.strikes(Trouble.GRAPH_NOT_FINITE):
             if troubles.rng.random() < 0.5:
-                return self._wrong(self._optimizer.optimise(graph))
+                return self._wrong(self._optimizer.optimize(graph))
             how = solver_that(NoNumbers)
         with how:
-            return self._optimizer.optimise(graph)
+            return self._optimizer.optimize(graph)
 
     def _wrong(self, solution: Solution) -> Solution:
         weights = dict.fromkeys(solution.loop_weights, np.nan)
@@ -473,10 +475,12 @@ class TroubledRefiner:
     """The bundle adjuster, over a solver that fails; and one whose results cannot be."""
 
     def __init__(self, troubles: Troubles) -> None:
-        self._refiner = GtsamRefiner()
+        self._adjuster = GtsamBundleAdjuster()
         self._troubles = troubles
 
-    def refine(self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5) -> Refined:
+    def refine(
+        self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5
+    ) -> AdjustedBundle:
         troubles, how = self._troubles, nullcontext()
         own = troubles.rng.random() < 0.5
         if troubles.strikes(Trouble.BUNDLE_SOLVER_FAILS):
@@ -484,7 +488,7 @@ class TroubledRefiner:
         elif not own and troubles.strikes(Trouble.BUNDLE_NOT_FINITE):
             how = solver_that(NoNumbers)
         with how:
-            refined = self._refiner.refine(
+            refined = self._adjuster.refine(
                 bundle, noise_px=noise_px, iterations=iterations, relative_tolerance=relative_tolerance
             )
         if own and troubles.strikes(Trouble.BUNDLE_NOT_FINITE):
@@ -495,7 +499,7 @@ class TroubledRefiner:
             return self._bent(refined)
         return refined
 
-    def _not_finite(self, refined: Refined) -> Refined:
+    def _not_finite(self, refined: AdjustedBundle) -> AdjustedBundle:
         points, errors = refined.points_world.copy(), refined.error_px.copy()
         points[::3] = self._troubles.rng.choice([np.nan, np.inf])
         errors[::3] = np.nan
@@ -506,7 +510,7 @@ class TroubledRefiner:
             replace(refined, world_from_cam=dict.fromkeys(refined.world_from_cam, nowhere)),
         ][self._troubles.rng.integers(3)]
 
-    def _collapsed(self, bundle: Bundle, refined: Refined) -> Refined:
+    def _collapsed(self, bundle: Bundle, refined: AdjustedBundle) -> AdjustedBundle:
         """A map shrunk to a point, blown up, or with its landmarks behind the cameras; the errors say nothing of it."""
         rng, poses = self._troubles.rng, refined.world_from_cam
         first = poses[min(poses)]
@@ -519,19 +523,19 @@ class TroubledRefiner:
             shrunk[k] = pose if k in bundle.fixed else first * moved
         return replace(refined, world_from_cam=shrunk, points_world=points)
 
-    def _bent(self, refined: Refined) -> Refined:
+    def _bent(self, refined: AdjustedBundle) -> AdjustedBundle:
         step = wrong_lens(self._troubles)
         return refined if step is None else replace(refined, lens=step)
 
 
 class TroubledExamination:
-    """What the footage says of the camera, in the place of `slam.final_refinement._examined`.
+    """What the footage says of the camera, in the place of `slam.mapping.global_refinement._examine`.
 
     Where trouble with the lens was dealt there always is distortion to be looked for.
     """
 
     def __init__(self, troubles: Troubles) -> None:
-        self._troubles, self._examine = troubles, final_refinement._examined
+        self._troubles, self._examine = troubles, final_refinement._examine
 
     def __call__(self, *told: Any) -> LensFinding:
         finding, step = self._examine(*told), wrong_lens(self._troubles)
@@ -540,12 +544,12 @@ class TroubledExamination:
         return replace(finding, step=step or finding.step, may_have_distortion=True)
 
 
-def wrong_lens(troubles: Troubles) -> LensStep | None:
+def wrong_lens(troubles: Troubles) -> CorrectionStep | None:
     """One that the images do not show, or that none is; None mostly."""
     rng = troubles.rng
     if troubles.strikes(Trouble.LENS_BENDS):
         ratio, radial = float(rng.choice([0.5, 0.9, 1.1, 2.0])), tuple(rng.uniform(-0.4, 0.4, 2).tolist())
-        return LensStep(focal_ratio=(ratio, ratio), radial=radial)
+        return CorrectionStep(focal_ratio=(ratio, ratio), radial=radial)
     if troubles.strikes(Trouble.LENS_NOT_FINITE):
-        return LensStep(focal_ratio=[(np.nan, 1.0), (-1.0, -1.0), (0.0, 0.0), (np.inf, 1.0)][rng.integers(4)])
+        return CorrectionStep(focal_ratio=[(np.nan, 1.0), (-1.0, -1.0), (0.0, 0.0), (np.inf, 1.0)][rng.integers(4)])
     return None

@@ -19,21 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from oracle import RELOC3R, ErrorModel
 
-from relocalizer.averaging import AveragedPose, Sighting, average_pose
+from relocalizer.averaging import AveragedPose, RelativePoseObservation, average_pose
 from relocalizer.geometry import FloatArray, exp_so3, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import PairEstimate
 
 VIEWS = (1, 2, 3, 5, 10, 20)
 
 
-def sightings_of(errors: ErrorModel, rng: np.random.Generator, count: int) -> list[Sighting]:
+def sightings_of(errors: ErrorModel, rng: np.random.Generator, count: int) -> list[RelativePoseObservation]:
     """Views around a query at the origin that looks along z."""
     found = []
     for _ in range(count):
         away = rng.normal(size=3) * [1.0, 0.4, 1.0]
-        centre = away / np.linalg.norm(away) * rng.uniform(0.3, 1.5)
+        center = away / np.linalg.norm(away) * rng.uniform(0.3, 1.5)
         turn = rng.normal(size=3)
-        pose = rigid(exp_so3(turn / np.linalg.norm(turn) * rng.uniform(0, np.radians(40))), centre)
+        pose = rigid(exp_so3(turn / np.linalg.norm(turn) * rng.uniform(0, np.radians(40))), center)
         i_from_j = pose.inv()
         step = translation_of(i_from_j)
         R, d = errors.answer(rng, rotation_matrix(i_from_j), step / np.linalg.norm(step))
@@ -44,11 +44,11 @@ def sightings_of(errors: ErrorModel, rng: np.random.Generator, count: int) -> li
             rotation_sigma_rad=errors.rotation_sigma_rad,
             direction_sigma_rad=errors.direction_sigma_rad,
         )
-        found.append(Sighting(pose, estimate))
+        found.append(RelativePoseObservation(pose, estimate))
     return found
 
 
-def quaternion_median_deg(seen: list[Sighting], truth: FloatArray) -> float:
+def quaternion_median_deg(seen: list[RelativePoseObservation], truth: FloatArray) -> float:
     """Rotation error of the median of each quaternion component, all of w >= 0, as files and tools have them."""
     world = [rotation_matrix(s.world_from_i) @ s.estimate.i_from_j_rotation for s in seen]
     median = np.median(Rotation.from_matrix(np.array(world)).as_quat(canonical=True), axis=0)
@@ -64,7 +64,10 @@ def row(variant: int, views: int, trials: int, turn: float) -> str:
     # A query turned far from the world's axes is where quaternions change sign.
     world = rigid(exp_so3([0.0, turn, 0.0]), np.zeros(3))
     for _ in range(trials):
-        seen = [Sighting(world * s.world_from_i, s.estimate) for s in sightings_of(RELOC3R[variant], rng, views)]
+        seen = [
+            RelativePoseObservation(world * s.world_from_i, s.estimate)
+            for s in sightings_of(RELOC3R[variant], rng, views)
+        ]
         averaged.append(average_pose(seen))
         medians.append(quaternion_median_deg(seen, rotation_matrix(world)))
     rotation = np.degrees([rotation_angle(rotation_matrix(world).T @ a.rotation) for a in averaged])

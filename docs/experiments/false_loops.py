@@ -5,7 +5,7 @@
 
 For every share the false loops are that part of all loops told; the true ones are those that a clean run verifies. Each
 is told as if matching had spoken for it: 30 to 120 landmarks where the false pose would see them, a true loop's noise.
-The picture is still looked at closer, unless it is `--deceived` altogether. False ones that are accepted take their
+The image is still looked at closer, unless it is `--deceived` altogether. False ones that are accepted take their
 landmarks with them, as in life. They speak of another place altogether, or with `--slips` (the truth's unit) and
 `--turns` (degrees) of the right place and a pose that is off by so much.
 `--oracle` runs the walk of tests/oracle.py with noisy tracks.
@@ -29,17 +29,16 @@ from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_
 
 from relocalizer.geometry import rotation_angle
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.evaluate import evaluate
+from slam.config.schema import SlamConfig
+from slam.evaluation.metrics import evaluate
+from slam.evaluation.trajectory import Trajectory
 from slam.events import EdgeAccepted, EdgeRejected, Event, Observer
-from slam.frames import Frame
-from slam.graph import Edge, EdgeKind
-from slam.optimizer import GtsamOptimizer
-from slam.pipeline import build
-from slam.refinement import GtsamRefiner
-from slam.sequence import open_source
+from slam.input.open_source import open_source
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.frames import Frame
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.system import Slam
-from slam.trajectory import Trajectory
 
 TRUE_DEG = 5.0  # an accepted loop's rotation may be off by this from the truth
 
@@ -86,11 +85,11 @@ class Outcome:
 def start(name: str, *, robust: bool, observer: Observer) -> tuple[Slam, Iterable[Frame], Trajectory]:
     """A system, its frames, and the truth: of a sequence, or of the oracle's walk for the name 'oracle'."""
     config = SlamConfig()
-    config = config.model_copy(update={"linking": config.linking.model_copy(update={"robust": robust})})
+    config = config.model_copy(update={"loop_closing": config.loop_closing.model_copy(update={"robust": robust})})
     if name != "oracle":
         source = open_source(name, config=config.input)
         assert source.ground_truth is not None, f"{name} has no ground truth"
-        return build(config, observers=[observer]), source, source.ground_truth
+        return Slam.create(config, observers=[observer]), source, source.ground_truth
     world = OracleWorld(room_path(), room_points(np.random.default_rng(3), 1200), pixel_noise=1.5)
     slam = Slam(
         config,
@@ -98,7 +97,7 @@ def start(name: str, *, robust: bool, observer: Observer) -> tuple[Slam, Iterabl
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(robust=robust),
-        refiner=GtsamRefiner(),
+        adjuster=GtsamBundleAdjuster(),
         observers=[observer],
     )
     return slam, world.frames(), world.ground_truth
@@ -108,7 +107,7 @@ def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Out
     events: list[Event] = []
 
     def remember(event: Event) -> None:
-        if isinstance(event, EdgeAccepted | EdgeRejected):  # others hold pictures
+        if isinstance(event, EdgeAccepted | EdgeRejected):  # others hold images
             events.append(event)
 
     slam, frames, truth = start(name, robust=robust, observer=remember)
@@ -116,7 +115,7 @@ def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Out
     at: frozenset[int] = frozenset()
     if lies.count:
         at = where_to_lie(lies.keyframes, lies.count, clustered=lies.clustered, rng=rng, cluster=lies.cluster)
-    liar = FalseLoops(slam._linker, at, lies.clustered, rng, lies.slip, truth, lies.cluster, lies.deceived)
+    liar = FalseLoops(slam._loop_closer, at, lies.clustered, rng, lies.slip, truth, lies.cluster, lies.deceived)
     liar.install()
     total = 0
     for frame in frames:
@@ -167,10 +166,13 @@ def is_wrong(edge: Edge, when: dict[int, int], truth: Trajectory) -> bool:
 
 def row(label: str, outcome: Outcome, clean: Outcome) -> str:
     accepted = len(outcome.right) + len(outcome.wrong)
-    precision, recall = len(outcome.right) / max(accepted, 1), len(outcome.right) / max(len(outcome.verified), 1)
+    precision, restore_encoding = (
+        len(outcome.right) / max(accepted, 1),
+        len(outcome.right) / max(len(outcome.verified), 1),
+    )
     return (
         f"| {label} | {outcome.told} | {outcome.ate:.4f} | {outcome.ate / clean.ate:.2f} | {outcome.coverage:.0%} "
-        f"| {accepted} | {len(outcome.wrong)} | {len(outcome.kept)} | {precision:.0%} | {recall:.0%} |"
+        f"| {accepted} | {len(outcome.wrong)} | {len(outcome.kept)} | {precision:.0%} | {restore_encoding:.0%} |"
     )
 
 
@@ -183,9 +185,7 @@ def main() -> None:
     parser.add_argument("--turns", nargs="*", type=float, default=[], help="off by so many degrees")
     parser.add_argument("--kinds", nargs="*", choices=["strangers", "clusters"], default=["strangers", "clusters"])
     parser.add_argument("--cluster", type=int, default=CLUSTER, help="loops of one mistaken place")
-    parser.add_argument(
-        "--deceived", action="store_true", help="pictures speak for false loops wherever they are asked"
-    )
+    parser.add_argument("--deceived", action="store_true", help="images speak for false loops wherever they are asked")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--say", action="store_true", help="what became of each loop")
     arguments = parser.parse_args()

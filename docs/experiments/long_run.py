@@ -3,7 +3,7 @@
     PYTHONPATH=tests python docs/experiments/long_run.py --keyframes 20000 --lap 4000
 
 Every frame is a keyframe: inserted, related, refined in its window, tied, searched for loops, as `slam.system` does
-it, with fewer points a picture and a smaller window so that the run takes minutes. What may grow with the map is
+it, with fewer points an image and a smaller window so that the run takes minutes. What may grow with the map is
 the same. From the second lap on every keyframe is somewhere the map knows.
 """
 
@@ -21,13 +21,13 @@ from oracle_map import MapBuilder
 
 from relocalizer.geometry import Similarity, align_points, translation_of
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.events import EdgeAccepted, Event, GraphOptimised
-from slam.graph import EdgeKind
-from slam.linking import Linker
-from slam.mapping import Mapper
-from slam.optimizer import GtsamOptimizer
-from slam.refinement import GtsamRefiner
+from slam.config.schema import SlamConfig
+from slam.events import EdgeAccepted, Event, GraphOptimized
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.loop_closing.loop_closer import LoopCloser
+from slam.map.keyframe_graph import EdgeKind
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.mapper import Mapper
 
 STEP = 0.25  # of the camera, a keyframe
 WALL = (4.0, 7.0)  # distances of points from the path
@@ -67,9 +67,9 @@ def ring(keyframes: int, lap: int, noise: float) -> Ring:
     points = at(np.arange(count) / POINTS_A_STEP, rng.uniform(*WALL, count))
     points[:, 2] += rng.uniform(-2.5, 2.5, count)
     steps = np.arange(keyframes, dtype=np.float64)
-    centres = at(steps) + np.array([0.0, 0.0, 0.05])
+    centers = at(steps) + np.array([0.0, 0.0, 0.05])
     outward = at(steps + 2.0, 5.0) - at(steps)
-    return Ring([look_along(c, o) for c, o in zip(centres, outward, strict=True)], points, pixel_noise=noise)
+    return Ring([look_along(c, o) for c, o in zip(centers, outward, strict=True)], points, pixel_noise=noise)
 
 
 @dataclass(eq=False)
@@ -109,8 +109,12 @@ def main() -> None:
 
 
 def configured(settings: list[str]) -> SlamConfig:
-    small = {"tracks.max_tracks": 150, "refinement.window": 4, "refinement.max_landmarks": 120}
-    small |= {"refinement.iterations": 3, "refinement.covisible": 3, "linking.loop_alone_inliers": 60}
+    small = {"tracks.max_tracks": 150, "bundle_adjustment.window": 4, "bundle_adjustment.max_landmarks": 120}
+    small |= {
+        "bundle_adjustment.iterations": 3,
+        "bundle_adjustment.covisible": 3,
+        "loop_closing.single_loop_min_inliers": 60,
+    }
     config = SlamConfig().model_dump()
     for key, value in [*small.items(), *(item.split("=", 1) for item in settings)]:
         section, name = key.split(".")
@@ -123,15 +127,15 @@ def drive(arguments: argparse.Namespace) -> None:
     config, clock, events = configured(arguments.set), Clock(), list[Event]()
     predictor = OraclePredictor(world, place_unit=4 * STEP)
     tracker = OracleTracker(world, max_features=arguments.features)
-    mapper = Mapper(config, predictor, GtsamRefiner())
-    optimizer = GtsamOptimizer(robust=config.linking.robust)
+    mapper = Mapper(config, predictor, GtsamBundleAdjuster())
+    optimizer = GtsamOptimizer(robust=config.loop_closing.robust)
 
     def note(event: Event) -> None:
-        if isinstance(event, GraphOptimised) or (isinstance(event, EdgeAccepted) and event.edge.kind is EdgeKind.LOOP):
+        if isinstance(event, GraphOptimized) or (isinstance(event, EdgeAccepted) and event.edge.kind is EdgeKind.LOOP):
             events.append(event)
 
     retriever = FaissRetriever()
-    linker = Linker(config.linking, mapper, predictor, retriever, optimizer, note)
+    linker = LoopCloser(config.loop_closing, mapper, predictor, retriever, optimizer, note)
     builder = MapBuilder(world, mapper, tracker, predictor)
     for index in range(arguments.keyframes):
         seen, tracks = builder.seen(index), builder.followed(index)
@@ -140,13 +144,13 @@ def drive(arguments: argparse.Namespace) -> None:
         k = mapper.insert(seen, tracks, pose, 0).id
         clock.lap("insert")
         linker.relate_to_covisible(k)
-        mapper.refine_window(k)
+        mapper.local_bundle_adjustment(k)
         clock.lap("refine")
         linker.watch_scale(k, 0.5 * config.landmarks.min_parallax_deg)
-        linker.tie_to_neighbours(k, config.refinement.window)
+        linker.tie_to_neighbors(k, config.bundle_adjustment.window)
         clock.lap("tie")
         if linker.close_loops(k):
-            mapper.refine_window(k)
+            mapper.local_bundle_adjustment(k)
         linker.remember(k)
         clock.lap("loops")
         if (index + 1) % 1000 == 0:
@@ -155,7 +159,7 @@ def drive(arguments: argparse.Namespace) -> None:
             print(f"    of these 1000: median {np.median(recent):.1f} ms of CPU, most {recent.max():.0f}", flush=True)
     clock.tell(arguments.keyframes)
     started = time.process_time()
-    solution = optimizer.optimise(mapper.graph)
+    solution = optimizer.optimize(mapper.graph)
     print(f"full solve: {time.process_time() - started:.1f} s of CPU, {len(mapper.graph.edges)} edges, ", end="")
     print(f"error {solution.error_before:.4g} to {solution.error_after:.4g}")
     print(f"most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
@@ -178,7 +182,7 @@ def tell_progress(world: Ring, mapper: Mapper, events: list[Event], done: int) -
     fit = align_points(true, mine)
     error = np.sqrt(np.mean(np.sum((fit.apply(mine) - true) ** 2, axis=1)))
     loops = sum(isinstance(event, EdgeAccepted) for event in events)
-    solved = sum(isinstance(event, GraphOptimised) for event in events)
+    solved = sum(isinstance(event, GraphOptimized) for event in events)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{done} keyframes, {loops} loops, solved {solved} times, ATE {error:.3f}, {memory:.0f} MB",

@@ -26,26 +26,28 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import RigidTransform
 from scipy.stats import chi
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import direction_angle, rigid, rotation_angle, rotation_matrix, stack_matrices, translation_of
-from relocalizer.images import Camera
-from relocalizer.interfaces import PairEstimate, PosePredictor, View
+from relocalizer.interfaces import CalibratedImage, PairEstimate, PosePredictor
 from relocalizer.retrieval import FaissRetriever
-from slam.config import SlamConfig
-from slam.evaluate import Evaluation, evaluate
+from slam.config.schema import SlamConfig
+from slam.evaluation.metrics import Evaluation, evaluate
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
 from slam.events import (
     EdgeAccepted,
     EdgeRejected,
     Event,
     FrameProcessed,
-    Relocalised,
+    Relocalized,
     ScaleUnobservable,
     TrackingLost,
 )
-from slam.graph import Edge, EdgeKind
-from slam.optimizer import GtsamOptimizer
-from slam.refinement import GtsamRefiner
-from slam.system import Slam, SlamResult
-from slam.trajectory import Trajectory, read_tum
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.result import SlamResult
+from slam.system import Slam
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from oracle import CAMERA, RELOC3R, OraclePredictor, OracleTracker, OracleWorld, surroundings
@@ -53,7 +55,7 @@ from oracle import CAMERA, RELOC3R, OraclePredictor, OracleTracker, OracleWorld,
 PUBLISHED_AUC = {512: (34.79, 58.37, 75.56), 224: (28.34, 52.60, 71.56)}  # ScanNet1500, arXiv 2412.08376, table 3
 THRESHOLDS_DEG = (5.0, 10.0, 20.0)
 PIXEL_NOISE = 0.5
-NEIGHBOURS = 3
+NEIGHBORS = 3
 LOOP_POINTS = 150  # points that two keyframes must both see for the direction-only graph to get a loop there
 FALSE_LOOP_DEG = 5.0
 CAR = Camera(width=1241, height=376, fx=718.9, fy=718.9, cx=607.2, cy=185.2)
@@ -61,7 +63,7 @@ CAR = Camera(width=1241, height=376, fx=718.9, fy=718.9, cx=607.2, cy=185.2)
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """A published path: every `stride`-th of its poses, and how far off the things around it are, metres."""
+    """A published path: every `stride`-th of its poses, and how far off the things around it are, meters."""
 
     name: str
     stride: int
@@ -154,7 +156,7 @@ def row(path: CameraPath, world: OracleWorld, variant: int, outcome: Outcome) ->
 def remarks(outcome: Outcome) -> list[str]:
     """What went other than well."""
     lost = [e for e in outcome.events if isinstance(e, TrackingLost)]
-    back = [e for e in outcome.events if isinstance(e, Relocalised)]
+    back = [e for e in outcome.events if isinstance(e, Relocalized)]
     no_scale = [e for e in outcome.events if isinstance(e, ScaleUnobservable)]
     return [
         *(f"lost at frame {e.frame_index}: {e.reason}" for e in lost),
@@ -194,7 +196,7 @@ def run(world: OracleWorld, variant: int, place_unit: float) -> Outcome:
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
-        refiner=GtsamRefiner(),
+        adjuster=GtsamBundleAdjuster(),
         observers=[events.append],
     )
     start = time.perf_counter()
@@ -252,8 +254,8 @@ class DirectionGraph:
 
     @staticmethod
     def of(world: OracleWorld, predictor: OraclePredictor, frames: Sequence[int]) -> DirectionGraph:
-        pairs = neighbours_and_loops(world, frames)
-        encoded = [code for f in frames for code in predictor.encode([View(world.frame(f).image)])]
+        pairs = neighbors_and_loops(world, frames)
+        encoded = [code for f in frames for code in predictor.encode([CalibratedImage(world.frame(f).image)])]
         answers = predictor.relate([(encoded[a], encoded[b]) for a, b in pairs])
         found = [(a, b, e) for (a, b), e in zip(pairs, answers, strict=True) if isinstance(e, PairEstimate)]
         return DirectionGraph(
@@ -314,14 +316,14 @@ def pair_factor(
     return gtsam.EssentialMatrixConstraint(a, b, essential, gtsam.noiseModel.Robust.Create(kernel, sigmas))
 
 
-def neighbours_and_loops(world: OracleWorld, frames: Sequence[int]) -> list[tuple[int, int]]:
+def neighbors_and_loops(world: OracleWorld, frames: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs of positions in `frames`: each with those before it, and with the older one that shows most of it."""
-    pairs = [(b - d, b) for b in range(len(frames)) for d in range(1, NEIGHBOURS + 1) if b >= d]
+    pairs = [(b - d, b) for b in range(len(frames)) for d in range(1, NEIGHBORS + 1) if b >= d]
     seen = np.zeros((len(frames), len(world.points)), np.float32)
     for k, f in enumerate(frames):
         seen[k, world.visible(f)[0]] = 1.0
     shared = seen @ seen.T
-    gap = SlamConfig().linking.loop_min_gap
+    gap = SlamConfig().loop_closing.min_gap
     for b in range(gap, len(frames)):
         a = int(np.argmax(shared[b, : b - gap + 1]))
         if shared[b, a] >= LOOP_POINTS:

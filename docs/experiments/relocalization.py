@@ -21,18 +21,19 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.config import FeaturesConfig, GeometricConfig, PosedImagesConfig, RelocalizerConfig
-from relocalizer.geometric_predictor import GeometricPredictor
 from relocalizer.geometry import align_points, rotation_angle, rotation_matrix, translation_of
 from relocalizer.images import Image
-from relocalizer.interfaces import View
-from relocalizer.map_folder import load_map
-from relocalizer.posed_images import PosedPicture, map_from_poses
-from relocalizer.reference_map import ReferenceMap
+from relocalizer.interfaces import CalibratedImage
+from relocalizer.maps.image_matching import PosedImage
+from relocalizer.maps.map_from_poses import map_from_poses
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.reference_map import ReferenceMap
+from relocalizer.predictors.geometric_predictor import GeometricPredictor
 from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
-from slam.config import InputConfig
-from slam.posed_sources import open_posed
-from slam.sequence import open_source
-from slam.trajectory import read_tum
+from slam.config.schema import InputConfig
+from slam.evaluation.trajectory_files import read_tum
+from slam.input.open_source import open_source
+from slam.input.posed_images import open_posed
 
 BATCH = 16
 WRONG_M, WRONG_DEG = 0.25, 5.0
@@ -53,9 +54,9 @@ def error_of(outcome: Relocalization | NotFound, truth: RigidTransform) -> tuple
     return float(np.linalg.norm(translation_of(between))), float(np.degrees(rotation_angle(rotation_matrix(between))))
 
 
-def located(relocalizer: Relocalizer, pictures: Sequence[PosedPicture]) -> Iterator[Relocalization | NotFound]:
-    for start in range(0, len(pictures), BATCH):
-        views = [View(p.read(), p.camera) for p in pictures[start : start + BATCH]]
+def located(relocalizer: Relocalizer, images: Sequence[PosedImage]) -> Iterator[Relocalization | NotFound]:
+    for start in range(0, len(images), BATCH):
+        views = [CalibratedImage(p.read(), p.camera) for p in images[start : start + BATCH]]
         yield from relocalizer.locate_many(views)
 
 
@@ -66,19 +67,19 @@ def without_landmarks(m: ReferenceMap) -> ReferenceMap:
     return replace(m, landmarks=type(table)(**none))
 
 
-# --- a database of posed pictures ------------------------------------------------------------------------
+# --- a database of posed images ------------------------------------------------------------------------
 
 
 def database(arguments: argparse.Namespace) -> None:
-    pictures = open_posed(arguments.sequence, None, config=InputConfig()).pictures
+    images = open_posed(arguments.sequence, None, config=InputConfig()).images
     before = time.process_time()
-    made = load_map(arguments.map) if arguments.map else _database_map(pictures, arguments)
+    made = load_map(arguments.map) if arguments.map else _database_map(images, arguments)
     cpu = time.process_time() - before
     print(f"map: {len(made.keyframes)} keyframes, {len(made.landmarks)} landmarks, CPU {cpu:.0f} s")
     for name in arguments.how:
         stride = arguments.query_stride if name == "landmarks" else arguments.averaged_stride
-        queries = pictures[arguments.split :: stride]
-        near = np.array([has_near(pictures[: arguments.split], q) for q in queries])
+        queries = images[arguments.split :: stride]
+        near = np.array([has_near(images[: arguments.split], q) for q in queries])
         relocalizer = Relocalizer(made if name == "landmarks" else without_landmarks(made), predictor())
         before = time.process_time()
         outcomes = list(located(relocalizer, queries))
@@ -87,26 +88,26 @@ def database(arguments: argparse.Namespace) -> None:
         print(f"{name}: CPU {1e3 * cpu:.0f} ms a query")
         accepted = [foreign(relocalizer, folder) for folder in arguments.others]
         asked, taken = (sum(n) for n in zip(*accepted, strict=True)) if accepted else (0, 0)
-        print(f"{name}: {taken} of {asked} pictures of other sequences accepted")
+        print(f"{name}: {taken} of {asked} images of other sequences accepted")
 
 
-def _database_map(pictures: Sequence[PosedPicture], arguments: argparse.Namespace) -> ReferenceMap:
+def _database_map(images: Sequence[PosedImage], arguments: argparse.Namespace) -> ReferenceMap:
     return map_from_poses(
-        pictures[: arguments.split : arguments.stride],
+        images[: arguments.split : arguments.stride],
         predictor(),
         config=PosedImagesConfig(min_distance=arguments.min_distance, min_angle_deg=arguments.min_angle),
     )
 
 
-def has_near(pictures: Sequence[PosedPicture], query: PosedPicture, *, metres: float = 0.3, deg: float = 25.0) -> bool:
+def has_near(images: Sequence[PosedImage], query: PosedImage, *, meters: float = 0.3, deg: float = 25.0) -> bool:
     where = translation_of(query.world_from_cam)
-    close = [p for p in pictures if np.linalg.norm(translation_of(p.world_from_cam) - where) < metres]
+    close = [p for p in images if np.linalg.norm(translation_of(p.world_from_cam) - where) < meters]
     turns = [rotation_matrix(p.world_from_cam).T @ rotation_matrix(query.world_from_cam) for p in close]
     return any(np.degrees(rotation_angle(turn)) < deg for turn in turns)
 
 
 def show(
-    name: str, outcomes: Sequence[Relocalization | NotFound], queries: Sequence[PosedPicture], near: np.ndarray
+    name: str, outcomes: Sequence[Relocalization | NotFound], queries: Sequence[PosedImage], near: np.ndarray
 ) -> None:
     errors = np.array([error_of(o, q.world_from_cam) for o, q in zip(outcomes, queries, strict=True)])
     found = np.isfinite(errors[:, 0])
@@ -137,9 +138,9 @@ def recall_at(false_share: float, said: np.ndarray, right: np.ndarray) -> float:
 
 
 def foreign(relocalizer: Relocalizer, folder: Path) -> tuple[int, int]:
-    """How many pictures of another sequence were asked for, and how many accepted."""
+    """How many images of another sequence were asked for, and how many accepted."""
     source = open_source(str(folder), config=InputConfig(prefetch_frames=0))
-    outcomes = [relocalizer.locate(View(frame.image, frame.camera)) for frame in source]
+    outcomes = [relocalizer.locate(CalibratedImage(frame.image, frame.camera)) for frame in source]
     taken = sum(isinstance(o, Relocalization) for o in outcomes)
     print(f"  {folder.name}: {taken} of {len(outcomes)} accepted")
     return len(outcomes), taken
@@ -149,10 +150,10 @@ def foreign(relocalizer: Relocalizer, folder: Path) -> tuple[int, int]:
 
 
 def corridor(arguments: argparse.Namespace) -> None:
-    """Precision and recall of the nearest earlier picture against the loop matrix."""
+    """Precision and recall of the nearest earlier image against the loop matrix."""
     source = open_source(str(arguments.sequence), config=InputConfig(prefetch_frames=0))
     own = predictor()
-    described = np.array([own.describe(own.encode([View(f.image, f.camera)])[0]) for f in source])
+    described = np.array([own.describe(own.encode([CalibratedImage(f.image, f.camera)])[0]) for f in source])
     rows = np.loadtxt(arguments.sequence / "loop_groundtruth.txt", dtype=np.int64)
     truth: dict[int, set[int]] = {}
     for query, earlier in rows.tolist():
@@ -173,18 +174,18 @@ def corridor(arguments: argparse.Namespace) -> None:
     print(", ".join(f"R@{k} {n / positives:.3f}" for k, n in hits.items()))
     scores.sort(key=lambda s: -s[0])
     right = np.cumsum([correct for _, correct, _ in scores])
-    precision, recall = right / np.arange(1, len(scores) + 1), right / positives
+    precision, restore_encoding = right / np.arange(1, len(scores) + 1), right / positives
     for level in (1.0, 0.99, 0.95, 0.9):
-        reached = recall[precision >= level]
+        reached = restore_encoding[precision >= level]
         print(f"recall at precision {level:g}: {reached.max() if len(reached) else 0:.3f}")
-    print(f"average precision {np.sum(precision * np.diff(np.concatenate([[0], recall]))):.3f}")
+    print(f"average precision {np.sum(precision * np.diff(np.concatenate([[0], restore_encoding]))):.3f}")
 
 
 # --- a map of a run --------------------------------------------------------------------------------------
 
 
 def room(arguments: argparse.Namespace) -> None:
-    """Pictures of a second visit in the map of a first; aligned by the truth of the map's own keyframes."""
+    """Images of a second visit in the map of a first; aligned by the truth of the map's own keyframes."""
     made = load_map(arguments.run)
     truth = dict(_truth(arguments.map_truth))
     rows = [row for row, t in enumerate(made.keyframes.timestamps_ns.tolist()) if t in truth]
@@ -221,29 +222,29 @@ def _truth(path: Path) -> Iterator[tuple[int, RigidTransform]]:
         yield t, RigidTransform.from_matrix(pose)
 
 
-def _frames_with_truth(folder: Path) -> Iterator[tuple[View, RigidTransform]]:
+def _frames_with_truth(folder: Path) -> Iterator[tuple[CalibratedImage, RigidTransform]]:
     truth = sorted(_truth(folder / "groundtruth.txt"), key=lambda item: item[0])
     times = np.array([t for t, _ in truth])
     for frame in open_source(str(folder), config=InputConfig(prefetch_frames=0)):
         k = int(np.abs(times - frame.timestamp_ns).argmin())
         if abs(int(times[k]) - frame.timestamp_ns) < 5_000_000:
-            yield View(frame.image, frame.camera), truth[k][1]
+            yield CalibratedImage(frame.image, frame.camera), truth[k][1]
 
 
 # --- confidence ------------------------------------------------------------------------------------------
 
 
 def evidence(arguments: argparse.Namespace) -> None:
-    """Poses from sparse maps and worsened pictures, right ones and wrong ones, with what speaks for each."""
+    """Poses from sparse maps and worsened images, right ones and wrong ones, with what speaks for each."""
     rows: list[tuple[float, ...]] = []
     names: list[str] = []
     elsewhere = [p for folder in arguments.foreign for p in posed(folder)[:: arguments.foreign_stride]]
     for folder in arguments.sequences:
-        pictures = posed(folder)[arguments.start :][: arguments.max_frames]
+        images = posed(folder)[arguments.start :][: arguments.max_frames]
         for stride in arguments.stride:
-            sparse = pictures[:: min(stride, max(len(pictures) // 4, 1))]
+            sparse = images[:: min(stride, max(len(images) // 4, 1))]
             chosen = {id(p) for p in sparse}
-            queries = [p for p in pictures if id(p) not in chosen]
+            queries = [p for p in images if id(p) not in chosen]
             queries = queries[:: max(len(queries) // arguments.queries, 1)]
             made = map_from_poses(sparse, predictor(), units=arguments.units)
             for reference in (made, without_landmarks(made)):
@@ -260,42 +261,42 @@ def evidence(arguments: argparse.Namespace) -> None:
     np.savez(arguments.out, rows=np.array(rows), names=np.array(names))
 
 
-def posed(folder: Path) -> list[PosedPicture]:
-    """Pictures of a folder, or of its video, with poses."""
+def posed(folder: Path) -> list[PosedImage]:
+    """Images of a folder, or of its video, with poses."""
     if list(folder.glob("*.mp4")):
         return [
-            PosedPicture(name=str(k), read=(lambda v=view: v.image), camera=view.camera, world_from_cam=pose)
+            PosedImage(name=str(k), read=(lambda v=view: v.image), camera=view.camera, world_from_cam=pose)
             for k, (view, pose) in enumerate(_frames_with_truth(folder))
             if view.camera is not None and k % 3 == 0
         ]
-    return open_posed(folder, None, config=InputConfig()).pictures
+    return open_posed(folder, None, config=InputConfig()).images
 
 
-def worsened(picture: PosedPicture, scale: float):
-    """The picture with the detail of one `scale` times its size."""
+def worsened(posed: PosedImage, scale: float):
+    """The image with the detail of one `scale` times its size."""
 
     def read() -> Image:
-        image = picture.read()
+        image = posed.read()
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
-    return picture.read if scale == 1 else read
+    return posed.read if scale == 1 else read
 
 
 COLUMNS = ("right", "error", "deg", "landmarks", "inliers", "matches", "cells", "rival", "views", "turned", "sigma",
            "said", "related")  # fmt: skip
 
 
-NOWHERE = (1e9, 180.0)  # how wrong any pose of a picture of another place is
+NOWHERE = (1e9, 180.0)  # how wrong any pose of an image of another place is
 
 
-def _row(outcome: Relocalization | NotFound, query: PosedPicture | None, relocalizer: Relocalizer) -> tuple[float, ...]:
-    metres, deg = NOWHERE if query is None else error_of(outcome, query.world_from_cam)
+def _row(outcome: Relocalization | NotFound, query: PosedImage | None, relocalizer: Relocalizer) -> tuple[float, ...]:
+    meters, deg = NOWHERE if query is None else error_of(outcome, query.world_from_cam)
     if isinstance(outcome, NotFound):
         return (0.0, np.nan, np.nan, *[0.0] * 9, 0.0)
-    right = metres < outcome.bound.distance and np.radians(deg) < outcome.bound.angle_rad
+    right = meters < outcome.bound.distance and np.radians(deg) < outcome.bound.angle_rad
     e = outcome.evidence
-    common = (float(right), metres / outcome.bound.distance, deg)
+    common = (float(right), meters / outcome.bound.distance, deg)
     if outcome.how == "averaged":
         return (*common, 0.0, 0.0, 0.0, 0.0, 0.0, e.views, 0.0, e.position_sigma, outcome.confidence, e.related)
     return (
@@ -351,9 +352,9 @@ def reliability(arguments: argparse.Namespace) -> None:
 
 def throughput(arguments: argparse.Namespace) -> None:
     """One batch against one by one, in turns, CPU seconds; the map's keyframes are remembered before."""
-    pictures = open_posed(arguments.sequence, None, config=InputConfig()).pictures
-    relocalizer = Relocalizer(map_from_poses(pictures[:600:10], predictor()), predictor())
-    views = [View(p.read(), p.camera) for p in pictures[600:664:2]]
+    images = open_posed(arguments.sequence, None, config=InputConfig()).images
+    relocalizer = Relocalizer(map_from_poses(images[:600:10], predictor()), predictor())
+    views = [CalibratedImage(p.read(), p.camera) for p in images[600:664:2]]
     relocalizer.locate_many(views)
     many, single = [], []
     for _ in range(3):
@@ -364,16 +365,16 @@ def throughput(arguments: argparse.Namespace) -> None:
         for view in views:
             relocalizer.locate(view)
         single.append(time.process_time() - before)
-    a, b, c = np.median(many) / len(views), np.median(single) / len(views), pair_by_pair(pictures, views[:4])
+    a, b, c = np.median(many) / len(views), np.median(single) / len(views), pair_by_pair(images, views[:4])
     print(
-        f"batch of {len(views)}: {1e3 * a:.0f} ms CPU a picture, one by one {1e3 * b:.0f} ms (ratio {b / a:.2f}), "
+        f"batch of {len(views)}: {1e3 * a:.0f} ms CPU an image, one by one {1e3 * b:.0f} ms (ratio {b / a:.2f}), "
         f"pair by pair {1e3 * c:.0f} ms (ratio {c / a:.2f})"
     )
 
 
-def pair_by_pair(pictures: Sequence[PosedPicture], views: Sequence[View]) -> float:
-    """CPU seconds of a picture when each of its eight pairs is made from two pictures, nothing remembered."""
-    own, keyframes = predictor(), [View(p.read(), p.camera) for p in pictures[:600:75]]
+def pair_by_pair(images: Sequence[PosedImage], views: Sequence[CalibratedImage]) -> float:
+    """CPU seconds of an image when each of its eight pairs is made from two images, nothing remembered."""
+    own, keyframes = predictor(), [CalibratedImage(p.read(), p.camera) for p in images[:600:75]]
     before = time.process_time()
     for view in views:
         for keyframe in keyframes:
@@ -415,7 +416,7 @@ def main() -> None:
     verb.add_argument("--queries", type=int, default=30)
     verb.add_argument("--start", type=int, default=0)
     verb.add_argument("--max-frames", type=int, default=None)
-    verb.add_argument("--units", default="metres")
+    verb.add_argument("--units", default="meters")
     verb.add_argument("--foreign", type=Path, nargs="*", default=[], help="Sequences of other places.")
     verb.add_argument("--foreign-stride", type=int, default=10)
     verb.set_defaults(call=evidence)

@@ -4,12 +4,12 @@
     python docs/experiments/retrieval_at_scale.py --from statistics.npz --draws 6
 
 The first measures VLADs of real videos. The second draws a longer video like them and searches in it. A VLAD is what
-all pictures share, what those of a scene share, what those of a place share (fading within a few keyframes), and the
+all images share, what those of a scene share, what those of a place share (fading within a few keyframes), and the
 rest, half of it, its own. The shares and the fading are those of the measured videos. All parts but the first vary
 along directions drawn from the measured covariance shrunk towards its diagonal, by as much as makes unrelated
-pictures scatter as the measured ones do. Three stretches in ten go where the camera has been before.
+images scatter as the measured ones do. Three stretches in ten go where the camera has been before.
 
-A query is a keyframe that does not see the nine before and after it, as in `slam.linking`.
+A query is a keyframe that does not see the nine before and after it, as in `slam.loop_closing.loop_closer`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import detect_features
 from relocalizer.images import to_gray
-from relocalizer.retrieval import FaissRetriever, shipped_vlad
-from slam.config import SlamConfig
-from slam.sequence import open_source
+from relocalizer.retrieval import FaissRetriever
+from relocalizer.vlad import shipped_vlad
+from slam.config.schema import SlamConfig
+from slam.input.open_source import open_source
 
 Rows = NDArray[np.float32]
 
-SHARED, SCENE, PLACE = 0.134, 0.06, 0.27  # of a unit vector's square; the rest is the picture's own
+SHARED, SCENE, PLACE = 0.134, 0.06, 0.27  # of a unit vector's square; the rest is the image's own
 FADING = 3.0  # keyframes in which a place's part falls to 1/e
 SHRUNK = 0.4
 STRETCH, REVISITED = 500, 0.3
@@ -42,7 +43,7 @@ GAP, WANTED = 10, 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="+", metavar="SEQUENCE", default=[])
-    parser.add_argument("--every", type=int, default=2, help="n-th picture")
+    parser.add_argument("--every", type=int, default=2, help="n-th image")
     parser.add_argument("--out", type=Path, default=Path("statistics.npz"))
     parser.add_argument("--from", dest="statistics", type=Path)
     parser.add_argument("--count", type=int, default=100_000)
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def described(sequence: str, every: int) -> Rows:
-    """VLADs (N, D) of every n-th picture of a sequence."""
+    """VLADs (N, D) of every n-th image of a sequence."""
     with closing(open_source(sequence, config=SlamConfig().input, stride=every)) as source:
         features = (detect_features(to_gray(frame.image), FeaturesConfig()) for frame in source)
         return np.array([shipped_vlad().describe(found) for found in features])
@@ -77,7 +78,7 @@ def tell_statistics(videos: dict[str, Rows]) -> None:
         lags = {lag: float(np.diag(similarity, lag).mean()) for lag in (1, 2, 4, 8, 16, 32) if lag < len(rows)}
         far = similarity[np.triu_indices(len(rows), min(60, len(rows) // 3))]
         said = "  ".join(f"{lag}: {value:.2f}" for lag, value in lags.items())
-        print(f"{name}: {len(rows)} pictures, similarity by steps {said}; far {far.mean():.3f} +- {far.std():.3f}")
+        print(f"{name}: {len(rows)} images, similarity by steps {said}; far {far.mean():.3f} +- {far.std():.3f}")
         print(f"    of another video's variance, its own 128 directions hold {captured(rows, videos, name):.0%}")
 
 
@@ -159,7 +160,7 @@ def search(video: Rows, queries: int) -> None:
 
 
 def compare(video: Rows, left: NDArray[np.bool_], asked: Sequence[int], retriever: FaissRetriever) -> None:
-    recall, in_a_row, ours, all_of_them = [], [], [], []
+    restore_encoding, in_a_row, ours, all_of_them = [], [], [], []
     for q in asked:
         near = range(max(0, q - GAP + 1), min(len(video), q + GAP))
         started = time.process_time(), time.perf_counter()
@@ -176,14 +177,14 @@ def compare(video: Rows, left: NDArray[np.bool_], asked: Sequence[int], retrieve
         similarity[~left] = -2.0
         best = np.argpartition(-similarity, WANTED)[:WANTED]
         all_of_them.append((time.process_time() - started[0], time.perf_counter() - started[1]))
-        recall.append(len({c.key for c in found} & set(best.tolist())) / WANTED)
+        restore_encoding.append(len({c.key for c in found} & set(best.tolist())) / WANTED)
     cold = "retriever, caches full of what numpy read"
     for name, times in (("retriever", in_a_row), (cold, ours), ("numpy, all compared", all_of_them)):
         cpu, wall = 1e3 * np.median(times, axis=0)
         print(f"{name}: median {cpu:.2f} ms of CPU, {wall:.2f} ms of wall time")
     ratios = [np.median(all_of_them, axis=0)[0] / np.median(times, axis=0)[0] for times in (in_a_row, ours)]
     print(
-        f"recall@{WANTED} {np.mean(recall):.4f}, worst query {min(recall):.1f}; "
+        f"recall@{WANTED} {np.mean(restore_encoding):.4f}, worst query {min(restore_encoding):.1f}; "
         f"{ratios[0]:.0f} times as fast, with such caches {ratios[1]:.0f}"
     )
 

@@ -1,9 +1,9 @@
-"""Train relocalizer/vocabulary.npz from pictures this project made itself.
+"""Train relocalizer/vocabulary.npz from images this project made itself.
 
     python docs/experiments/train_vocabulary.py VIDEO... --out relocalizer/vocabulary.npz
 
-VIDEO are the bundled sequences. To their frames come pictures drawn here (fractal noise and polygons), so that
-the words are not those of one room. No picture of anybody else goes in, so the file has this project's licence.
+VIDEO are the bundled sequences. To their frames come images drawn here (fractal noise and polygons), so that
+the words are not those of one room. No image of anybody else goes in, so the file has this project's license.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import detect_features
 from relocalizer.images import Image
-from relocalizer.retrieval import Vocabulary, train_vocabulary
+from relocalizer.vlad import Vocabulary, train_vocabulary
 
 WORDS, DIMENSIONS, SEED = 64, 64, 0
-DRAWN_PICTURES, EVERY_NTH_FRAME = 40, 6
+DRAWN_IMAGES, EVERY_NTH_FRAME = 40, 6
 
 
 def main() -> None:
@@ -30,32 +30,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    pictures = [*drawn_pictures(np.random.default_rng(SEED))]
+    images = [*drawn_images(np.random.default_rng(SEED))]
     for video in arguments.videos:
-        pictures.extend(frames(video))
-    descriptors = [detect_features(picture, FeaturesConfig()).descriptors for picture in pictures]
+        images.extend(frames(video))
+    descriptors = [detect_features(image, FeaturesConfig()).descriptors for image in images]
     vocabulary = train_vocabulary(descriptors, words=WORDS, dimensions=DIMENSIONS, seed=SEED)
     save(arguments.out, vocabulary)
-    print(f"{len(pictures)} pictures, {sum(map(len, descriptors))} descriptors -> {arguments.out}")
+    print(f"{len(images)} images, {sum(map(len, descriptors))} descriptors -> {arguments.out}")
 
 
 def frames(video: Path) -> Iterator[Image]:
-    """Every n-th frame, grey."""
+    """Every n-th frame, gray."""
     capture, index = cv2.VideoCapture(str(video)), 0
     if not capture.isOpened():
         raise SystemExit(f"{video}: not a video that can be read")
     while True:
-        there, picture = capture.read()
+        there, image = capture.read()
         if not there:
             return
         if index % EVERY_NTH_FRAME == 0:
-            yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
+            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
         index += 1
 
 
-def drawn_pictures(rng: np.random.Generator) -> Iterator[Image]:
-    """Grey pictures of noise at several scales under flat polygons, a little blurred as a lens does."""
-    for _ in range(DRAWN_PICTURES):
+def drawn_images(rng: np.random.Generator) -> Iterator[Image]:
+    """Gray images of noise at several scales under flat polygons, a little blurred as a lens does."""
+    for _ in range(DRAWN_IMAGES):
         canvas = np.zeros((480, 640), np.float32)
         for octave in range(2, 8):
             grid = rng.standard_normal((480 // 2**octave + 1, 640 // 2**octave + 1)).astype(np.float32)

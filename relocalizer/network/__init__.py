@@ -1,1 +1,1 @@
-"""The Reloc3r network, written from its published description; released checkpoints load into it."""
+"""The Reloc3r network, implemented from its published description and compatible with the released checkpoints."""

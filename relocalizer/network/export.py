@@ -1,8 +1,8 @@
-"""The network as two files for machines without PyTorch: ONNX, or OpenVINO's own format, each checked when written.
+"""Export of the network to two files in ONNX or OpenVINO format, verified after writing.
 
-`encoder` takes images and gives tokens, `decoder` takes the tokens of two pictures and gives what the pose head says
-of both, so that a picture is encoded once however many others it is compared with. The size of a picture is fixed in
-the files, since the tables of positions are made for it; the number of pictures or pairs in a call is free.
+`encoder` maps images to tokens; `decoder` maps the tokens of two images to the raw outputs of the pose head for both
+directions. So an image is encoded only once for all its pairs. The image size is fixed in the files, because the
+position tables depend on it; the batch size is variable.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Floats = NDArray[np.float32]
 IMAGES = "images"  # (B, 3, H, W) in [-1, 1]
 TOKENS = "tokens"  # (B, N, C)
 TOKENS_OF_PAIR = ("tokens_i", "tokens_j")
-# Translations (B, 3) of no meaningful length, and nine numbers (B, 9) whose nearest rotation is the pose's.
+# Translations (B, 3) of meaningless length, and nine numbers (B, 9) whose nearest rotation is that of the pose.
 RAW_POSES = ("j_from_i_translation", "j_from_i_rotation9", "i_from_j_translation", "i_from_j_rotation9")
 
-USUAL_SIZE = {224: (224, 224), 512: (512, 384)}  # (width, height), by the size a network was trained at
-CHECKED_PAIRS = 2
-OPSET = 18  # what PyTorch writes without translating once more
-# Raw values may differ from PyTorch's by this share of the largest of them. Full-size float32 differs by 3e-6.
+USUAL_SIZE = {224: (224, 224), 512: (512, 384)}  # default image size (width, height) by training size
+CHECKED_PAIRS = 2  # number of random pairs in the verification
+OPSET = 18  # ONNX opset that PyTorch writes without conversion
+# Maximum difference of raw outputs from PyTorch, relative to the largest. The full network in float32 has 3e-6.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 _MODULES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 _SUFFIX = {"onnx": "onnx", "openvino": "xml"}
@@ -52,11 +52,11 @@ _SUFFIX = {"onnx": "onnx", "openvino": "xml"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCheck:
-    """How far the written files are from PyTorch in float32 on random pictures, largest of all poses.
+    """Maximum differences between the exported network and PyTorch in float32 on random images.
 
     Attributes:
-        precision: of the products while the files were run.
-        raw: difference of a raw value, as a share of the largest raw value.
+        precision: precision of the products when running the files.
+        raw: difference of a raw output, relative to the largest raw output.
         rotation_deg, direction_deg: angles between the poses.
     """
 
@@ -74,7 +74,7 @@ class ExportCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What was written, and how equal it is."""
+    """The exported files, and their verification."""
 
     files: tuple[Path, ...]
     checks: tuple[ExportCheck, ...]
@@ -86,7 +86,7 @@ class ExportReport:
 
 
 class EncoderGraph(nn.Module):
-    """Pictures of one size to tokens."""
+    """Encoder for images of one size."""
 
     def __init__(self, model: Reloc3r) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Tokens of pairs of pictures, of one size on each side, to the raw poses in the order of `RAW_POSES`."""
+    """Decoder for pairs of images with one size per side; outputs in the order of `RAW_POSES`."""
 
     def __init__(self, model: Reloc3r, grid_i: Grid, grid_j: Grid) -> None:
         super().__init__()
@@ -119,11 +119,11 @@ def export_checkpoint(
     """`export_network` with the weights of a checkpoint.
 
     Args:
-        source: as `load_model` takes it.
-        size: (width, height) of the pictures; by default 224 x 224 or 512 x 384, whichever the network is for.
+        source: as in `load_model`.
+        size: (width, height) of the images; by default 224 x 224 or 512 x 384, according to the training size.
 
     Raises:
-        WeightsError: no usable checkpoint.
+        WeightsError: there is no usable checkpoint.
         ConfigError, OutputError: as `export_network`.
     """
     _require_format(format)
@@ -133,18 +133,17 @@ def export_checkpoint(
 
 
 def export_network(model: Reloc3r, folder: Path, *, format: str, size: tuple[int, int]) -> ExportReport:
-    """Write encoder-WxH and decoder-WxH, and FORMAT-WxH.json on them; no file is left where the check fails.
+    """Write encoder-WxH, decoder-WxH, and their description FORMAT-WxH.json; no file is left if verification fails.
 
     Args:
-        model: in float32, on the CPU.
-        folder: made if need be; it may hold exports of other formats and sizes.
+        model: the network in float32 on the CPU.
+        folder: output folder, created if missing; it may contain exports of other formats and sizes.
         format: "onnx" (.onnx and .onnx.data) or "openvino" (.xml and .bin), weights in float32.
-        size: (width, height) of the pictures, multiples of the patch size.
+        size: (width, height) of the images, multiples of the patch size.
 
     Raises:
-        ConfigError: no such format, its extra is not installed, or a size that does not split into patches.
-        OutputError: the folder holds such files already, cannot be written, or the written files answer otherwise
-            than PyTorch does.
+        ConfigError: the format is unknown, its extra is not installed, or the size is not a multiple of the patch size.
+        OutputError: the files already exist, the folder cannot be written, or the results differ from PyTorch's.
     """
     chosen = _require_format(format)
     grid = grid_of_size(model, size)
@@ -157,7 +156,7 @@ def export_network(model: Reloc3r, folder: Path, *, format: str, size: tuple[int
             _write_graphs(model, grid, chosen, draft, stem)
             checks = tuple(_checked(model, size, chosen, draft, stem, folder))
             _describe(draft / f"{chosen}-{stem}.json", model, size, chosen, checks)
-            # The description goes last: where it is, everything is.
+            # The description is moved last, so its presence means that the export is complete.
             drafts = sorted(draft.iterdir(), key=lambda path: (path.suffix == ".json", path.name))
             for path in drafts:
                 os.replace(path, folder / path.name)
@@ -167,7 +166,7 @@ def export_network(model: Reloc3r, folder: Path, *, format: str, size: tuple[int
 
 
 def _expect_none_of(folder: Path, format: Format, stem: str) -> None:
-    """Refuse to write over an earlier export, before minutes are spent on a new one."""
+    """Refuse to overwrite an earlier export, before spending minutes on a new one."""
     names = (f"encoder-{stem}.{_SUFFIX[format]}", f"decoder-{stem}.{_SUFFIX[format]}", f"{format}-{stem}.json")
     for path in (folder / name for name in names):
         if os.path.lexists(path):
@@ -175,10 +174,10 @@ def _expect_none_of(folder: Path, format: Format, stem: str) -> None:
 
 
 def grid_of_size(model: Reloc3r, size: tuple[int, int]) -> Grid:
-    """Patches of pictures of a size (width, height).
+    """The patch grid of images of a size (width, height).
 
     Raises:
-        ConfigError: a side is no multiple of the patch size.
+        ConfigError: a side is not a multiple of the patch size.
     """
     (width, height), patch = size, model.architecture.patch_size
     if min(size) < patch or width % patch or height % patch:
@@ -187,20 +186,20 @@ def grid_of_size(model: Reloc3r, size: tuple[int, int]) -> Grid:
 
 
 def encoder_program(model: Reloc3r, grid: Grid) -> Any:
-    """PyTorch's own graph (`torch.export`) of the encoder for one size of picture."""
+    """The `torch.export` program of the encoder for one image size."""
     a = model.architecture
     return _program(EncoderGraph(model), torch.zeros(2, 3, grid.rows * a.patch_size, grid.columns * a.patch_size))
 
 
 def decoder_program(model: Reloc3r, grid_i: Grid, grid_j: Grid) -> Any:
-    """PyTorch's own graph of the decoder with its heads for two sizes of picture."""
+    """The `torch.export` program of the decoder with its heads for two image sizes."""
     width = model.architecture.enc_embed_dim
     tokens = (torch.zeros(2, grid.rows * grid.columns, width) for grid in (grid_i, grid_j))
     return _program(DecoderGraph(model, grid_i, grid_j), *tokens)
 
 
 def openvino_graph(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    """An `openvino.Model` of a graph, its ports named, variable in its first dimension alone.
+    """The `openvino.Model` of a program, with named ports and only the first dimension dynamic.
 
     Raises:
         ConfigError: OpenVINO is not installed.
@@ -215,13 +214,12 @@ def openvino_graph(program: Any, inputs: Sequence[str], outputs: Sequence[str]) 
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """An optional library.
+    """Import an optional library.
 
     Raises:
-        ConfigError: it is not installed; names the extra that brings it.
+        ConfigError: it is not installed; states the extra that installs it.
     """
-    # Left to itself OpenVINO reports every conversion to its makers, which nobody here has agreed to; with this
-    # module barred it does without.
+    # By default OpenVINO sends telemetry of every conversion to its developers; blocking this module disables that.
     cast(dict[str, ModuleType | None], sys.modules).setdefault("openvino_telemetry", None)
     try:
         return import_module(module)
@@ -240,7 +238,7 @@ def _require_format(format: str) -> Format:
 def _program(module: nn.Module, *example: Tensor) -> Any:
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
-        # Tables of positions are remembered; made for the first time while tracing they would be of no values.
+        # Position tables are cached; this run computes them with real values instead of during tracing.
         module.eval()(*example)
         return torch.export.export(module, example, dynamic_shapes=tuple({0: batch} for _ in example), strict=False)
 
@@ -265,7 +263,7 @@ def _write_onnx(program: Any, path: Path, inputs: Sequence[str], outputs: Sequen
             output_names=list(outputs),
             opset_version=OPSET,
             dynamo=True,
-            external_data=True,  # one file holds 2 GB at most
+            external_data=True,  # a single ONNX file is limited to 2 GB
             verbose=False,
         )
 
@@ -278,10 +276,10 @@ def _write_openvino(program: Any, path: Path, inputs: Sequence[str], outputs: Se
 def _checked(
     model: Reloc3r, size: tuple[int, int], format: Format, draft: Path, stem: str, folder: Path
 ) -> Iterator[ExportCheck]:
-    """The files against PyTorch on random pictures, in every precision this machine has.
+    """Compare the files with PyTorch on random images, in every precision of this machine.
 
     Raises:
-        OutputError: they differ by more than `TOLERANCE`.
+        OutputError: the results differ by more than `TOLERANCE`.
     """
     width, height = size
     generator = torch.Generator().manual_seed(0)
@@ -365,7 +363,7 @@ def _describe(path: Path, model: Reloc3r, size: tuple[int, int], format: Format,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes that exporters print about themselves; errors still come through."""
+    """Suppress the messages of exporters except errors."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

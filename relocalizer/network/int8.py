@@ -1,7 +1,7 @@
-"""Linear layers in 8 bits, for trying out: half of the products' time or less, and poses that are off by degrees.
+"""Dynamic int8 quantization of the linear layers (experimental): at most half of the time, but pose errors of degrees.
 
-Weights are quantised once, with a scale for every output; what comes in is quantised anew in every call, by its own
-range ("dynamic" quantisation). Norms, sums, attention, positions and the pose head stay in float32.
+Weights are quantized once, with one scale per output; inputs are quantized in every call by their range. Norms, sums,
+attention, positions and the pose head stay in float32.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from relocalizer.errors import ConfigError
 from relocalizer.network.layers import Linear
 from relocalizer.network.model import Reloc3r
 
-BITS = 127.0  # largest of the whole numbers a weight becomes
-SMALLEST = 1e-12
+BITS = 127.0  # largest quantized value
+SMALLEST = 1e-12  # minimum quantization step
 
 
 class Int8Linear(nn.Module):
@@ -28,7 +28,7 @@ class Int8Linear(nn.Module):
         scale = (weight.abs().amax(dim=1) / BITS).clamp(min=SMALLEST)
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():
-            # Marked for removal after the releases this project allows.
+            # Deprecated, but available in all supported releases.
             warnings.simplefilter("ignore", UserWarning)
             rounded = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
         bias = None if linear.bias is None else linear.bias.detach().float()
@@ -40,10 +40,10 @@ class Int8Linear(nn.Module):
 
 
 def use_dynamic_int8(model: Reloc3r) -> None:
-    """Replace the linear layers of the transformer, in place; their float32 weights are let go.
+    """Replace the linear layers of the transformer in place; their float32 weights are released.
 
     Raises:
-        ConfigError: the model is not on the CPU, or this PyTorch has no such layers.
+        ConfigError: the model is not on the CPU, or this PyTorch does not support such layers.
     """
     if model.enc_norm.weight.device.type != "cpu":
         raise ConfigError(f"precision int8-dynamic: runs on the CPU, not on {model.enc_norm.weight.device}")
@@ -52,7 +52,7 @@ def use_dynamic_int8(model: Reloc3r) -> None:
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "onednn"
     try:
-        # Parents and names: a list of the layers themselves would keep their weights in memory.
+        # Parents and names, because a list of the layers would keep all their weights in memory.
         for parent, name in [(p, n) for p in model.modules() for n, c in p.named_children() if isinstance(c, Linear)]:
             setattr(parent, name, Int8Linear(getattr(parent, name)))
     finally:

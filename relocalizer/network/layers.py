@@ -1,8 +1,8 @@
-"""The parts of the network: rotary positions, attention, and the encoder and decoder blocks made of them.
+"""Layers of the network: rotary position embedding, attention, encoder and decoder blocks.
 
 Attribute names are the keys of the released checkpoints. Tokens are (B, N, C) in row-major order of the
-upright picture's grid of patches. The residual stream stays in the dtype of the tokens; a `Linear` works in
-the dtype of its weight, so 16-bit weights give 16-bit products between 32-bit norms and sums.
+upright image's patch grid. The residual stream keeps the dtype of the tokens; a `Linear` computes in the
+dtype of its weight, so 16-bit weights give 16-bit products between 32-bit norms and sums.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAYER_NORM_EPS = 1e-6  # the checkpoints were trained with it; torch's default of 1e-5 moves poses by 1e-4
+LAYER_NORM_EPS = 1e-6  # epsilon used in training; torch's default of 1e-5 changes poses by 1e-4
 
 
 class Grid(NamedTuple):
-    """Patches of an upright picture: rows and columns."""
+    """Patches of an upright image: rows and columns."""
 
     rows: int
     columns: int
@@ -33,8 +33,8 @@ class Rotary(NamedTuple):
 
 @lru_cache(maxsize=64)
 def rotary_of_grid(grid: Grid, head_width: int, base: float, device: torch.device) -> Rotary:
-    """The rotation of the patches of a grid, numbered from 0."""
-    # Tables outlive the call: made outside inference mode they also serve a later training step.
+    """The rotary table of the patches of a grid, with positions counted from 0."""
+    # Tables are cached; creating them outside inference mode makes them usable in training, too.
     with torch.inference_mode(False):
         rows = torch.arange(grid.rows).repeat_interleave(grid.columns)
         columns = torch.arange(grid.columns).repeat(grid.rows)
@@ -45,15 +45,15 @@ def rotary_of_grid(grid: Grid, head_width: int, base: float, device: torch.devic
 def rotary_of_positions(positions: Tensor, head_width: int, base: float) -> Rotary:
     """Rotary position embedding in two dimensions (Su et al. 2021, one half of the channels per axis).
 
-    The first half of a head's channels turns with the row, the second with the column. In each half, channel
-    k is paired with channel k + quarter and the pair turns by `position * base ** (-k / quarter)`.
+    The first half of a head's channels is rotated by the row, the second by the column. In each half, channel
+    k is paired with channel k + quarter, and the pair is rotated by `position * base ** (-k / quarter)`.
 
     Args:
         positions: (N, 2) integers, (row, column).
-        head_width: channels of one head, a multiple of 4.
+        head_width: number of channels per head, a multiple of 4.
     """
     quarter = head_width // 4
-    # In double precision: 16-bit tables are off by up to 0.06 rad at the far end of a grid.
+    # Double precision, because 16-bit tables have errors of up to 0.06 rad at the far end of a grid.
     frequencies = base ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = positions.to(torch.float64)[:, :, None] * frequencies  # (N, axis, quarter)
     cos, sin = angles.cos(), angles.sin()
@@ -61,20 +61,20 @@ def rotary_of_positions(positions: Tensor, head_width: int, base: float) -> Rota
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn the heads x (B, N, heads, head width) to their positions; the result is float32 or better."""
+    """Apply the rotary embedding to heads x (B, N, heads, head width); the result is at least float32."""
     partner = x.view(*x.shape[:-1], 2, 2, x.shape[-1] // 4).flip(-2).flatten(-3)
     return x * rotary.cos[:, None] + partner * rotary.sin[:, None]
 
 
 class Linear(nn.Linear):
-    """A linear layer that works in the dtype of its weight."""
+    """A linear layer that computes in the dtype of its weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
 class PointwiseConv(nn.Conv2d):
-    """A convolution of one pixel, stored as such in the checkpoints: on tokens it is a linear layer."""
+    """A 1 x 1 convolution, as stored in the checkpoints; on tokens it is a linear layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, kernel_size=1)
@@ -88,7 +88,7 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between."""
+    """Two linear layers with an exact GELU in between."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -101,9 +101,9 @@ class Mlp(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, explicit: bool) -> Tensor:
-    """Softmax attention over heads (B, N, heads, head width), heads joined again: (B, N, C).
+    """Softmax attention over heads (B, N, heads, head width), concatenated to (B, N, C).
 
-    `explicit` writes the matrix of weights out, as a yardstick for the fused operator.
+    `explicit` computes the attention matrix, as a baseline for the fused operator.
     """
     q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
     if explicit:
@@ -116,7 +116,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, explicit: bool) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Every token of a picture asks every other."""
+    """Attention of every token of an image to all tokens of the same image."""
 
     explicit = False
 
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token of a picture asks the tokens of the other picture."""
+    """Attention of every token of an image to the tokens of the other image."""
 
     explicit = False
 
@@ -171,7 +171,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A block that also looks at the other picture's tokens as they were before this layer."""
+    """A pre-norm transformer block with cross-attention to the other image's tokens before this layer."""
 
     def __init__(self, width: int, heads: int, hidden: int, *, norm_memory: bool) -> None:
         super().__init__()

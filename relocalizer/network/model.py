@@ -1,14 +1,14 @@
-"""Reloc3r: two pictures in, the pose of each camera seen from the other out.
+"""Reloc3r: a network that estimates the relative pose of two images in both directions.
 
 Dong et al., "Reloc3r: Large-Scale Training of Relative Camera Pose Regression for Generalizable, Fast, and
-Accurate Visual Localization", CVPR 2025 (arXiv 2412.08376): a ViT encoder on each picture, one decoder shared
+Accurate Visual Localization", CVPR 2025 (arXiv 2412.08376): a ViT encoder on each image, one decoder shared
 by both sides with cross-attention between them, and a pose head on each side.
 
-    picture 1 -> encode --+-> decode side 1 -> head -> pose1 = 2_from_1
+    image 1 -> encode --+-> decode side 1 -> head -> pose1 = 2_from_1
                           x  (cross-attention)
-    picture 2 -> encode --+-> decode side 2 -> head -> pose2 = 1_from_2
+    image 2 -> encode --+-> decode side 2 -> head -> pose2 = 1_from_2
 
-The translation of a pose is a direction: training never sees its length, so the length means nothing.
+The translation of a pose is only a direction: its length is not supervised in training and is meaningless.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from relocalizer.network.layers import (
     rotary_of_grid,
 )
 
-ROW_NORM_FLOOR = 1e-12  # a row of the 9 rotation numbers shorter than this is left as it is
+ROW_NORM_FLOOR = 1e-12  # minimum divisor when normalizing the rows of the nine rotation numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """Sizes of the network; the defaults are those of both released models.
 
-    `img_size` is a record of the training, None where nothing tells: it changes no tensor and no arithmetic.
+    `img_size` is the image size in training, None when unknown; it affects neither tensors nor arithmetic.
     """
 
     img_size: int | None = None
@@ -73,7 +73,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """Encoded pictures of one size: features (B, N, enc_embed_dim), N = rows * columns. Worth keeping."""
+    """Encoded images of one size: features (B, N, enc_embed_dim), N = rows * columns."""
 
     features: Tensor
     grid: Grid
@@ -84,13 +84,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawPose:
-    """What a pose head says: a translation (B, 3) of no meaningful length, and nine numbers (B, 9)."""
+    """Output of a pose head: translation (B, 3) of meaningless length, and nine rotation numbers (B, 9)."""
 
     translation: Tensor
     rotation9: Tensor
 
     def pose(self) -> Tensor:
-        """(B, 4, 4) rigid transforms with the translation as it came."""
+        """Rigid transforms (B, 4, 4) with the unnormalized translation."""
         top = torch.cat([rotation_from_nine(self.rotation9), self.translation[:, :, None]], dim=2)
         bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(top), 1, 4)
         return torch.cat([top, bottom], dim=1)
@@ -109,7 +109,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Three pointwise layers around a sum. The last ReLU comes before the sum, none after."""
+    """Residual block of three pointwise layers. The last ReLU is before the sum."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class ResidualConv(nn.Module):
 
 
 class PoseHead(nn.Module):
-    """Tokens of one side to a translation and the nine numbers of a rotation; always in float32."""
+    """Pose regression from the tokens of one side: translation and nine rotation numbers; always in float32."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class PoseHead(nn.Module):
 
 
 class Reloc3r(nn.Module):
-    """The network. Pictures: float (B, 3, H, W) in [-1, 1], upright, H and W multiples of the patch size."""
+    """The network. Images: float (B, 3, H, W) in [-1, 1], upright, H and W multiples of the patch size."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -168,25 +168,25 @@ class Reloc3r(nn.Module):
         self.pose_head = PoseHead(a.dec_embed_dim, a.head_hidden)
 
     def forward(self, view1: Tensor | Sequence[Tensor], view2: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """(pose1, pose2), (B, 4, 4) each: pose2 maps points of camera 2 into camera 1, pose1 the reverse.
+        """(pose1, pose2), (B, 4, 4) each: pose2 is 1_from_2 and pose1 is 2_from_1.
 
         Args:
-            view1, view2: (B, 3, H, W) each, or lists of B tensors (3, H, W) of any mix of sizes.
+            view1, view2: (B, 3, H, W) each, or lists of B tensors (3, H, W) of different sizes.
 
         Raises:
-            ValueError: the views differ in number, or a picture does not split into patches.
+            ValueError: the numbers of views differ, or an image size is not a multiple of the patch size.
         """
         if len(view1) != len(view2):
-            raise ValueError(f"view1 holds {len(view1)} pictures, view2 {len(view2)}")
+            raise ValueError(f"view1 holds {len(view1)} images, view2 {len(view2)}")
         if isinstance(view1, Tensor) and isinstance(view2, Tensor):
             return self.decode(*self._encode_views(view1, view2))
         return self._forward_mixed(list(view1), list(view2))
 
     def encode(self, images: Tensor) -> Tokens:
-        """What the network sees in each of the pictures (B, 3, H, W), whatever they are later paired with.
+        """Encode images (B, 3, H, W), independent of their pairs.
 
         Raises:
-            ValueError: not three channels, or the sides are no multiples of the patch size.
+            ValueError: there are not three channels, or the sides are not multiples of the patch size.
         """
         grid = self._grid_of(images)
         x = self.patch_embed(images).to(self.enc_norm.weight.dtype)
@@ -196,20 +196,20 @@ class Reloc3r(nn.Module):
         return Tokens(self.enc_norm(x), grid)
 
     def decode(self, tokens1: Tokens, tokens2: Tokens) -> tuple[Tensor, Tensor]:
-        """(pose1, pose2) of pictures encoded before, (B, 4, 4) each."""
+        """(pose1, pose2), (B, 4, 4) each, of encoded images."""
         raw1, raw2 = self.decode_raw(tokens1, tokens2)
         return raw1.pose(), raw2.pose()
 
     def decode_raw(self, tokens1: Tokens, tokens2: Tokens, *, sides_together: bool = True) -> tuple[RawPose, RawPose]:
-        """What the pose head says of both sides, before nine numbers become a rotation.
+        """Raw outputs of the pose head for both sides, before the projection to rotations.
 
-        Sides of one grid run as one batch, unless `sides_together` is False: the same numbers, slower.
+        Sides with equal grids run as one batch, unless `sides_together` is False, which is slower but equivalent.
         """
         side1, side2 = self._decode_sides(tokens1, tokens2, together=sides_together)
         return self.pose_head(self.dec_norm(side1)), self.pose_head(self.dec_norm(side2))
 
     def decode_pose2(self, tokens1: Tokens, tokens2: Tokens) -> Tensor:
-        """pose2 alone, without the last layer and the head of side 1: 3 % less work, and no self-check."""
+        """Only pose2, without the last layer and the head of side 1: 3 % less work, but without the check by pose1."""
         side1, side2 = self._decode_sides(tokens1, tokens2, layers=len(self.dec_blocks) - 1)
         rotary1, rotary2 = (self._decoder_rotary(t.grid, side1.device) for t in (tokens1, tokens2))
         side2 = self.dec_blocks[-1](side2, side1, rotary2, rotary1)
@@ -219,13 +219,13 @@ class Reloc3r(nn.Module):
     def _decode_sides(
         self, tokens1: Tokens, tokens2: Tokens, *, layers: int | None = None, together: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Both sides after some layers of the decoder (all by default), (B, N, dec_embed_dim) each."""
+        """Both sides, (B, N, dec_embed_dim) each, after the first `layers` of the decoder (all by default)."""
         blocks = self.dec_blocks[:layers]
         x, y = (self.decoder_embed(t.features).to(self.dec_norm.weight.dtype) for t in (tokens1, tokens2))
         rotary1, rotary2 = (self._decoder_rotary(t.grid, x.device) for t in (tokens1, tokens2))
         if together and tokens1.grid == tokens2.grid:
-            # The sides share their weights, so grids of one size run as one batch.
-            count = x.shape[0]  # unlike len(), it stays variable in an exported graph
+            # The sides share their weights, so equal grids run as one batch.
+            count = x.shape[0]  # unlike len(), this stays symbolic in an exported graph
             both = torch.cat([x, y])
             for block in blocks:
                 both = block(both, torch.cat([both[count:], both[:count]]), rotary1, rotary1)
@@ -241,7 +241,7 @@ class Reloc3r(nn.Module):
         return Tokens(both.features[:count], both.grid), Tokens(both.features[count:], both.grid)
 
     def _forward_mixed(self, view1: list[Tensor], view2: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pairs of pictures of any sizes; those whose sizes agree run as one batch."""
+        """Pairs of images of different sizes; pairs of equal sizes run as one batch."""
         groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
         for index, (a, b) in enumerate(zip(view1, view2, strict=True)):
             groups.setdefault((a.shape, b.shape), []).append(index)
@@ -254,10 +254,10 @@ class Reloc3r(nn.Module):
 
     def _grid_of(self, images: Tensor) -> Grid:
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"pictures: expected (B, 3, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}")
         size, (height, width) = self.architecture.patch_size, images.shape[2:]
         if height < size or width < size or height % size or width % size:
-            raise ValueError(f"pictures: sides must be multiples of {size}, got {width} x {height}")
+            raise ValueError(f"images: sides must be multiples of {size}, got {width} x {height}")
         return Grid(height // size, width // size)
 
     def _encoder_rotary(self, grid: Grid, device: torch.device) -> Rotary:
@@ -282,10 +282,10 @@ def rotation_from_nine(rotation9: Tensor) -> Tensor:
 
 
 def rotation_margin(rotation9: Tensor) -> Tensor:
-    """How firmly nine numbers (B, 9) fix their rotation, (B,): 2 with orthonormal rows, 0 not at all.
+    """SVD margin (B,) of nine rotation numbers (B, 9): 2 with orthonormal rows, 0 for an undetermined rotation.
 
-    The rotation reacts to a change of the nine numbers like the inverse of the sum of the two smallest
-    singular values, the last one taken with the sign of the determinant.
+    It is the sum of the two smallest singular values, the last one with the sign of the determinant. The sensitivity
+    of the rotation to the nine numbers is its inverse.
     """
     U, S, Vt = _svd_of_nine(rotation9)
     margin: Tensor = (S[:, 1] + torch.linalg.det(U @ Vt) * S[:, 2]).to(rotation9)
@@ -293,7 +293,7 @@ def rotation_margin(rotation9: Tensor) -> Tensor:
 
 
 def _svd_of_nine(rotation9: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Apple's GPU has neither double precision nor this decomposition.
+    # Apple GPUs support neither double precision nor the SVD.
     device = torch.device("cpu") if rotation9.device.type == "mps" else rotation9.device
     rows = rotation9.to(device=device, dtype=torch.float64).view(-1, 3, 3)
     U, S, Vt = torch.linalg.svd(F.normalize(rows, dim=2, eps=ROW_NORM_FLOOR))
@@ -301,16 +301,16 @@ def _svd_of_nine(rotation9: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def use_explicit_attention(model: Reloc3r, explicit: bool = True) -> None:
-    """Write attention matrices out instead of the fused operator: the same numbers, slower. A yardstick."""
+    """Compute attention matrices explicitly instead of by the fused operator: equivalent but slower, as a baseline."""
     for module in model.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.explicit = explicit
 
 
 def use_matmul_dtype(model: Reloc3r, dtype: torch.dtype) -> None:
-    """Let the transformer's products run in `dtype`; norms, sums, rotary tables and pose head stay float32.
+    """Set the dtype of the transformer's products; norms, sums, rotary tables and pose head stay float32.
 
-    Applied in place. Going back to float32 does not bring lost digits back.
+    Applied in place. Converting back to float32 does not restore the precision.
     """
     for module in model.modules():
         if isinstance(module, Linear | PatchEmbedding):

@@ -1,6 +1,6 @@
-"""The network computed by OpenVINO instead of PyTorch: the same answers, on CPUs with fewer seconds.
+"""Inference with OpenVINO instead of PyTorch: the same results, faster on CPUs.
 
-Graphs are made from the model when a size of picture is first met, which takes seconds and, while it lasts, memory for
+Graphs are compiled from the model at the first use of an image size, which takes seconds and, temporarily, memory for
 another copy of the weights.
 """
 
@@ -29,21 +29,21 @@ from relocalizer.network.layers import Grid
 from relocalizer.network.model import RawPose, Reloc3r, Tokens
 
 HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-GRAPHS_KEPT = 4  # each holds the weights once more
+GRAPHS_KEPT = 4  # number of cached graphs; each has its own copy of the weights
 
 
 class OpenVinoNetwork:
-    """`encode` and `decode_raw` as `Reloc3r` has them, on the CPU."""
+    """`Reloc3r.encode` and `Reloc3r.decode_raw` by OpenVINO on the CPU."""
 
     def __init__(self, model: Reloc3r, dtype: torch.dtype = torch.float32) -> None:
-        """Nothing is compiled yet.
+        """The graphs are compiled later.
 
         Args:
-            model: in float32, on the CPU; it stays in use.
-            dtype: of the products and of what flows between them; the model's weights are not touched.
+            model: the network in float32 on the CPU; it is used to compile graphs.
+            dtype: dtype of products and activations; the model's weights are not changed.
 
         Raises:
-            ConfigError: OpenVINO is not installed, or cannot compute in this dtype.
+            ConfigError: OpenVINO is not installed, or does not support the dtype.
         """
         if dtype not in HINTS:
             raise ConfigError(f"precision: OpenVINO computes in float32 or bfloat16, not in {str(dtype)[6:]}")
@@ -64,10 +64,10 @@ class OpenVinoNetwork:
         self._model, self._encoder, self._decoder = model, encoder, decoder
 
     def prepare(self, size: tuple[int, int]) -> None:
-        """Make the graphs for pictures of a size (width, height) now.
+        """Compile the graphs for images of a size (width, height) now.
 
         Raises:
-            ConfigError: sides that are no multiples of the patch size.
+            ConfigError: the sides are not multiples of the patch size.
         """
         grid = grid_of_size(self._model, size)
         self._encoder(grid)
@@ -77,7 +77,7 @@ class OpenVinoNetwork:
         """As `Reloc3r.encode`.
 
         Raises:
-            ConfigError: sides that are no multiples of the patch size.
+            ConfigError: the sides are not multiples of the patch size.
         """
         grid = grid_of_size(self._model, (images.shape[3], images.shape[2]))
         [features] = _run(self._encoder(grid), images)
@@ -92,5 +92,5 @@ class OpenVinoNetwork:
 
 def _run(graph: Any, *inputs: Tensor) -> list[Tensor]:
     answers = graph([tensor.contiguous().numpy() for tensor in inputs])
-    # Copied: the arrays are the graph's own and change with its next call.
+    # Copied, because the graph reuses its arrays in the next call.
     return [torch.from_numpy(array.copy()) for array in answers.to_tuple()]

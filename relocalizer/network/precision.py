@@ -1,8 +1,8 @@
-"""Where the network runs, and which of a CPU's libraries computes its float32 products.
+"""Device selection, and the CPU library for float32 products.
 
-A CPU has two libraries for float32 products. PyTorch uses oneDNN only where it is told that fewer digits will do,
-and on some CPUs oneDNN then really drops digits, on others it computes in full, up to twice as fast as the
-default. Which of the two holds is found by comparing one product with its exact value.
+There are two libraries for float32 products on a CPU. PyTorch uses oneDNN only if reduced precision is allowed. On some
+CPUs oneDNN then reduces the precision; on others it computes in full precision, up to twice as fast as the default
+library. A comparison of one product with its exact value decides.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch.nn.functional as F
 
 from relocalizer.errors import DeviceError
 
-PROBE_TOKENS, PROBE_WIDTH = 196, 1024  # of an encoder block at 224
-# oneDNN's float32 sums end 2 to 3 times as far from the exact product as the default's; bfloat16's 1000 times.
+PROBE_TOKENS, PROBE_WIDTH = 196, 1024  # sizes of the test product, those of an encoder block at 224
+# Maximum ratio of oneDNN's error to that of the default library for float32: it is 2 to 3, and 1000 with bfloat16.
 SAME_DIGITS = 10.0
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name; "auto" takes CUDA, else Apple's GPU, else the CPU.
+    """The device of that name; "auto" is CUDA if available, else an Apple GPU, else the CPU.
 
     Raises:
-        DeviceError: no such device, or it is not on this machine.
+        DeviceError: the device is unknown or not available.
     """
     if str(name) == "auto":
         if torch.cuda.is_available():
@@ -47,7 +47,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def onednn_keeps_float32() -> bool:
-    """Whether oneDNN computes float32 products on this CPU with the digits of float32. The same on every call."""
+    """Whether oneDNN computes float32 products on this CPU in full precision. Deterministic."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(PROBE_TOKENS, PROBE_WIDTH, generator=generator)
     weight = torch.randn(PROBE_WIDTH, PROBE_WIDTH, generator=generator)
@@ -60,7 +60,7 @@ def onednn_keeps_float32() -> bool:
 
 @contextmanager
 def onednn_products(enabled: bool = True) -> Iterator[None]:
-    """Let oneDNN compute the float32 products inside, for the whole process; the setting before comes back after."""
+    """Use oneDNN for float32 products within the context, in the whole process; the old setting is restored."""
     if not enabled:
         yield
         return

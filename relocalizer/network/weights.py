@@ -1,7 +1,7 @@
-"""Checkpoints into the network: read safely, checked tensor by tensor, and explained when they do not fit.
+"""Loading of checkpoints into the network, with safe parsing and checks of every tensor.
 
-The tensors of a file are mapped, not copied, so loading costs the size of the file once. Where they are wanted in
-16 bits, the file is mapped anew for every few of them, since pages once read count as memory until it is let go.
+The tensors of a file are memory-mapped, so loading needs the size of the file only once. For 16-bit weights the file is
+mapped again for every few tensors, because pages that were read use memory until the mapping is released.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from relocalizer.checkpoints import Checkpoint, locate, published_sha256, resolve, sha256_of
 from relocalizer.errors import WeightsError
 from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
 from relocalizer.network.precision import choose_device
+from relocalizer.predictors.checkpoints import Checkpoint, locate, published_sha256, resolve, sha256_of
 
-CONVERTED_BYTES = 1 << 28  # mapped at a time while tensors are converted
-SEEDS = 1 << 64  # that PyTorch's generator tells apart
-HEAD_WIDTH = 64  # channels of an attention head where no config.json tells
+CONVERTED_BYTES = 1 << 28  # size of the tensors converted per mapping of the file, bytes
+SEEDS = 1 << 64  # number of distinct seeds of PyTorch's generator
+HEAD_WIDTH = 64  # number of channels per attention head without config.json
 
-# What a file with tensors of these names most probably is; the first that matches names it.
+# The probable network of a file with tensors of these names; the first matching pattern counts.
 _LOOKS_LIKE = (
     (r"dec_blocks2\.", "DUSt3R or MASt3R"),
     (r"(enc_blocks\.|dec_blocks\.|decoder_embed\.)", "CroCo or another sibling of Reloc3r"),
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WeightsReport:
-    """What is in a checkpoint that fits the network."""
+    """Contents of a valid checkpoint."""
 
     source: str
     path: Path
@@ -69,17 +69,17 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Reloc3r:
-    """The network with the weights of a checkpoint, ready to answer.
+    """Load the network with the weights of a checkpoint, in evaluation mode.
 
     Args:
         source: a folder (config.json, model.safetensors), a .safetensors or .pth file, a released name or a hub
-            id; the last two are taken from the Hugging Face cache.
+            id; the last two are resolved in the local Hugging Face cache.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        dtype: of the transformer's products; norms, sums and the pose head stay float32.
+        dtype: dtype of the transformer's products; norms, sums and the pose head stay float32.
 
     Raises:
-        WeightsError: missing, damaged, not finite, or of another network; says which tensors.
-        DeviceError: the device is not there.
+        WeightsError: the checkpoint is missing, damaged, not finite, or of another network; states the tensors.
+        DeviceError: the device is not available.
     """
     chosen = choose_device(device)
     architecture, state = read_checkpoint(resolve(source), dtype=dtype)
@@ -90,9 +90,9 @@ def load_model(
 
 
 def random_model(architecture: Architecture, *, seed: int = 0) -> Reloc3r:
-    """The network with seeded random weights: right shapes, right cost, meaningless poses.
+    """The network with seeded random weights: correct shapes and cost, meaningless poses.
 
-    Of a longer seed the last 64 bits count.
+    Only the last 64 bits of the seed are used.
     """
     with torch.device("meta"):
         model = Reloc3r(architecture)
@@ -103,10 +103,10 @@ def random_model(architecture: Architecture, *, seed: int = 0) -> Reloc3r:
 
 
 def verify(source: str | Path) -> WeightsReport:
-    """Read a checkpoint that is on this machine through and say what it holds.
+    """Read and check a local checkpoint completely.
 
     Raises:
-        WeightsError: it is not here, does not fit, or its bytes are not those that were fetched.
+        WeightsError: it is not downloaded, does not fit, or differs from the downloaded file.
     """
     checkpoint = locate(source)
     if checkpoint is None:
@@ -133,11 +133,12 @@ def verify(source: str | Path) -> WeightsReport:
 def read_checkpoint(
     checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """Sizes and tensors of a checkpoint, exactly those the network needs: the weights of the transformer's products
-    in `dtype`, all others in float32.
+    """Sizes and tensors of a checkpoint, without unused tensors.
+
+    The weights of the transformer's products are in `dtype`, all others in float32.
 
     Raises:
-        WeightsError: damaged, not finite, or of another network.
+        WeightsError: the checkpoint is damaged, not finite, or of another network.
     """
     state, path = read_tensors(checkpoint.weights), checkpoint.weights
     if checkpoint.config is not None:
@@ -156,10 +157,10 @@ def read_checkpoint(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors file or of a PyTorch file (its entry `model`, if it has one).
+    """All tensors of a .safetensors file or of a PyTorch file (of its entry `model`, if it has one).
 
     Raises:
-        WeightsError: missing, truncated, or holding Python objects, which are never run.
+        WeightsError: the file is missing or truncated, or contains Python objects, which are never executed.
     """
     if path.suffix == ".safetensors":
         try:
@@ -173,10 +174,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def architecture_from_config(path: Path) -> Architecture:
-    """The sizes config.json gives; what it leaves out is as in the released models.
+    """The architecture in config.json; missing sizes are those of the released models.
 
     Raises:
-        WeightsError: not JSON, a size that is no positive number, or positions other than rotary.
+        WeightsError: the file is not JSON, a size is not a positive number, or positions are not rotary.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -201,7 +202,7 @@ def architecture_from_config(path: Path) -> Architecture:
 
 
 def _number(path: Path, key: str, value: Any) -> int | float:
-    # The one number that need not be whole is mlp_ratio; img_size may come as a pair of sides.
+    # Only mlp_ratio may be fractional; img_size may be a pair of sides.
     if key == "img_size" and isinstance(value, list) and all(isinstance(side, int) for side in value):
         value = max(value, default=0)
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -212,7 +213,7 @@ def _number(path: Path, key: str, value: Any) -> int | float:
 
 def _tensors_of_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        # Training scripts keep their command line beside the weights: a plain record, safe to rebuild.
+        # Training scripts store their command line in the file; this class is safe to load.
         with torch.serialization.safe_globals([argparse.Namespace]):
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -233,14 +234,14 @@ def _tensors_of_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
-    """Sizes read off the tensors; heads are 64 wide and positions rotary with base 100, as nothing tells."""
+    """The architecture inferred from tensor shapes, with heads of 64 channels and rotary positions of base 100."""
     needed = ("patch_embed.proj.weight", "enc_norm.weight", "dec_norm.weight")
     missing = [key for key in needed if key not in state]
     if missing:
         raise WeightsError(_misfit(path, state, f"no {', no '.join(missing)}"))
     patch, encoder, decoder = (state[key] for key in needed)
     fc1 = state.get("enc_blocks.0.mlp.fc1.weight", torch.empty(4 * len(encoder), 0))
-    _log.info("%s: no config.json beside it; sizes are read off the tensors", path)
+    _log.info("%s: no config.json in its folder; the sizes are inferred from the tensors", path)
     try:
         return Architecture(
             patch_size=patch.shape[-1],
@@ -263,7 +264,7 @@ def _depth(state: Mapping[str, Tensor], stack: str) -> int:
 
 
 def _check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Every tensor the network needs is there in its size; others are named in a warning."""
+    """Check that all tensors of the network exist with the right shape; unused tensors are reported in a warning."""
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
     if missing:
@@ -278,7 +279,7 @@ def _check_fit(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Ten
 
 
 def _converted(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors in the dtypes wanted; of the mapped file only a part is in memory at a time."""
+    """Copies of the tensors in the wanted dtypes; only a part of the mapped file is in memory at a time."""
     found: dict[str, Tensor] = {}
     for keys in _parts(wanted):
         state = read_tensors(path)
@@ -299,7 +300,7 @@ def _parts(wanted: Mapping[str, Tensor]) -> Iterator[list[str]]:
 def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise WeightsError(f"weights: {path}: '{key}' holds {tensor.dtype}, expected floating point numbers")
-    # The sum is finite for every usable tensor and costs no second one; the exact test runs on suspicion.
+    # A finite sum proves that all values are finite without a temporary tensor; the exact test runs only otherwise.
     if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
         raise WeightsError(f"weights: {path}: '{key}' holds NaN or infinity; the file is damaged, get it again")
     return tensor.float()

@@ -1,4 +1,4 @@
-"""Pictures for the walls: each function paints one work, and no work hangs twice."""
+"""Images for the walls: each function paints one work, and no work hangs twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from .textures import (
-    Colour,
+    Color,
     Rng,
     Singles,
     array,
@@ -25,9 +25,9 @@ from .textures import (
 ART_TEXEL_M = 0.0014
 
 
-def _canvas(width: float, height: float, colour: Colour, rng: Rng) -> Singles:
+def _canvas(width: float, height: float, color: Color, rng: Rng) -> Singles:
     shape = pixels(width, height, ART_TEXEL_M)
-    return shaded(flat(shape, colour), 0.03 * noise(shape, (30, 30), rng, 4))
+    return shaded(flat(shape, color), 0.03 * noise(shape, (30, 30), rng, 4))
 
 
 def mountains(width: float, height: float, rng: Rng) -> Singles:
@@ -53,10 +53,10 @@ def circles(width: float, height: float, rng: Rng) -> Singles:
     """Overlapping rings, discs and rulers' lines on cream."""
     image = _canvas(width, height, (0.92, 0.88, 0.78), rng)
     rows, cols = image.shape[:2]
-    inks: list[Colour] = [(0.78, 0.2, 0.16), (0.12, 0.27, 0.5), (0.93, 0.7, 0.2), (0.12, 0.12, 0.13), (0.3, 0.55, 0.5)]
+    inks: list[Color] = [(0.78, 0.2, 0.16), (0.12, 0.27, 0.5), (0.93, 0.7, 0.2), (0.12, 0.12, 0.13), (0.3, 0.55, 0.5)]
     for _ in range(34):
-        centre, r = rng.uniform(0, 1, 2) * (cols, rows), rng.uniform(0.02, 0.2) * cols
-        ring = ellipse(centre, r, r, 0, 48)
+        center, r = rng.uniform(0, 1, 2) * (cols, rows), rng.uniform(0.02, 0.2) * cols
+        ring = ellipse(center, r, r, 0, 48)
         ink = jitter(inks[int(rng.integers(5))], 0.1, rng)
         if rng.random() < 0.45:
             polygon(image, ring, ink)
@@ -87,10 +87,10 @@ def glass(width: float, height: float, rng: Rng) -> Singles:
 
 
 def blocks(width: float, height: float, rng: Rng) -> Singles:
-    """Rectangles split again and again, in primaries and greys."""
+    """Rectangles split again and again, in primaries and grays."""
     image = _canvas(width, height, (0.94, 0.93, 0.9), rng)
     rows, cols = image.shape[:2]
-    inks: list[Colour] = [
+    inks: list[Color] = [
         (0.8, 0.15, 0.12),
         (0.1, 0.22, 0.55),
         (0.95, 0.8, 0.2),
@@ -159,14 +159,14 @@ def bouquet(width: float, height: float, rng: Rng) -> Singles:
             image, leaf(base, rng.uniform(30, 75), rng.uniform(10, 24), angle), jitter((0.28, 0.42, 0.22), 0.25, rng)
         )
     for _ in range(20):
-        centre, r = rng.normal((cols * 0.5, rows * 0.4), (cols * 0.18, rows * 0.13)), rng.uniform(14, 34)
+        center, r = rng.normal((cols * 0.5, rows * 0.4), (cols * 0.18, rows * 0.13)), rng.uniform(14, 34)
         tint = jitter(
             [(0.85, 0.3, 0.35), (0.93, 0.8, 0.75), (0.93, 0.65, 0.2), (0.6, 0.4, 0.7)][int(rng.integers(4))], 0.1, rng
         )
         for ring in (1.0, 0.65):
             for a in rng.uniform(0, 0.5) + np.arange(8) * np.pi / 4:
-                polygon(image, leaf(centre, r * ring, r * 0.5 * ring, a), jitter(tint, 0.12, rng))
-        polygon(image, ellipse(centre, r * 0.2, r * 0.2, 0), (0.3, 0.2, 0.1))
+                polygon(image, leaf(center, r * ring, r * 0.5 * ring, a), jitter(tint, 0.12, rng))
+        polygon(image, ellipse(center, r * 0.2, r * 0.2, 0), (0.3, 0.2, 0.1))
     return image
 
 
@@ -174,20 +174,20 @@ def handbill(width: float, height: float, rng: Rng) -> Singles:
     """A concert bill: large marks, a figure of rays and small print."""
     image = _canvas(width, height, (0.9, 0.55, 0.2), rng)
     rows, cols = image.shape[:2]
-    centre = np.array([cols * 0.45, rows * 0.52])
+    center = np.array([cols * 0.45, rows * 0.52])
     for a in np.cumsum(rng.uniform(0.1, 0.3, 30)):
         r = rng.uniform(0.25, 0.5) * cols
-        tip = centre + r * np.array([[np.cos(a), np.sin(a)], [np.cos(a + 0.07), np.sin(a + 0.07)]])
-        polygon(image, np.concatenate([centre[None], tip]), jitter((0.15, 0.2, 0.35), 0.2, rng))
-    polygon(image, ellipse(centre, cols * 0.17, cols * 0.17, 0, 40), (0.95, 0.9, 0.75))
-    polygon(image, leaf(centre + np.array([-20, 60]), cols * 0.3, cols * 0.12, -1.1), (0.75, 0.15, 0.15))
+        tip = center + r * np.array([[np.cos(a), np.sin(a)], [np.cos(a + 0.07), np.sin(a + 0.07)]])
+        polygon(image, np.concatenate([center[None], tip]), jitter((0.15, 0.2, 0.35), 0.2, rng))
+    polygon(image, ellipse(center, cols * 0.17, cols * 0.17, 0, 40), (0.95, 0.9, 0.75))
+    polygon(image, leaf(center + np.array([-20, 60]), cols * 0.3, cols * 0.12, -1.1), (0.75, 0.15, 0.15))
     scribble(image, (0.07 * cols, 0.03 * rows, 0.95 * cols, 0.2 * rows), rows * 0.065, (0.12, 0.1, 0.12), rng)
     scribble(image, (0.07 * cols, 0.85 * rows, 0.95 * cols, 0.97 * rows), rows * 0.018, (0.12, 0.1, 0.12), rng)
     return image
 
 
 def calendar(width: float, height: float, rng: Rng) -> Singles:
-    """A wall calendar: a picture above, numbered days with notes below."""
+    """A wall calendar: an image above, numbered days with notes below."""
     image = _canvas(width, height, (0.95, 0.94, 0.91), rng)
     rows, cols = image.shape[:2]
     top = mountains(width * 0.92, height * 0.42, rng)
@@ -236,8 +236,8 @@ def portrait(width: float, height: float, rng: Rng) -> Singles:
     image = _canvas(width, height, (0.35, 0.42, 0.4), rng)
     rows, cols = image.shape[:2]
     for _ in range(70):
-        centre = rng.normal((cols * 0.5, rows * 0.5), (cols * 0.3, rows * 0.3))
-        polygon(image, centre + rng.normal(0, 40, (int(rng.integers(3, 5)), 2)), jitter((0.5, 0.48, 0.4), 0.3, rng))
+        center = rng.normal((cols * 0.5, rows * 0.5), (cols * 0.3, rows * 0.3))
+        polygon(image, center + rng.normal(0, 40, (int(rng.integers(3, 5)), 2)), jitter((0.5, 0.48, 0.4), 0.3, rng))
     face = ellipse(np.array([cols * 0.5, rows * 0.42]), cols * 0.23, rows * 0.26, 0.1, 11)
     polygon(image, face, (0.83, 0.62, 0.48))
     for _ in range(26):
@@ -288,19 +288,19 @@ def clock(width: float, height: float, rng: Rng) -> Singles:
     """A round dial on a square plate."""
     image = _canvas(width, height, (0.25, 0.18, 0.13), rng)
     rows, cols = image.shape[:2]
-    centre, r = np.array([cols, rows]) / 2, 0.44 * min(rows, cols)
-    polygon(image, ellipse(centre, r, r, 0, 60), (0.95, 0.93, 0.86))
+    center, r = np.array([cols, rows]) / 2, 0.44 * min(rows, cols)
+    polygon(image, ellipse(center, r, r, 0, 60), (0.95, 0.93, 0.86))
     for k in range(60):
         a, inner = k * np.pi / 30, 0.8 if k % 5 == 0 else 0.92
         ray = np.array([np.cos(a), np.sin(a)])
         stroke(
             image,
-            np.stack([centre + inner * r * ray, centre + 0.97 * r * ray]),
+            np.stack([center + inner * r * ray, center + 0.97 * r * ray]),
             (0.1, 0.1, 0.1),
             4 if k % 5 == 0 else 1,
         )
     for a, length, width_px in ((-2.2, 0.5, 7), (0.4, 0.75, 4)):
         stroke(
-            image, np.stack([centre, centre + length * r * np.array([np.cos(a), np.sin(a)])]), (0.1, 0.1, 0.1), width_px
+            image, np.stack([center, center + length * r * np.array([np.cos(a), np.sin(a)])]), (0.1, 0.1, 0.1), width_px
         )
     return np.asarray(cv2.GaussianBlur(image, (0, 0), 0.6), np.float32)

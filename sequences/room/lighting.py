@@ -24,16 +24,16 @@ CHUNK = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """A solid that casts shadows: centre (3,), half sizes (3,), `world_from_box` rotation (3, 3), metres."""
+    """A solid that casts shadows: center (3,), half sizes (3,), `world_from_box` rotation (3, 3), meters."""
 
-    centre: Floats
+    center: Floats
     half: Floats
     world_from_box: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AreaLight:
-    """A glowing parallelogram: corner and edges in metres, RGB power; `normal` None shines to all sides."""
+    """A glowing parallelogram: corner and edges in meters, RGB power; `normal` None shines to all sides."""
 
     origin: Floats
     right: Floats
@@ -67,7 +67,7 @@ def lit(quads: Sequence[Quad], illumination: Illumination) -> list[Quad]:
 
 
 def _grid(quad: Quad) -> Floats:
-    """Light sample points (rows, cols, 3), cell centred, lifted off the surface."""
+    """Light sample points (rows, cols, 3), cell centered, lifted off the surface."""
     cols = max(2, round(float(np.linalg.norm(quad.right)) / GRID_M))
     rows = max(2, round(float(np.linalg.norm(quad.down)) / GRID_M))
     u, v = (np.arange(cols) + 0.5) / cols, (np.arange(rows) + 0.5) / rows
@@ -126,7 +126,7 @@ def _distance(points: Floats, rays: Singles, boxes: Sequence[Box], reach_m: floa
     """Distance (N, K) along unit rays (N, K, 3) to the nearest box, infinite when free within reach (slab method)."""
     nearest = np.full(rays.shape[:2], np.inf, np.float32)
     for box in boxes:
-        p = ((points - box.centre) @ box.world_from_box).astype(np.float32)
+        p = ((points - box.center) @ box.world_from_box).astype(np.float32)
         reach = np.linalg.norm(np.maximum(np.abs(p) - box.half, 0), axis=1)
         close = np.flatnonzero(reach < reach_m)
         d = rays[close] @ box.world_from_box.astype(np.float32)

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 
 from .raster import Floats
 
-Waypoint = tuple[float, float, float, float, float]  # camera x, y, z in metres; yaw and pitch of the view in degrees
+Waypoint = tuple[float, float, float, float, float]  # camera x, y, z in meters; yaw and pitch of the view in degrees
 
 # Yaw counts from east to north. The loop turns once around the room, always looking across it, and ends by seeing
 # its first second again from a hand's breadth aside.
@@ -45,14 +45,14 @@ REVISIT: Sequence[Waypoint] = (
     (1.50, 2.35, 1.70, 2, -14),
 )
 
-TURN_M = 2.5  # a metre of travel moves the picture about as much as 1 / TURN_M radians of turning
+TURN_M = 2.5  # a meter of travel moves the image about as much as 1 / TURN_M radians of turning
 DENSE = 4000
 
 
 def handheld(waypoints: Sequence[Waypoint], frames: int, rng: np.random.Generator) -> Floats:
     """Poses world_from_cam (frames, 4, 4), OpenCV camera axes, in the room's frame.
 
-    A cubic spline runs through the way points; its parameter is stretched so that the picture moves evenly; slow
+    A cubic spline runs through the way points; its parameter is stretched so that the image moves evenly; slow
     sines of a few millimetres and tenths of a degree make it a hand.
     """
     points = np.array(waypoints)
@@ -77,8 +77,8 @@ def _sway(seconds: Floats, size: float, rng: np.random.Generator) -> Floats:
     return np.asarray(size * (weight * np.sin(2 * np.pi * hertz * seconds[:, None] + phase)).sum(axis=1))
 
 
-def _looking(centre: Floats, angles: Floats) -> Floats:
-    """world_from_cam of a camera at `centre` with yaw, pitch (up is positive) and roll `angles`, radians."""
+def _looking(center: Floats, angles: Floats) -> Floats:
+    """world_from_cam of a camera at `center` with yaw, pitch (up is positive) and roll `angles`, radians."""
     yaw, pitch, roll = angles
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
@@ -86,5 +86,5 @@ def _looking(centre: Floats, angles: Floats) -> Floats:
     pose = np.eye(4)
     pose[:3, 0] = np.cos(roll) * right + np.sin(roll) * down
     pose[:3, 1] = np.cos(roll) * down - np.sin(roll) * right
-    pose[:3, 2], pose[:3, 3] = forward, centre
+    pose[:3, 2], pose[:3, 3] = forward, center
     return pose

@@ -6,8 +6,8 @@ gives (u/z, v/z, 1/z), three affine functions of the pixel: depth, texture coord
 all analytic, no clipping or subdivision is needed, and what a pixel shows is what the pose says.
 
 Textures are sampled with mip levels, blended between levels, and several probes along the longer axis of the
-pixel's footprint (the usual anisotropic filter); pictures are made at twice the size and reduced with the
-binomial (1 3 3 1)/8, whose centre is the pixel's centre.
+pixel's footprint (the usual anisotropic filter); images are made at twice the size and reduced with the
+binomial (1 3 3 1)/8, whose center is the pixel's center.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Bytes = NDArray[np.uint8]
 SUPERSAMPLING = 2
 NEAR_M = 0.02
 MAX_PROBES = 6
-EDGE_SLACK = 1e-5  # lets neighbours overlap by a hair, so no pixel falls between two quads
+EDGE_SLACK = 1e-5  # lets neighbors overlap by a hair, so no pixel falls between two quads
 REMAP_WIDTH = 512  # pixels of a quad are handed to cv2.remap in rows of this length
 ALPHA_THRESHOLD = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Pinhole:
-    """Pinhole camera; pixel (0, 0) is the centre of the top left pixel."""
+    """Pinhole camera; pixel (0, 0) is the center of the top left pixel."""
 
     width: int
     height: int
@@ -63,8 +63,8 @@ class Quad:
     """A textured parallelogram in the world.
 
     Attributes:
-        origin: (3,) the corner where the texture's top left is, metres.
-        right, down: (3,) edges along the texture's columns and rows, metres. The front is where right points right
+        origin: (3,) the corner where the texture's top left is, meters.
+        right, down: (3,) edges along the texture's columns and rows, meters. The front is where right points right
             and down points down; the back is not drawn unless `two_sided`.
         albedo: (H, W, 3) RGB uint8, sRGB.
         alpha: (H, W) uint8 cut-out mask, None when solid.
@@ -87,13 +87,13 @@ class Quad:
 
 
 @dataclass(eq=False)
-class Picture:
+class Image:
     """A rendered view.
 
     Attributes:
         rgb: (H, W, 3) in 0..255, not yet rounded.
-        inverse_depth: (H, W) one over the depth along the optical axis, 1/metres, mean of the pixel's samples; as
-            inverse depth is affine on a plane this is the value at the pixel's centre, except across an outline.
+        inverse_depth: (H, W) one over the depth along the optical axis, 1/meters, mean of the pixel's samples; as
+            inverse depth is affine on a plane this is the value at the pixel's center, except across an outline.
     """
 
     rgb: Singles
@@ -140,7 +140,7 @@ class Rasteriser:
         self._downs = np.stack([q.down for q in quads])
         self._two_sided = np.array([q.two_sided for q in quads])
 
-    def render(self, world_from_cam: Floats) -> Picture:
+    def render(self, world_from_cam: Floats) -> Image:
         """The view of a camera with OpenCV axes at the (4, 4) pose `world_from_cam`."""
         target = _Target(
             np.zeros((self._fine.height, self._fine.width), np.float32),
@@ -149,7 +149,7 @@ class Rasteriser:
         planes = self._draw_depth(world_from_cam, target)
         self._shade(planes, target)
         samples = target.inverse_depth.reshape(self.camera.height, SUPERSAMPLING, self.camera.width, -1)
-        return Picture(_reduced(target.rgb), samples.mean(axis=(1, 3)))
+        return Image(_reduced(target.rgb), samples.mean(axis=(1, 3)))
 
     def _draw_depth(self, world_from_cam: Floats, target: _Target) -> dict[int, _Affine]:
         cam_from_world = world_from_cam[:3, :3].T
@@ -236,7 +236,7 @@ def _is_solid(alphas: list[Bytes], u: Singles, v: Singles, w: Singles, mask: NDA
 
 
 def _sampled(levels: list[Bytes], plane: _Affine, pixels: NDArray[np.int32], row: int) -> Singles:
-    """Texture colours (N, 3) at flat pixel indices: anisotropic probes, blended between mip levels."""
+    """Texture colors (N, 3) at flat pixel indices: anisotropic probes, blended between mip levels."""
     y, x = np.divmod(pixels, row)
     x, y = x.astype(np.float32), y.astype(np.float32)
     z = 1 / (plane.w[0] * x + plane.w[1] * y + plane.w[2])
@@ -282,7 +282,7 @@ def _bilinear(image: Bytes, u: Singles, v: Singles) -> Singles:
 
 
 def _reduced(fine: Singles) -> Singles:
-    """Half the size with (1 3 3 1)/8 along both axes; output pixel i is centred between fine pixels 2i and 2i + 1."""
+    """Half the size with (1 3 3 1)/8 along both axes; output pixel i is centered between fine pixels 2i and 2i + 1."""
     kernel = np.array([1, 3, 3, 1], np.float32) / 8
     # cv2 anchors an even kernel at tap 2: output j covers j-2..j+1, so pixel i sits at fine index 2i + 1.
     blurred = cv2.sepFilter2D(fine, -1, kernel, kernel, anchor=(2, 2), borderType=cv2.BORDER_REPLICATE)

@@ -1,6 +1,6 @@
 """The room: walls, furniture and things, as textured quads, with the solids that cast shadows and the lights.
 
-World frame: metres, z up, x east (6 m), y north (5 m), the origin on the floor in the south-west corner.
+World frame: meters, z up, x east (6 m), y north (5 m), the origin on the floor in the south-west corner.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import art
 from .lighting import AreaLight, Box, Illumination, lit
 from .raster import Bytes, Floats, Quad
 from .textures import (
-    Colour,
+    Color,
     Material,
     Rng,
     Singles,
@@ -95,7 +95,7 @@ class Room:
     def box(
         self,
         place: Place,
-        centre: Sequence[float],
+        center: Sequence[float],
         size: Sequence[float],
         material: Material,
         *,
@@ -106,11 +106,11 @@ class Room:
         skip: str = "bottom",
         casts: bool = True,
     ) -> None:
-        """A cuboid with its own texture on each face; `centre` and turns are in `place`, `faces` overrides some.
+        """A cuboid with its own texture on each face; `center` and turns are in `place`, `faces` overrides some.
 
         The front is the face towards the thing's -y. Faces named in `skip` (space separated) are left out.
         """
-        R, c = place.rotation @ turn(yaw, tilt, roll), place.point(*centre)
+        R, c = place.rotation @ turn(yaw, tilt, roll), place.point(*center)
         x, y, z = (R[:, i] * size[i] for i in range(3))
         w, d, h = size
         sides = {
@@ -131,7 +131,7 @@ class Room:
     def cylinder(
         self,
         place: Place,
-        centre: Sequence[float],
+        center: Sequence[float],
         radius: float,
         height: float,
         material: Material,
@@ -141,35 +141,35 @@ class Room:
         is_lit: bool = True,
         casts: bool = True,
     ) -> None:
-        """An upright prism that passes for a cylinder; `centre` is the middle of its foot."""
+        """An upright prism that passes for a cylinder; `center` is the middle of its foot."""
         image = material(2 * np.pi * radius, height)
         cuts = np.round(np.linspace(0, image.shape[1], sides + 1)).astype(int)
         angle = np.linspace(0, 2 * np.pi, sides + 1)
         rim = np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1)
         for k in range(sides):
-            a = place.point(centre[0] + rim[k, 0], centre[1] + rim[k, 1], centre[2] + height)
-            b = place.point(centre[0] + rim[k + 1, 0], centre[1] + rim[k + 1, 1], centre[2] + height)
+            a = place.point(center[0] + rim[k, 0], center[1] + rim[k, 1], center[2] + height)
+            b = place.point(center[0] + rim[k + 1, 0], center[1] + rim[k + 1, 1], center[2] + height)
             self.panel(a, b - a, -height * UP, image[:, cuts[k] : cuts[k + 1]], is_lit=is_lit)
         if top is not None:
-            self._disc(place.point(centre[0], centre[1], centre[2] + height), radius, top, sides)
+            self._disc(place.point(center[0], center[1], center[2] + height), radius, top, sides)
         if casts:
             half = np.array([0.8 * radius, 0.8 * radius, height / 2])
-            self.boxes.append(Box(place.point(centre[0], centre[1], centre[2] + height / 2), half, place.rotation))
+            self.boxes.append(Box(place.point(center[0], center[1], center[2] + height / 2), half, place.rotation))
 
-    def _disc(self, centre: Floats, radius: float, material: Material, sides: int) -> None:
+    def _disc(self, center: Floats, radius: float, material: Material, sides: int) -> None:
         image = to_bytes(material(2 * radius, 2 * radius))
         rows, cols = image.shape[:2]
         mask = np.zeros((rows, cols, 3), np.float32)
         polygon(mask, ellipse(np.array([cols / 2, rows / 2]), cols / 2, rows / 2, 0, sides), (255, 255, 255))
-        corner = centre + np.array([-radius, radius, 0])
+        corner = center + np.array([-radius, radius, 0])
         right, down = np.array([2 * radius, 0, 0]), np.array([0, -2 * radius, 0])
         self.quads.append(Quad(corner, right, down, image, alpha=mask[..., 0].astype(np.uint8)))
 
-    def cutout(self, centre: Floats, right: Floats, down: Floats, image: Singles, mask: Bytes) -> None:
+    def cutout(self, center: Floats, right: Floats, down: Floats, image: Singles, mask: Bytes) -> None:
         """A thin two-sided thing such as a leaf, drawn from both sides."""
         for edge in (right, -right):
             flip = slice(None) if edge is right else slice(None, None, -1)
-            corner = centre - edge / 2 - down / 2
+            corner = center - edge / 2 - down / 2
             pixels_, alpha = to_bytes(image)[:, flip], mask[:, flip]
             self.quads.append(Quad(corner, edge, down, np.ascontiguousarray(pixels_), np.ascontiguousarray(alpha)))
 
@@ -216,7 +216,7 @@ def _shell(room: Room) -> None:
     x, y, z = w * np.eye(3)[0], d * np.eye(3)[1], h * UP
     room.panel(np.array([0, d, 0]), x, -y, planks(w, d, rng))
     room.panel(np.array([0, 0, h]), x, y, ceiling(w, d, rng))
-    greens: list[Colour] = [
+    greens: list[Color] = [
         (0.35, 0.45, 0.33),
         (0.5, 0.52, 0.36),
         (0.62, 0.4, 0.34),
@@ -225,7 +225,7 @@ def _shell(room: Room) -> None:
     ]
     room.panel(np.array([0, d, h]), x, -z, botanical((0.83, 0.81, 0.72), greens, rng)(w, h))
     room.panel(np.array([w, 0, h]), -x, -z, bricks(w, h, rng))
-    blues: list[Colour] = [
+    blues: list[Color] = [
         (0.25, 0.33, 0.45),
         (0.75, 0.74, 0.68),
         (0.7, 0.5, 0.32),
@@ -247,7 +247,7 @@ def _shell(room: Room) -> None:
 
 
 def _east_wall(room: Room, material: Material) -> None:
-    """The wall with the window's hole in it: one picture, cut into four panels."""
+    """The wall with the window's hole in it: one image, cut into four panels."""
     _, d, h = ROOM
     image = material(d, h)
     rows, cols = image.shape[:2]
@@ -334,7 +334,7 @@ def _books(room: Room, wall: Place, x0: float, x1: float, z: float, room_above: 
 
 
 def _book(
-    room: Room, place: Place, centre: Sequence[float], size: Sequence[float], *, lying: bool = False, yaw: float = 0.0
+    room: Room, place: Place, center: Sequence[float], size: Sequence[float], *, lying: bool = False, yaw: float = 0.0
 ) -> None:
     rng = room.rng
     spine = paint(book_spine, rng)
@@ -348,7 +348,7 @@ def _book(
         faces = {"front": lying_spine, "back": pages, "left": pages, "right": pages, "top": cover}
     else:
         faces = {"front": spine, "back": pages, "left": cover, "right": cover, "top": pages}
-    room.box(place, centre, size, spine, faces=faces, yaw=yaw, casts=False)
+    room.box(place, center, size, spine, faces=faces, yaw=yaw, casts=False)
 
 
 def _cover(rng: Rng) -> Material:
@@ -359,11 +359,11 @@ def _cover(rng: Rng) -> Material:
         ground = jitter(tuple(rng.uniform(0.15, 0.85, 3)), 0.05, rng)
         image = shaded(flat((rows, cols), ground), 0.05 * noise((rows, cols), (20, 20), rng))
         for _ in range(5):
-            centre = rng.uniform(0.2, 0.8, 2) * (cols, rows)
+            center = rng.uniform(0.2, 0.8, 2) * (cols, rows)
             radius = rng.uniform(0.06, 0.25) * cols
             polygon(
                 image,
-                ellipse(centre, radius, radius * rng.uniform(0.4, 1), rng.uniform(0, 3), int(rng.integers(3, 9))),
+                ellipse(center, radius, radius * rng.uniform(0.4, 1), rng.uniform(0, 3), int(rng.integers(3, 9))),
                 jitter((0.7, 0.5, 0.4), 0.4, rng),
             )
         scribble(
@@ -374,10 +374,10 @@ def _cover(rng: Rng) -> Material:
     return make
 
 
-def _frame(room: Room, wall: Place, x: float, z: float, w: float, h: float, painter: Painter, colour: Colour) -> None:
-    """A painting of w x h metres with a wooden frame, hung with its middle at (x, z)."""
+def _frame(room: Room, wall: Place, x: float, z: float, w: float, h: float, painter: Painter, color: Color) -> None:
+    """A painting of w x h meters with a wooden frame, hung with its middle at (x, z)."""
     rng, rim = room.rng, 0.035
-    moulding = wood(colour, rng)
+    moulding = wood(color, rng)
     room.panel(
         wall.point(x - w / 2, -0.016, z + h / 2), wall.rotation @ np.array([w, 0, 0]), -h * UP, painter(w, h, rng)
     )
@@ -496,7 +496,7 @@ def _east(room: Room) -> None:
     room.cylinder(
         wall, (mid + 0.1, -0.07, sill), 0.05, 0.2, painted((0.3, 0.45, 0.6), rng, 90), top=painted((0.1, 0.1, 0.1), rng)
     )
-    inks: tuple[Colour, Colour] = ((0.62, 0.28, 0.2), (0.9, 0.78, 0.55))
+    inks: tuple[Color, Color] = ((0.62, 0.28, 0.2), (0.9, 0.78, 0.55))
     for side in (y0 - 0.18, y1 + 0.18):
         _curtain(room, wall, side, 0.42, 2.42, fabric(inks[0], rng, inks[1]))
     room.box(wall, (mid, -0.09, 2.44), (width + 0.95, 0.025, 0.025), wood((0.3, 0.2, 0.13), rng), casts=False, skip="")
@@ -563,7 +563,7 @@ def _south(room: Room) -> None:
     _book(room, wall, (1.07, -0.2, 0.57), (0.18, 0.14, 0.025), lying=True, yaw=-0.4)
     room.box(wall, (4.95, -0.2, 1.35), (0.7, 0.18, 0.025), wood((0.4, 0.27, 0.17), rng), skip="")
     for k in range(4):
-        tint: Colour = jitter((0.5, 0.5, 0.4), 0.5, rng)
+        tint: Color = jitter((0.5, 0.5, 0.4), 0.5, rng)
         room.cylinder(
             wall,
             (4.7 + 0.16 * k, -0.2, 1.3625),
@@ -774,10 +774,10 @@ def _table_things(room: Room, place: Place, z: float) -> None:
     _plant(room, Place(place.point(-0.05, -0.2, z), place.rotation), 0.055, 0.09, 18, 0.2)
 
 
-def _chair(room: Room, place: Place, colour: Colour) -> None:
+def _chair(room: Room, place: Place, color: Color) -> None:
     """A chair whose back is towards +y of its place."""
     rng, seat, w = room.rng, 0.46, 0.42
-    frame = wood(colour, rng)
+    frame = wood(color, rng)
     cushion = fabric(jitter((0.65, 0.58, 0.47), 0.2, rng, 0.15), rng, jitter((0.4, 0.25, 0.2), 0.3, rng))
     room.box(place, (0, 0, seat - 0.015), (w, w, 0.03), frame, skip="")
     room.box(place, (0, -0.01, seat + 0.02), (w - 0.04, w - 0.05, 0.04), cushion)
@@ -855,7 +855,7 @@ def _plant(room: Room, place: Place, radius: float, height: float, leaves: int, 
     for k in range(leaves):
         yaw, rise = k * 2.399963 + rng.normal(0, 0.3), rng.uniform(0.05, 1.0)
         out = spread * 0.36 * (1 - 0.6 * rise) * rng.uniform(0.3, 1)
-        centre = place.point(out * np.cos(yaw), out * np.sin(yaw), height + rise * spread * 0.8)
+        center = place.point(out * np.cos(yaw), out * np.sin(yaw), height + rise * spread * 0.8)
         length = spread * rng.uniform(0.28, 0.46)
         pitch = rng.uniform(-0.5, 0.7)
         along = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
@@ -863,8 +863,8 @@ def _plant(room: Room, place: Place, radius: float, height: float, leaves: int, 
         roll = rng.normal(0, 0.6)
         across = across / np.linalg.norm(across) * np.cos(roll) + UP * np.sin(roll)
         image, mask = kinds[k % 5]
-        centre = np.minimum(centre, ROOM - 0.06 - 0.5 * np.abs(along) * length)
-        centre = np.maximum(centre, 0.06 + 0.5 * np.abs(along) * length)
-        room.cutout(centre, along * length, across * length * 0.38, image, mask)
+        center = np.minimum(center, ROOM - 0.06 - 0.5 * np.abs(along) * length)
+        center = np.maximum(center, 0.06 + 0.5 * np.abs(along) * length)
+        room.cutout(center, along * length, across * length * 0.38, image, mask)
     foliage = place.point(0, 0, height + 0.4 * spread)
     room.boxes.append(Box(foliage, np.array([0.16, 0.16, 0.28]) * spread, place.rotation))

@@ -1,6 +1,6 @@
-"""Procedural materials: functions from a size in metres to a picture of that size, different at every call.
+"""Procedural materials: functions from a size in meters to an image of that size, different at every call.
 
-All return (H, W, 3) float32 sRGB in 0..1; colours in the arguments are RGB in 0..1. Randomness comes from the
+All return (H, W, 3) float32 sRGB in 0..1; colors in the arguments are RGB in 0..1. Randomness comes from the
 generator passed in and nothing repeats, so that no two places of the room look alike to a feature matcher.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Singles = NDArray[np.float32]
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Material = Callable[[float, float], Singles]
 Rng = np.random.Generator
 
@@ -38,17 +38,17 @@ def noise(shape: tuple[int, int], cell: tuple[float, float], rng: Rng, octaves: 
     return total / np.float32(total.std() + 1e-6)
 
 
-def array(colour: Colour) -> Singles:
-    return np.array(colour, np.float32)
+def array(color: Color) -> Singles:
+    return np.array(color, np.float32)
 
 
-def flat(shape: tuple[int, int], colour: Colour) -> Singles:
-    return np.broadcast_to(array(colour), (*shape, 3)).copy()
+def flat(shape: tuple[int, int], color: Color) -> Singles:
+    return np.broadcast_to(array(color), (*shape, 3)).copy()
 
 
-def jitter(colour: Colour, amount: float, rng: Rng, hue: float = 0.35) -> Colour:
-    """A colour near this one: brightness varies by `amount` (one sigma), the channels apart by `hue` of that."""
-    c = np.array(colour) * (1 + amount * rng.standard_normal()) + hue * amount * rng.standard_normal(3)
+def jitter(color: Color, amount: float, rng: Rng, hue: float = 0.35) -> Color:
+    """A color near this one: brightness varies by `amount` (one sigma), the channels apart by `hue` of that."""
+    c = np.array(color) * (1 + amount * rng.standard_normal()) + hue * amount * rng.standard_normal(3)
     red, green, blue = np.clip(c, 0.02, 0.98).tolist()
     return red, green, blue
 
@@ -58,22 +58,22 @@ def shaded(image: Singles, amount: Singles) -> Singles:
     return np.asarray(np.clip(image * (1 + amount)[..., None], 0, 1), np.float32)
 
 
-def polygon(image: Singles, points: NDArray[np.float64], colour: Colour) -> None:
+def polygon(image: Singles, points: NDArray[np.float64], color: Color) -> None:
     """Fills a polygon, points (N, 2) as x, y in pixels, antialiased."""
-    cv2.fillPoly(image, [np.round(points * 2**SHIFT).astype(np.int32)], colour, cv2.LINE_AA, SHIFT)
+    cv2.fillPoly(image, [np.round(points * 2**SHIFT).astype(np.int32)], color, cv2.LINE_AA, SHIFT)
 
 
-def stroke(image: Singles, points: NDArray[np.float64], colour: Colour, width: float) -> None:
+def stroke(image: Singles, points: NDArray[np.float64], color: Color, width: float) -> None:
     """Draws an open line of some width through (N, 2) points."""
     line = [np.round(points * 2**SHIFT).astype(np.int32)]
-    cv2.polylines(image, line, False, colour, max(1, round(width)), cv2.LINE_AA, SHIFT)
+    cv2.polylines(image, line, False, color, max(1, round(width)), cv2.LINE_AA, SHIFT)
 
 
-def ellipse(centre: NDArray[np.float64], a: float, b: float, angle: float, n: int = 24) -> NDArray[np.float64]:
+def ellipse(center: NDArray[np.float64], a: float, b: float, angle: float, n: int = 24) -> NDArray[np.float64]:
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     x, y = a * np.cos(t), b * np.sin(t)
     c, s = np.cos(angle), np.sin(angle)
-    return np.stack([centre[0] + c * x - s * y, centre[1] + s * x + c * y], axis=1)
+    return np.stack([center[0] + c * x - s * y, center[1] + s * x + c * y], axis=1)
 
 
 def leaf(base: NDArray[np.float64], length: float, width: float, angle: float) -> NDArray[np.float64]:
@@ -85,7 +85,7 @@ def leaf(base: NDArray[np.float64], length: float, width: float, angle: float) -
     return np.stack([base[0] + c * xs - s * ys, base[1] + s * xs + c * ys], axis=1)
 
 
-def scribble(image: Singles, box: tuple[float, float, float, float], size: float, colour: Colour, rng: Rng) -> None:
+def scribble(image: Singles, box: tuple[float, float, float, float], size: float, color: Color, rng: Rng) -> None:
     """Lines of marks that look like print from afar, in the box (x0, y0, x1, y1); `size` is the height of a letter."""
     x0, y0, x1, y1 = box
     y = y0 + size
@@ -96,7 +96,7 @@ def scribble(image: Singles, box: tuple[float, float, float, float], size: float
                 if x > end:
                     break
                 glyph = rng.random((4, 2)) * (0.55 * size, size) + (x, y - size)
-                stroke(image, glyph, colour, max(1.0, size * 0.16))
+                stroke(image, glyph, color, max(1.0, size * 0.16))
                 x += 0.75 * size
             x += 0.6 * size
         y += 1.7 * size
@@ -122,7 +122,7 @@ def planks(width: float, height: float, rng: Rng) -> Singles:
     return shaded(image, 0.05 * noise((rows, cols), (900, 900), rng, 5))
 
 
-def wood_piece(shape: tuple[int, int], colour: Colour, rng: Rng) -> Singles:
+def wood_piece(shape: tuple[int, int], color: Color, rng: Rng) -> Singles:
     """Wood with the grain along the columns: warped rings, pores and a few knots."""
     rows, cols = shape
     y, x = np.mgrid[0:rows, 0:cols].astype(np.float32)
@@ -136,27 +136,27 @@ def wood_piece(shape: tuple[int, int], colour: Colour, rng: Rng) -> Singles:
     rings = np.sin((y + bend) * np.float32(2 * np.pi / rng.uniform(14, 30)) + rng.uniform(0, 6))
     pores = noise(shape, (3, 60), rng, 2)
     tone = 0.09 * rings + 0.075 * pores + 0.07 * noise(shape, (60, 400), rng, 4) - 0.5 * np.clip(dark, 0, 1)
-    return shaded(flat(shape, colour), tone)
+    return shaded(flat(shape, color), tone)
 
 
-def wood(colour: Colour, rng: Rng) -> Material:
+def wood(color: Color, rng: Rng) -> Material:
     """Furniture wood; the grain runs along the longer side."""
 
     def make(width: float, height: float) -> Singles:
         rows, cols = pixels(width, height)
         if rows > cols:
-            return np.ascontiguousarray(wood_piece((cols, rows), jitter(colour, 0.05, rng), rng).transpose(1, 0, 2))
-        return wood_piece((rows, cols), jitter(colour, 0.05, rng), rng)
+            return np.ascontiguousarray(wood_piece((cols, rows), jitter(color, 0.05, rng), rng).transpose(1, 0, 2))
+        return wood_piece((rows, cols), jitter(color, 0.05, rng), rng)
 
     return make
 
 
 def bricks(width: float, height: float, rng: Rng) -> Singles:
-    """A brick wall: each brick with its own colour, corners, chips and pores."""
+    """A brick wall: each brick with its own color, corners, chips and pores."""
     rows, cols = pixels(width, height)
     mortar = shaded(flat((rows, cols), (0.66, 0.62, 0.56)), 0.12 * noise((rows, cols), (8, 8), rng, 3))
     image, h, w, gap = mortar, 0.078 / TEXEL_M, 0.235 / TEXEL_M, 0.011 / TEXEL_M
-    tones: list[Colour] = [
+    tones: list[Color] = [
         (0.58, 0.29, 0.21),
         (0.66, 0.36, 0.26),
         (0.49, 0.24, 0.19),
@@ -181,12 +181,12 @@ def bricks(width: float, height: float, rng: Rng) -> Singles:
     return shaded(image, texture + stains - 0.45 * chips + 0.28 * edge * (1 - 0.5 * mask))
 
 
-def plaster(colour: Colour, rng: Rng, strength: float = 1.0) -> Material:
+def plaster(color: Color, rng: Rng, strength: float = 1.0) -> Material:
     """Trowelled plaster: broad strokes, dents, hairline cracks and stains."""
 
     def make(width: float, height: float) -> Singles:
         rows, cols = pixels(width, height)
-        image = flat((rows, cols), colour)
+        image = flat((rows, cols), color)
         tone = 0.045 * noise((rows, cols), (300, 300), rng, 6, 0.62) + 0.02 * noise((rows, cols), (5, 5), rng, 2)
         layer = np.zeros((rows, cols), np.float32)
         for _ in range(int(width * height * 55)):
@@ -204,13 +204,13 @@ def plaster(colour: Colour, rng: Rng, strength: float = 1.0) -> Material:
             path = rng.uniform(0, 1, 2) * (cols, rows) + np.cumsum(
                 np.stack([np.cos(heading), np.sin(heading)], 1) * 9, 0
             )
-            stroke(image, path, tuple(0.62 * c for c in colour), 1)  # type: ignore[arg-type]
+            stroke(image, path, tuple(0.62 * c for c in color), 1)  # type: ignore[arg-type]
         return image
 
     return make
 
 
-def botanical(paper: Colour, inks: list[Colour], rng: Rng, density: float = 34.0) -> Material:
+def botanical(paper: Color, inks: list[Color], rng: Rng, density: float = 34.0) -> Material:
     """Wallpaper of stems with leaves, blossoms and berries, drawn one by one so that none repeats."""
 
     def make(width: float, height: float) -> Singles:
@@ -225,7 +225,7 @@ def botanical(paper: Colour, inks: list[Colour], rng: Rng, density: float = 34.0
     return make
 
 
-def _sprig(image: Singles, start: NDArray[np.float64], inks: list[Colour], rng: Rng) -> None:
+def _sprig(image: Singles, start: NDArray[np.float64], inks: list[Color], rng: Rng) -> None:
     size = rng.uniform(0.07, 0.2) / TEXEL_M
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.16, 14))
     path = start + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * size / 14, axis=0)
@@ -248,27 +248,27 @@ def _sprig(image: Singles, start: NDArray[np.float64], inks: list[Colour], rng: 
         polygon(image, ellipse(spot, size / 30, size / 30, 0), jitter(inks[-1], 0.15, rng))
 
 
-def brushed(paper: Colour, inks: list[Colour], rng: Rng) -> Material:
+def brushed(paper: Color, inks: list[Color], rng: Rng) -> Material:
     """Wallpaper of loose brush marks: arcs, crosses, dabs and triangles in a few inks."""
 
     def make(width: float, height: float) -> Singles:
         rows, cols = pixels(width, height)
         image = shaded(flat((rows, cols), paper), 0.025 * noise((rows, cols), (80, 80), rng, 5))
         for _ in range(int(width * height * 105)):
-            centre, s = rng.uniform(0, 1, 2) * (cols, rows), rng.uniform(0.012, 0.045) / TEXEL_M
+            center, s = rng.uniform(0, 1, 2) * (cols, rows), rng.uniform(0.012, 0.045) / TEXEL_M
             ink, angle = jitter(inks[int(rng.integers(len(inks)))], 0.1, rng), rng.uniform(0, 6.28)
             kind = rng.integers(4)
             if kind == 0:
-                arc = ellipse(centre, s, s * rng.uniform(0.5, 1), angle)[: int(rng.integers(8, 20))]
+                arc = ellipse(center, s, s * rng.uniform(0.5, 1), angle)[: int(rng.integers(8, 20))]
                 stroke(image, arc, ink, s / 6)
             elif kind == 1:
                 for turn in (0.0, rng.uniform(1.2, 1.9)):
                     tip = s * np.array([np.cos(angle + turn), np.sin(angle + turn)])
-                    stroke(image, np.stack([centre - tip, centre + tip]), ink, s / 5)
+                    stroke(image, np.stack([center - tip, center + tip]), ink, s / 5)
             elif kind == 2:
-                polygon(image, ellipse(centre, s * 0.7, s * rng.uniform(0.2, 0.6), angle), ink)
+                polygon(image, ellipse(center, s * 0.7, s * rng.uniform(0.2, 0.6), angle), ink)
             else:
-                polygon(image, centre + rng.normal(0, 0.6 * s, (3, 2)), ink)
+                polygon(image, center + rng.normal(0, 0.6 * s, (3, 2)), ink)
         return shaded(
             image, 0.03 * noise((rows, cols), (3, 30), rng, 2) + 0.03 * noise((rows, cols), (600, 600), rng, 3)
         )
@@ -304,53 +304,53 @@ def ceiling(width: float, height: float, rng: Rng) -> Singles:
 # ---- things ------------------------------------------------------------------------------------------------------
 
 
-def painted(colour: Colour, rng: Rng, wear: float = 1.0) -> Material:
+def painted(color: Color, rng: Rng, wear: float = 1.0) -> Material:
     """Painted wood or metal with faint brush marks, scratches and worn edges."""
 
     def make(width: float, height: float) -> Singles:
         rows, cols = pixels(width, height)
         tone = 0.03 * noise((rows, cols), (60, 60), rng, 5) + 0.02 * noise((rows, cols), (4, 60), rng, 2)
-        image = shaded(flat((rows, cols), jitter(colour, 0.03, rng)), tone)
+        image = shaded(flat((rows, cols), jitter(color, 0.03, rng)), tone)
         for _ in range(int(rng.poisson(wear * (2 + 60 * width * height)))):
             start, angle, length = rng.uniform(0, 1, 2) * (cols, rows), rng.uniform(0, 6.28), rng.uniform(3, 30)
             end = start + length * np.array([np.cos(angle), np.sin(angle)])
-            stroke(image, np.stack([start, end]), jitter(colour, 0.35, rng), 1)
+            stroke(image, np.stack([start, end]), jitter(color, 0.35, rng), 1)
         return image
 
     return make
 
 
-def fabric(colour: Colour, rng: Rng, accent: Colour | None = None) -> Material:
-    """Upholstery: irregular weave, slubs, and a sprinkled motif when an accent colour is given."""
+def fabric(color: Color, rng: Rng, accent: Color | None = None) -> Material:
+    """Upholstery: irregular weave, slubs, and a sprinkled motif when an accent color is given."""
 
     def make(width: float, height: float) -> Singles:
         rows, cols = pixels(width, height)
         weave = 0.1 * noise((rows, cols), (2, 14), rng, 1) + 0.1 * noise((rows, cols), (14, 2), rng, 1)
-        image = flat((rows, cols), jitter(colour, 0.04, rng))
+        image = flat((rows, cols), jitter(color, 0.04, rng))
         for _ in range(int(width * height * 240) if accent else 0):
-            centre, s, tint = (
+            center, s, tint = (
                 rng.uniform(0, 1, 2) * (cols, rows),
                 rng.uniform(5, 17),
-                jitter(accent or colour, 0.12, rng),
+                jitter(accent or color, 0.12, rng),
             )
             shape = rng.integers(3)
             if shape == 0:
-                polygon(image, ellipse(centre, s, s * rng.uniform(0.3, 1), rng.uniform(0, 3)), tint)
+                polygon(image, ellipse(center, s, s * rng.uniform(0.3, 1), rng.uniform(0, 3)), tint)
             elif shape == 1:
-                polygon(image, leaf(centre, 2 * s, s, rng.uniform(0, 6.28)), tint)
+                polygon(image, leaf(center, 2 * s, s, rng.uniform(0, 6.28)), tint)
             else:
-                stroke(image, centre + np.cumsum(rng.normal(0, 0.6 * s, (4, 2)), 0), tint, 2)
+                stroke(image, center + np.cumsum(rng.normal(0, 0.6 * s, (4, 2)), 0), tint, 2)
         return shaded(image, weave + 0.06 * noise((rows, cols), (120, 120), rng, 4))
 
     return make
 
 
-def plaid(colour: Colour, inks: list[Colour], rng: Rng) -> Material:
+def plaid(color: Color, inks: list[Color], rng: Rng) -> Material:
     """A blanket of uneven crossing stripes."""
 
     def make(width: float, height: float) -> Singles:
         rows, cols = pixels(width, height)
-        image = flat((rows, cols), colour)
+        image = flat((rows, cols), color)
         for axis, length in ((0, rows), (1, cols)):
             at = 0
             while at < length:
@@ -390,13 +390,13 @@ def cardboard(rng: Rng) -> Material:
 def book_spine(width: float, height: float, rng: Rng) -> Singles:
     """The back of a book: cloth or paper, bands, a title and a mark."""
     rows, cols = pixels(width, height, 0.0012)
-    palette: list[Colour] = [
+    palette: list[Color] = [
         (0.55, 0.16, 0.14), (0.14, 0.25, 0.42), (0.16, 0.36, 0.25), (0.78, 0.68, 0.45), (0.85, 0.82, 0.75),
         (0.2, 0.2, 0.22), (0.75, 0.42, 0.16), (0.4, 0.22, 0.4), (0.3, 0.5, 0.55), (0.6, 0.55, 0.2),
     ]  # fmt: skip
-    colour = jitter(palette[int(rng.integers(len(palette)))], 0.12, rng)
-    ink: Colour = (0.92, 0.85, 0.65) if sum(colour) < 1.5 else (0.16, 0.13, 0.12)
-    image = shaded(flat((rows, cols), colour), 0.05 * noise((rows, cols), (4, 4), rng, 2))
+    color = jitter(palette[int(rng.integers(len(palette)))], 0.12, rng)
+    ink: Color = (0.92, 0.85, 0.65) if sum(color) < 1.5 else (0.16, 0.13, 0.12)
+    image = shaded(flat((rows, cols), color), 0.05 * noise((rows, cols), (4, 4), rng, 2))
     for y in rng.uniform(0.03, 0.97, int(rng.integers(2, 6))):
         thick = int(rng.integers(1, 7))
         image[int(y * rows) : int(y * rows) + thick] = array(jitter(ink, 0.15, rng))
@@ -423,7 +423,7 @@ def page_block(width: float, height: float, rng: Rng) -> Singles:
 def rug(width: float, height: float, rng: Rng) -> Singles:
     """A hand-knotted rug: border bands with motifs, a field of kilim shapes and a medallion; no two alike."""
     rows, cols = pixels(width, height)
-    inks: list[Colour] = [
+    inks: list[Color] = [
         (0.58, 0.13, 0.13),
         (0.13, 0.18, 0.33),
         (0.84, 0.74, 0.55),
@@ -436,8 +436,8 @@ def rug(width: float, height: float, rng: Rng) -> Singles:
     inner = 156
     image[inner:-inner, inner:-inner] = array((0.5, 0.14, 0.14))
     for _ in range(int(width * height * 75)):
-        centre = rng.uniform(inner + 30, [cols - inner - 30, rows - inner - 30])
-        _kilim(image, centre, rng.uniform(10, 34), inks, rng)
+        center = rng.uniform(inner + 30, [cols - inner - 30, rows - inner - 30])
+        _kilim(image, center, rng.uniform(10, 34), inks, rng)
     middle = np.array([cols / 2, rows / 2])
     for r in np.linspace(1, 0.2, 6):
         polygon(
@@ -466,15 +466,15 @@ def _along_border(s: float, cols: int, rows: int, inset: int) -> NDArray[np.floa
     return np.array([inset, inset], float)
 
 
-def _kilim(image: Singles, centre: NDArray[np.float64], size: float, inks: list[Colour], rng: Rng) -> None:
+def _kilim(image: Singles, center: NDArray[np.float64], size: float, inks: list[Color], rng: Rng) -> None:
     """One woven figure: nested polygons with steps, in random inks and orientation."""
     n, turn = int(rng.choice([3, 4, 4, 6, 8])), rng.choice([0.0, np.pi / 4, rng.uniform(0, 3)])
     for scale in np.linspace(1, 0.3, int(rng.integers(2, 4))):
-        outline = ellipse(centre, size * scale, size * scale * rng.uniform(0.6, 1), turn, n)
+        outline = ellipse(center, size * scale, size * scale * rng.uniform(0.6, 1), turn, n)
         polygon(image, outline, jitter(inks[int(rng.integers(len(inks)))], 0.1, rng))
     for _ in range(int(rng.integers(0, 3))):
         tip = size * 1.2 * np.array([np.cos(turn), np.sin(turn)])
-        stroke(image, np.stack([centre - tip, centre + tip]), inks[2], 3)
+        stroke(image, np.stack([center - tip, center + tip]), inks[2], 3)
         turn += rng.uniform(0.8, 1.6)
 
 
@@ -522,10 +522,10 @@ def _house(image: Singles, x: float, y: float, rng: Rng) -> None:
             )
 
 
-def leaf_cutout(rng: Rng, colour: Colour = (0.2, 0.42, 0.18)) -> tuple[Singles, NDArray[np.uint8]]:
+def leaf_cutout(rng: Rng, color: Color = (0.2, 0.42, 0.18)) -> tuple[Singles, NDArray[np.uint8]]:
     """One leaf pointing right, and its mask."""
     rows, cols = 60, 150
-    tint = jitter(colour, 0.18, rng)
+    tint = jitter(color, 0.18, rng)
     image = shaded(flat((rows, cols), tint), 0.1 * noise((rows, cols), (12, 24), rng, 3))
     middle = rows / 2
     stroke(image, np.array([[0, middle], [cols, middle]]), jitter((0.55, 0.65, 0.35), 0.1, rng), 3)

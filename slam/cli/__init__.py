@@ -1,9 +1,10 @@
-"""The `slam` command: arguments to calls, nothing else. The only package that prints and exits.
+"""The `slam` command: converts arguments to calls. The only package that prints and exits.
 
-Heavy libraries are imported inside the verbs, so that `slam --help` answers at once.
+Heavy libraries are imported inside the commands, so that `slam --help` is fast.
 
-Exit codes: 0 good; 1 the run went through but its result is not usable; 2 something the user can fix, said in
-one line; 70 an internal error, a bug, with its traceback; 130 interrupted by Ctrl-C, with a readable run folder.
+Exit codes: 0 success; 1 the run was completed, but its result is not usable; 2 an error that the user can fix, with
+a one-line message; 70 an internal error (a bug) with its traceback; 130 interrupted by Ctrl-C, with a readable run
+folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from slam.cli.streams import lasting_streams
 
 app = typer.Typer(
     name="slam",
-    help="Monocular visual SLAM: a video in; a trajectory, a map and a recording of what happened out.\n\n"
+    help="Monocular visual SLAM: estimates a trajectory and a map from a video or a folder of images.\n\n"
     "Start with: slam run VIDEO_OR_FOLDER",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,22 +32,22 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(short_help="SLAM on a video or a folder of pictures")(run.run)
-app.command(short_help="Locate single pictures in a map")(relocalize.relocalize)
+app.command(short_help="Run SLAM on a video or a folder of images")(run.run)
+app.command(short_help="Localize single images in a map")(relocalize.relocalize)
 app.command(short_help="Show a finished run in Rerun")(view.view)
-app.command(short_help="Measure what a run costs, or the network")(bench.bench)
-app.command("eval", short_help="Compare a trajectory with the truth")(evaluation.evaluate_command)
+app.command(short_help="Measure the speed of a run or the network")(bench.bench)
+app.command("eval", short_help="Evaluate a trajectory: ATE, RPE, coverage")(evaluation.evaluate_command)
 app.command("config", short_help="Print the effective settings")(settings.config_command)
 app.command(short_help="Convert trajectories: TUM, KITTI, EuRoC")(convert.convert)
-maps.map_app.command("from-poses", short_help="Make one from pictures with known poses")(maps_from_poses.from_poses)
-app.add_typer(maps.map_app, name="map", short_help="Saved maps: look into, export, merge, make")
+maps.map_app.command("from-poses", short_help="Create a map from posed images")(maps_from_poses.from_poses)
+app.add_typer(maps.map_app, name="map", short_help="Saved maps: show, export, merge, create")
 app.add_typer(weights.weights_app, name="weights", short_help="Reloc3r's weights: find, fetch, verify, export")
-app.command(short_help="Check what is installed and usable")(doctor.doctor)
+app.command(short_help="Check the installation")(doctor.doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to those of the process."""
-    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot spell are shown escaped
+    for stream in (sys.stdout, sys.stderr):  # characters that the terminal cannot encode are escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with lasting_streams():
@@ -55,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _code_of(arguments: Sequence[str] | None) -> int:
-    """Run the command line; its exit code."""
+    """Run the command line and return its exit code."""
     try:
         code = app(args=arguments, prog_name="slam", standalone_mode=False)
-        if code == INTERRUPTED:  # Typer has made an exit code of the exception
+        if code == INTERRUPTED:  # Typer converts the exception to an exit code
             complain("interrupted")
         return int(code or 0)
     except UserError as error:
@@ -76,7 +77,7 @@ def _code_of(arguments: Sequence[str] | None) -> int:
 
 
 def _usage_error(error: typer.TyperException) -> int:
-    message = error.format_message().replace("Value error, ", "")  # what checked the value says that of itself
+    message = error.format_message().replace("Value error, ", "")  # prefix of the value checks
     if "\n" in message:  # the help text, shown because there were no arguments
         print(message)
     else:

@@ -1,4 +1,4 @@
-"""`slam bench`: what a run costs, and what the network costs."""
+"""`slam bench`: time and memory of a run, or of the network alone."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from slam.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slam.ablation import Part
-    from slam.config import SlamConfig
-    from slam.frame_source import FrameSource
-    from slam.pipeline import PredictorChoice
+    from slam.bench.ablation import Variant
+    from slam.components.predictor_choice import PredictorChoice
+    from slam.config.schema import SlamConfig
+    from slam.input.frame_source import FrameSource
 
-FRAMES = 200  # measured unless more are asked for
+FRAMES = 200  # default number of measured frames
 
 
 def bench(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="SOURCE", help="What `slam run` takes. Left out: the Reloc3r network is measured alone."
+            metavar="SOURCE", help="Source as for `slam run`. Without it, the Reloc3r network is measured alone."
         ),
     ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
@@ -61,7 +61,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=2,
-            help="Measure this many frames at most. Default: 200; with --ablation all of them.",
+            help="Maximum number of frames to measure. Default: 200; with --ablation: all frames.",
             show_default=False,
         ),
     ] = None,
@@ -69,14 +69,14 @@ def bench(
     start: Start = 0,
     seed: Seed = None,
     repeats: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Of the network alone: every figure is the median of so many.")
+        int, typer.Option(metavar="N", min=1, help="Number of repeats for the network alone; results are medians.")
     ] = 3,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Run it again without each part; say what that does to the accuracy.")
+        bool, typer.Option("--ablation", help="Repeat the run without each component and compare the accuracy.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run by stage (median, 95th percentile), its speed and memory; no run folder is made.
+    """Measure speed, memory and the time per stage (median, 95th percentile) of a run, without a run folder.
 
     Examples:
 
@@ -88,17 +88,18 @@ def bench(
 
       slam bench --predictor reloc3r-224 --random-weights
 
-    The last one measures the network alone in every way it can be computed here, beside a naive use of it; random
-    weights cost what trained ones do. --set predictor.backend=... or predictor.precision=... leaves one way.
+    The last example measures the network alone with every available backend and precision, compared with a naive
+    implementation. Random weights take the same time as trained weights. --set predictor.backend=... or
+    predictor.precision=... limits the measurement to one of them.
     """
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, mask=mask)
 
-    from slam.pipeline import choose_predictor, with_computation, with_predictor
-    from slam.sequence import open_source
+    from slam.components.predictor_choice import choose_predictor, with_predictor, with_runtime
+    from slam.input.open_source import open_source
 
     settings = load_settings(config, overrides, flags, verb="slam bench")
     choice = choose_predictor(settings)
-    settings, choice = with_computation(with_predictor(settings, choice.kind), choice)
+    settings, choice = with_runtime(with_predictor(settings, choice.kind), choice)
     if source is None and ablation:
         raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
     if source is None:
@@ -110,17 +111,17 @@ def bench(
         return open_source(source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=count)
 
     frames = opened()
-    with ExitStack() as on_the_way_out:
-        on_the_way_out.callback(frames.close)
+    with ExitStack() as closing:
+        closing.callback(frames.close)
         introduce(say, settings, frames, choice)
         if ablation:
             frames.close()
-            raise typer.Exit(_bench_parts(settings, opened, as_json))
+            raise typer.Exit(_bench_ablation(settings, opened, as_json))
         raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json))
 
 
 def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
-    from slam.bench import measure_run
+    from slam.bench.cost import measure_run
     from slam.progress import TaskProgress
 
     count = min(max_frames, frames.length or max_frames)
@@ -133,7 +134,7 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
     if as_json:
         print(json.dumps(cost.to_dict(), indent=2))
     else:
-        from slam.console import bench_rows, render, stage_rows
+        from slam.cli.text_tables import bench_rows, render, stage_rows
 
         print(render(bench_rows(cost)), render(stage_rows(cost.stages)), sep="\n\n")
     if cost.interrupted:
@@ -144,18 +145,18 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
     return 0
 
 
-def _bench_parts(config: SlamConfig, opened: Callable[[], FrameSource], as_json: bool) -> int:
-    from slam.ablation import PARTS, measure_parts
+def _bench_ablation(config: SlamConfig, opened: Callable[[], FrameSource], as_json: bool) -> int:
+    from slam.bench.ablation import PARTS, measure_parts
 
-    def tell(part: Part, number: int, of: int) -> None:
+    def announce(part: Variant, number: int, of: int) -> None:
         changed = " ".join(f"--set {setting}" for setting in part.settings)
         say(f"run {number} of {of}: {part.name}" + (f" ({changed})" if changed else ""))
 
-    rows = measure_parts(config, opened, on_run=tell)
+    rows = measure_parts(config, opened, on_run=announce)
     if as_json:
         print(json.dumps([row.to_dict() for row in rows], indent=2))
     elif rows:
-        from slam.console import part_rows, render
+        from slam.cli.text_tables import part_rows, render
 
         print(render(part_rows(rows)))
     if len([row for row in rows if row.wall_s is not None]) < 1 + len(PARTS):
@@ -171,7 +172,7 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
         raise ConfigError(
             "bench: nothing to measure; give a SOURCE, or --predictor reloc3r-224 or reloc3r-512 for the network alone"
         )
-    from slam.bench import measure_predictor
+    from slam.bench.cost import measure_predictor
 
     say(f"predictor: {choice.kind} ({choice.reason})")
     say(f"measuring {repeats} times (all ways on two CPU cores: 20 s each for 224, 90 s for 512)")
@@ -179,6 +180,6 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
     if as_json:
         print(json.dumps(times, indent=2))
         return
-    from slam.console import network_facts, network_rows, render
+    from slam.cli.text_tables import network_facts, network_rows, render
 
     print(render(network_facts(times)), render(network_rows(times)), sep="\n\n")

@@ -1,4 +1,4 @@
-"""`slam convert`: trajectories from one format to another."""
+"""`slam convert`: conversion of trajectories between formats."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from slam.cli.options import Format, Times, expect_new, say
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Trajectory file, or a run folder.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to make: .txt or .tum, .kitti, .csv (EuRoC).")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .txt or .tum, .kitti, .csv (EuRoC).")],
     from_format: Annotated[
         Format | None,
-        typer.Option("--from", help="Format of IN. Default: by its first line.", show_default=False),
+        typer.Option("--from", help="Format of IN. Default: from its first line.", show_default=False),
     ] = None,
     to_format: Annotated[
-        Format | None, typer.Option("--to", help="Format of OUT. Default: by its suffix.", show_default=False)
+        Format | None, typer.Option("--to", help="Format of OUT. Default: from its suffix.", show_default=False)
     ] = None,
     times: Times = None,
 ) -> None:
     """Convert a trajectory between TUM, KITTI and EuRoC.
 
-    A header line in IN that names its columns decides their order.
+    If IN has a header line with column names, it determines the column order.
 
     Examples:
 
@@ -34,8 +34,8 @@ def convert(
 
       slam convert poses/07.txt groundtruth.txt --times sequences/07/times.txt
     """
-    from slam.pose_files import open_poses, timed
-    from slam.trajectory import format_of_suffix, read_note, write_trajectory
+    from slam.evaluation.pose_files import open_poses, timed
+    from slam.evaluation.trajectory_files import format_of_suffix, read_note, write_trajectory
 
     expect_new(target)
     format = to_format or format_of_suffix(target)

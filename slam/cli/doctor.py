@@ -1,4 +1,4 @@
-"""`slam doctor`: what is installed and usable."""
+"""`slam doctor`: checks of the installation."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from slam.cli.options import UNUSABLE, AsJson
 
 def doctor(
     hash_weights: Annotated[
-        bool, typer.Option("--hash", help="Read cached weights through and compare their hash; takes seconds.")
+        bool, typer.Option("--hash", help="Verify the hash of cached weights; takes seconds.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check what is installed and usable; each line is ok or says how to fix it.
+    """Check the installation; each line is ok, or states how to fix it.
 
     Example:
 
       slam doctor
     """
-    from slam.doctor import examine
+    from slam.cli.installation_checks import examine
 
     checks = examine(hash_weights=hash_weights)
     if as_json:
         print(json.dumps([check.to_dict() for check in checks], indent=2))
     else:
-        from slam.console import render
+        from slam.cli.text_tables import render
 
         print(render([(check.name, "ok" if check.ok else check.severity, check.finding) for check in checks]))
         for check in checks:

@@ -1,4 +1,4 @@
-"""`slam eval`: a trajectory against the truth."""
+"""`slam eval`: evaluation of a trajectory against the ground truth."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from relocalizer.errors import TrajectoryError
 from slam.cli.options import UNUSABLE, AsJson, Times, complain, expect_new, say
 
 if TYPE_CHECKING:
-    from slam.evaluate import Evaluation
-    from slam.pose_files import PoseFile
+    from slam.evaluation.metrics import Evaluation
+    from slam.evaluation.pose_files import PoseFile
 
-LARGEST_OFFSET = 4e9  # seconds; from any clock to one that began in 1970, in 64 bits of nanoseconds
+MAX_OFFSET_S = 4e9  # maximum clock offset: up to the Unix epoch, within 64 bits of nanoseconds, seconds
 
 
 def evaluate_command(
     estimate: Annotated[
         Path, typer.Argument(metavar="ESTIMATE", help="Run folder, or a trajectory file (TUM, KITTI, EuRoC).")
     ],
-    ground_truth: Annotated[Path, typer.Argument(metavar="GROUNDTRUTH", help="Trajectory file with the truth.")],
+    ground_truth: Annotated[Path, typer.Argument(metavar="GROUNDTRUTH", help="Trajectory file with the ground truth.")],
     as_json: AsJson = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw paths and errors into a .png, .pdf or .svg.")
+        Path | None, typer.Option(metavar="FILE", help="Plot trajectories and errors to a .png, .pdf or .svg file.")
     ] = None,
     max_ate: Annotated[
-        float | None, typer.Option(metavar="ATE", min=0, help="Exit with 1 when the ATE (Sim(3), RMSE) is larger.")
+        float | None, typer.Option(metavar="ATE", min=0, help="Exit with code 1 if the ATE (Sim(3), RMSE) is larger.")
     ] = None,
     max_difference: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=0, max=1e6, help="Stamps further apart than this do not belong together, seconds."
+            metavar="SECONDS", min=0, max=1e6, help="Maximum time difference of two associated poses, seconds."
         ),
     ] = 0.02,
     times: Times = None,
@@ -41,13 +41,13 @@ def evaluate_command(
         float,
         typer.Option(
             metavar="SECONDS",
-            min=-LARGEST_OFFSET,
-            max=LARGEST_OFFSET,
-            help="Added to the estimate's times, where the clocks differ, seconds.",
+            min=-MAX_OFFSET_S,
+            max=MAX_OFFSET_S,
+            help="Clock offset added to the estimate's timestamps, seconds.",
         ),
     ] = 0.0,
 ) -> None:
-    """Compare a trajectory with the truth: ATE under Sim(3) and SE(3), RPE, coverage.
+    """Compare a trajectory with the ground truth: ATE after Sim(3) and SE(3) alignment, RPE, coverage.
 
     Examples:
 
@@ -57,18 +57,20 @@ def evaluate_command(
 
       slam eval runs/kitti07 poses/07.txt
 
-    Poses without times (KITTI) are paired by frame number with those of a run folder, else line by line where there
-    are as many, else by --times. A header line that names the columns of a file decides their order.
+    Poses without timestamps (KITTI) are associated by frame number with a run folder, otherwise line by line if both
+    files have the same number of poses, otherwise by --times. A header line with column names determines the column
+    order of a file.
 
-    One camera has no scale: the figure after SE(3) means something only when the run was made with --scale-from.
+    The scale of monocular SLAM is unknown: the ATE after SE(3) alignment is meaningful only with --scale-from.
     """
     if plot is not None:
         expect_new(plot, option="--plot")
     from dataclasses import replace
 
-    from slam.evaluate import evaluate, plot_evaluation
-    from slam.pose_files import open_poses, pair
-    from slam.trajectory import read_note
+    from slam.evaluation.metrics import evaluate
+    from slam.evaluation.plot import plot_evaluation
+    from slam.evaluation.pose_files import open_poses, pair
+    from slam.evaluation.trajectory_files import read_note
 
     opened = open_poses(estimate), open_poses(ground_truth)
     for poses in opened:
@@ -77,15 +79,15 @@ def evaluate_command(
     paired = pair(*opened, times)
     if paired.said:
         say(paired.said)
-    moved = replace(paired.estimate, timestamps_ns=paired.estimate.timestamps_ns + round(time_offset * 1e9))
+    shifted = replace(paired.estimate, timestamps_ns=paired.estimate.timestamps_ns + round(time_offset * 1e9))
     result = evaluate(
-        moved,
+        shifted,
         paired.ground_truth,
         max_difference_s=max_difference,
         expected=paired.expected,
         matched_by=paired.matched_by,
     )
-    _refuse_order(result, *opened)
+    _check_quaternion_order(result, *opened)
     _show(result, read_note(opened[0].path), as_json=as_json)
     if plot is not None:
         plot_evaluation(result, plot)
@@ -95,8 +97,8 @@ def evaluate_command(
         raise typer.Exit(UNUSABLE)
 
 
-def _refuse_order(result: Evaluation, estimate: PoseFile, truth: PoseFile) -> None:
-    """Raises TrajectoryError when the orientations agree in an order of a quaternion that no header excludes."""
+def _check_quaternion_order(result: Evaluation, estimate: PoseFile, truth: PoseFile) -> None:
+    """Raises TrajectoryError if the orientations agree for another quaternion order that no header excludes."""
     check = result.orientation_check
     files = {"estimate": estimate, "ground truth": truth}
     possible = [] if check is None else [r for r in check.readings if r.read_as == files[r.side].file.assumed_order]
@@ -115,7 +117,7 @@ def _show(result: Evaluation, note: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**result.to_dict(), "note": note}, indent=2))
         return
-    from slam.console import evaluation_rows, render
+    from slam.cli.text_tables import evaluation_rows, render
 
     print(result.title)
     if note:

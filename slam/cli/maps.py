@@ -1,4 +1,4 @@
-"""`slam map`: what a map holds, two maps in one, and maps for other programs."""
+"""`slam map`: contents, export and merging of saved maps."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from slam.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from relocalizer.reference_map import ReferenceMap
-    from slam.config import SlamConfig
+    from relocalizer.maps.reference_map import ReferenceMap
+    from slam.config.schema import SlamConfig
 
-# Sections of settings that merging uses.
-MERGING = ("seed", "features", "predictor", "tracks", "landmarks", "refinement", "linking")
+# Sections of the settings that merging uses.
+MERGING = ("seed", "features", "predictor", "tracks", "landmarks", "bundle_adjustment", "loop_closing")
 
 ExportForm = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
-MapFolder = Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder that has one.")]
+MapFolder = Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder with a map.")]
 
-map_app = typer.Typer(help="Saved maps: what they hold, two in one, and for other programs.", no_args_is_help=True)
+map_app = typer.Typer(help="Saved maps: show, export, merge, create.", no_args_is_help=True)
 
 
-@map_app.command(short_help="Say what a map holds")
+@map_app.command(short_help="Show the contents of a map")
 def info(folder: MapFolder, as_json: AsJson = False) -> None:
-    """Say what a map holds. Everything in it is checked on the way.
+    """Show the contents of a map, and validate all its files.
 
     Examples:
 
@@ -45,14 +45,14 @@ def info(folder: MapFolder, as_json: AsJson = False) -> None:
 
       slam map info maps/desk --json
     """
-    from relocalizer.map_facts import facts_of, size_on_disk
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_facts import facts_of, size_on_disk
+    from relocalizer.maps.map_reader import load_map
 
     facts = {**facts_of(load_map(folder)), "bytes": size_on_disk(folder)}
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    from slam.console import render
+    from slam.cli.text_tables import render
 
     print(render(_info_rows(facts), title=str(folder)))
 
@@ -60,7 +60,7 @@ def info(folder: MapFolder, as_json: AsJson = False) -> None:
 def _info_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     counts, size = facts["counts"], sum(facts["bytes"].values())
     weights = f", weights {facts['weights_sha256'][:12]}" if facts["weights_sha256"] else ""
-    a_keyframe = f" ({size / 1e3 / counts['keyframes']:.0f} kB a keyframe)" if counts["keyframes"] else ""
+    per_keyframe = f" ({size / 1e3 / counts['keyframes']:.0f} kB a keyframe)" if counts["keyframes"] else ""
     rows = [
         ("predictor", f"{facts['predictor']}{weights}"),
         ("places", f"{facts['descriptor']}, {counts['descriptor_size']} numbers"),
@@ -75,7 +75,7 @@ def _info_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         assumed = ", assumed" if camera["assumed"] else ""
         rows.append(("camera", f"{camera['width']}x{camera['height']}, focal length {camera['fx']:.1f} px{assumed}"))
     rows += [(f"segment {part['segment']}", _segment_words(part)) for part in facts["segments"]]
-    return [*rows, ("size", f"{size / 1e6:.1f} MB{a_keyframe}")]
+    return [*rows, ("size", f"{size / 1e6:.1f} MB{per_keyframe}")]
 
 
 def _units_words(facts: dict[str, Any]) -> str:
@@ -92,21 +92,24 @@ def _segment_words(part: dict[str, Any]) -> str:
     return f"{part['keyframes']} keyframes, {part['landmarks']} landmarks, {cameras}{sessions}"
 
 
-@map_app.command(short_help="Write it for COLMAP, nerfstudio, PLY, TUM, KITTI")
+@map_app.command(short_help="Export to COLMAP, nerfstudio, PLY, TUM, KITTI")
 def export(
     folder: MapFolder,
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="OUT", help="File to make, or folder for colmap and nerfstudio.")
+        Path, typer.Option("-o", "--out", metavar="OUT", help="File to write, or folder for colmap and nerfstudio.")
     ],
-    form: Annotated[ExportForm, typer.Option("--format", help="What to make.")] = "colmap",
+    form: Annotated[ExportForm, typer.Option("--format", help="Output format.")] = "colmap",
     segment: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, help="Which segment. Default: the one with the most keyframes.", show_default=False
+            metavar="N",
+            min=0,
+            help="Segment to export. Default: the segment with the most keyframes.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Write a map for other programs: a COLMAP model (text), nerfstudio's transforms.json, points (PLY), trajectories.
+    """Export a map: COLMAP model (text), nerfstudio transforms.json, point cloud (PLY), trajectory (TUM, KITTI).
 
     Examples:
 
@@ -117,14 +120,14 @@ def export(
     expect_new(out, makes_folders=True)
     import numpy as np
 
-    from relocalizer.map_export import export_map, frame_numbers, segments_by_size
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_export import export_map, frame_numbers, segments_by_size
+    from relocalizer.maps.map_reader import load_map
 
     loaded = load_map(folder)
     written = export_map(loaded, form, out, segment=segment)
     for path in written:
         say(f"wrote {path}")
-    if form == "kitti":  # which has no times that could tell the frames
+    if form == "kitti":  # KITTI files have no timestamps to identify the frames
         for path, numbers in zip(written, frame_numbers(loaded, segment), strict=True):
             if not np.array_equal(numbers, np.arange(len(numbers))):
                 which = f"{len(numbers)} of the frames {numbers[0]} to {numbers[-1]}"
@@ -135,27 +138,30 @@ def export(
         say(f"segment {chosen} of {len(sizes)}; nothing ties the others to it: --segment {others[0]} exports the next")
 
 
-@map_app.command(short_help="Make one map of two that overlap")
+@map_app.command(short_help="Merge two overlapping maps")
 def merge(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Map or run folder; its frame and units stay.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Map or run folder that is joined to it.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="MAP", help="Map folder to make.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="Map or run folder; its coordinate frame and units are kept.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Map or run folder to merge into A.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MAP", help="Map folder to create.")],
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     predictor: PredictorName = None,
     weights: Weights = None,
     random_weights: RandomWeights = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False,
 ) -> None:
-    """Make one map of two that overlap: from several sessions, or from several cameras.
+    """Merge two overlapping maps, from several sessions or several cameras, into one.
 
     Example:
 
       slam map merge runs/monday runs/tuesday -o maps/office
     """
     expect_new(out, makes_folders=True)
-    from relocalizer.map_folder import load_map, save_map
-    from slam.pipeline import with_predictor_of
+    from relocalizer.maps.map_reader import load_map
+    from relocalizer.maps.map_writer import save_map
+    from slam.components.predictor_choice import with_predictor_of
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None)
     settings = load_settings(config, overrides, flags, verb="slam map merge", sections=MERGING, quiet=quiet)
@@ -174,11 +180,11 @@ def merge(
 
 def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> Any:
     from relocalizer.retrieval import FaissRetriever
-    from slam.merging import merge_maps
-    from slam.optimizer import GtsamOptimizer
-    from slam.pipeline import build_predictor
-    from slam.progress import TaskProgress, untold
-    from slam.refinement import GtsamRefiner
+    from slam.components.assembly import build_predictor
+    from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+    from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+    from slam.progress import TaskProgress, no_progress
+    from slam.sessions.merging import merge_maps
 
     progress = TaskProgress(sys.stderr)
     try:
@@ -188,9 +194,9 @@ def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, qui
             settings,
             predictor=build_predictor(settings),
             retriever=FaissRetriever(),
-            optimizer=GtsamOptimizer(robust=settings.linking.robust),
-            refiner=GtsamRefiner(),
-            on_progress=untold if quiet else progress,
+            optimizer=GtsamOptimizer(robust=settings.loop_closing.robust),
+            adjuster=GtsamBundleAdjuster(),
+            on_progress=no_progress if quiet else progress,
         )
     finally:
         if not quiet:

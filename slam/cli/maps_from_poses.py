@@ -1,4 +1,4 @@
-"""`slam map from-poses`: a map from pictures whose poses are known."""
+"""`slam map from-poses`: a map from images with known poses."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from slam.cli.options import (
     say,
 )
 
-USED = ("seed", "input", "features", "predictor")  # sections of settings
-LEAST_LANDMARKS = 10  # a picture, below which poses and pictures hardly belong together
+USED = ("seed", "input", "features", "predictor")  # sections of the settings that this command uses
+MIN_LANDMARKS = 10  # minimum number of landmarks per image; fewer mean that poses and images do not match
 
 
 def from_poses(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures, or a data set with poses.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of images, or a dataset with poses.")],
     poses: Annotated[
         Path | None,
         typer.Argument(
@@ -40,7 +40,7 @@ def from_poses(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="MAP", help="Map folder to make.")] = Path("map"),
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MAP", help="Map folder to create.")] = Path("map"),
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     predictor: PredictorName = None,
@@ -50,26 +50,27 @@ def from_poses(
     mask: MaskImage = None,
     start: Start = 0,
     stride: Stride = 1,
-    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Use at most this many pictures.")] = None,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Maximum number of images.")] = None,
     min_distance: Annotated[
         float,
-        typer.Option(
-            metavar="LENGTH", min=0, help="Leave out pictures nearer than this to a kept one. Default: keep all."
-        ),
+        typer.Option(metavar="LENGTH", min=0, help="Skip images closer than this to a kept image. Default: keep all."),
     ] = 0.0,
     min_angle: Annotated[
         float,
         typer.Option(
-            metavar="DEGREES", min=0, max=180, help="But keep those turned by more than this from it, degrees."
+            metavar="DEGREES",
+            min=0,
+            max=180,
+            help="With --min-distance: keep close images rotated by more than this, degrees.",
         ),
     ] = 10.0,
     units: Annotated[
-        Literal["metres", "map units"] | None,
-        typer.Option(help="Unit of the poses. Default: map units for COLMAP, metres for all others."),
+        Literal["meters", "map units"] | None,
+        typer.Option(help="Unit of the poses. Default: map units for COLMAP, meters for other formats."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False,
 ) -> None:
-    """Make a map from pictures whose poses are known, to locate other pictures in.
+    """Create a map from images with known poses, for relocalization of other images.
 
     Examples:
 
@@ -79,14 +80,15 @@ def from_poses(
 
       slam map from-poses Shop Shop/train.txt --camera phone.yaml -o maps/shop
 
-      slam map from-poses pictures colmap/sparse/0 -o maps/garden
+      slam map from-poses images colmap/sparse/0 -o maps/garden
     """
     expect_new(out, makes_folders=True)
     from relocalizer.config import PosedImagesConfig
-    from relocalizer.map_folder import save_map
-    from relocalizer.posed_images import map_from_poses
-    from slam.pipeline import build_predictor, choose_predictor, with_predictor
-    from slam.posed_sources import open_posed
+    from relocalizer.maps.map_from_poses import map_from_poses
+    from relocalizer.maps.map_writer import save_map
+    from slam.components.assembly import build_predictor
+    from slam.components.predictor_choice import choose_predictor, with_predictor
+    from slam.input.posed_images import open_posed
     from slam.progress import TaskProgress
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None, mask=mask)
@@ -99,8 +101,8 @@ def from_poses(
         say(source.description)
         say(f"predictor: {choice.kind} ({choice.reason})")
     progress = None if quiet else TaskProgress(sys.stderr)
-    made = map_from_poses(
-        source.pictures,
+    created = map_from_poses(
+        source.images,
         build_predictor(with_predictor(settings, choice.kind)),
         config=PosedImagesConfig(min_distance=min_distance, min_angle_deg=min_angle),
         features=settings.features,
@@ -109,13 +111,13 @@ def from_poses(
     )
     if progress is not None:
         progress.close()
-    save_map(out, made)
-    print(f"{out}: {len(made.keyframes)} keyframes, {len(made.landmarks)} landmarks, {made.provenance.units}")
-    if len(made.landmarks) < LEAST_LANDMARKS * len(made.keyframes):
+    save_map(out, created)
+    print(f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}")
+    if len(created.landmarks) < MIN_LANDMARKS * len(created.keyframes):
         complain(
-            f"{len(made.landmarks)} landmarks fit the poses of {len(made.keyframes)} pictures: "
-            "are the poses and the camera those of these pictures?"
+            f"{len(created.landmarks)} landmarks fit the poses of {len(created.keyframes)} images: "
+            "are the poses and the camera those of these images?"
         )
         raise typer.Exit(UNUSABLE)
     if not quiet:
-        say(f"next: slam relocalize {out} PICTURES")
+        say(f"next: slam relocalize {out} IMAGES")

@@ -1,4 +1,4 @@
-"""What the verbs share: options, exit codes, and how they speak to the person at the terminal."""
+"""Options, exit codes and messages shared by the commands."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from relocalizer.errors import ConfigError, OutputError
+from relocalizer.predictors import plugins
 from slam.plain_text import plain
 
 if TYPE_CHECKING:
-    from slam.config import SlamConfig
-    from slam.frame_source import FrameSource
-    from slam.pipeline import PredictorChoice
+    from slam.components.predictor_choice import PredictorChoice
+    from slam.config.schema import SlamConfig
+    from slam.input.frame_source import FrameSource
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
-# Sections of settings that a run uses; the relocalizer is `slam relocalize`'s.
+# Sections of the settings that `slam run` uses; `relocalizer` is used by `slam relocalize`.
 SECTIONS = (
-    "seed", "input", "features", "predictor", "tracks", "initialisation", "tracking", "keyframes", "landmarks",
-    "refinement", "linking", "relocalization", "anchor",
+    "seed", "input", "features", "predictor", "tracks", "initialization", "tracking", "keyframes", "landmarks",
+    "bundle_adjustment", "loop_closing", "relocalization", "metric_scale",
 )  # fmt: skip
 
-Predictor = Literal["auto", "reloc3r-512", "reloc3r-224", "geometric"]
-View = Literal["none", "spawn", "web"]
+ViewerMode = Literal["none", "spawn", "web"]
 Format = Literal["tum", "kitti", "euroc"]
 
 ConfigFiles = Annotated[
     list[Path],
-    typer.Option("-c", "--config", metavar="FILE", help="YAML file with settings; may be repeated, later files win."),
+    typer.Option(
+        "-c", "--config", metavar="FILE", help="YAML file with settings; repeatable, later files take precedence."
+    ),
 ]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="One setting; may be repeated, wins over files."),
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="One setting; repeatable, takes precedence over files."),
 ]
 PredictorName = Annotated[
-    Predictor | None,
-    typer.Option("--predictor", help="Who estimates the pose of a pair. Default: auto.", show_default=False),
+    str | None,
+    typer.Option(
+        "--predictor",
+        metavar="NAME",
+        help=f"Predictor of the relative pose of two images: auto, {', '.join(plugins.known())}. Default: auto.",
+        show_default=False,
+    ),
 ]
 Weights = Annotated[
     str | None,
@@ -50,33 +57,35 @@ Weights = Annotated[
 ]
 RandomWeights = Annotated[
     bool,
-    typer.Option("--random-weights", help="Reloc3r without trained weights: real cost, poses that mean nothing."),
+    typer.Option(
+        "--random-weights", help="Reloc3r with random weights, to measure its speed; the poses are meaningless."
+    ),
 ]
 CameraFile = Annotated[
     Path | None,
-    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of these pictures."),
+    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of the images."),
 ]
 MaskImage = Annotated[
     Path | None,
     typer.Option(
         "--mask",
         metavar="IMAGE",
-        help="What is black in this image is ignored, what is white is used: a car's bonnet, a display's text, the own "
-        "robot. Of the pictures' size or shape, as COLMAP's masks. camera.yaml takes rectangles: "
+        help="Mask image: black regions are ignored, such as a car's bonnet, overlaid text or the robot itself. "
+        "Same size or aspect ratio as the images, as for COLMAP. Rectangles can be set in camera.yaml: "
         "ignore: [[left, top, right, bottom], ...], pixels.",
         show_default=False,
     ),
 ]
-Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Use every N-th frame.")]
-Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Skip this many frames at the beginning.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice.")]
+Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Process every N-th frame.")]
+Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Number of frames to skip at the beginning.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Random seed.")]
 ScaleFrom = Annotated[
     str | None,
     typer.Option(
         "--scale-from",
         metavar="ANCHOR",
-        help="Make lengths metres. frames:A:B=METRES: so far apart are the camera's places in frames A and B. "
-        "groundtruth:METRES: the scale of the first so many metres of ground truth, for evaluation only.",
+        help="Scale the map to meters. frames:A:B=METRES: distance of the camera positions in frames A and B. "
+        "groundtruth:METRES: scale of the first METRES of the ground truth, for evaluation only.",
         show_default=False,
     ),
 ]
@@ -84,8 +93,8 @@ Refine = Annotated[
     Literal["final", "none"] | None,
     typer.Option(
         "--refine",
-        help="Refine the whole map once more at the end: final always, none never. "
-        "Default: when it costs less than the run did.",
+        help="Final refinement of the whole map: final always, none never. "
+        "Default: if it takes less time than the run.",
         show_default=False,
     ),
 ]
@@ -94,7 +103,7 @@ Times = Annotated[
     typer.Option(
         "--times",
         metavar="FILE",
-        help="Times of poses that have none (KITTI): a time in seconds a line.",
+        help="Timestamps for poses without them (KITTI): one time per line, seconds.",
         show_default=False,
     ),
 ]
@@ -102,23 +111,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def complain(message: str) -> None:
+    """Print an error message to standard error, on one line."""
     say("slam: " + " ".join(message.split()))
 
 
 def say(line: str) -> None:
-    """To the person at the terminal; results alone go to standard output."""
+    """Print a message to standard error; only results go to standard output."""
     print(line, file=sys.stderr, flush=True)
 
 
 def expect_new(path: Path, *, option: str = "", makes_folders: bool = False) -> None:
-    """Refuse a file or folder to be made that cannot be, before anything is computed for it.
+    """Check, before any computation, that an output file or folder can be created.
 
     Args:
-        option: to be named in the sentence, as `--record`.
-        makes_folders: folders above it that are missing will be made.
+        option: name of the option for the error message, such as `--record`.
+        makes_folders: whether missing parent folders will be created.
 
     Raises:
-        OutputError: it is there already, or the folder it goes to is missing, is a file, or cannot be written to.
+        OutputError: it exists already, or its parent folder is missing, is a file, or is not writable.
     """
     name = f"{option} {path}".strip()
     if os.path.lexists(path):
@@ -143,16 +153,16 @@ def load_settings(
     sections: Collection[str] = SECTIONS,
     quiet: bool = False,
 ) -> SlamConfig:
-    """The settings that a verb uses; those that it does not are refused, or said where a file has them.
+    """The effective settings of a command. Unused settings raise in overrides, and are reported in files.
 
     Args:
-        flags: options that are settings, as `flags_of` gives them.
-        sections: that the verb uses.
+        flags: options converted to overrides by `flags_of`.
+        sections: sections of the settings that the command uses.
 
     Raises:
-        ConfigError: settings that do not fit, or are set for nothing.
+        ConfigError: invalid settings, or overrides that the command does not use.
     """
-    from slam.settings import expect_used, load_config
+    from slam.config.loading import expect_used, load_config
 
     config = load_config(files, [*overrides, *flags])
     unused = expect_used(config, overrides, verb, sections)
@@ -163,7 +173,7 @@ def load_settings(
 
 def flags_of(
     *,
-    predictor: Predictor | None,
+    predictor: str | None,
     weights: str | None,
     random_weights: bool,
     seed: int | None,
@@ -171,10 +181,10 @@ def flags_of(
     refine: Literal["final", "none"] | None = None,
     mask: Path | None = None,
 ) -> list[str]:
-    """Options that are settings, as overrides; they win over --set.
+    """Options converted to overrides of settings, which take precedence over --set.
 
     Raises:
-        ConfigError: `weights` is a path that is no text, which settings cannot hold.
+        ConfigError: `weights` is a path that is not valid UTF-8, which settings cannot represent.
     """
     if weights and plain(weights) != weights:
         raise ConfigError(f"--weights {weights}: settings hold plain UTF-8 alone; rename it, or make a link to it")
@@ -182,13 +192,14 @@ def flags_of(
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
-    flags += [f"anchor.scale_from={json.dumps(scale_from)}"] if scale_from else []
-    flags += [f"refinement.final={'always' if refine == 'final' else 'never'}"] if refine else []
+    flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
+    flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])
 
 
 def introduce(say: Callable[[str], None], config: SlamConfig, frames: FrameSource, choice: PredictorChoice) -> None:
-    from slam.pipeline import RANDOM_WEIGHTS
+    """Print the source, the predictor and its warning before a run."""
+    from slam.components.predictor_choice import RANDOM_WEIGHTS
 
     say(frames.description)
     say(f"predictor: {choice.kind} ({choice.reason})")

@@ -1,4 +1,4 @@
-"""`slam relocalize`: pictures located in a map."""
+"""`slam relocalize`: relocalization of images in a map."""
 
 from __future__ import annotations
 
@@ -32,37 +32,38 @@ from slam.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from relocalizer.interfaces import PosePredictor, View
-    from relocalizer.reference_map import ReferenceMap
-    from relocalizer.relocalizer import ErrorBound, NotFound, Relocalization, Relocalizer
-    from slam.config import SlamConfig
-    from slam.query_pictures import QueryPicture, QueryReader
+    from relocalizer.confidence import ErrorBound
+    from relocalizer.interfaces import CalibratedImage, PosePredictor
+    from relocalizer.maps.reference_map import ReferenceMap
+    from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
+    from slam.config.schema import SlamConfig
+    from slam.input.query_images import QueryImage, QueryReader
 
-USED = ("seed", "input", "predictor", "relocalizer")  # sections of settings
-BATCH = 16  # pictures encoded and related together; more would cost memory and hardly gain speed
+USED = ("seed", "input", "predictor", "relocalizer")  # sections of the settings that this command uses
+BATCH = 16  # number of images per batch of the predictor; larger batches take more memory and are hardly faster
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    picture: QueryPicture
+class _Result:
+    image: QueryImage
     outcome: Relocalization | NotFound
 
 
 def relocalize(
-    map: Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder with one.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Pictures, folders, or 'patterns*.jpg'.")],
+    map: Annotated[Path, typer.Argument(metavar="MAP", help="Map folder, or a run folder with a map.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Images, folders, or 'patterns*.jpg'.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the poses to this file, TUM format.")
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="File for the poses in TUM format.")
     ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     weights: Weights = None,
     camera: CameraFile = None,
     mask: MaskImage = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and results.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and results.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Locate pictures in a map, each alone: a pose and how sure it is, or why there is none.
+    """Localize single images in a map: the pose and its confidence, or the reason for a failure.
 
     Examples:
 
@@ -72,128 +73,133 @@ def relocalize(
 
       slam relocalize maps/shop 'holiday/*.jpg' --camera phone.yaml --json
 
-    Exit code 1 when no picture was found. Ctrl-C leaves what was found until then.
+    The exit code is 1 if no image was localized. After Ctrl-C the results so far are printed.
     """
     if out is not None:
         expect_new(out)
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_reader import load_map
     from relocalizer.relocalizer import Relocalizer
-    from slam.query_pictures import QueryReader, query_pictures
+    from slam.input.query_images import QueryReader, query_images
 
     flags = flags_of(predictor=None, weights=weights, random_weights=False, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam relocalize", sections=USED, quiet=quiet)
-    pictures = query_pictures(images)
+    queries = query_images(images)
     reference_map = load_map(map)
     predictor = _predictor_of(reference_map, settings)
     relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalizer)
-    needed = predictor.name == "geometric"
-    reader = QueryReader(camera, reference_map.cameras, settings.input, camera_needed=needed)
+    camera_needed = predictor.name == "geometric"
+    reader = QueryReader(camera, reference_map.cameras, settings.input, camera_needed=camera_needed)
     if not quiet:
         say(f"{map}: {len(reference_map.keyframes)} keyframes, {len(reference_map.landmarks)} landmarks")
-    answers = _locate_all(relocalizer, reader, pictures, quiet=quiet)
-    found = any(_pose_of(answer) for answer in answers)
+    results = _localize_all(relocalizer, reader, queries, quiet=quiet)
+    found = any(_pose_of(result) for result in results)
     if out is not None and found:
-        _write_poses(out, answers, reference_map)
-    _show(answers, relocalizer.bounds, map, as_json=as_json)
-    if len(answers) < len(pictures):
+        _write_poses(out, results, reference_map)
+    _show(results, relocalizer.bounds, map, as_json=as_json)
+    if len(results) < len(queries):
         raise typer.Exit(INTERRUPTED)
     if not found:
-        complain("no picture was found in the map")
+        complain("no image was found in the map")
         raise typer.Exit(UNUSABLE)
 
 
 def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
-    """The predictor that the map was made with, and with the settings of its features."""
-    from relocalizer.reference_map import features_of
-    from slam.pipeline import PREDICTORS, build_predictor, with_predictor_of
+    """The predictor that made the map, with the feature settings of the map."""
+    from relocalizer.maps.reference_map import features_of
+    from relocalizer.predictors import plugins
+    from slam.components.assembly import build_predictor
+    from slam.components.predictor_choice import with_predictor_of
 
     made_by = reference_map.provenance.predictor
-    if made_by not in PREDICTORS:  # random weights have words after the name
-        raise MapError(f"map: made by predictor {made_by!r}; only those of {', '.join(PREDICTORS)} can be asked here")
+    if made_by not in plugins.known():  # the name is followed by a note for random weights
+        raise MapError(
+            f"map: made by predictor {made_by!r}; only those of {', '.join(plugins.known())} can be asked here"
+        )
     settings = settings.model_copy(update={"features": features_of(reference_map.provenance)})
     return build_predictor(with_predictor_of(reference_map.provenance, settings))
 
 
-def _locate_all(
-    relocalizer: Relocalizer, reader: QueryReader, pictures: list[QueryPicture], *, quiet: bool
-) -> list[_Answer]:
-    """The pictures, batch by batch, until Ctrl-C; one that cannot be read is an answer too."""
+def _localize_all(
+    relocalizer: Relocalizer, reader: QueryReader, queries: list[QueryImage], *, quiet: bool
+) -> list[_Result]:
+    """Localize the images in batches, until Ctrl-C; an unreadable image gives a failed result."""
     from slam.progress import TaskProgress
 
     progress = None if quiet else TaskProgress(sys.stderr)
-    answers: list[_Answer] = []
-    noted = 0
+    results: list[_Result] = []
+    notes_shown = 0
     with suppress(KeyboardInterrupt):
-        for start in range(0, len(pictures), BATCH):
-            answers += _locate_batch(relocalizer, reader, pictures[start : start + BATCH])
+        for start in range(0, len(queries), BATCH):
+            results += _localize_batch(relocalizer, reader, queries[start : start + BATCH])
             if progress is not None:
-                for note in reader.notes[noted:]:
+                for note in reader.notes[notes_shown:]:
                     progress.say(note)
-                noted = len(reader.notes)
-                progress("pictures", len(answers), len(pictures))
+                notes_shown = len(reader.notes)
+                progress("images", len(results), len(queries))
     if progress is not None:
         progress.close()
-    return answers
+    return results
 
 
-def _locate_batch(relocalizer: Relocalizer, reader: QueryReader, batch: list[QueryPicture]) -> list[_Answer]:
+def _localize_batch(relocalizer: Relocalizer, reader: QueryReader, batch: list[QueryImage]) -> list[_Result]:
     from relocalizer.relocalizer import NotFound
 
-    views: dict[int, View] = {}
+    views: dict[int, CalibratedImage] = {}
     unreadable: dict[int, NotFound] = {}
-    for k, picture in enumerate(batch):
+    for k, image in enumerate(batch):
         try:
-            views[k] = reader.read(picture)
+            views[k] = reader.read(image)
         except (SequenceError, CameraError) as error:
-            unreadable[k] = NotFound(str(error).removeprefix(f"{picture.path}: "))
+            unreadable[k] = NotFound(str(error).removeprefix(f"{image.path}: "))
     located = dict(zip(views, relocalizer.locate_many(list(views.values())), strict=True))
-    return [_Answer(picture, located[k] if k in located else unreadable[k]) for k, picture in enumerate(batch)]
+    return [_Result(image, located[k] if k in located else unreadable[k]) for k, image in enumerate(batch)]
 
 
-def _pose_of(answer: _Answer) -> Relocalization | None:
+def _pose_of(result: _Result) -> Relocalization | None:
     from relocalizer.relocalizer import Relocalization
 
-    return answer.outcome if isinstance(answer.outcome, Relocalization) else None
+    return result.outcome if isinstance(result.outcome, Relocalization) else None
 
 
-def _write_poses(out: Path, answers: list[_Answer], reference_map: ReferenceMap) -> None:
-    """The poses of the segment that most pictures are in, for segments share no world."""
+def _write_poses(out: Path, results: list[_Result], reference_map: ReferenceMap) -> None:
+    """Write the poses of the segment with the most images, since segments have separate coordinate frames."""
     import numpy as np
 
     from relocalizer.geometry import stack_matrices
-    from slam.trajectory import Trajectory, write_tum
+    from slam.evaluation.trajectory import Trajectory
+    from slam.evaluation.trajectory_files import write_tum
 
-    found = [(a.picture, pose) for a in answers if (pose := _pose_of(a)) is not None]
+    found = [(a.image, pose) for a in results if (pose := _pose_of(a)) is not None]
     segments = Counter(pose.segment for _, pose in found)
     segment = min(segments, key=lambda s: (-segments[s], s), default=0)
-    kept = [(picture.timestamp_ns, pose) for picture, pose in found if pose.segment == segment]
+    kept = [(image.timestamp_ns, pose) for image, pose in found if pose.segment == segment]
     times = np.array([time for time, _ in kept], dtype=np.int64)
-    source = reference_map.provenance.scale_source if reference_map.units_of(segment) == "metres" else ""
-    note = f"lengths in metres: {source}" if source else ""
+    source = reference_map.provenance.scale_source if reference_map.units_of(segment) == "meters" else ""
+    note = f"lengths in meters: {source}" if source else ""
     write_tum(out, Trajectory(times, stack_matrices([pose.world_from_cam for _, pose in kept])), note=note)
     left = len(found) - len(kept)
     say(f"wrote {out}: {len(kept)} poses" + (f"; {left} in other segments of the map are left out" if left else ""))
 
 
-def _show(answers: list[_Answer], bounds: Mapping[int, ErrorBound], map: Path, *, as_json: bool) -> None:
-    found = [pose for answer in answers if (pose := _pose_of(answer)) is not None]
+def _show(results: list[_Result], bounds: Mapping[int, ErrorBound], map: Path, *, as_json: bool) -> None:
+    found = [pose for result in results if (pose := _pose_of(result)) is not None]
     segments = sorted({pose.segment for pose in found} or bounds)
     if as_json:
         common = _bound(bounds[segments[0]]) if len(segments) == 1 else None
-        entries = [_entry(answer) for answer in answers]
-        print(json.dumps({"map": str(map), "confidence_is_of_error_under": common, "pictures": entries}, indent=2))
+        entries = [_entry(result) for result in results]
+        print(json.dumps({"map": str(map), "confidence_is_of_error_under": common, "images": entries}, indent=2))
         return
-    for answer in answers:
-        pose = _pose_of(answer)
+    for result in results:
+        pose = _pose_of(result)
         if pose is None:
-            print(f"{answer.picture.path}: not found: {getattr(answer.outcome, 'reason', '')}")
+            print(f"{result.image.path}: not found: {getattr(result.outcome, 'reason', '')}")
         else:
             x, y, z = pose.world_from_cam.translation
             where = f" in segment {pose.segment} ({pose.bound.units})" if len(bounds) > 1 else ""
             by = f"{pose.inliers} landmarks" if pose.how == "landmarks" else f"{len(pose.views)} keyframes"
-            print(f"{answer.picture.path}: {x:.3f} {y:.3f} {z:.3f}{where}, confidence {pose.confidence:.2f}, {by}")
+            print(f"{result.image.path}: {x:.3f} {y:.3f} {z:.3f}{where}, confidence {pose.confidence:.2f}, {by}")
     of = ", ".join(_words(bounds[s]) + (f" in segment {s}" if len(bounds) > 1 else "") for s in segments)
-    print(f"{len(found)} of {len(answers)} found; confidence is of an error under {of}")
+    print(f"{len(found)} of {len(results)} found; confidence is of an error under {of}")
 
 
 def _words(bound: ErrorBound) -> str:
@@ -210,13 +216,13 @@ def _degrees(angle_rad: float) -> float:
     return round(math.degrees(angle_rad), 6)
 
 
-def _entry(answer: _Answer) -> dict[str, Any]:
+def _entry(result: _Result) -> dict[str, Any]:
     from relocalizer.geometry import quaternion_xyzw_from_rotation, rotation_matrix
 
-    pose = _pose_of(answer)
-    head = {"picture": str(answer.picture.path), "timestamp_ns": answer.picture.timestamp_ns}
+    pose = _pose_of(result)
+    head = {"image": str(result.image.path), "timestamp_ns": result.image.timestamp_ns}
     if pose is None:
-        return {**head, "found": False, "reason": getattr(answer.outcome, "reason", "")}
+        return {**head, "found": False, "reason": getattr(result.outcome, "reason", "")}
     return {
         **head,
         "found": True,

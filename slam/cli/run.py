@@ -1,4 +1,4 @@
-"""`slam run`: frames in, run folder out."""
+"""`slam run`: SLAM on a source, recorded in a run folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,7 +31,7 @@ from slam.cli.options import (
     Seed,
     Start,
     Stride,
-    View,
+    ViewerMode,
     Weights,
     complain,
     expect_new,
@@ -40,27 +40,27 @@ from slam.cli.options import (
     load_settings,
     say,
 )
-from slam.verdict import Grade
+from slam.evaluation.verdict import Grade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from relocalizer.reference_map import ReferenceMap
-    from slam.config import SlamConfig
+    from relocalizer.maps.reference_map import ReferenceMap
+    from slam.config.schema import SlamConfig
     from slam.events import Observer
-    from slam.frame_source import FrameSource
-    from slam.recorded_run import RecordedRun, RunRecorder
-    from slam.rerun_viewer import RerunViewer
+    from slam.input.frame_source import FrameSource
+    from slam.run.recorded_run import RunRecorder, RunReport
+    from slam.viz.rerun_viewer import RerunViewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RunRequest:
-    """What `slam run` was asked for."""
+    """Arguments of `slam run`."""
 
     source: str
     out: Path | None
     camera: Path | None
-    view: View
+    view: ViewerMode
     wait: bool
     record: Path | None
     start: int
@@ -81,12 +81,14 @@ def run(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Folder of pictures, data set, video file, webcam:0, rtsp://... or http://..."
+            metavar="SOURCE", help="Folder of images, dataset, video file, webcam:0, rtsp://... or http://..."
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Run folder to make. Default: runs/NAME-N, the first free N."),
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Run folder to create. Default: runs/NAME-N with the first free N."
+        ),
     ] = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
@@ -96,16 +98,12 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     view: Annotated[
-        View,
-        typer.Option(help="Watch live: spawn opens the Rerun viewer; web serves a page, after the run until Ctrl-C."),
+        ViewerMode,
+        typer.Option(help="Live view: spawn opens the Rerun viewer; web serves a page until Ctrl-C after the run."),
     ] = "none",
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="With --view web: end with the run, and the page with it.")
-    ] = False,
-    record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd) to look at later.")
-    ] = None,
-    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Stop after this many frames.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: exit at the end of the run.")] = False,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Maximum number of frames.")] = None,
     stride: Stride = 1,
     start: Start = 0,
     seed: Seed = None,
@@ -116,27 +114,27 @@ def run(
         typer.Option(
             "--map",
             metavar="DIR",
-            help="Go on in this map (a map or a run folder); poses are in its frame, it is not changed. "
-            "Pictures that nobody names a camera of are taken to be of the map's.",
+            help="Continue in this map (a map or a run folder), which is not modified; poses are in its frame. "
+            "Images without a known camera get the map's.",
         ),
     ] = None,
     localize_only: Annotated[
-        bool, typer.Option("--localize-only", help="With --map: find the frames in the map and map nothing.")
+        bool, typer.Option("--localize-only", help="With --map: localize the frames in the map without mapping.")
     ] = False,
     fail_under: Annotated[
         Literal["good", "partial", "poor"],
-        typer.Option("--fail-under", help="Exit with 1 when the run's verdict is worse than this."),
+        typer.Option("--fail-under", help="Exit with code 1 if the verdict of the run is worse than this."),
     ] = "partial",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run SLAM on a video or a folder of pictures; write a run folder.
+    """Run SLAM on a video or a folder of images, and write a run folder.
 
     Examples:
 
       slam run room.mp4
 
-      slam run pictures/ --camera camera.yaml --record room.rrd
+      slam run images/ --camera camera.yaml --record room.rrd
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
@@ -146,8 +144,8 @@ def run(
 
       slam run second_visit.mp4 --map runs/first_visit
 
-    Ctrl-C ends a run after the frame at hand, and what was made until then is kept (exit code 130). The summary begins
-    with a verdict: good, partial, poor or failed, and why; the exit code is 1 when it is worse than --fail-under.
+    Ctrl-C ends a run after the current frame, and the results so far are saved (exit code 130). The summary begins
+    with a verdict (good, partial, poor or failed) and its reasons; the exit code is 1 if it is worse than --fail-under.
     """
     request = _RunRequest(
         source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
@@ -163,34 +161,28 @@ def run(
 
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
-    """The run itself; gives the exit code."""
-    from slam import pipeline
-    from slam.anchor import parse_anchor
-    from slam.pipeline import choose_predictor, with_predictor, with_predictor_of
-    from slam.recorded_run import RunRecorder, RunRequest
-    from slam.results import next_run_folder
-    from slam.sequence import open_source
+    """Open the source, run, and return the exit code."""
+    from slam.components import predictor_choice
+    from slam.input.open_source import open_source
+    from slam.run.recorded_run import RunRecorder, RunRequest
+    from slam.run.run_folder import next_run_folder
+    from slam.sessions.metric_scale import parse_scale_reference
 
     _check_files(request)
     start_map = _start_map(request)
-    anchor = parse_anchor(config.anchor.scale_from)
-    if start_map is not None:
-        config = with_predictor_of(start_map.provenance, config)
-    choice = choose_predictor(config)
-    if start_map is not None:
-        choice = replace(choice, reason="the map's")
-    config, choice = pipeline.with_computation(with_predictor(config, choice.kind), choice)
+    scale_reference = parse_scale_reference(config.metric_scale.scale_from)
+    config, choice = predictor_choice.decide(config, start_map.provenance if start_map is not None else None)
     frames = open_source(
         request.source, config=config.input, camera=request.camera,
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
     introduce(request.say, config, frames, choice)
-    if anchor is not None:
-        anchor.expect(frames.ground_truth)
-        request.say(f"scale: {anchor.source}")
-    with ExitStack() as on_the_way_out:
-        on_the_way_out.callback(frames.close)
+    if scale_reference is not None:
+        scale_reference.expect(frames.ground_truth)
+        request.say(f"scale: {scale_reference.source}")
+    with ExitStack() as closing:
+        closing.callback(frames.close)
         out = request.out or next_run_folder(Path("runs"), frames.name)
         request.say(f"writing {out}")
         recorder = RunRecorder(
@@ -212,7 +204,7 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
         if request.localize_only:
             raise MapError("--localize-only: in which map? add --map DIR, a map or a run folder")
         return None
-    from relocalizer.map_folder import load_map
+    from relocalizer.maps.map_reader import load_map
 
     start_map = load_map(request.map)
     request.say(f"map: {request.map}: {len(start_map.keyframes)} keyframes, {len(start_map.landmarks)} landmarks")
@@ -220,7 +212,7 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
 
 
 def _check_files(request: _RunRequest) -> None:
-    """What can be refused before anything is read or made."""
+    """Check the output files before anything is read or created."""
     if request.record is not None:
         if request.record.suffix != ".rrd":
             raise OutputError(f"--record {request.record}: a recording's name ends in .rrd")
@@ -228,8 +220,8 @@ def _check_files(request: _RunRequest) -> None:
 
 
 def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) -> int:
-    """Run, show, say what came out; the exit code."""
-    from slam import pipeline
+    """Run with the viewer, print the summary, and return the exit code."""
+    from slam.run import runner
 
     with ExitStack() as viewing:
         viewers: list[RerunViewer] = []
@@ -240,27 +232,27 @@ def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) ->
 
         recorded = _with_progress(request, recorder, frames, observers)
         viewer = viewers[0] if viewers else None
-        report = recorded.report
+        report = recorded.values
         is_shown = viewer and request.wait and not (report["status"] == "interrupted" or viewer.problem)
         page = viewer.url if viewer and is_shown else ""
         if not page:
-            viewing.close()  # so that a recording is whole before anything is said of it
+            viewing.close()  # so that a recording is complete before the summary
         if "frames" in report:
-            _summarise(request, recorded.folder, report)
-        code = _verdict(request, recorded)
+            _summarize(request, recorded.folder, report)
+        code = _exit_code(request, recorded)
         if page:
             say(f"the run is shown at {page} until Ctrl-C")
-            pipeline.wait_until_told()
+            runner.wait_for_stop_signal()
     return code
 
 
-def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
-    """The exit code of a run that left its folder, and why when there is a why."""
-    report = recorded.report
+def _exit_code(request: _RunRequest, recorded: RunReport) -> int:
+    """The exit code of a recorded run; prints the reason if it is not 0."""
+    report = recorded.values
     if recorded.failures:
-        return _say_failures(request, recorded)
+        return _report_failures(request, recorded)
     if report["units"]["problem"]:
-        complain(f"lengths are map units, not metres: {report['units']['problem']}")
+        complain(f"lengths are map units, not meters: {report['units']['problem']}")
     if report["status"] == "interrupted":
         return INTERRUPTED
     verdict = report["verdict"]
@@ -270,8 +262,8 @@ def _verdict(request: _RunRequest, recorded: RecordedRun) -> int:
     return UNUSABLE if report["units"]["problem"] else 0
 
 
-def _say_failures(request: _RunRequest, recorded: RecordedRun) -> int:
-    """What went wrong, tracebacks first, and how to go on."""
+def _report_failures(request: _RunRequest, recorded: RunReport) -> int:
+    """Print the failures, tracebacks first, and how to continue; returns the exit code."""
     for failure in recorded.failures:
         if failure.is_internal:
             say(failure.traceback.rstrip())
@@ -279,13 +271,13 @@ def _say_failures(request: _RunRequest, recorded: RecordedRun) -> int:
         complain(f"and {failure.sentence}")
     internal = any(failure.is_internal for failure in recorded.failures)
     kind = "internal error: " if recorded.failures[0].is_internal else ""
-    complain(f"{kind}{recorded.failures[0].sentence}; {_what_is_left(request, recorded)}")
+    complain(f"{kind}{recorded.failures[0].sentence}; {_remaining_results(request, recorded)}")
     return INTERNAL_ERROR if internal else USER_ERROR
 
 
-def _what_is_left(request: _RunRequest, recorded: RecordedRun) -> str:
-    report, folder = recorded.report, recorded.folder
-    if report["status"] != "failed":  # an observer failed, which nothing depends on
+def _remaining_results(request: _RunRequest, recorded: RunReport) -> str:
+    report, folder = recorded.values, recorded.folder
+    if report["status"] != "failed":  # only an observer failed, on which the result does not depend
         return f"the run itself is whole, in {folder}"
     has_map = " and a map" if recorded.has_map else ""
     poses = f"{report['tracked']} poses" if "tracked" in report else "the poses"
@@ -298,10 +290,10 @@ def _what_is_left(request: _RunRequest, recorded: RecordedRun) -> str:
 
 
 def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> list[RerunViewer]:
-    """The viewer, when one was asked for."""
+    """The viewer, if requested by --view or --record."""
     if request.view == "none" and request.record is None:
         return []
-    from slam.rerun_viewer import RerunViewer
+    from slam.viz.rerun_viewer import RerunViewer
 
     viewer = RerunViewer(
         record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
@@ -318,32 +310,32 @@ def _with_progress(
     recorder: RunRecorder,
     frames: FrameSource,
     observers: Callable[[], Sequence[Observer]],
-) -> RecordedRun:
-    from slam.console import state_line
+) -> RunReport:
+    from slam.cli.text_tables import state_line
     from slam.progress import TaskProgress
 
     if request.quiet:
         return recorder.run(observers=observers)
     progress, started = TaskProgress(sys.stderr), time.monotonic()
 
-    def tell(count: int) -> None:
+    def show(count: int) -> None:
         progress("frames", count, frames.length, state_line(recorder.statistics, count, time.monotonic() - started))
 
     try:
-        return recorder.run(observers=observers, on_progress=tell, on_finishing=progress)
+        return recorder.run(observers=observers, on_progress=show, on_finishing=progress)
     finally:
         progress.close()
 
 
-def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> None:
-    from slam.results import report_text
+def _summarize(request: _RunRequest, folder: Path, report: dict[str, Any]) -> None:
+    from slam.run.report import report_text
 
     if request.as_json:
-        print(json.dumps(json.loads(report_text(report)), indent=2))  # in ASCII, so on any terminal
+        print(json.dumps(json.loads(report_text(report)), indent=2))  # in ASCII, for any terminal
         return
     if request.quiet:
         return
-    from slam.console import render, summary_rows
+    from slam.cli.text_tables import render, summary_rows
 
     print(render(summary_rows(report), title=str(folder)))
     if report["status"] == "failed":
@@ -356,7 +348,7 @@ def _summarise(request: _RunRequest, folder: Path, report: dict[str, Any]) -> No
         print(f"\nnext: slam eval {folder} GROUNDTRUTH --plot {folder / 'errors.png'}")
     elif is_usable:
         print(f"\nnext: slam view {folder}")
-    else:  # a recording shows every picture, and where the map could not begin or went wrong
+    else:  # a recording shows every image, and where initialization or the map failed
         in_map = f" --map {request.map}" if request.map else ""
         only = " --localize-only" if request.localize_only else ""
         print(f"\nnext: slam run {request.source}{in_map}{only} --record {folder.name}.rrd")

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their reader: a closed pipe or terminal ends the words, not the run."""
+"""Standard output and error that ignore a closed pipe or terminal, so that the run continues."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TextIO
 
 
 class LastingStream:
-    """A text stream whose reader may go away: then what is written goes nowhere, without an error.
+    """A text stream that discards its output, without an error, after its reader was closed.
 
-    A pipe that was closed (`slam run ... | head -1`) raises BrokenPipeError, a terminal that is gone OSError (EIO).
+    A closed pipe (`slam run ... | head -1`) raises BrokenPipeError, a closed terminal OSError (EIO).
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -32,10 +32,10 @@ class LastingStream:
             self._give_up(error)
 
     def _give_up(self, error: OSError | ValueError) -> None:
-        """Let the descriptor lead nowhere, so that Python's own flush at its end does not fail either.
+        """Redirect the descriptor to the null device, so that Python's flush at exit does not fail.
 
         Raises:
-            ValueError: it was not that the stream is closed.
+            ValueError: the stream is not closed; the error has another cause.
         """
         if isinstance(error, ValueError) and not self._stream.closed:
             raise error
@@ -50,7 +50,7 @@ class LastingStream:
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Within it `sys.stdout` and `sys.stderr` outlive their readers."""
+    """In this block, `sys.stdout` and `sys.stderr` are lasting streams."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     try:

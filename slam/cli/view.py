@@ -1,4 +1,4 @@
-"""`slam view`: a finished run in Rerun, without computing it again."""
+"""`slam view`: replay of a finished run in Rerun, without recomputation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from relocalizer.errors import OutputError
 from slam.cli.options import UNUSABLE, complain, expect_new, say
 
 if TYPE_CHECKING:
-    from slam.replay import Replay
-    from slam.rerun_viewer import RerunViewer
-    from slam.trajectory import Trajectory
+    from slam.evaluation.trajectory import Trajectory
+    from slam.run.replay import Replay
+    from slam.viz.rerun_viewer import RerunViewer
 
 
 def view(
@@ -28,17 +28,16 @@ def view(
             show_default=False,
         ),
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: end when all is told.")] = False,
-    record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd) to look at later.")
-    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: exit at the end of the replay.")] = False,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
     ground_truth: Annotated[
-        Path | None, typer.Option("--ground-truth", metavar="FILE", help="Trajectory file to draw beside the run's.")
+        Path | None,
+        typer.Option("--ground-truth", metavar="FILE", help="Trajectory file with the ground truth to show."),
     ] = None,
 ) -> None:
     """Show a finished run in Rerun, from the files of its folder.
 
-    The log keeps no pictures and no points that were followed; keyframes have their pictures from the map.
+    The event log contains no images and no tracked points; the images of keyframes are read from the map.
 
     Examples:
 
@@ -48,28 +47,28 @@ def view(
 
       slam view runs/desk --view web --ground-truth groundtruth.txt
     """
-    from slam.pipeline import wait_until_told
-    from slam.replay import open_replay
-    from slam.rerun_viewer import RerunViewer
+    from slam.run.replay import open_replay
+    from slam.run.runner import wait_for_stop_signal
+    from slam.viz.rerun_viewer import RerunViewer
 
     if record is not None:
         if record.suffix != ".rrd":
             raise OutputError(f"--record {record}: a recording's name ends in .rrd")
         expect_new(record, option="--record")
-    truth = None if ground_truth is None else _truth(run, ground_truth)
+    truth = None if ground_truth is None else _ground_truth(run, ground_truth)
     replay = open_replay(run)
     for sentence in replay.missing:
         say(f"{run}: {sentence}")
-    with ExitStack() as on_the_way_out:
+    with ExitStack() as closing:
         viewer = RerunViewer(
             record=record, view=view or ("none" if record else "spawn"), ground_truth=truth, title=run.resolve().name,
             camera=replay.camera,
         )  # fmt: skip
-        on_the_way_out.callback(viewer.close)
-        _tell(replay, viewer)
+        closing.callback(viewer.close)
+        _replay_events(replay, viewer)
         if viewer.url and not (no_wait or viewer.problem):
             say(f"the run is shown at {viewer.url} until Ctrl-C")
-            wait_until_told()
+            wait_for_stop_signal()
     if viewer.problem:
         complain(f"not all of the run could be shown: {viewer.problem}")
         raise typer.Exit(UNUSABLE)
@@ -78,9 +77,9 @@ def view(
         say(f"wrote {record}; next: {command} {record}")
 
 
-def _truth(run: Path, path: Path) -> Trajectory:
-    """The ground truth, on the clock of the run."""
-    from slam.pose_files import open_poses, pair
+def _ground_truth(run: Path, path: Path) -> Trajectory:
+    """The ground truth with timestamps of the run's clock."""
+    from slam.evaluation.pose_files import open_poses, pair
 
     truth = open_poses(path)
     if truth.trajectory.has_times:
@@ -90,17 +89,17 @@ def _truth(run: Path, path: Path) -> Trajectory:
     return paired.ground_truth
 
 
-def _tell(replay: Replay, viewer: RerunViewer) -> None:
-    """All events to the viewer, saying how far it is."""
+def _replay_events(replay: Replay, viewer: RerunViewer) -> None:
+    """Send all events to the viewer, and show the progress."""
     from slam.events import FrameProcessed
     from slam.progress import TaskProgress
 
-    progress, told = TaskProgress(sys.stderr), 0
+    progress, shown = TaskProgress(sys.stderr), 0
     try:
         for event in replay.events():
             viewer(event)
             if isinstance(event, FrameProcessed):
-                told += 1
-                progress("frames", told, replay.frames or None)
+                shown += 1
+                progress("frames", shown, replay.frames or None)
     finally:
         progress.close()

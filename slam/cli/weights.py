@@ -1,4 +1,4 @@
-"""`slam weights`: where published weights are, and what to do with them."""
+"""`slam weights`: location, download, verification and export of the network weights."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ WeightsSource = Annotated[
 ]
 
 
-@weights_app.command("where", short_help="Say where they are on this machine")
+@weights_app.command("where", short_help="Show the location of the weights")
 def weights_where(
     source: Annotated[
-        str | None, typer.Argument(metavar="SOURCE", help="As for verify. Default: both published ones.")
+        str | None, typer.Argument(metavar="SOURCE", help="As for verify. Default: both published weights.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where weights are on this machine, their size and their licence. Nothing is fetched.
+    """Show the location, size and license of weights on this machine, without a download.
 
     Example:
 
       slam weights where
     """
-    from relocalizer.checkpoints import RELEASED, cache_folder, locate
+    from relocalizer.predictors.checkpoints import RELEASED, cache_folder, locate
 
     found = {name: locate(name) for name in ([source] if source else RELEASED)}
     paths = {name: str(checkpoint.weights) if checkpoint else None for name, checkpoint in found.items()}
@@ -43,22 +43,22 @@ def weights_where(
         entries = {name: {"path": path, "terms": _terms(name)} for name, path in paths.items()}
         print(json.dumps({"cache": str(cache_folder()), "weights": entries}, indent=2))
         return
-    print(f"cache: {cache_folder()}")  # whole lines: a table would fold long paths
+    print(f"cache: {cache_folder()}")  # not a table, which would wrap long paths
     for name, path in paths.items():
         terms = f" ({_terms(name)})" if _terms(name) else ""
         print(f"{name}{terms}: {path or f'not here; slam weights fetch {name}'}")
 
 
 def _terms(source: str) -> str:
-    """Size and licence of published weights; empty for a file of somebody else's."""
-    from relocalizer.checkpoints import RELEASED
+    """Size and license of published weights; empty for other weights."""
+    from relocalizer.predictors.checkpoints import RELEASED
 
     return next((r.terms for r in RELEASED.values() if source in (r.name, r.hub_id)), "")
 
 
-@weights_app.command("verify", short_help="Read them through and check them")
+@weights_app.command("verify", short_help="Verify the weights on this machine")
 def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
-    """Read weights that are here through: hash, every tensor's name and size, no infinities. Takes seconds.
+    """Verify weights on this machine: hash, names and shapes of all tensors, finite values. Takes seconds.
 
     Examples:
 
@@ -66,7 +66,7 @@ def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
 
       slam weights verify ./my_checkpoint
     """
-    from relocalizer.checkpoints import locate
+    from relocalizer.predictors.checkpoints import locate
 
     if locate(source) is None:
         raise WeightsError(f"weights: {source} is not on this machine; slam weights fetch {source}")
@@ -82,15 +82,15 @@ def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
         print(f"good: {report}")
 
 
-@weights_app.command("fetch", short_help="Bring published ones into the cache")
+@weights_app.command("fetch", short_help="Download published weights to the cache")
 def weights_fetch(source: WeightsSource) -> None:
-    """Bring published weights into the Hugging Face cache; size and licence are said first.
+    """Download published weights to the Hugging Face cache, after printing their size and license.
 
     Example:
 
       slam weights fetch reloc3r-512
     """
-    from relocalizer.checkpoints import fetch, locate
+    from relocalizer.predictors.checkpoints import fetch, locate
 
     was_here = locate(source) is not None
     checkpoint = fetch(source, announce=say)
@@ -101,14 +101,15 @@ def weights_fetch(source: WeightsSource) -> None:
 @weights_app.command("export", short_help="Write the network as ONNX or OpenVINO")
 def weights_export(
     source: WeightsSource,
-    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Format of the files.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder they go to.")],
+    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Output format.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="WxH", help="Pictures. Default: 224x224 or 512x384.")
+        str | None, typer.Option("--size", metavar="WxH", help="Image size. Default: 224x224 or 512x384.")
     ] = None,
 ) -> None:
-    """Write Reloc3r's encoder and decoder for machines without PyTorch, and check them against it. Takes a minute or
-    two, and as much disk as the weights.
+    """Export Reloc3r's encoder and decoder for machines without PyTorch, and compare their outputs with PyTorch's.
+
+    Takes one or two minutes, and as much disk space as the weights.
 
     Examples:
 

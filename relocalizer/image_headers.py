@@ -1,0 +1,55 @@
+"""The size of an image from the header of its file, without decoding it."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags
+from PIL import Image as pillow
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+
+TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of the upright image that `read_image` returns; None when the header does not contain it."""
+    if not os.path.isfile(path):  # opening a pipe would block until there is a writer
+        return None
+    try:
+        with _of_any_size(), pillow.open(path) as image:
+            return _upright_size(image)
+    # Pillow raises these for damaged headers.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+        return None
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Lift Pillow's size limit, which guards against decoding too large images; here nothing is decoded."""
+    limit = pillow.MAX_IMAGE_PIXELS
+    pillow.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        pillow.MAX_IMAGE_PIXELS = limit
+
+
+def _upright_size(image: pillow.Image) -> tuple[int, int]:
+    """The size after applying the orientation tag.
+
+    The tag is read only from the Exif block, as in OpenCV; Pillow would also read XMP, and decode a PNG for that.
+    """
+    if isinstance(image, TiffImageFile):  # depending on Pillow's version, `size` is upright or not
+        tags = image.tag_v2
+        width, height, orientation = int(tags[IMAGEWIDTH]), int(tags[IMAGELENGTH]), tags.get(ExifTags.Base.Orientation)
+    else:
+        exif = pillow.Exif()
+        exif.load(image.info.get("exif", b""))
+        (width, height), orientation = image.size, exif.get(ExifTags.Base.Orientation)
+    return (height, width) if orientation in TURNED else (width, height)

@@ -1,0 +1,1 @@
+"""Reference maps in memory and on disk."""

@@ -1,0 +1,308 @@
+"""Export of a map to other formats: COLMAP and nerfstudio (posed images), PLY (points), TUM and KITTI (trajectories).
+
+Segments of a map share no world, so an export contains one segment. COLMAP and nerfstudio define pixel (0, 0) as the
+corner of the top-left pixel, this project as its center: half a pixel is added on export.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.errors import MapError, OutputError
+from relocalizer.geometry import FloatArray, quaternion_xyzw_from_rotation
+from relocalizer.maps.map_format import jpeg_of
+from relocalizer.maps.reference_map import ReferenceMap
+
+ExportFormat = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
+HALF_PIXEL = 0.5  # offset between the two pixel conventions, pixels
+# Change from OpenCV camera axes (x right, y down, z forward) to OpenGL axes (x right, y up, z back) of nerfstudio.
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Segment:
+    """Rows of a segment's keyframes, and of the landmarks anchored in them."""
+
+    rows: NDArray[np.int64]
+    landmarks: NDArray[np.int64]
+
+
+def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, segment: int | None = None) -> list[Path]:
+    """Export a segment of a map, by default the one with the most keyframes; returns the files or the folder written.
+
+    `colmap` writes a folder with cameras.txt, images.txt, points3D.txt and images/; `nerfstudio` one with
+    transforms.json, points3D.ply and images/; `ply` a file of colored points. `tum` and `kitti` write the poses of all
+    frames, or of the keyframes when the map has no frames, in order of time, to one file per session (OUT, OUT_2, ...),
+    because sessions may have different clocks.
+
+    Raises:
+        MapError: the map has no keyframes or no such segment, or an image cannot be read.
+        OutputError: `out` already exists, or writing fails.
+        ValueError: the format is unknown.
+    """
+    if form not in get_args(ExportFormat):
+        raise ValueError(f"export_map: no format {form!r}")
+    exported = _segment_of(reference_map, segment)
+    writers: Mapping[str, Callable[[ReferenceMap, _Segment, Path], list[Path]]] = {
+        "colmap": _write_colmap,
+        "nerfstudio": _write_nerfstudio,
+        "ply": _write_ply,
+        "tum": lambda m, p, o: _write_trajectories(m, p, o, _tum_lines),
+        "kitti": lambda m, p, o: _write_trajectories(m, p, o, _kitti_lines),
+    }
+    try:
+        return writers[form](reference_map, exported, out)
+    except FileExistsError as error:
+        raise OutputError(f"{error.filename}: is there already; choose another name or remove it") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{out}: cannot be written ({reason}); make room or choose another place") from None
+
+
+def segments_by_size(reference_map: ReferenceMap) -> dict[int, int]:
+    """Number of keyframes of each segment, in descending order."""
+    numbers, counts = np.unique(reference_map.keyframes.segment, return_counts=True)
+    order = np.lexsort((numbers, -counts))
+    return {int(numbers[n]): int(counts[n]) for n in order}
+
+
+def _segment_of(m: ReferenceMap, segment: int | None) -> _Segment:
+    sizes = segments_by_size(m)
+    if not sizes:
+        raise MapError("map: it holds no keyframes, so there is nothing to export")
+    if segment is not None and segment not in sizes:
+        raise MapError(f"map: no segment {segment}; it has {', '.join(map(str, sorted(sizes)))}")
+    chosen = next(iter(sizes)) if segment is None else segment
+    rows = np.flatnonzero(m.keyframes.segment == chosen)
+    return _Segment(rows, np.flatnonzero(np.isin(m.landmarks.anchor, m.keyframes.ids[rows])))
+
+
+# --- COLMAP -------------------------------------------------------------------------------------------
+
+
+def _write_colmap(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+    """https://colmap.github.io/format.html#text-format; image and point ids start at 1."""
+    out.mkdir(parents=True)
+    tracks: dict[int, list[tuple[int, int]]] = {int(m.landmarks.ids[n]): [] for n in segment.landmarks}
+    number_of = {track: number for number, track in enumerate(tracks, start=1)}
+    images = [
+        "# Image list: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME, then POINTS2D[] as X, Y, POINT3D_ID"
+    ]
+    for row in segment.rows.tolist():
+        images += _image_lines(m, row, tracks, number_of)
+    _write_lines(out / "images.txt", images)
+    _write_lines(out / "cameras.txt", _camera_lines(m))
+    _write_lines(out / "points3D.txt", _point_lines(m, segment, tracks))
+    _write_images(m, segment, out / "images")
+    return [out]
+
+
+def _camera_lines(m: ReferenceMap) -> list[str]:
+    lines = ["# Camera list: CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[] (fx, fy, cx, cy)"]
+    for number, c in enumerate(m.cameras, start=1):
+        numbers = (c.fx, c.fy, c.cx + HALF_PIXEL, c.cy + HALF_PIXEL)
+        lines.append(f"{number} PINHOLE {c.width} {c.height} {' '.join(map(repr, map(float, numbers)))}")
+    return lines
+
+
+def _image_lines(
+    m: ReferenceMap, row: int, tracks: dict[int, list[tuple[int, int]]], number_of: Mapping[int, int]
+) -> list[str]:
+    """The two lines of a keyframe; its observations are appended to `tracks`."""
+    cam_from_world = m.keyframes.rotations[row].T
+    x, y, z, w = quaternion_xyzw_from_rotation(cam_from_world)
+    position = -cam_from_world @ m.keyframes.translations[row]
+    camera = int(m.keyframes.camera[row]) + 1
+    head = f"{row + 1} {_numbers([w, x, y, z, *position])} {camera} {_image_name(m, row)}"
+    observations = m.observations
+    points = []
+    for n, k in enumerate(range(int(observations.offsets[row]), int(observations.offsets[row + 1]))):
+        track, (px, py) = int(observations.landmark[k]), observations.pixels[k].astype(np.float64) + HALF_PIXEL
+        if track in tracks:
+            tracks[track].append((row + 1, n))
+        points.append(f"{px:.6g} {py:.6g} {number_of.get(track, -1)}")
+    return [head, " ".join(points)]
+
+
+def _point_lines(m: ReferenceMap, segment: _Segment, tracks: Mapping[int, Sequence[tuple[int, int]]]) -> list[str]:
+    lines = ["# 3D point list: POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"]
+    points, errors = m.points_world, mean_errors_px(m)
+    for number, n in enumerate(segment.landmarks.tolist(), start=1):
+        track = tracks[int(m.landmarks.ids[n])]
+        color = " ".join(str(int(c)) for c in m.landmarks.colors[n])
+        observers = " ".join(f"{image} {point}" for image, point in track)
+        lines.append(f"{number} {_numbers(points[n])} {color} {errors[n]:.6g} {observers}".rstrip())
+    return lines
+
+
+def mean_errors_px(m: ReferenceMap) -> FloatArray:
+    """Mean reprojection error (M,) of each landmark, pixels; 0 without observations in front of the camera."""
+    row_of_track = {int(track): n for n, track in enumerate(m.landmarks.ids)}
+    sums, counts = np.zeros(len(m.landmarks)), np.zeros(len(m.landmarks))
+    for row in range(len(m.keyframes)):
+        own = slice(int(m.observations.offsets[row]), int(m.observations.offsets[row + 1]))
+        found = np.array([row_of_track.get(t, -1) for t in m.observations.landmark[own].tolist()], dtype=np.int64)
+        points = m.points_world[found[found >= 0]] - m.keyframes.translations[row]
+        in_cam = points @ m.keyframes.rotations[row]
+        front = in_cam[:, 2] > 1e-9
+        error = m.camera_of(row).project(in_cam[front]) - m.observations.pixels[own][found >= 0][front]
+        np.add.at(sums, found[found >= 0][front], np.linalg.norm(error, axis=1))
+        np.add.at(counts, found[found >= 0][front], 1.0)
+    return np.asarray(sums / np.maximum(counts, 1.0))
+
+
+# --- nerfstudio ---------------------------------------------------------------------------------------
+
+
+def _write_nerfstudio(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+    """https://docs.nerf.studio/quickstart/data_conventions.html; each frame has its own camera."""
+    out.mkdir(parents=True)
+    frames = [_nerfstudio_frame(m, row) for row in segment.rows.tolist()]
+    transforms = {"camera_model": "OPENCV", "ply_file_path": "points3D.ply", "frames": frames}
+    (out / "transforms.json").write_text(json.dumps(transforms, indent=1) + "\n", encoding="utf-8")
+    _write_ply(m, segment, out / "points3D.ply")
+    _write_images(m, segment, out / "images")
+    return [out]
+
+
+def _nerfstudio_frame(m: ReferenceMap, row: int) -> dict[str, object]:
+    camera = m.camera_of(row)
+    return {
+        "file_path": f"images/{_image_name(m, row)}",
+        "w": camera.width,
+        "h": camera.height,
+        "fl_x": camera.fx,
+        "fl_y": camera.fy,
+        "cx": camera.cx + HALF_PIXEL,
+        "cy": camera.cy + HALF_PIXEL,
+        "transform_matrix": (_pose_matrix(m, row) @ OPENGL_FROM_OPENCV).tolist(),
+    }
+
+
+def _pose_matrix(m: ReferenceMap, row: int) -> FloatArray:
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = m.keyframes.rotations[row], m.keyframes.translations[row]
+    return pose
+
+
+# --- points -------------------------------------------------------------------------------------------
+
+
+def _write_ply(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+    vertices = np.empty(len(segment.landmarks), dtype=[("position", "<f4", 3), ("color", "u1", 3)])
+    vertices["position"], vertices["color"] = m.points_world[segment.landmarks], m.landmarks.colors[segment.landmarks]
+    properties = [f"property float {axis}" for axis in "xyz"]
+    properties += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
+    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("xb") as file:
+        file.write(("\n".join(head) + "\n").encode("ascii") + vertices.tobytes())
+    return [out]
+
+
+# --- trajectories -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Poses:
+    """Poses (T, 4, 4) with their times, their frame numbers in the source, and the rows of their keyframes."""
+
+    times: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    world_from_cam: FloatArray
+
+
+def frame_numbers(reference_map: ReferenceMap, segment: int | None = None) -> list[NDArray[np.int64]]:
+    """Frame numbers (T,) in the source of the lines of a trajectory export, for each of its files.
+
+    Raises:
+        MapError: as `export_map`.
+    """
+    return [session.numbers for session in _sessions(reference_map, _segment_of(reference_map, segment))]
+
+
+def _sessions(m: ReferenceMap, segment: _Segment) -> list[_Poses]:
+    """The poses of each session in order of time; of poses with equal times only the first is kept."""
+    has_frames = len(m.frames.indices) > 0
+    every = _all_frames(m) if has_frames else _all_keyframes(m)
+    session_of = m.session_of_frame if has_frames else m.session_of_keyframe
+    inside = np.isin(every.rows, segment.rows)
+    found = []
+    for session in np.unique(session_of[inside]):
+        chosen = np.flatnonzero(inside & (session_of == session))
+        _, first = np.unique(every.times[chosen], return_index=True)
+        kept = chosen[first]
+        found.append(_Poses(every.times[kept], every.numbers[kept], every.rows[kept], every.world_from_cam[kept]))
+    return found
+
+
+def _all_keyframes(m: ReferenceMap) -> _Poses:
+    rows = np.arange(len(m.keyframes))
+    poses = np.array([_pose_matrix(m, row) for row in rows.tolist()])
+    return _Poses(m.keyframes.timestamps_ns, m.keyframes.frame_indices, rows, poses)
+
+
+def _all_frames(m: ReferenceMap) -> _Poses:
+    rows = np.array([m.row_of[int(k)] for k in m.frames.keyframe], dtype=np.int64)
+    R, t, s = m.keyframes.rotations[rows], m.keyframes.translations[rows], m.keyframes.scales[rows]
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    poses[:, :3, :3] = R @ m.frames.rotations
+    poses[:, :3, 3] = s[:, None] * np.einsum("nij,nj->ni", R, m.frames.translations) + t
+    return _Poses(m.frames.timestamps_ns, m.frames.indices, rows, poses)
+
+
+def _write_trajectories(
+    m: ReferenceMap, segment: _Segment, out: Path, lines_of: Callable[[NDArray[np.int64], FloatArray], list[str]]
+) -> list[Path]:
+    sessions = _sessions(m, segment)
+    names = [out] + [out.with_name(f"{out.stem}_{n}{out.suffix}") for n in range(2, len(sessions) + 1)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, session in zip(names, sessions, strict=True):
+        _write_lines(path, lines_of(session.times, session.world_from_cam))
+    return names
+
+
+def _tum_lines(times: NDArray[np.int64], poses: FloatArray) -> list[str]:
+    quaternions = quaternion_xyzw_from_rotation(poses[:, :3, :3])
+    rows = zip(times.tolist(), poses[:, :3, 3], quaternions, strict=True)
+    lines = [f"{t // 10**9}.{t % 10**9:09d} {_fixed([*position, *q])}" for t, position, q in rows]
+    return ["# timestamp tx ty tz qx qy qz qw", *lines]
+
+
+def _kitti_lines(times: NDArray[np.int64], poses: FloatArray) -> list[str]:
+    return [_numbers(pose[:3].ravel()) for pose in poses]
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def _image_name(m: ReferenceMap, row: int) -> str:
+    return f"{int(m.keyframes.ids[row]):06d}.jpg"
+
+
+def _write_images(m: ReferenceMap, segment: _Segment, folder: Path) -> None:
+    folder.mkdir()
+    for row in segment.rows.tolist():
+        (folder / _image_name(m, row)).write_bytes(jpeg_of(m, row))
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with path.open("x", encoding="ascii", newline="\n") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def _numbers(values: Sequence[float] | FloatArray) -> str:
+    """Numbers with all digits, so that the conversion is lossless."""
+    return " ".join(repr(float(value)) for value in values)
+
+
+def _fixed(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.9f}" for value in values)

@@ -1,0 +1,1 @@
+"""Pair predictors: local features, the Reloc3r network, and those of other distributions."""

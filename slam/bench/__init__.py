@@ -1,0 +1,1 @@
+"""Cost of a run, and what each part of the system contributes."""

@@ -1,0 +1,1 @@
+"""The exchangeable components of the system, and their selection from a configuration."""

@@ -1,0 +1,1 @@
+"""Settings: typed, bounded, described."""

@@ -1,0 +1,1 @@
+"""Trajectories and their files, alignment, error metrics and the verdict on a run."""

@@ -1,0 +1,157 @@
+"""Verdict on the quality of a run, used by its report, its summary and its exit code.
+
+The grade is the worst of all findings. The limits are policy, not measurement: they separate runs that can be used
+directly from runs that need inspection. docs/results.md lists the verdicts of all measured runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Grade(StrEnum):
+    """Quality of a run, from worst to best."""
+
+    FAILED = "failed"  # There is no result, or it is meaningless.
+    POOR = "poor"  # Most frames have no pose in the map, or the map is inconsistent with its observations.
+    PARTIAL = "partial"  # Usable in part; see the reasons.
+    GOOD = "good"
+
+    @property
+    def rank(self) -> int:
+        return list(Grade).index(self)
+
+    def is_below(self, other: Grade) -> bool:
+        return self.rank < other.rank
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One deficiency of a run: the best grade it allows, and a sentence with the numbers."""
+
+    grade: Grade
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A grade and the reasons for it, the worst first; a good run may have remarks."""
+
+    grade: Grade
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.grade}: {'; '.join(self.reasons)}" if self.reasons else str(self.grade)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Statistics of a finished run.
+
+    Attributes:
+        frames: number of input frames.
+        tracked: number of frames with a pose in the largest segment.
+        other_segments: number of frames with a pose in each other segment, none of which is connected to the largest.
+        lost_times: number of tracking losses.
+        lost_frames: number of frames without a live pose because tracking was lost.
+        weak_frames: number of live poses from fewer than `WEAK_LANDMARKS` landmarks, or from none (position held).
+        overlay_share: fraction of the tracked points that are static in the image while the scene moves.
+        reprojection_px: RMS reprojection error over the largest segment's observations, pixels.
+        noise_px: assumed standard deviation of an observation, pixels.
+        no_result: why the result cannot be used at all; empty if it can.
+        notes: findings of other parts, such as the lens or the ground truth.
+    """
+
+    frames: int
+    tracked: int
+    other_segments: tuple[int, ...] = ()
+    lost_times: int = 0
+    lost_frames: int = 0
+    weak_frames: int = 0
+    overlay_share: float = 0.0
+    reprojection_px: float = 0.0
+    noise_px: float = 1.0
+    no_result: str = ""
+    notes: tuple[Finding, ...] = ()
+
+
+WEAK_LANDMARKS = 30  # Number of inlier landmarks below which a pose is weak.
+# Fractions of the frames at which a finding makes a run partial, and poor.
+_COVERAGE = (0.9, 0.5)
+_WEAK = (0.2, 0.6)
+_LOST = (0.1, 0.4)
+_OVERLAY = 0.1  # Fraction of static points at which a run is partial.
+_LOSSES = 3  # Number of tracking losses at which a run is partial, regardless of their duration.
+# RMS reprojection error relative to the assumed noise at which a run is partial, and poor. Outliers beyond three
+# standard deviations are excluded from it.
+_REPROJECTION = (1.35, 2.0)
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict of a run."""
+    if evidence.no_result:
+        return Verdict(Grade.FAILED, (evidence.no_result,))
+    findings = sorted([*_findings(evidence), *evidence.notes], key=lambda finding: finding.grade.rank)
+    grade = findings[0].grade if findings else Grade.GOOD
+    return Verdict(grade, tuple(finding.reason for finding in findings))
+
+
+def _findings(evidence: Evidence) -> Iterator[Finding]:
+    for found in (
+        _coverage(evidence),
+        _losses(evidence),
+        _weakness(evidence),
+        _overlay(evidence),
+        _reprojection(evidence),
+    ):
+        if found is not None:
+            yield found
+
+
+def _coverage(evidence: Evidence) -> Finding | None:
+    share = evidence.tracked / max(evidence.frames, 1)
+    if share >= _COVERAGE[0]:
+        return None
+    of = f"the largest of {1 + len(evidence.other_segments)} maps" if evidence.other_segments else "the map"
+    reason = f"{evidence.tracked} of {evidence.frames} frames ({share:.0%}) have a pose in {of}"
+    return Finding(Grade.POOR if share < _COVERAGE[1] else Grade.PARTIAL, reason)
+
+
+def _losses(evidence: Evidence) -> Finding | None:
+    share = evidence.lost_frames / max(evidence.frames, 1)
+    if share < _LOST[0] and evidence.lost_times < _LOSSES:
+        return None
+    times = f"{evidence.lost_times} time{'s' * (evidence.lost_times != 1)}"
+    reason = f"tracking was lost {times}, for {share:.0%} of the frames"
+    return Finding(Grade.POOR if share >= _LOST[1] else Grade.PARTIAL, reason)
+
+
+def _weakness(evidence: Evidence) -> Finding | None:
+    share = evidence.weak_frames / max(evidence.frames, 1)
+    if share < _WEAK[0]:
+        return None
+    reason = f"{share:.0%} of the frames rest on fewer than {WEAK_LANDMARKS} landmarks"
+    return Finding(Grade.POOR if share >= _WEAK[1] else Grade.PARTIAL, reason)
+
+
+def _overlay(evidence: Evidence) -> Finding | None:
+    if evidence.overlay_share < _OVERLAY:
+        return None
+    reason = (
+        f"{evidence.overlay_share:.0%} of the points stand still in the image while the world moves (an overlay, or a "
+        "part of the vehicle): they were left out, and --mask names such a region for good"
+    )
+    return Finding(Grade.PARTIAL, reason)
+
+
+def _reprojection(evidence: Evidence) -> Finding | None:
+    ratio = evidence.reprojection_px / evidence.noise_px
+    if ratio < _REPROJECTION[0]:
+        return None
+    reason = (
+        f"landmarks miss their observations by {evidence.reprojection_px:.2f} px where {evidence.noise_px:g} px are "
+        "expected: the camera's calibration may be wrong, or the scene moves"
+    )
+    return Finding(Grade.POOR if ratio >= _REPROJECTION[1] else Grade.PARTIAL, reason)

@@ -1,0 +1,183 @@
+"""Publication of events to the observers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.errors import UserError
+from relocalizer.images import Image
+from relocalizer.triangulation import depths_in
+from slam.events import (
+    Event,
+    FrameProcessed,
+    GraphOptimized,
+    Initialized,
+    KeyframeAdded,
+    LandmarksUpdated,
+    Observer,
+    Relocalized,
+    RunFinished,
+    ScaleUnobservable,
+    TrackingLost,
+)
+from slam.map.frames import Frame, InitialPair, Keyframe
+from slam.map.slam_map import SlamMap
+from slam.map.tracks import Tracks
+from slam.relocalization.frame_relocalizer import RelocalizedFrame
+from slam.result import SlamResult
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.tracking_state import TrackingStateMachine
+
+logger = logging.getLogger(__name__)
+
+# Maximum number of keyframes up to which `LandmarksUpdated` follows every new keyframe. Its cost is proportional to the
+# number of landmarks, so it is published less often in larger maps.
+MAX_KEYFRAMES_FULL_UPDATE = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DroppedObserver:
+    """An observer that raised an exception.
+
+    Attributes:
+        name: qualified name of the observer.
+        event: class name of the event.
+        error: the exception.
+    """
+
+    name: str
+    event: str
+    error: Exception
+
+
+class EventPublisher:
+    """Builds events from the current map, and passes them to every observer in order.
+
+    An event contains values of the map, never the map itself. An observer that raises is dropped with one warning, so
+    the system does not depend on its observers.
+
+    Attributes:
+        dropped: observers that raised, in order.
+    """
+
+    def __init__(self, observers: Sequence[Observer], slam_map: SlamMap) -> None:
+        self._observers = list(observers)
+        self._map = slam_map
+        self.dropped: list[DroppedObserver] = []
+
+    def publish(self, event: Event) -> None:
+        """Pass an event to every observer."""
+        for observer in tuple(self._observers):
+            try:
+                observer(event)
+            except Exception as error:
+                self._drop(observer, event, error)
+
+    def _drop(self, observer: Observer, event: Event, error: Exception) -> None:
+        self._observers = [other for other in self._observers if other is not observer]
+        name = getattr(observer, "__qualname__", type(observer).__name__)
+        self.dropped.append(DroppedObserver(name, type(event).__name__, error))
+        internal = None if isinstance(error, UserError) else error  # an error that the user can fix needs no traceback
+        logger.warning("%s raised an error and receives no further events: %s", name, error, exc_info=internal)
+
+    def keyframe_added(self, keyframe: Keyframe, reason: str, image: Image) -> None:
+        """Publish `KeyframeAdded`."""
+        pose = self._map.graph.world_from_keyframe[keyframe.id]
+        self.publish(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
+
+    def initialized(self, pair: InitialPair) -> None:
+        """Publish `Initialized`."""
+        indices = (pair.first.frame.index, pair.second.frame.index)
+        landmarks = len(self._map.landmarks.landmark_ids())
+        self.publish(Initialized(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
+
+    def scale_unobservable(self, frame: Frame, reason: str) -> None:
+        """Publish `ScaleUnobservable`."""
+        self.publish(ScaleUnobservable(frame_index=frame.index, reason=reason))
+
+    def tracking_lost(self, frame: Frame, reason: str) -> None:
+        """Publish `TrackingLost`."""
+        self.publish(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=reason))
+
+    def relocalized(self, found: RelocalizedFrame, frames_lost: int) -> None:
+        """Publish `Relocalized`."""
+        frame = found.observation.frame
+        self.publish(
+            Relocalized(
+                frame_index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=found.keyframe_id,
+                inliers=len(found.landmarks),
+                frames_lost=frames_lost,
+            )
+        )
+
+    def landmarks_updated_after_keyframe(self, k: int, frame_index: int) -> None:
+        """Publish `LandmarksUpdated` after keyframe k was added: always in a small map, less often in larger ones."""
+        if k % (1 + len(self._map.graph.keyframes) // MAX_KEYFRAMES_FULL_UPDATE) == 0:
+            self.landmarks_updated(frame_index)
+
+    def landmarks_updated(self, frame_index: int) -> None:
+        """Publish `LandmarksUpdated`."""
+        landmarks = self._map.landmarks
+        ids = landmarks.landmark_ids()
+        points = landmarks.points_world(ids, self._map.graph)
+        self.publish(
+            LandmarksUpdated(frame_index=frame_index, ids=ids, points_world=points, colors=landmarks.color[ids])
+        )
+
+    def graph_optimized(self, frame_index: int, before: float, after: float, cause: str) -> None:
+        """Publish `GraphOptimized`."""
+        self.publish(
+            GraphOptimized(
+                frame_index=frame_index,
+                world_from_keyframe=dict(self._map.graph.world_from_keyframe),
+                error_before=before,
+                error_after=after,
+                cause=cause,
+            )
+        )
+
+    def frame_processed(
+        self, frame: Frame, state: TrackingStateMachine, tracker: FrameTracker, stage_ms: Mapping[str, float]
+    ) -> None:
+        """Publish `FrameProcessed`."""
+        pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
+        self.publish(
+            FrameProcessed(
+                frame=frame,
+                state=state.state,
+                reason=state.reason,
+                world_from_cam=pose,
+                keyframe_id=state.keyframe_id,
+                pixels=tracker.tracks.pixels,
+                track_ids=tracker.tracks.ids,
+                is_inlier=np.isin(tracker.tracks.ids, inliers.ids),
+                depth=self._median_depth(inliers, pose),
+                stage_ms=dict(stage_ms),
+                overlay_share=tracker.overlay_share,
+                camera_rests=tracker.is_resting,
+            )
+        )
+
+    def _median_depth(self, landmarks: Tracks, pose: RigidTransform | None) -> float:
+        if pose is None or not len(landmarks):
+            return np.nan
+        points = self._map.landmarks.points_world(landmarks.ids, self._map.graph)
+        return float(np.median(depths_in(points, pose)))
+
+    def run_finished(self, result: SlamResult, *, interrupted: bool) -> None:
+        """Publish `RunFinished`."""
+        self.publish(
+            RunFinished(
+                timestamps_ns=result.trajectory.timestamps_ns,
+                frame_indices=result.frame_indices,
+                world_from_cam=result.trajectory.world_from_cam,
+                interrupted=interrupted,
+            )
+        )

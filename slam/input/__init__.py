@@ -1,0 +1,1 @@
+"""Images in: folders, data sets, videos, live streams, masks and cameras."""

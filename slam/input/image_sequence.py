@@ -1,0 +1,73 @@
+"""Frame source of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from relocalizer.errors import SequenceError
+from relocalizer.images import Image, read_image
+from slam.config.schema import InputConfig
+from slam.input.frame_source import Selection
+from slam.input.image_sizes import ImageSizes, first_readable
+from slam.input.rectification import CameraHint, GivenCamera, Rectifier
+from slam.input.sequence_index import SequenceIndex
+from slam.map.frames import Frame
+from slam.plain_text import plain
+
+
+class ImageSequence:
+    """The images of a `SequenceIndex`, read one by one.
+
+    Images that cannot be read, or whose size is not the most common one, are skipped and listed in `skipped`.
+    """
+
+    def __init__(self, index: SequenceIndex, frames: range, rectifier: Rectifier, sizes: ImageSizes) -> None:
+        """Use `open_images` instead. Reads the images numbered `frames` of `index`, which have these `sizes`."""
+        self._index = index
+        self._frames = frames
+        self._rectifier = rectifier
+        self._other_sizes = sizes.others(sizes.most_common)
+        self.name = plain(index.name)
+        self.description = plain("; ".join([index.description, rectifier.note, *sizes.notes(sizes.most_common)]))
+        self.camera, self.calibration, self.mask = rectifier.camera, rectifier.calibration, rectifier.mask
+        self.length: int | None = len(frames)
+        self.ground_truth = index.ground_truth
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped.clear()
+        for k in self._frames:
+            path = self._index.image_paths[k]
+            try:
+                image = self._read(path)
+            except SequenceError as error:
+                self.skipped.append((path.name, str(error)))
+                continue
+            yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
+
+    def _read(self, path: Path) -> Image:
+        if path in self._other_sizes:  # Rejected before decoding, because it may be huge.
+            self._rectifier.expect(*self._other_sizes[path], str(path))
+        return self._rectifier(read_image(path), str(path))
+
+    def close(self) -> None:
+        """Do nothing: no file is open between two images."""
+
+
+def open_images(
+    index: SequenceIndex, calibration: CameraHint | None, config: InputConfig, selection: Selection
+) -> ImageSequence:
+    """A reader of indexed images. A given camera takes precedence over the index's own, and that over a map's.
+
+    Raises:
+        SequenceError: none of the selected images can be read, or no size is that of more than half of them.
+        CameraError: the camera does not match the images.
+    """
+    frames = selection.of(len(index.image_paths), index.name)
+    if not isinstance(calibration, GivenCamera) and index.camera is not None:
+        calibration = GivenCamera(index.camera, index.camera_source, index.ignored)
+    sizes = ImageSizes.of([index.image_paths[k] for k in frames])
+    height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
+    return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes)

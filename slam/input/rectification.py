@@ -1,0 +1,146 @@
+"""The camera of a source's images, and the resizing and undistortion of each image before it becomes a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocalizer.camera import Camera, Undistorter, load_camera
+from relocalizer.errors import CameraError, SequenceError
+from relocalizer.images import Image, shrink, size_within
+from relocalizer.plausible_camera import angles_across_deg, expect_plausible
+from slam.config.schema import InputConfig
+from slam.input.mask import Mask, Rectangle, binary, expect_some_use, ignored_in, mask_of, masked_share
+
+SAME_VIEW = 1.02  # Ratio of focal lengths up to which two cameras are considered equal.
+
+
+@dataclass(frozen=True, slots=True)
+class GivenCamera:
+    """A known camera, its source (for messages), and the rectangles of its images that are to be ignored."""
+
+    camera: Camera
+    source: str
+    ignored: tuple[Rectangle, ...] = ()
+
+
+def read_calibration(path: Path) -> GivenCamera:
+    """The camera of a camera.yaml.
+
+    Raises:
+        CameraError: it cannot be read, or is not plausible.
+        MaskError: its rectangles to ignore are invalid.
+    """
+    camera = load_camera(path)
+    expect_plausible(camera, str(path))
+    return GivenCamera(camera, str(path), ignored_in(path))
+
+
+@dataclass(frozen=True, slots=True)
+class MapCameras:
+    """Cameras of the images of a map, used for new images without a given camera."""
+
+    cameras: tuple[Camera, ...]
+
+    def of(self, width: int, height: int) -> GivenCamera | None:
+        """The first camera of this aspect ratio, None if there is none; its source states if others differ from it."""
+        fitting = [camera for camera in self.cameras if is_in_proportion(camera, width, height)]
+        if not fitting:
+            return None
+        views = [camera.mean_focal / camera.width for camera in fitting]
+        several = f", the first of {len(fitting)} of this shape" if max(views) > SAME_VIEW * min(views) else ""
+        return GivenCamera(fitting[0], f"the map, as no other was named{several}")
+
+
+CameraHint = GivenCamera | MapCameras  # A known camera, or a map's cameras to choose from if none is known.
+
+
+def is_in_proportion(camera: Camera, width: int, height: int) -> bool:
+    """Whether width x height, scaled and rounded, is the image size of a camera."""
+    small, large = sorted(((camera.width, camera.height), (width, height)), key=max)
+    return size_within(*large, max(small)) == small
+
+
+class Rectifier:
+    """Checks the size of each image of a source, shrinks it and removes distortion.
+
+    Images are shrunk first, because distortion does not depend on the resolution and a smaller image is cheaper.
+
+    Attributes:
+        size: (width, height) of the input images.
+        camera: the pinhole camera of the output images.
+        calibration: the camera of the input images.
+        mask: (H, W) of the output images, 0 where they are to be ignored; None if the whole image is used.
+        note: remarks for the user, part of a description.
+    """
+
+    def __init__(self, width: int, height: int, calibration: CameraHint | None, config: InputConfig) -> None:
+        self.size = (width, height)
+        self._shrunk = size_within(width, height, config.max_side_px)
+        self.calibration, self.note = _camera_of_images(width, height, calibration, config.assumed_fov_deg)
+        self._undistort = Undistorter(self.calibration.resized(*self._shrunk))
+        self.camera = self._undistort.camera
+        if self._shrunk != self.size:
+            self.note += f", shrunk to {self._shrunk[0]}x{self._shrunk[1]}"
+        if self.calibration.model != "pinhole":
+            self.note += f", {self.calibration.model} distortion removed"
+        if self._undistort.is_cut:
+            self.note += f", cut to the middle {max(angles_across_deg(self.camera)):.0f} degrees"
+        ignored = calibration.ignored if isinstance(calibration, GivenCamera) else ()
+        self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, ignored))
+        if self.mask is not None:
+            self.note += f", {100 * masked_share(self.mask):.0f} % of the image masked"
+
+    def _mask(self, mask: Mask | None) -> Mask | None:
+        """The mask of the input images, converted to one of the output images."""
+        if mask is None:
+            return None
+        return expect_some_use(binary(self._undistort(shrink(mask, *self._shrunk))))
+
+    def expect(self, width: int, height: int, name: str) -> None:
+        """Raises SequenceError if the size of an image is not that of the input images."""
+        if (width, height) != self.size:
+            raise SequenceError(
+                f"{name}: this image is {width}x{height}, not {self.size[0]}x{self.size[1]}; "
+                "a sequence needs images of one size"
+            )
+
+    def __call__(self, image: Image, name: str) -> Image:
+        """The image as `camera` sees it.
+
+        Raises:
+            SequenceError: its size is not that of the input images.
+        """
+        self.expect(image.shape[1], image.shape[0], name)
+        return self._undistort(shrink(image, *self._shrunk))
+
+
+def _camera_of_images(width: int, height: int, calibration: CameraHint | None, fov_deg: float) -> tuple[Camera, str]:
+    """The camera of width x height images, possibly with distortion, and remarks about it.
+
+    Raises:
+        CameraError: the calibration has another aspect ratio, or is not plausible.
+    """
+    size, mismatch = f"{width}x{height}", ""
+    if isinstance(calibration, MapCameras):
+        shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
+        mismatch = f", and those of the map are of another shape ({shapes})" if shapes else ""
+        calibration = calibration.of(width, height)
+    if calibration is None:
+        assumed = Camera.assume(width, height, fov_deg=fov_deg)
+        return assumed, (
+            f"{size}, no camera given{mismatch}, so focal length {assumed.fx:.0f} px assumed "
+            f"({fov_deg:g} degrees across the longer side; pass the real one with --camera camera.yaml)"
+        )
+    camera, source = calibration.camera, calibration.source
+    expect_plausible(camera, source)
+    short = Path(source).name
+    if (camera.width, camera.height) == (width, height):
+        return camera, f"{size}, camera of {short}"
+    calibrated = f"{camera.width}x{camera.height}"
+    if is_in_proportion(camera, width, height):
+        return camera.resized(width, height), f"{size}, camera of {short}, scaled from {calibrated}"
+    hint = "pass --camera with one made for these images"
+    if (camera.height, camera.width) == (width, height):
+        hint = "images are turned as their rotation tag says; the camera must be that of the turned ones"
+    raise CameraError(f"{source}: the camera is for {calibrated} images, but these are {size}; {hint}")

@@ -1,0 +1,1 @@
+"""Loop closing: detection, verification, consistency checks and pose graph optimization."""

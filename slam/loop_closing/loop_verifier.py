@@ -1,0 +1,191 @@
+"""Geometric verification of a loop candidate, and the edge of a verified loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from relocalizer.absolute_pose import pose_information
+from relocalizer.features import CELLS, occupied_cells
+from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.interfaces import NoEstimate, PosePredictor
+from relocalizer.scale import fit_relative_scale
+from relocalizer.triangulation import depths_in
+from slam.config.schema import LoopClosingConfig
+from slam.events import Event, ScaleUnobservable
+from slam.loop_closing.edge_information import (
+    LOOP_CORRELATION,
+    UNKNOWN_LOG_SCALE,
+    design_effect,
+    edge_sigmas,
+    relative_depth_sigma,
+)
+from slam.loop_closing.edge_path import edge_covariance, log_error
+from slam.loop_closing.pairwise_consistency import squared_distance
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.slam_map import SlamMap
+from slam.predictor_checks import relate
+from slam.relocalization.frame_relocalizer import COVISIBLE_KEYFRAMES, estimate_pose_at_place, match_place
+from slam.relocalization.pose_from_matches import (
+    FEATURE_NOISE_PX,
+    EstimatedPose,
+    PlaceNotMatched,
+    refine_with_guided_matching,
+)
+
+MIN_SCALE_LANDMARKS = 8  # minimum number of landmarks with a depth on both sides for the scale of a loop
+GUIDED_RADIUS_PX = 10.0  # search radius of guided matching around the projection of a landmark, pixels
+GUIDED_SIMILARITY = 0.8  # minimum descriptor similarity of guided matching
+MIN_GUIDED_RATIO = 2 / 3  # minimum ratio of the number of inliers after guided matching to that before
+CHI2_6DOF_999 = 22.46  # 99.9 % quantile of chi-square with 6 degrees of freedom
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verified:
+    """A geometrically verified loop: its edge, and the pose with the matched landmarks."""
+
+    edge: Edge
+    found: EstimatedPose
+
+
+class LoopVerifier:
+    """Tests whether a keyframe observes the place of another one, and measures their relative pose.
+
+    Like ORB-SLAM's loop correction: matches by descriptors, a robust pose from them, then guided matching over the
+    whole place. The scale, which ORB-SLAM takes from a similarity fit, comes from the ratio of the landmarks' depths.
+    """
+
+    def __init__(
+        self,
+        config: LoopClosingConfig,
+        slam_map: SlamMap,
+        predictor: PosePredictor,
+        publish: Callable[[Event], None],
+    ) -> None:
+        self._config = config
+        self._map = slam_map
+        self._predictor = predictor
+        self._publish = publish
+
+    def verify(self, c: int, k: int) -> Verified | PlaceNotMatched:
+        """Test whether keyframe k observes the place of keyframe c; the cheapest tests come first.
+
+        Returns:
+            The loop, or the reason why there is none.
+        """
+        graph, config = self._map.graph, self._config
+        features, camera = graph.keyframes[k].features, graph.keyframes[k].camera
+        matches = match_place(features, c, self._map, min_inliers=config.min_inliers)
+        if isinstance(matches, PlaceNotMatched):
+            return matches
+        estimate = relate(self._predictor, graph.keyframes[c].encoded, graph.keyframes[k].encoded)
+        if isinstance(estimate, NoEstimate):
+            return PlaceNotMatched(estimate.reason)
+        if estimate.confidence < config.min_confidence:
+            needed = f"{config.min_confidence:g} needed"
+            return PlaceNotMatched(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
+        found = estimate_pose_at_place(
+            features, camera, c, matches, estimate, self._map, min_inliers=config.min_inliers
+        )
+        if isinstance(found, PlaceNotMatched):
+            return found
+        cells = occupied_cells(found.matches.tracks.pixels, camera)
+        if cells < config.min_cells:
+            landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the image"
+            return PlaceNotMatched(f"{landmarks}, {config.min_cells} needed", found.fit.inlier_count)
+        return self._refine_pose(Verified(self.loop_edge(c, k, found), found))
+
+    def _refine_pose(self, loop: Verified) -> Verified | PlaceNotMatched:
+        """The loop with its pose refined by guided matching, or why it is rejected.
+
+        All landmarks of the place are matched near their projections. At the right pose about as many as before are
+        inliers, and they hardly change the pose: Mur-Artal, Montiel and Tardos, "ORB-SLAM: a versatile and accurate
+        monocular SLAM system", 2015, section VII-B. The edge keeps its sigmas: guided matches are biased towards the
+        pose that guided them.
+        """
+        c, k, graph, landmarks = loop.edge.i, loop.edge.j, self._map.graph, self._map.landmarks
+        place = [c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]
+        ids = np.unique(np.concatenate([landmarks.observed[i].ids for i in place]))
+        refined = refine_with_guided_matching(
+            loop.found,
+            graph.keyframes[k].features,
+            graph.keyframes[k].camera,
+            ids[landmarks.is_triangulated(ids)],
+            landmarks,
+            graph,
+            radius_px=GUIDED_RADIUS_PX,
+            min_similarity=GUIDED_SIMILARITY,
+        )
+        count, needed = refined.fit.inlier_count, int(np.ceil(MIN_GUIDED_RATIO * loop.edge.inliers))
+        if count < needed:
+            return PlaceNotMatched(f"looked at closer, {count} landmarks agree, {needed} needed", count)
+        pose_c, scale = graph.world_from_keyframe[c], loop.edge.i_from_j.scale
+        c_from_k = pose_c.inverse() @ Similarity.from_rigid(refined.fit.world_from_cam, pose_c.scale * scale)
+        change = log_error(loop.edge.i_from_j, c_from_k)[:6]
+        distance = squared_distance(change, edge_covariance(loop.edge)[:6, :6])
+        if distance > CHI2_6DOF_999:
+            reason = f"chi-square {distance:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
+            return PlaceNotMatched(f"looked at closer, {reason}", count)
+        return Verified(replace(loop.edge, i_from_j=c_from_k), refined)
+
+    def loop_edge(self, c: int, k: int, found: EstimatedPose) -> Edge:
+        """The edge of a loop, in c's units, with its relative scale.
+
+        Args:
+            found: pose of keyframe k in the world of keyframe c.
+        """
+        graph = self._map.graph
+        ratio, log_scale_sigma = self._relative_scale(k, found)
+        pose_k = Similarity.from_rigid(found.fit.world_from_cam, graph.world_from_keyframe[k].scale * ratio)
+        pose_c = graph.world_from_keyframe[c]
+        information = self._loop_information(k, found) / design_effect(found.fit.inlier_count, LOOP_CORRELATION)
+        return Edge(
+            i=c,
+            j=k,
+            i_from_j=pose_c.inverse() @ pose_k,
+            sigmas=edge_sigmas(information, pose_c.scale, log_scale_sigma),
+            kind=EdgeKind.LOOP,
+            inliers=found.fit.inlier_count,
+        )
+
+    def _loop_information(self, k: int, found: EstimatedPose) -> FloatArray:
+        """Information (6, 6) of a loop's pose, which includes the uncertainty of the landmarks."""
+        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.tracks.ids
+        return pose_information(
+            landmarks.points_world(ids, graph),
+            landmarks.depth_sigma_world(ids, graph),
+            graph.keyframes[k].camera,
+            found.fit.world_from_cam,
+            FEATURE_NOISE_PX,
+        )
+
+    def _relative_scale(self, k: int, found: EstimatedPose) -> tuple[float, float]:
+        """Scale of keyframe k's units relative to the matched landmarks, and the standard deviation of its logarithm.
+
+        The ratio is measured by the points that are two landmarks, one on each side of the loop. Its sigma is the
+        larger of the scatter of the ratios of their depths and the uncertainty of these depths.
+        """
+        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.tracks.ids
+        own = landmarks.feature_tracks[k][found.matches.feature]
+        both = (own >= 0) & (own != ids)  # a landmark that is the same on both sides has the ratio 1 by definition
+        both[both] = landmarks.is_triangulated(own[both])
+        old_points = landmarks.points_world(ids[both], graph)
+        own_points = landmarks.points_world(own[both], graph)
+        old_depth = depths_in(old_points, found.fit.world_from_cam)
+        own_depth = depths_in(own_points, graph.world_from_keyframe[k].rigid)
+        positive = (old_depth > 1e-9) & (own_depth > 1e-9)
+        count = int(positive.sum())
+        if count >= MIN_SCALE_LANDMARKS:
+            ratio, sigma = fit_relative_scale(old_depth[positive], own_depth[positive])
+            old_sigma, own_sigma = (
+                relative_depth_sigma(landmarks, ids[both]),
+                relative_depth_sigma(landmarks, own[both]),
+            )
+            sigma = max(sigma, float(np.sqrt(np.median(old_sigma**2 + own_sigma**2) / count)))
+            return ratio, sigma * float(np.sqrt(design_effect(count, LOOP_CORRELATION)))
+        reason = f"loop at keyframe {k}: {count} landmarks have depth on both sides"
+        reason = f"{reason}, {MIN_SCALE_LANDMARKS} needed for its scale"
+        self._publish(ScaleUnobservable(frame_index=self._map.frame_index_of(k), reason=reason))
+        return 1.0, UNKNOWN_LOG_SCALE

@@ -1,0 +1,1 @@
+"""The map: keyframe graph, landmarks, observations and the log of tracked frames."""

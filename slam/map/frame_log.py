@@ -1,0 +1,137 @@
+"""Log of the frames that have a pose, each stored relative to its reference keyframe with some of its observations."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.camera import Camera
+from relocalizer.geometry import Similarity, rigid, rotation_matrix, stack_matrices, translation_of
+from relocalizer.intrinsics_correction import IntrinsicsCorrection
+from slam.evaluation.trajectory import Trajectory
+from slam.map.frames import Frame, FrameRecord
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.tracks import Tracks
+
+# Maximum number of observations stored per frame. More would hardly change the refined pose, and the memory adds up
+# over hours of video.
+MAX_OBSERVATIONS_PER_FRAME = 200
+
+
+class FrameLog:
+    """The records of the tracked frames, in order of time, and their live poses.
+
+    As in ORB-SLAM, the pose of a frame is stored relative to its reference keyframe, so it follows every correction of
+    the graph.
+
+    Attributes:
+        live: False once the stream has ended; frames added after that have no live pose.
+        records: the frames with a pose, in order of time.
+    """
+
+    def __init__(self) -> None:
+        self.live = True
+        self.records: list[FrameRecord] = []
+        self._observations: list[Tracks] = []
+        self._cameras: list[Camera] = []
+        self._live: list[tuple[int, RigidTransform] | None] = []  # segment that defined the world, and the live pose
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def last_index(self) -> int:
+        """Index of the latest frame that has a pose; -1 if no frame has one."""
+        return self.records[-1].index if self.records else -1
+
+    def add(self, frame: Frame, pose: RigidTransform, seen: Tracks, keyframe_id: int, graph: KeyframeGraph) -> None:
+        """Store a frame relative to a keyframe.
+
+        Args:
+            pose: world_from_cam, map units.
+            seen: observations of the landmarks that the pose was estimated from.
+        """
+        step = max(1, -(-len(seen) // MAX_OBSERVATIONS_PER_FRAME))
+        record = FrameRecord(
+            index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            keyframe_id=keyframe_id,
+            keyframe_from_frame=relative_to_keyframe(graph.world_from_keyframe[keyframe_id], pose),
+        )
+        n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
+        self.records.insert(n, record)
+        self._observations.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
+        self._cameras.insert(n, frame.camera)
+        self._live.insert(n, (graph.segment_of[keyframe_id], pose) if self.live else None)
+
+    def keep_frames_of(self, keyframe_ids: Collection[int]) -> None:
+        """Drop all records except those stored relative to these keyframes."""
+        kept = [n for n, record in enumerate(self.records) if record.keyframe_id in keyframe_ids]
+        self.records = [self.records[n] for n in kept]
+        self._observations = [self._observations[n] for n in kept]
+        self._cameras = [self._cameras[n] for n in kept]
+        self._live = [self._live[n] for n in kept]
+
+    def nearest(self, timestamp_ns: int) -> FrameRecord:
+        """The record closest to a time; of two equally close ones, the earlier."""
+        n = bisect(self.records, timestamp_ns, key=lambda r: r.timestamp_ns)
+        return min(self.records[max(n - 1, 0) : n + 1], key=lambda r: abs(r.timestamp_ns - timestamp_ns))
+
+    def pose(self, record: FrameRecord, graph: KeyframeGraph) -> RigidTransform:
+        """world_from_cam of a record under the graph's current poses, map units."""
+        return graph.world_from_keyframe[record.keyframe_id].compose_rigid(record.keyframe_from_frame)
+
+    def undistort(self, lens_of: Callable[[int], IntrinsicsCorrection]) -> None:
+        """Apply to every frame's observations and camera the intrinsics correction of its keyframe.
+
+        Args:
+            lens_of: the correction of a keyframe's camera, by keyframe id.
+        """
+        for n, (record, seen) in enumerate(zip(self.records, self._observations, strict=True)):
+            lens = lens_of(record.keyframe_id)
+            if lens.has_corrections:
+                self._observations[n] = Tracks(seen.ids, lens.undistorted_pixels(seen.pixels).astype(np.float32))
+                self._cameras[n] = lens.camera
+
+    def refit(self, graph: KeyframeGraph, fit: Callable[[Tracks, Camera, RigidTransform], RigidTransform]) -> None:
+        """Replace every frame's pose by `fit(observations, camera, current pose)`."""
+        for n, (record, seen) in enumerate(zip(self.records, self._observations, strict=True)):
+            pose = fit(seen, self._cameras[n], self.pose(record, graph))
+            anchor = graph.world_from_keyframe[record.keyframe_id]
+            self.records[n] = replace(record, keyframe_from_frame=relative_to_keyframe(anchor, pose))
+
+    def trajectory(self, graph: KeyframeGraph, segment: int) -> Trajectory:
+        """The frames of one segment under the graph's current poses."""
+        records = self.of_segment(graph, segment)
+        times = np.array([r.timestamp_ns for r in records], dtype=np.int64)
+        return Trajectory(times, stack_matrices([self.pose(r, graph) for r in records]))
+
+    def live_trajectory(self, segment: int) -> Trajectory:
+        """Poses as estimated when each frame was processed (frames before the initial pair: at initialization).
+
+        Contains only the frames that were tracked in the world of `segment`: two segments have unrelated worlds until
+        a loop joins them, and poses tracked before the join stay in the world that they were tracked in.
+        """
+        live = [
+            (record.timestamp_ns, segment_and_pose[1])
+            for record, segment_and_pose in zip(self.records, self._live, strict=True)
+            if segment_and_pose is not None and segment_and_pose[0] == segment
+        ]
+        return Trajectory(np.array([t for t, _ in live], dtype=np.int64), stack_matrices([pose for _, pose in live]))
+
+    def of_segment(self, graph: KeyframeGraph, segment: int) -> list[FrameRecord]:
+        """The records whose keyframe is in a segment, in order of time."""
+        return [r for r in self.records if graph.segment_of[r.keyframe_id] == segment]
+
+
+def relative_to_keyframe(world_from_keyframe: Similarity, world_from_cam: RigidTransform) -> RigidTransform:
+    """keyframe_from_frame, in the keyframe's own units, from a pose in map units."""
+    keyframe_from_world = world_from_keyframe.inverse()
+    return rigid(
+        keyframe_from_world.rotation @ rotation_matrix(world_from_cam),
+        keyframe_from_world.apply(translation_of(world_from_cam)),
+    )

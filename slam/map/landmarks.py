@@ -1,0 +1,191 @@
+"""Landmarks: triangulated tracks, stored relative to the keyframe that first saw them, so they move with the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.geometry import FloatArray
+from relocalizer.images import Image
+from relocalizer.maps.reference_map import MAX_COORDINATE
+from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.observations import Observations
+from slam.map.tracks import Tracks
+
+NO_ANCHOR = -1
+
+
+class LandmarkMap:
+    """Positions of the landmarks, and the observations of all tracks in the keyframes.
+
+    A landmark is a triangulated track. Its point is stored in its anchor keyframe, in that keyframe's own units, with
+    the standard deviation of its inverse depth (inverse depth parametrization: Civera, Davison and Montiel, 2008).
+
+    Attributes:
+        anchor: (N,) by track id, id of the anchor keyframe; `NO_ANCHOR` for a track that is not triangulated. The
+            arrays indexed by track id grow, so N may exceed the number of tracks.
+        point_in_anchor: (N, 3) by track id, in the units of the anchor.
+        inverse_depth_sigma: (N,) by track id, in 1 / units of the anchor.
+        descriptor, color: (N, 128) and RGB (N, 3) by track id.
+        observed: by keyframe id, the tracks that the keyframe observes.
+        feature_tracks: by keyframe id, the track id (M,) of each of its local features, -1 for features without one.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.anchor = np.full(1024, NO_ANCHOR, np.int64)
+        self.point_in_anchor = np.zeros((1024, 3))
+        self.inverse_depth_sigma = np.full(1024, np.inf)
+        self.descriptor = np.zeros((1024, 128), np.float32)
+        self.color = np.zeros((1024, 3), np.uint8)
+        self._observed = Observations()
+        self.feature_tracks: dict[int, NDArray[np.int64]] = {}
+        self._replaced_by = np.arange(1024, dtype=np.int64)  # by track id, its current id after fusion
+        self._fused: dict[int, list[int]] = {}  # by a current id, all ids that were fused into it, itself included
+        self._marked = np.zeros(1024, bool)  # by track id, scratch space for counting; all False between calls
+
+    @property
+    def observed(self) -> Observations:
+        """By keyframe id, the tracks that the keyframe observes."""
+        return self._observed
+
+    @observed.setter
+    def observed(self, observed: Mapping[int, Tracks]) -> None:
+        self._observed = Observations(observed)
+
+    def new_ids(self, count: int) -> NDArray[np.int64]:
+        """New track ids, in order."""
+        ids = np.arange(self._count, self._count + count, dtype=np.int64)
+        self._count += count
+        while self._count > len(self.anchor):
+            self._grow()
+        return ids
+
+    def start(self, pixels: NDArray[np.float32], descriptors: NDArray[np.float32], image: Image) -> Tracks:
+        """New tracks at pixels (N, 2) of an image, with their descriptors (N, 128) and their colors in the image."""
+        ids = self.new_ids(len(pixels))
+        height, width = image.shape[:2]
+        x, y = np.rint(pixels).astype(int).T
+        self.descriptor[ids] = descriptors
+        self.color[ids] = image[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+        return Tracks(ids, pixels)
+
+    def _grow(self) -> None:
+        extra = len(self.anchor)
+        self._replaced_by = np.concatenate([self._replaced_by, np.arange(extra, 2 * extra, dtype=np.int64)])
+        self._marked = np.zeros(2 * extra, bool)
+        self.anchor = np.concatenate([self.anchor, np.full(extra, NO_ANCHOR, np.int64)])
+        self.point_in_anchor = np.concatenate([self.point_in_anchor, np.zeros((extra, 3))])
+        self.inverse_depth_sigma = np.concatenate([self.inverse_depth_sigma, np.full(extra, np.inf)])
+        self.descriptor = np.concatenate([self.descriptor, np.zeros((extra, 128), np.float32)])
+        self.color = np.concatenate([self.color, np.zeros((extra, 3), np.uint8)])
+
+    def is_triangulated(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these tracks (N,) are landmarks."""
+        return np.asarray(self.anchor[ids] != NO_ANCHOR)
+
+    def landmark_ids(self) -> NDArray[np.int64]:
+        """Ids of all landmarks, in order."""
+        return np.flatnonzero(self.anchor[: self._count] != NO_ANCHOR)
+
+    def set_points(
+        self, ids: NDArray[np.int64], points_in_anchor: FloatArray, anchor: int, inverse_depth_sigma: FloatArray
+    ) -> None:
+        """Make tracks landmarks, except those beyond `MAX_COORDINATE`, which cannot be saved.
+
+        Args:
+            points_in_anchor: (N, 3) in keyframe `anchor`, in its units.
+            inverse_depth_sigma: (N,) in 1 / units of the anchor.
+        """
+        self.anchor[ids] = anchor
+        self.point_in_anchor[ids] = points_in_anchor
+        self.inverse_depth_sigma[ids] = inverse_depth_sigma
+        self._remove_distant_points(ids)
+
+    def remove_points(self, ids: NDArray[np.int64]) -> None:
+        """Remove the positions of landmarks; their tracks and observations stay."""
+        self.anchor[ids] = NO_ANCHOR
+
+    def _remove_distant_points(self, ids: NDArray[np.int64]) -> None:
+        near = (np.abs(self.point_in_anchor[ids]) < MAX_COORDINATE).all(axis=1)
+        self.remove_points(ids[~near])
+
+    def remove_keyframe(self, k: int) -> None:
+        """Remove the observations of a keyframe, and the points that are stored relative to it."""
+        self._observed = self._observed.without(k)
+        self.feature_tracks.pop(k, None)
+        self.anchor[self.anchor == k] = NO_ANCHOR
+
+    def points_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
+        """Positions (N, 3) of landmarks, map units."""
+        points = np.empty((len(ids), 3))
+        for anchor, rows in self._by_anchor(ids):
+            points[rows] = graph.world_from_keyframe[anchor].apply(self.point_in_anchor[ids[rows]])
+        return points
+
+    def _by_anchor(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Anchors of landmarks, in order, each with the rows of `ids` anchored there, in order."""
+        anchors = self.anchor[ids]
+        order = np.argsort(anchors, kind="stable")
+        starts = np.flatnonzero(np.diff(anchors[order], prepend=-2))
+        yield from zip(anchors[order[starts]].tolist(), np.split(order, starts[1:]), strict=False)
+
+    def depth_sigma_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
+        """One standard deviation of each landmark along its anchor's ray, as a vector (N, 3), map units."""
+        points = self.point_in_anchor[ids]
+        # With inverse depth w, dz = z^2 dw, and the point moves along its ray by the fraction dz / z of its length.
+        local = points * (points[:, 2] * self.inverse_depth_sigma[ids])[:, None]
+        sigma = np.empty((len(ids), 3))
+        for anchor, rows in self._by_anchor(ids):
+            pose = graph.world_from_keyframe[anchor]
+            sigma[rows] = pose.scale * local[rows] @ pose.rotation.T
+        return sigma
+
+    def move_to(self, ids: NDArray[np.int64], points_world: FloatArray, graph: KeyframeGraph) -> None:
+        """Set positions (N, 3) in map units, under the graph's current poses; anchors stay.
+
+        Points beyond `MAX_COORDINATE`, which cannot be saved, are removed.
+        """
+        for anchor, rows in self._by_anchor(ids):
+            self.point_in_anchor[ids[rows]] = graph.world_from_keyframe[anchor].inverse().apply(points_world[rows])
+        self._remove_distant_points(ids)
+
+    def shared_with(self, ids: NDArray[np.int64], keyframe_ids: Sequence[int]) -> dict[int, int]:
+        """Number of these tracks (N,) that each keyframe observes, by keyframe id."""
+        self._marked[ids] = True
+        counts = {k: int(self._marked[self._observed[k].ids].sum()) for k in keyframe_ids}
+        self._marked[ids] = False
+        return counts
+
+    def merge(self, kept: NDArray[np.int64], gone: NDArray[np.int64]) -> None:
+        """Fuse duplicate landmarks: every observation of gone[n] becomes an observation of kept[n].
+
+        A keyframe that observes both keeps only its observation of kept[n].
+        """
+        removed = []
+        for kept_id, gone_id in zip(kept.tolist(), gone.tolist(), strict=True):
+            current, replaced = int(self._replaced_by[kept_id]), int(self._replaced_by[gone_id])
+            if current != replaced:  # otherwise an earlier pair has fused them already
+                fused = self._fused.pop(replaced, [replaced])
+                self._fused.setdefault(current, [current]).extend(fused)
+                self._replaced_by[fused] = current
+                self.anchor[replaced] = NO_ANCHOR
+                removed.append(replaced)
+        for k in self._observed.observers_of(np.array(removed, dtype=np.int64)):
+            self._observed[k] = self.with_current_ids(self._observed[k])
+            if k in self.feature_tracks:
+                track_ids = self.feature_tracks[k]
+                self.feature_tracks[k] = np.where(track_ids >= 0, self._replaced_by[track_ids], track_ids)
+
+    def with_current_ids(self, tracks: Tracks) -> Tracks:
+        """The tracks under their current ids; of two that were fused, the one whose id was kept."""
+        ids = self._replaced_by[tracks.ids]
+        unchanged = ids == tracks.ids
+        if unchanged.all():
+            return tracks
+        order = np.argsort(~unchanged, kind="stable")
+        _, first = np.unique(ids[order], return_index=True)
+        keep = np.sort(order[first])
+        return Tracks(ids[keep], tracks.pixels[keep])

@@ -1,0 +1,1 @@
+"""Local mapping: keyframe insertion, landmark fusion, bundle adjustment and intrinsics refinement."""

@@ -1,0 +1,137 @@
+"""Global refinement of the map at the end of a run: self-calibration and rounds of global bundle adjustment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from slam.config.schema import BundleAdjustmentConfig
+from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
+from slam.mapping.lens_examination import (
+    LEFT_BY_CALIBRATIONS,
+    LensFinding,
+    changed_between,
+    examine_assumed,
+    examine_given,
+    matched_pairs,
+)
+from slam.mapping.mapper import Mapper
+
+# Costs in CPU seconds on one core of a server, rounded; only their ratios matter. Costs are computed and not measured,
+# because the same input must give the same bytes on any machine and under any load.
+FRAME_S = 0.012  # cost per frame of a run
+KEYFRAME_S = 0.15  # cost per keyframe of a run
+OBSERVATION_S = 4e-6  # cost per observation and iteration of a round, its search by projection included
+LENS_COST = 1.5  # ratio of the cost of a round that refines intrinsics to that of one that does not
+PAIR_S = 0.04  # cost per pair of keyframes in the self-calibration
+EVIDENCE_SHARE = 0.1  # maximum cost of the examination of a given camera, as a fraction of the cost of the run
+FEWEST_PAIRS, MOST_PAIRS = 32, 48  # minimum and maximum number of keyframe pairs in the self-calibration
+
+
+def refine_map(
+    mapper: Mapper,
+    config: BundleAdjustmentConfig,
+    *,
+    frames: int,
+    keyframes: int,
+    may_calibrate: bool,
+    notify: Callable[[float, float, str], None],
+    on_round: Callable[[int, int], None] = lambda done, of: None,
+) -> int:
+    """Run rounds of global bundle adjustment over every segment of the map.
+
+    With `final: auto` the rounds stop before their total cost exceeds that of the run, by the costs above; `always`
+    runs `final_rounds` of them and `never` none. After a correction of the focal length all rounds are run, because
+    the map is deformed until it is refined.
+
+    Args:
+        frames, keyframes: their numbers in this run, which exclude a continued map: a short run does not pay for the
+            refinement of a large map.
+        may_calibrate: whether all keyframes are from this run, so that their cameras may be self-calibrated.
+        notify: called after each round with the reprojection errors before and after (pixels), and its name.
+        on_round: called before each round with the number of completed rounds and their maximum number.
+
+    Returns:
+        Number of rounds.
+    """
+    segments = sorted(set(mapper.map.graph.segment_of.values()), key=lambda s: (-len(mapper.map.graph.segment(s)), s))
+    budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
+    priors: dict[int, IntrinsicsPrior] = {}
+    if may_calibrate and config.final != "never" and config.calibrate != "never":
+        priors = calibrate(mapper, segments, config, budget_s)
+    corrected = bool(mapper.map.lenses)
+    done = 0
+    while done < config.final_rounds and _is_worth_it(config, mapper, budget_s, priors, corrected):
+        budget_s -= round_cost_s(config, mapper, priors)
+        on_round(done, config.final_rounds)
+        errors = [mapper.adjustment.global_bundle_adjustment(s, lens=priors.get(s)) for s in segments]
+        done += 1
+        before, after = max(before for before, _ in errors), max(after for _, after in errors)
+        notify(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
+    return done
+
+
+def calibrate(
+    mapper: Mapper, segments: list[int], config: BundleAdjustmentConfig, budget_s: float
+) -> dict[int, IntrinsicsPrior]:
+    """Self-calibrate the camera of each segment, and correct it where the footage determines it.
+
+    Returns:
+        Prior of the distortion in bundle adjustment, for the segments in which distortion was detected.
+    """
+    priors = {}
+    for segment in segments:
+        camera = mapper.map.graph.keyframes[mapper.map.graph.segment(segment)[0]].camera
+        finding = _examine(mapper, segment, config, budget_s)
+        mapper.map.lens_evidence[segment] = finding.evidence
+        if problem := "" if finding.step.is_nothing else mapper.adjustment.correct_lens(segment, finding.step):
+            state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
+            mapper.map.lens_evidence[segment] = LensEvidence(state, reason=problem)
+        if finding.may_have_distortion:
+            half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
+            priors[segment] = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
+    _compare_segments(mapper, segments)
+    return priors
+
+
+def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
+    """Record a change of the focal length in the evidence of all segments if their estimates differ."""
+    frames = {s: [mapper.map.graph.keyframes[k].frame_index for k in mapper.map.graph.segment(s)] for s in segments}
+    change = changed_between([(mapper.map.lens_evidence[s], min(frames[s]), max(frames[s])) for s in segments])
+    for s in segments if change is not None else []:
+        evidence = mapper.map.lens_evidence[s]
+        mapper.map.lens_evidence[s] = replace(evidence, change=evidence.change or change)
+
+
+def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:
+    """Examine the camera of a segment by the matches between its keyframes."""
+    keyframes = [mapper.map.graph.keyframes[k] for k in mapper.map.graph.segment(segment)]
+    camera = keyframes[0].camera
+    if camera.assumed:
+        return examine_assumed(matched_pairs(keyframes, MOST_PAIRS), camera)
+    if config.calibrate == "always":
+        return examine_given(matched_pairs(keyframes, MOST_PAIRS), camera, may_refocus=True)
+    most = int(np.clip(EVIDENCE_SHARE * budget_s / PAIR_S, FEWEST_PAIRS, MOST_PAIRS))
+    return examine_given(matched_pairs(keyframes, most), camera)
+
+
+def round_cost_s(config: BundleAdjustmentConfig, mapper: Mapper, priors: dict[int, IntrinsicsPrior]) -> float:
+    """Cost of one round over the current map, CPU seconds."""
+    landmarks = mapper.map.landmarks
+    observations = sum(int(landmarks.is_triangulated(tracks.ids).sum()) for tracks in landmarks.observed.values())
+    return (LENS_COST if priors else 1.0) * OBSERVATION_S * config.final_iterations * observations
+
+
+def _is_worth_it(
+    config: BundleAdjustmentConfig, mapper: Mapper, budget_s: float, priors: dict[int, IntrinsicsPrior], corrected: bool
+) -> bool:
+    match config.final:
+        case "always":
+            return True
+        case "never":
+            return False
+        case "auto":
+            return corrected or round_cost_s(config, mapper, priors) <= budget_s

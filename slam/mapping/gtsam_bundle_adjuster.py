@@ -1,0 +1,236 @@
+"""Bundle adjustment with GTSAM: poses, landmarks and optionally the distortion of the shared camera."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import gtsam
+import gtsam_unstable
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.camera import Camera
+from relocalizer.geometry import FloatArray, rigid
+from relocalizer.intrinsics_correction import CorrectionStep
+from slam.mapping.bundle import (
+    HUBER_K,
+    AdjustedBundle,
+    Bundle,
+    IntrinsicsPrior,
+    reprojection_errors,
+    undistorted_pixels,
+)
+
+FIXED_SIGMA = 1e-6  # standard deviation of the prior of a fixed pose (radians, map units) or point (map units)
+# Relative standard deviation of the range prior that fixes the scale. The scale is unobservable, so a weak prior fixes
+# it. A tight one makes every linear step violate it, and Levenberg-Marquardt fails in its first iteration.
+SCALE_SIGMA = 1e-2
+POINT = 1 << 40  # first key of the landmarks, above all keyframe keys
+CALIBRATION = 1 << 50  # key of the shared camera
+BODY_FROM_CAM = (1 << 50) + 1  # key of the pose of the camera in the body, which is the identity
+# Standard deviation of the fixed intrinsics: pixels as a fraction of the focal length, coefficients of the distortion.
+FIXED_INTRINSICS_SIGMA = 1e-5
+WEAK_POINT_SIGMA = 100.0  # standard deviation of the weak prior of a landmark, as a multiple of the map's size
+
+
+class GtsamBundleAdjuster:
+    """Levenberg-Marquardt over projection factors with a Huber kernel."""
+
+    def refine(
+        self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5
+    ) -> AdjustedBundle:
+        """As `BundleAdjuster.refine`; a distortion that is not observable is fixed, and the problem solved again."""
+        parameters = gtsam.LevenbergMarquardtParams()
+        parameters.setMaxIterations(iterations)
+        parameters.setRelativeErrorTol(relative_tolerance)
+        parameters.setLinearSolverType("SEQUENTIAL_CHOLESKY")  # 10 % faster than multifrontal, on maps of any size
+        graph, start = _factor_graph(bundle, noise_px)
+        solution, problem = _solve(graph, start, parameters)
+        if not problem and bundle.lens is not None:
+            if _is_observable(bundle.lens, solution, _intrinsics_covariance(graph, solution)):
+                return _adjusted(bundle, solution, _correction(solution))
+            bundle = replace(bundle, lens=None)
+            solution, problem = _solve(*_factor_graph(bundle, noise_px), parameters)
+        if problem:
+            return _unchanged(bundle, problem)
+        return _adjusted(bundle, solution, CorrectionStep())
+
+
+# --- the factor graph ---------------------------------------------------------------------------------
+
+
+def _factor_graph(bundle: Bundle, noise_px: float) -> tuple[gtsam.NonlinearFactorGraph, gtsam.Values]:
+    """The factors of a bundle, and the initial values."""
+    graph, start = gtsam.NonlinearFactorGraph(), gtsam.Values()
+    poses = {k: gtsam.Pose3(pose.as_matrix()) for k, pose in bundle.world_from_cam.items()}
+    for k, pose in poses.items():
+        start.insert(k, pose)
+    for n, point in enumerate(bundle.points_world):
+        start.insert(POINT + n, point)
+    if bundle.lens is not None:
+        _add_projections_of_free_camera(graph, start, bundle, bundle.lens, noise_px)
+    else:
+        _add_projections(graph, bundle, poses, noise_px)
+    _add_pairs(graph, bundle)
+    _fix_gauge(graph, start, bundle)
+    _fix_unconstrained(graph, start)
+    return graph, start
+
+
+def _add_projections(
+    graph: gtsam.NonlinearFactorGraph, bundle: Bundle, poses: Mapping[int, gtsam.Pose3], noise_px: float
+) -> None:
+    """Projection factors; an observation in a fixed keyframe constrains the landmark only, which is faster to solve."""
+    noise = _robust(gtsam.noiseModel.Isotropic.Sigma(2, noise_px))
+    K = {k: _calibration(camera) for k, camera in bundle.cameras.items()}
+    fixed_cameras = {k: gtsam.PinholeCameraCal3_S2(poses[k], K[k]) for k in bundle.fixed}
+    factor, fixed_factor = gtsam.GenericProjectionFactorCal3_S2, gtsam.TriangulationFactorCal3_S2
+    rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
+    for k, n, pixel in rows:
+        if k in fixed_cameras:
+            graph.add(fixed_factor(fixed_cameras[k], pixel, noise, POINT + n))
+        else:
+            graph.add(factor(pixel, noise, k, POINT + n, K[k]))
+
+
+def _add_projections_of_free_camera(
+    graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle, prior: IntrinsicsPrior, noise_px: float
+) -> None:
+    """Projection factors with one shared camera whose distortion is free.
+
+    The factor with a body-sensor offset is used: the plain one prints to stdout if a point is behind the camera.
+    """
+    camera = next(iter(bundle.cameras.values()))
+    given = gtsam.Cal3DS2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy, 0.0, 0.0)
+    start.insert(CALIBRATION, given)
+    start.insert(BODY_FROM_CAM, gtsam.Pose3())
+    graph.add(gtsam.PriorFactorCal3DS2(CALIBRATION, given, _intrinsics_noise(camera, prior)))
+    graph.add(gtsam.PriorFactorPose3(BODY_FROM_CAM, gtsam.Pose3(), gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)))
+    noise = _robust(gtsam.noiseModel.Isotropic.Sigma(2, noise_px))
+    factor = gtsam_unstable.ProjectionFactorPPPCCal3DS2
+    rows = zip(bundle.keyframe_of.tolist(), bundle.point_of.tolist(), bundle.pixels, strict=True)
+    for k, n, pixel in rows:
+        graph.add(factor(pixel, noise, k, BODY_FROM_CAM, POINT + n, CALIBRATION))
+
+
+def _add_pairs(graph: gtsam.NonlinearFactorGraph, bundle: Bundle) -> None:
+    """Factors of the pair estimates: rotation and direction of translation, or the rotation alone."""
+    for i, j, estimate in bundle.pairs:
+        rotation = gtsam.Rot3(estimate.i_from_j_rotation)
+        rotation_sigma, direction_sigma = estimate.rotation_sigma_rad, estimate.direction_sigma_rad
+        if estimate.i_from_j_direction is None:
+            # Only the rotation is known: the sigma of the translation is larger than any map.
+            noise = gtsam.noiseModel.Diagonal.Sigmas(np.array([rotation_sigma] * 3 + [1e6] * 3))
+            graph.add(gtsam.BetweenFactorPose3(i, j, gtsam.Pose3(rotation, np.zeros(3)), _robust(noise)))
+        else:
+            essential = gtsam.EssentialMatrix(rotation, gtsam.Unit3(estimate.i_from_j_direction))
+            noise = gtsam.noiseModel.Diagonal.Sigmas(np.array([rotation_sigma] * 3 + [direction_sigma] * 2))
+            graph.add(gtsam.EssentialMatrixConstraint(i, j, essential, _robust(noise)))
+
+
+def _fix_gauge(graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle) -> None:
+    """Priors on the fixed keyframes; with fewer than two, on the first pose and the distance to the farthest one."""
+    noise = gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)
+    fixed = sorted(bundle.fixed) or [min(bundle.world_from_cam)]
+    for k in fixed:
+        graph.add(gtsam.PriorFactorPose3(k, start.atPose3(k), noise))
+    if len(fixed) < 2:
+        first = start.atPose3(fixed[0])
+        distances = {k: first.range(start.atPose3(k)) for k in bundle.world_from_cam}
+        farthest = max(distances, key=lambda k: (distances[k], -k))
+        if distances[farthest] > 0:
+            range_noise = gtsam.noiseModel.Isotropic.Sigma(1, SCALE_SIGMA * distances[farthest])
+            graph.add(gtsam.RangeFactorPose3(fixed[0], farthest, distances[farthest], range_noise))
+
+
+def _fix_unconstrained(graph: gtsam.NonlinearFactorGraph, start: gtsam.Values) -> None:
+    """Priors on all values that no factor constrains, because the solver fails on them."""
+    for key in sorted(set(start.keys()) - set(graph.keyVector())):
+        if key < POINT:
+            noise = gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)
+            graph.add(gtsam.PriorFactorPose3(key, start.atPose3(key), noise))
+        else:
+            noise = gtsam.noiseModel.Isotropic.Sigma(3, FIXED_SIGMA)
+            graph.add(gtsam.PriorFactorPoint3(key, start.atPoint3(key), noise))
+
+
+# --- the solution -------------------------------------------------------------------------------------
+
+
+def _solve(
+    graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, parameters: gtsam.LevenbergMarquardtParams
+) -> tuple[gtsam.Values, str]:
+    """The solution, and why it is unusable; empty if it is usable."""
+    try:
+        solution = gtsam.LevenbergMarquardtOptimizer(graph, start, parameters).optimize()
+    except RuntimeError as error:  # GTSAM's error for a singular linear system
+        return start, " ".join(str(error).split())
+    return solution, "" if np.isfinite(graph.error(solution)) else "the solution is not finite"
+
+
+def _adjusted(bundle: Bundle, solution: gtsam.Values, lens: CorrectionStep) -> AdjustedBundle:
+    """Poses, points and errors of a solution; the errors are those of the corrected camera."""
+    if bundle.lens is not None:
+        bundle = undistorted_pixels(bundle, lens)
+    world_from_cam = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
+    points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
+    errors = reprojection_errors(bundle, world_from_cam, points)
+    return AdjustedBundle(world_from_cam=world_from_cam, points_world=points, error_px=errors, lens=lens)
+
+
+def _unchanged(bundle: Bundle, problem: str) -> AdjustedBundle:
+    """The bundle as it was, after a failure of the solver."""
+    poses, points = dict(bundle.world_from_cam), bundle.points_world
+    errors = reprojection_errors(bundle, poses, points)
+    return AdjustedBundle(world_from_cam=poses, points_world=points, error_px=errors, problem=problem)
+
+
+def _intrinsics_noise(camera: Camera, prior: IntrinsicsPrior) -> gtsam.noiseModel.Gaussian:
+    """Noise model of the prior of fx, fy, skew, cx, cy, k1, k2, p1, p2: all except k1 and k2 are fixed."""
+    sigmas = FIXED_INTRINSICS_SIGMA * np.array([camera.mean_focal] * 5 + [1.0] * 4)
+    sigmas[5:7] = prior.radial_sigma
+    return gtsam.noiseModel.Diagonal.Sigmas(sigmas)
+
+
+def _intrinsics_covariance(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values) -> FloatArray | None:
+    """Marginal covariance (9, 9) of fx, fy, skew, cx, cy, k1, k2, p1, p2; None if they are unobservable."""
+    constrained = gtsam.NonlinearFactorGraph(graph)
+    keys: list[int] = list(solution.keys())  # gtsam.Values itself is not iterable
+    points = [key for key in keys if POINT <= key < CALIBRATION]
+    size = float(np.median([np.linalg.norm(solution.atPoint3(key)) for key in points])) + 1e-9
+    noise = gtsam.noiseModel.Isotropic.Sigma(3, WEAK_POINT_SIGMA * size)
+    for key in points:  # nothing else constrains a point that has moved behind its cameras
+        constrained.add(gtsam.PriorFactorPoint3(key, solution.atPoint3(key), noise))
+    try:
+        marginals = gtsam.Marginals(constrained, solution)
+        return np.asarray(marginals.marginalCovariance(CALIBRATION), dtype=np.float64)
+    except RuntimeError:  # GTSAM's error for a singular linear system
+        return None
+
+
+def _is_observable(prior: IntrinsicsPrior, solution: gtsam.Values, covariance: FloatArray | None) -> bool:
+    """Whether the estimated distortion is significant with respect to its covariance."""
+    if covariance is None:
+        return False
+    estimate = solution.atCal3DS2(CALIBRATION)
+    radial = np.array([estimate.k1(), estimate.k2()])
+    return float(np.sqrt(radial @ np.linalg.solve(covariance[5:7, 5:7], radial))) >= prior.significant
+
+
+def _correction(solution: gtsam.Values) -> CorrectionStep:
+    """The correction of the intrinsics by the estimated distortion."""
+    estimate = solution.atCal3DS2(CALIBRATION)
+    return CorrectionStep(radial=(estimate.k1(), estimate.k2()))
+
+
+def _calibration(camera: Camera) -> gtsam.Cal3_S2:
+    return gtsam.Cal3_S2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy)
+
+
+def _robust(noise: gtsam.noiseModel.Base) -> gtsam.noiseModel.Robust:
+    return gtsam.noiseModel.Robust.Create(gtsam.noiseModel.mEstimator.Huber.Create(HUBER_K), noise)
+
+
+def _rigid(pose: gtsam.Pose3) -> RigidTransform:
+    return rigid(pose.rotation().matrix(), pose.translation())

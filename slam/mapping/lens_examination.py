@@ -1,0 +1,141 @@
+"""Examination of the camera of a segment by self-calibration: evidence for its focal length, and its correction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from relocalizer.calibration_windows import FocalChange
+from relocalizer.camera import Camera
+from relocalizer.features import match_features
+from relocalizer.intrinsics_correction import CorrectionStep, radial_of
+from relocalizer.self_calibration import PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
+from slam.map.frames import Keyframe
+from slam.map.lens_evidence import LensEvidence, LensState
+
+# Distances in the sequence of keyframes that are matched, in keyframes: far enough for the camera to have rotated, and
+# near enough for a common view.
+GAPS = (2, 3, 5)
+FEW_KEYFRAMES = 12  # maximum number of keyframes of a segment for which adjacent keyframes are matched too
+MATCH_RATIO = 0.8  # maximum ratio of Lowe's ratio test
+# Maximum displacement of the image corners by the distortion that a calibration leaves uncorrected, as a fraction of
+# half the diagonal; it is 0.013 in KITTI and 0.018 in 7-Scenes.
+LEFT_BY_CALIBRATIONS = 0.025
+CONTRADICTION = 0.04  # minimum difference of the log focal lengths for the footage to contradict a given one
+CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class LensFinding:
+    """Result of an examination.
+
+    Attributes:
+        evidence: evidence for the focal length.
+        step: correction of the intrinsics, to apply before bundle adjustment.
+        may_have_distortion: whether bundle adjustment should refine the distortion.
+    """
+
+    evidence: LensEvidence
+    step: CorrectionStep = field(default_factory=CorrectionStep)
+    may_have_distortion: bool = False
+
+
+def matched_pairs(keyframes: Sequence[Keyframe], most: int) -> list[ViewPair]:
+    """Up to `most` pairs of keyframes, evenly distributed over the footage, with their feature matches."""
+    ordered = sorted(keyframes, key=lambda keyframe: keyframe.timestamp_ns)
+    gaps = GAPS if len(ordered) > FEW_KEYFRAMES else (1, *GAPS)
+    pairs = [(n, n + gap) for n in range(len(ordered)) for gap in gaps if n + gap < len(ordered)]
+    if len(pairs) > most:
+        pairs = [pairs[n] for n in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
+    return [_matched(ordered[i], ordered[j]) for i, j in pairs]
+
+
+def _matched(first: Keyframe, second: Keyframe) -> ViewPair:
+    rows = match_features(first.features, second.features, ratio=MATCH_RATIO)
+    return ViewPair(
+        first.frame_index,
+        second.frame_index,
+        first.features.pixels[rows[:, 0]].astype(np.float64),
+        second.features.pixels[rows[:, 1]].astype(np.float64),
+    )
+
+
+def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
+    """Examine an assumed camera: the estimated focal length is applied, weighted against the assumption."""
+    found = SelfCalibration(pairs, camera).estimate()
+    if not isinstance(found, FocalEstimate):
+        return LensFinding(LensEvidence(LensState.GUESS, reason=found.reason))
+    if found.change is not None or found.flaw:
+        reason = found.flaw or "the focal length changes along the footage"
+        return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
+    # The assumption is a weak prior, whose weight grows with the uncertainty of the estimate.
+    weight = 1.0 / (1.0 + (found.sigma / PRIOR_SIGMA) ** 2)
+    ratio = float((found.focal_px / camera.mean_focal) ** weight)
+    sigma = float(found.sigma * np.sqrt(weight))
+    evidence = LensEvidence(
+        LensState.KNOWN if found.is_known else LensState.GUESS, ratio, sigma, reason=found.rejection
+    )  # fmt: skip
+    return LensFinding(evidence, _step(found, camera, ratio), found.distortion.is_significant)
+
+
+def _step(found: FocalEstimate, camera: Camera, ratio: float) -> CorrectionStep:
+    """The correction by a ratio of the focal lengths, and by the distortion if it is clear."""
+    radial = (0.0, 0.0)
+    if found.distortion.is_clear:
+        division, division_r4 = found.distortion.division, found.distortion.division_r4
+        radial = radial_of(division, division_r4, camera.refocused((ratio, ratio)))
+    return CorrectionStep((ratio, ratio), radial, is_guess=not found.is_known)
+
+
+def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: bool = False) -> LensFinding:
+    """Examine a given camera: it is not corrected, but contradictions are reported.
+
+    Residual distortion is accepted only if it is significant in the matches of all parts of the footage, and as small
+    as calibrations leave it.
+
+    Args:
+        may_refocus: whether a focal length that the footage determines replaces the given one.
+    """
+    if may_refocus:
+        finding = examine_assumed(pairs, camera)
+        if finding.evidence.state is LensState.KNOWN:
+            return finding
+    calibration = SelfCalibration(pairs, camera)
+    found = calibration.check()
+    if not isinstance(found, FocalEstimate) or found.flaw:
+        return LensFinding(LensEvidence())
+    ratio = found.focal_px / camera.mean_focal
+    if found.change is not None:
+        reason = "the focal length changes along the footage"
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason, found.change))
+    if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
+        reason = f"the footage wants a focal length {ratio:.2f} times as long (+- {100 * found.sigma:.1f} %)"
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
+    left = calibration.distortion()
+    if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS:
+        reason = (
+            f"the footage wants the corners moved by {100 * abs(left.division):.1f} % of half the diagonal, "
+            "more than a calibration leaves"
+        )
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
+    evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma)
+    return LensFinding(evidence, may_have_distortion=left.is_significant)
+
+
+def changed_between(segments: Sequence[tuple[LensEvidence, int, int]]) -> FocalChange | None:
+    """The largest clear change of the focal length between consecutive segments; None if there is no clear one.
+
+    Args:
+        segments: (evidence, first frame, last frame) of each segment; all began with the same camera.
+    """
+    estimates = [(e.focal_ratio, e.focal_sigma, first, last) for e, first, last in sorted(segments, key=lambda s: s[1])]
+    changes = [
+        FocalChange(late / early - 1.0, float(np.hypot(early_sigma, late_sigma)), last, first)
+        for (early, early_sigma, _, last), (late, late_sigma, first, _) in pairwise(estimates)
+        if early is not None and late is not None and early_sigma is not None and late_sigma is not None
+    ]
+    changes = [change for change in changes if change.is_clear]
+    return max(changes, key=lambda change: abs(change.share), default=None)

@@ -1,0 +1,1 @@
+"""Relocalization of frames in the map, live and when a run ends."""

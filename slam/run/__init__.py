@@ -1,0 +1,1 @@
+"""Recorded runs: frame loop, interruption, run folder, report, event log and replay."""

@@ -1,0 +1,66 @@
+"""Conversion of events and reports to plain values that JSON can represent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from relocalizer.geometry import Similarity, rigid
+from slam.map.frames import Frame, Keyframe
+
+# Maximum length of an array logged with its values; of longer ones only the shape is logged.
+_MAX_LOGGED_VALUES = 16
+
+
+def summarize(value: Any) -> dict[str, Any]:
+    """The fields of an event (or another dataclass) as plain values in their order; of long arrays only the shape."""
+    return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can represent. Numbers are rounded to nine digits; NaN and infinity become null."""
+    match value:
+        case Enum():
+            return value.value
+        case bool() | int() | str() | None:
+            return value
+        case float() | np.floating():
+            return float(f"{value:.9g}") if math.isfinite(value) else None
+        case np.integer() | np.bool_():
+            return value.item()
+        case RigidTransform():
+            return plain([*value.translation, *value.rotation.as_quat(canonical=True)])
+        case Similarity():
+            return [*plain(rigid(value.rotation, value.translation)), plain(value.scale)]
+        case Frame():
+            return {"index": value.index, "timestamp_ns": value.timestamp_ns}
+        case Keyframe():
+            return {name: getattr(value, name) for name in ("id", "frame_index", "timestamp_ns")}
+        case np.ndarray():
+            return _plain_array(value)
+        case Mapping():
+            if len(value) > _MAX_LOGGED_VALUES and not all(isinstance(key, str) for key in value):
+                return {"count": len(value)}
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case Path():
+            return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return summarize(value)
+    raise TypeError(f"{type(value).__name__} has no place in a report")
+
+
+def _plain_array(value: np.ndarray[Any, Any]) -> Any:
+    if value.dtype == np.bool_:
+        return {"true": int(value.sum()), "of": int(value.size)}
+    if value.size <= _MAX_LOGGED_VALUES:
+        return plain(value.tolist())
+    return {"shape": list(value.shape)}

@@ -1,0 +1,307 @@
+"""Replay of a finished run: restores its events from the files of the run folder, without recomputation.
+
+`events.jsonl` contains the events in order, with only the shape of long arrays: tracked points are counted, but not
+shown. The map contains the keyframes' images, their final poses and the landmarks. Without a map (a killed run) the
+poses come from `keyframes.txt`, and `Replay.missing` lists the missing images and landmarks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.camera import Camera
+from relocalizer.errors import UserError
+from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures
+from relocalizer.geometry import Similarity, rotation_from_quaternion_xyzw
+from relocalizer.images import Image
+from relocalizer.maps.map_reader import load_map
+from relocalizer.maps.reference_map import ReferenceMap
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
+from slam.events import (
+    EdgeAccepted,
+    EdgeRejected,
+    EstimateRefused,
+    Event,
+    FrameLocalizedLater,
+    FrameNotLocalized,
+    FrameProcessed,
+    FramesSkipped,
+    GraphOptimized,
+    Initialized,
+    KeyframeAdded,
+    LandmarksUpdated,
+    Relocalized,
+    RunFinished,
+    ScaleSet,
+    ScaleUnobservable,
+    TrackingLost,
+)
+from slam.map.frames import Frame, Keyframe
+from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.tracking_status import TrackingState
+from slam.run.event_log import EVENTS
+from slam.run.report import read_report
+from slam.run.run_folder import KEYFRAMES, MAP, TRAJECTORY
+
+_NO_IMAGE: Image = np.zeros((0, 0, 3), np.uint8)
+_NO_FEATURES = LocalFeatures(
+    np.zeros((0, 2), np.float32), np.zeros((0, DESCRIPTOR_SIZE), np.float32), np.zeros(0, np.float32)
+)
+_FROM_OTHER_FILES = {"LandmarksUpdated", "RunFinished"}  # restored once, from the files that contain their arrays
+
+
+class ReplayError(UserError):
+    """A run folder that cannot be replayed."""
+
+
+class Replay:
+    """A run folder, opened with `open_replay`.
+
+    Attributes:
+        camera: camera of the run's images.
+        frames: number of frames of the run; 0 when it was killed before the first report of it.
+        missing: sentences on the missing files and what cannot be shown without them.
+    """
+
+    def __init__(
+        self, folder: Path, report: Mapping[str, Any], saved_map: ReferenceMap | None, missing: Sequence[str]
+    ) -> None:
+        self.folder = folder
+        self.camera = Camera(**{**report["camera"], "distortion": tuple(report["camera"]["distortion"])})
+        self.frames = int(report.get("frames") or 0)
+        self.missing = tuple(missing)
+        self._report = report
+        self._map = saved_map
+
+    def events(self) -> Iterator[Event]:
+        """The events in order, in the units of the run's trajectory.
+
+        Frames that became keyframes of the map have their image, other frames an empty one.
+
+        Raises:
+            ReplayError: a line of the log cannot be read.
+            TrajectoryError: the trajectory cannot be read.
+        """
+        reader = _EventReader(self.camera, self._report, self._image_of_frame())
+        yield from reader.read_events(self.folder / EVENTS)
+        yield from self._outcome(reader)
+
+    def _image_of_frame(self) -> Callable[[int], Image]:
+        """Function from a frame index to its image; empty for frames that are not keyframes."""
+        rows: dict[int, int] = {}
+        for _, name, value in _lines(self.folder / EVENTS):
+            if self._map is not None and name == "KeyframeAdded" and value["keyframe"]["id"] in self._map.row_of:
+                rows[value["keyframe"]["frame_index"]] = self._map.row_of[value["keyframe"]["id"]]
+        saved = self._map
+        return lambda index: _NO_IMAGE if saved is None or index not in rows else saved.image(rows[index])
+
+    def _outcome(self, reader: _EventReader) -> Iterator[Event]:
+        """The final map and trajectory."""
+        poses = self._final_poses(reader)
+        if poses:
+            yield GraphOptimized(
+                frame_index=reader.last_frame,
+                world_from_keyframe=poses,
+                error_before=np.nan,
+                error_after=np.nan,
+                cause="the map as the run left it",
+            )
+        if self._map is not None:
+            yield LandmarksUpdated(
+                frame_index=reader.last_frame,
+                ids=self._map.landmarks.ids,
+                points_world=self._map.points_world,
+                colors=self._map.landmarks.colors,
+            )
+        path = _trajectory(self.folder / TRAJECTORY)
+        yield RunFinished(
+            timestamps_ns=path.timestamps_ns,
+            frame_indices=np.array([reader.index_at.get(t, -1) for t in path.timestamps_ns.tolist()], np.int64),
+            world_from_cam=path.world_from_cam,
+            interrupted=self._report["status"] != "finished",
+        )
+
+    def _final_poses(self, reader: _EventReader) -> dict[int, Similarity]:
+        if self._map is not None:
+            rows = self._map.row_of
+            return {k: self._map.keyframes.world_from_keyframe(rows[k]) for k in reader.scale_of if k in rows}
+        path = _trajectory(self.folder / KEYFRAMES)
+        poses = zip(path.timestamps_ns.tolist(), path.world_from_cam, strict=True)
+        known = {reader.keyframe_at[t]: pose for t, pose in poses if t in reader.keyframe_at}
+        return {k: Similarity(pose[:3, :3], pose[:3, 3], reader.scale_of[k]) for k, pose in known.items()}
+
+
+def open_replay(folder: Path) -> Replay:
+    """Open a run folder.
+
+    Raises:
+        ReplayError: there is no such folder, or it contains no event log.
+        OutputError: its report cannot be read. MapError: its map is damaged.
+    """
+    if not folder.is_dir():
+        raise ReplayError(f"{folder}: no such folder; expected one that slam run made")
+    report = read_report(folder)
+    if not (folder / EVENTS).is_file():
+        raise ReplayError(f"{folder}: holds no {EVENTS}, so there is nothing to tell again")
+    has_map = (folder / MAP).is_dir()
+    missing = [] if has_map else [f"no {MAP}/ in it: keyframes have no images and landmarks are not shown"]
+    if report["status"] in ("running", "failed"):
+        missing.append(
+            f"the run did not end by itself ({report['reason'] or report['status']}): poses are as saved last"
+        )
+    return Replay(folder, report, load_map(folder / MAP) if has_map else None, missing)
+
+
+class _EventReader:
+    """Creates events from the lines of a log, and indexes its frames and keyframes for the lookup in other files."""
+
+    def __init__(self, camera: Camera, report: Mapping[str, Any], image: Callable[[int], Image]) -> None:
+        self._camera = camera
+        self._image = image
+        # The log is in map units, the other files in the units of the report.
+        self._unit = float((report.get("units") or {}).get("meters_per_unit") or 1.0)
+        self.last_frame = -1
+        self.index_at: dict[int, int] = {}
+        self.keyframe_at: dict[int, int] = {}
+        self.scale_of: dict[int, float] = {}
+
+    def read_events(self, path: Path) -> Iterator[Event]:
+        for position, name, value in _lines(path):
+            if name in _FROM_OTHER_FILES:
+                continue
+            try:
+                event = self._event(name, value)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ReplayError(f"{position}: not the event {name} of this version ({error!r})") from None
+            if event is not None:
+                yield event
+
+    def _event(self, name: str, value: dict[str, Any]) -> Event | None:
+        match name:
+            case "FrameProcessed":
+                return self._frame(value)
+            case "KeyframeAdded":
+                return self._keyframe(value)
+            case "EdgeAccepted":
+                return EdgeAccepted(edge=_edge(value["edge"]), frame_index=value["frame_index"])
+            case "EdgeRejected":
+                return EdgeRejected(**{**value, "kind": EdgeKind(value["kind"])})
+            case "GraphOptimized":
+                errors = {key: _number(value[key]) for key in ("error_before", "error_after")}
+                return GraphOptimized(
+                    frame_index=value["frame_index"], world_from_keyframe={}, cause=value["cause"], **errors
+                )
+            case "Initialized":
+                return Initialized(**{**value, "frame_indices": tuple(value["frame_indices"])})
+            case "ScaleUnobservable":
+                return ScaleUnobservable(**value)
+            case "EstimateRefused":
+                return EstimateRefused(**value)
+            case "TrackingLost":
+                return TrackingLost(**value)
+            case "Relocalized":
+                return Relocalized(**value)
+            case "FrameLocalizedLater":
+                return FrameLocalizedLater(**value)
+            case "FrameNotLocalized":
+                return FrameNotLocalized(**value)
+            case "FramesSkipped":
+                return FramesSkipped(**value)
+            case "ScaleSet":
+                return ScaleSet(**value)
+        return None  # an event of a newer version
+
+    def _frame(self, value: dict[str, Any]) -> FrameProcessed:
+        index, timestamp_ns = value["frame"]["index"], value["frame"]["timestamp_ns"]
+        self.last_frame = max(self.last_frame, index)
+        self.index_at[timestamp_ns] = index
+        inlier_count, track_count = _counts(value["is_inlier"])
+        pose = value["world_from_cam"]
+        return FrameProcessed(
+            frame=Frame(index=index, timestamp_ns=timestamp_ns, image=self._image(index), camera=self._camera),
+            state=TrackingState(value["state"]),
+            reason=value["reason"],
+            world_from_cam=None if pose is None else self._similarity([*pose, 1.0]).rigid,
+            keyframe_id=value["keyframe_id"],
+            pixels=np.zeros((0, 2), np.float32),
+            track_ids=np.arange(track_count),
+            is_inlier=np.arange(track_count) < inlier_count,
+            depth=self._unit * _number(value["depth"]),
+            stage_ms=value["stage_ms"],
+        )
+
+    def _keyframe(self, value: dict[str, Any]) -> KeyframeAdded:
+        pose, keyframe = self._similarity(value["world_from_keyframe"]), value["keyframe"]
+        self.keyframe_at[keyframe["timestamp_ns"]] = keyframe["id"]
+        self.scale_of[keyframe["id"]] = pose.scale
+        return KeyframeAdded(
+            keyframe=Keyframe(
+                id=keyframe["id"],
+                frame_index=keyframe["frame_index"],
+                timestamp_ns=keyframe["timestamp_ns"],
+                camera=self._camera,
+                encoded=None,
+                descriptor=np.zeros(1, np.float32),
+                features=_NO_FEATURES,
+            ),
+            world_from_keyframe=pose,
+            reason=value["reason"],
+        )
+
+    def _similarity(self, numbers: list[float]) -> Similarity:
+        pose = _similarity(numbers)
+        return Similarity(pose.rotation, self._unit * pose.translation, self._unit * pose.scale)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(position, name, fields) of each event; an incomplete last line is skipped."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    value = json.loads(line)
+                    name = value.pop("event")
+                except (ValueError, AttributeError, KeyError, TypeError):
+                    if not line.endswith("\n"):
+                        return
+                    raise ReplayError(f"{path}, line {number}: not an event; expected what slam run wrote") from None
+                yield f"{path}, line {number}", name, value
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReplayError(f"{path}: cannot be read ({error})") from None
+
+
+def _similarity(numbers: list[float]) -> Similarity:
+    """From (x, y, z, quaternion x, y, z, w, scale), as in the log."""
+    return Similarity(rotation_from_quaternion_xyzw(numbers[3:7]), np.array(numbers[:3]), numbers[7])
+
+
+def _edge(value: dict[str, Any]) -> Edge:
+    known = {field.name for field in fields(Edge)}
+    plain = {key: item for key, item in value.items() if key in known}
+    return Edge(**{**plain, "i_from_j": _similarity(value["i_from_j"]), "kind": EdgeKind(value["kind"])})
+
+
+def _counts(is_inlier: Any) -> tuple[int, int]:
+    """(number of True, size) of a boolean array, of which the log contains these counts."""
+    return int(is_inlier["true"]), int(is_inlier["of"])
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _trajectory(path: Path) -> Trajectory:
+    """A trajectory from a file that may be missing or empty."""
+    no_poses: NDArray[np.float64] = np.zeros((0, 4, 4))
+    if not path.is_file():
+        return Trajectory(np.zeros(0, np.int64), no_poses)
+    has_poses = any(line.strip() and not line.startswith("#") for line in path.read_text("utf-8").splitlines())
+    return read_tum(path) if has_poses else Trajectory(np.zeros(0, np.int64), no_poses)

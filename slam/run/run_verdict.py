@@ -1,0 +1,48 @@
+"""Verdict on a finished run: collects the evidence for `slam.evaluation.verdict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slam.components.predictor_choice import RANDOM_WEIGHTS
+from slam.config.schema import SlamConfig
+from slam.evaluation.verdict import Evidence, Finding, Grade, Verdict, judge
+from slam.run.run_statistics import RunStatistics
+from slam.run.runner import RunOutcome
+
+
+def verdict_of(
+    outcome: RunOutcome, statistics: RunStatistics, config: SlamConfig, findings: Sequence[Finding] = ()
+) -> Verdict:
+    """Quality grade of a run, with reasons; `findings` are additional findings of the caller."""
+    lens = outcome.result.lens_evidence
+    random = config.predictor.random_weights
+    early = [Finding(Grade.PARTIAL, f"the run ended early: {failure.sentence}") for failure in outcome.failures[:1]]
+    evidence = Evidence(
+        frames=outcome.frames,
+        tracked=len(outcome.result.trajectory),
+        other_segments=tuple(len(segment) for segment in outcome.result.segments),
+        lost_times=len(statistics.lost),
+        lost_frames=statistics.lost_frames,
+        weak_frames=statistics.weak_frames,
+        overlay_share=statistics.overlay_share,
+        reprojection_px=outcome.result.reprojection_px,
+        noise_px=config.tracks.noise_px,
+        no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),
+        notes=(*early, *lens.findings, *findings),
+    )
+    return judge(evidence)
+
+
+def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
+    """Reason why the result is not usable; empty if it is."""
+    if len(outcome.result.trajectory) >= 2:
+        return ""
+    if statistics.start_map and statistics.found_in_map < 0 and not statistics.initialized:
+        return f"no frame was recognized in the map {statistics.start_map} (the last: {statistics.reason})"
+    if statistics.initialized:
+        return "the camera was lost right after the map was begun" + (
+            f" ({statistics.lost[-1].reason})" if statistics.lost else ""
+        )
+    why = f": {statistics.reason}" if statistics.reason else ""
+    return f"no map could be begun in {outcome.frames} frames{why}"

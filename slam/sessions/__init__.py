@@ -1,0 +1,1 @@
+"""Maps across sessions: storing, continuing, merging and scaling them to meters."""

@@ -1,0 +1,193 @@
+"""Metric scale of a finished run, from a measured distance or the beginning of the ground truth.
+
+The scale of monocular SLAM is unobservable from the images. A scale reference determines it; poses, keyframes and
+landmarks of the finished run are scaled by the same factor.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from relocalizer.errors import ConfigError, UserError
+from relocalizer.geometry import FloatArray, Similarity
+from slam.evaluation.alignment import MATCHES_NEEDED, associate, fit_similarity
+from slam.evaluation.trajectory import Trajectory
+from slam.result import SlamResult, Units
+
+EXPECTED = "frames:A:B=METRES (a known distance between two frames), or groundtruth:METRES (evaluation only)"
+MIN_DISTANCE = 1e-4  # minimum distance between two frames to determine the scale, as a fraction of the path's length
+MATCH_S = 0.02  # maximum time difference between a frame and its ground truth, seconds
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+
+
+class ScaleError(UserError):
+    """A scale reference that does not determine the scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDistance:
+    """Scale reference: the camera centers of two frames (indices in the source, from 0) are `meters` apart."""
+
+    frame_a: int
+    frame_b: int
+    meters: float
+
+    @property
+    def spec(self) -> str:
+        """The reference as an argument of `--scale-from`."""
+        return f"frames:{self.frame_a}:{self.frame_b}={self.meters:g}"
+
+    @property
+    def source(self) -> str:
+        """Source of the metric scale, in words."""
+        return f"{self.meters:g} m given between frames {self.frame_a} and {self.frame_b}"
+
+    def expect(self, ground_truth: Trajectory | None) -> None:
+        """Check that the source has the ground truth that this reference needs, which is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroundTruthPrefix:
+    """Scale reference: the first `meters` of the ground truth's path, so that errors after them are not fitted.
+
+    For evaluation only.
+    """
+
+    meters: float
+
+    @property
+    def spec(self) -> str:
+        """The reference as an argument of `--scale-from`."""
+        return f"groundtruth:{self.meters:g}"
+
+    @property
+    def source(self) -> str:
+        """Source of the metric scale, in words."""
+        return f"the first {self.meters:g} m of the ground truth, for evaluation only"
+
+    def expect(self, ground_truth: Trajectory | None) -> None:
+        """Check that the source has ground truth. Raises ScaleError otherwise."""
+        if ground_truth is None:
+            raise ScaleError(
+                f"--scale-from {self.spec}: this source has no ground truth; "
+                "expected a data set that brings one, or frames:A:B=METRES"
+            )
+
+
+ScaleReference = KnownDistance | GroundTruthPrefix
+
+
+def parse_scale_reference(text: str) -> ScaleReference | None:
+    """The scale reference given by the argument of `--scale-from`; None for an empty text.
+
+    Raises:
+        ConfigError: the text has none of the forms in `EXPECTED`, names a frame twice, or the distance is not positive.
+    """
+    if not text:
+        return None
+    reference: ScaleReference
+    if distance := re.fullmatch(rf"frames:([0-9]{{1,12}}):([0-9]{{1,12}})=({_NUMBER})", text):
+        reference = KnownDistance(int(distance[1]), int(distance[2]), float(distance[3]))
+        if reference.frame_a == reference.frame_b:
+            raise ConfigError(f"--scale-from {text}: names frame {reference.frame_a} twice; expected two frames")
+    elif prefix := re.fullmatch(rf"groundtruth:({_NUMBER})", text):
+        reference = GroundTruthPrefix(float(prefix[1]))
+    else:
+        raise ConfigError(f"--scale-from {text}: expected {EXPECTED}")
+    if not 0.0 < reference.meters < np.inf:
+        raise ConfigError(f"--scale-from {text}: expected a distance of more than 0 m")
+    return reference
+
+
+def in_meters(result: SlamResult, reference: ScaleReference, ground_truth: Trajectory | None) -> SlamResult:
+    """The result with lengths in meters; its graph is scaled in place, so a map saved afterwards is metric too.
+
+    Only the largest segment becomes metric: the scales of all other segments are unrelated to it.
+
+    Raises:
+        ScaleError: the frames have no pose, are in different segments or at one place, or the ground truth is
+            missing or too short.
+        ValueError: the units of the graph are not those of the result, because it was scaled before.
+    """
+    match reference:
+        case KnownDistance():
+            meters_per_unit = reference.meters / _distance(result, reference)
+        case GroundTruthPrefix():
+            meters_per_unit = _scale_of_prefix(result.trajectory, reference, ground_truth)
+    name = "meters" if result.segment in result.graph.metric else "map units"
+    if name != result.units.name:
+        raise ValueError(f"in_meters: the result is in {result.units.name}, but its graph is in {name}")
+    scaling = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
+    result.graph.scale_to_meters(result.segment, meters_per_unit, reference.source)
+    return replace(
+        result,
+        trajectory=result.trajectory.transformed(scaling),
+        keyframe_trajectory=result.keyframe_trajectory.transformed(scaling),
+        online=result.online.transformed(scaling),
+        landmark_points=scaling.apply(result.landmark_points),
+        units=Units("meters", reference.source, meters_per_unit),
+    )
+
+
+def _distance(result: SlamResult, reference: KnownDistance) -> float:
+    """Distance between the camera centers of the two frames, map units."""
+    a, b = (_position(result, frame, reference) for frame in (reference.frame_a, reference.frame_b))
+    distance = float(np.linalg.norm(b - a))
+    if distance <= MIN_DISTANCE * result.trajectory.length:
+        raise ScaleError(
+            f"--scale-from {reference.spec}: frames {reference.frame_a} and {reference.frame_b} are at one place in "
+            "the map; name two that the camera moved between"
+        )
+    return distance
+
+
+def _position(result: SlamResult, frame: int, reference: KnownDistance) -> FloatArray:
+    """Camera center (3,) of a frame, map units. Raises ScaleError if it has no pose in the largest segment."""
+    row = np.flatnonzero(result.frame_indices == frame)
+    if len(row):
+        return np.asarray(result.trajectory.positions[row[0]])
+    for n, indices in enumerate(result.segment_frame_indices, start=2):
+        if frame in indices:
+            raise ScaleError(
+                f"--scale-from {reference.spec}: frame {frame} is in part {n} of the map, which nothing ties to "
+                f"the first; {_choice(result)}"
+            )
+    raise ScaleError(f"--scale-from {reference.spec}: frame {frame} has no pose; {_choice(result)}")
+
+
+def _choice(result: SlamResult) -> str:
+    """The frames to choose from, for an error message."""
+    indices = result.frame_indices
+    if len(indices) == 0:
+        return "no frame has one"
+    return f"name two of the {len(indices)} frames from {indices[0]} to {indices[-1]} that have one in the first part"
+
+
+def _scale_of_prefix(estimate: Trajectory, reference: GroundTruthPrefix, truth: Trajectory | None) -> float:
+    """Meters per map unit, by the similarity between the beginnings of both paths."""
+    reference.expect(truth)
+    assert truth is not None
+    if not truth.has_times:
+        raise ScaleError(
+            f"--scale-from {reference.spec}: the ground truth has no times, so nothing tells which of its poses "
+            "belong to which frames"
+        )
+    i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)
+    if len(i) < MATCHES_NEEDED:
+        raise ScaleError(f"--scale-from {reference.spec}: {len(i)} poses have a ground truth, {MATCHES_NEEDED} needed")
+    lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(truth.positions[j], axis=0), axis=1))])
+    if lengths[-1] < reference.meters:
+        raise ScaleError(
+            f"--scale-from {reference.spec}: the ground truth of the tracked frames is {lengths[-1]:.3g} m long; "
+            "give a smaller number"
+        )
+    count = max(MATCHES_NEEDED, 1 + int(np.searchsorted(lengths, reference.meters)))
+    truth_from_map = fit_similarity(truth.world_from_cam[j[:count]], estimate.world_from_cam[i[:count]])
+    if truth_from_map is None:
+        raise ScaleError(
+            f"--scale-from {reference.spec}: the map does not move as the ground truth does there; give a larger number"
+        )
+    return truth_from_map.scale

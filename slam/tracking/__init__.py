@@ -1,0 +1,1 @@
+"""Tracking: KLT, frame pose, keyframe policy, initialization, rotation-only tracking."""

@@ -1,0 +1,92 @@
+"""Decision whether a frame becomes a keyframe."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.absolute_pose import rotate_pixels
+from relocalizer.camera import Camera
+from relocalizer.geometry import FloatArray, rotation_angle
+from slam.config.schema import KeyframesConfig
+from slam.map.tracks import Tracks
+
+MAX_PUT_OFF = (
+    5  # maximum number of successive blurred frames that are skipped; a blurred keyframe is better than a loss
+)
+
+
+class KeyframePolicy:
+    """Inserts a keyframe on parallax, lost landmarks or rotation; motion blur postpones it by a few frames."""
+
+    def __init__(self, config: KeyframesConfig) -> None:
+        self._config = config
+        self._recent_sharpness: deque[float] = deque(maxlen=30)
+        self._put_off = 0
+
+    def is_blurred(self, sharpness: float) -> bool:
+        """Whether a frame is much less sharp than the recent frames; then adds it to the recent frames."""
+        recent = self._recent_sharpness
+        blurred = len(recent) >= 5 and sharpness < self._config.blur_ratio * float(np.median(recent))
+        recent.append(sharpness)
+        return blurred
+
+    def reason_to_keep(
+        self,
+        *,
+        seen: Tracks,
+        in_keyframe: Tracks,
+        camera: Camera,
+        keyframe_from_frame_rotation: FloatArray,
+        frames_since: int,
+        blurred: bool,
+    ) -> str:
+        """Why this frame should be inserted as a keyframe, as a sentence; empty if not.
+
+        Args:
+            seen: inlier landmarks of the frame's pose.
+            in_keyframe: landmarks observed by the reference keyframe.
+        """
+        reason = self._criterion(seen, in_keyframe, camera, keyframe_from_frame_rotation, frames_since)
+        if reason and blurred and self._put_off < MAX_PUT_OFF:
+            self._put_off += 1
+            return ""
+        if reason:
+            self._put_off = 0
+        return reason
+
+    def _criterion(
+        self, seen: Tracks, in_keyframe: Tracks, camera: Camera, rotation: FloatArray, frames_since: int
+    ) -> str:
+        config = self._config
+        if frames_since < config.min_gap:
+            return ""
+        before, now = common_pixels(in_keyframe, seen)
+        survival = len(before) / max(len(in_keyframe), 1)
+        if survival < config.min_survival:
+            return f"{survival:.0%} of the keyframe's landmarks are left (limit {config.min_survival:.0%})"
+        turned = float(np.degrees(rotation_angle(rotation)))
+        if turned > config.rotation_deg:
+            return f"turned by {turned:.1f} deg (limit {config.rotation_deg:g})"
+        parallax = median_parallax_px(before, now, camera, rotation)
+        if parallax > config.parallax_px:
+            return f"parallax {parallax:.1f} px (limit {config.parallax_px:g})"
+        return ""
+
+
+def common_pixels(a: Tracks, b: Tracks) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels (N, 2) in a and in b of their common tracks, in order of id."""
+    _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    return a.pixels[in_a], b.pixels[in_b]
+
+
+def median_parallax_px(
+    before: NDArray[np.float32], now: NDArray[np.float32], camera: Camera, before_from_now_rotation: FloatArray
+) -> float:
+    """Median rotation-compensated motion of the points, pixels; 0 without points."""
+    if len(before) == 0:
+        return 0.0
+    turned_back = rotate_pixels(now, camera, before_from_now_rotation)
+    return float(np.median(np.linalg.norm(turned_back - before, axis=1)))

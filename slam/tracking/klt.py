@@ -1,0 +1,124 @@
+"""KLT tracks: points followed from image to image, and the choice of new points to follow.
+
+A track is an id and a pixel, without depth or pose; `slam.map.landmarks` holds the triangulated positions.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.config import FeaturesConfig
+from relocalizer.features import LocalFeatures, detect_features
+from relocalizer.images import Image, to_gray
+from slam.config.schema import TracksConfig
+from slam.map.tracks import Pixels
+
+
+class PointTracker(Protocol):
+    """Detects points and follows them. Works on gray images (H, W) uint8."""
+
+    def gray(self, image: Image) -> Image: ...
+
+    def detect(self, gray: Image) -> LocalFeatures: ...
+
+    def follow(self, before: Image, after: Image, pixels: Pixels, guess: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Pixels (N, 2) in `after` of the points at `pixels` (N, 2) in `before`, and a mask (N,) of those found.
+
+        `guess` (N, 2) is the start of the search.
+        """
+        ...
+
+    def sharpness(self, gray: Image) -> float:
+        """Measure that is larger for sharper images; comparable only between images of one stream."""
+        ...
+
+
+class KltTracker:
+    """Pyramidal Lucas-Kanade with a forward-backward check.
+
+    Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker", 2001;
+    Kalal et al., "Forward-backward error", ICPR 2010.
+    """
+
+    def __init__(self, config: TracksConfig, features: FeaturesConfig, mask: NDArray[np.uint8] | None = None) -> None:
+        """`mask` (H, W): points are detected and followed only where it is not zero."""
+        self._config = config
+        self._features = features
+        self._mask = mask
+
+    def gray(self, image: Image) -> Image:
+        return to_gray(image)
+
+    def detect(self, gray: Image) -> LocalFeatures:
+        return detect_features(gray, self._features, self._mask)
+
+    def follow(self, before: Image, after: Image, pixels: Pixels, guess: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:
+        if len(pixels) == 0:
+            return pixels.copy(), np.zeros(0, bool)
+        start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 1, 2)
+        first = np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2)
+        found, status = self._flow(before, after, start, first)
+        back, back_status = self._flow(after, before, found, start)
+        moved = np.linalg.norm((back - start).reshape(-1, 2), axis=1)
+        height, width = after.shape
+        pixels_found = found.reshape(-1, 2)
+        inside = ((pixels_found >= 1) & (pixels_found <= (width - 2, height - 2))).all(axis=1)
+        ok = (status.ravel() == 1) & (back_status.ravel() == 1) & (moved < self._config.forward_backward_px) & inside
+        return pixels_found, ok if self._mask is None else ok & self._is_unmasked(pixels_found, self._mask)
+
+    @staticmethod
+    def _is_unmasked(pixels: Pixels, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Mask (N,) of the pixels (N, 2) where the image mask is not zero."""
+        height, width = mask.shape
+        x, y = np.rint(np.nan_to_num(pixels)).T
+        values = mask[np.clip(y, 0, height - 1).astype(int), np.clip(x, 0, width - 1).astype(int)]
+        return np.asarray(values > 0)
+
+    def _flow(
+        self, before: Image, after: Image, start: NDArray[np.float32], guess: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Points (N, 1, 2) in `after`, searched from a guess, and a status (N, 1): 1 where found."""
+        config = self._config
+        found, status, _ = cv2.calcOpticalFlowPyrLK(
+            before,
+            after,
+            start,
+            guess.copy(),
+            winSize=(config.window_px, config.window_px),
+            maxLevel=config.pyramid_levels - 1,
+            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
+            flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+            minEigThreshold=1e-4,
+        )
+        return np.asarray(found, dtype=np.float32), np.asarray(status, dtype=np.uint8)
+
+    def sharpness(self, gray: Image) -> float:
+        """Variance of the Laplacian at half resolution, which attenuates noise but not motion blur."""
+        half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        return float(cv2.Laplacian(half, cv2.CV_32F).var())
+
+
+def choose_new(
+    features: LocalFeatures, taken: Pixels, *, count: int, min_distance_px: float, size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Indices of at most `count` features, strongest first, none within `min_distance_px` of a pixel in `taken`.
+
+    `size` is (width, height) of the image.
+    """
+    width, height = size
+    free = np.full((height, width), 255, np.uint8)
+    radius = max(1, round(min_distance_px))
+    for x, y in np.rint(taken).astype(int):
+        cv2.circle(free, (int(x), int(y)), radius, 0, -1)
+    chosen: list[int] = []
+    for k, (x, y) in enumerate(np.rint(features.pixels).astype(int)):
+        if len(chosen) >= count:
+            break
+        if 0 <= x < width and 0 <= y < height and free[y, x]:
+            chosen.append(k)
+            cv2.circle(free, (int(x), int(y)), radius, 0, -1)
+    return np.array(chosen, dtype=np.int64)

@@ -1,0 +1,70 @@
+"""Published sequences through the whole pipeline, where they are; the long ones with -m slow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from slam.config.schema import InputConfig, SlamConfig
+from slam.evaluation.metrics import evaluate
+from slam.evaluation.trajectory import Trajectory
+from slam.evaluation.trajectory_files import read_tum
+from slam.events import Event
+from slam.input.open_source import open_source
+from slam.run.runner import RunOutcome, run
+from slam.system import Slam
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ROOT / "sequences" / "room_loop"
+SEQUENCES = os.environ.get("SLAM_SEQUENCES")
+needs_sequences = pytest.mark.skipif(
+    not SEQUENCES, reason="SLAM_SEQUENCES does not name the folder of published sequences"
+)
+
+
+def play(folder: Path, *, max_frames: int | None = None, seed: int = 0) -> tuple[RunOutcome, list[Event]]:
+    events: list[Event] = []
+    config = SlamConfig(seed=seed)
+    source = open_source(str(folder), config=InputConfig(), max_frames=max_frames)
+    slam = Slam.create(config, observers=[events.append])
+    return run(source, slam), events
+
+
+def ate(trajectory: Trajectory, folder: Path) -> float:
+    return evaluate(trajectory, read_tum(folder / "groundtruth.txt")).ate_sim3.rmse
+
+
+@needs_sequences
+@pytest.mark.parametrize(
+    ("name", "limit", "coverage"),
+    [
+        pytest.param("7scenes_redkitchen_seq01", 0.05, 0.95, marks=pytest.mark.slow),
+        ("tum_fr3_teddy_200", 0.05, 0.95),
+        ("strecha_fountain_p11", 0.05, 1.0),
+    ],
+)
+def test_published_sequences_are_followed(name, limit, coverage):
+    folder = Path(str(SEQUENCES)) / name
+    outcome, _ = play(folder)
+    assert len(outcome.result.trajectory) >= coverage * outcome.frames
+    assert ate(outcome.result.trajectory, folder) <= limit
+
+
+@needs_sequences
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fox_instant_ngp",
+        pytest.param("rtabmap_corridor_loop", marks=pytest.mark.slow),
+        pytest.param("kitti07_first160", marks=pytest.mark.slow),
+    ],
+)
+def test_hard_sequences_run_to_the_end_and_every_lost_frame_has_a_reason(name):
+    outcome, events = play(Path(str(SEQUENCES)) / name)
+    from slam.events import FrameProcessed
+
+    frames = [e for e in events if isinstance(e, FrameProcessed)]
+    assert len(frames) == outcome.frames
+    assert all(e.reason for e in frames if e.world_from_cam is None)
