@@ -166,6 +166,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     """The run itself; gives the exit code."""
     from slam.components import predictor_choice
     from slam.input.open_source import open_source
+    from slam.run.calibration_pass import calibrate_first
     from slam.run.recorded_run import RunRecorder, RunRequest
     from slam.run.run_folder import next_run_folder
     from slam.sessions.metric_scale import parse_scale_reference
@@ -179,7 +180,12 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
+    calibration = None
+    if start_map is None:
+        frames, calibration = calibrate_first(frames, config)
     introduce(request.say, config, frames, choice)
+    if calibration is not None and not calibration.is_used:  # the description of the source states one that is used
+        request.say(calibration.sentence)
     if anchor is not None:
         anchor.expect(frames.ground_truth)
         request.say(f"scale: {anchor.source}")
@@ -196,6 +202,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
                 start_map=start_map,
                 map_name=str(request.map or ""),
                 localize_only=request.localize_only,
+                calibration=calibration,
             )
         )
         return _record(request, recorder, frames)

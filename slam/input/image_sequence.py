@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from relocalizer.errors import SequenceError
@@ -27,6 +28,7 @@ class ImageSequence:
         self._index = index
         self._frames = frames
         self._rectifier = rectifier
+        self._sizes = sizes
         self._other_sizes = sizes.others(sizes.most_common)
         self.name = plain(index.name)
         self.description = plain("; ".join([index.description, rectifier.note, *sizes.notes(sizes.most_common)]))
@@ -46,6 +48,25 @@ class ImageSequence:
                 self.skipped.append((path.name, str(error)))
                 continue
             yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
+
+    @property
+    def can_be_reread(self) -> bool:
+        return True
+
+    @contextmanager
+    def random_access(self) -> Iterator[Callable[[int], Image | None]]:
+        """A reader of single images by their position; None if unreadable."""
+        yield self._read_at
+
+    def with_calibration(self, calibration: GivenCamera) -> ImageSequence:
+        """The same images read as images of another camera."""
+        return ImageSequence(self._index, self._frames, self._rectifier.with_calibration(calibration), self._sizes)
+
+    def _read_at(self, position: int) -> Image | None:
+        try:
+            return self._read(self._index.image_paths[self._frames[position]])
+        except SequenceError:  # iteration reports it
+            return None
 
     def _read(self, path: Path) -> Image:
         if path in self._other_sizes:  # Rejected before decoding, because it may be huge.

@@ -12,7 +12,7 @@ from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.self_calibration import PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
+from relocalizer.self_calibration import KNOWN_SIGMA, PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import LensEvidence, LensState
 
@@ -22,6 +22,8 @@ FEW_KEYFRAMES = 12  # up to which neighbors are related too
 MATCH_RATIO = 0.8
 # Half the diagonal's share by which a calibration may leave the corners wrong; 0.013 in KITTI, 0.018 in 7-Scenes.
 LEFT_BY_CALIBRATIONS = 0.025
+# Difference of two estimates of a focal length at which one of them must be wrong, standard deviations.
+DISAGREEMENT_SIGMAS = 4.0
 CONTRADICTION, CONTRADICTION_SIGMAS = 0.04, 4.0  # of a given focal length, for a footage to contradict it
 
 
@@ -54,30 +56,46 @@ def _matched(first: Keyframe, second: Keyframe) -> ViewPair:
     )
 
 
-def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
-    """Of a camera that was assumed: what the footage tells is taken, as far as it is told."""
+def examine_assumed(pairs: Sequence[ViewPair], camera: Camera, *, prior_sigma: float = PRIOR_SIGMA) -> LensFinding:
+    """Of a camera that was assumed: what the footage tells is taken, as far as it is told.
+
+    Args:
+        prior_sigma: standard deviation of the logarithm of the camera's focal length. One below the default is that of
+            an earlier estimate from the same footage.
+    """
     found = SelfCalibration(pairs, camera).estimate()
     if not isinstance(found, FocalEstimate):
-        return LensFinding(LensEvidence(LensState.GUESS, reason=found.reason))
+        return _keeping(prior_sigma, found.reason)
     if found.change is not None or found.flaw:
         reason = found.flaw or "the focal length changes along the footage"
         return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
+    if abs(np.log(found.focal_px / camera.mean_focal)) > DISAGREEMENT_SIGMAS * np.hypot(found.sigma, prior_sigma):
+        prior_sigma = PRIOR_SIGMA  # one of both is wrong, and this one is of chosen images
     # An assumption is evidence too, if weak: the more so the less the footage says.
-    weight = 1.0 / (1.0 + (found.sigma / PRIOR_SIGMA) ** 2)
+    weight = 1.0 / (1.0 + (found.sigma / prior_sigma) ** 2)
     ratio = float((found.focal_px / camera.mean_focal) ** weight)
-    sigma = float(found.sigma * np.sqrt(weight))
-    evidence = LensEvidence(
-        LensState.KNOWN if found.is_known else LensState.GUESS, ratio, sigma, reason=found.rejection
-    )  # fmt: skip
-    return LensFinding(evidence, _step(found, camera, ratio), found.distortion.is_significant)
+    # Two estimates from the same footage are not independent, so together they are no better than the better one.
+    sigma = float(found.sigma * np.sqrt(weight)) if prior_sigma == PRIOR_SIGMA else min(found.sigma, prior_sigma)
+    is_known = found.is_known or sigma <= KNOWN_SIGMA
+    reason = "" if is_known else found.rejection
+    evidence = LensEvidence(LensState.KNOWN if is_known else LensState.GUESS, ratio, sigma, reason=reason)
+    step = _step(found, camera, ratio, is_guess=not is_known)
+    return LensFinding(evidence, step, found.distortion.is_significant)
 
 
-def _step(found: FocalEstimate, camera: Camera, ratio: float) -> CorrectionStep:
+def _keeping(prior_sigma: float, reason: str) -> LensFinding:
+    """The finding where the footage gives no estimate: the camera stays, known if it was known before."""
+    if prior_sigma >= PRIOR_SIGMA:
+        return LensFinding(LensEvidence(LensState.GUESS, reason=reason))
+    return LensFinding(LensEvidence.before_run(prior_sigma, reason))
+
+
+def _step(found: FocalEstimate, camera: Camera, ratio: float, *, is_guess: bool) -> CorrectionStep:
     radial = (0.0, 0.0)
     if found.distortion.is_clear:
         distorted_pixels = found.distortion
         radial = radial_of(distorted_pixels.division, distorted_pixels.division_r4, camera.refocused((ratio, ratio)))
-    return CorrectionStep((ratio, ratio), radial, is_guess=not found.is_known)
+    return CorrectionStep((ratio, ratio), radial, is_guess=is_guess)
 
 
 def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: bool = False) -> LensFinding:
