@@ -180,12 +180,9 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
-    calibration = None
-    if start_map is None:
-        frames, calibration = calibrate_first(frames, config)
-    introduce(request.say, config, frames, choice)
-    if calibration is not None and not calibration.is_used:  # the description of the source states one that is used
-        request.say(calibration.sentence)
+    # A map is continued with the camera that it was made with.
+    frames, calibration = (frames, None) if start_map is not None else calibrate_first(frames, config)
+    introduce(request.say, config, frames, choice, calibration)
     if anchor is not None:
         anchor.expect(frames.ground_truth)
         request.say(f"scale: {anchor.source}")

@@ -29,7 +29,8 @@ from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import MATCH_RATIO, examine_assumed
 from slam.system import Slam
 
-GROUPS = 12  # number of groups of images
+# Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
+IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 8, 16
 OFFSETS = (0, 1, 3)  # positions of the images of a group, gaps; their pairs are 1, 2 and 3 gaps apart
 MAX_GAP = 64  # maximum gap between two images of a group, images
 MAX_TRIALS = 6  # maximum number of gaps tried in a group
@@ -130,6 +131,8 @@ def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
 
 def sampled_pairs(source: RereadableSource, length: int, config: FeaturesConfig) -> list[ViewPair]:
     """Matched pairs of images in groups spread evenly over the footage."""
+    if length < 2:
+        return []
     with source.random_access() as read:
         groups = _Groups(_Images(read, config, source.mask), length, max(source.camera.width, source.camera.height))
         return groups.pairs()
@@ -172,7 +175,7 @@ class _Groups:
         self._gap = 1
 
     def pairs(self) -> list[ViewPair]:
-        count = min(GROUPS, self._length)
+        count = int(np.clip(self._length // IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS))
         pairs: dict[tuple[int, int], ViewPair] = {}
         for number in range(count):
             span = OFFSETS[-1] * self._gap
