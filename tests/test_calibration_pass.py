@@ -7,9 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags
+from PIL import Image as pillow
 
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray
+from relocalizer.image_headers import focal_length_35mm
 from relocalizer.images import Image
 from slam.cli.text_tables import summary_rows
 from slam.config.schema import InputConfig, SlamConfig
@@ -209,3 +212,28 @@ def test_a_run_begins_with_the_estimate_and_reports_it(walk: Path, tmp_path: Pat
 def test_a_run_that_learns_nothing_more_keeps_what_was_known_before() -> None:
     assert LensEvidence.before_run(0.02, "one plane") == LensEvidence(LensState.KNOWN, 1.0, 0.02)
     assert LensEvidence.before_run(0.08, "one plane") == LensEvidence(LensState.GUESS, 1.0, 0.08, "one plane")
+
+
+# The Exif data
+
+
+def test_the_focal_length_in_the_exif_data_is_the_assumption(tmp_path: Path) -> None:
+    exif = pillow.Exif()
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.FocalLengthIn35mmFilm: 26}
+    for number in range(2):
+        pillow.new("RGB", (400, 300), (90, 90, 90)).save(tmp_path / f"{number}.jpg", exif=exif)
+    source = open_source(tmp_path)
+    assert source.camera.mean_focal == pytest.approx(26 / 43.27 * 500, rel=1e-6)
+    assert source.camera.assumed
+    assert "focal length 300 px assumed from the Exif data (26 mm for 35 mm film)" in source.description
+    assert open_source(tmp_path, config=InputConfig(calibrate_first=False)).camera.mean_focal == pytest.approx(
+        346.4, abs=0.1
+    )
+
+
+@pytest.mark.parametrize("value", [0, 5000])
+def test_an_implausible_focal_length_in_the_exif_data_is_ignored(value: int, tmp_path: Path) -> None:
+    exif = pillow.Exif()
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.FocalLengthIn35mmFilm: value}
+    pillow.new("RGB", (64, 48)).save(tmp_path / "0.jpg", exif=exif)
+    assert focal_length_35mm(tmp_path / "0.jpg") is None

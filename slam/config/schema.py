@@ -19,7 +19,8 @@ class InputConfig(Section):
     calibrate_first: bool = Field(
         True,
         description="Estimate the focal length and distortion of a video file or folder without a camera from image "
-        "pairs before the run; false begins with assumed_fov_deg.",
+        "pairs before the run, with the focal length in the Exif data as the assumption; false begins with "
+        "assumed_fov_deg.",
     )
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."

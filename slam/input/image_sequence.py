@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
+from relocalizer.image_headers import focal_length_35mm
 from relocalizer.images import Image, read_image
 from slam.config.schema import InputConfig
 from slam.input.frame_source import Selection
 from slam.input.image_sizes import ImageSizes, first_readable
-from slam.input.rectification import CameraHint, GivenCamera, Rectifier
+from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier
 from slam.input.sequence_index import SequenceIndex
 from slam.map.frames import Frame
 from slam.plain_text import plain
+
+FILM_DIAGONAL_MM = 43.27  # diagonal of an image on 35 mm film, millimeters
 
 
 class ImageSequence:
@@ -91,4 +97,21 @@ def open_images(
         calibration = GivenCamera(index.camera, index.camera_source, index.ignored)
     sizes = ImageSizes.of([index.image_paths[k] for k in frames])
     height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
+    if calibration is None or (isinstance(calibration, MapCameras) and calibration.of(width, height) is None):
+        calibration = _stated_in(index.image_paths[frames[0]], width, height, config) or calibration
     return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes)
+
+
+def _stated_in(path: Path, width: int, height: int, config: InputConfig) -> GivenCamera | None:
+    """An assumed camera with the focal length in the Exif block of an image; None without one.
+
+    The focal length for 35 mm film refers to the image's diagonal (CIPA DCG-001).
+    """
+    equivalent_mm = focal_length_35mm(path) if config.calibrate_first else None
+    if equivalent_mm is None:
+        return None
+    focal_px = equivalent_mm / FILM_DIAGONAL_MM * math.hypot(width, height)
+    camera = replace(Camera.assume(width, height, fov_deg=config.assumed_fov_deg), fx=focal_px, fy=focal_px)
+    return GivenCamera(
+        camera, f"focal length {focal_px:.0f} px assumed from the Exif data ({equivalent_mm:g} mm for 35 mm film)"
+    )

@@ -139,11 +139,9 @@ def _camera_of_images(width: int, height: int, calibration: CameraHint | None, f
         )
     camera, source = calibration.camera, calibration.source
     expect_plausible(camera, source)
-    if camera.assumed:
-        return camera.resized(width, height), f"{size}, no camera given; {source}"
     short = Path(source).name
     if (camera.width, camera.height) == (width, height):
-        return camera, f"{size}, camera of {short}"
+        return camera, f"{size}, no camera given; {source}" if camera.assumed else f"{size}, camera of {short}"
     calibrated = f"{camera.width}x{camera.height}"
     if is_in_proportion(camera, width, height):
         return camera.resized(width, height), f"{size}, camera of {short}, scaled from {calibrated}"
