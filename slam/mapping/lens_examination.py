@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -66,9 +66,13 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera, *, prior_sigma: f
     found = SelfCalibration(pairs, camera).estimate()
     if not isinstance(found, FocalEstimate):
         return _keeping(prior_sigma, found.reason)
-    if found.change is not None or found.flaw:
+    if found.change is not None:
         reason = found.flaw or "the focal length changes along the footage"
         return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
+    if found.flaw:
+        return LensFinding(
+            replace(_keeping(prior_sigma, found.flaw).evidence, state=LensState.GUESS, reason=found.flaw)
+        )
     if abs(np.log(found.focal_px / camera.mean_focal)) > DISAGREEMENT_SIGMAS * np.hypot(found.sigma, prior_sigma):
         prior_sigma = PRIOR_SIGMA  # one of both is wrong, and this one is of chosen images
     # An assumption is evidence too, if weak: the more so the less the footage says.

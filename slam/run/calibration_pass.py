@@ -30,7 +30,7 @@ from slam.mapping.lens_examination import MATCH_RATIO, examine_assumed
 from slam.system import Slam
 
 # Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
-IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 8, 16
+IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 12, 16
 OFFSETS = (0, 1, 3)  # positions of the images of a group, gaps; their pairs are 1, 2 and 3 gaps apart
 MAX_GAP = 64  # maximum gap between two images of a group, images
 MAX_TRIALS = 6  # maximum number of gaps tried in a group
