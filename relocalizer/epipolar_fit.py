@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -337,3 +338,18 @@ def _tangents(direction: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _skew(v: FloatArray) -> FloatArray:
     """[v]x (P, 3, 3) of vectors (P, 3)."""
     return np.asarray(np.einsum("kij,pk->pij", _GENERATORS, v))
+
+
+def fundamental_matrix(x: FloatArray, y: FloatArray, *, max_px: float) -> tuple[FloatArray, NDArray[np.int64]] | None:
+    """The fundamental matrix (3, 3) of matched pixels (N, 2) and the indices of its inliers; None without one.
+
+    Args:
+        max_px: maximum distance of an inlier from its epipolar lines, pixels.
+    """
+    try:
+        F, mask = cv2.findFundamentalMat(x, y, cv2.USAC_MAGSAC, max_px, 0.999, 2000)
+    except cv2.error:  # OpenCV 5 fails on an assertion when every sample is degenerate, as on a plane
+        return None
+    if F is None or F.shape != (3, 3):
+        return None
+    return np.asarray(F, dtype=np.float64), np.flatnonzero(mask.ravel())

@@ -1,4 +1,4 @@
-"""The size of an image from the header of its file, without decoding it."""
+"""The size and the focal length of an image from the header of its file, without decoding it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import ExifTags
 from PIL import Image as pillow
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+FOCAL_LENGTHS_MM = (10.0, 150.0)  # range of plausible focal lengths for 35 mm film, millimeters
 TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
 
 
@@ -26,6 +27,21 @@ def image_size(path: Path) -> tuple[int, int] | None:
     # Pillow raises these for damaged headers.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
         return None
+
+
+def focal_length_35mm(path: Path) -> float | None:
+    """The focal length for 35 mm film in the Exif block of an image, millimeters; None without a plausible one."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with _of_any_size(), pillow.open(path) as image:
+            exif = pillow.Exif()
+            exif.load(image.info.get("exif", b""))
+            value = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0.0))
+    # Pillow raises these for damaged headers.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+        return None
+    return value if FOCAL_LENGTHS_MM[0] <= value <= FOCAL_LENGTHS_MM[1] else None
 
 
 @contextmanager

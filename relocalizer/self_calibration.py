@@ -37,6 +37,7 @@ from relocalizer.epipolar_fit import (
     best_of,
     fit_poses,
     fundamental_distances,
+    fundamental_matrix,
     influence,
     poses_of_fundamental,
     refine_lens,
@@ -247,13 +248,13 @@ class SelfCalibration:
         if len(x) < _MIN_MATCHES:
             return None
         pixels_x, pixels_y = (np.asarray(undistorted(points, lens) * self._unit) for points in (x, y))
-        F, mask = cv2.findFundamentalMat(pixels_x, pixels_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, 0.999, 2000)
-        if F is None or F.shape != (3, 3):
+        found = fundamental_matrix(pixels_x, pixels_y, max_px=_EPIPOLAR_PX)
+        if found is None:
             return None
-        rows = np.flatnonzero(mask.ravel())
+        F, rows = found
         if len(rows) < max(_MIN_MATCHES, _MIN_INLIER_RATIO * len(x)):
             return None
-        return _Matches(x[rows], y[rows], np.asarray(F, dtype=np.float64), pixels_x[rows], pixels_y[rows])
+        return _Matches(x[rows], y[rows], F, pixels_x[rows], pixels_y[rows])
 
     # --- the search ------------------------------------------------------------------------------------
 

@@ -201,6 +201,13 @@ class Slam:
         self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
         self._log.keep_frames_of(self._map.graph.keyframes)
 
+    def set_focal_sigma(self, sigma: float) -> None:
+        """State how well the assumed focal length of the frames is known: the standard deviation of its logarithm.
+
+        Without it the focal length counts as assumed from the size of the images alone.
+        """
+        self._map.assumed_focal_sigma = sigma
+
     def publish(self, event: Event) -> None:
         """Publish an event from outside the system to the observers."""
         self._events.publish(event)

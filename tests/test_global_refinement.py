@@ -35,6 +35,7 @@ class CountingMapper:
         )
         self.lenses: dict[int, IntrinsicsCorrection] = {}
         self.lens_evidence: dict[int, LensEvidence] = {}
+        self.assumed_focal_sigma: float | None = None
         self.steps: list[tuple[int, CorrectionStep]] = []
         self.refined: list[int] = []
         self.calibrated: list[tuple[int, IntrinsicsPrior]] = []

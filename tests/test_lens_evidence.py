@@ -72,6 +72,34 @@ def test_where_nothing_is_told_what_was_assumed_stays_a_guess(found, reason, foo
     assert finding.step.is_nothing
 
 
+def test_an_estimate_before_the_run_is_the_prior_of_that_at_its_end(footage):
+    footage(estimate(1.1 * ASSUMED.mean_focal, sigma=0.06))
+    finding = examine_assumed([], ASSUMED, prior_sigma=0.02)
+    assert finding.evidence.state is LensState.KNOWN
+    assert finding.evidence.focal_sigma == 0.02  # of the same footage, so not better than the better one
+    assert finding.evidence.focal_ratio == pytest.approx(1.1**0.1)
+
+
+def test_estimates_that_contradict_each_other_leave_that_of_the_keyframes(footage):
+    footage(estimate(1.3 * ASSUMED.mean_focal, sigma=0.01))
+    assert examine_assumed([], ASSUMED, prior_sigma=0.02).evidence.focal_ratio == pytest.approx(1.3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("found", "sigma", "state"),
+    [
+        (NotDetermined("one plane"), 0.02, LensState.KNOWN),
+        (NotDetermined("one plane"), 0.08, LensState.GUESS),
+        (estimate(460.0, flaw="no focal length explains it"), 0.02, LensState.GUESS),
+    ],
+)
+def test_a_run_that_determines_nothing_keeps_the_estimate_before_it(found, sigma, state, footage):
+    footage(found)
+    finding = examine_assumed([], ASSUMED, prior_sigma=sigma)
+    assert (finding.evidence.state, finding.evidence.focal_sigma) == (state, sigma)
+    assert finding.step.is_nothing
+
+
 # A given camera
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -103,6 +104,14 @@ def test_few_images_determine_nothing():
 def test_matches_that_are_none_determine_nothing(rng):
     pairs = [ViewPair(n, n + 1, *rng.uniform(0, 480, (2, 80, 2))) for n in range(8)]
     assert isinstance(SelfCalibration(pairs, ASSUMED).estimate(), NotDetermined)
+
+
+def test_pairs_on_which_opencv_fails_determine_nothing(monkeypatch):
+    def fail(*_):
+        raise cv2.error("(-215:Assertion failed) !model.empty() in function 'setModelParameters'")
+
+    monkeypatch.setattr(cv2, "findFundamentalMat", fail)
+    assert isinstance(SelfCalibration(footage(), CAMERA).estimate(), NotDetermined)
 
 
 def test_no_pairs_determine_nothing():

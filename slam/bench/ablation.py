@@ -21,6 +21,7 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
 from slam.run import run_verdict, runner
+from slam.run.calibration_pass import calibrate_first, set_up
 from slam.run.run_statistics import RunStatistics
 from slam.system import Slam
 
@@ -108,9 +109,10 @@ def measure_parts(
         if on_run:
             on_run(part, number, len(everything))
         statistics = RunStatistics()
-        frames = open_frames()
-        slam = Slam.create(with_overrides(config, part.settings), observers=[statistics], mask=frames.mask)
         cpu_before = time.process_time()
+        frames, calibration = calibrate_first(open_frames(), config)
+        slam = Slam.create(with_overrides(config, part.settings), observers=[statistics], mask=frames.mask)
+        set_up(slam, calibration)
         outcome = runner.run(frames, slam)
         outcome.raise_failure()
         cpu_s = time.process_time() - cpu_before

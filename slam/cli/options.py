@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slam.components.predictor_choice import PredictorChoice
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
+    from slam.run.calibration_pass import CalibrationPass
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -197,11 +198,19 @@ def flags_of(
     return flags + ([f"seed={seed}"] if seed is not None else [])
 
 
-def introduce(say: Callable[[str], None], config: SlamConfig, frames: FrameSource, choice: PredictorChoice) -> None:
-    """Print the source, the predictor and its warning before a run."""
+def introduce(
+    say: Callable[[str], None],
+    config: SlamConfig,
+    frames: FrameSource,
+    choice: PredictorChoice,
+    calibration: CalibrationPass | None = None,
+) -> None:
+    """Print the source, the predictor and its warning before a run, and why its camera was not estimated."""
     from slam.components.predictor_choice import RANDOM_WEIGHTS
 
     say(frames.description)
+    if calibration is not None and not calibration.is_used:  # the description of the source states one that is used
+        say(calibration.sentence)
     say(f"predictor: {choice.kind} ({choice.reason})")
     if config.predictor.random_weights:
         say(f"WARNING: {RANDOM_WEIGHTS}")

@@ -164,6 +164,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     """Open the source, run, and return the exit code."""
     from slam.components import predictor_choice
     from slam.input.open_source import open_source
+    from slam.run.calibration_pass import calibrate_first
     from slam.run.recorded_run import RunRecorder, RunRequest
     from slam.run.run_folder import next_run_folder
     from slam.sessions.metric_scale import parse_scale_reference
@@ -177,7 +178,9 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
-    introduce(request.say, config, frames, choice)
+    # A map is continued with the camera that it was built with.
+    frames, calibration = (frames, None) if start_map is not None else calibrate_first(frames, config)
+    introduce(request.say, config, frames, choice, calibration)
     if scale_reference is not None:
         scale_reference.expect(frames.ground_truth)
         request.say(f"scale: {scale_reference.source}")
@@ -194,6 +197,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
                 start_map=start_map,
                 map_name=str(request.map or ""),
                 localize_only=request.localize_only,
+                calibration=calibration,
             )
         )
         return _record(request, recorder, frames)

@@ -108,12 +108,14 @@ def _focal_words(lens: Mapping[str, Any]) -> str:
     """Evidence about the focal length; empty if it was given and the evidence supports it."""
     start, final = lens["focal_px"]["start"], lens["focal_px"]["final"]
     source = "assumed" if lens["assumed"] else "given"
+    if (before := lens.get("before_run")) and before["is_used"]:
+        source = f"estimated before the run, {before['assumed_px']:.1f} assumed"
     sigma = "" if lens["focal_sigma"] is None else f", +- {100 * lens['focal_sigma']:.1f} %"
     match lens["state"]:
         case "known":
             return f"focal length {final:.1f} px{sigma}, found in the footage ({start:.1f} {source})"
         case "guess":
-            moved = f"{sigma} ({start:.1f} assumed)" if final != start else " (assumed)"
+            moved = f"{sigma} ({start:.1f} {source})" if final != start else f" ({source})"
             return (
                 f"focal length {final:.1f} px is a guess{moved}: this footage does not determine it ({lens['reason']})"
             )
@@ -218,7 +220,7 @@ def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
         ("predictor", _predictor_words(cost)),
         ("speed", f"{cost.live_fps:.1f} frames/s live, {cost.fps:.1f} with the last refinement"),
         ("time", f"{cost.wall_s:.1f} s, {cost.finish_s:.1f} s of it the last refinement; CPU {cost.cpu_s:.1f} s"),
-        ("ready after", f"{cost.ready_s:.1f} s"),
+        ("ready after", f"{cost.ready_s:.1f} s, self-calibration before the run: CPU {cost.calibration_cpu_s:.1f} s"),
         ("peak memory", f"{cost.peak_memory_mb:.0f} MB"),
     ]
 

@@ -16,6 +16,12 @@ class InputConfig(Section):
     assumed_fov_deg: float = Field(
         60.0, gt=10, lt=150, description="Field of view assumed along the longer side when no camera is given, degrees."
     )
+    calibrate_first: bool = Field(
+        True,
+        description="Estimate the focal length and distortion of a video file or folder without a camera from image "
+        "pairs before the run, with the focal length in the Exif data as the assumption; false begins with "
+        "assumed_fov_deg.",
+    )
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."
     )

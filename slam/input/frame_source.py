@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
+from relocalizer.images import Image
 from slam.evaluation.trajectory import Trajectory
 from slam.input.mask import Mask
+from slam.input.rectification import GivenCamera
 from slam.map.frames import Frame
 
 
@@ -41,6 +44,29 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class RereadableSource(FrameSource, Protocol):
+    """A frame source of stored images, which can be read before it is iterated, and with another camera.
+
+    Attributes:
+        can_be_reread: whether both work for this source.
+    """
+
+    @property
+    def can_be_reread(self) -> bool: ...
+
+    def random_access(self) -> AbstractContextManager[Callable[[int], Image | None]]:
+        """A reader of single images of `camera` by their position, from 0 to `length` - 1; None if unreadable.
+
+        Ascending positions are read fastest. In a video, a position after a jump may be a few frames off.
+        """
+        ...
+
+    def with_calibration(self, calibration: GivenCamera) -> FrameSource:
+        """The same images read as images of another camera; use it instead of this source."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

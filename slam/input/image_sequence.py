@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
+from relocalizer.image_headers import focal_length_35mm
 from relocalizer.images import Image, read_image
 from slam.config.schema import InputConfig
 from slam.input.frame_source import Selection
 from slam.input.image_sizes import ImageSizes, first_readable
-from slam.input.rectification import CameraHint, GivenCamera, Rectifier
+from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier
 from slam.input.sequence_index import SequenceIndex
 from slam.map.frames import Frame
 from slam.plain_text import plain
+
+FILM_DIAGONAL_MM = 43.27  # diagonal of an image on 35 mm film, millimeters
 
 
 class ImageSequence:
@@ -27,6 +34,7 @@ class ImageSequence:
         self._index = index
         self._frames = frames
         self._rectifier = rectifier
+        self._sizes = sizes
         self._other_sizes = sizes.others(sizes.most_common)
         self.name = plain(index.name)
         self.description = plain("; ".join([index.description, rectifier.note, *sizes.notes(sizes.most_common)]))
@@ -46,6 +54,25 @@ class ImageSequence:
                 self.skipped.append((path.name, str(error)))
                 continue
             yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
+
+    @property
+    def can_be_reread(self) -> bool:
+        return True
+
+    @contextmanager
+    def random_access(self) -> Iterator[Callable[[int], Image | None]]:
+        """A reader of single images by their position; None if unreadable."""
+        yield self._read_at
+
+    def with_calibration(self, calibration: GivenCamera) -> ImageSequence:
+        """The same images read as images of another camera."""
+        return ImageSequence(self._index, self._frames, self._rectifier.with_calibration(calibration), self._sizes)
+
+    def _read_at(self, position: int) -> Image | None:
+        try:
+            return self._read(self._index.image_paths[self._frames[position]])
+        except SequenceError:  # iteration reports it
+            return None
 
     def _read(self, path: Path) -> Image:
         if path in self._other_sizes:  # Rejected before decoding, because it may be huge.
@@ -70,4 +97,21 @@ def open_images(
         calibration = GivenCamera(index.camera, index.camera_source, index.ignored)
     sizes = ImageSizes.of([index.image_paths[k] for k in frames])
     height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
+    if calibration is None or (isinstance(calibration, MapCameras) and calibration.of(width, height) is None):
+        calibration = _stated_in(index.image_paths[frames[0]], width, height, config) or calibration
     return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes)
+
+
+def _stated_in(path: Path, width: int, height: int, config: InputConfig) -> GivenCamera | None:
+    """An assumed camera with the focal length in the Exif block of an image; None without one.
+
+    The focal length for 35 mm film refers to the image's diagonal (CIPA DCG-001).
+    """
+    equivalent_mm = focal_length_35mm(path) if config.calibrate_first else None
+    if equivalent_mm is None:
+        return None
+    focal_px = equivalent_mm / FILM_DIAGONAL_MM * math.hypot(width, height)
+    camera = replace(Camera.assume(width, height, fov_deg=config.assumed_fov_deg), fx=focal_px, fy=focal_px)
+    return GivenCamera(
+        camera, f"focal length {focal_px:.0f} px assumed from the Exif data ({equivalent_mm:g} mm for 35 mm film)"
+    )

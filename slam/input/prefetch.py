@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
-from slam.input.frame_source import FrameSource
+from relocalizer.images import Image
+from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.live_stream import JOIN_TIMEOUT_S
+from slam.input.rectification import GivenCamera
 from slam.map.frames import Frame
 
 
@@ -45,6 +48,23 @@ class Prefetched:
                 yield frame
         finally:
             self.close()
+
+    @property
+    def can_be_reread(self) -> bool:
+        return isinstance(self._source, RereadableSource) and self._source.can_be_reread
+
+    def random_access(self) -> AbstractContextManager[Callable[[int], Image | None]]:
+        """A reader of single images by their position, as that of the source."""
+        return self._rereadable().random_access()
+
+    def with_calibration(self, calibration: GivenCamera) -> Prefetched:
+        """The same images read ahead as images of another camera."""
+        return Prefetched(self._rereadable().with_calibration(calibration), self._capacity)
+
+    def _rereadable(self) -> RereadableSource:
+        if not isinstance(self._source, RereadableSource):
+            raise TypeError(f"{self.name}: the images of this source cannot be read twice")
+        return self._source
 
     def close(self) -> None:
         """Stop reading ahead. A second call does nothing."""

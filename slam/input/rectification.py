@@ -76,6 +76,7 @@ class Rectifier:
 
     def __init__(self, width: int, height: int, calibration: CameraHint | None, config: InputConfig) -> None:
         self.size = (width, height)
+        self._config = config
         self._shrunk = size_within(width, height, config.max_side_px)
         self.calibration, self.note = _camera_of_images(width, height, calibration, config.assumed_fov_deg)
         self._undistort = Undistorter(self.calibration.resized(*self._shrunk))
@@ -90,6 +91,10 @@ class Rectifier:
         self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, ignored))
         if self.mask is not None:
             self.note += f", {100 * masked_share(self.mask):.0f} % of the image masked"
+
+    def with_calibration(self, calibration: GivenCamera) -> Rectifier:
+        """A rectifier of the same images for another camera."""
+        return Rectifier(*self.size, calibration, self._config)
 
     def _mask(self, mask: Mask | None) -> Mask | None:
         """The mask of the input images, converted to one of the output images."""
@@ -136,7 +141,7 @@ def _camera_of_images(width: int, height: int, calibration: CameraHint | None, f
     expect_plausible(camera, source)
     short = Path(source).name
     if (camera.width, camera.height) == (width, height):
-        return camera, f"{size}, camera of {short}"
+        return camera, f"{size}, no camera given; {source}" if camera.assumed else f"{size}, camera of {short}"
     calibrated = f"{camera.width}x{camera.height}"
     if is_in_proportion(camera, width, height):
         return camera.resized(width, height), f"{size}, camera of {short}, scaled from {calibrated}"

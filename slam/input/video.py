@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -15,10 +16,11 @@ from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.input.captures import open_capture
 from slam.input.frame_source import Selection
-from slam.input.rectification import CameraHint, Rectifier
+from slam.input.rectification import CameraHint, GivenCamera, Rectifier
 from slam.map.frames import Frame
 from slam.plain_text import plain
 
+GRABBED_FRAMES = 100  # Distance up to which a later frame is reached without seeking; about one group of pictures.
 NOMINAL_FPS = 30.0  # Frame rate assumed for a video whose header has no plausible one, images per second.
 
 
@@ -45,6 +47,7 @@ class VideoFile:
             count: number of images by the file's header; None if unknown.
         """
         self._target = target
+        self._stated = description
         self._rectifier = rectifier
         self._count = count
         self._selection = selection
@@ -80,6 +83,46 @@ class VideoFile:
             raise SequenceError(f"{self.name}: start {self._selection.start} is beyond the last image of the video")
         if not given:
             raise SequenceError(f"{self.name}: none of {selected} images can be used; the first: {self.skipped[0][1]}")
+
+    @property
+    def can_be_reread(self) -> bool:
+        """Whether this is a local file with a known number of images."""
+        return self.length is not None and "://" not in self._target
+
+    @contextmanager
+    def random_access(self) -> Iterator[Callable[[int], Image | None]]:
+        """A reader of single images by their position; None if unreadable. Its file is closed at the end."""
+        capture = open_capture(self._target)
+        following = 0
+
+        def read(position: int) -> Image | None:
+            nonlocal following
+            index = self._selection.start + position * self._selection.stride
+            if not 0 <= index - following <= GRABBED_FRAMES:
+                capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+                following = index
+            while following <= index:
+                if not capture.grab():
+                    following = -1  # the position is unknown, so the next read seeks
+                    return None
+                following += 1
+            try:
+                return self._retrieve(capture, index)
+            except SequenceError:  # iteration reports it
+                return None
+
+        try:
+            yield read
+        finally:
+            capture.release()
+
+    def with_calibration(self, calibration: GivenCamera) -> VideoFile:
+        """The same images read as images of another camera."""
+        rectifier = self._rectifier.with_calibration(calibration)
+        video = VideoFile(self._target, self.name, self._stated, rectifier, self._count, self._selection)
+        video.description = self.description.replace(plain(self._rectifier.note), plain(rectifier.note))
+        video.ground_truth = self.ground_truth
+        return video
 
     def _retrieve(self, capture: cv2.VideoCapture, index: int) -> Image:
         ok, image = capture.retrieve()

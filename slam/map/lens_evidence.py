@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from relocalizer.calibration_windows import FocalChange
+from relocalizer.self_calibration import KNOWN_SIGMA
 from slam.evaluation.verdict import Finding, Grade
 
 # Relative standard deviation of a guessed focal length from which the map's shape may be visibly wrong.
@@ -38,6 +39,13 @@ class LensEvidence:
     focal_sigma: float | None = None
     reason: str = ""
     change: FocalChange | None = None
+
+    @staticmethod
+    def before_run(sigma: float, reason: str) -> LensEvidence:
+        """The evidence of an estimate before the run alone; `reason` is why the run itself gave none."""
+        if sigma <= KNOWN_SIGMA:
+            return LensEvidence(LensState.KNOWN, 1.0, sigma)
+        return LensEvidence(LensState.GUESS, 1.0, sigma, reason)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

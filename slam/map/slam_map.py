@@ -28,6 +28,8 @@ class SlamMap:
     Attributes:
         lenses: per segment, the correction of its camera's intrinsics.
         lens_evidence: per segment, the evidence for its focal length.
+        assumed_focal_sigma: standard deviation of the logarithm of an assumed focal length; None without an estimate
+            before the run.
         pairs: pair estimates by (i, j), the priors of bundle adjustment.
     """
 
@@ -36,6 +38,7 @@ class SlamMap:
         self.landmarks = LandmarkMap()
         self.lenses: dict[int, IntrinsicsCorrection] = {}
         self.lens_evidence: dict[int, LensEvidence] = {}
+        self.assumed_focal_sigma: float | None = None
         self.pairs: dict[tuple[int, int], PairEstimate] = {}
         self._paired_with: dict[int, list[int]] = {}  # by the later keyframe of a pair, the earlier ones
 
@@ -94,7 +97,10 @@ class SlamMap:
         if segment in self.lens_evidence:
             return self.lens_evidence[segment]
         if any(self.graph.keyframes[k].camera.assumed for k in self.graph.segment(segment)):
-            return LensEvidence(LensState.GUESS, reason="self-calibration was not done")
+            reason = "self-calibration was not done"
+            if self.assumed_focal_sigma is not None:
+                return LensEvidence.before_run(self.assumed_focal_sigma, reason)
+            return LensEvidence(LensState.GUESS, reason=reason)
         return LensEvidence()
 
     def pairs_among(self, later: Iterable[int], members: Iterable[int]) -> list[tuple[int, int, PairEstimate]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from relocalizer.self_calibration import PRIOR_SIGMA
 from slam.config.schema import BundleAdjustmentConfig
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
@@ -111,7 +112,8 @@ def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budge
     keyframes = [mapper.map.graph.keyframes[k] for k in mapper.map.graph.segment(segment)]
     camera = keyframes[0].camera
     if camera.assumed:
-        return examine_assumed(matched_pairs(keyframes, MOST_PAIRS), camera)
+        prior_sigma = mapper.map.assumed_focal_sigma or PRIOR_SIGMA
+        return examine_assumed(matched_pairs(keyframes, MOST_PAIRS), camera, prior_sigma=prior_sigma)
     if config.calibrate == "always":
         return examine_given(matched_pairs(keyframes, MOST_PAIRS), camera, may_refocus=True)
     most = int(np.clip(EVIDENCE_SHARE * budget_s / PAIR_S, FEWEST_PAIRS, MOST_PAIRS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +12,7 @@ from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.self_calibration import PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
+from relocalizer.self_calibration import KNOWN_SIGMA, PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import LensEvidence, LensState
 
@@ -26,6 +26,8 @@ MATCH_RATIO = 0.8  # maximum ratio of Lowe's ratio test
 LEFT_BY_CALIBRATIONS = 0.025
 CONTRADICTION = 0.04  # minimum difference of the log focal lengths for the footage to contradict a given one
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
+# Difference of two estimates of a focal length at which one of them must be wrong, standard deviations.
+DISAGREEMENT_SIGMAS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +65,51 @@ def _matched(first: Keyframe, second: Keyframe) -> ViewPair:
     )
 
 
-def examine_assumed(pairs: Sequence[ViewPair], camera: Camera) -> LensFinding:
-    """Examine an assumed camera: the estimated focal length is applied, weighted against the assumption."""
+def examine_assumed(pairs: Sequence[ViewPair], camera: Camera, *, prior_sigma: float = PRIOR_SIGMA) -> LensFinding:
+    """Examine an assumed camera: the estimated focal length is applied, weighted against the assumption.
+
+    Args:
+        prior_sigma: standard deviation of the logarithm of the camera's focal length. One below the default is that of
+            an earlier estimate from the same footage.
+    """
     found = SelfCalibration(pairs, camera).estimate()
     if not isinstance(found, FocalEstimate):
-        return LensFinding(LensEvidence(LensState.GUESS, reason=found.reason))
-    if found.change is not None or found.flaw:
+        return _keeping(prior_sigma, found.reason)
+    if found.change is not None:
         reason = found.flaw or "the focal length changes along the footage"
         return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
+    if found.flaw:
+        return LensFinding(
+            replace(_keeping(prior_sigma, found.flaw).evidence, state=LensState.GUESS, reason=found.flaw)
+        )
+    if abs(np.log(found.focal_px / camera.mean_focal)) > DISAGREEMENT_SIGMAS * np.hypot(found.sigma, prior_sigma):
+        prior_sigma = PRIOR_SIGMA  # one of them is wrong, and the prior rests on fewer images
     # The assumption is a weak prior, whose weight grows with the uncertainty of the estimate.
-    weight = 1.0 / (1.0 + (found.sigma / PRIOR_SIGMA) ** 2)
+    weight = 1.0 / (1.0 + (found.sigma / prior_sigma) ** 2)
     ratio = float((found.focal_px / camera.mean_focal) ** weight)
-    sigma = float(found.sigma * np.sqrt(weight))
-    evidence = LensEvidence(
-        LensState.KNOWN if found.is_known else LensState.GUESS, ratio, sigma, reason=found.rejection
-    )  # fmt: skip
-    return LensFinding(evidence, _step(found, camera, ratio), found.distortion.is_significant)
+    # Two estimates from the same footage are not independent, so together they are no better than the better one.
+    sigma = float(found.sigma * np.sqrt(weight)) if prior_sigma == PRIOR_SIGMA else min(found.sigma, prior_sigma)
+    is_known = found.is_known or sigma <= KNOWN_SIGMA
+    reason = "" if is_known else found.rejection
+    evidence = LensEvidence(LensState.KNOWN if is_known else LensState.GUESS, ratio, sigma, reason=reason)
+    step = _step(found, camera, ratio, is_guess=not is_known)
+    return LensFinding(evidence, step, found.distortion.is_significant)
 
 
-def _step(found: FocalEstimate, camera: Camera, ratio: float) -> CorrectionStep:
+def _keeping(prior_sigma: float, reason: str) -> LensFinding:
+    """The finding where the footage gives no estimate: the camera stays, known if it was known before."""
+    if prior_sigma >= PRIOR_SIGMA:
+        return LensFinding(LensEvidence(LensState.GUESS, reason=reason))
+    return LensFinding(LensEvidence.before_run(prior_sigma, reason))
+
+
+def _step(found: FocalEstimate, camera: Camera, ratio: float, *, is_guess: bool) -> CorrectionStep:
     """The correction by a ratio of the focal lengths, and by the distortion if it is clear."""
     radial = (0.0, 0.0)
     if found.distortion.is_clear:
-        division, division_r4 = found.distortion.division, found.distortion.division_r4
-        radial = radial_of(division, division_r4, camera.refocused((ratio, ratio)))
-    return CorrectionStep((ratio, ratio), radial, is_guess=not found.is_known)
+        distortion = found.distortion
+        radial = radial_of(distortion.division, distortion.division_r4, camera.refocused((ratio, ratio)))
+    return CorrectionStep((ratio, ratio), radial, is_guess=is_guess)
 
 
 def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: bool = False) -> LensFinding:

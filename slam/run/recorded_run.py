@@ -22,6 +22,7 @@ from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.progress import Progress, no_progress
 from slam.run import run_verdict, runner
+from slam.run.calibration_pass import CalibrationPass, calibrate_first, set_up
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
 from slam.run.report import closing_report, failed_report, opening_report
@@ -47,6 +48,7 @@ class RunRequest:
         start_map: map to start in.
         map_name: path of that map as given by the user, for messages.
         localize_only: localize the frames in that map without changing it.
+        calibration: estimate of the camera of `frames` before the run; None without one.
     """
 
     frames: FrameSource
@@ -56,6 +58,7 @@ class RunRequest:
     start_map: ReferenceMap | None = None
     map_name: str = ""
     localize_only: bool = False
+    calibration: CalibrationPass | None = None
 
     def map_report(self, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
         """Entry of report.json about the map in which the run starts."""
@@ -157,14 +160,16 @@ def record_run(
             cameras = loaded.cameras if loaded else ()
             source = open_source(source, config=config.input, camera=camera, map_cameras=cameras)
             closing.callback(source.close)
+        frames, calibration = (source, None) if loaded else calibrate_first(source, config)
         request = RunRequest(
-            frames=source,
+            frames=frames,
             config=config,
             choice=choice,
             out=Path(out),
             start_map=loaded,
             map_name=str(start_map or ""),
             localize_only=localize_only,
+            calibration=calibration,
         )
         return RunRecorder(request).run(observers=lambda: observers)
 
@@ -193,6 +198,7 @@ class RunRecorder:
             **opening_report(request.config, request.frames, request.choice),
             "map": request.map_report(),
             "masked_share": masked_share(request.frames.mask),
+            "lens": {"before_run": None if request.calibration is None else request.calibration.to_dict()},
         }
 
     @property
@@ -236,6 +242,7 @@ class RunRecorder:
                     localize_only=request.localize_only,
                     mask=request.frames.mask,
                 )
+                set_up(slam, request.calibration)
             except BaseException:
                 closing.close()
                 folder.discard()

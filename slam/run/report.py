@@ -104,7 +104,10 @@ def closing_report(
         "path_length": trajectory.length,
         "camera": outcome.result.camera if outcome.result.lens.has_corrections else opening["camera"],
         "calibration": calibration or opening["calibration"],
-        "lens": _lens_report(opening["calibration"], calibration, result.lens, result.lens_evidence),
+        "lens": {
+            **_lens_report(opening["calibration"], calibration, result.lens, result.lens_evidence),
+            **opening["lens"],
+        },
         "other_lenses": result.segment_lens_evidence,
         "units": {**summarize(outcome.result.units), "problem": outcome.scale_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],

@@ -1,0 +1,222 @@
+"""Self-calibration before the run: the camera of a source without a calibration, from image pairs of its footage.
+
+Tracking with a focal length that is wrong by more than about a quarter breaks the map into pieces, so an estimate at
+the end of the run comes too late. Groups of images, spread evenly over the footage, are matched; frame rate and motion
+are unknown, so the gap between the images of a group is adapted to how far the image moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from relocalizer.camera import Camera
+from relocalizer.config import FeaturesConfig
+from relocalizer.errors import CameraError
+from relocalizer.features import LocalFeatures, detect_features, match_features
+from relocalizer.geometry import FloatArray
+from relocalizer.images import Image, to_gray
+from relocalizer.intrinsics_correction import CorrectionStep
+from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
+from slam.config.schema import SlamConfig
+from slam.input.frame_source import FrameSource, RereadableSource
+from slam.input.mask import Mask
+from slam.input.rectification import GivenCamera
+from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping.lens_examination import MATCH_RATIO, examine_assumed
+from slam.system import Slam
+
+# Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
+IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 12, 16
+OFFSETS = (0, 1, 3)  # positions of the images of a group, gaps; their pairs are 1, 2 and 3 gaps apart
+MAX_GAP = 64  # maximum gap between two images of a group, images
+MAX_TRIALS = 6  # maximum number of gaps tried in a group
+MIN_MATCHES = 60  # minimum number of matches of a pair
+# Range of the median displacement between images one gap apart, and its middle, as fractions of the longer side.
+NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
+USED_SIGMA = 0.5 * PRIOR_SIGMA  # maximum standard deviation of an estimate that replaces the assumption
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPass:
+    """Result of the self-calibration before a run; focal lengths in pixels of the source's original images.
+
+    Attributes:
+        assumed_px: focal length assumed without it.
+        focal_px: focal length with which the run begins.
+        pairs: number of matched image pairs.
+        evidence: how far the focal length is known.
+        is_used: whether the run begins with the estimate, not with the assumption.
+        radial: distortion (k1, k2) with which the run begins.
+    """
+
+    assumed_px: float
+    focal_px: float
+    pairs: int
+    evidence: LensEvidence
+    is_used: bool = False
+    radial: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def focal_sigma(self) -> float:
+        """Standard deviation of the logarithm of the focal length with which the run begins."""
+        sigma = self.evidence.focal_sigma
+        return sigma if self.is_used and sigma is not None else PRIOR_SIGMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for report.json."""
+        return {
+            "state": self.evidence.state,
+            "is_used": self.is_used,
+            "focal_px": self.focal_px,
+            "focal_sigma": self.evidence.focal_sigma,
+            "assumed_px": self.assumed_px,
+            "radial": list(self.radial),
+            "pairs": self.pairs,
+            "reason": self.evidence.reason,
+        }
+
+    @property
+    def sentence(self) -> str:
+        """What was estimated, or why nothing was, in one line."""
+        if not self.is_used:
+            reason = self.evidence.reason or "the estimate is too uncertain"
+            return f"focal length not determined before the run ({reason}): {self.assumed_px:.0f} px assumed"
+        guess = "" if self.evidence.state is LensState.KNOWN else "a guess, "
+        distortion = f", distortion k1 {self.radial[0]:.3f} k2 {self.radial[1]:.3f}" if any(self.radial) else ""
+        return (
+            f"focal length {self.focal_px:.0f} px +- {100 * self.focal_sigma:.1f} %{distortion}, {guess}estimated from "
+            f"{self.pairs} image pairs before the run (assumed: {self.assumed_px:.0f})"
+        )
+
+
+def set_up(slam: Slam, calibration: CalibrationPass | None) -> None:
+    """State to the system how well the camera of a pass is known."""
+    if calibration is not None and calibration.is_used:
+        slam.set_focal_sigma(calibration.focal_sigma)
+
+
+def calibrate_first(source: FrameSource, config: SlamConfig) -> tuple[FrameSource, CalibrationPass | None]:
+    """The source with the camera that its own images determine, and how that was found.
+
+    A live source, and one whose camera is given, are returned unchanged, with None; so is every source when
+    `config.input.calibrate_first` is false. The camera remains `assumed`, because it is an estimate.
+    """
+    if not config.input.calibrate_first or not source.camera.assumed or not isinstance(source, RereadableSource):
+        return source, None
+    if not source.can_be_reread or source.length is None:
+        return source, None
+    pairs = sampled_pairs(source, source.length, config.features)
+    finding = examine_assumed(pairs, source.camera)
+    start = source.calibration.mean_focal
+    unused = CalibrationPass(start, start, len(pairs), finding.evidence)
+    if finding.step.is_nothing or (finding.evidence.focal_sigma or 0.0) > USED_SIGMA:
+        return source, unused
+    camera = _corrected(source.calibration, finding.step)
+    used = replace(unused, focal_px=camera.mean_focal, is_used=True, radial=finding.step.radial)
+    try:
+        return source.with_calibration(GivenCamera(camera, used.sentence)), used
+    except CameraError as error:
+        return source, replace(unused, evidence=LensEvidence(LensState.GUESS, reason=str(error)))
+
+
+def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
+    """The camera of the original images after a correction of an assumed pinhole camera."""
+    camera = replace(assumed.refocused(step.focal_ratio), assumed=True)
+    return replace(camera, model="radtan", distortion=(*step.radial, 0.0, 0.0)) if step.has_distortion else camera
+
+
+def sampled_pairs(source: RereadableSource, length: int, config: FeaturesConfig) -> list[ViewPair]:
+    """Matched pairs of images in groups spread evenly over the footage."""
+    if length < 2:
+        return []
+    with source.random_access() as read:
+        groups = _Groups(_Images(read, config, source.mask), length, max(source.camera.width, source.camera.height))
+        return groups.pairs()
+
+
+class _Images:
+    """Local features of single images and their matches, each computed once."""
+
+    def __init__(self, read: Callable[[int], Image | None], config: FeaturesConfig, mask: Mask | None) -> None:
+        self._read, self._config, self._mask = read, config, mask
+        self._features: dict[int, LocalFeatures] = {}
+        self._matched: dict[tuple[int, int], ViewPair] = {}
+
+    def features(self, position: int) -> LocalFeatures:
+        if position not in self._features:
+            image = self._read(position)
+            found = LocalFeatures.none() if image is None else detect_features(to_gray(image), self._config, self._mask)
+            self._features[position] = found
+        return self._features[position]
+
+    def match(self, first: int, second: int) -> ViewPair:
+        """The matches of two images; none when one is unreadable."""
+        if (first, second) not in self._matched:
+            a, b = self.features(first), self.features(second)
+            rows = match_features(a, b, ratio=MATCH_RATIO)
+            x, y = a.pixels[rows[:, 0]].astype(np.float64), b.pixels[rows[:, 1]].astype(np.float64)
+            self._matched[first, second] = ViewPair(first, second, x, y)
+        return self._matched[first, second]
+
+    def forget_before(self, position: int) -> None:
+        """Free the features of the images before a position."""
+        self._features = {p: features for p, features in self._features.items() if p >= position}
+
+
+class _Groups:
+    """Chooses the images of every group; the gap found in one group is where the search in the next begins."""
+
+    def __init__(self, images: _Images, length: int, side_px: int) -> None:
+        self._images, self._length, self._side_px = images, length, side_px
+        self._gap = 1
+
+    def pairs(self) -> list[ViewPair]:
+        count = int(np.clip(self._length // IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS))
+        pairs: dict[tuple[int, int], ViewPair] = {}
+        for number in range(count):
+            span = OFFSETS[-1] * self._gap
+            first = round((number + 0.5) / count * self._length - 0.5 * span)
+            first = max(0, min(first, self._length - 1 - span))
+            self._images.forget_before(first - MAX_GAP)
+            for pair in self._group(first):
+                pairs[pair.first, pair.second] = pair
+        return list(pairs.values())
+
+    def _group(self, first: int) -> list[ViewPair]:
+        gap = self._choose_gap(first)
+        if gap is None:
+            return []
+        self._gap = gap
+        found = [first + k * gap for k in OFFSETS if first + k * gap < self._length]
+        pairs = [self._images.match(a, b) for n, a in enumerate(found) for b in found[n + 1 :]]
+        return [pair for pair in pairs if len(pair.pixels_first) >= MIN_MATCHES]
+
+    def _choose_gap(self, first: int) -> int | None:
+        """The gap at which the image moves by about `MIDDLE`; None when no gap gives enough matches."""
+        gap, best = self._gap, None
+        tried: set[int] = set()
+        for _ in range(MAX_TRIALS):
+            gap = max(1, min(gap, MAX_GAP, self._length - 1 - first))
+            if gap in tried:
+                break
+            tried.add(gap)
+            pair = self._images.match(first, first + gap)
+            if len(pair.pixels_first) < MIN_MATCHES:
+                gap = gap // 2
+                continue
+            moved = displacement(pair) / self._side_px
+            best = gap
+            if NEAREST <= moved <= FARTHEST:
+                break
+            gap = round(gap * float(np.clip(MIDDLE / max(moved, 1e-6), 0.25, 4.0)))
+        return best
+
+
+def displacement(pair: ViewPair) -> float:
+    """Median displacement of the matches of a pair, pixels."""
+    moved: FloatArray = np.linalg.norm(pair.pixels_second - pair.pixels_first, axis=1)
+    return float(np.median(moved))
