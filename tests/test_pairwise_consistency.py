@@ -301,3 +301,9 @@ def test_a_loop_that_is_measured_again_is_compared_anew_with_all_others():
     jury.evaluate(loop(poses, 1, 21), graph)
     graph.set_edge(loop(poses, 1, 21))
     assert isinstance(jury.evaluate(loop(poses, 0, 20), graph), Accepted)
+
+
+def test_a_covariance_that_is_numerically_singular_agrees_with_nothing():
+    covariance = np.ones((7, 7))
+    assert squared_distance(np.arange(7.0), covariance) == np.inf
+    assert squared_distance(np.full(7, np.nan), np.eye(7)) == np.inf

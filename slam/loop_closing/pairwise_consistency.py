@@ -34,8 +34,12 @@ EXACT_UP_TO = 24  # maximum number of loops for which the largest consistent set
 
 
 def squared_distance(d: FloatArray, covariance: FloatArray) -> float:
-    """Squared Mahalanobis length of d."""
-    return float(d @ np.linalg.solve(covariance, d))
+    """Squared Mahalanobis length of d; infinite if the covariance is numerically singular, so that nothing agrees."""
+    try:
+        distance = float(d @ np.linalg.solve(covariance, d))
+    except np.linalg.LinAlgError:
+        return float("inf")
+    return distance if np.isfinite(distance) else float("inf")
 
 
 def map_mahalanobis(
