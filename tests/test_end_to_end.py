@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,38 +9,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from whole_runs import ate, play
 
 from relocalizer.camera import load_camera
 from slam.config.schema import InputConfig, SlamConfig
-from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
-from slam.events import EdgeAccepted, Event, Initialized
+from slam.events import EdgeAccepted, Initialized
 from slam.input.frame_source import FrameSource
 from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import EdgeKind
-from slam.run.runner import RunOutcome, run
+from slam.run.runner import run
 from slam.system import Slam
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "sequences" / "room_loop"
-SEQUENCES = os.environ.get("SLAM_SEQUENCES")
-needs_sequences = pytest.mark.skipif(
-    not SEQUENCES, reason="SLAM_SEQUENCES does not name the folder of published sequences"
-)
-
-
-def play(folder: Path, *, max_frames: int | None = None, seed: int = 0) -> tuple[RunOutcome, list[Event]]:
-    events: list[Event] = []
-    config = SlamConfig(seed=seed)
-    source = open_source(str(folder), config=InputConfig(), max_frames=max_frames)
-    slam = Slam.create(config, observers=[events.append])
-    return run(source, slam), events
-
-
-def ate(trajectory: Trajectory, folder: Path) -> float:
-    return evaluate(trajectory, read_tum(folder / "groundtruth.txt")).ate_sim3.rmse
 
 
 @pytest.fixture(scope="module")

@@ -6,34 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from whole_runs import ate, play
 
-from slam.config.schema import InputConfig, SlamConfig
-from slam.evaluation.metrics import evaluate
-from slam.evaluation.trajectory import Trajectory
-from slam.evaluation.trajectory_files import read_tum
-from slam.events import Event
-from slam.input.open_source import open_source
-from slam.run.runner import RunOutcome, run
-from slam.system import Slam
-
-ROOT = Path(__file__).parents[1]
-BUNDLED = ROOT / "sequences" / "room_loop"
 SEQUENCES = os.environ.get("SLAM_SEQUENCES")
 needs_sequences = pytest.mark.skipif(
     not SEQUENCES, reason="SLAM_SEQUENCES does not name the folder of published sequences"
 )
-
-
-def play(folder: Path, *, max_frames: int | None = None, seed: int = 0) -> tuple[RunOutcome, list[Event]]:
-    events: list[Event] = []
-    config = SlamConfig(seed=seed)
-    source = open_source(str(folder), config=InputConfig(), max_frames=max_frames)
-    slam = Slam.create(config, observers=[events.append])
-    return run(source, slam), events
-
-
-def ate(trajectory: Trajectory, folder: Path) -> float:
-    return evaluate(trajectory, read_tum(folder / "groundtruth.txt")).ate_sim3.rmse
 
 
 @needs_sequences

@@ -20,7 +20,7 @@ from slam.input.rectification import CameraHint, GivenCamera, Rectifier
 from slam.map.frames import Frame
 from slam.plain_text import plain
 
-GRABBED_FRAMES = 100  # Distance up to which a later frame is reached without seeking; about one group of pictures.
+GRABBED_FRAMES = 100  # Distance up to which a later frame is reached without seeking, frames; about one GOP of a codec.
 NOMINAL_FPS = 30.0  # Frame rate assumed for a video whose header has no plausible one, images per second.
 
 
