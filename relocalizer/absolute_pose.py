@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, exp_so3, rigid, rotation_matrix, translation_of
+from relocalizer.geometry import MAX_COORDINATE, FloatArray, exp_so3, rigid, rotation_matrix, translation_of
 from relocalizer.interfaces import PairEstimate
 
 CHI2_2DOF_95 = 5.991
@@ -23,7 +23,8 @@ class PoseFit:
 
     Attributes:
         world_from_cam: the pose, in the landmarks' units.
-        inliers: (N,) bool, observations within the 95 % bound of their noise.
+        inliers: (N,) bool, observations within the 95 % bound of their noise; none if the pose is beyond
+            `MAX_COORDINATE`.
         information: (6, 6) information matrix of a left perturbation (rotation, translation) of cam_from_world.
     """
 
@@ -140,7 +141,8 @@ def optimize_pose(
             break
         converged = converged or bool(np.abs(delta).max() < 1e-7)
     _, _, squared = problem.residuals(R, t)
-    return PoseFit(rigid(R.T, -R.T @ t), squared < CHI2_2DOF_95, H)
+    in_range = bool((np.abs(t) < MAX_COORDINATE).all())
+    return PoseFit(rigid(R.T, -R.T @ t), (squared < CHI2_2DOF_95) & in_range, H)
 
 
 def pose_information(

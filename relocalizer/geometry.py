@@ -16,6 +16,8 @@ from scipy.spatial.transform import RigidTransform, Rotation
 
 FloatArray = NDArray[np.float64]
 
+MAX_COORDINATE = 1e12  # upper bound of the absolute value of a coordinate in a map, and of a scale
+
 
 def frozen_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> FloatArray:
     """A read-only float64 copy of `value`, checked for shape and finiteness.
@@ -140,6 +142,15 @@ class Similarity:
     @staticmethod
     def from_rigid(a_from_b: RigidTransform, scale: float = 1.0) -> Similarity:
         return Similarity(rotation_matrix(a_from_b), translation_of(a_from_b), scale)
+
+    @property
+    def is_in_range(self) -> bool:
+        """Whether a map can hold it: coordinates below `MAX_COORDINATE`, and the scale between its inverse and it.
+
+        Products of a few similarities in this range, and their inverses, are finite.
+        """
+        near = bool((np.abs(self.translation) < MAX_COORDINATE).all())
+        return near and 1 / MAX_COORDINATE < self.scale < MAX_COORDINATE
 
     def __matmul__(self, b_from_c: Similarity) -> Similarity:
         """a_from_b @ b_from_c -> a_from_c."""

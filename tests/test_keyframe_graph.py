@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -135,6 +135,22 @@ def test_an_id_is_taken_only_once(graph):
 def test_an_edge_to_an_unknown_keyframe_is_refused_by_its_id(graph, i, j, missing):
     with pytest.raises(ValueError, match=f"edge {i}-{j} names keyframe {missing}, which is not there"):
         graph.set_edge(edge(i, j))
+    assert not graph.edges
+
+
+FAR = [at(1e13), at(1.0, scale=1e13), at(1.0, scale=1e-13)]
+
+
+@pytest.mark.parametrize("pose", FAR)
+def test_what_a_map_cannot_hold_does_not_enter_the_graph(graph, pose):
+    with pytest.raises(ValueError, match="pose of keyframe 4 is out of range: coordinates up to 1"):
+        graph.add_keyframe(keyframe(4), pose)
+    with pytest.raises(ValueError, match="pose of keyframe 1 is out of range"):
+        graph.set_poses({0: at(3.0), 1: pose})
+    with pytest.raises(ValueError, match="edge 0-1 is out of range"):
+        graph.set_edge(replace(edge(0, 1), i_from_j=pose))
+    assert [graph.world_from_keyframe[k].translation[0] for k in (0, 1)] == [0.0, 1.0]
+    assert 4 not in graph.keyframes
     assert not graph.edges
 
 

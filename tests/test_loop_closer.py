@@ -394,6 +394,7 @@ class Failing:
         ({"problem": "singular"}, "singular"),
         ({"error_after": np.nan}, "errors or weights are not finite"),
         ({"loop_weights": {(0, 35): np.nan}}, "errors or weights are not finite"),
+        ({"world_from_keyframe": {3: Similarity(np.eye(3), np.zeros(3), 1e13)}}, "poses are out of range"),
     ],
 )
 def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
@@ -648,6 +649,15 @@ def test_one_loop_alone_joins_no_segments_however_many_landmarks_it_has():
     assert not connected.loop_closer.close_loops(k)
     assert connected.of(EdgeRejected)[-1].reason == "held back: 1 loop ties the two parts, 2 needed"
     assert set(connected.graph.segment_of.values()) == {0, 1}
+
+
+def test_segments_that_cannot_be_joined_within_the_range_of_a_map_stay_apart_without_a_loop(monkeypatch):
+    monkeypatch.setattr("slam.map.slam_map.SlamMap.join_segments", lambda *similarity: False)
+    connected = two_segments()
+    assert not connected.loops()
+    assert not connected.of(GraphOptimized)
+    assert set(connected.graph.segment_of.values()) == {0, 1}
+    assert connected.of(EdgeRejected)[-1].reason == "its length or its scale is beyond what a map can hold"
 
 
 def test_the_joined_segment_lies_in_the_world_of_the_first(joined):

@@ -116,6 +116,14 @@ def test_a_known_distance_makes_every_length_meters(run):
     )
 
 
+def test_a_distance_that_no_map_can_hold_is_refused_and_changes_nothing(run):
+    slam_map, log = run
+    result = collect_result(slam_map, log)
+    before = dict(slam_map.graph.world_from_keyframe)
+    assert "and a map has to stay below 1e+12 m; check the distance" in refusal(result, KnownDistance(2, 21, 1e15))
+    assert slam_map.graph.world_from_keyframe == before
+
+
 def test_the_map_that_is_saved_afterwards_is_metric_too(run):
     slam_map, log = run
     before = collect_result(slam_map, log)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from oracle_map import build, room
+from small_graphs import at, keyframe
 
 from relocalizer.interfaces import PairEstimate
+from slam.map.slam_map import SlamMap
 
 
 def test_an_incomplete_keyframe_leaves_no_pair_estimate_behind():
@@ -27,3 +30,18 @@ def test_an_incomplete_keyframe_leaves_no_pair_estimate_behind():
     assert sorted(mapper.map.graph.keyframes) == members[1:-1]
     assert [pair[:2] for pair in mapper.map.pairs_among(members, members)] == sorted(mapper.map.pairs)
     assert list(mapper.map.pairs) == [(1, newest - 1)]
+
+
+@pytest.mark.parametrize("scale", [1e-11, 1e11])
+def test_segments_are_not_joined_where_the_scale_leaves_the_range_of_a_map(scale):
+    """Collapsed maps that are merged again and again multiply their scales until they are zero or infinite."""
+    slam_map = SlamMap()
+    slam_map.graph.add_keyframe(keyframe(0), at(0.0))
+    slam_map.graph.add_keyframe(keyframe(1), at(1.0), segment=1)
+    slam_map.graph.add_keyframe(keyframe(2), at(2.0, scale=scale), segment=1)
+    assert not slam_map.join_segments(0, 1, at(0.0, scale=scale))
+    assert slam_map.graph.segment_of == {0: 0, 1: 1, 2: 1}
+    assert slam_map.graph.world_from_keyframe[1].scale == 1.0
+    assert slam_map.join_segments(0, 1, at(0.0, scale=0.5))
+    assert slam_map.graph.segment_of == {0: 0, 1: 0, 2: 0}
+    assert slam_map.graph.world_from_keyframe[2].scale == pytest.approx(scale / 2)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from relocalizer.features import DESCRIPTOR_SIZE
-from relocalizer.geometry import FloatArray
+from relocalizer.geometry import MAX_COORDINATE, FloatArray
 from relocalizer.maps.reference_map import (
-    MAX_COORDINATE,
     MAX_ID,
     MAX_KEYFRAME_ID,
     ROTATION_TOLERANCE,

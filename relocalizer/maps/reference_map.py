@@ -28,7 +28,6 @@ Ids = NDArray[np.int64]
 UNITS = ("map units", "meters")
 MAX_KEYFRAME_ID = 10**9  # upper bound of keyframe ids; twice this value fits into 32 bits
 MAX_ID = 10**12  # upper bound of frame indices and segment numbers
-MAX_COORDINATE = 1e12  # upper bound of the absolute value of a coordinate
 ROTATION_TOLERANCE = 1e-4  # tolerance of orthonormality; products of many rotations drift
 
 

@@ -18,11 +18,12 @@ from slam.loop_closing.loop_detector import LoopDetector
 from slam.loop_closing.loop_verifier import LoopVerifier, Verified
 from slam.loop_closing.pairwise_consistency import Deferred, LoopEvidence
 from slam.loop_closing.pose_graph import LOOP_LIMIT, GraphOptimizer, Solution
-from slam.map.keyframe_graph import EdgeKind
+from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracks import Tracks
 from slam.mapping.mapper import Mapper
 from slam.relocalization.pose_from_matches import EstimatedPose, PlaceNotMatched
 
+OUT_OF_RANGE = "its length or its scale is beyond what a map can hold"
 MAX_JOIN_LOG_SCALE = 0.2  # maximum standard deviation of the log scale of a loop that joins two segments
 
 
@@ -82,6 +83,9 @@ class LoopCloser:
 
         If only a second loop is missing, the previous keyframe is verified at the same place.
         """
+        if not loop.edge.i_from_j.is_in_range:
+            self._reject(loop.edge.i, loop.edge.j, OUT_OF_RANGE, loop.edge.inliers)
+            return False
         evaluated, verdict = [loop], self._evaluate(loop)
         if isinstance(verdict, Deferred) and verdict.alone and (second := self._second_look(loop.edge.i, loop.edge.j)):
             evaluated.append(second)
@@ -90,8 +94,7 @@ class LoopCloser:
             for deferred in evaluated:
                 self._reject(deferred.edge.i, deferred.edge.j, f"held back: {verdict.reason}", deferred.edge.inliers)
             return False
-        self._close(loop.edge.j, verdict)
-        return True
+        return self._close(loop.edge.j, verdict)
 
     def _evaluate(self, loop: Verified) -> Deferred | list[Verified]:
         """The loops to close now that this one is verified: this one and deferred ones that it supports."""
@@ -120,15 +123,20 @@ class LoopCloser:
         frame = self._map.frame_index_of(k)
         self._publish(EdgeRejected(i=c, j=k, kind=EdgeKind.LOOP, reason=reason, landmarks=landmarks, frame_index=frame))
 
-    def _close(self, k: int, loops: list[Verified]) -> None:
-        """Add the edges of loops, join their segments, optimize the pose graph and fuse duplicate landmarks."""
-        slam_map, graph = self._map, self._map.graph
+    def _close(self, k: int, loops: list[Verified]) -> bool:
+        """Add the edges of loops, join their segments, optimize the pose graph and fuse duplicate landmarks.
+
+        Returns:
+            False, and nothing changes, if the joined segment would be out of range.
+        """
+        graph = self._map.graph
+        edge = min((loop.edge for loop in loops), key=lambda edge: float(edge.sigmas[6]))  # with the best-known scale
+        if graph.segment_of[edge.i] != graph.segment_of[edge.j] and not self._join_along(edge):
+            for loop in loops:
+                self._reject(loop.edge.i, loop.edge.j, OUT_OF_RANGE, loop.edge.inliers)
+            return False
         for loop in loops:
             graph.set_edge(loop.edge)
-        edge = min((loop.edge for loop in loops), key=lambda edge: float(edge.sigmas[6]))  # with the best-known scale
-        if graph.segment_of[edge.i] != graph.segment_of[edge.j]:
-            i_world_from_j = graph.world_from_keyframe[edge.i] @ edge.i_from_j
-            slam_map.join_segments(edge.i, edge.j, i_world_from_j @ graph.world_from_keyframe[edge.j].inverse())
         ends = " and ".join(f"{loop.edge.i}-{loop.edge.j}" for loop in loops)
         landmarks = sum(loop.edge.inliers for loop in loops)
         cause = f"loop{'s' * (len(loops) > 1)} {ends} with {landmarks} landmarks"
@@ -137,6 +145,13 @@ class LoopCloser:
             if solved and graph.weight(loop.edge) > 0:
                 self._fuse_landmarks(loop.edge.j, loop.found)
                 self._fusion.search_by_projection(loop.edge.j)
+        return True
+
+    def _join_along(self, edge: Edge) -> bool:
+        """Join the segments at the ends of an edge; False if that would leave the range of poses."""
+        poses = self._map.graph.world_from_keyframe
+        i_world_from_j_world = poses[edge.i] @ edge.i_from_j @ poses[edge.j].inverse()
+        return self._map.join_segments(edge.i, edge.j, i_world_from_j_world)
 
     def _optimize(self, k: int, cause: str, new: set[tuple[int, int]]) -> bool:
         """Optimize the pose graph with the `new` loops in it, and publish which loops changed.

@@ -9,7 +9,7 @@ import numpy as np
 from relocalizer.absolute_pose import pose_information
 from relocalizer.interfaces import PosePredictor
 from slam.config.schema import LoopClosingConfig
-from slam.events import EdgeAccepted, Event, ScaleUnobservable
+from slam.events import EdgeAccepted, EstimateRefused, Event, ScaleUnobservable
 from slam.loop_closing.edge_information import (
     CORRELATION,
     UNKNOWN_LOG_SCALE,
@@ -78,6 +78,10 @@ class OdometryEdges:
                 span = sum(i < between <= j for between in recent)
                 fraction = 1.0 / (len(earlier) * min(max(span, 1), len(earlier)))
                 edge = self._odometry_edge(i, j, evidence_fraction=fraction)
+                if not edge.i_from_j.is_in_range:
+                    frame, reason = self._map.frame_index_of(k), f"the edge from keyframe {i} to {j} is out of range"
+                    self._publish(EstimateRefused(frame_index=frame, reason=reason))
+                    continue
                 self._map.graph.set_edge(edge)
                 if known is None:
                     self._publish(EdgeAccepted(edge=edge, frame_index=self._map.frame_index_of(k)))

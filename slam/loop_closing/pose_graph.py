@@ -37,8 +37,12 @@ class Solution:
     @property
     def why_unusable(self) -> str:
         """Why the solution must not be applied to the graph; empty if it may be."""
+        if self.problem:
+            return self.problem
         numbers = [self.error_before, self.error_after, *self.loop_weights.values(), *self.loop_errors.values()]
-        return self.problem or ("" if np.isfinite(numbers).all() else "errors or weights are not finite")
+        if not np.isfinite(numbers).all():
+            return "errors or weights are not finite"
+        return "" if all(pose.is_in_range for pose in self.world_from_keyframe.values()) else "poses are out of range"
 
 
 class GraphOptimizer(Protocol):

@@ -83,8 +83,9 @@ class KeyframeGraph:
         """Add a keyframe. Those of one segment share a world; segments are unrelated until a loop connects them.
 
         Raises:
-            ValueError: the id is taken.
+            ValueError: the id is taken, or the pose is out of range (`Similarity.is_in_range`).
         """
+        _check_range(f"pose of keyframe {keyframe.id}", world_from_keyframe)
         if keyframe.id in self.keyframes:
             raise ValueError(f"KeyframeGraph: keyframe {keyframe.id} is there already")
         self.keyframes[keyframe.id] = keyframe
@@ -109,8 +110,9 @@ class KeyframeGraph:
         """Add an edge, or replace the edge between the same keyframes; its weight becomes 1.
 
         Raises:
-            ValueError: an end is not in the graph.
+            ValueError: an end is not in the graph, or the measurement is out of range (`Similarity.is_in_range`).
         """
+        _check_range(f"edge {edge.i}-{edge.j}", edge.i_from_j)
         for end in (edge.i, edge.j):
             if end not in self.keyframes:
                 raise ValueError(f"KeyframeGraph: edge {edge.i}-{edge.j} names keyframe {end}, which is not there")
@@ -122,10 +124,16 @@ class KeyframeGraph:
         self._changed.append(edge.j)
 
     def set_poses(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
-        """Replace the poses of some keyframes; all other poses stay. Raises ValueError on an unknown id."""
+        """Replace the poses of some keyframes; all other poses stay.
+
+        Raises:
+            ValueError: an id is unknown, or a pose is out of range (`Similarity.is_in_range`). No pose is replaced.
+        """
         unknown = world_from_keyframe.keys() - self.keyframes.keys()
         if unknown:
             raise ValueError(f"KeyframeGraph: poses for unknown keyframes {sorted(unknown)[:5]}")
+        for k, pose in world_from_keyframe.items():
+            _check_range(f"pose of keyframe {k}", pose)
         self.world_from_keyframe.update(world_from_keyframe)
 
     def scale_to_meters(self, segment: int, meters_per_unit: float, source: str) -> None:
@@ -135,6 +143,9 @@ class KeyframeGraph:
 
         Args:
             source: source of the metric scale, in words.
+
+        Raises:
+            ValueError: a pose would be out of range.
         """
         meters_from_units = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
         self.set_poses({k: meters_from_units @ self.world_from_keyframe[k] for k in self.segment(segment)})
@@ -188,3 +199,9 @@ class KeyframeGraph:
     def positions(self) -> FloatArray:
         """Camera centers (N, 3) in map units, in order of id."""
         return np.array([self.world_from_keyframe[k].translation for k in sorted(self.keyframes)]).reshape(-1, 3)
+
+
+def _check_range(what: str, pose: Similarity) -> None:
+    if not pose.is_in_range:
+        far, scale = float(np.abs(pose.translation).max()), pose.scale
+        raise ValueError(f"KeyframeGraph: {what} is out of range: coordinates up to {far:.3g}, scale {scale:.3g}")

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.geometry import FloatArray
+from relocalizer.geometry import MAX_COORDINATE, FloatArray
 from relocalizer.images import Image
-from relocalizer.maps.reference_map import MAX_COORDINATE
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.observations import Observations
 from slam.map.tracks import Tracks

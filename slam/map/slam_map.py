@@ -148,20 +148,26 @@ class SlamMap:
         evidence = self.lens_evidence.get(segment, LensEvidence())
         self.lens_evidence[segment] = replace(evidence, reason=evidence.reason or reason)
 
-    def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> None:
+    def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> bool:
         """Join the segments of keyframes c and k by the similarity between their worlds.
 
         The older segment keeps its world and units, so a continued map keeps its own; but if only the younger one is
         metric, that one keeps them.
+
+        Returns:
+            False, and nothing changes, if a keyframe would be out of range (`Similarity.is_in_range`).
         """
         graph = self.graph
         kept, moved, kept_from_moved = graph.segment_of[c], graph.segment_of[k], c_world_from_k_world
         if (moved in graph.metric, -moved) > (kept in graph.metric, -kept):
             kept, moved, kept_from_moved = moved, kept, kept_from_moved.inverse()
-        for i in graph.segment(moved):
-            graph.world_from_keyframe[i] = kept_from_moved @ graph.world_from_keyframe[i]
-            graph.segment_of[i] = kept
+        poses = {i: kept_from_moved @ graph.world_from_keyframe[i] for i in graph.segment(moved)}
+        if not all(pose.is_in_range for pose in poses.values()):
+            return False
+        graph.set_poses(poses)
+        graph.segment_of.update(dict.fromkeys(poses, kept))
         graph.metric.pop(moved, None)
+        return True
 
     def remove_incomplete(self, has_image: Callable[[int], bool]) -> None:
         """Remove the keyframes that an exception left incomplete: without observations, or without an image.

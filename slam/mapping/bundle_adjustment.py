@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.geometry import MAX_COORDINATE, FloatArray, Similarity
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
-from relocalizer.maps.reference_map import MAX_COORDINATE
 from slam.config.schema import SlamConfig
 from slam.events import EstimateRefused, Event
 from slam.map.slam_map import SlamMap

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relocalizer.errors import ConfigError, UserError
-from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.geometry import MAX_COORDINATE, FloatArray, Similarity
 from slam.evaluation.alignment import MATCHES_NEEDED, associate, fit_similarity
 from slam.evaluation.trajectory import Trajectory
 from slam.result import SlamResult, Units
@@ -121,7 +121,11 @@ def in_meters(result: SlamResult, reference: ScaleReference, ground_truth: Traje
     if name != result.units.name:
         raise ValueError(f"in_meters: the result is in {result.units.name}, but its graph is in {name}")
     scaling = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
-    result.graph.scale_to_meters(result.segment, meters_per_unit, reference.source)
+    try:
+        result.graph.scale_to_meters(result.segment, meters_per_unit, reference.source)
+    except ValueError as error:
+        reason = f"{meters_per_unit:.3g} m per map unit, and a map has to stay below {MAX_COORDINATE:g} m"
+        raise ScaleError(f"--scale-from {reference.spec}: {reason}; check the distance") from error
     return replace(
         result,
         trajectory=result.trajectory.transformed(scaling),

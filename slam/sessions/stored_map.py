@@ -15,7 +15,6 @@ from relocalizer.geometry import Similarity, rigid, rotation_matrix, translation
 from relocalizer.interfaces import PosePredictor, Retriever
 from relocalizer.maps.map_format import JpegImages, jpeg_of
 from relocalizer.maps.reference_map import (
-    MAX_COORDINATE,
     EdgeTable,
     FeatureTable,
     FrameTable,
@@ -201,9 +200,7 @@ def _landmark_table(landmarks: LandmarkMap, new_id: Ids) -> LandmarkTable:
 
 
 def _edge_table(graph: KeyframeGraph) -> EdgeTable:
-    """The edges whose ends are near enough to each other to be stored, in keyframe i's units."""
     edges = [graph.edges[pair] for pair in sorted(graph.edges)]
-    edges = [edge for edge in edges if (np.abs(edge.i_from_j.translation) < MAX_COORDINATE).all()]
     return EdgeTable(
         i=_ids(edge.i for edge in edges),
         j=_ids(edge.j for edge in edges),
