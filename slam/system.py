@@ -119,11 +119,9 @@ class Slam:
         self._log = log = FrameLog()
         self._watch = Stopwatch()
         self._events = EventPublisher(observers, slam_map)
-        self._frame_tracker = frame_tracker = FrameTracker(
-            config, components.tracker, slam_map.graph, slam_map.landmarks
-        )
-        self._initializer = Initializer(config, slam_map.landmarks, frame_tracker, predictor)
-        self._rotation_only = RotationOnlyTracker(config, slam_map.landmarks, frame_tracker)
+        self._frame_tracker = frame_tracker = FrameTracker(config, components.tracker, slam_map)
+        self._initializer = Initializer(config, slam_map, frame_tracker, predictor)
+        self._rotation_only = RotationOnlyTracker(config, slam_map, frame_tracker)
         self._relocalizer = FrameRelocalizer(config.relocalization, slam_map, predictor, retriever)
         loops, publish = config.loop_closing, self._events.publish
         self._odometry_edges = OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px)
@@ -253,7 +251,7 @@ class Slam:
         """
         if self._result is None:
             raise RuntimeError("Slam.make_metric: finish the run first")
-        self._result = in_meters(self._result, reference, ground_truth)
+        self._result = in_meters(self._result, self._map, reference, ground_truth)
         assert self._result.units.meters_per_unit is not None
         self._events.publish(ScaleSet(meters_per_unit=self._result.units.meters_per_unit, source=reference.source))
         return self._result

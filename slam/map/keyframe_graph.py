@@ -58,7 +58,7 @@ class Edge:
 class KeyframeGraph:
     """Pose graph over the keyframes: the only mutable table of keyframes, poses, segments, edges and weights.
 
-    Writers: `slam.mapping`, `slam.loop_closing` and `slam.sessions`; all other packages only read.
+    Only `SlamMap` changes the graph of a map; all other classes read it.
 
     Attributes:
         keyframes: by id.

@@ -87,10 +87,10 @@ def calibrate(
     for segment in segments:
         camera = mapper.map.graph.keyframes[mapper.map.graph.segment(segment)[0]].camera
         finding = _examine(mapper, segment, config, budget_s)
-        mapper.map.lens_evidence[segment] = finding.evidence
+        mapper.map.set_lens_evidence(segment, finding.evidence)
         if problem := "" if finding.step.is_nothing else mapper.adjustment.correct_lens(segment, finding.step):
             state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
-            mapper.map.lens_evidence[segment] = LensEvidence(state, reason=problem)
+            mapper.map.set_lens_evidence(segment, LensEvidence(state, reason=problem))
         if finding.may_have_distortion:
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
             priors[segment] = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
@@ -104,7 +104,7 @@ def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
     change = changed_between([(mapper.map.lens_evidence[s], min(frames[s]), max(frames[s])) for s in segments])
     for s in segments if change is not None else []:
         evidence = mapper.map.lens_evidence[s]
-        mapper.map.lens_evidence[s] = replace(evidence, change=evidence.change or change)
+        mapper.map.set_lens_evidence(s, replace(evidence, change=evidence.change or change))
 
 
 def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:
