@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
-from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
 from slam.map.frames import Keyframe
 from slam.map.keyframe_graph import Edge, KeyframeGraph
 from slam.map.landmarks import LandmarkMap
 from slam.map.lens_evidence import LensEvidence, LensState
+from slam.map.pair_estimates import PairEstimates
 from slam.map.tracks import Pixels, Tracks
 
 Ids = NDArray[np.int64]
@@ -35,7 +35,7 @@ class SlamMap:
         lens_evidence: per segment, the evidence for its focal length.
         assumed_focal_sigma: standard deviation of the logarithm of an assumed focal length; None without an estimate
             before the run.
-        pairs: pair estimates by (i, j), the priors of bundle adjustment.
+        pairs: pair estimates, the priors of bundle adjustment.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,7 @@ class SlamMap:
         self.lenses: dict[int, IntrinsicsCorrection] = {}
         self.lens_evidence: dict[int, LensEvidence] = {}
         self.assumed_focal_sigma: float | None = None
-        self.pairs: dict[tuple[int, int], PairEstimate] = {}
-        self._paired_with: dict[int, list[int]] = {}  # by the later keyframe of a pair, the earlier ones
+        self.pairs = PairEstimates()
 
     # --- queries --------------------------------------------------------------------------------------
 
@@ -108,11 +107,6 @@ class SlamMap:
             return LensEvidence(LensState.GUESS, reason=reason)
         return LensEvidence()
 
-    def pairs_among(self, later: Iterable[int], members: Iterable[int]) -> list[tuple[int, int, PairEstimate]]:
-        """Pair estimates (i, j, estimate) with j in `later` and i in `members`, in order of j."""
-        among = set(members)
-        return [(i, j, self.pairs[i, j]) for j in sorted(later) for i in self._paired_with.get(j, []) if i in among]
-
     @property
     def next_segment(self) -> int:
         """Number for a new segment, which no keyframe has yet."""
@@ -128,14 +122,9 @@ class SlamMap:
         tracks: Tracks,
         feature_tracks: Ids,
     ) -> None:
-        """Insert a keyframe with its observations.
+        """Insert a keyframe that observes `tracks`; ValueError as in `KeyframeGraph.add_keyframe`.
 
-        Args:
-            tracks: the tracks that the keyframe observes.
-            feature_tracks: (M,) track id of each of its local features, -1 for features without one.
-
-        Raises:
-            ValueError: the id is taken, or the pose is out of range (`Similarity.is_in_range`).
+        `feature_tracks` (M,) is the track id of each of its local features, -1 for features without one.
         """
         self.graph.add_keyframe(keyframe, world_from_keyframe, segment)
         self.landmarks.add_keyframe(keyframe.id, tracks, feature_tracks)
@@ -156,7 +145,7 @@ class SlamMap:
     def apply_bundle_adjustment(
         self, world_from_keyframe: Mapping[int, Similarity], ids: Ids, points_world: FloatArray
     ) -> None:
-        """Set keyframe poses, and the points (N, 3) of landmarks `ids` under them."""
+        """Set keyframe poses, and the points (N, 3) of landmarks `ids` under them; without poses, structure only."""
         self.graph.set_poses(world_from_keyframe)
         self.landmarks.move_to(ids, points_world, self.graph)
 
@@ -192,10 +181,6 @@ class SlamMap:
         """Make triangulated tracks landmarks; the arguments are those of `LandmarkMap.set_points`."""
         self.landmarks.set_points(ids, points_in_anchor, anchor, inverse_depth_sigma)
 
-    def move_landmarks(self, ids: Ids, points_world: FloatArray) -> None:
-        """Set positions (N, 3) of landmarks, map units, under the current poses."""
-        self.landmarks.move_to(ids, points_world, self.graph)
-
     def remove_landmarks(self, ids: Ids) -> None:
         """Remove the positions of landmarks; their tracks and observations stay."""
         self.landmarks.remove_points(ids)
@@ -204,19 +189,7 @@ class SlamMap:
         """Fuse duplicate landmarks: every observation of replaced[n] becomes an observation of kept[n]."""
         self.landmarks.merge(kept, replaced)
 
-    # --- pair estimates, intrinsics and segments ------------------------------------------------------
-
-    def add_pair(self, i: int, j: int, estimate: PairEstimate) -> None:
-        """Store a pair estimate as a prior of bundle adjustment."""
-        if (i, j) not in self.pairs:
-            self._paired_with.setdefault(j, []).append(i)
-        self.pairs[i, j] = estimate
-
-    def remove_pairs(self, members: Iterable[int]) -> None:
-        """Remove the pair estimates of these keyframes."""
-        removed = set(members)
-        self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if removed.isdisjoint(pair)}
-        self._paired_with = {j: [i for i in of_j if (i, j) in self.pairs] for j, of_j in self._paired_with.items()}
+    # --- intrinsics and segments ----------------------------------------------------------------------
 
     def correct_intrinsics(self, members: Sequence[int], step: CorrectionStep) -> None:
         """Apply a correction of the intrinsics to the cameras, features and observations of a segment's keyframes."""
@@ -244,23 +217,9 @@ class SlamMap:
     def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> bool:
         """Join the segments of keyframes c and k by the similarity between their worlds.
 
-        The older segment keeps its world and units, so a continued map keeps its own; but if only the younger one is
-        metric, that one keeps them.
-
-        Returns:
-            False, and nothing changes, if a keyframe would be out of range (`Similarity.is_in_range`).
+        Which world is kept, and when the segments stay apart, is described in `KeyframeGraph.join_segments`.
         """
-        graph = self.graph
-        kept, moved, kept_from_moved = graph.segment_of[c], graph.segment_of[k], c_world_from_k_world
-        if (moved in graph.metric, -moved) > (kept in graph.metric, -kept):
-            kept, moved, kept_from_moved = moved, kept, kept_from_moved.inverse()
-        poses = {i: kept_from_moved @ graph.world_from_keyframe[i] for i in graph.segment(moved)}
-        if not all(pose.is_in_range for pose in poses.values()):
-            return False
-        graph.set_poses(poses)
-        graph.segment_of.update(dict.fromkeys(poses, kept))
-        graph.metric.pop(moved, None)
-        return True
+        return self.graph.join_segments(c, k, c_world_from_k_world)
 
     def remove_incomplete(self, has_image: Callable[[int], bool]) -> None:
         """Remove the keyframes that an exception left incomplete: without observations, or without an image.
@@ -272,4 +231,4 @@ class SlamMap:
         for k in incomplete:
             self.graph.remove_keyframe(k)
             self.landmarks.remove_keyframe(k)
-        self.remove_pairs(incomplete)
+        self.pairs.remove(incomplete)

@@ -103,7 +103,7 @@ class BundleAdjustment:
             self._refuse(self._map.graph.keyframes[max(members)].frame_index, f"self-calibration: {problem}")
             return problem
         self._map.correct_intrinsics(members, step)
-        self._map.remove_pairs(members)
+        self._map.pairs.remove(members)
         ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
         self._refine(members, ids, bundle, iterations=ADAPTING_ITERATIONS)
         self._refine_remaining_points(members, [])
@@ -141,7 +141,7 @@ class BundleAdjustment:
         if len(ids) == 0:
             return
         points = structure_only_adjustment(bundle, noise_px=self._config.tracks.noise_px)
-        self._map.move_landmarks(ids, points)
+        self._map.apply_bundle_adjustment({}, ids, points)
         errors = reprojection_errors(bundle, bundle.world_from_cam, points)
         self._drop_outliers(ids, bundle, errors)
 
@@ -228,7 +228,7 @@ def bundle_of(
         keyframe_of=np.concatenate(keyframe_of),
         point_of=np.concatenate(point_of),
         pixels=np.concatenate(pixels),
-        pairs=slam_map.pairs_among(free, members),
+        pairs=slam_map.pairs.among(free, members),
     )
     return ids, bundle
 

@@ -60,4 +60,4 @@ class Mapper:
         if isinstance(estimate, NoEstimate) or estimate.confidence < PRIOR_CONFIDENCE:
             return
         if self._config.bundle_adjustment.pair_priors:
-            self.map.add_pair(i, j, estimate)
+            self.map.pairs.add(i, j, estimate)
