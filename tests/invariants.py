@@ -54,7 +54,7 @@ def require(holds: Any, what: str) -> None:
 
 def check_live(slam: Slam) -> None:
     """What changes with every frame."""
-    frame_tracker, where, graph = slam._frame_tracker, slam._state, slam._mapper.map.graph
+    frame_tracker, where, graph = slam._frame_tracker, slam._frame_processor.state, slam._mapper.map.graph
     _check_tracks("the front end's tracks", frame_tracker.tracks, slam._mapper.map.landmarks)
     if frame_tracker.pose is not None:
         _check_poses("the live pose", [frame_tracker.pose])
@@ -88,7 +88,7 @@ def check_memory(slam: Slam) -> None:
     evidence = loop_closer._evidence
     require(len(evidence._loops) <= WINDOW, f"{len(evidence._loops)} loops remembered")
     require(loop_closer._verified.keys() <= evidence._loops.keys(), "loops wait that are not remembered")
-    references = slam._initializer._references
+    references = slam._frame_processor._initializer._references
     require(len(references) <= slam._config.initialization.references, f"{len(references)} references")
     require(all(len(r.between) <= MAX_BETWEEN for r in references), "frames between the first pair pile up")
     limit, looking = slam._config.relocalization.look_back, slam._deferred

@@ -103,7 +103,7 @@ def test_modules_import_one_another_without_cycles():
 LAYERS = [
     "plain_text", "progress", "stopwatch", "predictor_checks", "config", "evaluation", "map", "events", "input",
     "tracking", "mapping", "result", "relocalization", "event_publisher", "loop_closing", "sessions", "components",
-    "system", "run", "viz", "bench", "cli", "__main__",
+    "frame_processor", "system", "run", "viz", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -321,8 +321,6 @@ EXCEPTIONS: dict[str, str] = {
     "slam/run/report.py:closing_report": "one line per field of report.json",
     "slam/run/report.py:closing_report(7)": "what a report is made of",
     "slam/sessions/merging.py:merge_maps(8)": SWITCHES,
-    "slam/system.py": "the story of a frame, told in one place",
-    "slam/system.py:Slam": "the story of a frame, told in one place",
 }
 
 

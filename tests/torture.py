@@ -324,8 +324,8 @@ class Scenario:
         """Count what came of itself."""
         begun, left = witness.kinds["Initialized"], len({*slam._mapper.map.graph.segment_of.values()})
         ends = {
-            Trouble.ENDS_LOST: slam._state.is_lost,
-            Trouble.ENDS_WAITING: not slam._state.has_map,
+            Trouble.ENDS_LOST: slam._frame_processor.state.is_lost,
+            Trouble.ENDS_WAITING: not slam._frame_processor.state.has_map,
             Trouble.BEGUN_ANEW: begun > 1,
             Trouble.JOINED: left < begun,
         }
