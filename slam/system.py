@@ -19,7 +19,7 @@ from slam.frame_processor import FrameProcessor
 from slam.loop_closing.segment_joining import join_segments
 from slam.map.frames import Frame
 from slam.map.keyframe_images import KeyframeImages, MemoryImages
-from slam.mapping.global_refinement import refine_map
+from slam.mapping.global_refinement import refine_map, run_cost_s
 from slam.progress import Progress, no_progress
 from slam.result import FrameResult, SlamResult, collect_result
 from slam.sessions.metric_scale import ScaleReference, in_meters
@@ -230,8 +230,7 @@ class Slam:
         rounds = refine_map(
             mapper,
             self._config.bundle_adjustment,
-            frames=len(log),
-            keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes),
+            budget_s=run_cost_s(frames=len(log), keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes)),
             may_calibrate=not prior_keyframes,
             notify=partial(self._events.graph_optimized, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),

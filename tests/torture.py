@@ -268,13 +268,7 @@ class Scenario:
         self.where = f"run {number}, at its beginning"
         slam = Slam(
             self.config,
-            Components(
-                predictor=TroubledPredictor(self.world, self.troubles),
-                tracker=TroubledTracker(self.world, self.troubles),
-                retriever=FaissRetriever(),
-                optimizer=self._optimizer(),
-                adjuster=TroubledRefiner(self.troubles),
-            ),
+            self._components(),
             observers=[witness],
             **options,
         )
@@ -315,6 +309,15 @@ class Scenario:
         self.tally.keyframes += made
         self.tally.events += witness.kinds
         return saved
+
+    def _components(self) -> Components:
+        return Components(
+            predictor=TroubledPredictor(self.world, self.troubles),
+            tracker=TroubledTracker(self.world, self.troubles),
+            retriever=FaissRetriever(),
+            optimizer=self._optimizer(),
+            adjuster=TroubledRefiner(self.troubles),
+        )
 
     def _optimizer(self) -> TroubledOptimizer:
         """One that leaves loops out, sometimes behind a linker that believes them all."""
@@ -368,15 +371,7 @@ class Scenario:
         self._happens(Trouble.MERGED)
         self.where = f"run {self.tally.runs}, when its map is merged"
         try:
-            merged = merge_maps(
-                first,
-                second,
-                self.config,
-                predictor=TroubledPredictor(self.world, self.troubles),
-                retriever=FaissRetriever(),
-                optimizer=self._optimizer(),
-                adjuster=TroubledRefiner(self.troubles),
-            )
+            merged = merge_maps(first, second, self.config, self._components())
         except MapError:
             return
         self._run(self._shots(), start_map=merged.map)

@@ -36,8 +36,7 @@ def refine_map(
     mapper: Mapper,
     config: BundleAdjustmentConfig,
     *,
-    frames: int,
-    keyframes: int,
+    budget_s: float,
     may_calibrate: bool,
     notify: Callable[[float, float, str], None],
     on_round: Callable[[int, int], None] = lambda done, of: None,
@@ -49,8 +48,7 @@ def refine_map(
     the map is deformed until it is refined.
 
     Args:
-        frames, keyframes: their numbers in this run, which exclude a continued map: a short run does not pay for the
-            refinement of a large map.
+        budget_s: cost of the run, as `run_cost_s`.
         may_calibrate: whether all keyframes are from this run, so that their cameras may be self-calibrated.
         notify: called after each round with the reprojection errors before and after (pixels), and its name.
         on_round: called before each round with the number of completed rounds and their maximum number.
@@ -59,7 +57,6 @@ def refine_map(
         Number of rounds.
     """
     segments = sorted(set(mapper.map.graph.segment_of.values()), key=lambda s: (-len(mapper.map.graph.segment(s)), s))
-    budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
     priors: dict[int, IntrinsicsPrior] = {}
     if may_calibrate and config.final != "never" and config.calibrate != "never":
         priors = calibrate(mapper, segments, config, budget_s)
@@ -73,6 +70,16 @@ def refine_map(
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
         notify(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
     return done
+
+
+def run_cost_s(*, frames: int, keyframes: int) -> float:
+    """Cost of a run, CPU seconds.
+
+    Args:
+        frames, keyframes: their numbers in this run, which exclude a continued map: a short run does not pay for the
+            refinement of a large map.
+    """
+    return FRAME_S * frames + KEYFRAME_S * keyframes
 
 
 def calibrate(
