@@ -8,35 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relocalizer.errors import MapError
-from relocalizer.geometry import Similarity
 from relocalizer.images import decode_image, encode_jpeg
 from relocalizer.maps.map_format import JPEG_QUALITY
 from relocalizer.maps.reference_map import ReferenceMap, provenance_of
+from slam.components.modules import build_modules
 from slam.config.schema import SlamConfig
-from slam.event_publisher import DroppedObserver, EventPublisher
+from slam.event_publisher import DroppedObserver
 from slam.events import Event, Observer, ScaleSet
-from slam.loop_closing.loop_closer import LoopCloser
-from slam.loop_closing.loop_detector import LoopDetector
-from slam.loop_closing.loop_verifier import LoopVerifier
-from slam.loop_closing.odometry_edges import OdometryEdges
+from slam.frame_processor import FrameProcessor
 from slam.loop_closing.segment_joining import join_segments
-from slam.map.frame_log import FrameLog
-from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe, PoseNotFound, TrackedPose
+from slam.map.frames import Frame
 from slam.map.keyframe_images import KeyframeImages, MemoryImages
-from slam.mapping.global_refinement import refine_map
-from slam.mapping.mapper import Mapper
+from slam.mapping.global_refinement import refine_map, run_cost_s
 from slam.progress import Progress, no_progress
-from slam.relocalization.deferred import DeferredRelocalizer
-from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
-from slam.relocalization.localization_mode import LocalizationMode
 from slam.result import FrameResult, SlamResult, collect_result
 from slam.sessions.metric_scale import ScaleReference, in_meters
 from slam.sessions.stored_map import PriorMap, in_units_of_prior_map, restore, run_to_reference_map
-from slam.stopwatch import Stopwatch
-from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.initializer import Initializer, NotInitialized, localize_initial_frames
-from slam.tracking.rotation_only import POSITION_HELD, RotationOnlyTracker
-from slam.tracking.tracking_state import TrackingStateMachine
 
 if TYPE_CHECKING:
     from slam.components.assembly import Components
@@ -108,38 +95,25 @@ class Slam:
         Raises:
             MapError: the predictor cannot read the map.
         """
-        predictor, retriever = components.predictor, components.retriever
+        modules = build_modules(config, components, observers, MemoryImages() if images is None else images)
         self._config = config
-        self._predictor = predictor
-        self._mapper = mapper = Mapper(
-            config, predictor, components.adjuster, lambda event: self._events.publish(event)
-        )
-        self._map = slam_map = mapper.map
-        self._prior_map = PriorMap() if start_map is None else restore(start_map, slam_map, predictor, retriever)
-        self._log = log = FrameLog()
-        self._watch = Stopwatch()
-        self._events = EventPublisher(observers, slam_map)
-        self._frame_tracker = frame_tracker = FrameTracker(
-            config, components.tracker, slam_map.graph, slam_map.landmarks
-        )
-        self._initializer = Initializer(config, slam_map.landmarks, frame_tracker, predictor)
-        self._rotation_only = RotationOnlyTracker(config, slam_map.landmarks, frame_tracker)
-        self._relocalizer = FrameRelocalizer(config.relocalization, slam_map, predictor, retriever)
-        loops, publish = config.loop_closing, self._events.publish
-        self._odometry_edges = OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px)
-        self._loop_detector = LoopDetector(loops, slam_map, retriever)
-        verifier = LoopVerifier(loops, slam_map, predictor, publish)
-        self._loop_closer = LoopCloser(loops, mapper, self._loop_detector, verifier, components.optimizer, publish)
-        self._deferred = DeferredRelocalizer(
-            config.relocalization.look_back, log, frame_tracker, self._relocalizer, publish
-        )
-        self._state = TrackingStateMachine(restart_after=None if localize_only else config.relocalization.restart_after)
+        self._predictor = components.predictor
+        self._localize_only = localize_only
+        self._map = modules.map
+        self._mapper = modules.mapper
+        self._log = modules.log
+        self._images = modules.images
+        self._events = modules.events
+        self._frame_tracker = modules.frame_tracker
+        self._relocalizer = modules.relocalizer
+        self._deferred = modules.deferred
+        self._loop_closer = modules.loop_closer
+        self._frame_processor = FrameProcessor(config, modules, localize_only=localize_only)
+        self._prior_map = PriorMap()
+        if start_map is not None:
+            self._prior_map = restore(start_map, modules.map, components.predictor, components.retriever)
         if self._prior_map.keyframe_ids:
-            self._state.set_lost_in_map(self._prior_map.last_id)
-        self._localization_mode = (
-            LocalizationMode(frame_tracker, self._state, self._relocalize) if localize_only else None
-        )
-        self._images = MemoryImages() if images is None else images
+            self._frame_processor.state.set_lost_in_map(self._prior_map.last_id)
         self._result: SlamResult | None = None
 
     # --- one frame -------------------------------------------------------------------------------------
@@ -152,27 +126,7 @@ class Slam:
         """
         if self._result is not None:
             raise RuntimeError("Slam.step: the run is finished; make a new Slam, which can start in the saved map")
-        self._watch = Stopwatch()
-        with self._watch("tracks"):
-            self._frame_tracker.track(frame)
-        if self._state.has_map:
-            self._track(frame)
-        elif self._localization_mode is None:
-            self._initialize(frame)
-        else:
-            self._state.set_waiting("the map has no keyframe to be found by")
-        if not self._state.is_tracking:
-            with self._watch("keep for later"):
-                self._deferred.keep(frame)
-        self._events.frame_processed(frame, self._state, self._frame_tracker, self._watch.stage_ms)
-        return FrameResult(
-            frame_index=frame.index,
-            timestamp_ns=frame.timestamp_ns,
-            state=self._state.state,
-            reason=self._state.reason,
-            world_from_cam=self._frame_tracker.pose if self._state.is_tracking else None,
-            keyframe_id=self._state.keyframe_id,
-        )
+        return self._frame_processor.process(frame)
 
     def finish(self, *, interrupted: bool = False, on_progress: Progress = no_progress) -> SlamResult:
         """Refine the whole map, update all frame poses, and return the result; later calls return the same result.
@@ -183,8 +137,8 @@ class Slam:
         if self._result is not None:
             return self._result
         if self._log.records:
-            self._deferred.relocalize_all(self._continue_from, on_progress)
-            if self._localization_mode is None:
+            self._deferred.relocalize_all(self._frame_processor.continue_from, on_progress)
+            if not self._localize_only:
                 self._complete_map(on_progress)
             self._deferred.report_failures()
         return self._conclude(interrupted=interrupted)
@@ -253,7 +207,7 @@ class Slam:
         """
         if self._result is None:
             raise RuntimeError("Slam.make_metric: finish the run first")
-        self._result = in_meters(self._result, reference, ground_truth)
+        self._result = in_meters(self._result, self._map, reference, ground_truth)
         assert self._result.units.meters_per_unit is not None
         self._events.publish(ScaleSet(meters_per_unit=self._result.units.meters_per_unit, source=reference.source))
         return self._result
@@ -265,151 +219,6 @@ class Slam:
             return jpeg
         return encode_jpeg(lens.undistort_image(decode_image(jpeg, f"keyframe {keyframe_id}")), JPEG_QUALITY)
 
-    # --- initialization -------------------------------------------------------------------------------
-
-    def _initialize(self, frame: Frame) -> None:
-        """Initialize a map if the frame forms an initial pair with an earlier frame; otherwise wait."""
-        with self._watch("initialize"):
-            outcome = self._initializer.process(frame)
-        if isinstance(outcome, NotInitialized):
-            self._state.set_waiting(outcome.reason)
-        else:
-            self._begin_map(outcome)
-
-    def _begin_map(self, pair: InitialPair) -> None:
-        """Insert the first two keyframes of a segment with their landmarks, and localize the frames between them."""
-        graph = self._map.graph
-        with self._watch("map"):
-            a, b = self._mapper.begin_segment(pair)
-            self._images.store(a.id, pair.first.frame.image)
-            self._images.store(b.id, pair.second.frame.image)
-        self._state.map_initialized(a.id, pair.second.frame.index)
-        self._events.initialized(pair)
-        self._events.keyframe_added(a, "first of the first pair", pair.first.frame.image)
-        self._loop_detector.add(a.id)
-        for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
-            self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
-        self._activate_keyframe(pair.second.frame, b, "second of the first pair")
-
-    # --- tracking -------------------------------------------------------------------------------------
-
-    def _track(self, frame: Frame) -> None:
-        """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
-        with self._watch("pose"):
-            found = self._frame_tracker.estimate_pose(frame)
-        if isinstance(found, TrackedPose):
-            self._follow(frame, found)
-            return
-        recognized = self._relocalize(frame)
-        if isinstance(recognized, RelocalizedFrame):
-            self._relocalized(recognized, found)
-        elif not self._track_rotation(frame):
-            self._lose(frame, found, recognized)
-
-    def _follow(self, frame: Frame, found: TrackedPose) -> None:
-        """A tracked frame: it becomes a keyframe, or is recorded relative to its reference keyframe."""
-        self._rotation_only.stop()
-        self._state.set_tracked()
-        self._frame_tracker.accept(found)
-        if self._localization_mode is not None:
-            self._localization_mode.replenish(frame)
-        elif reason := self._frame_tracker.reason_to_keep(frame, self._state.keyframe_id):
-            with self._watch("features"):
-                observation = self._frame_tracker.extract(frame)
-            self._insert_keyframe(observation, reason)
-            return
-        self._record_frame(frame)
-
-    def _record_frame(self, frame: Frame) -> None:
-        """Record the frame's pose relative to its reference keyframe."""
-        tracked = self._frame_tracker.current
-        self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self._state.keyframe_id, self._map.graph)
-
-    # --- keyframes ------------------------------------------------------------------------------------
-
-    def _insert_keyframe(self, observation: FrameObservation, reason: str) -> None:
-        """Insert the frame as a keyframe: landmarks, odometry edges to covisible keyframes, local bundle adjustment."""
-        graph, active = self._map.graph, self._state.keyframe_id
-        pose = Similarity.from_rigid(
-            self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
-        )
-        with self._watch("map"):
-            keyframe = self._mapper.insert(observation, self._frame_tracker.tracks, pose, graph.segment_of[active])
-            self._images.store(keyframe.id, observation.frame.image)
-        with self._watch("predictor"):
-            self._odometry_edges.relate_to_covisible(keyframe.id)
-        with self._watch("refine"):
-            self._mapper.adjustment.local_bundle_adjustment(keyframe.id)
-        self._activate_keyframe(observation.frame, keyframe, reason)
-
-    def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
-        """Add a new keyframe's edges, close its loops, and continue tracking from its updated pose."""
-        slam_map, k = self._map, keyframe.id
-        self._events.keyframe_added(keyframe, reason, frame.image)
-        with self._watch("link"):
-            self._odometry_edges.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
-            self._odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
-            closed = self._loop_closer.close_loops(k)
-            self._loop_detector.add(k)
-        if closed:
-            with self._watch("refine"):
-                self._mapper.adjustment.local_bundle_adjustment(k)
-        self._state.set_tracking(k)
-        self._frame_tracker.reset_to(slam_map.graph.world_from_keyframe[k].rigid, slam_map.landmarks.observed[k])
-        self._record_frame(frame)
-        self._events.landmarks_updated_after_keyframe(k, frame.index)
-
-    # --- tracking failure -----------------------------------------------------------------------------
-
-    def _relocalize(self, frame: Frame) -> RelocalizedFrame | PoseNotFound:
-        """Relocalize the frame in the map; only in some frames during rotation-only tracking."""
-        if not self._rotation_only.should_relocalize:
-            return PoseNotFound("no place is looked for in this frame of a turn")
-        with self._watch("recognize"):
-            return self._relocalizer.relocalize(self._frame_tracker.extract(frame), self._state.keyframe_id)
-
-    def _relocalized(self, found: RelocalizedFrame, why: PoseNotFound) -> None:
-        """A frame was relocalized after tracking failed; it becomes a keyframe at once."""
-        if self._state.is_lost:
-            self._events.relocalized(found, self._state.frames_lost)
-        self._rotation_only.stop()
-        self._frame_tracker.reset_motion()
-        self._continue_from(found, f"recognized {len(found.landmarks)} landmarks ({why.reason})")
-
-    def _continue_from(self, found: RelocalizedFrame, reason: str) -> None:
-        """Continue from a relocalized frame; insert it as a keyframe if there is a reason and the map may grow."""
-        self._state.set_tracking(found.keyframe_id)
-        self._frame_tracker.reset_to(found.world_from_cam, found.tracks)
-        if self._localization_mode is not None:
-            self._localization_mode.set_baseline()
-        elif reason:
-            self._insert_keyframe(found.observation, reason)
-            return
-        self._record_frame(found.observation.frame)
-
-    def _track_rotation(self, frame: Frame) -> bool:
-        """Track the orientation of a camera that only rotates, and keep its position; False for any other motion."""
-        if not self._state.is_tracking or not self._rotation_only.follow(frame):
-            return False
-        self._state.set_rotation_only(POSITION_HELD)
-        if self._rotation_only.starts_new_stretch(frame.index):
-            self._events.scale_unobservable(frame, POSITION_HELD)
-        self._record_frame(frame)
-        return True
-
-    def _lose(self, frame: Frame, why: PoseNotFound, recognized: PoseNotFound) -> None:
-        """No pose for this frame. After a while a new segment may start, to be joined to the old one by a loop."""
-        if self._state.is_lost:
-            self._state.still_lost(recognized.reason)
-        else:
-            self._state.set_lost(frame.index, f"{why.reason}; {recognized.reason}")
-            self._frame_tracker.reset_motion()
-            self._rotation_only.stop()
-            self._initializer.restart()
-            self._events.tracking_lost(frame, self._state.reason)
-        if self._state.may_start_new_map:
-            self._initialize(frame)
-
     # --- final steps ----------------------------------------------------------------------------------
 
     def _complete_map(self, on_progress: Progress) -> None:
@@ -417,12 +226,11 @@ class Slam:
         mapper, log, prior_keyframes = self._mapper, self._log, self._prior_map.keyframe_ids
         min_inliers = self._config.loop_closing.min_inliers
         if join_segments(self._map, self._relocalizer, self._loop_closer, min_inliers=min_inliers):
-            self._deferred.relocalize_all(self._continue_from, on_progress)
+            self._deferred.relocalize_all(self._frame_processor.continue_from, on_progress)
         rounds = refine_map(
             mapper,
             self._config.bundle_adjustment,
-            frames=len(log),
-            keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes),
+            budget_s=run_cost_s(frames=len(log), keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes)),
             may_calibrate=not prior_keyframes,
             notify=partial(self._events.graph_optimized, log.last_index),
             on_round=partial(on_progress, "rounds of the last refinement"),

@@ -20,6 +20,7 @@ from slam.evaluation.trajectory import Trajectory
 from slam.events import FrameProcessed, Initialized, RunFinished, TrackingLost
 from slam.map.frames import Frame
 from slam.map.lens_evidence import LensEvidence
+from slam.map.slam_map import SlamMap
 from slam.map.tracking_status import TrackingState
 from slam.progress import no_progress
 from slam.result import Units
@@ -139,7 +140,7 @@ class StraightSlam:
         )
 
     def make_metric(self, reference: Any, ground_truth: Any) -> Any:
-        return in_meters(self.finish(on_progress=no_progress), reference, ground_truth)
+        return in_meters(self.finish(on_progress=no_progress), SlamMap(), reference, ground_truth)
 
     def abort(self) -> Any:
         return self.finish(interrupted=True, on_progress=no_progress)

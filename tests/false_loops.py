@@ -1,13 +1,13 @@
-"""Loops that are not true, told to the linker of a running system as if geometry had spoken for them.
+"""False loops for the loop closer of a running system, as if geometric verification had confirmed them.
 
-Two kinds: strangers, each wrong in its own way, and clusters, in which a whole stretch of the path is taken for another
-place and every loop agrees with the next, as in a corridor that looks like another.
+Two kinds: independent ones, and clusters, in which an interval of the path is matched to another place and the loops
+are consistent with one another (perceptual aliasing), as in a corridor that looks like another.
 
-How wrong: without a `Slip` the camera believes to be somewhere else altogether. With one the place is right and the
-pose is off by it from the truth, as on a floor of tiles or before shelves of equal parts; that looks plausible.
+Without a `Slip` the false pose is at another place. With one the place is correct and the pose is displaced by the slip
+from the ground truth, as on a floor of tiles or before shelves of equal parts, which is plausible.
 
-What is told is consistent to the end: at least 30 features that are taken for old landmarks lie where those would be
-seen from the false pose, all over the image, and it is as sure as a true loop that rests on them would be.
+A false loop is consistent in itself: at least 30 features that are matched to old landmarks lie at the projections of
+those under the false pose, all over the image, and its covariance is that of a true loop with these landmarks.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from slam.relocalization.pose_from_matches import EstimatedPose, FeatureMatches,
 CLUSTER = 4  # loops of one mistaken place
 TRIES = 5
 LOG_SCALE_SIGMA = 0.045  # of a true loop
-LANDMARKS = (30, 120)  # that it rests on, as many as lie near enough to a feature
+LANDMARKS = (30, 120)  # minimum and maximum number of landmarks of a false loop, limited to those near a feature
 NEAR_PX, PIXEL_NOISE = 60.0, 1.0
 FALSE_DEG, FALSE_SHARE = 25.0, 0.5  # another place is off by this angle, or by this share of the depth
-MIN_GAP = 12  # keyframes between the ends of a lie
-AROUND = 8  # keyframes on each side that tell the unit of length
-MENDED = 0.5  # of what a lie is off by, at most, is left when it is called put right
-PLAUSIBLE = 3  # a lie about the right place is told of one of so many old keyframes that see most of the same
+MIN_GAP = 12  # minimum number of keyframes between the ends of a false loop
+AROUND = 8  # number of keyframes on each side that determine the unit of length
+MENDED = 0.5  # maximum ratio of the error after guided matching to that before for a corrected loop
+PLAUSIBLE = 3  # number of old keyframes with the largest overlap, of which one is the place of a displaced loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Slip:
     degrees: float = 0.0
 
     def draw(self, rng: np.random.Generator) -> FloatArray:
-        """(4, 4) pose of the camera where it believes to be, seen from where it is."""
+        """(4, 4) true_from_false: pose of the false camera in the true one."""
         slip = np.eye(4)
         slip[:3, :3] = exp_so3(np.radians(self.degrees) * direction(rng))
         slip[:3, 3] = self.length * direction(rng)
@@ -64,7 +64,7 @@ def direction(rng: np.random.Generator) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mistake:
-    """What is taken for what: keyframe `k` for the place of `c`, and where any keyframe is seen from c by it."""
+    """Keyframe `k` is matched to the place of `c`; `seen_from` gives the false relative pose of any two keyframes."""
 
     c: int
     k: int
@@ -73,17 +73,17 @@ class Mistake:
 
 @dataclass(eq=False)
 class FalseLoops:
-    """Wraps a linker's `close_loops`: from the chosen keyframes on it believes to see other places too.
+    """Wraps `close_loops` of a loop closer, which gets false loops at the chosen keyframes.
 
     Args:
-        at: at which newest keyframes to lie; for clusters, the keyframe where each begins.
-        clustered: how; see above.
-        slip: by how much; None for another place altogether.
-        truth: of the run, needed with a slip.
+        at: newest keyframes that get a false loop; for clusters, the keyframe at which each begins.
+        clustered: clusters instead of independent loops.
+        slip: displacement from the ground truth; None for another place.
+        truth: ground truth of the run, needed with a slip.
         cluster: loops of one mistaken place.
-        min_gap: keyframes between the ends of a lie, at least.
-        landmarks: that a lie rests on, from and to.
-        deceived: the image speaks for the mistake wherever it is asked; else only as far as the loop itself tells.
+        min_gap: minimum number of keyframes between the ends of a false loop.
+        landmarks: minimum and maximum number of landmarks of a false loop.
+        deceived: the image confirms the false loop in guided matching too, which is skipped.
     """
 
     loop_closer: LoopCloser
@@ -107,7 +107,7 @@ class FalseLoops:
         return {(edge.i, edge.j) for edge in self.lies}
 
     def is_lie(self, edge: Edge) -> bool:
-        """Whether this is an edge that was told; a true loop may lie between the same keyframes."""
+        """Whether this is a false edge; a true loop may connect the same keyframes."""
         return any(edge is lie for lie in self.lies)
 
     def install(self) -> None:
@@ -129,7 +129,7 @@ class FalseLoops:
         setattr(self.loop_closer, "_second_look", second_look)  # noqa: B010
 
     def _standing(self, lie: Verified) -> Verified | None:
-        """What is left of a lie after the image, as far as it is not deceived, was looked at; None for nothing."""
+        """The false loop after guided matching, which is skipped for deceived images; None if it is rejected."""
         if self.deceived:
             return lie
         borne_out = self.loop_closer._verifier._refine_pose(lie)
@@ -144,14 +144,14 @@ class FalseLoops:
         return borne_out
 
     def _off(self, edge: Edge, slip: Slip) -> float:
-        """How far a loop is from the truth: in the truth's unit, or in degrees where it slipped by an angle."""
+        """Error of a loop: in the unit of the ground truth, or in degrees if the slip is an angle."""
         true = np.linalg.inv(self._true_pose(edge.i)) @ self._true_pose(edge.j)
         if slip.length:
             return float(np.linalg.norm(edge.i_from_j.translation * self._unit(edge.i) - true[:3, 3]))
         return float(np.degrees(rotation_angle(true[:3, :3].T @ edge.i_from_j.rotation)))
 
     def _lies(self, k: int) -> list[Verified]:
-        """Those that are due; what cannot be told of this keyframe is told of the next that allows it."""
+        """False loops due at keyframe k; one that is impossible there is made at the next keyframe that allows it."""
         if self.clustered and self._mistake and 0 < k - self._mistake.k < self.cluster:
             told = self._told(self._mistake.c + (k - self._mistake.k) % 2, k)
             return [told] if told is not None else []
@@ -195,11 +195,11 @@ class FalseLoops:
         return Mistake(c, k, seen_from)
 
     def _another_place(self, k: int) -> int | None:
-        """An old keyframe that k is surely not at."""
+        """An old keyframe at another place than k."""
         graph = self.loop_closer._map.graph
         here = graph.world_from_keyframe[k]
         for c in self.rng.permutation(self._old(k)).tolist():
-            if not len(self._placed(c)):  # as happens in a map that lies have torn apart
+            if not len(self._placed(c)):  # as happens in a map that false loops have deformed
                 continue
             there = graph.world_from_keyframe[c]
             away = np.linalg.norm(there.translation - here.translation)
@@ -209,7 +209,7 @@ class FalseLoops:
         return None
 
     def _same_place(self, k: int) -> int | None:
-        """An old keyframe that sees much of what k sees, one of the few best that no landmarks tie to it."""
+        """An old keyframe that overlaps with k, one of the best few that are not covisible with it."""
         old = self._old(k)
         connected = covisible_enough(self.loop_closer._map, k, old)
         free = [c for c in old if c not in connected and (c, k) not in self.loop_closer._map.graph.edges]
@@ -240,7 +240,7 @@ class FalseLoops:
         return align_points(truth, np.array([poses[k].translation for k in near])).scale * poses[c].scale
 
     def _depth(self, c: int) -> float:
-        """Median depth of what a keyframe sees, in its own units."""
+        """Median depth of the landmarks of a keyframe, in its own units."""
         slam_map = self.loop_closer._map
         points = slam_map.landmarks.points_world(self._placed(c), slam_map.graph)
         return float(np.median(slam_map.graph.world_from_keyframe[c].inverse().apply(points)[:, 2]))
@@ -251,7 +251,7 @@ class FalseLoops:
         return ids[landmarks.is_triangulated(ids)]
 
     def _told(self, c: int, k: int) -> Verified | None:
-        """The loop c-k as the mistake has it, with a true loop's noise; None where too little of it could be seen."""
+        """The false loop c-k with the noise of a true one; None with too few landmarks in the image."""
         assert self._mistake is not None
         graph = self.loop_closer._map.graph
         if c not in graph.keyframes or c >= k:  # a merged map has no keyframe of every number

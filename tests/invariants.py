@@ -1,4 +1,4 @@
-"""What must hold of a running `Slam` after every frame, whatever has happened to it, and of every event it emits."""
+"""Invariants of a running `Slam` after every frame, whatever its input was, and of every event it publishes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ORTHONORMAL = 1e-6
 
 
 class Broken(AssertionError):
-    """Something does not hold that must."""
+    """An invariant is violated."""
 
 
 def require(holds: Any, what: str) -> None:
@@ -53,28 +53,28 @@ def require(holds: Any, what: str) -> None:
 
 
 def check_live(slam: Slam) -> None:
-    """What changes with every frame."""
-    frame_tracker, where, graph = slam._frame_tracker, slam._state, slam._mapper.map.graph
+    """Invariants of the state that changes with every frame."""
+    frame_tracker, where, graph = slam._frame_tracker, slam._frame_processor.state, slam._mapper.map.graph
     _check_tracks("the front end's tracks", frame_tracker.tracks, slam._mapper.map.landmarks)
     if frame_tracker.pose is not None:
         _check_poses("the live pose", [frame_tracker.pose])
     if where.is_tracking:
         require(frame_tracker.pose is not None, "tracking without a pose")
-        require(where.keyframe_id in graph.keyframes, f"tracking by keyframe {where.keyframe_id}, which is not there")
+        require(where.keyframe_id in graph.keyframes, f"the reference keyframe {where.keyframe_id} does not exist")
     require(where.has_map or not slam._log.records, "frames have poses without a map")
     check_memory(slam)
 
 
 def check_map(slam: Slam) -> None:
-    """What changes with every keyframe: the graph, the landmarks and the frames that hang off them."""
+    """Invariants of the state that changes with every keyframe: graph, landmarks and recorded frames."""
     check_graph(slam._mapper.map.graph)
     check_landmarks(slam._mapper.map.landmarks, slam._mapper.map.graph)
     records, graph, evidence = slam._log.records, slam._mapper.map.graph, slam._loop_closer._evidence
-    require(set().union(*evidence._consistent) <= evidence._loops.keys(), "loops are compared that are not remembered")
+    require(set().union(*evidence._consistent) <= evidence._loops.keys(), "consistent loops that are not in the window")
     covisible = {k for pair in slam._mapper.map.pairs for k in pair}
-    require(covisible <= graph.keyframes.keys(), "a pair estimate of a keyframe that is not there")
+    require(covisible <= graph.keyframes.keys(), "a pair estimate of a keyframe that does not exist")
     require(
-        {r.keyframe_id for r in records} <= graph.keyframes.keys(), "a frame hangs off a keyframe that is not there"
+        {r.keyframe_id for r in records} <= graph.keyframes.keys(), "the reference keyframe of a frame does not exist"
     )
     _check_poses("frames", [r.keyframe_from_frame for r in records])
     times = [r.timestamp_ns for r in records]
@@ -83,21 +83,25 @@ def check_map(slam: Slam) -> None:
 
 
 def check_memory(slam: Slam) -> None:
-    """What is remembered for a while is bounded, and what is keyed is keyed by what is there."""
+    """Buffers are bounded, and every key refers to something that exists."""
     loop_closer, graph = slam._loop_closer, slam._mapper.map.graph
     evidence = loop_closer._evidence
-    require(len(evidence._loops) <= WINDOW, f"{len(evidence._loops)} loops remembered")
-    require(loop_closer._verified.keys() <= evidence._loops.keys(), "loops wait that are not remembered")
-    references = slam._initializer._references
+    require(len(evidence._loops) <= WINDOW, f"{len(evidence._loops)} loops in the window")
+    require(loop_closer._verified.keys() <= evidence._loops.keys(), "deferred loops that are not in the window")
+    references = slam._frame_processor._initializer._references
     require(len(references) <= slam._config.initialization.references, f"{len(references)} references")
-    require(all(len(r.between) <= MAX_BETWEEN for r in references), "frames between the first pair pile up")
+    require(all(len(r.between) <= MAX_BETWEEN for r in references), "too many frames between the initial pair are kept")
     limit, looking = slam._config.relocalization.look_back, slam._deferred
     require(
-        len(looking._unlocalized) <= limit, f"{len(looking._unlocalized)} frames kept to be looked for, limit {limit}"
+        len(looking._unlocalized) <= limit,
+        f"{len(looking._unlocalized)} frames stored for deferred relocalization, limit {limit}",
     )
-    require(len(looking._failures) <= limit, f"{len(looking._failures)} refusals kept, limit {limit}")
+    require(
+        len(looking._failures) <= limit,
+        f"{len(looking._failures)} reasons of failed relocalizations stored, limit {limit}",
+    )
     known = len(slam._relocalizer._retriever)  # type: ignore[arg-type]
-    require(known == len(graph.keyframes), f"{known} keyframes can be retrieved, {len(graph.keyframes)} are there")
+    require(known == len(graph.keyframes), f"{known} keyframes can be retrieved, the graph has {len(graph.keyframes)}")
 
 
 # --- the parts ----------------------------------------------------------------------------------------
@@ -118,47 +122,54 @@ def check_graph(graph: KeyframeGraph) -> None:
 def _check_edges(graph: KeyframeGraph) -> None:
     edges = list(graph.edges.values())
     require(all(key == (e.i, e.j) and e.i < e.j for key, e in graph.edges.items()), "an edge has another's key")
-    require({end for key in graph.edges for end in key} <= graph.keyframes.keys(), "an edge's end is not there")
+    require({end for key in graph.edges for end in key} <= graph.keyframes.keys(), "an end of an edge does not exist")
     sigmas = np.array([e.sigmas for e in edges]).reshape(-1, 7)
     require(np.isfinite(sigmas).all() and (sigmas > 0).all(), "an edge's sigmas are not positive and finite")
     _check_similarities("edges", [e.i_from_j for e in edges])
-    require(graph.weights.keys() <= graph.edges.keys(), "a weight of an edge that is not there")
+    require(graph.weights.keys() <= graph.edges.keys(), "a weight of an edge that does not exist")
     require(all(0.0 <= weight <= 1.0 for weight in graph.weights.values()), "a weight is not in [0, 1]")
     for edge in edges:
         same = graph.segment_of[edge.i] == graph.segment_of[edge.j]
-        require(same or graph.weight(edge) == 0.0, f"edge {edge.i}-{edge.j} is followed from one segment to another")
+        require(same or graph.weight(edge) == 0.0, f"edge {edge.i}-{edge.j} between two segments has a weight")
 
 
 def check_landmarks(landmarks: LandmarkMap, graph: KeyframeGraph) -> None:
-    observed, named = landmarks.observed, landmarks.feature_tracks
-    require(observed.keys() == named.keys() == graph.keyframes.keys(), "not every keyframe has its observations")
+    observed, feature_tracks = landmarks.observed, landmarks.feature_tracks
+    require(observed.keys() == feature_tracks.keys() == graph.keyframes.keys(), "a keyframe has no observations")
     observers: Counter[int] = Counter()
-    segment_seen: dict[int, set[int]] = {}
+    observed_in: dict[int, set[int]] = {}
     for k, tracks in observed.items():
         _check_tracks(f"keyframe {k}", tracks, landmarks)
-        _check_names(k, tracks, landmarks, graph)
-        placed = tracks.ids[landmarks.is_triangulated(tracks.ids)]
-        observers.update(placed.tolist())
-        segment_seen.setdefault(graph.segment_of[k], set()).update(placed.tolist())
-    placed = landmarks.landmark_ids()
-    require(np.isin(landmarks.anchor[placed], list(graph.keyframes)).all(), "an anchor is no keyframe")
-    require(np.isfinite(landmarks.point_in_anchor[placed]).all(), "a landmark's place is not finite")
-    sigma = landmarks.inverse_depth_sigma[placed]
+        _check_feature_tracks(k, tracks, landmarks, graph)
+        triangulated = tracks.ids[landmarks.is_triangulated(tracks.ids)]
+        observers.update(triangulated.tolist())
+        observed_in.setdefault(graph.segment_of[k], set()).update(triangulated.tolist())
+    ids = landmarks.landmark_ids()
+    require(np.isin(landmarks.anchor[ids], list(graph.keyframes)).all(), "the anchor of a landmark is not a keyframe")
+    require(np.isfinite(landmarks.point_in_anchor[ids]).all(), "the position of a landmark is not finite")
+    sigma = landmarks.inverse_depth_sigma[ids]
     require(np.isfinite(sigma).all() and (sigma > 0).all(), "a landmark's sigma is not positive and finite")
-    require((landmarks._replaced_by[placed] == placed).all(), "a landmark has a place under a name that it gave up")
-    require(set(placed.tolist()) <= observers.keys(), "a landmark has a place and no keyframe sees it")
-    for segment, seen in segment_seen.items():
+    require(
+        (landmarks._replaced_by[ids] == ids).all(), "a landmark has a position under an id that was fused into another"
+    )
+    require(set(ids.tolist()) <= observers.keys(), "a landmark is observed by no keyframe")
+    for segment, seen in observed_in.items():
         anchors = landmarks.anchor[np.fromiter(seen, np.int64, len(seen))]
         segments = {graph.segment_of[int(a)] for a in np.unique(anchors)}
-        require(segments <= {segment}, f"segment {segment} sees landmarks of segments {segments}")
-    require((landmarks.anchor[landmarks._count :] == NO_ANCHOR).all(), "a track has a place that was never begun")
+        require(segments <= {segment}, f"segment {segment} observes landmarks of segments {segments}")
+    require((landmarks.anchor[landmarks._count :] == NO_ANCHOR).all(), "a track that was never started has a position")
 
 
-def _check_names(k: int, tracks: Tracks, landmarks: LandmarkMap, graph: KeyframeGraph) -> None:
-    named = landmarks.feature_tracks[k]
-    require(len(named) == len(graph.keyframes[k].features), f"keyframe {k}: not every feature has a name or none")
-    names = named[named >= 0]
-    require(np.isin(names, tracks.ids).all(), f"keyframe {k}: a feature names a track that the keyframe does not see")
+def _check_feature_tracks(k: int, tracks: Tracks, landmarks: LandmarkMap, graph: KeyframeGraph) -> None:
+    track_ids = landmarks.feature_tracks[k]
+    require(
+        len(track_ids) == len(graph.keyframes[k].features),
+        f"keyframe {k}: the number of features is not that of their track ids",
+    )
+    require(
+        np.isin(track_ids[track_ids >= 0], tracks.ids).all(),
+        f"keyframe {k}: a feature has a track that the keyframe does not observe",
+    )
 
 
 def _check_tracks(what: str, tracks: Tracks, landmarks: LandmarkMap) -> None:
@@ -166,16 +177,20 @@ def _check_tracks(what: str, tracks: Tracks, landmarks: LandmarkMap) -> None:
     require(np.isfinite(tracks.pixels).all(), f"{what}: a pixel is not finite")
     require(len(np.unique(tracks.ids)) == len(tracks.ids), f"{what}: a track twice")
     if len(tracks):
-        require(tracks.ids.min() >= 0 and tracks.ids.max() < landmarks._count, f"{what}: a track that never began")
+        require(
+            tracks.ids.min() >= 0 and tracks.ids.max() < landmarks._count, f"{what}: a track that was never started"
+        )
         if what.startswith("keyframe"):
-            require((landmarks._replaced_by[tracks.ids] == tracks.ids).all(), f"{what}: a name that was given up")
+            require(
+                (landmarks._replaced_by[tracks.ids] == tracks.ids).all(), f"{what}: an id that was fused into another"
+            )
 
 
 def _check_similarities(what: str, poses: Iterable[Similarity]) -> None:
     poses = list(poses)
     _check_rotations(what, np.array([pose.rotation for pose in poses]).reshape(-1, 3, 3))
     numbers = np.array([[*pose.translation, pose.scale] for pose in poses]).reshape(-1, 4)
-    require(np.isfinite(numbers).all() and (numbers[:, 3] > 0).all(), f"{what}: no similarity")
+    require(np.isfinite(numbers).all() and (numbers[:, 3] > 0).all(), f"{what}: not a similarity")
 
 
 def _check_poses(what: str, poses: Iterable[RigidTransform]) -> None:
@@ -186,7 +201,7 @@ def _check_poses(what: str, poses: Iterable[RigidTransform]) -> None:
 
 def _check_rotations(what: str, rotations: NDArray[np.float64]) -> None:
     off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(initial=0.0)
-    require(off < ORTHONORMAL and (np.linalg.det(rotations) > 0).all(), f"{what}: no rotation, off by {off:.2g}")
+    require(off < ORTHONORMAL and (np.linalg.det(rotations) > 0).all(), f"{what}: not a rotation, off by {off:.2g}")
 
 
 # --- the end ------------------------------------------------------------------------------------------
@@ -201,11 +216,11 @@ def check_result(result: SlamResult, saved: ReferenceMap) -> None:
     try:
         validate(saved)
     except ValueError as error:
-        raise Broken(f"the saved map breaks a rule: {error}") from None
+        raise Broken(f"the saved map is invalid: {error}") from None
 
 
 class Witness:
-    """An observer that checks every event as it comes, and counts them by kind."""
+    """An observer that checks every event and counts the events by kind."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()

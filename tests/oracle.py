@@ -1,7 +1,7 @@
-"""A world whose truth is known: points in a room, a camera path, and stand-ins for everything that sees images.
+"""A synthetic world with ground truth: points in a room, a camera path, and fakes of everything that reads images.
 
 The whole `Slam` runs on it in seconds. Images are blank but for their frame index, a row of squares in the corner;
-the tracker and the predictor read it and answer from the truth plus a stated noise.
+the tracker and the predictor read it and return the ground truth plus a given noise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slam.map.frames import Frame
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 FRAME_NS = 33_333_333
-INDEX_BITS, BIT_PX = 15, 16  # of the squares that tell an image's index
+INDEX_BITS, BIT_PX = 15, 16  # number and size of the squares that encode an image's index
 FACING_DEG = 50.0  # about as far as local features are recognized from the side
 
 
@@ -37,7 +37,7 @@ def look_along(center: NDArray[np.float64], forward: NDArray[np.float64]) -> Rig
 
 
 def room_path(frames: int = 240, turns: float = 1.15) -> list[RigidTransform]:
-    """Around an ellipse in a room, looking outward and a little ahead, so that the last part sees the first again."""
+    """Around an ellipse in a room, looking outward and a little ahead, so that the last part revisits the first."""
     poses = []
     for s in np.linspace(0.0, 2 * np.pi * turns, frames):
         center = np.array([1.2 * np.cos(s), 0.9 * np.sin(s), 1.4 + 0.1 * np.sin(3 * s)])
@@ -67,7 +67,7 @@ def faces(center: NDArray[np.float64], points: NDArray[np.float64], facing: NDAr
 
 @dataclass(eq=False)
 class OracleWorld:
-    """Poses, points and the pixel noise; `blind` frames see nothing at all.
+    """Poses, points and the pixel noise; `blind` frames observe no point.
 
     With `facing` (N, 3), unit vectors, a point is seen only from within `FACING_DEG` of its own, as a patch of a
     surface is recognized.
@@ -89,7 +89,7 @@ class OracleWorld:
         self.descriptors = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
 
     def visible(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Which points frame `index` sees, and where (noisy, the same at every call)."""
+        """Ids and pixels of the points visible in frame `index` (with noise, the same at every call)."""
         if index not in self._cache:
             in_cam = np.asarray(self.poses[index].inv().apply(self.points))
             near = np.flatnonzero((in_cam[:, 2] > 0.1) & (in_cam[:, 2] < self.max_depth))
@@ -163,7 +163,7 @@ def index_of(image: Image) -> int:
 
 
 class OracleTracker:
-    """Follows points by knowing which they are; detects the points in view, with noisy descriptors."""
+    """Follows points by their true ids; detects the points in view, with noisy descriptors."""
 
     def __init__(self, world: OracleWorld, *, max_features: int = 800, descriptor_noise: float = 0.02) -> None:
         self._world = world
@@ -206,10 +206,10 @@ class OracleEncoded:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorModel:
-    """Errors of a pair network over many pairs: most answers fine, some coarse, a few with nothing in common.
+    """Errors of a pair network over many pairs: most estimates fine, some coarse, a few of them outliers.
 
     The direction errs by a Gaussian on each of the two axes across it, the rotation by one on each of three axes;
-    a pair that is hard is hard in both. An answer does not tell which kind it is.
+    a pair that is hard is hard in both. An estimate does not indicate its kind.
 
     Args:
         fine_deg, coarse_deg: standard deviations of the direction per axis.
@@ -227,7 +227,7 @@ class ErrorModel:
     def answer(
         self, rng: np.random.Generator, rotation: NDArray[np.float64], direction: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A rotation (3, 3) and a unit direction (3,) as the network would have said them."""
+        """A rotation (3, 3) and a unit direction (3,) with the errors of the network."""
         if rng.random() < self.outlier_rate:
             anywhere = rng.normal(size=3)
             return Rotation.random(rng=rng).as_matrix(), anywhere / np.linalg.norm(anywhere)
@@ -257,7 +257,7 @@ RELOC3R = {
 
 
 class OraclePredictor:
-    """Ground truth plus stated noise, in the place of a pair network.
+    """Ground truth plus given noise, in place of a pair network.
 
     Args:
         rotation_sigma_deg, direction_sigma_deg: noise per axis of each answer.
@@ -298,7 +298,7 @@ class OraclePredictor:
         return [self._relate(i.index, j.index) for i, j in pairs]
 
     def describe(self, encoded: OracleEncoded) -> NDArray[np.float32]:
-        """Random Fourier features of the pose: near in place and direction means near as a descriptor."""
+        """Random Fourier features of the pose: poses near in position and direction have similar descriptors."""
         pose = self._world.poses[encoded.index]
         place = np.concatenate([translation_of(pose), rotation_matrix(pose)[:, 2]])
         wave = np.cos(self._waves @ place + self._phases)

@@ -1,4 +1,4 @@
-"""A map of an oracle's world, keyframe by keyframe at poses the test chooses, by the real `Mapper`."""
+"""A map of a synthetic world, built by the real `Mapper` from keyframes at poses that the test chooses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class MapBuilder:
         return Tracks(before.ids, pixels).where(found)
 
     def add(self, index: int, *, pose: Similarity | None = None, segment: int = 0, follow: bool = True) -> int:
-        """Make frame `index` a keyframe, at its true pose unless told otherwise; its id."""
+        """Insert frame `index` as a keyframe, at its true pose by default; its id."""
         seen = self.seen(index)
         tracks = self.followed(index) if follow else Tracks.none()
         pose = pose or Similarity.from_rigid(self.world.poses[index])

@@ -1,4 +1,4 @@
-"""The whole system, told false loops as if geometry had spoken for them."""
+"""The whole system with false loops that passed geometric verification."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from slam.relocalization.pose_from_matches import PlaceNotMatched
 from slam.system import Slam
 
 KEYFRAMES = 50  # of the walk, about
-SEEN_AGAIN = 40  # keyframe from which the walk sees its beginning
+SEEN_AGAIN = 40  # keyframe from which on the walk revisits its beginning
 LOOKED_CLOSER = (
     r"looked at closer, (\d+ landmarks agree, \d+ needed|chi-square [\d.]+ from where they put it, limit 22\.5)"
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What came of a run that was told `false` loops: those accepted, and why the others were not.
+class Result:
+    """Result of a run with `false` loops: the accepted loops, and the reasons of the rejected ones.
 
-    `believed` are the false ones accepted, `refused` those that the image itself spoke against.
+    `believed` are the accepted false loops, `refused` the false loops rejected by guided matching.
     """
 
     ate: float
@@ -53,10 +53,10 @@ def walk(
     slip: Slip | None = None,
     deceived: bool = False,
     first: int = 20,
-) -> Told:
-    """A walk around a room and on, so that its end sees its beginning, with `count` false loops on the way.
+) -> Result:
+    """A walk around a room that revisits its beginning, with `count` false loops on the way.
 
-    Not before keyframe `first`. With a `slip` they are off by it from the truth; `deceived` images speak for them.
+    They begin at keyframe `first`. With a `slip` they are displaced from the truth; `deceived` images confirm them.
     """
     world = OracleWorld(room_path(), room_points(np.random.default_rng(3), 4000))
     config = SlamConfig()
@@ -81,7 +81,7 @@ def walk(
         slam.step(frame)
     ate = evaluate(slam.finish().trajectory, world.ground_truth).ate_sim3.rmse
     edges = [e.edge for e in events if isinstance(e, EdgeAccepted) and e.edge.kind is EdgeKind.LOOP]
-    return Told(
+    return Result(
         ate,
         accepted={(e.i, e.j) for e in edges},
         believed={(e.i, e.j) for e in edges if liar.is_lie(e)},
@@ -98,26 +98,26 @@ def clean():
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_false_loops_twice_as_many_as_true_ones_change_nothing(clean, clustered):
-    told = walk(4, clustered=clustered, deceived=True)
-    assert len(told.false) >= 4
+    result = walk(4, clustered=clustered, deceived=True)
+    assert len(result.false) >= 4
     assert clean.accepted
-    assert told.accepted == clean.accepted
-    assert told.ate == pytest.approx(clean.ate, rel=0.1)
-    assert all("limit" in told.rejected[key] or "contradict" in told.rejected[key] for key in told.false)
+    assert result.accepted == clean.accepted
+    assert result.ate == pytest.approx(clean.ate, rel=0.1)
+    assert all("limit" in result.rejected[key] or "contradict" in result.rejected[key] for key in result.false)
 
 
 @pytest.mark.parametrize(
     ("slip", "clustered"), [(Slip(length=0.1), True), (Slip(degrees=3.0), True), (Slip(degrees=10.0), False)]
 )
-def test_loops_that_are_a_little_false_are_refused_when_looked_at_closer(clean, slip, clustered):
-    told = walk(4, clustered=clustered, slip=slip, first=SEEN_AGAIN)
-    assert told.false
-    assert not told.believed
-    assert told.ate == pytest.approx(clean.ate, rel=0.1)
-    assert all(re.fullmatch(LOOKED_CLOSER, told.refused[key]) for key in told.false)
+def test_loops_with_a_small_error_are_rejected_by_guided_matching(clean, slip, clustered):
+    result = walk(4, clustered=clustered, slip=slip, first=SEEN_AGAIN)
+    assert result.false
+    assert not result.believed
+    assert result.ate == pytest.approx(clean.ate, rel=0.1)
+    assert all(re.fullmatch(LOOKED_CLOSER, result.refused[key]) for key in result.false)
 
 
-def test_a_pose_that_recognition_got_wrong_is_no_loop(clean, monkeypatch):
+def test_a_wrong_pose_of_the_place_gives_no_loop(clean, monkeypatch):
     def turned(*args, **options):
         found = estimate_pose_at_place(*args, **options)
         if isinstance(found, PlaceNotMatched):
@@ -126,13 +126,13 @@ def test_a_pose_that_recognition_got_wrong_is_no_loop(clean, monkeypatch):
         return replace(found, fit=replace(found.fit, world_from_cam=wrong))
 
     monkeypatch.setattr("slam.loop_closing.loop_verifier.estimate_pose_at_place", turned)
-    told = walk()
-    assert clean.accepted <= told.rejected.keys()
-    assert not told.accepted
-    assert all(re.search(LOOKED_CLOSER, told.rejected[key]) for key in clean.accepted)
+    result = walk()
+    assert clean.accepted <= result.rejected.keys()
+    assert not result.accepted
+    assert all(re.search(LOOKED_CLOSER, result.rejected[key]) for key in clean.accepted)
 
 
-def test_followed_without_question_false_loops_wreck_the_map(clean):
-    told = walk(4, robust=False, deceived=True)
-    assert told.false <= told.believed
-    assert told.ate > 10 * clean.ate
+def test_without_the_consistency_test_false_loops_deform_the_map(clean):
+    result = walk(4, robust=False, deceived=True)
+    assert result.false <= result.believed
+    assert result.ate > 10 * clean.ate

@@ -11,8 +11,7 @@ from oracle_map import room
 
 from relocalizer.features import LocalFeatures
 from slam.config.schema import SlamConfig
-from slam.map.keyframe_graph import KeyframeGraph
-from slam.map.landmarks import LandmarkMap
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.tracking.frame_tracker import FrameTracker
 
@@ -40,7 +39,7 @@ class Spoiling(OracleTracker):
 
 
 def frame_tracker(tracker):
-    return FrameTracker(SlamConfig(), tracker, KeyframeGraph(), LandmarkMap())
+    return FrameTracker(SlamConfig(), tracker, SlamMap())
 
 
 def begun(world, tracker):

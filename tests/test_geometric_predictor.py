@@ -10,7 +10,7 @@ from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, ordinary
 from relocalizer.geometry import direction_angle, rotation_angle, skew
 from relocalizer.interfaces import CalibratedImage, NoEstimate, PairEstimate
-from relocalizer.predictors.geometric_predictor import GeometricPredictor, build, relate_matches
+from relocalizer.predictors.geometric_predictor import GeometricPredictor, relate_matches
 from relocalizer.two_view import Matches, find_motion, in_front, sampson_residuals
 
 cv2.setNumThreads(1)
@@ -390,10 +390,6 @@ def test_a_distorted_camera_is_refused_with_what_to_do(predictor):
     bent = Camera(width=8, height=8, fx=5, fy=5, cx=4, cy=4, model="radtan", distortion=(0.1, 0.0, 0.0, 0.0))
     with pytest.raises(CameraError, match=r"got model radtan; undistort it first"):
         predictor.encode([CalibratedImage(np.zeros((8, 8, 3), np.uint8), bent)])
-
-
-def test_the_entry_point_builds_the_predictor():
-    assert build(FeaturesConfig(), GeometricConfig()).name == "geometric"
 
 
 def test_encoded_values_cannot_be_changed(album):

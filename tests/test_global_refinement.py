@@ -15,7 +15,7 @@ from slam.config.schema import BundleAdjustmentConfig
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.map.tracks import Tracks
 from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
-from slam.mapping.global_refinement import refine_map
+from slam.mapping.global_refinement import refine_map, run_cost_s
 from slam.mapping.lens_examination import LensFinding
 
 
@@ -48,6 +48,9 @@ class CountingMapper:
     def adjustment(self) -> CountingMapper:
         return self
 
+    def set_lens_evidence(self, segment: int, evidence: LensEvidence) -> None:
+        self.lens_evidence[segment] = evidence
+
     def correct_lens(self, segment: int, step: CorrectionStep) -> str:
         if max(step.radial) > 1.0:
             return "it folds"
@@ -69,8 +72,7 @@ def rounds(
     done = refine_map(
         mapper,  # type: ignore[arg-type]
         BundleAdjustmentConfig(**{"calibrate": "never", **config}),
-        frames=frames,
-        keyframes=keyframes,
+        budget_s=run_cost_s(frames=frames, keyframes=keyframes),
         may_calibrate=may_calibrate,
         notify=lambda before, after, name: told.append((before, after, name)),
     )
@@ -90,8 +92,7 @@ def test_each_round_is_announced_before_it_begins_and_no_other_is():
     refine_map(
         mapper,  # type: ignore[arg-type]
         BundleAdjustmentConfig(calibrate="never"),
-        frames=10,
-        keyframes=10,
+        budget_s=run_cost_s(frames=10, keyframes=10),
         may_calibrate=True,
         notify=lambda before, after, name: None,
         on_round=lambda done, of: told.append((done, of, len(mapper.refined))),

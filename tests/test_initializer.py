@@ -16,8 +16,7 @@ from relocalizer.interfaces import NoEstimate
 from relocalizer.triangulation import triangulate
 from slam.config.schema import InitializationConfig, SlamConfig
 from slam.map.frames import InitialPair
-from slam.map.keyframe_graph import KeyframeGraph
-from slam.map.landmarks import LandmarkMap
+from slam.map.slam_map import SlamMap
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.initializer import MAX_BETWEEN, Initializer, NotInitialized, ReferenceFrame, localize_initial_frames
 from slam.tracking.keyframe_policy import common_pixels
@@ -58,10 +57,10 @@ class Start:
 
 def start(world, config=None, predictor=None, **noise):
     config = config or CONFIG
-    tracker, landmarks = OracleTracker(world), LandmarkMap()
-    frame_tracker = FrameTracker(config, tracker, KeyframeGraph(), landmarks)
+    slam_map = SlamMap()
+    frame_tracker = FrameTracker(config, OracleTracker(world), slam_map)
     predictor = predictor or OraclePredictor(world, **noise)
-    return Start(world, frame_tracker, Initializer(config, landmarks, frame_tracker, predictor))
+    return Start(world, frame_tracker, Initializer(config, slam_map, frame_tracker, predictor))
 
 
 # A pair is found
@@ -265,10 +264,10 @@ def wide(step=10):
 
     begun = start(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     tracker = Breaking(world)
-    landmarks = LandmarkMap()
-    begun.frame_tracker = FrameTracker(CONFIG, tracker, KeyframeGraph(), landmarks)
+    slam_map = SlamMap()
+    begun.frame_tracker = FrameTracker(CONFIG, tracker, slam_map)
     predictor = OraclePredictor(world, rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
-    begun.initializer = Initializer(CONFIG, landmarks, begun.frame_tracker, predictor)
+    begun.initializer = Initializer(CONFIG, slam_map, begun.frame_tracker, predictor)
     return begun
 
 

@@ -1,4 +1,4 @@
-"""Frames, keyframes, edges and the graph that holds them: what they promise and what they refuse."""
+"""Frames, keyframes, edges and the keyframe graph: contracts and rejected input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def graph():
         (np.zeros((6, 8, 3), np.float32), "(6, 8, 3) float32"),
     ],
 )
-def test_a_frame_takes_only_rgb_bytes(image, got):
+def test_a_frame_accepts_only_rgb_bytes(image, got):
     with pytest.raises(ValueError, match=re.escape(f"Frame.image: expected (H, W, 3) uint8, got {got}")):
         Frame(index=0, timestamp_ns=0, image=image, camera=CAMERA)
 
@@ -52,7 +52,7 @@ def test_a_frame_refuses_a_camera_that_still_distorts():
         Frame(index=0, timestamp_ns=0, image=IMAGE, camera=bent)
 
 
-def test_a_frame_is_seen_with_its_own_camera():
+def test_the_view_of_a_frame_has_its_own_camera():
     view = Frame(index=0, timestamp_ns=0, image=IMAGE, camera=CAMERA).view
     assert view.image is IMAGE
     assert view.camera is CAMERA
@@ -84,7 +84,7 @@ def test_an_edge_goes_from_the_older_to_the_newer_keyframe(i, j):
         (np.array([1, 1, 1, 1, 1, 1, -1.0]), "Edge.sigmas: must be positive"),
     ],
 )
-def test_sigmas_that_are_none_are_refused_by_name(sigmas, sentence):
+def test_invalid_sigmas_are_refused_by_name(sigmas, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         edge(0, 1, sigmas=sigmas)
 
@@ -111,13 +111,13 @@ def test_the_sigmas_of_an_edge_cannot_be_written_to_nor_changed_from_outside():
         (lambda: Similarity(np.eye(3), np.zeros(3), 0.0), "Similarity.scale: expected a positive number, got 0.0"),
     ],
 )
-def test_a_measurement_that_is_no_number_is_refused_by_name_before_it_reaches_a_graph(measurement, sentence):
+def test_a_measurement_that_is_not_finite_is_refused_by_name_before_it_reaches_a_graph(measurement, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         Edge(i=0, j=1, i_from_j=measurement(), sigmas=np.ones(7), kind=EdgeKind.LOOP)
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
-def test_a_share_of_evidence_is_more_than_nothing_and_at_most_all(share):
+def test_an_evidence_fraction_is_positive_and_at_most_one(share):
     with pytest.raises(ValueError, match=f"Edge.evidence_fraction: expected more than 0 and at most 1, got {share}"):
         Edge(i=0, j=1, i_from_j=at(1.0), sigmas=np.ones(7), kind=EdgeKind.ODOMETRY, evidence_fraction=share)
 
@@ -160,7 +160,7 @@ def test_newer_evidence_replaces_the_edge_between_the_same_keyframes(graph):
     assert [e.inliers for e in graph.edges.values()] == [20]
 
 
-def test_an_edge_is_believed_until_somebody_says_otherwise_and_again_with_new_evidence(graph):
+def test_an_edge_has_weight_one_until_it_is_set_and_again_when_the_edge_is_replaced(graph):
     graph.set_edge(edge(0, 3, EdgeKind.LOOP))
     assert graph.weight(graph.edges[0, 3]) == 1.0
     graph.set_weights({(0, 3): 0.25})
@@ -177,7 +177,7 @@ def test_an_edge_is_believed_until_somebody_says_otherwise_and_again_with_new_ev
         ({(0, 1): float("nan")}, "weight of edge 0-1: expected 0 to 1, got nan"),
     ],
 )
-def test_weights_that_are_none_are_refused_and_nothing_is_set(graph, weights, sentence):
+def test_invalid_weights_are_refused_and_nothing_is_set(graph, weights, sentence):
     graph.set_edge(edge(0, 1))
     with pytest.raises(ValueError, match=re.escape(sentence)):
         graph.set_weights(weights)
@@ -195,14 +195,14 @@ def test_keyframes_without_a_new_pose_stay_where_they_are(graph):
     assert graph.positions()[:, 0].tolist() == [0.0, 7.0, 2.0, 3.0]
 
 
-def test_edges_are_told_apart_by_kind(graph):
+def test_edges_can_be_selected_by_kind(graph):
     graph.set_edge(edge(0, 1))
     graph.set_edge(edge(0, 3, EdgeKind.LOOP))
     assert [(e.i, e.j) for e in graph.edges_of(EdgeKind.LOOP)] == [(0, 3)]
     assert [(e.i, e.j) for e in graph.edges_of(EdgeKind.ODOMETRY)] == [(0, 1)]
 
 
-def test_a_segment_names_its_keyframes_in_order(graph):
+def test_a_segment_lists_its_keyframes_in_order(graph):
     assert graph.segment(0) == [0, 1, 3]
     assert graph.segment(1) == [2]
     assert graph.segment(5) == []
@@ -227,7 +227,7 @@ def test_two_graphs_share_nothing():
     assert not b.keyframes
 
 
-def test_edges_at_a_keyframe_come_in_order_of_the_other_end(graph):
+def test_edges_at_a_keyframe_are_in_order_of_the_other_end(graph):
     for pair in [(1, 3), (0, 1), (1, 2)]:
         graph.set_edge(edge(*pair))
     assert [(e.i, e.j) for e in graph.edges_at(1)] == [(0, 1), (1, 2), (1, 3)]

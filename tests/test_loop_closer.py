@@ -1,4 +1,4 @@
-"""Keyframes tied together: neighbors, loops that stand, loops that do not, and segments that become one."""
+"""Odometry edges, accepted loops, rejected loops, and joined segments."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from slam.map.keyframe_graph import EdgeKind
 from slam.relocalization.pose_from_matches import PlaceNotMatched
 
 STEP = 6
-ROUND = 210  # frames of one round of the walk: frame 210 sees what frame 0 saw
+ROUND = 210  # frames of one round of the walk: frame 210 observes the place of frame 0
 
 
 class Told:
-    """A retriever that proposes what it is told, however it looks."""
+    """A retriever that returns given candidates, whatever their descriptors."""
 
     def __init__(self, *keys, similarity=0.99):
         self.keys, self.similarity, self.excluded = keys, similarity, frozenset()
@@ -54,7 +54,7 @@ class Told:
 
 @dataclass(eq=False)
 class Linked:
-    """A map with a linker, and what the linker said."""
+    """A map with odometry edges and a loop closer, and the events of both."""
 
     builder: MapBuilder
     edges: OdometryEdges
@@ -96,7 +96,7 @@ def linked(builder, retriever=None, predictor=None, *, optimizer=None, **changes
 
 
 def drifting(world, shrink):
-    """Poses whose every step of six frames comes out smaller than the one before by this factor."""
+    """Poses in which every step of six frames is shorter than the previous one by this factor."""
     poses = [Similarity.from_rigid(world.poses[0])]
     for n, (a, b) in enumerate(zip(world.poses[:-1], world.poses[1:], strict=True)):
         step = a.inv() * b
@@ -106,7 +106,7 @@ def drifting(world, shrink):
 
 
 def add(connected, index, **where):
-    """A keyframe as the system takes it: inserted, related, tied."""
+    """A keyframe inserted as the system does it, with pair estimate and odometry edges."""
     k = connected.builder.add(index, **where)
     connected.edges.relate_to_covisible(k)
     connected.edges.add_odometry_edges(k, window=8)
@@ -114,7 +114,7 @@ def add(connected, index, **where):
 
 
 def recognized_at(connected, k, *, index):
-    """Frame `index` as a keyframe after a loss: it sees what keyframe k sees, and nothing else; its id."""
+    """Id of frame `index`, inserted as a keyframe after a loss: it observes the landmarks of keyframe k alone."""
     builder = connected.builder
     tracks = builder.mapper.map.landmarks.observed[k]
     gray = builder.tracker.gray(builder.world.frame(index).image)
@@ -125,7 +125,7 @@ def recognized_at(connected, k, *, index):
 
 
 def walk_round(*, shrink=1.0, retriever=None, **config):
-    """A map of one round at poses that drift, tied to its neighbors, not yet closed."""
+    """A map of one round at poses that drift, with odometry edges and without a loop."""
     builder = build(room())
     connected = linked(builder, retriever, **config)
     poses = drifting(builder.world, shrink)
@@ -136,7 +136,7 @@ def walk_round(*, shrink=1.0, retriever=None, **config):
 
 
 def error_of(edge, connected):
-    """(degrees of rotation, degrees of direction, meters) by which an edge is wrong."""
+    """Errors of an edge: rotation (degrees), direction (degrees), length (meters)."""
     frames = [connected.graph.keyframes[k].frame_index for k in (edge.i, edge.j)]
     truth = connected.builder.world.poses[frames[0]].inv() * connected.builder.world.poses[frames[1]]
     turn = rotation_angle(rotation_matrix(truth).T @ edge.i_from_j.rotation)
@@ -145,19 +145,19 @@ def error_of(edge, connected):
     return np.degrees(turn), np.degrees(direction), float(distance)
 
 
-# Neighbors
+# Odometry edges
 
 
 @pytest.fixture(scope="module")
 def few():
-    """Five keyframes at their true poses, tied. Read only."""
+    """Five keyframes at their true poses with odometry edges. Read only."""
     connected = linked(build(room()))
     for index in range(0, 5 * STEP, STEP):
         add(connected, index)
     return connected
 
 
-def test_every_keyframe_is_tied_to_earlier_ones_by_true_edges(few):
+def test_every_keyframe_has_true_edges_to_earlier_ones(few):
     assert {e.j for e in few.graph.edges.values()} == {1, 2, 3, 4}
     for edge in few.graph.edges.values():
         turn, direction, distance = error_of(edge, few)
@@ -168,7 +168,7 @@ def test_every_keyframe_is_tied_to_earlier_ones_by_true_edges(few):
         assert edge.inliers > 20
 
 
-def test_an_edge_is_told_once_however_often_it_is_measured(few):
+def test_an_edge_is_published_once_however_often_it_is_measured(few):
     pairs = [(e.edge.i, e.edge.j) for e in few.of(EdgeAccepted)]
     assert sorted(pairs) == sorted(few.graph.edges)
 
@@ -197,7 +197,7 @@ def test_the_sigmas_of_an_edge_follow_the_units():
     assert here[6] == pytest.approx(there[6])
 
 
-def test_the_sigmas_of_an_edge_are_small_but_not_nothing(few):
+def test_the_sigmas_of_an_edge_are_small_but_not_zero(few):
     for edge in few.graph.edges.values():
         assert (edge.sigmas[:3] > 1e-5).all()
         assert (edge.sigmas[:3] < np.radians(4)).all()
@@ -205,7 +205,7 @@ def test_the_sigmas_of_an_edge_are_small_but_not_nothing(few):
         assert 1e-3 <= edge.sigmas[6] < 0.2
 
 
-def test_the_predictors_answer_about_the_last_two_keyframes_is_remembered(few):
+def test_the_pair_estimate_of_the_last_two_keyframes_is_stored(few):
     assert sorted(few.builder.mapper.map.pairs) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
@@ -215,7 +215,7 @@ def test_a_keyframe_that_does_not_overlap_with_the_one_before_is_related_to_the_
         add(connected, index)
     for index in (100, 100 + STEP):
         add(connected, index, follow=index > 100)
-    connected.builder.mapper.map.pairs.clear()
+    connected.builder.mapper.map.pairs.remove(connected.builder.mapper.map.graph.keyframes)
     new = recognized_at(connected, 0, index=2)
     connected.edges.relate_to_covisible(new)
     assert sorted(connected.builder.mapper.map.pairs) == [(0, new)]
@@ -229,7 +229,7 @@ def test_a_keyframe_that_shares_no_landmark_with_any_other_is_related_to_none():
     assert not connected.builder.mapper.map.pairs
 
 
-def test_an_estimate_that_is_more_likely_wrong_than_right_is_no_prior():
+def test_a_pair_estimate_that_is_more_likely_wrong_than_correct_is_no_prior():
     class Unsure(OraclePredictor):
         def relate(self, pairs):
             return [replace(estimate, confidence=0.4) for estimate in super().relate(pairs)]
@@ -241,7 +241,7 @@ def test_an_estimate_that_is_more_likely_wrong_than_right_is_no_prior():
     assert not builder.mapper.map.pairs
 
 
-def test_a_keyframe_that_shares_no_landmark_with_the_one_before_says_nothing_of_the_scale():
+def test_without_a_landmark_shared_with_the_previous_keyframe_the_scale_is_not_reported_unobservable():
     connected = linked(build(room()))
     for index in range(0, 5 * STEP, STEP):
         add(connected, index)
@@ -251,14 +251,14 @@ def test_a_keyframe_that_shares_no_landmark_with_the_one_before_says_nothing_of_
     assert not connected.of(ScaleUnobservable)
 
 
-def test_a_first_keyframe_has_nobody_to_be_tied_to():
+def test_a_first_keyframe_has_no_odometry_edge():
     connected = linked(build(room()))
     add(connected, 0)
     assert not connected.graph.edges
     assert not connected.builder.mapper.map.pairs
 
 
-def test_a_keyframe_recognized_at_a_place_long_ago_is_tied_to_that_place():
+def test_a_keyframe_relocalized_at_an_old_place_has_an_edge_to_that_place():
     # The camera was lost after a whole round and found again at keyframe 0: it shares landmarks with that alone.
     connected, _ = walk_round()
     k = connected.graph.last_id
@@ -270,12 +270,12 @@ def test_a_keyframe_recognized_at_a_place_long_ago_is_tied_to_that_place():
     assert first_of_each_part(connected.graph) == [0]
 
 
-# Loops that stand
+# Accepted loops
 
 
 @pytest.fixture(scope="module")
 def closed():
-    """A round that shrank by 0.3 % a keyframe, closed by a loop."""
+    """A round whose scale drifts by 0.3 % per keyframe, closed by a loop."""
     connected, poses = walk_round(shrink=0.997)
     before = dict(connected.graph.world_from_keyframe)
     k = ROUND // STEP
@@ -290,7 +290,7 @@ def closed():
     return connected, before
 
 
-def test_a_place_seen_again_closes_a_loop(closed):
+def test_a_revisited_place_closes_a_loop(closed):
     connected, _ = closed
     [edge] = connected.loops()
     assert edge.j - edge.i > 25
@@ -306,7 +306,7 @@ def test_the_loop_is_true(closed):
     assert distance < 0.03
 
 
-def test_the_loop_carries_the_scale_that_was_lost_on_the_way(closed):
+def test_the_loop_measures_the_scale_drift(closed):
     connected, _ = closed
     [edge] = connected.loops()
     # j's own units have shrunk with the map there; i's have not, as far as i had come.
@@ -315,7 +315,7 @@ def test_the_loop_carries_the_scale_that_was_lost_on_the_way(closed):
     assert edge.sigmas[6] < 0.05
 
 
-def test_solving_takes_most_of_the_drift_out(closed):
+def test_pose_graph_optimization_removes_most_of_the_drift(closed):
     connected, before = closed
     world, j = connected.builder.world, connected.graph.last_id
 
@@ -328,7 +328,7 @@ def test_solving_takes_most_of_the_drift_out(closed):
     assert off(connected.graph.world_from_keyframe) < 0.4 * off(before)
 
 
-def test_the_first_keyframe_stays_and_the_solution_is_told(closed):
+def test_the_first_keyframe_stays_and_the_solution_is_published(closed):
     connected, before = closed
     assert connected.graph.world_from_keyframe[0].is_close(before[0], atol=1e-5)
     [event] = connected.of(GraphOptimized)
@@ -337,7 +337,7 @@ def test_the_first_keyframe_stays_and_the_solution_is_told(closed):
     assert event.world_from_keyframe.keys() == connected.graph.world_from_keyframe.keys()
 
 
-def test_after_a_loop_both_ends_see_the_same_landmarks(closed):
+def test_after_a_loop_both_ends_observe_the_same_landmarks(closed):
     connected, _ = closed
     [edge] = connected.loops()
     landmarks = connected.builder.mapper.map.landmarks
@@ -347,8 +347,8 @@ def test_after_a_loop_both_ends_see_the_same_landmarks(closed):
         assert len(np.unique(tracks.ids)) == len(tracks)
 
 
-def test_what_the_new_keyframe_called_by_its_own_names_gets_the_old_ones():
-    # Nothing is found again by projection here: the names come from the loop alone.
+def test_duplicate_landmarks_of_the_new_keyframe_are_fused_with_the_old_ones():
+    # The search by projection is off here: the landmarks are fused by the matches of the loop alone.
     config = SlamConfig(landmarks=LandmarksConfig(search_keyframes=0))
     builder = build(room(), config=config)
     connected = linked(builder, Told(0))
@@ -366,7 +366,7 @@ def test_what_the_new_keyframe_called_by_its_own_names_gets_the_old_ones():
     assert not np.isin(own[with_current_ids], np.concatenate([t.ids for t in landmarks.observed.values()])).any()
 
 
-def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
+def test_a_covisible_keyframe_is_no_loop_candidate(closed):
     connected, _ = closed
     again = linked(connected.builder, Told(*connected.graph.keyframes))
     again.loop_closer.close_loops(connected.graph.last_id)
@@ -377,7 +377,7 @@ def test_a_place_that_is_tied_already_is_not_asked_about_again(closed):
 
 
 class Failing:
-    """An optimizer that fails as often as told, and then does not."""
+    """An optimizer that fails a given number of times, and then succeeds."""
 
     def __init__(self, times, **wrong):
         self.left, self.wrong = times, wrong
@@ -397,7 +397,7 @@ class Failing:
         ({"world_from_keyframe": {3: Similarity(np.eye(3), np.zeros(3), 1e13)}}, "poses are out of range"),
     ],
 )
-def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
+def test_a_loop_stays_in_the_graph_after_a_failure_of_the_solver(wrong, said):
     connected, poses = walk_round(shrink=0.997)
     connected.loop_closer._optimizer = Failing(1, **wrong)
     k = ROUND // STEP
@@ -422,12 +422,12 @@ def test_a_loop_waits_in_the_graph_for_a_solver_that_failed(wrong, said):
     assert connected.of(GraphOptimized)
 
 
-# Loops that do not stand
+# Rejected loops
 
 
 @pytest.fixture(scope="module")
 def seen_again():
-    """A round at true poses and keyframe 35, which sees again what keyframe 0 saw. Read only."""
+    """A round at true poses and keyframe 35, which observes the place of keyframe 0. Read only."""
     connected, poses = walk_round()
     add(connected, ROUND, pose=poses[ROUND])
     return connected
@@ -453,7 +453,7 @@ def refused(connected, retriever, predictor=None, **config):
     return asked
 
 
-def test_a_place_that_only_looks_the_same_is_refused_with_the_number_and_the_threshold(half):
+def test_a_place_that_only_looks_similar_is_rejected_with_the_number_and_the_threshold(half):
     [event] = refused(half, Told(2)).of(EdgeRejected)
     assert (event.i, event.j, event.kind) == (2, 19, EdgeKind.LOOP)
     assert event.frame_index == 19 * STEP
@@ -461,17 +461,17 @@ def test_a_place_that_only_looks_the_same_is_refused_with_the_number_and_the_thr
     assert event.reason.startswith(f"{event.landmarks} ")
 
 
-def test_each_candidate_that_fails_is_told(half):
+def test_every_rejected_candidate_is_published(half):
     events = refused(half, Told(0, 1, 2, 3), suppression=0).of(EdgeRejected)
     assert [e.i for e in events] == [0, 1, 2, 3]
 
 
-def test_of_candidates_near_each_other_in_the_run_only_the_most_similar_is_tried(half):
+def test_of_candidates_near_each_other_in_the_sequence_only_the_most_similar_is_verified(half):
     events = refused(half, Told(1, 0, 2, 3, 4, 5, 8), suppression=2).of(EdgeRejected)
     assert [e.i for e in events] == [1, 4, 8]
 
 
-def test_the_predictors_refusal_is_passed_on_in_its_words(seen_again):
+def test_the_reason_of_the_predictor_is_published_unchanged(seen_again):
     class Doubting(OraclePredictor):
         def relate(self, pairs):
             return [NoEstimate("9 matches, 20 needed")] * len(pairs)
@@ -480,7 +480,7 @@ def test_the_predictors_refusal_is_passed_on_in_its_words(seen_again):
     assert event.reason == "9 matches, 20 needed"
 
 
-def test_a_pair_estimate_without_confidence_is_refused_with_the_number_and_the_threshold(seen_again):
+def test_a_pair_estimate_without_confidence_is_rejected_with_the_number_and_the_threshold(seen_again):
     class Unsure(OraclePredictor):
         def relate(self, pairs):
             return [replace(estimate, confidence=0.05) for estimate in super().relate(pairs)]
@@ -490,20 +490,20 @@ def test_a_pair_estimate_without_confidence_is_refused_with_the_number_and_the_t
     assert event.landmarks == 0
 
 
-def test_landmarks_in_one_corner_of_the_image_are_no_place(seen_again):
+def test_landmarks_in_one_corner_of_the_image_give_no_loop(seen_again):
     [event] = refused(seen_again, Told(0), min_cells=48).of(EdgeRejected)
     assert re.fullmatch(r"\d+ landmarks in \d\d of 48 cells of the image, 48 needed", event.reason)
     assert event.reason.startswith(f"{event.landmarks} ")
 
 
-def test_a_loop_that_nothing_seconds_is_held_back_with_the_number_and_the_threshold(seen_again):
+def test_a_loop_without_a_second_consistent_one_is_deferred_with_the_number_and_the_threshold(seen_again):
     [event] = refused(seen_again, Told(0), single_loop_min_inliers=900, min_gap=35).of(EdgeRejected)
     assert re.fullmatch(r"held back: \d+ landmarks and no second loop that agrees, 900 needed alone", event.reason)
     assert event.reason.startswith(f"held back: {event.landmarks} ")
 
 
 def moved(loop, meters):
-    """The loop as it would be told with the new camera so far to the side."""
+    """The loop with the new camera displaced sideways by this distance."""
     there = loop.found.fit.world_from_cam
     fit = replace(loop.found.fit, world_from_cam=there * rigid(np.eye(3), np.array([meters, 0, 0])))
     aside = loop.edge.i_from_j @ Similarity.from_rigid(rigid(np.eye(3), np.array([meters, 0, 0])))
@@ -523,7 +523,7 @@ def test_a_loop_candidate_is_matched_once(seen_again, monkeypatch):
     assert len(matched) == len(set(matched)) > 1
 
 
-def test_a_loop_that_is_a_little_off_is_put_right_by_the_image(seen_again):
+def test_a_small_error_of_a_loop_is_corrected_by_guided_matching(seen_again):
     verifier = seen_again.verifier
     loop = verifier.verify(0, seen_again.graph.last_id)
     aside = moved(loop, 2 * loop.edge.sigmas[3])
@@ -532,7 +532,7 @@ def test_a_loop_that_is_a_little_off_is_put_right_by_the_image(seen_again):
     assert left < 0.1 * off
 
 
-def test_a_loop_that_is_further_off_than_it_can_be_is_refused_with_the_number_and_the_threshold(seen_again):
+def test_a_loop_off_by_more_than_its_covariance_is_rejected_with_the_number_and_the_threshold(seen_again):
     verifier = seen_again.verifier
     loop = verifier.verify(0, seen_again.graph.last_id)
     outcome = verifier._refine_pose(moved(loop, 8 * loop.edge.sigmas[3]))
@@ -552,7 +552,7 @@ def asked_a_second_time(connected, c, k):
     return asked
 
 
-def test_the_second_look_is_the_keyframe_befores_whether_or_not_the_loop_is_the_newests(seen_again):
+def test_the_second_look_is_by_the_previous_keyframe_even_for_an_older_loop(seen_again):
     latest = seen_again.graph.last_id
     assert asked_a_second_time(seen_again, 2, latest) == [(2, latest - 1)]
     assert asked_a_second_time(seen_again, 2, 25) == [(2, 24)]
@@ -568,12 +568,12 @@ def test_the_second_look_is_by_a_keyframe_of_the_same_segment():
     assert asked_a_second_time(connected, 2, 15) == []  # the first of its segment
 
 
-def test_a_candidate_that_looks_much_less_alike_than_the_neighbors_is_not_even_tried(half):
+def test_a_candidate_much_less_similar_than_the_neighbors_is_not_verified(half):
     assert refused(half, Told(2, similarity=0.3)).events == []
     assert len(refused(half, Told(2, similarity=0.3), min_similarity=0.2).events) == 1
 
 
-def test_places_that_are_tied_already_do_not_crowd_out_others(half, monkeypatch):
+def test_covisible_keyframes_do_not_crowd_out_other_candidates(half, monkeypatch):
     monkeypatch.setattr(
         "slam.loop_closing.loop_detector.QUERIED", 1
     )  # a query returns no more than the one candidate that is wanted
@@ -581,17 +581,17 @@ def test_places_that_are_tied_already_do_not_crowd_out_others(half, monkeypatch)
     assert event.i == 2
 
 
-def test_keyframes_near_in_the_run_are_no_loops(half):
+def test_keyframes_near_in_the_sequence_are_no_loop_candidates(half):
     told = Told(*range(20))
     refused(half, told)
     assert set(range(10, 20)) <= told.excluded
 
 
-def test_when_no_candidates_are_wanted_none_are_tried(half):
+def test_with_zero_candidates_none_is_verified(half):
     assert refused(half, Told(2), candidates=0).events == []
 
 
-def test_true_points_in_too_small_a_number_are_refused_with_the_threshold(seen_again):
+def test_too_few_correct_matches_are_rejected_with_the_threshold(seen_again):
     [event] = refused(seen_again, Told(0), min_inliers=900).of(EdgeRejected)
     assert re.search(r"\d+ .*, (450|900) needed$", event.reason)
     assert event.reason.startswith(f"{event.landmarks} ")
@@ -604,7 +604,7 @@ OTHER_WORLD = Similarity(exp_so3([0.4, -0.3, 0.8]), [5.0, -3.0, 2.0], 2.5)
 
 
 def two_segments(optimizer=None):
-    """A first segment, and a second one in a world of its own that comes to the place of the first."""
+    """A first segment, and a second one in a world of its own that reaches the place of the first."""
     connected = linked(build(room()), optimizer=optimizer)
     for index in range(0, 12 * STEP, STEP):
         connected.detector.add(add(connected, index))
@@ -623,7 +623,7 @@ def joined():
     return two_segments()
 
 
-def test_joining_alone_puts_the_segment_into_place_before_anything_is_solved():
+def test_joining_aligns_the_segment_before_the_pose_graph_is_optimized():
     connected = two_segments(Idle())
     assert connected.loops()
     world = connected.builder.world
@@ -633,7 +633,7 @@ def test_joining_alone_puts_the_segment_into_place_before_anything_is_solved():
         assert connected.graph.world_from_keyframe[k].scale == pytest.approx(1 / 2.5, rel=0.03)
 
 
-def test_two_loops_that_agree_join_two_segments(joined):
+def test_two_consistent_loops_join_two_segments(joined):
     first, second = joined.loops()
     assert max(first.i, second.i) < 12 <= min(first.j, second.j)
     assert first.j != second.j
@@ -672,7 +672,7 @@ def test_the_scale_between_the_worlds_is_found(joined):
         assert joined.graph.world_from_keyframe[k].scale == pytest.approx(1 / 2.5, rel=0.03)
 
 
-def test_the_landmarks_of_the_joined_segment_come_along(joined):
+def test_the_landmarks_of_the_joined_segment_move_with_it(joined):
     landmarks, world = joined.builder.mapper.map.landmarks, joined.builder.world
     ids = landmarks.landmark_ids()
     ids = ids[landmarks.anchor[ids] >= 12]
@@ -683,7 +683,7 @@ def test_the_landmarks_of_the_joined_segment_come_along(joined):
     assert np.median(nearest) < 0.05
 
 
-def test_a_scale_that_no_landmark_tells_is_said_to_be_unknown_and_not_made_up():
+def test_a_scale_that_no_landmark_determines_is_unknown_and_not_invented():
     connected = linked(build(room()))
     for index in range(0, 12 * STEP, STEP):
         connected.detector.add(add(connected, index))

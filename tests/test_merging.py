@@ -30,17 +30,18 @@ def room() -> OracleWorld:
     return world
 
 
-def mapped(world: OracleWorld, indices) -> ReferenceMap:
-    slam = Slam(
-        SlamConfig(),
-        Components(
-            predictor=OraclePredictor(world),
-            tracker=OracleTracker(world),
-            retriever=FaissRetriever(),
-            optimizer=GtsamOptimizer(),
-            adjuster=GtsamBundleAdjuster(),
-        ),
+def components_of(world: OracleWorld) -> Components:
+    return Components(
+        predictor=OraclePredictor(world),
+        tracker=OracleTracker(world),
+        retriever=FaissRetriever(),
+        optimizer=GtsamOptimizer(),
+        adjuster=GtsamBundleAdjuster(),
     )
+
+
+def mapped(world: OracleWorld, indices) -> ReferenceMap:
+    slam = Slam(SlamConfig(), components_of(world))
     for index in indices:
         slam.step(world.frame(index))
     slam.finish()
@@ -49,16 +50,7 @@ def mapped(world: OracleWorld, indices) -> ReferenceMap:
 
 
 def merged(world: OracleWorld, a: ReferenceMap, b: ReferenceMap, **options):
-    return merge_maps(
-        a,
-        b,
-        SlamConfig(),
-        predictor=OraclePredictor(world),
-        retriever=FaissRetriever(),
-        optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
-        **options,
-    )
+    return merge_maps(a, b, SlamConfig(), components_of(world), **options)
 
 
 def error(world: OracleWorld, m: ReferenceMap) -> float:

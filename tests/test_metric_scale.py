@@ -16,6 +16,7 @@ from relocalizer.maps.map_rules import validate
 from relocalizer.maps.reference_map import Provenance
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frame_log import FrameLog
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.result import collect_result
 from slam.sessions.metric_scale import GroundTruthPrefix, KnownDistance, ScaleError, in_meters, parse_scale_reference
@@ -58,9 +59,9 @@ def known(a: int, b: int) -> KnownDistance:
     return KnownDistance(a, b, float(np.linalg.norm(poses[b].translation - poses[a].translation)))
 
 
-def refusal(result, anchor, truth=None) -> str:
+def refusal(result, anchor, truth=None, slam_map=None) -> str:
     with pytest.raises(ScaleError) as caught:
-        in_meters(result, anchor, truth)
+        in_meters(result, slam_map or SlamMap(), anchor, truth)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -105,7 +106,7 @@ def test_a_frame_named_twice_is_refused():
 
 def test_a_known_distance_makes_every_length_meters(run):
     slam_map, log = run
-    metric = in_meters(collect_result(slam_map, log), known(2, 21), None)
+    metric = in_meters(collect_result(slam_map, log), slam_map, known(2, 21), None)
     truth = truth_of(log).positions[: len(metric.trajectory)]
     assert np.allclose(metric.trajectory.positions, truth, atol=1e-9)
     assert np.allclose(metric.keyframe_trajectory.positions, truth[::STEP], atol=1e-9)
@@ -120,14 +121,15 @@ def test_a_distance_that_no_map_can_hold_is_refused_and_changes_nothing(run):
     slam_map, log = run
     result = collect_result(slam_map, log)
     before = dict(slam_map.graph.world_from_keyframe)
-    assert "and a map has to stay below 1e+12 m; check the distance" in refusal(result, KnownDistance(2, 21, 1e15))
+    said = refusal(result, KnownDistance(2, 21, 1e15), slam_map=slam_map)
+    assert "and a map has to stay below 1e+12 m; check the distance" in said
     assert slam_map.graph.world_from_keyframe == before
 
 
 def test_the_map_that_is_saved_afterwards_is_metric_too(run):
     slam_map, log = run
     before = collect_result(slam_map, log)
-    metric = in_meters(before, known(0, 20), None)
+    metric = in_meters(before, slam_map, known(0, 20), None)
     again = collect_result(slam_map, log)  # from the graph, which the run's map is written from
     assert np.allclose(again.trajectory.world_from_cam, metric.trajectory.world_from_cam)
     assert len(again.landmark_ids) > 100
@@ -138,7 +140,7 @@ def test_the_map_that_is_saved_afterwards_is_metric_too(run):
 def test_parts_that_nothing_ties_to_the_first_keep_their_own_units(run):
     slam_map, log = run
     before = collect_result(slam_map, log).segments[0]
-    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    in_meters(collect_result(slam_map, log), slam_map, known(0, 20), None)
     assert np.array_equal(collect_result(slam_map, log).segments[0].world_from_cam, before.world_from_cam)
 
 
@@ -148,7 +150,7 @@ def at_rest(slam_map, log):
 
 def test_a_map_is_metric_in_the_segment_that_was_anchored_alone(run, tmp_path):
     slam_map, log = run
-    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    in_meters(collect_result(slam_map, log), slam_map, known(0, 20), None)
     saved = at_rest(slam_map, log)
     assert (saved.units_of(0), saved.units_of(1)) == ("meters", "map units")
     assert saved.provenance.units == "meters"
@@ -161,7 +163,7 @@ def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run
     """Whatever the order: the units that a map names are those that its lengths are in."""
     slam_map, log = run
     before = at_rest(slam_map, log)
-    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    in_meters(collect_result(slam_map, log), slam_map, known(0, 20), None)
     after = at_rest(slam_map, log)
     assert (before.provenance.units, before.provenance.scale_source) == ("map units", "")
     assert before.units_of(0) == "map units"
@@ -170,22 +172,22 @@ def test_a_map_saved_before_its_run_was_anchored_is_in_map_units_and_says_so(run
 
 
 def test_a_result_is_not_made_metric_twice(run):
-    """Its graph is stretched in place, and would be stretched again."""
+    """Its map is scaled in place, and would be scaled again."""
     slam_map, log = run
     result = collect_result(slam_map, log)
-    metric = in_meters(result, known(0, 20), None)
+    metric = in_meters(result, slam_map, known(0, 20), None)
     poses = dict(slam_map.graph.world_from_keyframe)
-    with pytest.raises(ValueError, match="in map units, but its graph is in meters"):
-        in_meters(result, known(0, 20), None)
+    with pytest.raises(ValueError, match="in map units, but its map is in meters"):
+        in_meters(result, slam_map, known(0, 20), None)
     assert all(slam_map.graph.world_from_keyframe[k] is pose for k, pose in poses.items())
-    again = in_meters(metric, KnownDistance(0, 20, 2 * known(0, 20).meters), None)  # a better distance
+    again = in_meters(metric, slam_map, KnownDistance(0, 20, 2 * known(0, 20).meters), None)  # a better distance
     assert np.allclose(again.trajectory.positions, 2 * metric.trajectory.positions)
 
 
 @pytest.mark.parametrize("other", [True, False])
 def test_meters_stay_when_segments_join_whichever_was_recognized_in_the_other(run, other):
     slam_map, log = run
-    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    in_meters(collect_result(slam_map, log), slam_map, known(0, 20), None)
     before = dict(slam_map.graph.world_from_keyframe)
     first, second = 0, slam_map.graph.last_id
     change = Similarity(np.eye(3), [1.0, 2.0, 3.0], 0.5)  # world of the first from that of the second
@@ -213,7 +215,7 @@ def test_edges_between_keyframes_still_fit_their_poses(run):
     slam_map, log = run
     graph = slam_map.graph
     i_from_j = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
-    in_meters(collect_result(slam_map, log), known(0, 20), None)
+    in_meters(collect_result(slam_map, log), slam_map, known(0, 20), None)
     after = graph.world_from_keyframe[0].inverse() @ graph.world_from_keyframe[3]
     assert after.is_close(i_from_j, atol=1e-12)
 
@@ -221,7 +223,9 @@ def test_edges_between_keyframes_still_fit_their_poses(run):
 def test_the_beginning_of_the_ground_truth_gives_the_scale_in_any_world(run):
     slam_map, log = run
     turned = Similarity.from_rigid(rigid(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), [5, 6, 7]))
-    metric = in_meters(collect_result(slam_map, log), GroundTruthPrefix(0.3), truth_of(log).transformed(turned))
+    metric = in_meters(
+        collect_result(slam_map, log), slam_map, GroundTruthPrefix(0.3), truth_of(log).transformed(turned)
+    )
     assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
     assert metric.units.source == "the first 0.3 m of the ground truth, for evaluation only"
 
@@ -231,7 +235,10 @@ def test_only_the_beginning_of_the_ground_truth_counts(run):
     truth = truth_of(log).world_from_cam.copy()
     truth[12:, :3, 3] += 100.0  # nonsense, far behind the first centimetres
     metric = in_meters(
-        collect_result(slam_map, log), GroundTruthPrefix(0.05), Trajectory(truth_of(log).timestamps_ns, truth)
+        collect_result(slam_map, log),
+        slam_map,
+        GroundTruthPrefix(0.05),
+        Trajectory(truth_of(log).timestamps_ns, truth),
     )
     assert metric.units.meters_per_unit == pytest.approx(1 / SMALLER)
 

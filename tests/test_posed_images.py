@@ -13,6 +13,7 @@ from scipy.spatial.transform import RigidTransform, Rotation
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
 from slam.config.schema import InputConfig
+from slam.input.frame_source import Selection
 from slam.input.posed_images import open_posed
 
 POSES = [rigid(exp_so3([0.1 * k, -0.2, 0.3]), [1.0 + k, 2.0, -0.5 * k]) for k in range(4)]
@@ -116,8 +117,8 @@ def test_a_folder_without_poses_asks_for_them(images):
 def test_every_nth_image_of_a_part_can_be_taken(images):
     timed(images, [0.0, 1.0, 2.0, 3.0])
     tum(images / "groundtruth.txt", POSES)
-    same(open_(images, start=1, stride=2).images, [POSES[1], POSES[3]])
-    same(open_(images, max_frames=2).images, POSES[:2])
+    same(open_(images, selection=Selection(1, 2)).images, [POSES[1], POSES[3]])
+    same(open_(images, selection=Selection(max_frames=2)).images, POSES[:2])
 
 
 # 7-Scenes

@@ -23,12 +23,12 @@ def test_an_incomplete_keyframe_leaves_no_pair_estimate_behind():
         rotation_sigma_rad=0.01,
         direction_sigma_rad=0.01,
     )
-    mapper.map.add_pair(newest - 1, newest, estimate)
-    mapper.map.add_pair(0, newest - 1, estimate)
-    mapper.map.add_pair(1, newest - 1, estimate)
+    mapper.map.pairs.add(newest - 1, newest, estimate)
+    mapper.map.pairs.add(0, newest - 1, estimate)
+    mapper.map.pairs.add(1, newest - 1, estimate)
     mapper.map.remove_incomplete(lambda k: k not in (newest, 0))
     assert sorted(mapper.map.graph.keyframes) == members[1:-1]
-    assert [pair[:2] for pair in mapper.map.pairs_among(members, members)] == sorted(mapper.map.pairs)
+    assert [pair[:2] for pair in mapper.map.pairs.among(members, members)] == sorted(mapper.map.pairs)
     assert list(mapper.map.pairs) == [(1, newest - 1)]
 
 

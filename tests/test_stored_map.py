@@ -1,4 +1,4 @@
-"""A run's map at rest, and runs that begin in one, on a world whose truth is known."""
+"""Stored maps, and runs that start in one, on a synthetic world with ground truth."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def walk(world, indices, **options):
 
 
 def at_rest(slam: Slam, world: OracleWorld) -> ReferenceMap:
-    """The map with images as the oracle can read them, which JPEG would spoil."""
+    """The map with images that the oracle can read; JPEG compression would destroy them."""
     saved = slam.saved_map()
     return replace(saved, image=lambda row: world.frame(int(saved.keyframes.frame_indices[row])).image)
 
@@ -74,7 +74,7 @@ def arrays_of(reference_map: ReferenceMap) -> dict[str, np.ndarray]:
 
 
 def changed(before: ReferenceMap, after: ReferenceMap) -> set[str]:
-    """Names of the arrays that are not the same to the last byte; bytes of descriptors may be rounded once more."""
+    """Names of the arrays whose bytes differ; descriptors may be rounded once more."""
     pairs = {name: (array, arrays_of(after)[name]) for name, array in arrays_of(before).items()}
     return {
         name
@@ -101,7 +101,7 @@ def first_map(first_run, world):
 
 
 def error_in_map(result, first_map, world) -> float:
-    """RMSE of a run's positions when the map, and not the run, is laid over the truth; share of the room's size."""
+    """RMSE of a run's positions after aligning the map to the ground truth; fraction of the room's size."""
     rows = first_map.keyframes.frame_indices
     truth = world.ground_truth.positions
     truth_from_map = align_points(truth[rows], first_map.keyframes.translations)
@@ -109,10 +109,10 @@ def error_in_map(result, first_map, world) -> float:
     return float(np.sqrt((off**2).sum(axis=1).mean()) / np.linalg.norm(np.ptp(truth, axis=0)))
 
 
-# --- at rest ------------------------------------------------------------------------------------------
+# --- storing and restoring ----------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_map_that_keeps_the_rules_and_holds_all_it_made(first_run, first_map):
+def test_the_map_of_a_run_is_valid_and_complete(first_run, first_map):
     _, result, _ = first_run
     validate(first_map)
     assert first_map.keyframes.ids.tolist() == sorted(result.graph.keyframes)
@@ -121,13 +121,13 @@ def test_a_run_leaves_a_map_that_keeps_the_rules_and_holds_all_it_made(first_run
     assert first_map.frames.indices.tolist() == result.frame_indices.tolist()
 
 
-def test_of_the_features_those_on_a_track_are_kept(first_run, first_map):
+def test_only_features_with_a_track_are_stored(first_run, first_map):
     on_track = sum(int((t >= 0).sum()) for t in first_run[0]._mapper.map.landmarks.feature_tracks.values())
     assert len(first_map.features.landmark) == on_track
     assert (first_map.features.landmark >= 0).all()
 
 
-def test_a_map_put_into_an_empty_mapper_and_taken_out_again_has_the_same_bytes(first_map, world):
+def test_a_map_restored_into_an_empty_live_map_and_stored_again_has_the_same_bytes(first_map, world):
     predictor = OraclePredictor(world)
     mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
     earlier = restore(first_map, mapper.map, predictor, FaissRetriever())
@@ -136,7 +136,7 @@ def test_a_map_put_into_an_empty_mapper_and_taken_out_again_has_the_same_bytes(f
     assert np.allclose(again.frames.rotations, first_map.frames.rotations, atol=1e-12)
 
 
-def test_a_second_map_in_the_same_mapper_gets_names_of_its_own(first_map, world):
+def test_a_second_map_in_the_same_live_map_gets_new_ids(first_map, world):
     predictor = OraclePredictor(world)
     mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
     restore(first_map, mapper.map, predictor, None)
@@ -150,7 +150,7 @@ def test_a_second_map_in_the_same_mapper_gets_names_of_its_own(first_map, world)
     assert np.allclose(twice, np.concatenate([first_map.points_world, first_map.points_world]))
 
 
-def test_a_restored_edge_is_believed_as_far_as_it_was(first_map, world):
+def test_a_restored_edge_has_the_same_weight(first_map, world):
     weights = np.ones(len(first_map.edges.i))
     weights[3] = 0.25
     doubted = replace(first_map, edges=replace(first_map.edges, weights=weights))
@@ -161,7 +161,7 @@ def test_a_restored_edge_is_believed_as_far_as_it_was(first_map, world):
     assert sum(mapper.map.graph.weight(edge) for edge in mapper.map.graph.edges.values()) == len(weights) - 0.75
 
 
-# --- going on in a map --------------------------------------------------------------------------------
+# --- continuing a map ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +169,14 @@ def second_run(first_map, world):
     return walk(world, range(90, 170), start_map=first_map)
 
 
-def test_a_run_begun_in_a_map_is_found_at_once_and_lies_in_its_frame(second_run, first_map, world):
+def test_a_run_that_starts_in_a_map_is_relocalized_at_once_and_is_in_its_frame(second_run, first_map, world):
     _, result, events = second_run
     assert [e.frame_index for e in of(events, Relocalized)] == [90]
     assert result.frame_indices.tolist() == list(range(90, 170))
     assert error_in_map(result, first_map, world) < 0.003
 
 
-def test_the_extended_map_holds_both_runs(second_run, first_map, world):
+def test_the_extended_map_contains_both_runs(second_run, first_map, world):
     slam, result, events = second_run
     extended = at_rest(slam, world)
     validate(extended)
@@ -187,7 +187,7 @@ def test_the_extended_map_holds_both_runs(second_run, first_map, world):
     assert len(result.keyframe_trajectory) == len(added)
 
 
-def test_the_images_of_both_runs_go_into_the_extended_map(first_map, second_run, world):
+def test_the_images_of_both_runs_are_in_the_extended_map(first_map, second_run, world):
     slam, _, events = second_run
     added = {e.keyframe.id for e in of(events, KeyframeAdded)}
     extended = slam.saved_map()
@@ -204,8 +204,8 @@ def test_both_runs_are_sessions_of_the_extended_map(second_run, first_map, world
     assert np.bincount(extended.session_of_frame)[0] == len(first_map.frames.indices)
 
 
-def test_a_keyframe_found_looking_back_belongs_to_its_run(tmp_path, monkeypatch):
-    """What is written of it is in order of time, though its id is not."""
+def test_a_keyframe_of_the_deferred_relocalization_belongs_to_its_run(tmp_path, monkeypatch):
+    """The stored map is in order of time, although the ids of its keyframes are not."""
     monkeypatch.setattr(
         "slam.relocalization.deferred.COVERED_RATIO", 1.0
     )  # each frame recognized then becomes a keyframe
@@ -221,13 +221,13 @@ def test_a_keyframe_found_looking_back_belongs_to_its_run(tmp_path, monkeypatch)
     assert [part["sessions"] for part in facts_of(saved)["segments"]] == [1]
 
 
-def test_the_map_begun_in_stays_as_it_was(first_map, world):
+def test_the_map_in_which_a_run_starts_is_not_changed(first_map, world):
     before = {name: array.copy() for name, array in arrays_of(first_map).items()}
     walk(world, range(100, 140), start_map=first_map)
     assert all(np.array_equal(array, before[name]) for name, array in arrays_of(first_map).items())
 
 
-def test_a_run_begun_outside_the_map_maps_on_its_own_and_joins_when_it_gets_there(world):
+def test_a_run_that_starts_outside_the_map_begins_a_segment_and_joins_the_map_when_it_reaches_it(world):
     early, _, _ = walk(world, range(0, 60))
     first_map = at_rest(early, world)
     slam, result, _ = walk(world, range(120, 240), start_map=first_map)
@@ -239,7 +239,7 @@ def test_a_run_begun_outside_the_map_maps_on_its_own_and_joins_when_it_gets_ther
     assert error_in_map(result, first_map, world) < 0.02
 
 
-def test_a_run_that_never_sees_the_map_leaves_two_segments(world):
+def test_a_run_that_never_reaches_the_map_leaves_two_segments(world):
     early, _, _ = walk(world, range(0, 40))
     first_map = at_rest(early, world)
     slam, result, _ = walk(world, range(90, 150), start_map=first_map)
@@ -256,7 +256,7 @@ def test_lengths_stay_meters_in_a_metric_map(first_map, world):
     assert result.units.note == "lengths in meters: that of the map the run began in"
 
 
-def test_a_path_that_nothing_ties_to_the_metric_map_is_not_in_meters(world):
+def test_a_path_that_is_not_connected_to_the_metric_map_is_not_in_meters(world):
     early = at_rest(walk(world, range(0, 40))[0], world)
     metric = replace(early, provenance=replace(early.provenance, units="meters"))
     _, result, _ = walk(world, range(90, 120), start_map=metric)
@@ -273,7 +273,7 @@ def two_parts(world, unanchored) -> ReferenceMap:
 
 
 @pytest.mark.parametrize("unanchored", [0, 1])
-def test_a_run_is_in_meters_when_the_part_of_the_map_that_it_goes_on_in_is(world, unanchored):
+def test_a_run_is_in_meters_when_the_segment_that_it_continues_is(world, unanchored):
     parts = two_parts(world, unanchored)
     slam, result, _ = walk(world, range(110, 120), start_map=parts)
     assert result.segment == 1
@@ -281,7 +281,7 @@ def test_a_run_is_in_meters_when_the_part_of_the_map_that_it_goes_on_in_is(world
     assert at_rest(slam, world).provenance.unanchored == (unanchored,)
 
 
-# --- only being found ---------------------------------------------------------------------------------
+# --- localization mode --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -289,19 +289,19 @@ def localized(first_map, world):
     return walk(world, range(20, 110), start_map=first_map, localize_only=True)
 
 
-def test_every_frame_of_mapped_ground_gets_a_pose_in_the_map(localized, first_map, world):
+def test_every_frame_of_a_mapped_place_gets_a_pose_in_the_map(localized, first_map, world):
     _, result, _ = localized
     assert result.frame_indices.tolist() == list(range(20, 110))
     assert error_in_map(result, first_map, world) < 0.005
 
 
-def test_being_found_changes_nothing(localized, first_map, world):
+def test_localization_does_not_change_the_map(localized, first_map, world):
     slam, _, events = localized
     assert of(events, KeyframeAdded) == []
     assert all(name.startswith("frames.") for name in changed(first_map, slam.saved_map()))
 
 
-def test_frames_of_other_ground_are_lost_with_a_reason_and_no_map_is_begun(first_map, world):
+def test_frames_of_other_places_are_lost_with_a_reason_and_no_map_is_begun(first_map, world):
     blind = room(blind=range(60, 110))
     slam, result, events = walk(blind, range(40, 120), start_map=first_map, localize_only=True)
     lost = [e for e in of(events, FrameProcessed) if e.world_from_cam is None]
@@ -311,7 +311,7 @@ def test_frames_of_other_ground_are_lost_with_a_reason_and_no_map_is_begun(first
     assert set(result.frame_indices.tolist()) == {*range(40, 60), *range(110, 120)}
 
 
-def test_in_a_map_without_keyframes_no_frame_is_found_and_no_map_is_begun(world):
+def test_in_a_map_without_keyframes_no_frame_is_localized_and_no_map_is_begun(world):
     slam, _, _ = walk(world, range(1))
     empty = slam.saved_map()
     assert len(empty.keyframes) == 0
@@ -321,7 +321,7 @@ def test_in_a_map_without_keyframes_no_frame_is_found_and_no_map_is_begun(world)
     assert {e.reason for e in of(events, FrameProcessed)} == {"the map has no keyframe to be found by"}
 
 
-# --- who can read a map -------------------------------------------------------------------------------
+# --- predictors that can read a map -------------------------------------------------------------------
 
 
 def refusal(first_map, world, **changed):

@@ -1,4 +1,4 @@
-"""The whole system on a world whose truth is known, with an oracle in the predictor's place."""
+"""The whole system on a synthetic world with ground truth, with an oracle as the predictor."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def test_a_walk_around_a_room_is_recovered_to_a_thousandth_of_its_length(room):
     assert found.ate_sim3.rmse < 0.001 * world.ground_truth.length
 
 
-def test_the_loop_is_found_and_accepted(room):
+def test_the_loop_is_detected_and_accepted(room):
     _, _, events = room
     loops = [e.edge for e in of(events, EdgeAccepted) if e.edge.kind is EdgeKind.LOOP]
     assert loops
     assert any(edge.j - edge.i > 10 for edge in loops)
 
 
-def test_every_keyframe_can_be_found_again():
+def test_every_keyframe_can_be_retrieved():
     world, remembered = world_of(room_path(120, turns=0.6)), []
 
     class Noting(FaissRetriever):
@@ -122,12 +122,12 @@ def test_at_a_loop_the_live_pose_jumps_by_the_correction_and_by_nothing_else(roo
     ordinary = float(np.median(list(steps.values())))
     correction = solved.world_from_keyframe[added.keyframe.id] @ added.world_from_keyframe.inverse()
     before = correction.apply(live[n - 1].translation)
-    assert np.linalg.norm(before - live[n - 1].translation) > 0.5 * ordinary  # else this would show nothing
+    assert np.linalg.norm(before - live[n - 1].translation) > 0.5 * ordinary  # otherwise the test would prove nothing
     assert np.linalg.norm(live[n].translation - before) == pytest.approx(ordinary, rel=0.3)
     assert all(step == pytest.approx(ordinary, rel=0.3) for i, step in steps.items() if i != n)
 
 
-def test_events_come_in_order_and_tell_the_whole_run(room):
+def test_events_are_in_order_and_cover_the_whole_run(room):
     world, result, events = room
     frames = of(events, FrameProcessed)
     assert [e.frame.index for e in frames] == list(range(len(world.poses)))
@@ -145,14 +145,14 @@ def test_the_same_input_gives_the_same_bytes(room):
     assert second.trajectory.world_from_cam.tobytes() == first.trajectory.world_from_cam.tobytes()
 
 
-def test_wild_answers_of_the_predictor_do_not_bend_the_map():
+def test_gross_errors_of_the_predictor_do_not_deform_the_map():
     world = world_of(room_path(160, turns=0.8))
     result, _ = run(world, rotation_sigma_deg=1.0, direction_sigma_deg=5.0, outlier_rate=0.2)
     found = evaluate(result.trajectory, world.ground_truth)
     assert found.ate_sim3.rmse < 0.01 * world.ground_truth.length
 
 
-def test_a_camera_that_stands_still_never_gets_a_map_and_says_why():
+def test_a_camera_at_rest_never_gets_a_map_and_the_reason_is_given():
     world = world_of([room_path(10)[0]] * 20)
     result, events = run(world)
     assert len(result.trajectory) == 0
@@ -160,7 +160,7 @@ def test_a_camera_that_stands_still_never_gets_a_map_and_says_why():
     assert not of(events, Initialized)
 
 
-def test_a_camera_that_only_turns_never_gets_a_map():
+def test_a_camera_that_only_rotates_never_gets_a_map():
     center = np.array([0.0, 0.0, 1.5])
     world = world_of([look_along(center, np.array([np.cos(a), np.sin(a), 0])) for a in np.linspace(0, 1.2, 60)])
     result, events = run(world)
@@ -168,7 +168,7 @@ def test_a_camera_that_only_turns_never_gets_a_map():
     assert len(result.trajectory) == 0
 
 
-def test_a_blackout_loses_the_camera_and_the_map_brings_it_back():
+def test_after_a_blackout_the_camera_is_relocalized_in_the_map():
     dark = range(150, 158)
     world = world_of(room_path(), blind=dark)
     result, events = run(world)
@@ -182,7 +182,7 @@ def test_a_blackout_loses_the_camera_and_the_map_brings_it_back():
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
 
 
-def test_frames_before_the_first_pair_get_their_poses_in_hindsight(room):
+def test_frames_before_the_initial_pair_get_their_poses_at_initialization(room):
     _, result, events = room
     [first] = of(events, Initialized)
     assert first.frame_indices[1] > 1
@@ -194,7 +194,7 @@ def test_the_camera_of_the_world_is_used_as_given(room):
     assert all(k.camera == CAMERA for k in result.graph.keyframes.values())
 
 
-def test_a_stretch_of_turning_says_that_scale_is_unobservable_and_keeps_the_map():
+def test_during_a_pure_rotation_the_scale_is_reported_unobservable_and_the_map_is_kept():
     walk = room_path(200, turns=0.8)[:120]
     center = walk[-1].translation
     ahead = rotation_matrix(walk[-1])[:, 2]
@@ -211,9 +211,9 @@ def test_a_stretch_of_turning_says_that_scale_is_unobservable_and_keeps_the_map(
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
 
 
-def test_frames_that_came_before_their_place_was_mapped_get_a_pose_when_the_run_ends():
+def test_frames_of_a_place_that_is_mapped_later_get_a_pose_at_the_end_of_the_run():
     path = room_path()
-    early = range(60, 65)  # a look at what the camera passes only later
+    early = range(60, 65)  # images of a place that the camera reaches only later
     world = world_of([*path[:60], *path[115:120], *path[55:135]])
     result, events = run(world)
     live = {e.frame.index for e in of(events, FrameProcessed) if e.world_from_cam is not None}
@@ -225,7 +225,7 @@ def test_frames_that_came_before_their_place_was_mapped_get_a_pose_when_the_run_
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
 
 
-def test_while_a_run_is_finished_it_says_how_far_that_is():
+def test_the_final_refinement_reports_its_progress():
     path = room_path()
     world = world_of([*path[:60], *path[115:120], *path[55:135]])
     told: list[tuple[str, int, int]] = []
@@ -237,7 +237,7 @@ def test_while_a_run_is_finished_it_says_how_far_that_is():
     assert len(told) > len(looks)
 
 
-def test_two_maps_begun_apart_become_one_when_the_way_between_is_seen():
+def test_two_segments_are_joined_when_the_way_between_them_is_mapped():
     path = room_path()
     world = world_of([*path[:60], *path[150:210], *path[60:150]])
     result, events = run(world)
@@ -247,7 +247,7 @@ def test_two_maps_begun_apart_become_one_when_the_way_between_is_seen():
     assert evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse < 0.003 * world.ground_truth.length
 
 
-def test_a_map_of_nowhere_else_stays_apart_and_nothing_ties_it():
+def test_a_segment_of_another_place_stays_separate():
     path = room_path()
     world = world_of([*path[:60], *path[120:180]])
     result, events = run(world)
@@ -257,7 +257,7 @@ def test_a_map_of_nowhere_else_stays_apart_and_nothing_ties_it():
 
 
 def turned_from(pose, angles):
-    """Cameras where `pose` is, turned about the vertical by these angles."""
+    """Cameras at the position of `pose`, rotated about the vertical by these angles."""
     ahead = rotation_matrix(pose)[:, 2]
     start = np.arctan2(ahead[1], ahead[0])
     return [look_along(pose.translation, np.array([np.cos(start + a), np.sin(start + a), 0.0])) for a in angles]
@@ -265,14 +265,14 @@ def turned_from(pose, angles):
 
 @pytest.fixture(scope="module")
 def turned():
-    """A walk, a turn on the spot to where nothing is known and back, and on."""
+    """A walk with a rotation on the spot, away from all landmarks and back."""
     path = room_path(200, turns=0.8)
     there = np.linspace(0, 2.4, 60)
     world = world_of([*path[:60], *turned_from(path[59], [*there, *there[::-1]]), *path[60:110]])
     return world, *run(world)
 
 
-def test_a_camera_that_turns_away_from_the_map_keeps_its_orientation_and_its_place(turned):
+def test_a_camera_that_rotates_away_from_the_map_keeps_its_orientation_and_its_position(turned):
     world, result, events = turned
     assert len(result.trajectory) == len(world.poses)
     assert not of(events, TrackingLost)
@@ -281,7 +281,7 @@ def test_a_camera_that_turns_away_from_the_map_keeps_its_orientation_and_its_pla
     assert found.orientation_deg.rmse < 1.0
 
 
-def test_a_turn_where_no_landmark_is_known_says_that_the_position_is_held_and_says_it_once(turned):
+def test_a_rotation_without_landmarks_reports_once_that_the_position_is_held(turned):
     _, _, events = turned
     held = [e for e in of(events, FrameProcessed) if "held" in e.reason]
     assert len(held) > 10
@@ -290,7 +290,7 @@ def test_a_turn_where_no_landmark_is_known_says_that_the_position_is_held_and_sa
     assert "held" not in of(events, FrameProcessed)[-1].reason
 
 
-def test_a_camera_that_turns_away_and_then_walks_is_lost_and_not_made_up():
+def test_a_camera_that_rotates_away_and_then_moves_is_lost_and_gets_no_invented_pose():
     path = room_path(200, turns=0.8)
     away = turned_from(path[59], np.linspace(0, 2.4, 60))
     ahead = rotation_matrix(away[-1])[:, 2]

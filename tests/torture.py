@@ -1,11 +1,11 @@
-"""The whole of SLAM under seeded trouble of every kind: nothing is raised, and what must hold holds after every frame.
+"""The whole system under random faults of every kind: nothing is raised, and the invariants hold after every frame.
 
-A scenario is a number: its world, its settings, its runs and all that goes wrong in them are drawn from it. Kinds of
-trouble are dealt like cards, so that as many scenarios on end as there are hands have every kind.
+A scenario is a seed: its world, its settings, its runs and the faults in them are drawn from it. Kinds of faults are
+dealt like cards, so that a full deck of successive scenarios has every kind.
 
     python tests/torture.py --seed 7 --frames 1000
 
-runs scenarios 7, 8, ... until 1000 frames have gone through; one that fails says how it is run again, alone.
+runs scenarios 7, 8, ... until 1000 frames are processed; the error of a failed one has the command that repeats it.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ LARGE = 60  # keyframes
 
 
 class Failed(Exception):
-    """A scenario did not survive; says how to run it again."""
+    """A scenario failed; the message has the command that repeats it."""
 
 
 @dataclass
 class Tally:
-    """What has been gone through."""
+    """Counts over all scenarios."""
 
     scenarios: int = 0
     runs: int = 0
@@ -211,7 +211,7 @@ class Scenario:
         self.config = self.config.model_copy(update=update)
 
     def play(self) -> Tally:
-        """Raises Failed with all that is needed to see it again."""
+        """Run the scenario. Raises Failed with everything that is needed to repeat it."""
         try:
             self._play()
         except Exception as error:
@@ -244,7 +244,7 @@ class Scenario:
             self._merge(first)
 
     def _shots(self) -> list[Shot]:
-        """Those of an ordinary run, with an end of the kind that was dealt."""
+        """The images of an ordinary run, with an end of the kind that was dealt."""
         frames = int(self.rng.integers(*FRAMES))
         if {Trouble.BEGUN_ANEW, Trouble.JOINED} & self.troubles.rates.keys():
             shots = [*self.walk.apart_and_back(frames), *self.walk.shots(0)]
@@ -268,13 +268,7 @@ class Scenario:
         self.where = f"run {number}, at its beginning"
         slam = Slam(
             self.config,
-            Components(
-                predictor=TroubledPredictor(self.world, self.troubles),
-                tracker=TroubledTracker(self.world, self.troubles),
-                retriever=FaissRetriever(),
-                optimizer=self._optimizer(),
-                adjuster=TroubledRefiner(self.troubles),
-            ),
+            self._components(),
             observers=[witness],
             **options,
         )
@@ -316,16 +310,25 @@ class Scenario:
         self.tally.events += witness.kinds
         return saved
 
+    def _components(self) -> Components:
+        return Components(
+            predictor=TroubledPredictor(self.world, self.troubles),
+            tracker=TroubledTracker(self.world, self.troubles),
+            retriever=FaissRetriever(),
+            optimizer=self._optimizer(),
+            adjuster=TroubledRefiner(self.troubles),
+        )
+
     def _optimizer(self) -> TroubledOptimizer:
-        """One that leaves loops out, sometimes behind a linker that believes them all."""
+        """An optimizer that disables loops, sometimes behind a loop closer that accepts all of them."""
         return TroubledOptimizer(self.troubles, robust=self.config.loop_closing.robust or bool(self.rng.random() < 0.7))
 
     def _note_end(self, slam: Slam, witness: Witness) -> None:
-        """Count what came of itself."""
+        """Count the kinds that the run itself produced."""
         begun, left = witness.kinds["Initialized"], len({*slam._mapper.map.graph.segment_of.values()})
         ends = {
-            Trouble.ENDS_LOST: slam._state.is_lost,
-            Trouble.ENDS_WAITING: not slam._state.has_map,
+            Trouble.ENDS_LOST: slam._frame_processor.state.is_lost,
+            Trouble.ENDS_WAITING: not slam._frame_processor.state.has_map,
             Trouble.BEGUN_ANEW: begun > 1,
             Trouble.JOINED: left < begun,
         }
@@ -368,15 +371,7 @@ class Scenario:
         self._happens(Trouble.MERGED)
         self.where = f"run {self.tally.runs}, when its map is merged"
         try:
-            merged = merge_maps(
-                first,
-                second,
-                self.config,
-                predictor=TroubledPredictor(self.world, self.troubles),
-                retriever=FaissRetriever(),
-                optimizer=self._optimizer(),
-                adjuster=TroubledRefiner(self.troubles),
-            )
+            merged = merge_maps(first, second, self.config, self._components())
         except MapError:
             return
         self._run(self._shots(), start_map=merged.map)
@@ -384,7 +379,7 @@ class Scenario:
     # --- false loops ------------------------------------------------------------------------------------
 
     def _lie(self, slam: Slam, shots: Sequence[Shot]) -> None:
-        """Tell the run's linker false loops of the kinds that were dealt."""
+        """Give the loop closer of the run false loops of the kinds that were dealt."""
         for kind in sorted(LIES):
             if self.troubles.has(kind):
                 Liar(self, slam, kind, shots).install()
@@ -404,7 +399,7 @@ class Scenario:
 
 
 class Lies(FalseLoops):
-    """False loops of a map in which nothing is sure."""
+    """False loops in a map that may be deformed."""
 
     def _unit(self, c: int) -> float:
         try:
@@ -449,7 +444,7 @@ class Liar:
         setattr(loop_closer, "close_loops", counted)  # noqa: B010
 
     def _flood(self) -> None:
-        """Every keyframe is taken for many other places."""
+        """Every keyframe is matched to many other places."""
         loop_closer, loops, close = self._slam._loop_closer, self._loops, self._slam._loop_closer.close_loops
 
         def flooded(k: int) -> bool:

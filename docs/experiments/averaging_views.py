@@ -1,4 +1,4 @@
-"""How well K views at Reloc3r's published errors tell a pose, for K from 1 to 20.
+"""Accuracy of a pose averaged over K views with Reloc3r's published errors, for K from 1 to 20.
 
 A query in a room and K cameras around it that look the same way within 40 degrees, 0.3 to 1.5 m away. Each pair
 answers as `tests/oracle.py` says the network does. Prints a table for docs/experiments.md.

@@ -9,7 +9,7 @@ before and after with the truth. Over 20 keyframes and for loops the drift of sc
 freedom), below it is not (6).
 
 The truth's own error, per pose, is added to the covariance: a rendered room has none, motion capture and structure from
-motion some (docs/experiments.md, where triplets of pairs tell it), GPS with gyroscopes some.
+motion some (docs/experiments.md, where triplets of pairs measure it), GPS with gyroscopes some.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
 from slam.run.runner import run
 from slam.system import Slam
 
-AROUND = 4  # keyframes on each side that tell the unit of length
+AROUND = 4  # number of keyframes on each side that determine the unit of length
 STRETCHES = (1, 5, 20)
 # Standard deviations of one pose of the truth: degrees, meters.
 TRUTH_ERROR = {"7scenes": (0.2, 0.002), "tum": (0.3, 0.003), "kitti": (0.03, 0.02), "room": (0.0, 0.0)}
@@ -94,7 +94,7 @@ def normalized(mapped: Mapped, i: int, j: int, measured: Similarity, covariance:
     return squared_distance(d[:degrees], total) / degrees
 
 
-def over_stretches(mapped: Mapped, length: int) -> list[float]:
+def over_intervals(mapped: Mapped, length: int) -> list[float]:
     found = []
     for i in range(len(mapped.truth) - length):
         path = mapped.odometry.path(i, i + length)
@@ -132,7 +132,7 @@ def main() -> None:
     print("|---|--:|" + "--:|" * (len(STRETCHES) + 1))
     for folder in arguments.sequences:
         mapped = map_sequence(folder, arguments.max_frames)
-        cells = [cell(over_stretches(mapped, n)) for n in STRETCHES] + [cell(over_loops(mapped))]
+        cells = [cell(over_intervals(mapped, n)) for n in STRETCHES] + [cell(over_loops(mapped))]
         print(f"| {folder.name} | {len(mapped.truth)} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,12 +1,12 @@
-"""How much harm false loops do: a run is told ever more of them, strangers or clusters that agree with each other.
+"""Effect of false loops on accuracy: a run gets more and more of them, independent or in consistent clusters.
 
     python docs/experiments/false_loops.py SEQUENCE [SEQUENCE ...] [--shares 0.1 0.3 0.5] [--oracle]
     python docs/experiments/false_loops.py SEQUENCE [SEQUENCE ...] --slips 0.05 0.1 0.3 --turns 3 10
 
-For every share the false loops are that part of all loops told; the true ones are those that a clean run verifies. Each
-is told as if matching had spoken for it: 30 to 120 landmarks where the false pose would see them, a true loop's noise.
+The share is that of the false loops among all loops; the true ones are those that a clean run verifies. Each false loop
+looks confirmed by matching: 30 to 120 landmarks at their pixels under the false pose, with a true loop's noise.
 The image is still looked at closer, unless it is `--deceived` altogether. False ones that are accepted take their
-landmarks with them, as in life. They speak of another place altogether, or with `--slips` (the truth's unit) and
+landmarks with them, as in life. They are at another place altogether, or with `--slips` (the truth's unit) and
 `--turns` (degrees) of the right place and a pose that is off by so much.
 `--oracle` runs the walk of tests/oracle.py with noisy tracks.
 """
@@ -64,10 +64,10 @@ class Lies:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One run: accuracy, how many loops were told falsely, and which were accepted and so on, by their ends.
+    """One run: accuracy, number of false loops, and the loops by their ends: accepted, rejected and so on.
 
     Attributes:
-        right, wrong: accepted; wrong are those told falsely, and those the truth speaks against.
+        right, wrong: accepted; wrong are the false loops, and those that the ground truth contradicts.
         kept: of the wrong ones, those that are followed at the end.
         verified: true loops, accepted or held back.
     """
@@ -128,7 +128,7 @@ def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Out
     wrong = [edge for edge in edges if liar.is_lie(edge) or is_wrong(edge, when, truth)]
     right = {(e.i, e.j) for e in edges if not any(e is edge for edge in wrong)}
     if say:
-        tell(events, liar)
+        report(events, liar)
     return Outcome(
         ate=evaluate(result.trajectory, truth).ate_sim3.rmse,
         coverage=len(result.trajectory) / total,
@@ -141,7 +141,7 @@ def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Out
     )
 
 
-def tell(events: list[Event], liar: FalseLoops) -> None:
+def report(events: list[Event], liar: FalseLoops) -> None:
     """What became of each loop, in order."""
     for event in events:
         if isinstance(event, EdgeAccepted) and event.edge.kind is EdgeKind.LOOP:
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--turns", nargs="*", type=float, default=[], help="off by so many degrees")
     parser.add_argument("--kinds", nargs="*", choices=["strangers", "clusters"], default=["strangers", "clusters"])
     parser.add_argument("--cluster", type=int, default=CLUSTER, help="loops of one mistaken place")
-    parser.add_argument("--deceived", action="store_true", help="images speak for false loops wherever they are asked")
+    parser.add_argument("--deceived", action="store_true", help="images confirm false loops in every test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--say", action="store_true", help="what became of each loop")
     arguments = parser.parse_args()
@@ -194,7 +194,7 @@ def main() -> None:
         clean = run(name, Lies(), say=arguments.say)
         print(f"\n{Path(name).name}: {len(clean.verified)} loops verified, {clean.keyframes} keyframes\n")
         print(
-            "| false loops | told | ATE | of the clean run | coverage | accepted | false | kept | precision | recall |"
+            "| share | false loops | ATE | of the clean run | coverage | accepted | false | kept | precision | recall |"
         )
         print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
         print(row("none", clean, clean), flush=True)

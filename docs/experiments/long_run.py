@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python docs/experiments/long_run.py --keyframes 20000 --lap 4000
 
-Every frame is a keyframe: inserted, related, refined in its window, tied, searched for loops, as `slam.system` does
-it, with fewer points an image and a smaller window so that the run takes minutes. What may grow with the map is
-the same. From the second lap on every keyframe is somewhere the map knows.
+Every frame is a keyframe: inserted, related, refined in its window, connected, checked for loops, as
+`slam.frame_processor` does it, with fewer points per image and a smaller window so that the run takes minutes. What may
+grow with the map is the same. From the second lap on every keyframe is at a place that is mapped already.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Clock:
         self.stages.setdefault(stage, []).append(1e3 * (now - self._since))
         self._since = now
 
-    def tell(self, keyframes: int) -> None:
+    def report(self, keyframes: int) -> None:
         tenths = [slice(n * keyframes // 10, (n + 1) * keyframes // 10) for n in range(10)]
         for stage, values in self.stages.items():
             medians = " ".join(f"{np.median(values[part]):6.2f}" for part in tenths)
@@ -157,7 +157,7 @@ def drive(arguments: argparse.Namespace) -> None:
             tell_progress(world, mapper, events, index + 1)
             recent = np.sum([values[-1000:] for values in clock.stages.values()], axis=0)
             print(f"    of these 1000: median {np.median(recent):.1f} ms of CPU, most {recent.max():.0f}", flush=True)
-    clock.tell(arguments.keyframes)
+    clock.report(arguments.keyframes)
     started = time.process_time()
     solution = optimizer.optimize(mapper.graph)
     print(f"full solve: {time.process_time() - started:.1f} s of CPU, {len(mapper.graph.edges)} edges, ", end="")

@@ -5,7 +5,7 @@
 
 DIR holds trajectories in TUM format. Around each path points are drawn as a room or a street would show them; the
 tracker sees them to half a pixel, the predictor answers from the truth with the errors of `oracle.RELOC3R`. Beside
-it stands the graph that knows rotations and directions alone, over the same keyframes and with the same answers.
+it stands the graph of rotations and directions alone, over the same keyframes and with the same answers.
 `--fit` finds the error model from the published areas under the curve.
 """
 

@@ -235,7 +235,7 @@ def _frames_with_truth(folder: Path) -> Iterator[tuple[CalibratedImage, RigidTra
 
 
 def evidence(arguments: argparse.Namespace) -> None:
-    """Poses from sparse maps and worsened images, right ones and wrong ones, with what speaks for each."""
+    """Correct and wrong poses from sparse maps and degraded images, with the evidence for each."""
     rows: list[tuple[float, ...]] = []
     names: list[str] = []
     elsewhere = [p for folder in arguments.foreign for p in posed(folder)[:: arguments.foreign_stride]]

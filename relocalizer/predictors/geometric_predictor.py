@@ -141,11 +141,6 @@ class GeometricPredictor:
         return relate_matches(matches.subset(~standing_still(matches)), self._config)
 
 
-def build(features: FeaturesConfig, config: GeometricConfig) -> GeometricPredictor:
-    """The predictor named "geometric" in the entry-point group reloc3r_slam.predictors."""
-    return GeometricPredictor(features, config)
-
-
 def relate_matches(matches: Matches, config: GeometricConfig) -> PairEstimate | NoEstimate:
     """Relative pose of camera j in camera i, from matched pixels with outliers."""
     if len(matches) < config.min_inliers:

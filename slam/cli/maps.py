@@ -25,6 +25,7 @@ from slam.cli.options import (
 if TYPE_CHECKING:
     from relocalizer.maps.reference_map import ReferenceMap
     from slam.config.schema import SlamConfig
+    from slam.sessions.merging import MergedMap
 
 # Sections of the settings that merging uses.
 MERGING = ("seed", "features", "predictor", "tracks", "landmarks", "bundle_adjustment", "loop_closing")
@@ -178,26 +179,14 @@ def merge(
     print(f"{out}: {counts}, {provenance.units}{but}")
 
 
-def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> Any:
-    from relocalizer.retrieval import FaissRetriever
-    from slam.components.assembly import build_predictor
-    from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
-    from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+def _merged(first: ReferenceMap, second: ReferenceMap, settings: SlamConfig, quiet: bool) -> MergedMap:
+    from slam.components.assembly import assemble
     from slam.progress import TaskProgress, no_progress
     from slam.sessions.merging import merge_maps
 
     progress = TaskProgress(sys.stderr)
     try:
-        return merge_maps(
-            first,
-            second,
-            settings,
-            predictor=build_predictor(settings),
-            retriever=FaissRetriever(),
-            optimizer=GtsamOptimizer(robust=settings.loop_closing.robust),
-            adjuster=GtsamBundleAdjuster(),
-            on_progress=no_progress if quiet else progress,
-        )
+        return merge_maps(first, second, settings, assemble(settings), on_progress=no_progress if quiet else progress)
     finally:
         if not quiet:
             progress.close()

@@ -88,6 +88,7 @@ def from_poses(
     from relocalizer.maps.map_writer import save_map
     from slam.components.assembly import build_predictor
     from slam.components.predictor_choice import choose_predictor, with_predictor
+    from slam.input.frame_source import Selection
     from slam.input.posed_images import open_posed
     from slam.progress import TaskProgress
 
@@ -95,7 +96,7 @@ def from_poses(
     settings = load_settings(config, overrides, flags, verb="slam map from-poses", sections=USED, quiet=quiet)
     choice = choose_predictor(settings)
     source = open_posed(
-        images, poses, config=settings.input, camera=camera, start=start, stride=stride, max_frames=max_frames
+        images, poses, config=settings.input, camera=camera, selection=Selection(start, stride, max_frames)
     )
     if not quiet:
         say(source.description)

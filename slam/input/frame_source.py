@@ -94,3 +94,6 @@ class Selection:
     def takes(self, index: int) -> bool:
         """Whether image `index` is selected, ignoring `max_frames`."""
         return index >= self.start and (index - self.start) % self.stride == 0
+
+
+ALL_IMAGES = Selection()

@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -143,7 +144,7 @@ def _open_webcam(spec: str, given: CameraHint, config: InputConfig, selection: S
     with quiet_opencv():
         capture = cv2.VideoCapture(int(number), backend)
     advice = "no such camera, or another program has it, or it may not be used"
-    return _open_live(capture, spec, f"webcam-{number}", advice, given, config, selection)
+    return _open_live(_Capture(capture, spec, f"webcam-{number}", advice), given, config, selection)
 
 
 def _open_address(address: str, given: CameraHint, config: InputConfig, selection: Selection) -> FrameSource:
@@ -158,27 +159,36 @@ def _open_address(address: str, given: CameraHint, config: InputConfig, selectio
         return _prefetched(source, config.prefetch_frames)
     shown = without_password(address)
     advice = "is it running, and can this machine reach it?"
-    return _open_live(open_capture(address), shown, name, advice, given, config, selection)
+    return _open_live(_Capture(open_capture(address), shown, name, advice), given, config, selection)
 
 
-def _open_live(
-    capture: cv2.VideoCapture,
-    shown: str,
-    name: str,
-    advice: str,
-    given: CameraHint,
-    config: InputConfig,
-    selection: Selection,
-) -> LiveStream:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Capture:
+    """A camera or a stream in OpenCV.
+
+    Attributes:
+        shown: its address, without a password.
+        name: short name.
+        advice: what may be wrong if it cannot be opened or gives no image.
+    """
+
+    stream: cv2.VideoCapture
+    shown: str
+    name: str
+    advice: str
+
+
+def _open_live(capture: _Capture, given: CameraHint, config: InputConfig, selection: Selection) -> LiveStream:
+    stream, shown = capture.stream, capture.shown
     try:
-        if not capture.isOpened():
-            raise SequenceError(f"{shown}: cannot be opened ({advice})")
-        ok, image = capture.read()
+        if not stream.isOpened():
+            raise SequenceError(f"{shown}: cannot be opened ({capture.advice})")
+        ok, image = stream.read()
         if not ok:
-            raise SequenceError(f"{shown}: opened, but gives no image ({advice})")
+            raise SequenceError(f"{shown}: opened, but gives no image ({capture.advice})")
         height, width = image.shape[:2]
         rectifier = Rectifier(width, height, given, config)
     except (SequenceError, CameraError):
-        capture.release()
+        stream.release()
         raise
-    return LiveStream(capture, name, f"live stream {shown}: newest image first", rectifier, selection)
+    return LiveStream(stream, capture.name, f"live stream {shown}: newest image first", rectifier, selection)

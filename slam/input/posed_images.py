@@ -29,7 +29,7 @@ from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_trajectory, with_times
 from slam.input.dataset_layouts import index_folder
-from slam.input.frame_source import Selection
+from slam.input.frame_source import ALL_IMAGES, Selection
 from slam.input.image_sizes import ImageSizes, first_readable
 from slam.input.rectification import GivenCamera, Rectifier, read_calibration
 from slam.input.text_rows import lines_of, path_inside, rows_of, text_of
@@ -65,17 +65,14 @@ def open_posed(
     *,
     config: InputConfig,
     camera: Path | None = None,
-    start: int = 0,
-    stride: int = 1,
-    max_frames: int | None = None,
+    selection: Selection = ALL_IMAGES,
 ) -> PosedSource:
     """Images of a folder with their poses in any known format.
 
     Args:
         poses: a trajectory file, a COLMAP model's folder or a Cambridge list; None if the folder itself has poses.
         camera: a camera.yaml that overrides all other cameras.
-        start, stride, max_frames: selection among the images that have a pose: every `stride`-th from number `start`
-            on, at most `max_frames`.
+        selection: which of the images that have a pose.
 
     Raises:
         SequenceError: the images cannot be read, or all of them are missing.
@@ -86,7 +83,7 @@ def open_posed(
         raise SequenceError(f"{images}: no such folder; expected one with the images")
     entries, calibration, units, format_name = _recognize(images, poses)
     given = read_calibration(camera) if camera is not None else None
-    chosen = Selection(start, stride, max_frames).of(len(entries), str(images))
+    chosen = selection.of(len(entries), str(images))
     posed, notes = _images([entries[k] for k in chosen], given, calibration, config)
     description = "; ".join([f"{format_name}: {len(posed)} images with poses", *notes])
     return PosedSource(images=posed, units=units, description=description)

@@ -136,7 +136,7 @@ class LoopCloser:
                 self._reject(loop.edge.i, loop.edge.j, OUT_OF_RANGE, loop.edge.inliers)
             return False
         for loop in loops:
-            graph.set_edge(loop.edge)
+            self._map.set_edge(loop.edge)
         ends = " and ".join(f"{loop.edge.i}-{loop.edge.j}" for loop in loops)
         landmarks = sum(loop.edge.inliers for loop in loops)
         cause = f"loop{'s' * (len(loops) > 1)} {ends} with {landmarks} landmarks"
@@ -166,9 +166,8 @@ class LoopCloser:
             for key in sorted(new):
                 self._publish(EdgeAccepted(edge=graph.edges[key], frame_index=frame_index))
             return False
-        graph.set_poses(solution.world_from_keyframe)
         self._publish_changes(frame_index, solution, new)
-        graph.set_weights(solution.loop_weights)
+        self._map.apply_pose_graph(solution.world_from_keyframe, solution.loop_weights)
         self._publish(
             GraphOptimized(
                 frame_index=frame_index,
@@ -181,7 +180,7 @@ class LoopCloser:
         return True
 
     def _publish_changes(self, frame_index: int, solution: Solution, new: set[tuple[int, int]]) -> None:
-        """Publish which loops the solution enables, and which it disables."""
+        """Publish which loops the solution, not applied yet, enables, and which it disables."""
         graph = self._map.graph
         for edge in graph.edges_of(EdgeKind.LOOP):
             key = edge.i, edge.j
@@ -201,7 +200,6 @@ class LoopCloser:
         old, own = matches.tracks.ids, landmarks.feature_tracks[k][matches.feature]
         has_track = own >= 0
         new = ~has_track & ~np.isin(old, landmarks.observed[k].ids)
-        landmarks.feature_tracks[k][matches.feature[new]] = old[new]
-        landmarks.observed[k] = landmarks.observed[k].joined(Tracks(old[new], matches.tracks.pixels[new]))
+        self._map.add_observations(k, matches.feature[new], Tracks(old[new], matches.tracks.pixels[new]))
         differ = has_track & (own != old)
-        landmarks.merge(old[differ], own[differ])
+        self._map.fuse_landmarks(old[differ], own[differ])

@@ -82,7 +82,7 @@ class OdometryEdges:
                     frame, reason = self._map.frame_index_of(k), f"the edge from keyframe {i} to {j} is out of range"
                     self._publish(EstimateRefused(frame_index=frame, reason=reason))
                     continue
-                self._map.graph.set_edge(edge)
+                self._map.set_edge(edge)
                 if known is None:
                     self._publish(EdgeAccepted(edge=edge, frame_index=self._map.frame_index_of(k)))
 

@@ -58,7 +58,7 @@ class Edge:
 class KeyframeGraph:
     """Pose graph over the keyframes: the only mutable table of keyframes, poses, segments, edges and weights.
 
-    Writers: `slam.mapping`, `slam.loop_closing` and `slam.sessions`; all other packages only read.
+    Only `SlamMap` changes the graph of a map; all other classes read it.
 
     Attributes:
         keyframes: by id.
@@ -150,6 +150,26 @@ class KeyframeGraph:
         meters_from_units = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
         self.set_poses({k: meters_from_units @ self.world_from_keyframe[k] for k in self.segment(segment)})
         self.metric[segment] = source
+
+    def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> bool:
+        """Join the segments of keyframes c and k by the similarity between their worlds.
+
+        The older segment keeps its world and units, so a continued map keeps its own; but if only the younger one is
+        metric, that one keeps them.
+
+        Returns:
+            False, and nothing changes, if a keyframe would be out of range (`Similarity.is_in_range`).
+        """
+        kept, moved, kept_from_moved = self.segment_of[c], self.segment_of[k], c_world_from_k_world
+        if (moved in self.metric, -moved) > (kept in self.metric, -kept):
+            kept, moved, kept_from_moved = moved, kept, kept_from_moved.inverse()
+        poses = {i: kept_from_moved @ self.world_from_keyframe[i] for i in self.segment(moved)}
+        if not all(pose.is_in_range for pose in poses.values()):
+            return False
+        self.set_poses(poses)
+        self.segment_of.update(dict.fromkeys(poses, kept))
+        self.metric.pop(moved, None)
+        return True
 
     def weight(self, edge: Edge) -> float:
         """Robust weight of an edge, 0 to 1. An edge of weight 0 stays in the graph and may be re-enabled."""

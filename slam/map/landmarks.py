@@ -19,6 +19,8 @@ NO_ANCHOR = -1
 class LandmarkMap:
     """Positions of the landmarks, and the observations of all tracks in the keyframes.
 
+    Only `SlamMap` changes the landmarks of a map; all other classes read them.
+
     A landmark is a triangulated track. Its point is stored in its anchor keyframe, in that keyframe's own units, with
     the standard deviation of its inverse depth (inverse depth parametrization: Civera, Davison and Montiel, 2008).
 
@@ -64,12 +66,16 @@ class LandmarkMap:
 
     def start(self, pixels: NDArray[np.float32], descriptors: NDArray[np.float32], image: Image) -> Tracks:
         """New tracks at pixels (N, 2) of an image, with their descriptors (N, 128) and their colors in the image."""
-        ids = self.new_ids(len(pixels))
         height, width = image.shape[:2]
         x, y = np.rint(pixels).astype(int).T
+        return Tracks(self.add_tracks(descriptors, image[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]), pixels)
+
+    def add_tracks(self, descriptors: NDArray[np.float32], colors: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Ids of new tracks with these descriptors (N, 128) and RGB colors (N, 3)."""
+        ids = self.new_ids(len(descriptors))
         self.descriptor[ids] = descriptors
-        self.color[ids] = image[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
-        return Tracks(ids, pixels)
+        self.color[ids] = colors
+        return ids
 
     def _grow(self) -> None:
         extra = len(self.anchor)
@@ -90,12 +96,17 @@ class LandmarkMap:
         return np.flatnonzero(self.anchor[: self._count] != NO_ANCHOR)
 
     def set_points(
-        self, ids: NDArray[np.int64], points_in_anchor: FloatArray, anchor: int, inverse_depth_sigma: FloatArray
+        self,
+        ids: NDArray[np.int64],
+        points_in_anchor: FloatArray,
+        anchor: int | NDArray[np.int64],
+        inverse_depth_sigma: FloatArray,
     ) -> None:
         """Make tracks landmarks, except those beyond `MAX_COORDINATE`, which cannot be saved.
 
         Args:
             points_in_anchor: (N, 3) in keyframe `anchor`, in its units.
+            anchor: id of the anchor keyframe of all, or (N,) of each.
             inverse_depth_sigma: (N,) in 1 / units of the anchor.
         """
         self.anchor[ids] = anchor
@@ -110,6 +121,22 @@ class LandmarkMap:
     def _remove_distant_points(self, ids: NDArray[np.int64]) -> None:
         near = (np.abs(self.point_in_anchor[ids]) < MAX_COORDINATE).all(axis=1)
         self.remove_points(ids[~near])
+
+    def add_keyframe(self, k: int, tracks: Tracks, feature_tracks: NDArray[np.int64]) -> None:
+        """Set the tracks that keyframe k observes, and the track id (M,) of each of its features, -1 for none."""
+        self._observed[k] = tracks
+        self.feature_tracks[k] = feature_tracks
+
+    def add_observations(self, k: int, features: NDArray[np.int64], tracks: Tracks) -> None:
+        """Add tracks that keyframe k does not observe yet, each as the track of one of its features (N,)."""
+        self.feature_tracks[k][features] = tracks.ids
+        self._observed[k] = self._observed[k].joined(tracks)
+
+    def remove_observations(self, k: int, ids: NDArray[np.int64]) -> None:
+        """Remove the observations of these tracks from keyframe k."""
+        tracks, feature_tracks = self._observed[k], self.feature_tracks[k]
+        self._observed[k] = tracks.where(~np.isin(tracks.ids, ids))
+        feature_tracks[np.isin(feature_tracks, ids)] = -1
 
     def remove_keyframe(self, k: int) -> None:
         """Remove the observations of a keyframe, and the points that are stored relative to it."""

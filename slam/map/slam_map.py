@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -10,27 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray, Similarity
-from relocalizer.interfaces import PairEstimate
+from relocalizer.images import Image
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
-from slam.map.keyframe_graph import KeyframeGraph
+from slam.map.frames import Keyframe
+from slam.map.keyframe_graph import Edge, KeyframeGraph
 from slam.map.landmarks import LandmarkMap
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.map.tracks import Tracks
+from slam.map.pair_estimates import PairEstimates
+from slam.map.tracks import Pixels, Tracks
+
+Ids = NDArray[np.int64]
 
 
 class SlamMap:
     """Keyframes with their poses and edges, landmarks with their observations, and the queries over both.
 
-    The counterpart of ORB-SLAM's map with its covisibility graph; covisibility is counted on demand. The map changes
-    through its own methods and through those of `KeyframeGraph` and `LandmarkMap`, which only `slam.tracking`,
-    `slam.mapping`, `slam.loop_closing` and `slam.sessions` call.
+    The counterpart of ORB-SLAM's map with its covisibility graph; covisibility is counted on demand. The map is the
+    only writer of its graph and its landmarks: `slam.tracking`, `slam.mapping`, `slam.loop_closing` and
+    `slam.sessions` change them through the methods of this class.
 
     Attributes:
+        graph, landmarks: to be read only.
         lenses: per segment, the correction of its camera's intrinsics.
         lens_evidence: per segment, the evidence for its focal length.
         assumed_focal_sigma: standard deviation of the logarithm of an assumed focal length; None without an estimate
             before the run.
-        pairs: pair estimates by (i, j), the priors of bundle adjustment.
+        pairs: pair estimates, the priors of bundle adjustment.
     """
 
     def __init__(self) -> None:
@@ -39,8 +44,7 @@ class SlamMap:
         self.lenses: dict[int, IntrinsicsCorrection] = {}
         self.lens_evidence: dict[int, LensEvidence] = {}
         self.assumed_focal_sigma: float | None = None
-        self.pairs: dict[tuple[int, int], PairEstimate] = {}
-        self._paired_with: dict[int, list[int]] = {}  # by the later keyframe of a pair, the earlier ones
+        self.pairs = PairEstimates()
 
     # --- queries --------------------------------------------------------------------------------------
 
@@ -103,30 +107,89 @@ class SlamMap:
             return LensEvidence(LensState.GUESS, reason=reason)
         return LensEvidence()
 
-    def pairs_among(self, later: Iterable[int], members: Iterable[int]) -> list[tuple[int, int, PairEstimate]]:
-        """Pair estimates (i, j, estimate) with j in `later` and i in `members`, in order of j."""
-        among = set(members)
-        return [(i, j, self.pairs[i, j]) for j in sorted(later) for i in self._paired_with.get(j, []) if i in among]
+    @property
+    def next_segment(self) -> int:
+        """Number for a new segment, which no keyframe has yet."""
+        return 1 + max(self.graph.segment_of.values(), default=-1)
 
-    # --- changes --------------------------------------------------------------------------------------
+    # --- keyframes, edges and poses -------------------------------------------------------------------
 
-    def add_pair(self, i: int, j: int, estimate: PairEstimate) -> None:
-        """Store a pair estimate as a prior of bundle adjustment."""
-        if (i, j) not in self.pairs:
-            self._paired_with.setdefault(j, []).append(i)
-        self.pairs[i, j] = estimate
-
-    def remove_pairs(self, members: Iterable[int]) -> None:
-        """Remove the pair estimates whose later keyframe is one of `members`."""
-        removed = {(i, j) for j in members for i in self._paired_with.pop(j, [])}
-        self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if pair not in removed}
-
-    def move(
-        self, world_from_keyframe: dict[int, Similarity], ids: NDArray[np.int64], points_world: FloatArray
+    def insert_keyframe(
+        self,
+        keyframe: Keyframe,
+        world_from_keyframe: Similarity,
+        segment: int,
+        tracks: Tracks,
+        feature_tracks: Ids,
     ) -> None:
-        """Set keyframe poses, and the points (N, 3) of landmarks `ids` under them."""
+        """Insert a keyframe that observes `tracks`; ValueError as in `KeyframeGraph.add_keyframe`.
+
+        `feature_tracks` (M,) is the track id of each of its local features, -1 for features without one.
+        """
+        self.graph.add_keyframe(keyframe, world_from_keyframe, segment)
+        self.landmarks.add_keyframe(keyframe.id, tracks, feature_tracks)
+
+    def set_edge(self, edge: Edge, weight: float = 1.0) -> None:
+        """Add an edge, or replace the edge between the same keyframes; ValueError as in `KeyframeGraph.set_edge`."""
+        self.graph.set_edge(edge)
+        if weight < 1.0:
+            self.graph.set_weights({(edge.i, edge.j): weight})
+
+    def apply_pose_graph(
+        self, world_from_keyframe: Mapping[int, Similarity], loop_weights: Mapping[tuple[int, int], float]
+    ) -> None:
+        """Set the poses and the weights of loops that pose graph optimization found; landmarks move with the poses."""
+        self.graph.set_poses(world_from_keyframe)
+        self.graph.set_weights(loop_weights)
+
+    def apply_bundle_adjustment(
+        self, world_from_keyframe: Mapping[int, Similarity], ids: Ids, points_world: FloatArray
+    ) -> None:
+        """Set keyframe poses, and the points (N, 3) of landmarks `ids` under them; without poses, structure only."""
         self.graph.set_poses(world_from_keyframe)
         self.landmarks.move_to(ids, points_world, self.graph)
+
+    def scale_to_meters(self, segment: int, meters_per_unit: float, source: str) -> None:
+        """Scale a segment to meters; arguments and errors are those of `KeyframeGraph.scale_to_meters`."""
+        self.graph.scale_to_meters(segment, meters_per_unit, source)
+
+    def mark_metric(self, segment: int, source: str) -> None:
+        """Record that the lengths of a segment are in meters, and the source of that scale, in words."""
+        self.graph.metric[segment] = source
+
+    # --- tracks and landmarks -------------------------------------------------------------------------
+
+    def start_tracks(self, pixels: Pixels, descriptors: NDArray[np.float32], image: Image) -> Tracks:
+        """New tracks at pixels (N, 2) of an image, with their descriptors (N, 128) and their colors in the image."""
+        return self.landmarks.start(pixels, descriptors, image)
+
+    def add_tracks(self, descriptors: NDArray[np.float32], colors: NDArray[np.uint8]) -> Ids:
+        """Ids (N,) of new tracks with the given descriptors (N, 128) and RGB colors (N, 3)."""
+        return self.landmarks.add_tracks(descriptors, colors)
+
+    def add_observations(self, k: int, features: Ids, tracks: Tracks) -> None:
+        """Add tracks that keyframe k does not observe yet, each as the track of one of its features (N,)."""
+        self.landmarks.add_observations(k, features, tracks)
+
+    def remove_observations(self, k: int, ids: Ids) -> None:
+        """Remove the observations of these tracks from keyframe k."""
+        self.landmarks.remove_observations(k, ids)
+
+    def add_landmarks(
+        self, ids: Ids, points_in_anchor: FloatArray, anchor: int | Ids, inverse_depth_sigma: FloatArray
+    ) -> None:
+        """Make triangulated tracks landmarks; the arguments are those of `LandmarkMap.set_points`."""
+        self.landmarks.set_points(ids, points_in_anchor, anchor, inverse_depth_sigma)
+
+    def remove_landmarks(self, ids: Ids) -> None:
+        """Remove the positions of landmarks; their tracks and observations stay."""
+        self.landmarks.remove_points(ids)
+
+    def fuse_landmarks(self, kept: Ids, replaced: Ids) -> None:
+        """Fuse duplicate landmarks: every observation of replaced[n] becomes an observation of kept[n]."""
+        self.landmarks.merge(kept, replaced)
+
+    # --- intrinsics and segments ----------------------------------------------------------------------
 
     def correct_intrinsics(self, members: Sequence[int], step: CorrectionStep) -> None:
         """Apply a correction of the intrinsics to the cameras, features and observations of a segment's keyframes."""
@@ -137,11 +200,14 @@ class SlamMap:
         for k in members:
             keyframe = self.graph.keyframes[k]
             camera, features, tracks = keyframe.camera, keyframe.features, self.landmarks.observed[k]
-            pixels = step.undistorted_pixels(features.pixels, camera).astype(np.float32)
-            features = replace(features, pixels=pixels)
+            features = replace(features, pixels=step.undistorted_pixels(features.pixels, camera).astype(np.float32))
             self.graph.keyframes[k] = replace(keyframe, camera=step.camera(camera), features=features)
             pixels = step.undistorted_pixels(tracks.pixels, camera).astype(np.float32)
             self.landmarks.observed[k] = Tracks(tracks.ids, pixels)
+
+    def set_lens_evidence(self, segment: int, evidence: LensEvidence) -> None:
+        """Set the evidence for the focal length of a segment."""
+        self.lens_evidence[segment] = evidence
 
     def note_lens(self, segment: int, reason: str) -> None:
         """Record why the camera of a segment is not better known, unless a reason is recorded already."""
@@ -151,35 +217,18 @@ class SlamMap:
     def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> bool:
         """Join the segments of keyframes c and k by the similarity between their worlds.
 
-        The older segment keeps its world and units, so a continued map keeps its own; but if only the younger one is
-        metric, that one keeps them.
-
-        Returns:
-            False, and nothing changes, if a keyframe would be out of range (`Similarity.is_in_range`).
+        Which world is kept, and when the segments stay apart, is described in `KeyframeGraph.join_segments`.
         """
-        graph = self.graph
-        kept, moved, kept_from_moved = graph.segment_of[c], graph.segment_of[k], c_world_from_k_world
-        if (moved in graph.metric, -moved) > (kept in graph.metric, -kept):
-            kept, moved, kept_from_moved = moved, kept, kept_from_moved.inverse()
-        poses = {i: kept_from_moved @ graph.world_from_keyframe[i] for i in graph.segment(moved)}
-        if not all(pose.is_in_range for pose in poses.values()):
-            return False
-        graph.set_poses(poses)
-        graph.segment_of.update(dict.fromkeys(poses, kept))
-        graph.metric.pop(moved, None)
-        return True
+        return self.graph.join_segments(c, k, c_world_from_k_world)
 
     def remove_incomplete(self, has_image: Callable[[int], bool]) -> None:
         """Remove the keyframes that an exception left incomplete: without observations, or without an image.
 
         Their edges and the points that are stored relative to them are removed too.
         """
-        landmarks = self.landmarks
-        complete = landmarks.observed.keys() & landmarks.feature_tracks.keys()
-        for k in [k for k in self.graph.keyframes if k not in complete or not has_image(k)]:
+        complete = self.landmarks.observed.keys() & self.landmarks.feature_tracks.keys()
+        incomplete = [k for k in self.graph.keyframes if k not in complete or not has_image(k)]
+        for k in incomplete:
             self.graph.remove_keyframe(k)
-            landmarks.remove_keyframe(k)
-            self.pairs = {pair: estimate for pair, estimate in self.pairs.items() if k not in pair}
-            self._paired_with.pop(k, None)
-            for j, earlier in self._paired_with.items():
-                self._paired_with[j] = [i for i in earlier if i != k]
+            self.landmarks.remove_keyframe(k)
+        self.pairs.remove(incomplete)

@@ -103,7 +103,7 @@ class BundleAdjustment:
             self._refuse(self._map.graph.keyframes[max(members)].frame_index, f"self-calibration: {problem}")
             return problem
         self._map.correct_intrinsics(members, step)
-        self._map.remove_pairs(members)
+        self._map.pairs.remove(members)
         ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
         self._refine(members, ids, bundle, iterations=ADAPTING_ITERATIONS)
         self._refine_remaining_points(members, [])
@@ -141,7 +141,7 @@ class BundleAdjustment:
         if len(ids) == 0:
             return
         points = structure_only_adjustment(bundle, noise_px=self._config.tracks.noise_px)
-        self._map.landmarks.move_to(ids, points, self._map.graph)
+        self._map.apply_bundle_adjustment({}, ids, points)
         errors = reprojection_errors(bundle, bundle.world_from_cam, points)
         self._drop_outliers(ids, bundle, errors)
 
@@ -184,7 +184,7 @@ class BundleAdjustment:
             k: Similarity.from_rigid(refined.world_from_cam[k], self._map.graph.world_from_keyframe[k].scale)
             for k in free
         }
-        self._map.move(poses, ids, refined.points_world)
+        self._map.apply_bundle_adjustment(poses, ids, refined.points_world)
         self._map.correct_intrinsics(free, refined.lens)
         self._drop_outliers(ids, bundle, refined.error_px)
         return _root_mean_square(before), _root_mean_square(refined.error_px)
@@ -196,13 +196,9 @@ class BundleAdjustment:
         """Remove observations with a large reprojection error, and landmarks with fewer than two observations left."""
         outlier = error_px > OUTLIER_CHI * self._config.tracks.noise_px
         for k in np.unique(bundle.keyframe_of[outlier]):
-            removed = ids[bundle.point_of[outlier & (bundle.keyframe_of == k)]]
-            tracks = self._map.landmarks.observed[int(k)]
-            self._map.landmarks.observed[int(k)] = tracks.where(~np.isin(tracks.ids, removed))
-            track_ids = self._map.landmarks.feature_tracks[int(k)]
-            track_ids[np.isin(track_ids, removed)] = -1
+            self._map.remove_observations(int(k), ids[bundle.point_of[outlier & (bundle.keyframe_of == k)]])
         inliers = np.bincount(bundle.point_of[~outlier], minlength=len(ids))
-        self._map.landmarks.remove_points(ids[inliers < MIN_OBSERVERS])
+        self._map.remove_landmarks(ids[inliers < MIN_OBSERVERS])
 
 
 def bundle_of(
@@ -232,7 +228,7 @@ def bundle_of(
         keyframe_of=np.concatenate(keyframe_of),
         point_of=np.concatenate(point_of),
         pixels=np.concatenate(pixels),
-        pairs=slam_map.pairs_among(free, members),
+        pairs=slam_map.pairs.among(free, members),
     )
     return ids, bundle
 

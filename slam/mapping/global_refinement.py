@@ -36,8 +36,7 @@ def refine_map(
     mapper: Mapper,
     config: BundleAdjustmentConfig,
     *,
-    frames: int,
-    keyframes: int,
+    budget_s: float,
     may_calibrate: bool,
     notify: Callable[[float, float, str], None],
     on_round: Callable[[int, int], None] = lambda done, of: None,
@@ -49,8 +48,7 @@ def refine_map(
     the map is deformed until it is refined.
 
     Args:
-        frames, keyframes: their numbers in this run, which exclude a continued map: a short run does not pay for the
-            refinement of a large map.
+        budget_s: cost of the run, as `run_cost_s`.
         may_calibrate: whether all keyframes are from this run, so that their cameras may be self-calibrated.
         notify: called after each round with the reprojection errors before and after (pixels), and its name.
         on_round: called before each round with the number of completed rounds and their maximum number.
@@ -59,7 +57,6 @@ def refine_map(
         Number of rounds.
     """
     segments = sorted(set(mapper.map.graph.segment_of.values()), key=lambda s: (-len(mapper.map.graph.segment(s)), s))
-    budget_s = FRAME_S * frames + KEYFRAME_S * keyframes
     priors: dict[int, IntrinsicsPrior] = {}
     if may_calibrate and config.final != "never" and config.calibrate != "never":
         priors = calibrate(mapper, segments, config, budget_s)
@@ -75,6 +72,16 @@ def refine_map(
     return done
 
 
+def run_cost_s(*, frames: int, keyframes: int) -> float:
+    """Cost of a run, CPU seconds.
+
+    Args:
+        frames, keyframes: their numbers in this run, which exclude a continued map: a short run does not pay for the
+            refinement of a large map.
+    """
+    return FRAME_S * frames + KEYFRAME_S * keyframes
+
+
 def calibrate(
     mapper: Mapper, segments: list[int], config: BundleAdjustmentConfig, budget_s: float
 ) -> dict[int, IntrinsicsPrior]:
@@ -87,10 +94,10 @@ def calibrate(
     for segment in segments:
         camera = mapper.map.graph.keyframes[mapper.map.graph.segment(segment)[0]].camera
         finding = _examine(mapper, segment, config, budget_s)
-        mapper.map.lens_evidence[segment] = finding.evidence
+        mapper.map.set_lens_evidence(segment, finding.evidence)
         if problem := "" if finding.step.is_nothing else mapper.adjustment.correct_lens(segment, finding.step):
             state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
-            mapper.map.lens_evidence[segment] = LensEvidence(state, reason=problem)
+            mapper.map.set_lens_evidence(segment, LensEvidence(state, reason=problem))
         if finding.may_have_distortion:
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
             priors[segment] = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
@@ -104,7 +111,7 @@ def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
     change = changed_between([(mapper.map.lens_evidence[s], min(frames[s]), max(frames[s])) for s in segments])
     for s in segments if change is not None else []:
         evidence = mapper.map.lens_evidence[s]
-        mapper.map.lens_evidence[s] = replace(evidence, change=evidence.change or change)
+        mapper.map.set_lens_evidence(s, replace(evidence, change=evidence.change or change))
 
 
 def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:

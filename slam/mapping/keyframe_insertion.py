@@ -50,9 +50,7 @@ class KeyframeInserter:
             pose: world_from_keyframe.
         """
         keyframe = self._make_keyframe(seen)
-        self._map.graph.add_keyframe(keyframe, pose, segment)
-        self._map.landmarks.observed[keyframe.id] = tracks
-        self._map.landmarks.feature_tracks[keyframe.id] = self._tracks_of_features(tracks, seen.features)
+        self._map.insert_keyframe(keyframe, pose, segment, tracks, self._tracks_of_features(tracks, seen.features))
         self._fusion.search_by_projection(keyframe.id)
         self._start_new_tracks(keyframe, seen.frame.image)
         self._triangulate_new_landmarks(keyframe.id)
@@ -107,9 +105,8 @@ class KeyframeInserter:
         )
         chosen = chosen[self._map.landmarks.feature_tracks[keyframe.id][chosen] < 0]
         features = keyframe.features
-        started = self._map.landmarks.start(features.pixels[chosen], features.descriptors[chosen], image)
-        self._map.landmarks.feature_tracks[keyframe.id][chosen] = started.ids
-        self._map.landmarks.observed[keyframe.id] = tracks.joined(started)
+        started = self._map.start_tracks(features.pixels[chosen], features.descriptors[chosen], image)
+        self._map.add_observations(keyframe.id, chosen, started)
 
     def _triangulate_new_landmarks(self, k: int) -> None:
         """Triangulate the tracks of keyframe k that are not landmarks yet.
@@ -147,5 +144,5 @@ class KeyframeInserter:
         points_world = pose_i.rigid.apply(result.points_i[good])
         # An error of `noise` in a ray shifts inverse depth by noise / (depth * parallax).
         sigma = noise / np.maximum(result.points_i[good, 2] * result.parallax_rad[good], 1e-9) * pose_i.scale
-        self._map.landmarks.set_points(ids[good], pose_i.inverse().apply(points_world), i, sigma)
+        self._map.add_landmarks(ids[good], pose_i.inverse().apply(points_world), i, sigma)
         return ids[good]

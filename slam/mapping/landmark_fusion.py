@@ -43,8 +43,7 @@ class LandmarkFusion:
         found_ids, features = self._match_near(ids, pixels, keyframe, candidates, config.search_radius_px)
         free = feature_tracks[features] < 0
         found = Tracks(found_ids[free], keyframe.features.pixels[features[free]])
-        feature_tracks[features[free]] = found.ids
-        self._map.landmarks.observed[k] = self._map.landmarks.observed[k].joined(found)
+        self._map.add_observations(k, features[free], found)
         self._fuse(k, found_ids[~free], feature_tracks[features[~free]])
         return len(found_ids)
 
@@ -105,4 +104,4 @@ class LandmarkFusion:
         other_depth = depths_in(self._map.landmarks.points_world(others, self._map.graph), pose)
         same = (other_depth > 0) & (np.abs(depth - other_depth) < MAX_DEPTH_DIFFERENCE * depth)
         # The lower id is kept: that track began earlier.
-        self._map.landmarks.merge(np.minimum(ids, others)[same], np.maximum(ids, others)[same])
+        self._map.fuse_landmarks(np.minimum(ids, others)[same], np.maximum(ids, others)[same])

@@ -44,7 +44,7 @@ class Mapper:
     def begin_segment(self, pair: InitialPair) -> tuple[Keyframe, Keyframe]:
         """Insert the initial pair as the first two keyframes of a new segment; the first one is its origin."""
         first, second = pair.first, pair.second
-        segment = 1 + max(self.map.graph.segment_of.values(), default=-1)
+        segment = self.map.next_segment
         a = self.insert(first, first.tracks, Similarity.identity(), segment)
         b = self.insert(second, second.tracks, Similarity.from_rigid(pair.first_from_second), segment)
         self.remember_pair(a.id, b.id, pair.estimate)
@@ -60,4 +60,4 @@ class Mapper:
         if isinstance(estimate, NoEstimate) or estimate.confidence < PRIOR_CONFIDENCE:
             return
         if self._config.bundle_adjustment.pair_priors:
-            self.map.add_pair(i, j, estimate)
+            self.map.pairs.add(i, j, estimate)

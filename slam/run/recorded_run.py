@@ -25,7 +25,7 @@ from slam.run import run_verdict, runner
 from slam.run.calibration_pass import CalibrationPass, calibrate_first, set_up
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
-from slam.run.report import closing_report, failed_report, opening_report
+from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
@@ -272,13 +272,13 @@ class RunRecorder:
             evaluation = _evaluation(frames, outcome)
         with attempts("writing events.jsonl"):
             log.close()
-        broken = tuple(attempts.failures)
         dropped = tuple(
             Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
         )
+        so_far = RunFailures(tuple(attempts.failures), dropped)
         report: dict[str, Any] = {}
         with attempts("making the report"):
-            report = self._closing_report(outcome, broken, dropped, evaluation)
+            report = self._closing_report(outcome, so_far, evaluation)
         if not report:
             report = failed_report(self._opening, attempts.failures[0].error)
         with attempts("writing report.json"):
@@ -300,11 +300,7 @@ class RunRecorder:
             folder.write_map(saved)
 
     def _closing_report(
-        self,
-        outcome: RunOutcome,
-        broken: Sequence[Failure],
-        dropped: Sequence[Failure],
-        evaluation: dict[str, Any] | None,
+        self, outcome: RunOutcome, failures: RunFailures, evaluation: dict[str, Any] | None
     ) -> dict[str, Any]:
         request = self._request
         start = request.start_map
@@ -312,9 +308,7 @@ class RunRecorder:
         notes = [] if evaluation is None else evaluation.get("notes", [])
         findings = [Finding(Grade.PARTIAL, f"compared with the ground truth, {note}") for note in notes]
         verdict = run_verdict.verdict_of(outcome, self._statistics, request.config, findings)
-        closed = closing_report(
-            self._opening, outcome, self._statistics, verdict, broken=broken, dropped=dropped, evaluation=evaluation
-        )
+        closed = closing_report(self._opening, outcome, self._statistics, verdict, failures, evaluation=evaluation)
         found = self._statistics.found_in_map
         return {**closed, "map": request.map_report(found_at_frame=found, poses_in_map=joined)}
 

@@ -23,27 +23,10 @@ from relocalizer.geometry import Similarity, rotation_from_quaternion_xyzw
 from relocalizer.images import Image
 from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap
+from slam import events
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
-from slam.events import (
-    EdgeAccepted,
-    EdgeRejected,
-    EstimateRefused,
-    Event,
-    FrameLocalizedLater,
-    FrameNotLocalized,
-    FrameProcessed,
-    FramesSkipped,
-    GraphOptimized,
-    Initialized,
-    KeyframeAdded,
-    LandmarksUpdated,
-    Relocalized,
-    RunFinished,
-    ScaleSet,
-    ScaleUnobservable,
-    TrackingLost,
-)
+from slam.events import Event
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
@@ -55,6 +38,20 @@ _NO_IMAGE: Image = np.zeros((0, 0, 3), np.uint8)
 _NO_FEATURES = LocalFeatures(
     np.zeros((0, 2), np.float32), np.zeros((0, DESCRIPTOR_SIZE), np.float32), np.zeros(0, np.float32)
 )
+# Events whose fields the log contains as they are.
+_PLAIN: dict[str, Callable[..., Event]] = {
+    plain.__name__: plain
+    for plain in (
+        events.ScaleUnobservable,
+        events.EstimateRefused,
+        events.TrackingLost,
+        events.Relocalized,
+        events.FrameLocalizedLater,
+        events.FrameNotLocalized,
+        events.FramesSkipped,
+        events.ScaleSet,
+    )
+}
 _FROM_OTHER_FILES = {"LandmarksUpdated", "RunFinished"}  # restored once, from the files that contain their arrays
 
 
@@ -107,7 +104,7 @@ class Replay:
         """The final map and trajectory."""
         poses = self._final_poses(reader)
         if poses:
-            yield GraphOptimized(
+            yield events.GraphOptimized(
                 frame_index=reader.last_frame,
                 world_from_keyframe=poses,
                 error_before=np.nan,
@@ -115,14 +112,14 @@ class Replay:
                 cause="the map as the run left it",
             )
         if self._map is not None:
-            yield LandmarksUpdated(
+            yield events.LandmarksUpdated(
                 frame_index=reader.last_frame,
                 ids=self._map.landmarks.ids,
                 points_world=self._map.points_world,
                 colors=self._map.landmarks.colors,
             )
         path = _trajectory(self.folder / TRAJECTORY)
-        yield RunFinished(
+        yield events.RunFinished(
             timestamps_ns=path.timestamps_ns,
             frame_indices=np.array([reader.index_at.get(t, -1) for t in path.timestamps_ns.tolist()], np.int64),
             world_from_cam=path.world_from_cam,
@@ -191,41 +188,25 @@ class _EventReader:
             case "KeyframeAdded":
                 return self._keyframe(value)
             case "EdgeAccepted":
-                return EdgeAccepted(edge=_edge(value["edge"]), frame_index=value["frame_index"])
+                return events.EdgeAccepted(edge=_edge(value["edge"]), frame_index=value["frame_index"])
             case "EdgeRejected":
-                return EdgeRejected(**{**value, "kind": EdgeKind(value["kind"])})
+                return events.EdgeRejected(**{**value, "kind": EdgeKind(value["kind"])})
             case "GraphOptimized":
                 errors = {key: _number(value[key]) for key in ("error_before", "error_after")}
-                return GraphOptimized(
+                return events.GraphOptimized(
                     frame_index=value["frame_index"], world_from_keyframe={}, cause=value["cause"], **errors
                 )
             case "Initialized":
-                return Initialized(**{**value, "frame_indices": tuple(value["frame_indices"])})
-            case "ScaleUnobservable":
-                return ScaleUnobservable(**value)
-            case "EstimateRefused":
-                return EstimateRefused(**value)
-            case "TrackingLost":
-                return TrackingLost(**value)
-            case "Relocalized":
-                return Relocalized(**value)
-            case "FrameLocalizedLater":
-                return FrameLocalizedLater(**value)
-            case "FrameNotLocalized":
-                return FrameNotLocalized(**value)
-            case "FramesSkipped":
-                return FramesSkipped(**value)
-            case "ScaleSet":
-                return ScaleSet(**value)
-        return None  # an event of a newer version
+                return events.Initialized(**{**value, "frame_indices": tuple(value["frame_indices"])})
+        return _PLAIN[name](**value) if name in _PLAIN else None  # None: an event of a newer version
 
-    def _frame(self, value: dict[str, Any]) -> FrameProcessed:
+    def _frame(self, value: dict[str, Any]) -> events.FrameProcessed:
         index, timestamp_ns = value["frame"]["index"], value["frame"]["timestamp_ns"]
         self.last_frame = max(self.last_frame, index)
         self.index_at[timestamp_ns] = index
         inlier_count, track_count = _counts(value["is_inlier"])
         pose = value["world_from_cam"]
-        return FrameProcessed(
+        return events.FrameProcessed(
             frame=Frame(index=index, timestamp_ns=timestamp_ns, image=self._image(index), camera=self._camera),
             state=TrackingState(value["state"]),
             reason=value["reason"],
@@ -238,11 +219,11 @@ class _EventReader:
             stage_ms=value["stage_ms"],
         )
 
-    def _keyframe(self, value: dict[str, Any]) -> KeyframeAdded:
+    def _keyframe(self, value: dict[str, Any]) -> events.KeyframeAdded:
         pose, keyframe = self._similarity(value["world_from_keyframe"]), value["keyframe"]
         self.keyframe_at[keyframe["timestamp_ns"]] = keyframe["id"]
         self.scale_of[keyframe["id"]] = pose.scale
-        return KeyframeAdded(
+        return events.KeyframeAdded(
             keyframe=Keyframe(
                 id=keyframe["id"],
                 frame_index=keyframe["frame_index"],

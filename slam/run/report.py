@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
     from slam.map.lens_evidence import LensEvidence
+    from slam.result import SlamResult
 
 
 REPORT_FORMAT = 1
@@ -37,6 +39,19 @@ _DEPENDENCIES = (
     "rerun-sdk",
     "poselib",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailures:
+    """Errors of a run.
+
+    Attributes:
+        broken: the exception that ended it, and errors of files that could not be written.
+        dropped: errors of observers, on which the result does not depend.
+    """
+
+    broken: tuple[Failure, ...] = ()
+    dropped: tuple[Failure, ...] = ()
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -72,43 +87,23 @@ def closing_report(
     outcome: RunOutcome,
     statistics: RunStatistics,
     verdict: Verdict,
+    failures: RunFailures,
     *,
-    broken: Sequence[Failure] = (),
-    dropped: Sequence[Failure] = (),
     evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Contents of report.json of a run that was finished, interrupted, or ended by an exception.
-
-    Args:
-        broken: the exception that ended it, and errors of files that could not be written.
-        dropped: errors of observers, on which the result does not depend.
-    """
-    trajectory, stamps = outcome.result.trajectory, outcome.expected_ns
-    since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
+    """Contents of report.json of a run that was finished, interrupted, or ended by an exception."""
     status = "interrupted" if outcome.interrupted else "finished"
-    reasons = [failure.sentence for failure in broken[:1]]
+    reasons = [failure.sentence for failure in failures.broken[:1]]
     if verdict.grade is Grade.FAILED:
         reasons += verdict.reasons
-    result = outcome.result
-    calibration = result.lens.calibration(opening["calibration"])
     return {
         **opening,
-        "status": "failed" if broken else status,
+        "status": "failed" if failures.broken else status,
         "reason": "; ".join(reasons),
         "verdict": {"grade": verdict.grade, "reasons": list(verdict.reasons)},
-        "errors": [_error_report(failure) for failure in (*broken, *dropped)],
-        "frames": outcome.frames,
-        "tracked": len(trajectory),
-        "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
-        "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
-        "path_length": trajectory.length,
-        "camera": outcome.result.camera if outcome.result.lens.has_corrections else opening["camera"],
-        "calibration": calibration or opening["calibration"],
-        "lens": {
-            **_lens_report(opening["calibration"], calibration, result.lens, result.lens_evidence),
-            **opening["lens"],
-        },
-        "other_lenses": result.segment_lens_evidence,
+        "errors": [_error_report(failure) for failure in (*failures.broken, *failures.dropped)],
+        **_coverage_report(outcome),
+        **_camera_report(opening, outcome.result),
         "units": {**summarize(outcome.result.units), "problem": outcome.scale_problem},
         "other_segments": [len(segment) for segment in outcome.result.segments],
         "lost_episodes": statistics.lost,
@@ -128,6 +123,31 @@ def closing_report(
         "stage_ms": percentiles({"read": outcome.read_ms, **statistics.stage_ms}),
         "peak_memory_mb": outcome.peak_memory_mb,
         "evaluation": evaluation,
+    }
+
+
+def _coverage_report(outcome: RunOutcome) -> dict[str, Any]:
+    """How many of the frames have a pose in the largest map."""
+    trajectory, stamps = outcome.result.trajectory, outcome.expected_ns
+    since_start = int((stamps >= trajectory.timestamps_ns[0]).sum()) if len(trajectory) else 0
+    return {
+        "frames": outcome.frames,
+        "tracked": len(trajectory),
+        "coverage": len(trajectory) / outcome.frames if outcome.frames else 0.0,
+        "coverage_after_start": len(trajectory) / since_start if since_start else 0.0,
+        "path_length": trajectory.length,
+    }
+
+
+def _camera_report(opening: Mapping[str, Any], result: SlamResult) -> dict[str, Any]:
+    """The final camera of the largest map, and the evidence for it and for the cameras of all other segments."""
+    given: Camera = opening["calibration"]
+    calibration = result.lens.calibration(given)
+    return {
+        "camera": result.camera if result.lens.has_corrections else opening["camera"],
+        "calibration": calibration or given,
+        "lens": {**_lens_report(given, calibration, result.lens, result.lens_evidence), **opening["lens"]},
+        "other_lenses": result.segment_lens_evidence,
     }
 
 

@@ -10,18 +10,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from relocalizer.errors import MapError
-from relocalizer.interfaces import PosePredictor, Retriever
 from relocalizer.maps.reference_map import ReferenceMap
+from slam.components.assembly import Components
 from slam.config.schema import BundleAdjustmentConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, Event
 from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.loop_detector import LoopDetector
 from slam.loop_closing.loop_verifier import LoopVerifier
-from slam.loop_closing.pose_graph import GraphOptimizer
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.slam_map import SlamMap
-from slam.mapping.bundle import BundleAdjuster
-from slam.mapping.global_refinement import refine_map
+from slam.mapping.global_refinement import refine_map, run_cost_s
 from slam.mapping.mapper import Mapper
 from slam.progress import Progress, no_progress
 from slam.sessions.stored_map import PriorMap, restore, to_reference_map
@@ -46,11 +44,8 @@ def merge_maps(
     first: ReferenceMap,
     second: ReferenceMap,
     config: SlamConfig,
+    components: Components,
     *,
-    predictor: PosePredictor,
-    retriever: Retriever,
-    optimizer: GraphOptimizer,
-    adjuster: BundleAdjuster,
     on_progress: Progress = no_progress,
 ) -> MergedMap:
     """Merge the second map into the first, in the frame and units of the first.
@@ -60,7 +55,7 @@ def merge_maps(
     second get new ones.
 
     Args:
-        retriever: an empty one; the keyframes of the first map are added to it.
+        components: new ones, whose retriever is empty; the keyframes of the first map are added to it.
         on_progress: called with (name of the stage, number of steps done, total number of steps).
 
     Raises:
@@ -68,11 +63,12 @@ def merge_maps(
     """
     if first.provenance.units == "map units" and second.provenance.units == "meters":
         raise MapError("maps: the second is in meters, the first is not; name the metric one first, its units stay")
-    mapper = Mapper(config, predictor, adjuster)
+    predictor, retriever = components.predictor, components.retriever
+    mapper = Mapper(config, predictor, components.adjuster)
     events: list[Event] = []
     detector = LoopDetector(config.loop_closing, mapper.map, retriever)
     verifier = LoopVerifier(config.loop_closing, mapper.map, predictor, events.append)
-    loop_closer = LoopCloser(config.loop_closing, mapper, detector, verifier, optimizer, events.append)
+    loop_closer = LoopCloser(config.loop_closing, mapper, detector, verifier, components.optimizer, events.append)
     a = restore(first, mapper.map, predictor, retriever)
     b = restore(second, mapper.map, predictor, None, gap=config.loop_closing.min_gap)
     for number, k in enumerate(b.keyframe_ids, start=1):
@@ -95,8 +91,7 @@ def _refine(mapper: Mapper, config: BundleAdjustmentConfig, frames: int, on_prog
     refine_map(
         mapper,
         config.model_copy(update={"final": "always"}),
-        frames=frames,
-        keyframes=len(mapper.map.graph.keyframes),
+        budget_s=run_cost_s(frames=frames, keyframes=len(mapper.map.graph.keyframes)),
         may_calibrate=False,
         notify=lambda before, after, cause: None,
         on_round=partial(on_progress, "rounds of refinement"),

@@ -15,6 +15,7 @@ from relocalizer.errors import ConfigError, UserError
 from relocalizer.geometry import MAX_COORDINATE, FloatArray, Similarity
 from slam.evaluation.alignment import MATCHES_NEEDED, associate, fit_similarity
 from slam.evaluation.trajectory import Trajectory
+from slam.map.slam_map import SlamMap
 from slam.result import SlamResult, Units
 
 EXPECTED = "frames:A:B=METRES (a known distance between two frames), or groundtruth:METRES (evaluation only)"
@@ -102,27 +103,29 @@ def parse_scale_reference(text: str) -> ScaleReference | None:
     return reference
 
 
-def in_meters(result: SlamResult, reference: ScaleReference, ground_truth: Trajectory | None) -> SlamResult:
-    """The result with lengths in meters; its graph is scaled in place, so a map saved afterwards is metric too.
+def in_meters(
+    result: SlamResult, slam_map: SlamMap, reference: ScaleReference, ground_truth: Trajectory | None
+) -> SlamResult:
+    """The result with lengths in meters; the map is scaled in place, so a map saved afterwards is metric too.
 
     Only the largest segment becomes metric: the scales of all other segments are unrelated to it.
 
     Raises:
         ScaleError: the frames have no pose, are in different segments or at one place, or the ground truth is
             missing or too short.
-        ValueError: the units of the graph are not those of the result, because it was scaled before.
+        ValueError: the units of the map are not those of the result, because it was scaled before.
     """
     match reference:
         case KnownDistance():
             meters_per_unit = reference.meters / _distance(result, reference)
         case GroundTruthPrefix():
             meters_per_unit = _scale_of_prefix(result.trajectory, reference, ground_truth)
-    name = "meters" if result.segment in result.graph.metric else "map units"
+    name = "meters" if result.segment in slam_map.graph.metric else "map units"
     if name != result.units.name:
-        raise ValueError(f"in_meters: the result is in {result.units.name}, but its graph is in {name}")
+        raise ValueError(f"in_meters: the result is in {result.units.name}, but its map is in {name}")
     scaling = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
     try:
-        result.graph.scale_to_meters(result.segment, meters_per_unit, reference.source)
+        slam_map.scale_to_meters(result.segment, meters_per_unit, reference.source)
     except ValueError as error:
         reason = f"{meters_per_unit:.3g} m per map unit, and a map has to stay below {MAX_COORDINATE:g} m"
         raise ScaleError(f"--scale-from {reference.spec}: {reason}; check the distance") from error

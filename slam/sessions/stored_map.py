@@ -274,19 +274,19 @@ def restore(
     check_predictor(reference_map.provenance, predictor)
     graph, table = slam_map.graph, reference_map.keyframes
     first_id = graph.last_id + 1 + gap if graph.keyframes else 0
-    first_segment = 1 + max(graph.segment_of.values(), default=-1)
-    first_track = _restore_tracks(reference_map, slam_map.landmarks, first_id)
+    first_segment = slam_map.next_segment
+    first_track = _restore_tracks(reference_map, slam_map, first_id)
     for number in np.unique(table.segment).tolist():
         if reference_map.units_of(number) == "meters":
-            graph.metric[number + first_segment] = reference_map.provenance.scale_source
+            slam_map.mark_metric(number + first_segment, reference_map.provenance.scale_source)
     for row in range(len(table)):
         keyframe = _keyframe(reference_map, row, predictor, first_id)
         segment = int(table.segment[row]) + first_segment
-        graph.add_keyframe(keyframe, table.world_from_keyframe(row), segment)
-        _restore_observations(reference_map, row, slam_map.landmarks, keyframe.id, first_track)
+        tracks, feature_tracks = _observations(reference_map, row, first_track)
+        slam_map.insert_keyframe(keyframe, table.world_from_keyframe(row), segment, tracks, feature_tracks)
         if retriever is not None:
             retriever.add(keyframe.id, keyframe.descriptor)
-    _restore_edges(reference_map.edges, graph, first_id)
+    _restore_edges(reference_map.edges, slam_map, first_id)
     ids = tuple((table.ids + first_id).tolist())
     return PriorMap(
         keyframe_ids=ids,
@@ -319,35 +319,31 @@ def _keyframe(reference_map: ReferenceMap, row: int, predictor: PosePredictor, f
     )
 
 
-def _restore_tracks(reference_map: ReferenceMap, landmarks: LandmarkMap, first_id: int) -> int:
+def _restore_tracks(reference_map: ReferenceMap, slam_map: SlamMap, first_id: int) -> int:
     """Restore ids, descriptors and positions of all tracks; the current id of the stored track 0."""
     features, observations, table = reference_map.features, reference_map.observations, reference_map.landmarks
     highest = max(int(ids.max(initial=-1)) for ids in (features.landmark, observations.landmark, table.ids))
-    new = landmarks.new_ids(highest + 1)
-    first_track = int(new[0]) if len(new) else 0
+    descriptors, colors = np.zeros((highest + 1, 128), np.float32), np.zeros((highest + 1, 3), np.uint8)
     tracks, feature = np.unique(features.landmark, return_index=True)
     feature, tracks = feature[tracks >= 0], tracks[tracks >= 0]
-    landmarks.descriptor[tracks + first_track] = restored(features.descriptors[feature])
-    ids = table.ids + first_track
-    landmarks.descriptor[ids] = restored(table.descriptors)
-    landmarks.color[ids] = table.colors
-    landmarks.anchor[ids] = table.anchor + first_id
-    landmarks.point_in_anchor[ids] = table.points_in_anchor
-    landmarks.inverse_depth_sigma[ids] = table.inverse_depth_sigma
-    return first_track
+    descriptors[tracks] = restored(features.descriptors[feature])
+    descriptors[table.ids] = restored(table.descriptors)
+    colors[table.ids] = table.colors
+    new = slam_map.add_tracks(descriptors, colors)
+    slam_map.add_landmarks(new[table.ids], table.points_in_anchor, table.anchor + first_id, table.inverse_depth_sigma)
+    return int(new[0]) if len(new) else 0
 
 
-def _restore_observations(
-    reference_map: ReferenceMap, row: int, landmarks: LandmarkMap, k: int, first_track: int
-) -> None:
+def _observations(reference_map: ReferenceMap, row: int, first_track: int) -> tuple[Tracks, Ids]:
+    """The tracks that a stored keyframe observes, and the current track id of each of its features, -1 for none."""
     table = reference_map.observations
     rows = slice(int(table.offsets[row]), int(table.offsets[row + 1]))
-    landmarks.observed[k] = Tracks(table.landmark[rows] + first_track, table.pixels[rows].astype(np.float32))
+    tracks = Tracks(table.landmark[rows] + first_track, table.pixels[rows].astype(np.float32))
     track_ids = reference_map.features.landmarks_of(row)
-    landmarks.feature_tracks[k] = np.where(track_ids >= 0, track_ids + first_track, -1)
+    return tracks, np.where(track_ids >= 0, track_ids + first_track, -1)
 
 
-def _restore_edges(table: EdgeTable, graph: KeyframeGraph, first_id: int) -> None:
+def _restore_edges(table: EdgeTable, slam_map: SlamMap, first_id: int) -> None:
     for row in range(len(table.i)):
         edge = Edge(
             i=int(table.i[row]) + first_id,
@@ -358,9 +354,7 @@ def _restore_edges(table: EdgeTable, graph: KeyframeGraph, first_id: int) -> Non
             inliers=int(table.inliers[row]),
             evidence_fraction=float(table.shares[row]),
         )
-        graph.set_edge(edge)
-        if table.weights[row] < 1.0:
-            graph.set_weights({(edge.i, edge.j): float(table.weights[row])})
+        slam_map.set_edge(edge, float(table.weights[row]))
 
 
 def _frames(table: FrameTable, first_id: int) -> list[FrameRecord]:

@@ -17,8 +17,7 @@ from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
-from slam.map.keyframe_graph import KeyframeGraph
-from slam.map.landmarks import LandmarkMap
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
@@ -35,11 +34,12 @@ class FrameTracker:
         is_resting: whether most of the image was at rest over the last RESTING_FRAMES frames.
     """
 
-    def __init__(self, config: SlamConfig, tracker: PointTracker, graph: KeyframeGraph, landmarks: LandmarkMap) -> None:
+    def __init__(self, config: SlamConfig, tracker: PointTracker, slam_map: SlamMap) -> None:
         self._config = config
         self._tracker = tracker
-        self._graph = graph
-        self._landmarks = landmarks
+        self._map = slam_map
+        self._graph = slam_map.graph
+        self._landmarks = slam_map.landmarks
         self._policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
         self._observation: FrameObservation | None = (
@@ -73,7 +73,7 @@ class FrameTracker:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
         if len(ids):
             self.tracks = self.tracks.where(~np.isin(self.tracks.ids, ids))
-            self._landmarks.remove_points(ids)
+            self._map.remove_landmarks(ids)
 
     def leave_out_overlay(self, pixels: NDArray[np.float32]) -> None:
         """Mark pixels (N, 2) of the newest image as overlay: no new tracks start around them."""

@@ -24,7 +24,7 @@ from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches, estimate_rotation
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, FrameObservation, InitialPair, TrackedPose
-from slam.map.landmarks import LandmarkMap
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.predictor_checks import relate
 from slam.tracking.camera_at_rest import Rest
@@ -72,14 +72,14 @@ class Initializer:
     def __init__(
         self,
         config: SlamConfig,
-        landmarks: LandmarkMap,
+        slam_map: SlamMap,
         frame_tracker: FrameTracker,
         predictor: PosePredictor,
     ) -> None:
         self._config = config.initialization
         self._geometric = config.predictor.geometric
         self._noise_px = 1.5 * config.tracks.noise_px
-        self._landmarks = landmarks
+        self._map = slam_map
         self._frame_tracker = frame_tracker
         self._predictor = predictor
         # The reference that is tracked comes first.
@@ -108,7 +108,7 @@ class Initializer:
     def _set_reference(self, observation: FrameObservation) -> NotInitialized:
         """Use this frame as the reference that is tracked."""
         features = observation.features
-        tracks = self._landmarks.start(features.pixels, features.descriptors, observation.frame.image)
+        tracks = self._map.start_tracks(features.pixels, features.descriptors, observation.frame.image)
         witnesses = self._frame_tracker.tracks.where(self._rest.is_witness(self._frame_tracker.tracks.ids))
         self._frame_tracker.tracks = tracks = tracks.joined(witnesses)
         self._references.appendleft(ReferenceFrame(replace(observation, tracks=tracks)))

@@ -13,7 +13,7 @@ from relocalizer.geometry import rigid, rotation_matrix, translation_of
 from relocalizer.two_view import Matches, estimate_rotation
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame
-from slam.map.landmarks import LandmarkMap
+from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels
@@ -31,9 +31,9 @@ POSITION_HELD = "the camera turns where no landmark is known: its position is he
 class RotationOnlyTracker:
     """A stretch of rotation-only tracking: its reference tracks and pose, and its length in frames."""
 
-    def __init__(self, config: SlamConfig, landmarks: LandmarkMap, frame_tracker: FrameTracker) -> None:
+    def __init__(self, config: SlamConfig, slam_map: SlamMap, frame_tracker: FrameTracker) -> None:
         self._config = config.tracks
-        self._landmarks = landmarks
+        self._map = slam_map
         self._frame_tracker = frame_tracker
         self._tracks = Tracks.none()  # in the reference image, from which rotations are measured
         self._pose = RigidTransform.identity()  # world_from_cam of the reference image
@@ -98,6 +98,6 @@ class RotationOnlyTracker:
             min_distance_px=config.min_distance_px,
             size=(frame.camera.width, frame.camera.height),
         )
-        started = self._landmarks.start(features.pixels[chosen], features.descriptors[chosen], frame.image)
+        started = self._map.start_tracks(features.pixels[chosen], features.descriptors[chosen], frame.image)
         self._tracks, self._pose = tracks.joined(started), pose
         self._frame_tracker.tracks = self._tracks

@@ -25,26 +25,9 @@ import numpy as np
 import rerun as rr
 
 from relocalizer.camera import Camera
+from slam import events
 from slam.evaluation.trajectory import Trajectory, runs_without_gaps
-from slam.events import (
-    EdgeAccepted,
-    EdgeRejected,
-    EstimateRefused,
-    Event,
-    FrameLocalizedLater,
-    FrameNotLocalized,
-    FrameProcessed,
-    FramesSkipped,
-    GraphOptimized,
-    Initialized,
-    KeyframeAdded,
-    LandmarksUpdated,
-    Relocalized,
-    RunFinished,
-    ScaleSet,
-    ScaleUnobservable,
-    TrackingLost,
-)
+from slam.events import Event
 from slam.map.keyframe_graph import EdgeKind
 from slam.viz.canvas import FINAL, Canvas, screen_radius
 from slam.viz.ground_truth_view import GroundTruthView
@@ -71,22 +54,22 @@ class Drawing:
         self._live = LiveView(self._canvas)
         self._map = MapView(self._canvas, self._truth)
         self._methods: Mapping[type, Callable[[Any], None]] = {
-            FrameProcessed: self._frame_processed,
-            Initialized: self._initialized,
-            KeyframeAdded: self._keyframe_added,
-            LandmarksUpdated: self._map.update_landmarks,
-            EdgeAccepted: self._edge_accepted,
-            EdgeRejected: self._edge_rejected,
-            GraphOptimized: self._graph_optimized,
-            ScaleUnobservable: self._scale_unobservable,
-            EstimateRefused: self._estimate_refused,
-            TrackingLost: self._tracking_lost,
-            Relocalized: self._relocalized,
-            FrameLocalizedLater: self._frame_localized_later,
-            FrameNotLocalized: self._frame_not_localized,
-            FramesSkipped: self._frames_skipped,
-            RunFinished: self._run_finished,
-            ScaleSet: self._scale_set,
+            events.FrameProcessed: self._frame_processed,
+            events.Initialized: self._initialized,
+            events.KeyframeAdded: self._keyframe_added,
+            events.LandmarksUpdated: self._map.update_landmarks,
+            events.EdgeAccepted: self._edge_accepted,
+            events.EdgeRejected: self._edge_rejected,
+            events.GraphOptimized: self._graph_optimized,
+            events.ScaleUnobservable: self._scale_unobservable,
+            events.EstimateRefused: self._estimate_refused,
+            events.TrackingLost: self._tracking_lost,
+            events.Relocalized: self._relocalized,
+            events.FrameLocalizedLater: self._frame_localized_later,
+            events.FrameNotLocalized: self._frame_not_localized,
+            events.FramesSkipped: self._frames_skipped,
+            events.RunFinished: self._run_finished,
+            events.ScaleSet: self._scale_set,
         }
 
     def show(self, event: Event) -> None:
@@ -95,11 +78,11 @@ class Drawing:
 
     # --- tracking -------------------------------------------------------------------------------------
 
-    def _frame_processed(self, event: FrameProcessed) -> None:
+    def _frame_processed(self, event: events.FrameProcessed) -> None:
         self._canvas.set_time(event.frame.index, event.frame.timestamp_ns)
         self._live.show_frame(event)
 
-    def _initialized(self, event: Initialized) -> None:
+    def _initialized(self, event: events.Initialized) -> None:
         self._live.break_path()
         self._map.begin_interval(new_segment=True)
         first, second = event.frame_indices
@@ -109,13 +92,13 @@ class Drawing:
             f"parallax {event.parallax_deg:.2f} deg"
         )
 
-    def _tracking_lost(self, event: TrackingLost) -> None:
+    def _tracking_lost(self, event: events.TrackingLost) -> None:
         self._canvas.set_time(event.frame_index, event.timestamp_ns)
         self._live.break_path()
         self._map.begin_interval()
         self._canvas.message(f"lost: {event.reason}", "ERROR")
 
-    def _relocalized(self, event: Relocalized) -> None:
+    def _relocalized(self, event: events.Relocalized) -> None:
         self._canvas.set_time(event.frame_index, event.timestamp_ns)
         self._map.resume_segment(event.keyframe_id)
         self._inform(
@@ -123,29 +106,29 @@ class Drawing:
             f"after {event.frames_lost} lost frames"
         )
 
-    def _frame_localized_later(self, event: FrameLocalizedLater) -> None:
+    def _frame_localized_later(self, event: events.FrameLocalizedLater) -> None:
         self._map.resume_segment(event.keyframe_id)
         self._inform(
             f"frame {event.frame_index}, which had no pose, recognized at keyframe {event.keyframe_id} "
             f"with {event.inliers} inliers"
         )
 
-    def _frame_not_localized(self, event: FrameNotLocalized) -> None:
+    def _frame_not_localized(self, event: events.FrameNotLocalized) -> None:
         self._warn(f"frame {event.frame_index} has no pose: {event.reason}")
 
-    def _frames_skipped(self, event: FramesSkipped) -> None:
+    def _frames_skipped(self, event: events.FramesSkipped) -> None:
         self._warn(f"{event.count} frames skipped: {event.reason}")
 
     # --- map ------------------------------------------------------------------------------------------
 
-    def _keyframe_added(self, event: KeyframeAdded) -> None:
+    def _keyframe_added(self, event: events.KeyframeAdded) -> None:
         self._canvas.set_time(event.keyframe.frame_index, event.keyframe.timestamp_ns)
         self._live.send_path()
         self._map.add_keyframe(event)
         self._inform(f"keyframe {event.keyframe.id}: {event.reason}")
         self._map.send()
 
-    def _graph_optimized(self, event: GraphOptimized) -> None:
+    def _graph_optimized(self, event: events.GraphOptimized) -> None:
         self._map.move_keyframes(event.world_from_keyframe)
         change = ""
         if np.isfinite(event.error_before) and np.isfinite(event.error_after):
@@ -153,32 +136,32 @@ class Drawing:
         self._inform(f"graph optimized: {event.cause}{change}")
         self._map.send()
 
-    def _edge_accepted(self, event: EdgeAccepted) -> None:
+    def _edge_accepted(self, event: events.EdgeAccepted) -> None:
         self._map.add_edge(event)
         edge = event.edge
         if edge.kind is EdgeKind.LOOP:
             self._inform(f"loop {edge.i} - {edge.j} accepted with {edge.inliers} inliers")
             self._map.send(always=True)
 
-    def _edge_rejected(self, event: EdgeRejected) -> None:
+    def _edge_rejected(self, event: events.EdgeRejected) -> None:
         is_loop = event.kind is EdgeKind.LOOP
         if is_loop:
             self._map.add_rejected_loop(event)
         text = f"{event.kind} {event.i} - {event.j} rejected: {event.reason}"
         self._canvas.message(text, "INFO" if is_loop else "DEBUG")
 
-    def _scale_unobservable(self, event: ScaleUnobservable) -> None:
+    def _scale_unobservable(self, event: events.ScaleUnobservable) -> None:
         self._warn(f"scale unobservable: {event.reason}")
 
-    def _estimate_refused(self, event: EstimateRefused) -> None:
+    def _estimate_refused(self, event: events.EstimateRefused) -> None:
         self._warn(f"an estimate was not used: {event.reason}")
 
     # --- end of the run -------------------------------------------------------------------------------
 
-    def _scale_set(self, event: ScaleSet) -> None:
+    def _scale_set(self, event: events.ScaleSet) -> None:
         self._inform(f"one map unit is {event.meters_per_unit:.6g} m: {event.source}")
 
-    def _run_finished(self, event: RunFinished) -> None:
+    def _run_finished(self, event: events.RunFinished) -> None:
         self._canvas.set_time(*self._canvas.latest)
         self._live.send_path()
         self._map.finish()
