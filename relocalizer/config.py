@@ -92,8 +92,8 @@ class PosedImagesConfig(Section):
     min_observers: int = Field(2, ge=2, le=100, description="Minimum number of images that observe a landmark.")
 
 
-class RelocalizerConfig(Section):
-    """Relocalization of an image in a map (slam relocalize)."""
+class RelocalizationConfig(Section):
+    """Relocalization of an image in a map: after tracking loss (slam run), and in a stored map (slam relocalize)."""
 
     candidates: int = Field(8, ge=1, le=100, description="Number of candidate keyframes related to an image.")
     pool: int = Field(
@@ -114,7 +114,6 @@ class RelocalizerConfig(Section):
         le=1,
         description="Maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.",
     )
-    noise_px: float = Field(1.2, gt=0, le=20, description="Standard deviation of a local feature's position, pixels.")
     search_radius_px: float = Field(
         10.0, ge=0, le=100, description="Search radius around projected landmarks in guided matching, pixels."
     )

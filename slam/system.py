@@ -130,10 +130,8 @@ class Slam:
         self._loop_detector = LoopDetector(loops, slam_map, retriever)
         verifier = LoopVerifier(loops, slam_map, predictor, publish)
         self._loop_closer = LoopCloser(loops, mapper, self._loop_detector, verifier, components.optimizer, publish)
-        self._deferred = DeferredRelocalizer(
-            config.relocalization.look_back, log, frame_tracker, self._relocalizer, publish
-        )
-        self._state = TrackingStateMachine(restart_after=None if localize_only else config.relocalization.restart_after)
+        self._deferred = DeferredRelocalizer(config.tracking.look_back, log, frame_tracker, self._relocalizer, publish)
+        self._state = TrackingStateMachine(restart_after=None if localize_only else config.tracking.restart_after)
         if self._prior_map.keyframe_ids:
             self._state.set_lost_in_map(self._prior_map.last_id)
         self._localization_mode = (

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.config import FeaturesConfig, GeometricConfig, PosedImagesConfig, RelocalizerConfig
+from relocalizer.config import FeaturesConfig, GeometricConfig, PosedImagesConfig, RelocalizationConfig
 from relocalizer.geometry import align_points, rotation_angle, rotation_matrix, translation_of
 from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage
@@ -37,7 +37,7 @@ from slam.input.posed_images import open_posed
 
 BATCH = 16
 WRONG_M, WRONG_DEG = 0.25, 5.0
-ANYTHING = RelocalizerConfig(
+ANYTHING = RelocalizationConfig(
     min_inliers=4, min_cells=1, max_rival_share=1.0, max_disagreement_deg=180.0, min_confidence=0.0, min_views=2
 )
 
