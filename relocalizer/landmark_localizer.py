@@ -6,7 +6,7 @@ The same in a live map, after tracking loss, and in a stored map.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -105,21 +105,21 @@ class LandmarkLocalizer:
         recognized = self._match(image, keyframes, prediction)
         is_triangulated = self._source.is_triangulated(recognized.landmark)
         matches, needed = recognized.where(is_triangulated), self._config.min_inliers
-        if len(matches) < needed:
-            return TooFewLandmarks(f"{len(matches)} landmarks recognized, {needed} needed", len(matches))
+        features = _distinct_features(matches)
+        if features < needed:
+            return TooFewLandmarks(f"{features} landmarks recognized, {needed} needed", features)
         best = self._fit(matches, image, prediction)
         if best is None:
-            return TooFewLandmarks(f"no pose agrees with the {len(matches)} landmarks recognized", 0)
-        count = best.inlier_count
-        if count < needed:
-            agree = f"{count} of {len(matches)} recognized landmarks agree, {needed} needed"
-            return TooFewLandmarks(agree, count)
+            return TooFewLandmarks(f"no pose agrees with the {features} landmarks recognized", 0)
         inliers = matches.where(best.inliers)
+        count = _distinct_features(inliers)
+        if count < needed:
+            return TooFewLandmarks(f"{count} of {features} recognized landmarks agree, {needed} needed", count)
         evidence = self._evidence(best, matches, image, prediction, bound)
         if rejection := self._rejection(evidence):
             return RejectedPose(rejection, count)
-        found = self._refined(EstimatedPose(best, inliers), image, keyframes)
-        untriangulated = recognized.where(~is_triangulated)
+        found = self._refined(best, inliers.one_to_one(), image, keyframes)
+        untriangulated = recognized.where(~is_triangulated).one_to_one()
         return LandmarkPose(
             found=found,
             covariance=self._covariance(found.fit, found.matches, image.camera),
@@ -153,7 +153,7 @@ class LandmarkLocalizer:
             for start in starts
             if start is not None
         ]
-        return max(fits, key=lambda fit: fit.inlier_count, default=None)
+        return max(fits, key=lambda fit: _distinct_features(matches.where(fit.inliers)), default=None)
 
     def _supporting(self, keyframes: Sequence[int], inliers: FeatureMatches) -> tuple[int, ...]:
         """The keyframes with inliers among their landmarks."""
@@ -177,8 +177,8 @@ class LandmarkLocalizer:
             angle = rotation_angle(averaged.rotation.T @ rotation_matrix(best.world_from_cam))
             disagreement_deg = float(np.degrees(angle))
         return LandmarkEvidence(
-            inliers=len(inliers),
-            matches=len(matches),
+            inliers=_distinct_features(inliers),
+            matches=_distinct_features(matches),
             cells=occupied_cells(image.features.pixels[inliers.feature], image.camera),
             rival=self._rival(best, matches, image, bound),
             views=views,
@@ -198,7 +198,7 @@ class LandmarkLocalizer:
         near = float(np.linalg.norm(translation_of(between))) < bound.distance
         if near and rotation_angle(rotation_matrix(between)) < bound.angle_rad:
             return 0
-        return second.inlier_count
+        return _distinct_features(outliers.where(second.inliers))
 
     def _rejection(self, evidence: LandmarkEvidence) -> str:
         """The reason to reject a pose; empty when it is accepted."""
@@ -222,20 +222,24 @@ class LandmarkLocalizer:
 
     # --- refinement -------------------------------------------------------------------------------------
 
-    def _refined(self, best: EstimatedPose, image: ObservedImage, keyframes: Sequence[int]) -> EstimatedPose:
+    def _refined(
+        self, best: PoseFit, inliers: FeatureMatches, image: ObservedImage, keyframes: Sequence[int]
+    ) -> EstimatedPose:
         """The pose optimized on all landmarks of the candidates and of covisible keyframes, if it keeps its inliers."""
         config, source = self._config, self._source
-        around = [*keyframes, *source.observers(best.matches.landmark, config.covisible_keyframes)]
+        around = [*keyframes, *source.observers(inliers.landmark, config.covisible_keyframes)]
         landmarks = source.observed_landmarks(list(dict.fromkeys(around)))
         refined = refine_with_guided_matching(
-            best.fit.world_from_cam,
+            best.world_from_cam,
             image,
             landmarks,
             source,
             radius_px=config.search_radius_px,
             min_similarity=config.min_similarity,
         )
-        return refined if len(refined.matches) >= len(best.matches) else best
+        if len(refined.matches) >= len(inliers):
+            return refined
+        return EstimatedPose(replace(best, inliers=np.ones(len(inliers), bool)), inliers)
 
     def _covariance(self, fit: PoseFit, inliers: FeatureMatches, camera: Camera) -> FloatArray:
         """Covariance (6, 6) of the pose from the pixel noise and the depth uncertainty of the landmarks."""
@@ -247,3 +251,8 @@ class LandmarkLocalizer:
             FEATURE_NOISE_PX,
         )
         return np.asarray(np.linalg.inv(information + 1e-12 * np.trace(information) * np.eye(6)))
+
+
+def _distinct_features(matches: FeatureMatches) -> int:
+    """Number of features that are matched, each of them to one landmark or to several."""
+    return len(np.unique(matches.feature))

@@ -36,7 +36,7 @@ class ObservedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureMatches:
-    """One-to-one matches (N,) of landmarks with the features of an image: `landmark` ids and `feature` indices."""
+    """Matches (N,) of landmarks with the features of an image: `landmark` ids and `feature` indices, no pair twice."""
 
     landmark: Ids
     feature: Ids
@@ -50,6 +50,12 @@ class FeatureMatches:
 
     def where(self, keep: NDArray[np.bool_]) -> FeatureMatches:
         return FeatureMatches(self.landmark[keep], self.feature[keep])
+
+    def one_to_one(self) -> FeatureMatches:
+        """The matches without conflicts: the first of each landmark, then of these the first of each feature."""
+        kept = first_of_each(self.landmark)
+        kept = kept[first_of_each(self.feature[kept])]
+        return FeatureMatches(self.landmark[kept], self.feature[kept])
 
     def with_new(self, other: FeatureMatches) -> FeatureMatches:
         """These matches, and the matches of `other` whose landmark and feature are not among these."""
@@ -88,7 +94,9 @@ def match_keyframes(
     ratio: float,
     earlier: FeatureMatches | None = None,
 ) -> FeatureMatches:
-    """Landmarks of several keyframes matched to `features`; where matches conflict, the keyframe listed first wins.
+    """Landmarks of several keyframes matched to `features`, in the order of the keyframes.
+
+    Matches of different keyframes may conflict: two places that look the same give a feature a landmark in each.
 
     Args:
         ratio: maximum ratio of descriptor distances, best to second best (Lowe's ratio test).
@@ -100,12 +108,10 @@ def match_keyframes(
         pairs = match_features(tracked.features, features, ratio=ratio)
         landmark = tracked.landmark[pairs[:, 0]]
         parts.append(FeatureMatches(landmark, pairs[:, 1]).where(landmark >= 0))
-    landmark, feature = (
-        np.concatenate(column) for column in zip(*((p.landmark, p.feature) for p in parts), strict=True)
-    )
-    kept = first_of_each(landmark)
-    kept = kept[first_of_each(feature[kept])]
-    return FeatureMatches(landmark[kept], feature[kept])
+    pairs = np.array([np.concatenate([p.landmark for p in parts]), np.concatenate([p.feature for p in parts])])
+    _, first = np.unique(pairs, axis=1, return_index=True)
+    landmark, feature = pairs[:, np.sort(first)]
+    return FeatureMatches(landmark, feature)
 
 
 def match_along_lines_of(

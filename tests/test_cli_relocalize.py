@@ -112,7 +112,7 @@ def test_json_has_a_pose_or_a_reason_for_each_image(slam_command, room, room_map
 def test_settings_of_the_relocalizer_act(slam_command, room, room_map, tmp_path):
     image = room / "0006.png"
     assert slam_command("relocalize", room_map, image, "-q").code == 0
-    strict = ("relocalizer.min_inliers=900", "relocalizer.min_views=100")
+    strict = ("relocalization.min_inliers=900", "relocalization.min_views=100")
     ended = slam_command("relocalize", room_map, image, "-q", *(part for key in strict for part in ("--set", key)))
     assert ended.code == 1
     assert "900 needed" in ended.out
@@ -121,7 +121,7 @@ def test_settings_of_the_relocalizer_act(slam_command, room, room_map, tmp_path)
 
 
 def test_settings_of_the_averaging_act(slam_command, room, room_map):
-    arguments = ("relocalize", room_map, room / "0006.png", "-q", "--json", "--set", "relocalizer.min_inliers=900")
+    arguments = ("relocalize", room_map, room / "0006.png", "-q", "--json", "--set", "relocalization.min_inliers=900")
     free, strict = (
         slam_command(*arguments, "--set", f"relocalizer.averaging.max_relative_sigma={sigma}") for sigma in (10, 1e-9)
     )
@@ -132,8 +132,8 @@ def test_settings_of_the_averaging_act(slam_command, room, room_map):
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("relocalization.min_cells=5", "does not use it; did you mean 'relocalizer.min_cells'?"),
-        ("relocalization.min_inliers=50", "does not use it; did you mean 'relocalizer.min_inliers'?"),
+        ("relocalization.min_cells=5", "does not use it; did you mean 'relocalization.min_cells'?"),
+        ("relocalization.min_inliers=50", "does not use it; did you mean 'relocalization.min_inliers'?"),
         ("tracks.max_tracks=400", "does not use it (it uses seed, input, predictor, relocalizer)"),
         ("features.max_features=400", "does not use it"),
         ("metric_scale.scale_from=groundtruth:1", "does not use it"),
@@ -164,9 +164,9 @@ def test_settings_of_a_file_that_the_verb_does_not_use_are_named(slam_command, r
     ],
 )
 def test_no_other_verb_takes_settings_that_it_does_not_use(slam_command, verb):
-    ended = slam_command(*verb, "--set", "relocalizer.min_inliers=50")
+    ended = slam_command(*verb, "--set", "relocalization.min_inliers=50")
     assert ended.code == 2
-    assert "--set relocalizer.min_inliers=50: slam " in ended.complaint
+    assert "--set relocalization.min_inliers=50: slam " in ended.complaint
     assert "does not use it" in ended.complaint
 
 

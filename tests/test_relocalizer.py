@@ -9,7 +9,7 @@ import pytest
 from map_samples import in_two_segments
 from oracle import OraclePredictor, OracleTracker, OracleWorld, look_along, room_path, room_points
 
-from relocalizer.config import RelocalizerConfig
+from relocalizer.config import RelocalizationConfig
 from relocalizer.errors import MapError
 from relocalizer.geometry import exp_so3, log_so3, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import CalibratedImage, NoEstimate
@@ -68,7 +68,7 @@ class Room:
         return CalibratedImage(frame.image, frame.camera, features) if camera else CalibratedImage(frame.image)
 
     def relocalizer(self, reference_map=None, **changes):
-        return Relocalizer(reference_map or self.map, self.predictor, config=RelocalizerConfig(**changes))
+        return Relocalizer(reference_map or self.map, self.predictor, config=RelocalizationConfig(**changes))
 
     def error(self, k, outcome):
         """(meters, degrees); a refusal fails the test and shows its reason."""
@@ -145,7 +145,7 @@ def test_many_images_are_encoded_and_related_in_one_call_each(room):
             calls.append(("relate", len(pairs)))
             return super().relate(pairs)
 
-    relocalizer = Relocalizer(room.map, Counting(room.world), config=RelocalizerConfig(candidates=5))
+    relocalizer = Relocalizer(room.map, Counting(room.world), config=RelocalizationConfig(candidates=5))
     for row in range(len(room.map.keyframes)):
         relocalizer._restore(row)
     calls.clear()
@@ -216,7 +216,7 @@ def test_a_predictor_that_relates_nothing_leaves_the_landmarks_to_tell_the_pose(
 
 
 def test_fewer_landmarks_than_asked_for_are_refused_with_both_numbers(room):
-    config = RelocalizerConfig(min_inliers=1000)
+    config = RelocalizationConfig(min_inliers=1000)
     outcome = Relocalizer(room.map, Silent(room.world), config=config).locate(room.view(51))
     assert isinstance(outcome, NotFound)
     assert outcome.reason.endswith("landmarks recognized, 1000 needed")

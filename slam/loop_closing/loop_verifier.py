@@ -93,7 +93,7 @@ class LoopVerifier:
             needed = f"{config.min_confidence:g} needed"
             return PoseRejected(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
         covisible = self._map.covisible(c, COVISIBLE_KEYFRAMES)
-        matches = match_keyframes(image.features, covisible, self._map, ratio=MATCH_RATIO, earlier=matches)
+        matches = match_keyframes(image.features, covisible, self._map, ratio=MATCH_RATIO, earlier=matches).one_to_one()
         found = estimate_pose(matches, image, self._map, reference=c, estimate=estimate, min_inliers=config.min_inliers)
         if isinstance(found, PoseRejected):
             return found
