@@ -109,21 +109,21 @@ def test_json_has_a_pose_or_a_reason_for_each_image(slam_command, room, room_map
 # --- settings -----------------------------------------------------------------------------------------
 
 
-def test_settings_of_the_relocalizer_act(slam_command, room, room_map, tmp_path):
+def test_settings_of_relocalization_act(slam_command, room, room_map, tmp_path):
     image = room / "0006.png"
     assert slam_command("relocalize", room_map, image, "-q").code == 0
     strict = ("relocalization.min_inliers=900", "relocalization.min_views=100")
     ended = slam_command("relocalize", room_map, image, "-q", *(part for key in strict for part in ("--set", key)))
     assert ended.code == 1
     assert "900 needed" in ended.out
-    (tmp_path / "strict.yaml").write_text("relocalizer:\n  min_inliers: 900\n  min_views: 100\n")
+    (tmp_path / "strict.yaml").write_text("relocalization:\n  min_inliers: 900\n  min_views: 100\n")
     assert slam_command("relocalize", room_map, image, "-q", "-c", tmp_path / "strict.yaml").out == ended.out
 
 
 def test_settings_of_the_averaging_act(slam_command, room, room_map):
     arguments = ("relocalize", room_map, room / "0006.png", "-q", "--json", "--set", "relocalization.min_inliers=900")
     free, strict = (
-        slam_command(*arguments, "--set", f"relocalizer.averaging.max_relative_sigma={sigma}") for sigma in (10, 1e-9)
+        slam_command(*arguments, "--set", f"relocalization.averaging.max_relative_sigma={sigma}") for sigma in (10, 1e-9)
     )
     assert json.loads(free.out)["images"][0]["how"] == "averaged"
     assert json.loads(strict.out)["images"][0]["found"] is False
@@ -132,9 +132,8 @@ def test_settings_of_the_averaging_act(slam_command, room, room_map):
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("relocalization.min_cells=5", "does not use it; did you mean 'relocalization.min_cells'?"),
-        ("relocalization.min_inliers=50", "does not use it; did you mean 'relocalization.min_inliers'?"),
-        ("tracks.max_tracks=400", "does not use it (it uses seed, input, predictor, relocalizer)"),
+        ("tracking.min_inliers=50", "does not use it; did you mean 'relocalization.min_inliers'?"),
+        ("tracks.max_tracks=400", "does not use it (it uses seed, input, predictor, relocalization)"),
         ("features.max_features=400", "does not use it"),
         ("metric_scale.scale_from=groundtruth:1", "does not use it"),
     ],
@@ -157,8 +156,6 @@ def test_settings_of_a_file_that_the_verb_does_not_use_are_named(slam_command, r
 @pytest.mark.parametrize(
     "verb",
     [
-        ("run", "images"),
-        ("bench", "images"),
         ("map", "from-poses", "images"),
         ("map", "merge", "a", "b", "-o", "c"),
     ],

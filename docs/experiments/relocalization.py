@@ -298,7 +298,7 @@ def _row(outcome: Relocalization | NotFound, query: PosedImage | None, relocaliz
     e = outcome.evidence
     common = (float(right), meters / outcome.bound.distance, deg)
     if outcome.how == "averaged":
-        return (*common, 0.0, 0.0, 0.0, 0.0, 0.0, e.views, 0.0, e.position_sigma, outcome.confidence, e.related)
+        return (*common, 0.0, 0.0, 0.0, 0.0, 0.0, e.views, 0.0, e.position_sigma, outcome.confidence, e.covisible)
     return (
         *common, 1.0, e.inliers, e.matches, e.cells, e.rival, e.views, e.disagreement_deg, e.position_sigma,
         outcome.confidence, 0.0,
