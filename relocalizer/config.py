@@ -56,6 +56,9 @@ class AveragingConfig(Section):
     max_relative_sigma: float = Field(
         0.4, gt=0, le=10, description="Maximum standard deviation of a position, as a fraction of its distance."
     )
+    min_confidence: float = Field(
+        0.5, ge=0, le=1, description="Minimum confidence of an averaged pose that is returned without landmarks."
+    )
 
 
 class PosedImagesConfig(Section):
@@ -133,5 +136,5 @@ class RelocalizationConfig(Section):
     min_views: int = Field(
         3, ge=2, le=100, description="Minimum number of consistent keyframes for a pose without landmarks."
     )
-    min_confidence: float = Field(0.5, ge=0, le=1, description="Minimum confidence of a returned pose.")
+    min_confidence: float = Field(0.9, ge=0, le=1, description="Minimum confidence of a pose from landmarks.")
     averaging: AveragingConfig = AveragingConfig()

@@ -236,6 +236,7 @@ class LandmarkLocalizer:
             source,
             radius_px=config.search_radius_px,
             min_similarity=config.min_similarity,
+            use_depth_uncertainty=True,
         )
         if len(refined.matches) >= len(inliers):
             return refined

@@ -221,16 +221,26 @@ def refine_with_guided_matching(
     *,
     radius_px: float,
     min_similarity: float,
+    use_depth_uncertainty: bool = False,
 ) -> EstimatedPose:
     """Refine a pose with landmarks matched by projection, first within twice the radius, then within the radius.
 
-    At a wrong pose the inlier ratio stays at chance level.
+    Args:
+        use_depth_uncertainty: account for the depth uncertainty of the landmarks along their rays. This increases the
+            inliers of right and wrong poses, so they are no evidence for the pose then.
     """
     for radius in (2 * radius_px, radius_px):
         found = match_by_projection(
             world_from_cam, image, landmarks, source, radius_px=radius, min_similarity=min_similarity
         )
         points, pixels = source.points_world(found.landmark), image.features.pixels[found.feature]
-        fit = optimize_pose(points, pixels, image.camera, world_from_cam, noise_px=FEATURE_NOISE_PX)
+        fit = optimize_pose(
+            points,
+            pixels,
+            image.camera,
+            world_from_cam,
+            noise_px=FEATURE_NOISE_PX,
+            depth_sigma_world=source.depth_sigma_world(found.landmark) if use_depth_uncertainty else None,
+        )
         world_from_cam = fit.world_from_cam
     return EstimatedPose(fit, found.where(fit.inliers))

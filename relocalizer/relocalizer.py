@@ -285,10 +285,8 @@ class Relocalizer:
         evidence = AveragedEvidence(
             views=count, covisible=len(rows), position_sigma=bound.relative_position_sigma(covariance)
         )
-        if evidence.confidence < self._config.min_confidence:
-            return NotFound(
-                f"right with a probability of {evidence.confidence:.2f} (limit {self._config.min_confidence:g})"
-            )
+        if evidence.confidence < (limit := self._config.averaging.min_confidence):
+            return NotFound(f"right with a probability of {evidence.confidence:.2f} (limit {limit:g})")
         views = tuple(int(self._map.keyframes.ids[row]) for row, used in zip(rows, inliers, strict=True) if used)
         return Relocalization(
             world_from_cam=pose,
