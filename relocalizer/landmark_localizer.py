@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, optimize_pose, pose_information, search_pose
 from relocalizer.averaging import AveragedPose
@@ -17,7 +18,8 @@ from relocalizer.confidence import ErrorBound, LandmarkEvidence
 from relocalizer.config import RelocalizationConfig
 from relocalizer.features import CELLS, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
-from relocalizer.interfaces import PairEstimate
+from relocalizer.guided_evidence import MIN_HYPOTHESIS, GuidedEvidence
+from relocalizer.interfaces import CONFIDENT, PairEstimate
 from relocalizer.landmark_source import LandmarkSource
 from relocalizer.pose_from_matches import (
     FEATURE_NOISE_PX,
@@ -30,6 +32,7 @@ from relocalizer.pose_from_matches import (
     refine_with_guided_matching,
 )
 
+AGREEMENT_RAD = float(np.radians(3.0))  # maximum angle between an estimated and a refined rotation, radians
 LINE_KEYFRAMES = 2  # maximum number of keyframes matched along epipolar lines, those with the most confident estimates
 
 
@@ -80,6 +83,14 @@ class PosePrediction:
     pairs: Mapping[int, PairEstimate]
     averaged: AveragedPose | None = None
 
+    def confirmation(self, world_from_cam: RigidTransform, source: LandmarkSource) -> float:
+        """Confidence of the most confident estimate, if its rotation is that of a pose found from landmarks; else 0."""
+        for k, estimate in self.most_confident[:1]:
+            rotation = source.pose_of(k).rotation @ estimate.i_from_j_rotation
+            if rotation_angle(rotation.T @ rotation_matrix(world_from_cam)) < AGREEMENT_RAD:
+                return estimate.confidence
+        return 0.0
+
     @property
     def most_confident(self) -> list[tuple[int, PairEstimate]]:
         """Confident estimates with a direction, in descending order of confidence."""
@@ -104,21 +115,28 @@ class LandmarkLocalizer:
         """
         recognized = self._match(image, keyframes, prediction)
         is_triangulated = self._source.is_triangulated(recognized.landmark)
-        matches, needed = recognized.where(is_triangulated), self._config.min_inliers
+        matches = recognized.where(is_triangulated)
         features = _distinct_features(matches)
-        if features < needed:
-            return TooFewLandmarks(f"{features} landmarks recognized, {needed} needed", features)
+        if features < MIN_HYPOTHESIS:
+            return TooFewLandmarks(f"{features} landmarks recognized, {MIN_HYPOTHESIS} needed", features)
         best = self._fit(matches, image, prediction)
         if best is None:
             return TooFewLandmarks(f"no pose agrees with the {features} landmarks recognized", 0)
         inliers = matches.where(best.inliers)
         count = _distinct_features(inliers)
-        if count < needed:
-            return TooFewLandmarks(f"{count} of {features} recognized landmarks agree, {needed} needed", count)
+        if count < MIN_HYPOTHESIS:
+            return TooFewLandmarks(f"{count} of {features} recognized landmarks agree, {MIN_HYPOTHESIS} needed", count)
         evidence = self._evidence(best, matches, image, prediction, bound)
-        if rejection := self._rejection(evidence):
-            return RejectedPose(rejection, count)
-        found = self._refined(best, inliers.one_to_one(), image, keyframes)
+        if contradiction := self._contradiction(evidence):
+            return RejectedPose(contradiction, count)
+        confirmation = prediction.confirmation(best.world_from_cam, self._source)
+        is_sufficient = not self._insufficiency(evidence)
+        found = self._refined(best, inliers, image, keyframes, is_sufficient or confirmation >= CONFIDENT)
+        if not is_sufficient:
+            guided = self._guided_evidence(found, image, confirmation)
+            if rejection := guided.rejection:
+                return TooFewLandmarks(rejection, guided.inliers)
+            evidence = replace(evidence, inliers=guided.inliers, matches=guided.matches, cells=guided.cells)
         untriangulated = recognized.where(~is_triangulated).one_to_one()
         return LandmarkPose(
             found=found,
@@ -200,12 +218,9 @@ class LandmarkLocalizer:
             return 0
         return _distinct_features(outliers.where(second.inliers))
 
-    def _rejection(self, evidence: LandmarkEvidence) -> str:
-        """The reason to reject a pose; empty when it is accepted."""
+    def _contradiction(self, evidence: LandmarkEvidence) -> str:
+        """The evidence against a pose, which rejects it; empty when there is none."""
         config = self._config
-        if evidence.cells < config.min_cells:
-            cells = CELLS[0] * CELLS[1]
-            return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"
         if evidence.rival > config.max_rival_share * evidence.inliers:
             return (
                 f"{evidence.inliers} landmarks agree with one place and {evidence.rival} with another "
@@ -216,6 +231,16 @@ class LandmarkLocalizer:
                 f"keyframes and landmarks disagree by {evidence.disagreement_deg:.1f} deg "
                 f"(limit {config.max_disagreement_deg:g})"
             )
+        return ""
+
+    def _insufficiency(self, evidence: LandmarkEvidence) -> str:
+        """Why matches by descriptors are not enough evidence for a pose; empty when they are."""
+        config = self._config
+        if evidence.inliers < config.min_inliers:
+            return f"{evidence.inliers} of {evidence.matches} recognized landmarks agree, {config.min_inliers} needed"
+        if evidence.cells < config.min_cells:
+            cells = CELLS[0] * CELLS[1]
+            return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"
         if evidence.confidence < config.min_confidence:
             return f"right with a probability of {evidence.confidence:.2f} (limit {config.min_confidence:g})"
         return ""
@@ -223,9 +248,19 @@ class LandmarkLocalizer:
     # --- refinement -------------------------------------------------------------------------------------
 
     def _refined(
-        self, best: PoseFit, inliers: FeatureMatches, image: ObservedImage, keyframes: Sequence[int]
+        self,
+        best: PoseFit,
+        inliers: FeatureMatches,
+        image: ObservedImage,
+        keyframes: Sequence[int],
+        is_certain: bool,
     ) -> EstimatedPose:
-        """The pose optimized on all landmarks of the candidates and of covisible keyframes, if it keeps its inliers."""
+        """The pose optimized on all landmarks of the candidates and of covisible keyframes.
+
+        Args:
+            is_certain: the place is known to be right, so that the depth uncertainty of the landmarks may be accounted
+                for, and the pose is kept if guided matching finds fewer inliers.
+        """
         config, source = self._config, self._source
         around = [*keyframes, *source.observers(inliers.landmark, config.covisible_keyframes)]
         landmarks = source.observed_landmarks(list(dict.fromkeys(around)))
@@ -236,11 +271,21 @@ class LandmarkLocalizer:
             source,
             radius_px=config.search_radius_px,
             min_similarity=config.min_similarity,
-            use_depth_uncertainty=True,
+            use_depth_uncertainty=is_certain,
         )
-        if len(refined.matches) >= len(inliers):
+        own = inliers.one_to_one()
+        if not is_certain or len(refined.matches) >= len(own):
             return refined
-        return EstimatedPose(replace(best, inliers=np.ones(len(inliers), bool)), inliers)
+        return EstimatedPose(replace(best, inliers=np.ones(len(own), bool)), own)
+
+    @staticmethod
+    def _guided_evidence(found: EstimatedPose, image: ObservedImage, confirmation: float) -> GuidedEvidence:
+        return GuidedEvidence(
+            inliers=len(found.matches),
+            matches=len(found.fit.inliers),
+            cells=occupied_cells(image.features.pixels[found.matches.feature], image.camera),
+            confirmation=confirmation,
+        )
 
     def _covariance(self, fit: PoseFit, inliers: FeatureMatches, camera: Camera) -> FloatArray:
         """Covariance (6, 6) of the pose from the pixel noise and the depth uncertainty of the landmarks."""
