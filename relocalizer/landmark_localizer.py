@@ -120,6 +120,9 @@ class LandmarkLocalizer:
         if features < MIN_HYPOTHESIS:
             return TooFewLandmarks(f"{features} landmarks recognized, {MIN_HYPOTHESIS} needed", features)
         best = self._fit(matches, image, prediction)
+        is_predicted = best is None or _distinct_features(matches.where(best.inliers)) < MIN_HYPOTHESIS
+        if is_predicted:
+            best = self._fit_to_prediction(matches, image, prediction) or best
         if best is None:
             return TooFewLandmarks(f"no pose agrees with the {features} landmarks recognized", 0)
         inliers = matches.where(best.inliers)
@@ -130,7 +133,7 @@ class LandmarkLocalizer:
         if contradiction := self._contradiction(evidence):
             return RejectedPose(contradiction, count)
         confirmation = prediction.confirmation(best.world_from_cam, self._source)
-        is_sufficient = not self._insufficiency(evidence)
+        is_sufficient = not is_predicted and not self._insufficiency(evidence)
         found = self._refined(best, inliers, image, keyframes, is_sufficient or confirmation >= CONFIDENT)
         if not is_sufficient:
             guided = self._guided_evidence(found, image, confirmation)
@@ -172,6 +175,25 @@ class LandmarkLocalizer:
             if start is not None
         ]
         return max(fits, key=lambda fit: _distinct_features(matches.where(fit.inliers)), default=None)
+
+    def _fit_to_prediction(
+        self, matches: FeatureMatches, image: ObservedImage, prediction: PosePrediction
+    ) -> PoseFit | None:
+        """A pose held near the most confident pair estimate by a prior; its inliers alone are no evidence."""
+        points, pixels = self._source.points_world(matches.landmark), image.features.pixels[matches.feature]
+        for k, estimate in prediction.most_confident[:1]:
+            predicted = pose_from_estimate(points, pixels, image.camera, self._source.pose_of(k), estimate)
+            if predicted:
+                return optimize_pose(
+                    points,
+                    pixels,
+                    image.camera,
+                    predicted[0],
+                    noise_px=FEATURE_NOISE_PX,
+                    depth_sigma_world=self._source.depth_sigma_world(matches.landmark),
+                    prior=predicted[1],
+                )
+        return None
 
     def _supporting(self, keyframes: Sequence[int], inliers: FeatureMatches) -> tuple[int, ...]:
         """The keyframes with inliers among their landmarks."""
