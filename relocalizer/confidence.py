@@ -9,7 +9,7 @@ sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import erf, exp, log, sqrt
+from math import erf, exp, log, radians, sqrt
 
 import numpy as np
 
@@ -28,6 +28,11 @@ _SIGMA_INFLATION = 2.0
 _LOG_FALSE_RATE_PER_VIEW = 1.2
 
 
+# Error bounds of a correct pose: the position in meters, or as a fraction of the scene depth in a map without metric
+# scale; the rotation in degrees.
+BOUND_M, BOUND_DEPTHS, BOUND_DEG = 0.25, 0.1, 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBound:
     """The bound of a confidence: a pose is correct when both of its errors are below it.
@@ -41,6 +46,17 @@ class ErrorBound:
     distance: float
     angle_rad: float
     units: str
+
+    @staticmethod
+    def of_segment(depth: float, units: str) -> ErrorBound:
+        """The bound in a segment.
+
+        Args:
+            depth: median distance of its landmarks, in its units.
+            units: 'meters' or 'map units'.
+        """
+        distance = BOUND_M if units == "meters" else BOUND_DEPTHS * depth
+        return ErrorBound(distance, radians(BOUND_DEG), units)
 
     def relative_position_sigma(self, covariance: FloatArray) -> float:
         """Largest standard deviation of the position of a pose, in units of `distance`."""

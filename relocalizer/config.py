@@ -56,6 +56,9 @@ class AveragingConfig(Section):
     max_relative_sigma: float = Field(
         0.4, gt=0, le=10, description="Maximum standard deviation of a position, as a fraction of its distance."
     )
+    min_confidence: float = Field(
+        0.5, ge=0, le=1, description="Minimum confidence of an averaged pose that is returned without landmarks."
+    )
 
 
 class PosedImagesConfig(Section):
@@ -92,8 +95,8 @@ class PosedImagesConfig(Section):
     min_observers: int = Field(2, ge=2, le=100, description="Minimum number of images that observe a landmark.")
 
 
-class RelocalizerConfig(Section):
-    """Relocalization of an image in a map (slam relocalize)."""
+class RelocalizationConfig(Section):
+    """Relocalization of an image in a map: after tracking loss (slam run), and in a stored map (slam relocalize)."""
 
     candidates: int = Field(8, ge=1, le=100, description="Number of candidate keyframes related to an image.")
     pool: int = Field(
@@ -114,7 +117,6 @@ class RelocalizerConfig(Section):
         le=1,
         description="Maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.",
     )
-    noise_px: float = Field(1.2, gt=0, le=20, description="Standard deviation of a local feature's position, pixels.")
     search_radius_px: float = Field(
         10.0, ge=0, le=100, description="Search radius around projected landmarks in guided matching, pixels."
     )
@@ -134,5 +136,5 @@ class RelocalizerConfig(Section):
     min_views: int = Field(
         3, ge=2, le=100, description="Minimum number of consistent keyframes for a pose without landmarks."
     )
-    min_confidence: float = Field(0.5, ge=0, le=1, description="Minimum confidence of a returned pose.")
+    min_confidence: float = Field(0.9, ge=0, le=1, description="Minimum confidence of a pose from landmarks.")
     averaging: AveragingConfig = AveragingConfig()

@@ -1,167 +1,228 @@
-"""Pose of an image from the landmarks of its candidate keyframes, with the tests that accept or reject it."""
+"""Pose of an image from the landmarks of its candidate keyframes, with the tests that accept or reject it.
+
+The same in a live map, after tracking loss, and in a stored map.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, optimize_pose, pose_information, search_pose
 from relocalizer.averaging import AveragedPose
 from relocalizer.camera import Camera
 from relocalizer.confidence import ErrorBound, LandmarkEvidence
-from relocalizer.config import RelocalizerConfig
-from relocalizer.features import CELLS, LocalFeatures, match_features, occupied_cells
+from relocalizer.config import RelocalizationConfig
+from relocalizer.features import CELLS, occupied_cells
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix, translation_of
-from relocalizer.guided_matching import expected_in, one_to_one, similar_nearby
-from relocalizer.maps.map_index import MapIndex
-from relocalizer.maps.reference_map import Ids
+from relocalizer.guided_evidence import MIN_HYPOTHESIS, GuidedEvidence
+from relocalizer.interfaces import CONFIDENT, PairEstimate
+from relocalizer.landmark_source import LandmarkSource
+from relocalizer.pose_from_matches import (
+    FEATURE_NOISE_PX,
+    EstimatedPose,
+    FeatureMatches,
+    GuidedSearch,
+    ObservedImage,
+    match_along_lines_of,
+    match_keyframes,
+    pose_from_estimate,
+    refine_with_guided_matching,
+)
+
+AGREEMENT_RAD = float(np.radians(3.0))  # maximum angle between an estimated and a refined rotation, radians
+LINE_KEYFRAMES = 2  # maximum number of keyframes matched along epipolar lines, those with the most confident estimates
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ObservedImage:
-    """The local features of an image and the pinhole camera that took it."""
-
-    features: LocalFeatures
-    camera: Camera
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LandmarkPose:
     """An accepted pose.
 
     Attributes:
-        world_from_cam: the pose. covariance: (6, 6) of a left perturbation of cam_from_world.
-        inliers: number of inlier landmarks.
-        rows: (K,) rows of the keyframes whose landmarks are inliers, ascending.
+        found: the pose and its inliers.
+        covariance: (6, 6) of a left perturbation of cam_from_world.
+        keyframes: the candidates whose landmarks are inliers.
+        untriangulated: matched landmarks without a point, as a live map has them.
         evidence: values from which the confidence is computed.
     """
 
-    world_from_cam: RigidTransform
+    found: EstimatedPose
     covariance: FloatArray
-    inliers: int
-    rows: Ids
+    keyframes: tuple[int, ...]
+    untriangulated: FeatureMatches
     evidence: LandmarkEvidence
+
+    @property
+    def inliers(self) -> int:
+        """Number of inlier landmarks."""
+        return len(self.found.matches)
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedPose:
-    """The pose failed a test; `reason` is a sentence with the value and the threshold."""
+    """The pose failed a test; `reason` is a sentence with the value and the threshold, `landmarks` support the pose."""
 
     reason: str
+    landmarks: int
 
 
 @dataclass(frozen=True, slots=True)
 class TooFewLandmarks:
-    """There are too few landmarks to support or to contradict a pose; `reason` as in `RejectedPose`."""
+    """There are too few landmarks to support or to contradict a pose; attributes as in `RejectedPose`."""
 
     reason: str
+    landmarks: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Matches:
-    """Matches (N,) between features of the image and landmarks: `feature` and `landmark` rows, `view` keyframe rows."""
+class PosePrediction:
+    """Pair estimates of candidate keyframes and an image, by keyframe, and the pose averaged from them."""
 
-    feature: Ids
-    landmark: Ids
-    view: Ids
+    pairs: Mapping[int, PairEstimate]
+    averaged: AveragedPose | None = None
 
-    def __len__(self) -> int:
-        return len(self.feature)
+    def confirmation(self, world_from_cam: RigidTransform, source: LandmarkSource) -> float:
+        """Confidence of the most confident estimate, if its rotation is that of a pose found from landmarks; else 0."""
+        for k, estimate in self.most_confident[:1]:
+            rotation = source.pose_of(k).rotation @ estimate.i_from_j_rotation
+            if rotation_angle(rotation.T @ rotation_matrix(world_from_cam)) < AGREEMENT_RAD:
+                return estimate.confidence
+        return 0.0
 
-    def where(self, keep: NDArray[np.bool_]) -> _Matches:
-        return _Matches(self.feature[keep], self.landmark[keep], self.view[keep])
-
-    def joined(self, other: _Matches) -> _Matches:
-        """The union of both, without duplicate pairs of feature and landmark."""
-        feature = np.concatenate([self.feature, other.feature])
-        landmark = np.concatenate([self.landmark, other.landmark])
-        view = np.concatenate([self.view, other.view])
-        _, first = np.unique(np.stack([feature, landmark]), axis=1, return_index=True)
-        keep = np.sort(first)
-        return _Matches(feature[keep], landmark[keep], view[keep])
-
-    @staticmethod
-    def none() -> _Matches:
-        return _Matches(*(np.zeros(0, np.int64) for _ in range(3)))
+    @property
+    def most_confident(self) -> list[tuple[int, PairEstimate]]:
+        """Confident estimates with a direction, in descending order of confidence."""
+        confident = [(k, estimate) for k, estimate in self.pairs.items() if estimate.is_confident]
+        return sorted(confident, key=lambda item: -item[1].confidence)
 
 
 class LandmarkLocalizer:
     """Estimates poses from the landmarks of one map."""
 
-    def __init__(self, index: MapIndex, config: RelocalizerConfig) -> None:
-        self._map, self._index, self._config = index.map, index, config
+    def __init__(self, source: LandmarkSource, config: RelocalizationConfig) -> None:
+        self._source, self._config = source, config
 
     def locate(
-        self, image: ObservedImage, rows: Sequence[int], averaged: AveragedPose | None, bound: ErrorBound
+        self, image: ObservedImage, keyframes: Sequence[int], prediction: PosePrediction, bound: ErrorBound
     ) -> LandmarkPose | RejectedPose | TooFewLandmarks:
-        """Pose of an image from the landmarks of keyframe rows of one segment.
+        """Pose of an image from the landmarks of keyframes of one segment.
 
         Args:
-            averaged: pose from the pair estimates of these keyframes; an additional start, and a test of the result.
+            prediction: from the pair estimates of these keyframes; an additional start, and a test of the result.
             bound: error bound of the confidence, in that segment.
         """
-        needed = self._config.min_inliers
-        matches = self._match(image.features, rows)
-        recognized = len(np.unique(matches.feature))
-        if recognized < needed:
-            return TooFewLandmarks(f"{recognized} landmarks recognized, {needed} needed")
-        best = self._fit(matches, image, averaged)
+        recognized = self._match(image, keyframes, prediction)
+        is_triangulated = self._source.is_triangulated(recognized.landmark)
+        matches = recognized.where(is_triangulated)
+        features, needed = _distinct_features(matches), min(MIN_HYPOTHESIS, self._config.min_inliers)
+        if features < needed:
+            return TooFewLandmarks(f"{features} landmarks recognized, {needed} needed", features)
+        best = self._fit(matches, image, prediction)
+        is_predicted = best is None or _distinct_features(matches.where(best.inliers)) < needed
+        if is_predicted:
+            best = self._fit_to_prediction(matches, image, prediction) or best
         if best is None:
-            return TooFewLandmarks(f"no pose agrees with the {recognized} landmarks recognized")
-        count = _inlier_features(matches, best)
-        if count < needed:
-            return TooFewLandmarks(f"{count} of {recognized} recognized landmarks agree, {needed} needed")
+            return TooFewLandmarks(f"no pose agrees with the {features} landmarks recognized", 0)
         inliers = matches.where(best.inliers)
-        evidence = self._evidence(best, matches, image, averaged, bound)
-        rejection = self._rejection(evidence)
-        if rejection:
-            return RejectedPose(rejection)
-        fit, used = self._refined(best, inliers, image, rows)
+        count = _distinct_features(inliers)
+        if count < needed:
+            return TooFewLandmarks(f"{count} of {features} recognized landmarks agree, {needed} needed", count)
+        evidence = self._evidence(best, matches, image, prediction, bound)
+        if contradiction := self._contradiction(evidence):
+            return RejectedPose(contradiction, count)
+        confirmation = prediction.confirmation(best.world_from_cam, self._source)
+        insufficiency = self._insufficiency(evidence)
+        is_sufficient = not is_predicted and not insufficiency
+        found = self._refined(best, inliers, image, keyframes, is_sufficient or confirmation >= CONFIDENT)
+        if not is_sufficient:
+            guided = self._guided_evidence(found, image, confirmation)
+            if rejection := guided.rejection(self._config):
+                if evidence.inliers >= self._config.min_inliers:
+                    return RejectedPose(insufficiency or rejection, count)
+                return TooFewLandmarks(rejection, guided.inliers)
+            evidence = replace(evidence, inliers=guided.inliers, matches=guided.matches, cells=guided.cells)
+        untriangulated = recognized.where(~is_triangulated).one_to_one()
         return LandmarkPose(
-            world_from_cam=fit.world_from_cam,
-            covariance=self._covariance(fit, used, image.camera),
-            inliers=len(np.unique(used.feature)),
-            rows=np.unique(inliers.view),
+            found=found,
+            covariance=self._covariance(found.fit, found.matches, image.camera),
+            keyframes=self._supporting(keyframes, inliers),
+            untriangulated=untriangulated.where(~np.isin(untriangulated.feature, found.matches.feature)),
             evidence=evidence,
         )
 
-    def _match(self, features: LocalFeatures, rows: Sequence[int]) -> _Matches:
-        """Matches between the features and landmarks of several keyframes; a feature may match several landmarks."""
-        matches = _Matches.none()
-        for row in rows:
-            known = self._index.landmark_features(row)
-            pairs = match_features(known.descriptors, features.descriptors, ratio=self._config.match_ratio)
-            view = np.full(len(pairs), row, np.int64)
-            matches = matches.joined(_Matches(pairs[:, 1], known.landmark[pairs[:, 0]], view))
+    def _match(self, image: ObservedImage, keyframes: Sequence[int], prediction: PosePrediction) -> FeatureMatches:
+        """Matches by descriptors, and along the epipolar lines of the most confident pair estimates."""
+        matches = match_keyframes(image.features, keyframes, self._source, ratio=self._config.match_ratio)
+        for k, estimate in prediction.most_confident[:LINE_KEYFRAMES]:
+            assert estimate.i_from_j_direction is not None
+            lines = estimate.i_from_j_rotation, estimate.i_from_j_direction
+            matches = matches.with_new(match_along_lines_of(image, k, *lines, self._source))
         return matches
 
-    def _fit(self, matches: _Matches, image: ObservedImage, averaged: AveragedPose | None) -> PoseFit | None:
-        """The pose with the most inliers, optimized from a RANSAC pose and from the averaged pose."""
-        points, pixels = self._map.points_world[matches.landmark], image.features.pixels[matches.feature]
-        noise, camera = self._config.noise_px, image.camera
-        starts = [search_pose(points, pixels, camera, noise_px=noise)]
-        starts.append(averaged.world_from_cam if averaged is not None else None)
-        fits = [optimize_pose(points, pixels, camera, start, noise_px=noise) for start in starts if start is not None]
-        return max(fits, key=lambda fit: _inlier_features(matches, fit), default=None)
+    def _fit(self, matches: FeatureMatches, image: ObservedImage, prediction: PosePrediction | None) -> PoseFit | None:
+        """The pose with the most inliers, optimized from a RANSAC pose and from the predicted one."""
+        points, pixels = self._source.points_world(matches.landmark), image.features.pixels[matches.feature]
+        camera = image.camera
+        starts = [search_pose(points, pixels, camera, noise_px=FEATURE_NOISE_PX)]
+        if prediction is not None:
+            if prediction.averaged is not None:
+                starts.append(prediction.averaged.world_from_cam)
+            for k, estimate in prediction.most_confident[:1]:
+                predicted = pose_from_estimate(points, pixels, camera, self._source.pose_of(k), estimate)
+                starts.append(predicted[0] if predicted else None)
+        fits = [
+            optimize_pose(points, pixels, camera, start, noise_px=FEATURE_NOISE_PX)
+            for start in starts
+            if start is not None
+        ]
+        return max(fits, key=lambda fit: _distinct_features(matches.where(fit.inliers)), default=None)
+
+    def _fit_to_prediction(
+        self, matches: FeatureMatches, image: ObservedImage, prediction: PosePrediction
+    ) -> PoseFit | None:
+        """A pose held near the most confident pair estimate by a prior; its inliers alone are no evidence."""
+        points, pixels = self._source.points_world(matches.landmark), image.features.pixels[matches.feature]
+        for k, estimate in prediction.most_confident[:1]:
+            predicted = pose_from_estimate(points, pixels, image.camera, self._source.pose_of(k), estimate)
+            if predicted:
+                return optimize_pose(
+                    points,
+                    pixels,
+                    image.camera,
+                    predicted[0],
+                    noise_px=FEATURE_NOISE_PX,
+                    depth_sigma_world=self._source.depth_sigma_world(matches.landmark),
+                    prior=predicted[1],
+                )
+        return None
+
+    def _supporting(self, keyframes: Sequence[int], inliers: FeatureMatches) -> tuple[int, ...]:
+        """The keyframes with inliers among their landmarks."""
+        landmarks = self._source.tracked_features
+        return tuple(k for k in keyframes if np.isin(landmarks(k).landmark, inliers.landmark).any())
 
     # --- evidence and acceptance ------------------------------------------------------------------------
 
     def _evidence(
-        self, best: PoseFit, matches: _Matches, image: ObservedImage, averaged: AveragedPose | None, bound: ErrorBound
+        self,
+        best: PoseFit,
+        matches: FeatureMatches,
+        image: ObservedImage,
+        prediction: PosePrediction,
+        bound: ErrorBound,
     ) -> LandmarkEvidence:
-        inliers = matches.where(best.inliers)
+        inliers, averaged = matches.where(best.inliers), prediction.averaged
         views = 0 if averaged is None else int(averaged.rotation_inliers.sum())
         disagreement_deg = np.nan
         if averaged is not None:
             angle = rotation_angle(averaged.rotation.T @ rotation_matrix(best.world_from_cam))
             disagreement_deg = float(np.degrees(angle))
         return LandmarkEvidence(
-            inliers=_inlier_features(matches, best),
-            matches=len(np.unique(matches.feature)),
+            inliers=_distinct_features(inliers),
+            matches=_distinct_features(matches),
             cells=occupied_cells(image.features.pixels[inliers.feature], image.camera),
             rival=self._rival(best, matches, image, bound),
             views=views,
@@ -169,8 +230,8 @@ class LandmarkLocalizer:
             position_sigma=bound.relative_position_sigma(self._covariance(best, inliers, image.camera)),
         )
 
-    def _rival(self, best: PoseFit, matches: _Matches, image: ObservedImage, bound: ErrorBound) -> int:
-        """Number of inlier features of another pose, at a different place, among the outliers of the best one."""
+    def _rival(self, best: PoseFit, matches: FeatureMatches, image: ObservedImage, bound: ErrorBound) -> int:
+        """Number of inliers of another pose, at a different place, among the outliers of the best one."""
         outliers = matches.where(~best.inliers)
         if len(outliers) < self._config.min_inliers // 2:
             return 0
@@ -181,14 +242,11 @@ class LandmarkLocalizer:
         near = float(np.linalg.norm(translation_of(between))) < bound.distance
         if near and rotation_angle(rotation_matrix(between)) < bound.angle_rad:
             return 0
-        return _inlier_features(outliers, second)
+        return _distinct_features(outliers.where(second.inliers))
 
-    def _rejection(self, evidence: LandmarkEvidence) -> str:
-        """The reason to reject a pose; empty when it is accepted."""
+    def _contradiction(self, evidence: LandmarkEvidence) -> str:
+        """The evidence against a pose, which rejects it; empty when there is none."""
         config = self._config
-        if evidence.cells < config.min_cells:
-            cells = CELLS[0] * CELLS[1]
-            return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"
         if evidence.rival > config.max_rival_share * evidence.inliers:
             return (
                 f"{evidence.inliers} landmarks agree with one place and {evidence.rival} with another "
@@ -199,6 +257,16 @@ class LandmarkLocalizer:
                 f"keyframes and landmarks disagree by {evidence.disagreement_deg:.1f} deg "
                 f"(limit {config.max_disagreement_deg:g})"
             )
+        return ""
+
+    def _insufficiency(self, evidence: LandmarkEvidence) -> str:
+        """Why matches by descriptors are not enough evidence for a pose; empty when they are."""
+        config = self._config
+        if evidence.inliers < config.min_inliers:
+            return f"{evidence.inliers} of {evidence.matches} recognized landmarks agree, {config.min_inliers} needed"
+        if evidence.cells < config.min_cells:
+            cells = CELLS[0] * CELLS[1]
+            return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"
         if evidence.confidence < config.min_confidence:
             return f"right with a probability of {evidence.confidence:.2f} (limit {config.min_confidence:g})"
         return ""
@@ -206,52 +274,50 @@ class LandmarkLocalizer:
     # --- refinement -------------------------------------------------------------------------------------
 
     def _refined(
-        self, best: PoseFit, inliers: _Matches, image: ObservedImage, rows: Sequence[int]
-    ) -> tuple[PoseFit, _Matches]:
-        """The pose optimized on all landmarks of the candidates and of covisible keyframes, and its inliers."""
-        covisible_keyframes = self._index.covisible_keyframes(inliers.landmark, self._config.covisible_keyframes)
-        found = self._match_by_projection(best.world_from_cam, image, [*rows, *covisible_keyframes])
-        if len(found) < len(inliers):
-            found = inliers
-        fit = optimize_pose(
-            self._map.points_world[found.landmark],
-            image.features.pixels[found.feature],
-            image.camera,
-            best.world_from_cam,
-            noise_px=self._config.noise_px,
-        )
-        used = found.where(fit.inliers)
-        return (fit, used) if len(used) >= self._config.min_inliers else (best, inliers)
+        self,
+        best: PoseFit,
+        inliers: FeatureMatches,
+        image: ObservedImage,
+        keyframes: Sequence[int],
+        is_certain: bool,
+    ) -> EstimatedPose:
+        """The pose optimized on all landmarks of the candidates and of covisible keyframes.
 
-    def _match_by_projection(self, pose: RigidTransform, image: ObservedImage, rows: Sequence[int]) -> _Matches:
-        """One-to-one matches of the keyframes' landmarks with the most similar feature near their projection."""
-        landmarks = self._index.landmarks_of(rows)
-        visible, pixels = expected_in(self._map.points_world[landmarks], pose, image.camera)
-        landmarks = landmarks[visible]
-        row, feature = one_to_one(
-            *similar_nearby(
-                pixels,
-                self._index.descriptors(landmarks),
-                image.features,
-                radius_px=self._config.search_radius_px,
-                min_similarity=self._config.min_similarity,
-            )
-        )
-        order = np.argsort(row)
-        return _Matches(feature[order], landmarks[row[order]], np.full(len(order), -1, np.int64))
+        Args:
+            is_certain: the place is known to be right, so that the depth uncertainty of the landmarks may be accounted
+                for, and the pose is kept if guided matching finds fewer inliers.
+        """
+        config, source = self._config, self._source
+        around = [*keyframes, *source.observers(inliers.landmark, config.covisible_keyframes)]
+        landmarks = source.observed_landmarks(list(dict.fromkeys(around)))
+        search = GuidedSearch(config.search_radius_px, config.min_similarity, use_depth_uncertainty=is_certain)
+        refined = refine_with_guided_matching(best.world_from_cam, image, landmarks, source, search)
+        own = inliers.one_to_one()
+        if not is_certain or len(refined.matches) >= len(own):
+            return refined
+        return EstimatedPose(replace(best, inliers=np.ones(len(own), bool)), own)
 
-    def _covariance(self, fit: PoseFit, used: _Matches, camera: Camera) -> FloatArray:
+    @staticmethod
+    def _guided_evidence(found: EstimatedPose, image: ObservedImage, confirmation: float) -> GuidedEvidence:
+        return GuidedEvidence(
+            inliers=len(found.matches),
+            matches=len(found.fit.inliers),
+            cells=occupied_cells(image.features.pixels[found.matches.feature], image.camera),
+            confirmation=confirmation,
+        )
+
+    def _covariance(self, fit: PoseFit, inliers: FeatureMatches, camera: Camera) -> FloatArray:
         """Covariance (6, 6) of the pose from the pixel noise and the depth uncertainty of the landmarks."""
         information = pose_information(
-            self._map.points_world[used.landmark],
-            self._index.depth_sigma_world[used.landmark],
+            self._source.points_world(inliers.landmark),
+            self._source.depth_sigma_world(inliers.landmark),
             camera,
             fit.world_from_cam,
-            self._config.noise_px,
+            FEATURE_NOISE_PX,
         )
         return np.asarray(np.linalg.inv(information + 1e-12 * np.trace(information) * np.eye(6)))
 
 
-def _inlier_features(matches: _Matches, fit: PoseFit) -> int:
-    """Number of distinct inlier features of a pose."""
-    return len(np.unique(matches.feature[fit.inliers]))
+def _distinct_features(matches: FeatureMatches) -> int:
+    """Number of features that are matched, each of them to one landmark or to several."""
+    return len(np.unique(matches.feature))

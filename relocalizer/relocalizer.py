@@ -20,21 +20,25 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.averaging import AveragedPose, RelativePoseObservation, average_pose
 from relocalizer.camera import Camera
 from relocalizer.confidence import AveragedEvidence, ErrorBound, LandmarkEvidence
-from relocalizer.config import RelocalizerConfig
+from relocalizer.config import RelocalizationConfig
 from relocalizer.features import LocalFeatures, detect_features
 from relocalizer.geometry import FloatArray, rotation_angle
 from relocalizer.images import Image, to_gray
 from relocalizer.interfaces import CalibratedImage, Encoded, NoEstimate, PairEstimate, PosePredictor, Retriever
-from relocalizer.landmark_localizer import LandmarkLocalizer, LandmarkPose, ObservedImage, RejectedPose, TooFewLandmarks
+from relocalizer.landmark_localizer import (
+    LandmarkLocalizer,
+    LandmarkPose,
+    PosePrediction,
+    RejectedPose,
+    TooFewLandmarks,
+)
 from relocalizer.maps.map_index import CACHED_KEYFRAMES, MapIndex
 from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap, check_predictor, features_of, restore_encoding
+from relocalizer.pose_from_matches import ObservedImage
 from relocalizer.predictors.of_map import predictor_of
 from relocalizer.retrieval import FaissRetriever
 
-# Error bounds of a correct pose: the position in meters, or as a fraction of the scene depth in a map without metric
-# scale; the rotation in degrees.
-BOUND_M, BOUND_DEPTHS, BOUND_DEG = 0.25, 0.1, 5.0
 SEPARATION_RAD = float(np.radians(5.0))  # minimum rotation between candidates at the same position, radians
 
 How = Literal["landmarks", "averaged"]
@@ -95,7 +99,7 @@ class Relocalizer:
         reference_map: ReferenceMap,
         predictor: PosePredictor,
         retriever: Retriever | None = None,
-        config: RelocalizerConfig | None = None,
+        config: RelocalizationConfig | None = None,
     ) -> None:
         """
         Args:
@@ -107,7 +111,7 @@ class Relocalizer:
         """
         check_predictor(reference_map.provenance, predictor)
         self._map, self._predictor = reference_map, predictor
-        self._config = config or RelocalizerConfig()
+        self._config = config or RelocalizationConfig()
         self._index = MapIndex(reference_map)
         self._retriever = retriever if retriever is not None else FaissRetriever()
         for row, descriptor in enumerate(reference_map.keyframes.descriptors):
@@ -121,7 +125,7 @@ class Relocalizer:
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, weights: str = "", device: str = "auto", config: RelocalizerConfig | None = None
+        cls, folder: str | Path, *, weights: str = "", device: str = "auto", config: RelocalizationConfig | None = None
     ) -> Relocalizer:
         """The relocalizer of a saved map: a map folder or a run folder, with the predictor the map was built with.
 
@@ -137,9 +141,7 @@ class Relocalizer:
         return cls(reference_map, predictor, config=config)
 
     def _bound(self, segment: int) -> ErrorBound:
-        units = self._map.units_of(segment)
-        distance = BOUND_M if units == "meters" else BOUND_DEPTHS * self._index.depth_of(segment)
-        return ErrorBound(distance, float(np.radians(BOUND_DEG)), units)
+        return ErrorBound.of_segment(self._index.depth_of(segment), self._map.units_of(segment))
 
     def _bound_of(self, row: int) -> ErrorBound:
         """The error bound in the segment of a keyframe."""
@@ -240,7 +242,8 @@ class Relocalizer:
             reasons = [e.reason for e in estimates.values() if isinstance(e, NoEstimate)]
             return NotFound(f"none of {len(estimates)} keyframes could be related to it ({reasons[0]})")
         rows, image = list(estimates), ObservedImage(query.features, query.camera)
-        outcome = self._landmark_localizer.locate(image, rows, averaged, self._bound_of(rows[0]))
+        pairs = {row: observation.estimate for row, observation in observations.items()}
+        outcome = self._landmark_localizer.locate(image, rows, PosePrediction(pairs, averaged), self._bound_of(rows[0]))
         if isinstance(outcome, LandmarkPose):
             return self._from_landmarks(rows[0], outcome)
         if isinstance(outcome, RejectedPose):
@@ -260,13 +263,13 @@ class Relocalizer:
 
     def _from_landmarks(self, row: int, found: LandmarkPose) -> Relocalization:
         return Relocalization(
-            world_from_cam=found.world_from_cam,
+            world_from_cam=found.found.fit.world_from_cam,
             segment=int(self._map.keyframes.segment[row]),
             covariance=found.covariance,
             confidence=found.evidence.confidence,
             bound=self._bound_of(row),
             inliers=found.inliers,
-            views=tuple(int(self._map.keyframes.ids[k]) for k in found.rows),
+            views=tuple(int(self._map.keyframes.ids[k]) for k in found.keyframes),
             how="landmarks",
             evidence=found.evidence,
         )
@@ -282,10 +285,8 @@ class Relocalizer:
         evidence = AveragedEvidence(
             views=count, covisible=len(rows), position_sigma=bound.relative_position_sigma(covariance)
         )
-        if evidence.confidence < self._config.min_confidence:
-            return NotFound(
-                f"right with a probability of {evidence.confidence:.2f} (limit {self._config.min_confidence:g})"
-            )
+        if evidence.confidence < (limit := self._config.averaging.min_confidence):
+            return NotFound(f"right with a probability of {evidence.confidence:.2f} (limit {limit:g})")
         views = tuple(int(self._map.keyframes.ids[row]) for row, used in zip(rows, inliers, strict=True) if used)
         return Relocalization(
             world_from_cam=pose,

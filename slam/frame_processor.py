@@ -43,7 +43,7 @@ class FrameProcessor:
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._watch = Stopwatch()
-        restart_after = None if localize_only else config.relocalization.restart_after
+        restart_after = None if localize_only else config.tracking.restart_after
         self.state = TrackingStateMachine(restart_after=restart_after)
         self._localization_mode = (
             LocalizationMode(self._frame_tracker, self.state, self._relocalize) if localize_only else None

@@ -22,13 +22,12 @@ from scipy.spatial import cKDTree
 from relocalizer.absolute_pose import PoseFit
 from relocalizer.features import occupied_cells
 from relocalizer.geometry import FloatArray, Similarity, align_points, exp_so3, rotation_angle
+from relocalizer.pose_from_matches import EstimatedPose, FeatureMatches, PoseRejected
 from slam.evaluation.trajectory import Trajectory
 from slam.loop_closing.edge_information import covisible_enough
 from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.loop_verifier import Verified
 from slam.map.keyframe_graph import Edge, EdgeKind
-from slam.map.tracks import Tracks
-from slam.relocalization.pose_from_matches import EstimatedPose, FeatureMatches, PlaceNotMatched
 
 CLUSTER = 4  # loops of one mistaken place
 TRIES = 5
@@ -133,7 +132,7 @@ class FalseLoops:
         if self.deceived:
             return lie
         borne_out = self.loop_closer._verifier._refine_pose(lie)
-        if isinstance(borne_out, PlaceNotMatched):
+        if isinstance(borne_out, PoseRejected):
             self.refused[lie.edge.i, lie.edge.j] = borne_out.reason
             self.loop_closer._reject(lie.edge.i, lie.edge.j, borne_out.reason, borne_out.landmarks)
             return None
@@ -260,15 +259,16 @@ class FalseLoops:
         landmarks = self._near_features(c, k, graph.world_from_keyframe[c] @ believed)
         if len(landmarks) < self.landmarks[0]:
             return None
-        found = self._found(k, landmarks, graph.world_from_keyframe[c] @ believed)
-        cells = occupied_cells(found.matches.tracks.pixels, graph.keyframes[k].camera)
+        found = self._found(landmarks, graph.world_from_keyframe[c] @ believed)
+        keyframe = graph.keyframes[k]
+        cells = occupied_cells(keyframe.features.pixels[found.matches.feature], keyframe.camera)
         if cells < self.loop_closer._config.min_cells:
             return None
         sigmas = np.array(self.loop_closer._verifier.loop_edge(c, k, found).sigmas)
         sigmas[6] = LOG_SCALE_SIGMA
         noise = self.rng.normal(0, sigmas)
         i_from_j = believed @ Similarity(exp_so3(noise[:3]), noise[3:6] / believed.scale, float(np.exp(noise[6])))
-        found = self._found(k, landmarks, graph.world_from_keyframe[c] @ i_from_j)
+        found = self._found(landmarks, graph.world_from_keyframe[c] @ i_from_j)
         edge = Edge(i=c, j=k, i_from_j=i_from_j, sigmas=sigmas, kind=EdgeKind.LOOP, inliers=len(landmarks))
         self.lies.append(edge)
         return Verified(edge, found)
@@ -290,12 +290,11 @@ class FalseLoops:
             pairs.setdefault(int(feature[n]), int(ids[n]))
         return {landmark: f for f, landmark in [*pairs.items()][:most]}
 
-    def _found(self, k: int, landmarks: dict[int, int], world_from_k: Similarity) -> EstimatedPose:
-        """What k is taken to show: landmarks where they would be, but for noise."""
+    def _found(self, landmarks: dict[int, int], world_from_k: Similarity) -> EstimatedPose:
+        """The pose that the features of a keyframe, matched to these landmarks, seem to confirm."""
         ids, feature = np.array([*landmarks]), np.array([*landmarks.values()])
-        pixels = self._seen_from(k, ids, world_from_k) + self.rng.normal(0, PIXEL_NOISE, (len(ids), 2))
         fit = PoseFit(world_from_k.rigid, np.ones(len(ids), bool), np.eye(6))
-        return EstimatedPose(fit, FeatureMatches(Tracks(ids, pixels.astype(np.float32)), feature), Tracks.none())
+        return EstimatedPose(fit, FeatureMatches(ids, feature))
 
 
 def where_to_lie(

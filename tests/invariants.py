@@ -91,7 +91,7 @@ def check_memory(slam: Slam) -> None:
     references = slam._frame_processor._initializer._references
     require(len(references) <= slam._config.initialization.references, f"{len(references)} references")
     require(all(len(r.between) <= MAX_BETWEEN for r in references), "too many frames between the initial pair are kept")
-    limit, looking = slam._config.relocalization.look_back, slam._deferred
+    limit, looking = slam._config.tracking.look_back, slam._deferred
     require(
         len(looking._unlocalized) <= limit,
         f"{len(looking._unlocalized)} frames stored for deferred relocalization, limit {limit}",

@@ -312,10 +312,6 @@ EXCEPTIONS: dict[str, str] = {
     "relocalizer/scale.py:fit_length(7)": GEOMETRY,
     "slam/evaluation/plot.py:_draw_line(7)": "passes matplotlib's options on",
     "slam/input/open_source.py:open_source(7)": SWITCHES,
-    "slam/relocalization/frame_relocalizer.py:estimate_pose_at_place(11)": SWITCHES,
-    "slam/relocalization/pose_from_matches.py:estimate_pose(10)": SWITCHES,
-    "slam/relocalization/pose_from_matches.py:match_by_projection(8)": GEOMETRY,
-    "slam/relocalization/pose_from_matches.py:refine_with_guided_matching(9)": SWITCHES,
     "slam/run/recorded_run.py:record_run(7)": SWITCHES,
 }
 

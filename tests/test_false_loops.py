@@ -11,6 +11,7 @@ from false_loops import FalseLoops, Slip, where_to_lie
 from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 
 from relocalizer.geometry import exp_so3, rigid
+from relocalizer.pose_from_matches import PoseRejected, estimate_pose
 from relocalizer.retrieval import FaissRetriever
 from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
@@ -19,8 +20,6 @@ from slam.events import EdgeAccepted, EdgeRejected, Event
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_graph import EdgeKind
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
-from slam.relocalization.frame_relocalizer import estimate_pose_at_place
-from slam.relocalization.pose_from_matches import PlaceNotMatched
 from slam.system import Slam
 
 KEYFRAMES = 50  # of the walk, about
@@ -119,13 +118,13 @@ def test_loops_with_a_small_error_are_rejected_by_guided_matching(clean, slip, c
 
 def test_a_wrong_pose_of_the_place_gives_no_loop(clean, monkeypatch):
     def turned(*args, **options):
-        found = estimate_pose_at_place(*args, **options)
-        if isinstance(found, PlaceNotMatched):
+        found = estimate_pose(*args, **options)
+        if isinstance(found, PoseRejected):
             return found
         wrong = found.fit.world_from_cam * rigid(exp_so3([0.0, np.radians(3.0), 0.0]), np.zeros(3))
         return replace(found, fit=replace(found.fit, world_from_cam=wrong))
 
-    monkeypatch.setattr("slam.loop_closing.loop_verifier.estimate_pose_at_place", turned)
+    monkeypatch.setattr("slam.loop_closing.loop_verifier.estimate_pose", turned)
     result = walk()
     assert clean.accepted <= result.rejected.keys()
     assert not result.accepted

@@ -21,6 +21,7 @@ from relocalizer.geometry import (
     translation_of,
 )
 from relocalizer.interfaces import Candidate, NoEstimate
+from relocalizer.pose_from_matches import PoseRejected
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import LandmarksConfig, LoopClosingConfig, SlamConfig
 from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, GraphOptimized, ScaleUnobservable
@@ -32,7 +33,6 @@ from slam.loop_closing.loop_verifier import LoopVerifier, Verified
 from slam.loop_closing.odometry_edges import OdometryEdges
 from slam.loop_closing.pose_graph import Solution, first_of_each_part
 from slam.map.keyframe_graph import EdgeKind
-from slam.relocalization.pose_from_matches import PlaceNotMatched
 
 STEP = 6
 ROUND = 210  # frames of one round of the walk: frame 210 observes the place of frame 0
@@ -517,7 +517,7 @@ def test_a_loop_candidate_is_matched_once(seen_again, monkeypatch):
         matched.extend(k for k in keyframes if keyframes[k].features is a)
         return match_features(a, b, ratio=ratio)
 
-    monkeypatch.setattr("slam.relocalization.pose_from_matches.match_features", match)
+    monkeypatch.setattr("relocalizer.pose_from_matches.match_features", match)
     assert isinstance(seen_again.verifier.verify(0, seen_again.graph.last_id), Verified)
     assert matched.count(0) == 1
     assert len(matched) == len(set(matched)) > 1
@@ -545,7 +545,7 @@ def asked_a_second_time(connected, c, k):
 
     def verify(*pair):
         asked.append(pair)
-        return PlaceNotMatched("dark")
+        return PoseRejected("dark")
 
     fresh.verifier.verify = verify
     fresh.loop_closer._second_look(c, k)

@@ -73,21 +73,21 @@ def index():
 
 
 def test_features_are_those_whose_track_has_a_place_with_rows_of_landmarks(index):
-    placed = index.landmark_features(1)
-    assert placed.landmark.tolist() == [2, 3]
-    np.testing.assert_allclose(placed.descriptors, np.eye(6, 128)[4:])
+    tracked = index.tracked_features(1)
+    assert tracked.landmark.tolist() == [-1, 2, 3]
+    np.testing.assert_allclose(tracked.features.descriptors[1:], np.eye(6, 128)[4:])
 
 
 def test_landmarks_of_keyframes_are_named_once(index):
-    assert index.landmarks_of([0]).tolist() == [0, 1, 2]
-    assert index.landmarks_of([0, 1]).tolist() == [0, 1, 2, 3]
-    assert index.landmarks_of([]).tolist() == []
+    assert index.observed_landmarks([0]).tolist() == [0, 1, 2]
+    assert index.observed_landmarks([0, 1]).tolist() == [0, 1, 2, 3]
+    assert index.observed_landmarks([]).tolist() == []
 
 
 def test_relatives_see_the_most_of_the_landmarks(index):
-    assert index.covisible_keyframes(np.array([0, 1]), 5) == [0, 1]
-    assert index.covisible_keyframes(np.array([3]), 5) == [1]
-    assert index.covisible_keyframes(np.array([1, 2]), 1, exclude=[0]) == [1]
+    assert index.observers(np.array([0, 1]), 5) == [0, 1]
+    assert index.observers(np.array([3]), 5) == [1]
+    assert index.observers(np.array([1, 2]), 1) == [0]
 
 
 def test_depths_are_distances_in_map_units(index):
@@ -97,9 +97,9 @@ def test_depths_are_distances_in_map_units(index):
 
 def test_a_landmark_is_least_known_along_its_ray(index):
     # depth^2 * sigma of the inverse depth, along a ray of z = 1, in the anchor's units.
-    np.testing.assert_allclose(index.depth_sigma_world[0], [0, 0, 0.04])
-    np.testing.assert_allclose(index.depth_sigma_world[2], [0, 0.12, 0.16])
-    np.testing.assert_allclose(index.depth_sigma_world[3], [0, 0, 0.18])
+    np.testing.assert_allclose(index.depth_sigma_world(np.arange(4))[0], [0, 0, 0.04])
+    np.testing.assert_allclose(index.depth_sigma_world(np.arange(4))[2], [0, 0.12, 0.16])
+    np.testing.assert_allclose(index.depth_sigma_world(np.arange(4))[3], [0, 0, 0.18])
 
 
 def test_without_landmarks_the_depth_is_how_far_the_keyframes_spread():
@@ -108,4 +108,4 @@ def test_without_landmarks_the_depth_is_how_far_the_keyframes_spread():
     none = LandmarkTable(**{name: getattr(table, name)[:0] for name in table.__dataclass_fields__})
     index = MapIndex(replace(small, landmarks=none))
     assert index.depth_of(0) == pytest.approx(0.5)
-    assert len(index.landmark_features(0).landmark) == 0
+    assert (index.tracked_features(0).landmark == -1).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from map_samples import in_two_segments
 from oracle import OraclePredictor, OracleTracker, OracleWorld, look_along, room_path, room_points
 
-from relocalizer.config import RelocalizerConfig
+from relocalizer.config import RelocalizationConfig
 from relocalizer.errors import MapError
 from relocalizer.geometry import exp_so3, log_so3, rigid, rotation_angle, rotation_matrix, translation_of
 from relocalizer.interfaces import CalibratedImage, NoEstimate
@@ -68,7 +69,7 @@ class Room:
         return CalibratedImage(frame.image, frame.camera, features) if camera else CalibratedImage(frame.image)
 
     def relocalizer(self, reference_map=None, **changes):
-        return Relocalizer(reference_map or self.map, self.predictor, config=RelocalizerConfig(**changes))
+        return Relocalizer(reference_map or self.map, self.predictor, config=RelocalizationConfig(**changes))
 
     def error(self, k, outcome):
         """(meters, degrees); a refusal fails the test and shows its reason."""
@@ -145,7 +146,7 @@ def test_many_images_are_encoded_and_related_in_one_call_each(room):
             calls.append(("relate", len(pairs)))
             return super().relate(pairs)
 
-    relocalizer = Relocalizer(room.map, Counting(room.world), config=RelocalizerConfig(candidates=5))
+    relocalizer = Relocalizer(room.map, Counting(room.world), config=RelocalizationConfig(candidates=5))
     for row in range(len(room.map.keyframes)):
         relocalizer._restore(row)
     calls.clear()
@@ -156,7 +157,7 @@ def test_many_images_are_encoded_and_related_in_one_call_each(room):
 def test_an_image_that_shows_nothing_is_not_found_and_says_why():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
-    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognized, 12 needed")
+    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognized, 8 needed")
 
 
 def test_without_landmarks_an_image_that_no_keyframe_knows_is_not_found_either():
@@ -216,10 +217,10 @@ def test_a_predictor_that_relates_nothing_leaves_the_landmarks_to_tell_the_pose(
 
 
 def test_fewer_landmarks_than_asked_for_are_refused_with_both_numbers(room):
-    config = RelocalizerConfig(min_inliers=1000)
+    config = RelocalizationConfig(min_inliers=1000)
     outcome = Relocalizer(room.map, Silent(room.world), config=config).locate(room.view(51))
     assert isinstance(outcome, NotFound)
-    assert outcome.reason.endswith("landmarks recognized, 1000 needed")
+    assert re.fullmatch(r"\d+ of \d+ projected landmarks agree, 1000 and \d+% needed", outcome.reason)
 
 
 def test_where_landmarks_are_too_few_to_speak_the_keyframes_do(room):
@@ -231,7 +232,8 @@ def test_where_landmarks_are_too_few_to_speak_the_keyframes_do(room):
 def test_when_neither_landmarks_nor_keyframes_tell_both_reasons_are_given(room):
     outcome = room.relocalizer(min_inliers=1000, min_views=20).locate(room.view(51))
     assert isinstance(outcome, NotFound)
-    assert "landmarks recognized, 1000 needed; without them, 8 of 8 keyframes agree, 20 needed" in outcome.reason
+    assert "projected landmarks agree, 1000 and" in outcome.reason
+    assert outcome.reason.endswith("needed; without them, 8 of 8 keyframes agree, 20 needed")
 
 
 def test_landmarks_in_one_corner_of_the_image_are_refused(room):

@@ -109,7 +109,7 @@ def test_the_real_tracker_and_predictor_bear_images_of_all_kinds():
         "features": {"max_features": 300},
         "initialization": {"min_landmarks": 15, "min_confirming": 15, "min_parallax_px": 5.0, "min_parallax_deg": 0.3},
         "bundle_adjustment": {"window": 3, "final": "always", "final_rounds": 1},
-        "relocalization": {"restart_after": 2},
+        "tracking": {"restart_after": 2},
     }
     config = config.model_copy(update={n: getattr(config, n).model_copy(update=u) for n, u in sections.items()})
     slam = Slam(

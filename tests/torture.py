@@ -128,7 +128,11 @@ def settings(rng: np.random.Generator) -> SlamConfig:
             "min_parallax_px": some(5.0, 24.0),
         },
         "keyframes": {"min_gap": some(1, 2, 3), "parallax_px": some(15.0, 28.0)},
-        "tracking": {"min_inliers": some(6, 10, 20)},
+        "tracking": {
+            "min_inliers": some(6, 10, 20),
+            "look_back": some(0, 1, 7, 30),
+            "restart_after": some(1, 3, 10),
+        },
         "landmarks": {"search_keyframes": some(0, 4, 12), "min_parallax_deg": some(0.1, 1.0)},
         "bundle_adjustment": {
             "window": some(2, 4, 6),
@@ -154,11 +158,9 @@ def settings(rng: np.random.Generator) -> SlamConfig:
         },
         "relocalization": {
             "candidates": some(1, 2, 4),
-            "min_inliers": some(6, 20),
-            "min_share": some(0.0, 0.5),
-            "relatives": some(0, 3),
-            "look_back": some(0, 1, 7, 30),
-            "restart_after": some(1, 3, 10),
+            "min_inliers": some(6, 12, 20),
+            "min_confidence": some(0.0, 0.5),
+            "covisible_keyframes": some(0, 3, 6),
         },
     }
     update = {name: getattr(config, name).model_copy(update=values) for name, values in drawn.items()}
@@ -186,13 +188,13 @@ class Scenario:
     def _let_it_happen(self) -> None:
         """Settings under which kinds that were dealt can strike at all."""
         has = self.troubles.has
-        linking, landmarks, refinement, relocalization = (dict[str, Any]() for _ in range(4))
+        linking, landmarks, refinement, tracking = (dict[str, Any]() for _ in range(4))
         if any(map(has, LIES)):
             linking |= {"min_inliers": 8, "min_cells": 1}
         if has(Trouble.BEGUN_ANEW) or has(Trouble.JOINED):
             linking |= {"min_inliers": 8, "min_cells": 1, "candidates": 4, "min_gap": 3}
             linking["robust"] = bool(self.rng.random() < 0.5)
-            relocalization["restart_after"] = 3
+            tracking["restart_after"] = 3
         if has(Trouble.SLIPS):
             landmarks["search_keyframes"] = 0  # a place that is tied already is not slipped to
         if has(Trouble.WAITING_LOOPS):
@@ -205,7 +207,7 @@ class Scenario:
             "loop_closing": linking,
             "landmarks": landmarks,
             "bundle_adjustment": refinement,
-            "relocalization": relocalization,
+            "tracking": tracking,
         }
         update = {name: getattr(self.config, name).model_copy(update=values) for name, values in changes.items()}
         self.config = self.config.model_copy(update=update)

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.config import FeaturesConfig, GeometricConfig, PosedImagesConfig, RelocalizerConfig
+from relocalizer.config import FeaturesConfig, GeometricConfig, PosedImagesConfig, RelocalizationConfig
 from relocalizer.geometry import align_points, rotation_angle, rotation_matrix, translation_of
 from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage
@@ -37,7 +37,7 @@ from slam.input.posed_images import open_posed
 
 BATCH = 16
 WRONG_M, WRONG_DEG = 0.25, 5.0
-ANYTHING = RelocalizerConfig(
+ANYTHING = RelocalizationConfig(
     min_inliers=4, min_cells=1, max_rival_share=1.0, max_disagreement_deg=180.0, min_confidence=0.0, min_views=2
 )
 
@@ -298,7 +298,7 @@ def _row(outcome: Relocalization | NotFound, query: PosedImage | None, relocaliz
     e = outcome.evidence
     common = (float(right), meters / outcome.bound.distance, deg)
     if outcome.how == "averaged":
-        return (*common, 0.0, 0.0, 0.0, 0.0, 0.0, e.views, 0.0, e.position_sigma, outcome.confidence, e.related)
+        return (*common, 0.0, 0.0, 0.0, 0.0, 0.0, e.views, 0.0, e.position_sigma, outcome.confidence, e.covisible)
     return (
         *common, 1.0, e.inliers, e.matches, e.cells, e.rival, e.views, e.disagreement_deg, e.position_sigma,
         outcome.confidence, 0.0,

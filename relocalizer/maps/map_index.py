@@ -3,46 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from relocalizer.geometry import FloatArray
+from relocalizer.camera import Camera
+from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.landmark_source import TrackedFeatures
 from relocalizer.maps.reference_map import Ids, ReferenceMap, restored
 
 CACHED_KEYFRAMES = 256  # number of keyframes whose features are cached, about 0.5 MB each
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LandmarkFeatures:
-    """Features of a keyframe with a triangulated landmark: unit `descriptors` (N, 128) and `landmark` rows (N,)."""
-
-    descriptors: NDArray[np.float32]
-    landmark: Ids
-
-
 class MapIndex:
-    """Index over the rows of keyframes and landmarks of a map. It does not modify the map."""
+    """Index over the rows of keyframes and landmarks of a map, a `LandmarkSource`. It does not modify the map."""
 
     def __init__(self, reference_map: ReferenceMap) -> None:
         self.map = reference_map
         self._row_of_track = _rows(reference_map)
-        self.landmark_features = lru_cache(maxsize=CACHED_KEYFRAMES)(self._landmark_features)
+        self.tracked_features = lru_cache(maxsize=CACHED_KEYFRAMES)(self._tracked_features)
 
     def descriptors(self, landmarks: Ids) -> NDArray[np.float32]:
         """Unit descriptors (N, 128) of landmark rows (N,)."""
         return restored(self.map.landmarks.descriptors[landmarks])
 
-    def _landmark_features(self, row: int) -> LandmarkFeatures:
-        """The features of keyframe `row` whose tracks are triangulated."""
-        table = self.map.features
-        part = slice(int(table.offsets[row]), int(table.offsets[row + 1]))
-        landmark = self._landmark_rows(table.landmark[part])
-        is_triangulated = landmark >= 0
-        return LandmarkFeatures(restored(table.descriptors[part][is_triangulated]), landmark[is_triangulated])
+    def camera_of(self, row: int) -> Camera:
+        """The camera of keyframe `row`."""
+        return self.map.camera_of(row)
+
+    def pose_of(self, row: int) -> Similarity:
+        """world_from_keyframe of keyframe `row`."""
+        return self.map.keyframes.world_from_keyframe(row)
+
+    def is_triangulated(self, landmarks: Ids) -> NDArray[np.bool_]:
+        """True for every landmark row (N,): a stored map has no other landmarks."""
+        return np.ones(len(landmarks), bool)
+
+    def points_world(self, landmarks: Ids) -> FloatArray:
+        """Points (N, 3) of landmark rows, map units."""
+        return np.asarray(self.map.points_world[landmarks])
+
+    def depth_sigma_world(self, landmarks: Ids) -> FloatArray:
+        """One standard deviation (N, 3) of landmark rows along their anchors' rays, in the world, map units."""
+        return np.asarray(self._depth_sigma_world[landmarks])
+
+    def _tracked_features(self, row: int) -> TrackedFeatures:
+        """The features of keyframe `row`, with the landmark rows of those whose tracks are triangulated."""
+        return TrackedFeatures(self.map.features.of(row), self._landmark_rows(self.map.features.landmarks_of(row)))
 
     def _landmark_rows(self, tracks: Ids) -> Ids:
         """Row of each track's landmark, -1 for a track that is not triangulated."""
@@ -59,18 +68,17 @@ class MapIndex:
         shape = (len(self.map.keyframes), len(self.map.landmarks))
         return csr_array((np.ones(int(known.sum()), np.int32), (keyframe[known], landmark[known])), shape=shape)
 
-    def landmarks_of(self, rows: Sequence[int]) -> Ids:
+    def observed_landmarks(self, rows: Sequence[int]) -> Ids:
         """Rows, ascending, of the landmarks observed by any of these keyframes."""
         table = self._visibility
         parts = [table.indices[table.indptr[row] : table.indptr[row + 1]] for row in rows]
         return np.unique(np.concatenate([*parts, np.zeros(0, np.int64)])).astype(np.int64)
 
-    def covisible_keyframes(self, landmarks: Ids, count: int, exclude: Sequence[int] = ()) -> list[int]:
+    def observers(self, landmarks: Ids, count: int) -> list[int]:
         """Rows of at most `count` keyframes that observe the most of these landmark rows, in descending order."""
         wanted = np.zeros(len(self.map.landmarks), np.int32)
         wanted[landmarks] = 1
         shared = np.asarray(self._visibility @ wanted)
-        shared[list(exclude)] = 0
         order = np.argsort(-shared, kind="stable")[:count]
         return [int(row) for row in order if shared[row] > 0]
 
@@ -97,7 +105,7 @@ class MapIndex:
         return float(np.median(self.depths[self.map.keyframes.segment == segment]))
 
     @cached_property
-    def depth_sigma_world(self) -> FloatArray:
+    def _depth_sigma_world(self) -> FloatArray:
         """Displacement (M, 3) of each landmark by one sigma along its anchor's ray, in the world, map units."""
         table, keyframes = self.map.landmarks, self.map.keyframes
         anchor = np.array([self.map.row_of[int(a)] for a in table.anchor], dtype=np.int64)

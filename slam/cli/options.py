@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
-# Sections of the settings that `slam run` uses; `relocalizer` is used by `slam relocalize`.
+# Sections of the settings that `slam run` uses.
 SECTIONS = (
     "seed", "input", "features", "predictor", "tracks", "initialization", "tracking", "keyframes", "landmarks",
     "bundle_adjustment", "loop_closing", "relocalization", "metric_scale",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.input.query_images import QueryImage, QueryReader
 
-USED = ("seed", "input", "predictor", "relocalizer")  # sections of the settings that this command uses
+USED = ("seed", "input", "predictor", "relocalization")  # sections of the settings that this command uses
 BATCH = 16  # number of images per batch of the predictor; larger batches take more memory and are hardly faster
 
 
@@ -86,7 +86,7 @@ def relocalize(
     queries = query_images(images)
     reference_map = load_map(map)
     predictor = _predictor_of(reference_map, settings)
-    relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalizer)
+    relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalization)
     camera_needed = predictor.name == "geometric"
     reader = QueryReader(camera, reference_map.cameras, settings.input, camera_needed=camera_needed)
     if not quiet:

@@ -73,5 +73,5 @@ def build_modules(
         loop_detector=detector,
         loop_closer=LoopCloser(loops, mapper, detector, verifier, components.optimizer, publish),
         relocalizer=relocalizer,
-        deferred=DeferredRelocalizer(config.relocalization.look_back, log, frame_tracker, relocalizer, publish),
+        deferred=DeferredRelocalizer(config.tracking.look_back, log, frame_tracker, relocalizer, publish),
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from relocalizer.config import FeaturesConfig, GeometricConfig, RelocalizerConfig, Section
+from relocalizer.config import FeaturesConfig, GeometricConfig, RelocalizationConfig, Section
 from relocalizer.predictors import plugins
 
 
@@ -133,6 +133,18 @@ class TrackingConfig(Section):
 
     min_inliers: int = Field(20, ge=6, le=1000, description="Minimum number of inlier landmarks of a pose.")
     min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Minimum inlier ratio among the tracked landmarks.")
+    look_back: int = Field(
+        300,
+        ge=0,
+        le=10000,
+        description="Maximum number of frames without a pose that are stored and relocalized at the end of the run.",
+    )
+    restart_after: int = Field(
+        10,
+        ge=1,
+        le=100000,
+        description="Number of lost frames after which a new map segment may be initialized.",
+    )
 
 
 class LandmarksConfig(Section):
@@ -224,60 +236,6 @@ class LoopClosingConfig(Section):
     )
 
 
-class RelocalizationConfig(Section):
-    """Relocalization after tracking loss, in a run (slam run)."""
-
-    candidates: int = Field(5, ge=1, le=50, description="Number of retrieved keyframes tried per frame.")
-    min_inliers: int = Field(
-        40, ge=6, le=1000, description="Minimum number of inlier landmarks, matched by projection."
-    )
-    min_confirming: int = Field(
-        10,
-        ge=6,
-        le=1000,
-        description="Minimum number of inlier landmarks if a confident pair estimate is consistent with the pose.",
-    )
-    min_cells: int = Field(
-        8,
-        ge=1,
-        le=48,
-        description="Minimum number of image cells (of 8 x 6) with inliers if the pair estimate is not confident.",
-    )
-    min_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Minimum inlier ratio among landmarks matched by projection, applied when they are few.",
-    )
-    covisible_keyframes: int = Field(
-        8,
-        ge=0,
-        le=100,
-        description="Number of keyframes covisible with a candidate whose landmarks are matched as well.",
-    )
-    search_radius_px: float = Field(
-        10.0,
-        gt=0,
-        le=100,
-        description="Search radius around the projection of a landmark under the initial pose, pixels.",
-    )
-    min_similarity: float = Field(
-        0.8, gt=0, lt=1, description="Minimum inner product of two descriptors matched by projection."
-    )
-    look_back: int = Field(
-        300,
-        ge=0,
-        le=10000,
-        description="Maximum number of frames without a pose that are stored and relocalized at the end of the run.",
-    )
-    restart_after: int = Field(
-        10,
-        ge=1,
-        le=100000,
-        description="Number of lost frames after which a new map segment may be initialized.",
-    )
-
-
 class MetricScaleConfig(Section):
     """Conversion of map units to meters."""
 
@@ -303,5 +261,4 @@ class SlamConfig(Section):
     bundle_adjustment: BundleAdjustmentConfig = BundleAdjustmentConfig()
     loop_closing: LoopClosingConfig = LoopClosingConfig()
     relocalization: RelocalizationConfig = RelocalizationConfig()
-    relocalizer: RelocalizerConfig = RelocalizerConfig()
     metric_scale: MetricScaleConfig = MetricScaleConfig()

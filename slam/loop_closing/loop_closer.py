@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from relocalizer.pose_from_matches import EstimatedPose, PoseRejected
 from slam.config.schema import LoopClosingConfig
 from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, Event, GraphOptimized
 from slam.loop_closing.loop_detector import LoopDetector
@@ -21,7 +22,6 @@ from slam.loop_closing.pose_graph import LOOP_LIMIT, GraphOptimizer, Solution
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracks import Tracks
 from slam.mapping.mapper import Mapper
-from slam.relocalization.pose_from_matches import EstimatedPose, PlaceNotMatched
 
 OUT_OF_RANGE = "its length or its scale is beyond what a map can hold"
 MAX_JOIN_LOG_SCALE = 0.2  # maximum standard deviation of the log scale of a loop that joins two segments
@@ -73,7 +73,7 @@ class LoopCloser:
     def _verify_and_close(self, c: int, k: int) -> bool:
         """Verify one candidate, and close the loop if it is accepted; whether it was closed."""
         outcome = self._verifier.verify(c, k)
-        if isinstance(outcome, PlaceNotMatched):
+        if isinstance(outcome, PoseRejected):
             self._reject(c, k, outcome.reason, outcome.landmarks)
             return False
         return self._close_if_accepted(outcome)
@@ -113,7 +113,7 @@ class LoopCloser:
         if before is None or before - c < self._config.min_gap or (c, before) in self._map.graph.edges:
             return None
         outcome = self._verifier.verify(c, before)
-        if isinstance(outcome, PlaceNotMatched):
+        if isinstance(outcome, PoseRejected):
             self._reject(c, before, f"second look: {outcome.reason}", outcome.landmarks)
             return None
         return outcome
@@ -195,11 +195,12 @@ class LoopCloser:
     def _fuse_landmarks(self, k: int, found: EstimatedPose) -> None:
         """Fuse the landmarks that keyframe k observes with the old landmarks they were matched to."""
         landmarks = self._map.landmarks
-        is_current = landmarks.is_triangulated(found.matches.tracks.ids)  # False for ids fused since the match
+        is_current = landmarks.is_triangulated(found.matches.landmark)  # False for ids fused since the match
         matches = found.matches.where(is_current)
-        old, own = matches.tracks.ids, landmarks.feature_tracks[k][matches.feature]
+        pixels = self._map.graph.keyframes[k].features.pixels[matches.feature]
+        old, own = matches.landmark, landmarks.feature_tracks[k][matches.feature]
         has_track = own >= 0
         new = ~has_track & ~np.isin(old, landmarks.observed[k].ids)
-        self._map.add_observations(k, matches.feature[new], Tracks(old[new], matches.tracks.pixels[new]))
+        self._map.add_observations(k, matches.feature[new], Tracks(old[new], pixels[new]))
         differ = has_track & (own != old)
         self._map.fuse_landmarks(old[differ], own[differ])

@@ -11,6 +11,17 @@ from relocalizer.absolute_pose import pose_information
 from relocalizer.features import CELLS, occupied_cells
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.interfaces import NoEstimate, PosePredictor
+from relocalizer.pose_from_matches import (
+    FEATURE_NOISE_PX,
+    EstimatedPose,
+    FeatureMatches,
+    GuidedSearch,
+    ObservedImage,
+    PoseRejected,
+    estimate_pose,
+    match_keyframes,
+    refine_with_guided_matching,
+)
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
 from slam.config.schema import LoopClosingConfig
@@ -27,17 +38,12 @@ from slam.loop_closing.pairwise_consistency import squared_distance
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.slam_map import SlamMap
 from slam.predictor_checks import relate
-from slam.relocalization.frame_relocalizer import COVISIBLE_KEYFRAMES, estimate_pose_at_place, match_place
-from slam.relocalization.pose_from_matches import (
-    FEATURE_NOISE_PX,
-    EstimatedPose,
-    PlaceNotMatched,
-    refine_with_guided_matching,
-)
 
+COVISIBLE_KEYFRAMES = 3  # number of covisible keyframes matched besides the candidate
+MATCH_RATIO = 0.85  # maximum ratio of descriptor distances, best to second best (Lowe's ratio test)
+MIN_FIRST_MATCHES = 8  # minimum number of matches with the candidate alone, whatever `min_inliers` is
 MIN_SCALE_LANDMARKS = 8  # minimum number of landmarks with a depth on both sides for the scale of a loop
-GUIDED_RADIUS_PX = 10.0  # search radius of guided matching around the projection of a landmark, pixels
-GUIDED_SIMILARITY = 0.8  # minimum descriptor similarity of guided matching
+GUIDED_SEARCH = GuidedSearch(radius_px=10.0, min_similarity=0.8)
 MIN_GUIDED_RATIO = 2 / 3  # minimum ratio of the number of inliers after guided matching to that before
 CHI2_6DOF_999 = 22.46  # 99.9 % quantile of chi-square with 6 degrees of freedom
 
@@ -69,35 +75,51 @@ class LoopVerifier:
         self._predictor = predictor
         self._publish = publish
 
-    def verify(self, c: int, k: int) -> Verified | PlaceNotMatched:
+    def verify(self, c: int, k: int) -> Verified | PoseRejected:
         """Test whether keyframe k observes the place of keyframe c; the cheapest tests come first.
 
         Returns:
             The loop, or the reason why there is none.
         """
         graph, config = self._map.graph, self._config
-        features, camera = graph.keyframes[k].features, graph.keyframes[k].camera
-        matches = match_place(features, c, self._map, min_inliers=config.min_inliers)
-        if isinstance(matches, PlaceNotMatched):
+        image = self._image_of(k)
+        matches = self._match_candidate(image, c)
+        if isinstance(matches, PoseRejected):
             return matches
         estimate = relate(self._predictor, graph.keyframes[c].encoded, graph.keyframes[k].encoded)
         if isinstance(estimate, NoEstimate):
-            return PlaceNotMatched(estimate.reason)
+            return PoseRejected(estimate.reason)
         if estimate.confidence < config.min_confidence:
             needed = f"{config.min_confidence:g} needed"
-            return PlaceNotMatched(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
-        found = estimate_pose_at_place(
-            features, camera, c, matches, estimate, self._map, min_inliers=config.min_inliers
-        )
-        if isinstance(found, PlaceNotMatched):
+            return PoseRejected(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
+        covisible = self._map.covisible(c, COVISIBLE_KEYFRAMES)
+        matches = match_keyframes(image.features, covisible, self._map, ratio=MATCH_RATIO, earlier=matches).one_to_one()
+        found = estimate_pose(matches, image, self._map, reference=c, estimate=estimate, min_inliers=config.min_inliers)
+        if isinstance(found, PoseRejected):
             return found
-        cells = occupied_cells(found.matches.tracks.pixels, camera)
+        cells = occupied_cells(image.features.pixels[found.matches.feature], image.camera)
         if cells < config.min_cells:
             landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the image"
-            return PlaceNotMatched(f"{landmarks}, {config.min_cells} needed", found.fit.inlier_count)
+            return PoseRejected(f"{landmarks}, {config.min_cells} needed", found.fit.inlier_count)
         return self._refine_pose(Verified(self.loop_edge(c, k, found), found))
 
-    def _refine_pose(self, loop: Verified) -> Verified | PlaceNotMatched:
+    def _image_of(self, k: int) -> ObservedImage:
+        keyframe = self._map.graph.keyframes[k]
+        return ObservedImage(keyframe.features, keyframe.camera)
+
+    def _match_candidate(self, image: ObservedImage, c: int) -> FeatureMatches | PoseRejected:
+        """Matches with keyframe c alone, or why they are too few for the image to show its place.
+
+        Before the predictor, which takes much longer: most candidates are wrong.
+        """
+        matches = match_keyframes(image.features, [c], self._map, ratio=MATCH_RATIO)
+        enough = max(MIN_FIRST_MATCHES, self._config.min_inliers // 2)
+        if len(matches) < enough:
+            recognized = len(matches)
+            return PoseRejected(f"{recognized} points of keyframe {c} recognized, {enough} needed", recognized)
+        return matches
+
+    def _refine_pose(self, loop: Verified) -> Verified | PoseRejected:
         """The loop with its pose refined by guided matching, or why it is rejected.
 
         All landmarks of the place are matched near their projections. At the right pose about as many as before are
@@ -105,29 +127,24 @@ class LoopVerifier:
         monocular SLAM system", 2015, section VII-B. The edge keeps its sigmas: guided matches are biased towards the
         pose that guided them.
         """
-        c, k, graph, landmarks = loop.edge.i, loop.edge.j, self._map.graph, self._map.landmarks
-        place = [c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]
-        ids = np.unique(np.concatenate([landmarks.observed[i].ids for i in place]))
+        c, k = loop.edge.i, loop.edge.j
         refined = refine_with_guided_matching(
-            loop.found,
-            graph.keyframes[k].features,
-            graph.keyframes[k].camera,
-            ids[landmarks.is_triangulated(ids)],
-            landmarks,
-            graph,
-            radius_px=GUIDED_RADIUS_PX,
-            min_similarity=GUIDED_SIMILARITY,
+            loop.found.fit.world_from_cam,
+            self._image_of(k),
+            self._map.observed_landmarks([c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]),
+            self._map,
+            GUIDED_SEARCH,
         )
         count, needed = refined.fit.inlier_count, int(np.ceil(MIN_GUIDED_RATIO * loop.edge.inliers))
         if count < needed:
-            return PlaceNotMatched(f"looked at closer, {count} landmarks agree, {needed} needed", count)
-        pose_c, scale = graph.world_from_keyframe[c], loop.edge.i_from_j.scale
+            return PoseRejected(f"looked at closer, {count} landmarks agree, {needed} needed", count)
+        pose_c, scale = self._map.pose_of(c), loop.edge.i_from_j.scale
         c_from_k = pose_c.inverse() @ Similarity.from_rigid(refined.fit.world_from_cam, pose_c.scale * scale)
         change = log_error(loop.edge.i_from_j, c_from_k)[:6]
         distance = squared_distance(change, edge_covariance(loop.edge)[:6, :6])
         if distance > CHI2_6DOF_999:
             reason = f"chi-square {distance:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
-            return PlaceNotMatched(f"looked at closer, {reason}", count)
+            return PoseRejected(f"looked at closer, {reason}", count)
         return Verified(replace(loop.edge, i_from_j=c_from_k), refined)
 
     def loop_edge(self, c: int, k: int, found: EstimatedPose) -> Edge:
@@ -152,7 +169,7 @@ class LoopVerifier:
 
     def _loop_information(self, k: int, found: EstimatedPose) -> FloatArray:
         """Information (6, 6) of a loop's pose, which includes the uncertainty of the landmarks."""
-        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.tracks.ids
+        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.landmark
         return pose_information(
             landmarks.points_world(ids, graph),
             landmarks.depth_sigma_world(ids, graph),
@@ -167,7 +184,7 @@ class LoopVerifier:
         The ratio is measured by the points that are two landmarks, one on each side of the loop. Its sigma is the
         larger of the scatter of the ratios of their depths and the uncertainty of these depths.
         """
-        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.tracks.ids
+        graph, landmarks, ids = self._map.graph, self._map.landmarks, found.matches.landmark
         own = landmarks.feature_tracks[k][found.matches.feature]
         both = (own >= 0) & (own != ids)  # a landmark that is the same on both sides has the ratio 1 by definition
         both[both] = landmarks.is_triangulated(own[both])

@@ -26,5 +26,5 @@ def join_segments(
         if len(set(graph.segment_of.values())) == 1:
             break
         for match in relocalizer.find_in_other_segments(k, min_inliers=min_inliers):
-            loop_closer.join(match.keyframe_id, k, match.found)
+            loop_closer.join(match.keyframe_id, k, match.pose.found)
     return len(set(graph.segment_of.values())) < before

@@ -9,9 +9,11 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
+from relocalizer.landmark_source import TrackedFeatures
 from slam.map.frames import Keyframe
 from slam.map.keyframe_graph import Edge, KeyframeGraph
 from slam.map.landmarks import LandmarkMap
@@ -25,9 +27,10 @@ Ids = NDArray[np.int64]
 class SlamMap:
     """Keyframes with their poses and edges, landmarks with their observations, and the queries over both.
 
-    The counterpart of ORB-SLAM's map with its covisibility graph; covisibility is counted on demand. The map is the
-    only writer of its graph and its landmarks: `slam.tracking`, `slam.mapping`, `slam.loop_closing` and
-    `slam.sessions` change them through the methods of this class.
+    The counterpart of ORB-SLAM's map with its covisibility graph; covisibility is counted on demand. Images are
+    localized in it as in a stored map (`relocalizer.landmark_source.LandmarkSource`). The map is the only writer of
+    its graph and its landmarks: `slam.tracking`, `slam.mapping`, `slam.loop_closing` and `slam.sessions` change them
+    through the methods of this class.
 
     Attributes:
         graph, landmarks: to be read only.
@@ -91,6 +94,44 @@ class SlamMap:
     def lens_of(self, k: int) -> IntrinsicsCorrection:
         """The intrinsics correction of the camera of keyframe k."""
         return self.lenses.get(self.graph.segment_of[k], IntrinsicsCorrection())
+
+    def camera_of(self, k: int) -> Camera:
+        """The camera of keyframe k."""
+        return self.graph.keyframes[k].camera
+
+    def pose_of(self, k: int) -> Similarity:
+        """world_from_keyframe of keyframe k."""
+        return self.graph.world_from_keyframe[k]
+
+    def tracked_features(self, k: int) -> TrackedFeatures:
+        """The local features of keyframe k, with their tracks."""
+        return TrackedFeatures(self.graph.keyframes[k].features, self.landmarks.feature_tracks[k])
+
+    def observed_landmarks(self, keyframes: Sequence[int]) -> NDArray[np.int64]:
+        """The triangulated tracks that any of these keyframes observes, ascending."""
+        ids = np.unique(np.concatenate([self.landmarks.observed[k].ids for k in keyframes]))
+        return ids[self.landmarks.is_triangulated(ids)]
+
+    def observers(self, landmarks: NDArray[np.int64], count: int) -> list[int]:
+        """Up to `count` keyframes that observe the most of these tracks (N,), in descending order."""
+        shared = self.landmarks.shared_with(landmarks, self.landmarks.observed.observers_of(landmarks))
+        return sorted((k for k in shared if shared[k]), key=lambda k: (-shared[k], -k))[:count]
+
+    def is_triangulated(self, landmarks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these tracks (N,) are landmarks."""
+        return self.landmarks.is_triangulated(landmarks)
+
+    def points_world(self, landmarks: NDArray[np.int64]) -> FloatArray:
+        """Points (N, 3) of landmarks, map units."""
+        return self.landmarks.points_world(landmarks, self.graph)
+
+    def depth_sigma_world(self, landmarks: NDArray[np.int64]) -> FloatArray:
+        """One standard deviation of each landmark along its anchor's ray, as a vector (N, 3), map units."""
+        return self.landmarks.depth_sigma_world(landmarks, self.graph)
+
+    def descriptors(self, landmarks: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit descriptors (N, 128) of tracks."""
+        return self.landmarks.descriptor[landmarks]
 
     def frame_index_of(self, k: int) -> int:
         """Index of the frame that keyframe k was made of."""
