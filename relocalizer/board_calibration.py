@@ -23,6 +23,7 @@ FEWEST_VIEWS, MOST_VIEWS = 5, 60  # minimum and maximum number of views of the b
 FEWEST_CORNERS = 8  # minimum number of corners of a view; a checkerboard is always seen whole
 MIN_MOVE = 0.02  # minimum mean displacement of the corners between two used views, fraction of the diagonal
 OUTLYING = 3.0  # ratio of the reprojection error of a view to the median from which the view is left out
+MIN_DISTORTION_PX = 1.0  # minimum displacement of a corner of the image by a distortion, pixels
 DICTIONARY = "DICT_5X5_250"
 _FORM = re.compile(r"(checkerboard|charuco):(\d+)x(\d+):([\d.]+)(?::([\d.]+)(?::(\w+))?)?")
 _FORMS = "checkerboard:COLUMNSxROWS:SQUARE or charuco:COLUMNSxROWS:SQUARE:MARKER[:DICTIONARY]"
@@ -169,7 +170,8 @@ def _displacement(a: BoardView, b: BoardView) -> float:
 def calibrate_with_board(board: Board, views: list[BoardView], width: int, height: int) -> BoardCalibration | None:
     """The camera of width x height images from views of a board; None where OpenCV finds no solution.
 
-    Distortion (radtan: k1 k2 p1 p2) is part of the camera if it lowers the Bayesian information criterion.
+    Distortion (radtan: k1 k2 p1 p2) is part of the camera if it lowers the Bayesian information criterion and moves a
+    corner of the image by more than `MIN_DISTORTION_PX`: systematic errors of detected corners look like a small one.
 
     Raises:
         ValueError: fewer than `FEWEST_VIEWS` views.
@@ -180,6 +182,7 @@ def calibrate_with_board(board: Board, views: list[BoardView], width: int, heigh
     found = [fit.without_outliers() for fit in fits if fit is not None]
     # Criteria compare models on the same views: those of the first, which has the smaller errors.
     found = [again for fit in found if (again := _Fit.of(board, found[0].views, (width, height), fit.flags))]
+    found = [fit for fit in found if fit.flags == _PINHOLE or fit.displacement_px > MIN_DISTORTION_PX] or found
     return min(found, key=lambda fit: fit.criterion).calibration if found else None
 
 
@@ -229,6 +232,13 @@ class _Fit:
         measured = 2 * sum(len(view.numbers) for view in self.views)
         lens = 4 if self.flags == _PINHOLE else 8
         return float(measured * np.log(self.rms_px**2) + lens * np.log(measured))
+
+    @property
+    def displacement_px(self) -> float:
+        """Largest displacement of a corner of the image by the distortion, pixels."""
+        camera, (width, height) = self.calibration.camera, self.size
+        corners = np.array([[0.0, 0.0], [width - 1.0, 0.0], [0.0, height - 1.0], [width - 1.0, height - 1.0]])
+        return float(np.linalg.norm(camera.distorted(camera.normalized(corners)) - corners, axis=1).max())
 
     def without_outliers(self) -> _Fit:
         """The fit without views of outlying error: a moved or blurred board, or swapped corners."""

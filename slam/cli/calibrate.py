@@ -91,7 +91,7 @@ def calibrate(
 
       slam calibrate film.mp4 -o camera.yaml
 
-      slam calibrate board.mp4 --board checkerboard:9x6:0.025 --preview board.jpg
+      slam calibrate film.mp4 --board checkerboard:9x6:0.025
 
       slam calibrate images/ --board charuco:7x5:0.04:0.03:DICT_5X5_100
 
