@@ -478,11 +478,26 @@ def test_a_camera_given_by_the_user_counts_before_that_of_the_map(tmp_path: Path
     assert opened(write_images(tmp_path / "a", 2), camera=mine, map_cameras=(OF_MAP,)).camera.fx == 77.0
 
 
-def test_a_camera_that_the_map_itself_only_assumed_is_not_taken(tmp_path: Path) -> None:
+def test_a_camera_that_the_map_itself_only_assumed_is_taken_and_remains_a_guess(tmp_path: Path) -> None:
     guessed = replace(OF_MAP, assumed=True)
     source = opened(write_images(tmp_path, 2), map_cameras=(guessed,))
-    assert source.camera == Camera.assume(64, 48, fov_deg=60.0)
-    assert "no camera given, so focal length" in source.description
+    assert source.camera == guessed
+    assert source.description.endswith("64x48, no camera given; focal length 50 px of the map, a guess")
+
+
+def test_a_guess_of_the_map_is_scaled_to_the_images_and_remains_a_guess(tmp_path: Path) -> None:
+    guessed = replace(OF_MAP, assumed=True)
+    source = opened(write_images(tmp_path, 2, 256, 192), map_cameras=(guessed,))
+    assert source.camera.assumed
+    assert source.camera.fx == 200.0
+    assert source.description.endswith("256x192, no camera given; focal length 200 px of the map, a guess")
+
+
+def test_a_known_camera_of_the_map_counts_before_one_that_is_a_guess(tmp_path: Path) -> None:
+    guessed = replace(OF_MAP, fx=30.0, fy=30.0, assumed=True)
+    source = opened(write_images(tmp_path, 2), map_cameras=(guessed, OF_MAP))
+    assert source.camera == OF_MAP
+    assert source.description.endswith("64x48, camera of the map, as no other was named")
 
 
 def test_images_of_another_shape_than_the_maps_get_an_assumed_camera_and_the_reason(tmp_path: Path) -> None:

@@ -18,7 +18,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from relocalizer.errors import UserError
-from slam.cli import bench, convert, doctor, evaluation, maps, maps_from_poses, relocalize, run, settings, view, weights
+from slam.cli import (
+    bench,
+    calibrate,
+    convert,
+    doctor,
+    evaluation,
+    maps,
+    maps_from_poses,
+    relocalize,
+    run,
+    settings,
+    view,
+    weights,
+)
 from slam.cli.options import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, complain
 from slam.cli.streams import lasting_streams
 
@@ -34,6 +47,7 @@ app = typer.Typer(
 )
 app.command(short_help="Run SLAM on a video or a folder of images")(run.run)
 app.command(short_help="Localize single images in a map")(relocalize.relocalize)
+app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
 app.command("eval", short_help="Evaluate a trajectory: ATE, RPE, coverage")(evaluation.evaluate_command)

@@ -55,7 +55,7 @@ def open_source(
             rtsp://, http:// or https:// address.
         camera: a camera.yaml that overrides the source's own camera.
         map_cameras: cameras of a map the images belong to. If no camera is given otherwise, one with the images'
-            aspect ratio is used, unless it was itself assumed.
+            aspect ratio is used; one that was itself assumed remains a guess.
         start, stride, max_frames: every `stride`-th image from number `start` on, at most `max_frames`.
 
     Raises:
@@ -65,7 +65,7 @@ def open_source(
     """
     spec, config = str(spec), InputConfig() if config is None else config
     selection = Selection(start, stride, max_frames)
-    given: CameraHint = MapCameras(tuple(known for known in map_cameras if not known.assumed))
+    given: CameraHint = MapCameras(tuple(map_cameras))
     if camera is not None:
         given = read_calibration(Path(camera))
     if spec.startswith("webcam:"):

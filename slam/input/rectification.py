@@ -38,17 +38,28 @@ def read_calibration(path: Path) -> GivenCamera:
 
 @dataclass(frozen=True, slots=True)
 class MapCameras:
-    """Cameras of the images of a map, used for new images without a given camera."""
+    """Cameras of the images of a map, used for new images without a given camera.
+
+    A camera that is a guess itself is better than another guess, because the map was made with it; it stays assumed.
+    """
 
     cameras: tuple[Camera, ...]
 
     def of(self, width: int, height: int) -> GivenCamera | None:
-        """The first camera of this aspect ratio, None if there is none; its source states if others differ from it."""
+        """The first camera of this aspect ratio, None if there is none; its source states if others differ from it.
+
+        A known camera precedes an assumed one.
+        """
         fitting = [camera for camera in self.cameras if is_in_proportion(camera, width, height)]
         if not fitting:
             return None
+        if fitting[0].assumed and any(not camera.assumed for camera in fitting):
+            fitting = [camera for camera in fitting if not camera.assumed]
         views = [camera.mean_focal / camera.width for camera in fitting]
         several = f", the first of {len(fitting)} of this shape" if max(views) > SAME_VIEW * min(views) else ""
+        if fitting[0].assumed:
+            focal_px = fitting[0].resized(width, height).mean_focal
+            return GivenCamera(fitting[0], f"focal length {focal_px:.0f} px of the map, a guess{several}")
         return GivenCamera(fitting[0], f"the map, as no other was named{several}")
 
 
@@ -143,6 +154,8 @@ def _camera_of_images(width: int, height: int, calibration: CameraHint | None, f
     if (camera.width, camera.height) == (width, height):
         return camera, f"{size}, no camera given; {source}" if camera.assumed else f"{size}, camera of {short}"
     calibrated = f"{camera.width}x{camera.height}"
+    if is_in_proportion(camera, width, height) and camera.assumed:
+        return camera.resized(width, height), f"{size}, no camera given; {source}"
     if is_in_proportion(camera, width, height):
         return camera.resized(width, height), f"{size}, camera of {short}, scaled from {calibrated}"
     hint = "pass --camera with one made for these images"

@@ -27,6 +27,7 @@ from slam.input.mask import Mask
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import MATCH_RATIO, examine_assumed
+from slam.progress import Progress, no_progress
 from slam.system import Slam
 
 # Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
@@ -109,18 +110,36 @@ def calibrate_first(source: FrameSource, config: SlamConfig) -> tuple[FrameSourc
         return source, None
     if not source.can_be_reread or source.length is None:
         return source, None
-    pairs = sampled_pairs(source, source.length, config.features)
+    camera, calibration = estimate_camera(source, source.length, config.features)
+    if not calibration.is_used:
+        return source, calibration
+    return source.with_calibration(GivenCamera(camera, calibration.sentence)), calibration
+
+
+def estimate_camera(
+    source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+) -> tuple[Camera, CalibrationPass]:
+    """The camera of a source's original images from pairs of its images, and how it was found.
+
+    Args:
+        source: a source whose camera is assumed; `length` is the number of its images.
+        on_progress: called for each group of images.
+
+    Returns:
+        The camera, still `assumed` because it is an estimate. If the estimate is not used, it is that of the source.
+    """
+    pairs = sampled_pairs(source, length, config, on_progress=on_progress)
     finding = examine_assumed(pairs, source.camera)
     start = source.calibration.mean_focal
     unused = CalibrationPass(start, start, len(pairs), finding.evidence)
     if finding.step.is_nothing or (finding.evidence.focal_sigma or 0.0) > USED_SIGMA:
-        return source, unused
+        return source.calibration, unused
     camera = _corrected(source.calibration, finding.step)
-    used = replace(unused, focal_px=camera.mean_focal, is_used=True, radial=finding.step.radial)
     try:
-        return source.with_calibration(GivenCamera(camera, used.sentence)), used
+        source.with_calibration(GivenCamera(camera, "the estimate"))
     except CameraError as error:
-        return source, replace(unused, evidence=LensEvidence(LensState.GUESS, reason=str(error)))
+        return source.calibration, replace(unused, evidence=LensEvidence(LensState.GUESS, reason=str(error)))
+    return camera, replace(unused, focal_px=camera.mean_focal, is_used=True, radial=finding.step.radial)
 
 
 def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
@@ -129,13 +148,15 @@ def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
     return replace(camera, model="radtan", distortion=(*step.radial, 0.0, 0.0)) if step.has_distortion else camera
 
 
-def sampled_pairs(source: RereadableSource, length: int, config: FeaturesConfig) -> list[ViewPair]:
+def sampled_pairs(
+    source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+) -> list[ViewPair]:
     """Matched pairs of images in groups spread evenly over the footage."""
     if length < 2:
         return []
     with source.random_access() as read:
         groups = _Groups(_Images(read, config, source.mask), length, max(source.camera.width, source.camera.height))
-        return groups.pairs()
+        return groups.pairs(on_progress)
 
 
 class _Images:
@@ -174,7 +195,7 @@ class _Groups:
         self._images, self._length, self._side_px = images, length, side_px
         self._gap = 1
 
-    def pairs(self) -> list[ViewPair]:
+    def pairs(self, on_progress: Progress) -> list[ViewPair]:
         count = int(np.clip(self._length // IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS))
         pairs: dict[tuple[int, int], ViewPair] = {}
         for number in range(count):
@@ -184,6 +205,7 @@ class _Groups:
             self._images.forget_before(first - MAX_GAP)
             for pair in self._group(first):
                 pairs[pair.first, pair.second] = pair
+            on_progress("groups of images", number + 1, count)
         return list(pairs.values())
 
     def _group(self, first: int) -> list[ViewPair]:
