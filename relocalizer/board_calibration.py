@@ -23,6 +23,9 @@ FEWEST_VIEWS, MOST_VIEWS = 5, 60  # minimum and maximum number of views of the b
 FEWEST_CORNERS = 8  # minimum number of corners of a view; a checkerboard is always seen whole
 MIN_MOVE = 0.02  # minimum mean displacement of the corners between two used views, fraction of the diagonal
 OUTLYING = 3.0  # ratio of the reprojection error of a view to the median from which the view is left out
+# Standard deviation of a focal length by errors that the corners of a board share, such as those of their detection;
+# the standard deviations of OpenCV assume independent errors.
+SYSTEMATIC_SIGMA = 0.003
 MIN_DISTORTION_PX = 1.0  # minimum displacement of a corner of the image by a distortion, pixels
 DICTIONARY = "DICT_5X5_250"
 _FORM = re.compile(r"(checkerboard|charuco):(\d+)x(\d+):([\d.]+)(?::([\d.]+)(?::(\w+))?)?")
@@ -137,7 +140,8 @@ class BoardCalibration:
 
     Attributes:
         camera: the camera, pinhole or radtan.
-        sigma: standard deviation of the logarithm of the focal length, from the residuals of the corners.
+        sigma: standard deviation of the logarithm of the focal length, from the residuals of the
+            corners and the systematic error of a board.
         views: number of views used.
         rms_px: root mean square of the reprojection errors, pixels.
     """
@@ -260,4 +264,4 @@ class _Fit:
             )
         # fx and fy are strongly correlated through the distance of the board, so their mean is no better than each.
         sigma = float(np.max(self.sigmas[:2] / self.numbers[:2]))
-        return BoardCalibration(camera, sigma, len(self.views), self.rms_px)
+        return BoardCalibration(camera, float(np.hypot(sigma, SYSTEMATIC_SIGMA)), len(self.views), self.rms_px)

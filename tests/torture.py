@@ -479,12 +479,15 @@ def torture(seed: int, frames: int, *, seconds: float = float("inf"), tell: Call
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="the first scenario")
-    parser.add_argument("--frames", type=int, default=2000, help="until so many have gone through")
+    parser.add_argument(
+        "--frames", type=int, help="number of frames; 2000, or any with --minutes"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="or so much time")
     parser.add_argument("--keep-going", action="store_true", help="past scenarios that fail; what failed is told")
     arguments = parser.parse_args()
+    limit = arguments.frames or (2000 if arguments.minutes == float("inf") else float("inf"))
     tally, failed, seed, started = Tally(), 0, arguments.seed, time.monotonic()
-    while tally.frames < arguments.frames and time.monotonic() - started < 60 * arguments.minutes:
+    while tally.frames < limit and time.monotonic() - started < 60 * arguments.minutes:
         try:
             tally.add(torture(seed, 1))
         except Failed as error:
