@@ -479,9 +479,7 @@ def torture(seed: int, frames: int, *, seconds: float = float("inf"), tell: Call
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="the first scenario")
-    parser.add_argument(
-        "--frames", type=int, help="number of frames; 2000, or any with --minutes"
-    )
+    parser.add_argument("--frames", type=int, help="number of frames; 2000, or any with --minutes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="or so much time")
     parser.add_argument("--keep-going", action="store_true", help="past scenarios that fail; what failed is told")
     arguments = parser.parse_args()
