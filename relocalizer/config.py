@@ -134,7 +134,10 @@ class RelocalizationConfig(Section):
         8.0, gt=0, le=180, description="Maximum angle between the averaged pose and the landmark pose, degrees."
     )
     min_views: int = Field(
-        3, ge=2, le=100, description="Minimum number of consistent keyframes for a pose without landmarks."
+        3,
+        ge=2,
+        le=100,
+        description="Minimum number of consistent keyframes for a pose without landmarks, and to reject one with them.",
     )
     min_confidence: float = Field(0.9, ge=0, le=1, description="Minimum confidence of a pose from landmarks.")
     averaging: AveragingConfig = AveragingConfig()

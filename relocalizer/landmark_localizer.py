@@ -252,7 +252,7 @@ class LandmarkLocalizer:
                 f"{evidence.inliers} landmarks agree with one place and {evidence.rival} with another "
                 f"(limit {config.max_rival_share:.0%})"
             )
-        if evidence.views >= 2 and evidence.disagreement_deg > config.max_disagreement_deg:
+        if evidence.views >= config.min_views and evidence.disagreement_deg > config.max_disagreement_deg:
             return (
                 f"keyframes and landmarks disagree by {evidence.disagreement_deg:.1f} deg "
                 f"(limit {config.max_disagreement_deg:g})"
