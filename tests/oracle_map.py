@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+from scipy.spatial.transform import RigidTransform
 
-from relocalizer.geometry import Similarity
+from relocalizer.geometry import Similarity, rotation_angle, rotation_matrix, translation_of
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.events import Event
@@ -78,3 +79,17 @@ def build(
     for index in indices:
         builder.add(index, pose=pose(index) if pose else None)
     return builder
+
+
+def refined_walk(keyframes: int, step: int) -> MapBuilder:
+    """Keyframes at their true poses, `step` frames apart in the room, refined once."""
+    builder = build(room(), range(0, keyframes * step, step), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
+    builder.mapper.adjustment.local_bundle_adjustment(keyframes - 1)
+    return builder
+
+
+def pose_error(pose: RigidTransform, builder: MapBuilder, index: int) -> tuple[float, float]:
+    """Error (degrees, meters) of a pose of frame `index`."""
+    between = builder.world.poses[index].inv() * pose
+    degrees = np.degrees(rotation_angle(rotation_matrix(between)))
+    return float(degrees), float(np.linalg.norm(translation_of(between)))

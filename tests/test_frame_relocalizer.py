@@ -7,10 +7,9 @@ import re
 import numpy as np
 import pytest
 from oracle import OraclePredictor, OracleWorld
-from oracle_map import build, room
+from oracle_map import build, pose_error, refined_walk, room
 
 from relocalizer.config import RelocalizationConfig
-from relocalizer.geometry import rotation_angle, rotation_matrix, translation_of
 from relocalizer.guided_evidence import GuidedEvidence
 from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.retrieval import FaissRetriever
@@ -25,19 +24,11 @@ FAR = 120  # half a turn later: it sees nothing of the map
 @pytest.fixture(scope="module")
 def walk():
     """Eight keyframes at their true poses, refined. Read only."""
-    builder = build(room(), range(0, 8 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
-    builder.mapper.adjustment.local_bundle_adjustment(7)
-    return builder
-
-
-def error_of(pose, builder, index):
-    """(degrees, meters) of a pose against frame `index`."""
-    between = builder.world.poses[index].inv() * pose
-    return np.degrees(rotation_angle(rotation_matrix(between))), float(np.linalg.norm(translation_of(between)))
+    return refined_walk(8, STEP)
 
 
 class Fixed:
-    """A retriever that answers what it is told, and remembers what it was asked to leave out."""
+    """A retriever with fixed results, which stores the excluded keys of its last query."""
 
     def __init__(self, *keys):
         self.keys, self.excluded = keys, None
@@ -73,7 +64,7 @@ def test_a_place_that_looks_alike_is_tried_when_the_active_keyframe_fails(walk):
     found = relocalizer(walk, Fixed(6)).relocalize(walk.seen(6 * STEP + 2), active=0)
     assert isinstance(found, RelocalizedFrame)
     assert found.keyframe_id == 6
-    assert error_of(found.world_from_cam, walk, 6 * STEP + 2)[1] < 0.02
+    assert pose_error(found.world_from_cam, walk, 6 * STEP + 2)[1] < 0.02
 
 
 def test_a_real_retriever_finds_the_place_among_all(walk):
@@ -135,7 +126,7 @@ def test_a_predictor_that_knows_nothing_still_leaves_the_search(walk):
     mute = FrameRelocalizer(CONFIG, walk.mapper.map, Mute(walk.world), Fixed())
     found = mute.relocalize(walk.seen(NEAR), active=4)
     assert isinstance(found, RelocalizedFrame)
-    assert error_of(found.world_from_cam, walk, NEAR)[1] < 0.02
+    assert pose_error(found.world_from_cam, walk, NEAR)[1] < 0.02
 
 
 @pytest.mark.parametrize("config", [{"min_cells": 48}, {"min_inliers": 1000}])
@@ -160,7 +151,7 @@ def test_a_keyframe_is_recognized_in_another_map_by_an_older_one_alone():
     place = next(searching.find_in_other_segments(5, min_inliers=30))
     assert place.keyframe_id == 2
     assert place.pose.evidence.confidence >= 0.9
-    assert error_of(place.pose.found.fit.world_from_cam, builder, 2 * STEP + 1)[1] < 0.01
+    assert pose_error(place.pose.found.fit.world_from_cam, builder, 2 * STEP + 1)[1] < 0.01
 
 
 def test_a_keyframe_of_another_map_is_looked_for_beside_it_in_time_though_nothing_looks_alike():

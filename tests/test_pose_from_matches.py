@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from oracle_map import build, room
+from oracle_map import pose_error, refined_walk
 
 from relocalizer.features import match_features
-from relocalizer.geometry import exp_so3, rigid, rotation_angle, rotation_matrix, translation_of
+from relocalizer.geometry import exp_so3, rigid
 from relocalizer.interfaces import NoEstimate
 from relocalizer.pose_from_matches import (
     EstimatedPose,
@@ -31,15 +31,7 @@ NEAR = 4 * STEP + 3  # a frame between keyframes 4 and 5
 @pytest.fixture(scope="module")
 def walk():
     """Eight keyframes at their true poses, refined. Read only."""
-    builder = build(room(), range(0, 8 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
-    builder.mapper.adjustment.local_bundle_adjustment(7)
-    return builder
-
-
-def error_of(pose, builder, index):
-    """(degrees, meters) of a pose against frame `index`."""
-    between = builder.world.poses[index].inv() * pose
-    return np.degrees(rotation_angle(rotation_matrix(between))), float(np.linalg.norm(translation_of(between)))
+    return refined_walk(8, STEP)
 
 
 def estimate_of(builder, c, index):
@@ -129,7 +121,7 @@ def test_no_keyframes_give_no_matches(walk):
 def test_a_frame_near_the_map_is_placed_to_a_centimetre(walk):
     found = localized(walk, NEAR)
     assert isinstance(found, EstimatedPose)
-    degrees, meters = error_of(found.fit.world_from_cam, walk, NEAR)
+    degrees, meters = pose_error(found.fit.world_from_cam, walk, NEAR)
     assert degrees < 0.3
     assert meters < 0.02
 
@@ -137,7 +129,7 @@ def test_a_frame_near_the_map_is_placed_to_a_centimetre(walk):
 def test_without_an_estimate_it_is_placed_by_search(walk):
     found = localized(walk, NEAR, estimate=NoEstimate("the predictor gave up"))
     assert isinstance(found, EstimatedPose)
-    assert error_of(found.fit.world_from_cam, walk, NEAR)[1] < 0.02
+    assert pose_error(found.fit.world_from_cam, walk, NEAR)[1] < 0.02
 
 
 def test_an_estimate_without_a_direction_is_no_hindrance(walk):
@@ -145,7 +137,7 @@ def test_an_estimate_without_a_direction_is_no_hindrance(walk):
     blind = replace(good, i_from_j_direction=None, direction_unknown="one plane", direction_sigma_rad=np.pi)
     found = localized(walk, NEAR, estimate=blind)
     assert isinstance(found, EstimatedPose)
-    assert error_of(found.fit.world_from_cam, walk, NEAR)[1] < 0.02
+    assert pose_error(found.fit.world_from_cam, walk, NEAR)[1] < 0.02
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -159,7 +151,7 @@ def test_a_wild_estimate_said_with_confidence_does_not_misplace_the_frame(walk, 
     )
     found = localized(walk, NEAR, estimate=wild)
     assert isinstance(found, EstimatedPose)
-    degrees, meters = error_of(found.fit.world_from_cam, walk, NEAR)
+    degrees, meters = pose_error(found.fit.world_from_cam, walk, NEAR)
     assert degrees < 0.5
     assert meters < 0.03
 
@@ -169,7 +161,7 @@ def test_an_estimate_off_by_a_few_of_its_sigmas_does_not_drag_the_frame(walk):
     off = replace(good, i_from_j_rotation=good.i_from_j_rotation @ exp_so3([0.0, 3 * good.rotation_sigma_rad, 0.0]))
     found = localized(walk, NEAR, estimate=off)
     assert isinstance(found, EstimatedPose)
-    assert error_of(found.fit.world_from_cam, walk, NEAR)[0] < 0.3
+    assert pose_error(found.fit.world_from_cam, walk, NEAR)[0] < 0.3
 
 
 def test_the_landmarks_returned_are_those_that_agree(walk):
@@ -223,7 +215,7 @@ def test_a_closer_look_finds_more_of_the_same_landmarks_and_the_same_pose(walk):
     found = looked_closer(walk, NEAR, first, all_landmarks(walk))
     assert len(found.matches) > len(first.matches)
     assert found.fit.inlier_count > 0.9 * len(found.fit.inliers)
-    assert error_of(found.fit.world_from_cam, walk, NEAR)[1] < 0.01
+    assert pose_error(found.fit.world_from_cam, walk, NEAR)[1] < 0.01
 
 
 def test_a_closer_look_at_a_wrong_pose_finds_next_to_nothing(walk):
