@@ -14,8 +14,7 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
-
-HUBER_K = 1.345  # threshold of the Huber kernel for 95 % efficiency on normal errors, standard deviations
+from slam.mapping.bundle_weights import HUBER_K
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,24 +14,17 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rigid
 from relocalizer.intrinsics_correction import CorrectionStep
 from slam.mapping.bundle import (
-    HUBER_K,
     AdjustedBundle,
     Bundle,
     IntrinsicsPrior,
     reprojection_errors,
     undistorted_pixels,
 )
+from slam.mapping.bundle_weights import FIXED_INTRINSICS_SIGMA, FIXED_SIGMA, HUBER_K, SCALE_SIGMA, WEAK_POINT_SIGMA
 
-FIXED_SIGMA = 1e-6  # standard deviation of the prior of a fixed pose (radians, map units) or point (map units)
-# Relative standard deviation of the range prior that fixes the scale. The scale is unobservable, so a weak prior fixes
-# it. A tight one makes every linear step violate it, and Levenberg-Marquardt fails in its first iteration.
-SCALE_SIGMA = 1e-2
 POINT = 1 << 40  # first key of the landmarks, above all keyframe keys
 CALIBRATION = 1 << 50  # key of the shared camera
 BODY_FROM_CAM = (1 << 50) + 1  # key of the pose of the camera in the body, which is the identity
-# Standard deviation of the fixed intrinsics: pixels as a fraction of the focal length, coefficients of the distortion.
-FIXED_INTRINSICS_SIGMA = 1e-5
-WEAK_POINT_SIGMA = 100.0  # standard deviation of the weak prior of a landmark, as a multiple of the map's size
 
 
 class GtsamBundleAdjuster:
