@@ -106,15 +106,21 @@ class LandmarkLocalizer:
         self._source, self._config = source, config
 
     def locate(
-        self, image: ObservedImage, keyframes: Sequence[int], prediction: PosePrediction, bound: ErrorBound
+        self,
+        image: ObservedImage,
+        keyframes: Sequence[int],
+        prediction: PosePrediction,
+        bound: ErrorBound,
+        first_matches: FeatureMatches | None = None,
     ) -> LandmarkPose | RejectedPose | TooFewLandmarks:
         """Pose of an image from the landmarks of keyframes of one segment.
 
         Args:
             prediction: from the pair estimates of these keyframes; an additional start, and a test of the result.
             bound: error bound of the confidence, in that segment.
+            first_matches: matches of the first keyframe, if it has been matched already.
         """
-        recognized = self._match(image, keyframes, prediction)
+        recognized = self._match(image, keyframes, prediction, first_matches)
         is_triangulated = self._source.is_triangulated(recognized.landmark)
         matches = recognized.where(is_triangulated)
         features, needed = _distinct_features(matches), min(MIN_HYPOTHESIS, self._config.min_inliers)
@@ -153,9 +159,17 @@ class LandmarkLocalizer:
             evidence=evidence,
         )
 
-    def _match(self, image: ObservedImage, keyframes: Sequence[int], prediction: PosePrediction) -> FeatureMatches:
+    def _match(
+        self,
+        image: ObservedImage,
+        keyframes: Sequence[int],
+        prediction: PosePrediction,
+        first_matches: FeatureMatches | None,
+    ) -> FeatureMatches:
         """Matches by descriptors, and along the epipolar lines of the most confident pair estimates."""
-        matches = match_keyframes(image.features, keyframes, self._source, ratio=self._config.match_ratio)
+        left = keyframes if first_matches is None else keyframes[1:]
+        ratio = self._config.match_ratio
+        matches = match_keyframes(image.features, left, self._source, ratio=ratio, earlier=first_matches)
         for k, estimate in prediction.most_confident[:LINE_KEYFRAMES]:
             assert estimate.i_from_j_direction is not None
             lines = estimate.i_from_j_rotation, estimate.i_from_j_direction

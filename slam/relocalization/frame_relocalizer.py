@@ -133,7 +133,7 @@ class FrameRelocalizer:
             prediction = PosePrediction({c: estimate}, average_pose([observation]))
         keyframes = [c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]
         bound = ErrorBound.of_segment(self._median_depth(c), "map units")
-        return self._localizer.locate(image, keyframes, prediction, bound)
+        return self._localizer.locate(image, keyframes, prediction, bound, own)
 
     def _relocalized(self, observation: FrameObservation, image: ObservedImage, place: PlaceMatch) -> RelocalizedFrame:
         found = place.pose.found
