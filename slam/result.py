@@ -84,7 +84,7 @@ class SlamResult:
         lens_evidence: evidence for the focal length of the largest segment.
         segment_lens_evidence: the same for each of `segments`.
         reprojection_px: root mean square of the reprojection errors in this run's keyframes of the largest segment,
-            pixels.
+            pixels; None if the run was aborted.
     """
 
     trajectory: Trajectory
@@ -103,15 +103,16 @@ class SlamResult:
     lens: IntrinsicsCorrection = field(default_factory=IntrinsicsCorrection)
     lens_evidence: LensEvidence = field(default_factory=LensEvidence)
     segment_lens_evidence: list[LensEvidence] = field(default_factory=list)
-    reprojection_px: float = 0.0
+    reprojection_px: float | None = None
 
 
-def collect_result(slam_map: SlamMap, log: FrameLog, *, since: int = 0) -> SlamResult:
+def collect_result(slam_map: SlamMap, log: FrameLog, *, since: int = 0, measure: bool = True) -> SlamResult:
     """The result from the current poses and landmarks; the largest segment is the one with the most frames.
 
     Args:
         since: lowest keyframe id of this run. Earlier keyframes belong to the map that the run continued: they are in
             the graph, not in the trajectories.
+        measure: measure the reprojection error.
     """
     graph, landmarks = slam_map.graph, slam_map.landmarks
     numbers = set(graph.segment_of.values()) or {0}
@@ -136,7 +137,7 @@ def collect_result(slam_map: SlamMap, log: FrameLog, *, since: int = 0) -> SlamR
         lens=slam_map.lenses.get(first, IntrinsicsCorrection()),
         lens_evidence=slam_map.evidence_of(first),
         segment_lens_evidence=[slam_map.evidence_of(s) for s in others if sizes[s]],
-        reprojection_px=reprojection_px(slam_map, [k.id for k in keyframes]),
+        reprojection_px=reprojection_px(slam_map, [k.id for k in keyframes]) if measure else None,
         graph=graph,
         landmark_ids=ids,
         landmark_points=landmarks.points_world(ids, graph),

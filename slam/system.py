@@ -148,7 +148,7 @@ class Slam:
         if self._result is not None:
             return self._result
         self.remove_incomplete()
-        return self._conclude(interrupted=True)
+        return self._conclude(interrupted=True, measure=False)
 
     def remove_incomplete(self) -> None:
         """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete."""
@@ -166,8 +166,8 @@ class Slam:
         """Publish an event from outside the system to the observers."""
         self._events.publish(event)
 
-    def _conclude(self, *, interrupted: bool) -> SlamResult:
-        result = collect_result(self._map, self._log, since=self._prior_map.last_id + 1)
+    def _conclude(self, *, interrupted: bool, measure: bool = True) -> SlamResult:
+        result = collect_result(self._map, self._log, since=self._prior_map.last_id + 1, measure=measure)
         self._result = result = in_units_of_prior_map(result)
         self._events.landmarks_updated(self._log.last_index)
         self._events.run_finished(result, interrupted=interrupted)

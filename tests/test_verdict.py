@@ -34,6 +34,7 @@ def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
         ({"overlay_share": 0.3}, Grade.PARTIAL, "30% of the points stand still in the image while the world moves"),
         ({"reprojection_px": 1.2}, Grade.PARTIAL, "landmarks miss their observations by 1.20 px where 0.8 px"),
         ({"reprojection_px": 2.0}, Grade.POOR, "landmarks miss their observations by 2.00 px where 0.8 px"),
+        ({"reprojection_px": None}, Grade.PARTIAL, "the run was aborted: the map was not refined as a whole"),
     ],
 )
 def test_a_grade_and_its_reason(changes, grade, reason):

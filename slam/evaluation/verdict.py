@@ -58,7 +58,8 @@ class Evidence:
         lost_frames: number of frames without a live pose because tracking was lost.
         weak_frames: number of live poses from fewer than `WEAK_LANDMARKS` landmarks, or from none (position held).
         overlay_share: fraction of the tracked points that are static in the image while the scene moves.
-        reprojection_px: RMS reprojection error over the largest segment's observations, pixels.
+        reprojection_px: RMS reprojection error over the largest segment's observations, pixels; None if the run was
+            aborted and it was not measured.
         noise_px: assumed standard deviation of an observation, pixels.
         no_result: why the result cannot be used at all; empty if it can.
         notes: findings of other parts, such as the lens or the ground truth.
@@ -71,7 +72,7 @@ class Evidence:
     lost_frames: int = 0
     weak_frames: int = 0
     overlay_share: float = 0.0
-    reprojection_px: float = 0.0
+    reprojection_px: float | None = 0.0
     noise_px: float = 1.0
     no_result: str = ""
     notes: tuple[Finding, ...] = ()
@@ -147,6 +148,8 @@ def _overlay(evidence: Evidence) -> Finding | None:
 
 
 def _reprojection(evidence: Evidence) -> Finding | None:
+    if evidence.reprojection_px is None:
+        return Finding(Grade.PARTIAL, "the run was aborted: the map was not refined as a whole, nor its error measured")
     ratio = evidence.reprojection_px / evidence.noise_px
     if ratio < _REPROJECTION[0]:
         return None

@@ -240,7 +240,15 @@ class _Run:
             self._stop.requested = True
         except Exception as error:
             self._failures.append(Failure("the last refinement", error))
-        return self._slam.abort()
+        return self._abort()
+
+    def _abort(self) -> SlamResult:
+        """The result without the final refinement; an exception while it is published does not lose it."""
+        try:
+            return self._slam.abort()
+        except Exception as error:
+            self._failures.append(Failure("publishing the result", error))
+            return self._slam.abort()  # returns the result that was not published; raises if there is none
 
 
 def with_metric_scale(outcome: RunOutcome, slam: Slam, scale_from: str, ground_truth: Trajectory | None) -> RunOutcome:
