@@ -312,7 +312,7 @@ EXCEPTIONS: dict[str, str] = {
     "relocalizer/scale.py:fit_length(7)": GEOMETRY,
     "slam/evaluation/plot.py:_draw_line(7)": "passes matplotlib's options on",
     "slam/input/open_source.py:open_source(7)": SWITCHES,
-    "slam/run/recorded_run.py:record_run(7)": SWITCHES,
+    "slam/run/record_run.py:record_run(7)": SWITCHES,
 }
 
 

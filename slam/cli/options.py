@@ -181,6 +181,7 @@ def flags_of(
     scale_from: str | None = None,
     refine: Literal["final", "none"] | None = None,
     mask: Path | None = None,
+    one_pass: bool = False,
 ) -> list[str]:
     """Options converted to overrides of settings, which take precedence over --set.
 
@@ -193,6 +194,7 @@ def flags_of(
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
+    flags += ["input.second_pass=false"] if one_pass else []
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])

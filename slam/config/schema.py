@@ -22,6 +22,11 @@ class InputConfig(Section):
         "pairs before the run, with the focal length in the Exif data as the assumption; false begins with "
         "assumed_fov_deg.",
     )
+    second_pass: bool = Field(
+        True,
+        description="Track the frames of a video file or folder without a camera again when the run finds another "
+        "camera than the one it tracked with.",
+    )
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."
     )

@@ -22,9 +22,10 @@ from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.progress import Progress, no_progress
 from slam.run import run_verdict, runner
-from slam.run.calibration_pass import CalibrationPass, calibrate_first, set_up
+from slam.run.calibration_pass import CalibrationPass, set_up
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
+from slam.run.found_camera import FoundCamera
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
 from slam.run.run_statistics import RunStatistics
@@ -38,6 +39,20 @@ if TYPE_CHECKING:
     from slam.input.frame_source import FrameSource
 
 
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """What a second pass over the same frames follows.
+
+    Attributes:
+        reason: why the frames are tracked again, one line.
+        coverage, verdict: of the first pass.
+    """
+
+    reason: str
+    coverage: float
+    verdict: Verdict
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RunRequest:
     """Input, configuration and run folder of a run.
@@ -49,6 +64,7 @@ class RunRequest:
         map_name: path of that map as given by the user, for messages.
         localize_only: localize the frames in that map without changing it.
         calibration: estimate of the camera of `frames` before the run; None without one.
+        first_pass: for a second pass over the frames; None for the first.
     """
 
     frames: FrameSource
@@ -59,6 +75,7 @@ class RunRequest:
     map_name: str = ""
     localize_only: bool = False
     calibration: CalibrationPass | None = None
+    first_pass: FirstPass | None = None
 
     def map_report(self, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
         """Entry of report.json about the map in which the run starts."""
@@ -80,6 +97,7 @@ class RunReport:
         failures: errors, each limited to one part of the run, in order.
         is_complete: whether all frames were processed and the map was finished, even if some files were not written.
         last_frame_index: index of the last processed frame.
+        found_camera: the camera that the run estimated; None if it kept the one it tracked with.
     """
 
     folder: Path
@@ -87,6 +105,7 @@ class RunReport:
     failures: tuple[Failure, ...]
     is_complete: bool
     last_frame_index: int
+    found_camera: FoundCamera | None = None
 
     @property
     def status(self) -> str:
@@ -121,59 +140,6 @@ class RunReport:
         return (self.folder / MAP).is_dir()
 
 
-def record_run(
-    source: str | Path | FrameSource,
-    *,
-    out: str | Path,
-    config: SlamConfig | None = None,
-    camera: str | Path | None = None,
-    start_map: str | Path | None = None,
-    localize_only: bool = False,
-    observers: Sequence[Observer] = (),
-) -> RunReport:
-    """Run SLAM on a source and write a run folder, as `slam run` does.
-
-    Args:
-        source: argument of `open_source`, or an open source, which stays open.
-        out: run folder to create.
-        camera: camera.yaml of the images, for a source that is not open yet.
-        start_map: folder of a map to continue.
-        localize_only: localize the frames in that map without changing it.
-
-    Returns:
-        The report, also of a run that an exception ended early: `failures` contains the exceptions.
-
-    Raises:
-        UserError: the run could not be started (no run folder remains then), or the source gave too few frames.
-    """
-    from slam.components.predictor_choice import decide
-    from slam.input.open_source import open_source
-
-    loaded = None
-    if start_map is not None:
-        from relocalizer.maps.map_reader import load_map
-
-        loaded = load_map(Path(start_map))
-    config, choice = decide(SlamConfig() if config is None else config, loaded.provenance if loaded else None)
-    with ExitStack() as closing:
-        if isinstance(source, str | Path):
-            cameras = loaded.cameras if loaded else ()
-            source = open_source(source, config=config.input, camera=camera, map_cameras=cameras)
-            closing.callback(source.close)
-        frames, calibration = (source, None) if loaded else calibrate_first(source, config)
-        request = RunRequest(
-            frames=frames,
-            config=config,
-            choice=choice,
-            out=Path(out),
-            start_map=loaded,
-            map_name=str(start_map or ""),
-            localize_only=localize_only,
-            calibration=calibration,
-        )
-        return RunRecorder(request).run(observers=lambda: observers)
-
-
 @dataclass(slots=True, eq=False)
 class _Attempts:
     """Runs independent steps; an exception in one is stored, and the next step still runs."""
@@ -198,6 +164,7 @@ class RunRecorder:
             **opening_report(request.config, request.frames, request.choice),
             "map": request.map_report(),
             "masked_share": masked_share(request.frames.mask),
+            "first_pass": request.first_pass,
             "lens": {"before_run": None if request.calibration is None else request.calibration.to_dict()},
         }
 
@@ -275,6 +242,9 @@ class RunRecorder:
         dropped = tuple(
             Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
         )
+        found = None
+        with attempts("reading off the camera"):
+            found = FoundCamera.of(outcome.result, frames.calibration)
         so_far = RunFailures(tuple(attempts.failures), dropped)
         report: dict[str, Any] = {}
         with attempts("making the report"):
@@ -292,6 +262,7 @@ class RunRecorder:
             failures=(*attempts.failures, *dropped),
             is_complete=not outcome.failures,
             last_frame_index=outcome.last_frame_index,
+            found_camera=found,
         )
 
     def _write_map(self, folder: RunFolder, slam: Slam) -> None:

@@ -29,6 +29,8 @@ CONFIG = "config.yaml"
 CAMERA = "camera.yaml"
 TRAJECTORY, KEYFRAMES, ONLINE = "trajectory.txt", "keyframes.txt", "trajectory_online.txt"
 MAP, KEYFRAMES_ON_THE_WAY = "map", ".keyframes"  # the latter holds keyframe images during the run
+FIRST_PASS, SECOND_PASS = "first_pass", "second_pass"  # folders of the pass whose files are not at the top
+RECORDING = ".rrd"  # suffix of Rerun recordings, which a run folder may hold
 
 
 def next_run_folder(parent: Path, name: str) -> Path:
@@ -119,6 +121,22 @@ class RunFolder:
         if result.lens.has_corrections and found is not None and not found.assumed:
             files.append((CAMERA, partial(write_atomically, self.path / CAMERA, found.to_yaml())))
         return files
+
+    def replace_by_second_pass(self) -> None:
+        """Move the files into `first_pass/`, and those of `second_pass/` into their place; recordings stay.
+
+        The report is moved last: until then the folder is that of the first pass.
+        """
+        first, second = self.path / FIRST_PASS, self.path / SECOND_PASS
+        first.mkdir()
+        kept = {FIRST_PASS, SECOND_PASS, REPORT}
+        for path in [p for p in self.path.iterdir() if p.name not in kept and p.suffix != RECORDING]:
+            path.rename(first / path.name)
+        for path in [p for p in second.iterdir() if p.name != REPORT]:
+            path.rename(self.path / path.name)
+        (self.path / REPORT).rename(first / REPORT)
+        (second / REPORT).rename(self.path / REPORT)
+        second.rmdir()
 
     def write_map(self, reference_map: ReferenceMap) -> None:
         """Write `map/` completely or not at all. Raises OutputError when it cannot be written."""
