@@ -12,4 +12,7 @@ FIXED_SIGMA = 1e-6  # standard deviation of the prior of a fixed pose (radians, 
 SCALE_SIGMA = 1e-2
 # Standard deviation of the fixed intrinsics: pixels as a fraction of the focal length, coefficients of the distortion.
 FIXED_INTRINSICS_SIGMA = 1e-5
+# Divisor of the standard deviation of the focal length's prior. The errors of the observations of one track are
+# correlated, so they determine the camera less well by this factor than independent ones.
+FOCAL_PRIOR_WEIGHT = 5.0
 WEAK_POINT_SIGMA = 100.0  # standard deviation of the weak prior of a landmark, as a multiple of the map's size

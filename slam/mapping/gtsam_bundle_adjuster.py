@@ -1,4 +1,4 @@
-"""Bundle adjustment with GTSAM: poses, landmarks and optionally the distortion of the shared camera."""
+"""Bundle adjustment with GTSAM: poses, landmarks and optionally the intrinsics of the shared camera."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from slam.mapping.bundle import (
     reprojection_errors,
     undistorted_pixels,
 )
-from slam.mapping.bundle_weights import FIXED_INTRINSICS_SIGMA, FIXED_SIGMA, HUBER_K, SCALE_SIGMA, WEAK_POINT_SIGMA
+from slam.mapping.bundle_weights import (
+    FIXED_INTRINSICS_SIGMA,
+    FIXED_SIGMA,
+    FOCAL_PRIOR_WEIGHT,
+    HUBER_K,
+    SCALE_SIGMA,
+    WEAK_POINT_SIGMA,
+)
 
 POINT = 1 << 40  # first key of the landmarks, above all keyframe keys
 CALIBRATION = 1 << 50  # key of the shared camera
@@ -33,21 +40,23 @@ class GtsamBundleAdjuster:
     def refine(
         self, bundle: Bundle, *, noise_px: float, iterations: int, relative_tolerance: float = 1e-5
     ) -> AdjustedBundle:
-        """As `BundleAdjuster.refine`; a distortion that is not observable is fixed, and the problem solved again."""
+        """As `BundleAdjuster.refine`; a distortion that is not observable is fixed, and the problem solved again.
+
+        So is a focal length that contradicts its prior.
+        """
         parameters = gtsam.LevenbergMarquardtParams()
         parameters.setMaxIterations(iterations)
         parameters.setRelativeErrorTol(relative_tolerance)
         parameters.setLinearSolverType("SEQUENTIAL_CHOLESKY")  # 10 % faster than multifrontal, on maps of any size
-        graph, start = _factor_graph(bundle, noise_px)
-        solution, problem = _solve(graph, start, parameters)
-        if not problem and bundle.lens is not None:
-            if _is_observable(bundle.lens, solution, _intrinsics_covariance(graph, solution)):
-                return _adjusted(bundle, solution, _correction(solution))
-            bundle = replace(bundle, lens=None)
-            solution, problem = _solve(*_factor_graph(bundle, noise_px), parameters)
-        if problem:
-            return _unchanged(bundle, problem)
-        return _adjusted(bundle, solution, CorrectionStep())
+        while True:
+            graph, start = _factor_graph(bundle, noise_px)
+            solution, problem = _solve(graph, start, parameters)
+            if problem:
+                return _unchanged(bundle, problem)
+            observable = None if bundle.lens is None else _observable_part(bundle.lens, graph, solution)
+            if observable == bundle.lens:
+                return _adjusted(bundle, solution)
+            bundle = replace(bundle, lens=observable)
 
 
 # --- the factor graph ---------------------------------------------------------------------------------
@@ -90,15 +99,16 @@ def _add_projections(
 def _add_projections_of_free_camera(
     graph: gtsam.NonlinearFactorGraph, start: gtsam.Values, bundle: Bundle, prior: IntrinsicsPrior, noise_px: float
 ) -> None:
-    """Projection factors with one shared camera whose distortion is free.
+    """Projection factors with one shared camera whose intrinsics are free.
 
     The factor with a body-sensor offset is used: the plain one prints to stdout if a point is behind the camera.
     """
     camera = next(iter(bundle.cameras.values()))
-    given = gtsam.Cal3DS2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy, 0.0, 0.0)
+    given = _free_calibration(camera)
+    expected = given if prior.focal is None else _free_calibration(_refocused(camera, prior.focal.focal_px))
     start.insert(CALIBRATION, given)
     start.insert(BODY_FROM_CAM, gtsam.Pose3())
-    graph.add(gtsam.PriorFactorCal3DS2(CALIBRATION, given, _intrinsics_noise(camera, prior)))
+    graph.add(gtsam.PriorFactorCal3DS2(CALIBRATION, expected, _intrinsics_noise(camera, prior)))
     graph.add(gtsam.PriorFactorPose3(BODY_FROM_CAM, gtsam.Pose3(), gtsam.noiseModel.Isotropic.Sigma(6, FIXED_SIGMA)))
     noise = _robust(gtsam.noiseModel.Isotropic.Sigma(2, noise_px))
     factor = gtsam_unstable.ProjectionFactorPPPCCal3DS2
@@ -162,9 +172,11 @@ def _solve(
     return solution, "" if np.isfinite(graph.error(solution)) else "the solution is not finite"
 
 
-def _adjusted(bundle: Bundle, solution: gtsam.Values, lens: CorrectionStep) -> AdjustedBundle:
+def _adjusted(bundle: Bundle, solution: gtsam.Values) -> AdjustedBundle:
     """Poses, points and errors of a solution; the errors are those of the corrected camera."""
+    lens = CorrectionStep()
     if bundle.lens is not None:
+        lens = _correction(bundle.lens, next(iter(bundle.cameras.values())), solution)
         bundle = undistorted_pixels(bundle, lens)
     world_from_cam = {k: _rigid(solution.atPose3(k)) for k in bundle.world_from_cam}
     points = np.array([solution.atPoint3(POINT + n) for n in range(len(bundle.points_world))]).reshape(-1, 3)
@@ -180,10 +192,18 @@ def _unchanged(bundle: Bundle, problem: str) -> AdjustedBundle:
 
 
 def _intrinsics_noise(camera: Camera, prior: IntrinsicsPrior) -> gtsam.noiseModel.Gaussian:
-    """Noise model of the prior of fx, fy, skew, cx, cy, k1, k2, p1, p2: all except k1 and k2 are fixed."""
+    """Noise model of the prior of fx, fy, skew, cx, cy, k1, k2, p1, p2.
+
+    All except k1 and k2 are fixed, and with a prior of the focal length the ratio of fx and fy instead of both.
+    """
     sigmas = FIXED_INTRINSICS_SIGMA * np.array([camera.mean_focal] * 5 + [1.0] * 4)
-    sigmas[5:7] = prior.radial_sigma
-    return gtsam.noiseModel.Diagonal.Sigmas(sigmas)
+    if prior.radial_sigma:
+        sigmas[5:7] = prior.radial_sigma
+    covariance = np.diag(sigmas**2)
+    if prior.focal is not None:
+        along = np.array([camera.fx, camera.fy]) * prior.focal.sigma / FOCAL_PRIOR_WEIGHT
+        covariance[:2, :2] += np.outer(along, along)
+    return gtsam.noiseModel.Gaussian.Covariance(covariance)
 
 
 def _intrinsics_covariance(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values) -> FloatArray | None:
@@ -202,19 +222,45 @@ def _intrinsics_covariance(graph: gtsam.NonlinearFactorGraph, solution: gtsam.Va
         return None
 
 
-def _is_observable(prior: IntrinsicsPrior, solution: gtsam.Values, covariance: FloatArray | None) -> bool:
-    """Whether the estimated distortion is significant with respect to its covariance."""
-    if covariance is None:
-        return False
+def _observable_part(
+    prior: IntrinsicsPrior, graph: gtsam.NonlinearFactorGraph, solution: gtsam.Values
+) -> IntrinsicsPrior | None:
+    """The prior without what the solution does not determine; None if nothing is left.
+
+    A distortion must be significant with respect to its covariance, and a focal length compatible with its prior.
+    """
     estimate = solution.atCal3DS2(CALIBRATION)
-    radial = np.array([estimate.k1(), estimate.k2()])
-    return float(np.sqrt(radial @ np.linalg.solve(covariance[5:7, 5:7], radial))) >= prior.significant
+    if prior.radial_sigma:
+        covariance = _intrinsics_covariance(graph, solution)
+        radial = np.array([estimate.k1(), estimate.k2()])
+        if covariance is None or _mahalanobis(radial, covariance[5:7, 5:7]) < prior.significant:
+            prior = replace(prior, radial_sigma=0.0)
+    if prior.focal is not None and not prior.focal.agrees_with(0.5 * (estimate.fx() + estimate.fy())):
+        prior = replace(prior, focal=None)
+    return prior if prior.radial_sigma or prior.focal is not None else None
 
 
-def _correction(solution: gtsam.Values) -> CorrectionStep:
-    """The correction of the intrinsics by the estimated distortion."""
+def _mahalanobis(values: FloatArray, covariance: FloatArray) -> float:
+    return float(np.sqrt(values @ np.linalg.solve(covariance, values)))
+
+
+def _correction(prior: IntrinsicsPrior, camera: Camera, solution: gtsam.Values) -> CorrectionStep:
+    """The correction of the intrinsics by the estimated ones, of which only the free ones count."""
     estimate = solution.atCal3DS2(CALIBRATION)
-    return CorrectionStep(radial=(estimate.k1(), estimate.k2()))
+    radial = (estimate.k1(), estimate.k2()) if prior.radial_sigma else (0.0, 0.0)
+    if prior.focal is None:
+        return CorrectionStep(radial=radial)
+    ratio = 0.5 * (estimate.fx() / camera.fx + estimate.fy() / camera.fy)
+    return CorrectionStep((ratio, ratio), radial, is_guess=prior.focal.is_guess)
+
+
+def _free_calibration(camera: Camera) -> gtsam.Cal3DS2:
+    return gtsam.Cal3DS2(camera.fx, camera.fy, 0.0, camera.cx, camera.cy, 0.0, 0.0)
+
+
+def _refocused(camera: Camera, focal_px: float) -> Camera:
+    ratio = focal_px / camera.mean_focal
+    return camera.refocused((ratio, ratio))
 
 
 def _calibration(camera: Camera) -> gtsam.Cal3_S2:
