@@ -68,8 +68,8 @@ def found(focal_px: float, *, tracked_px: float = 346.0, corner: float = 0.0, **
     [
         (found(170.0), True, True),
         (found(346.0), False, False),
-        (found(346.0 * 1.04), False, True),
-        (found(346.0 * 1.04, focal_sigma=0.03), False, False),  # within what is known
+        (found(346.0 * 1.022), False, True),
+        (found(346.0 * 1.04, focal_sigma=0.05), False, False),  # within what is known
         (found(346.0, corner=0.05), True, True),
         (found(346.0, corner=0.02), False, True),
         (found(170.0, focal_sigma=None), False, False),

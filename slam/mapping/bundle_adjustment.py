@@ -127,24 +127,15 @@ class BundleAdjustment:
         return [*fixed[:-1], other]
 
     def _refine_lens(self, members: list[int], prior: IntrinsicsPrior) -> None:
-        """Refine the intrinsics with some of the landmarks, then all landmarks with the result.
-
-        The focal length is refined before the distortion: together they trade against each other.
-        """
-        if prior.focal is not None:
-            self._refine_with_free_lens(members, replace(prior, radial_sigma=0.0))
-        if prior.radial_sigma:
-            if self._map.lens_of(members[0]).has_distortion:  # its significance was tested in an earlier round
-                prior = replace(prior, significant=0.0)
-            self._refine_with_free_lens(members, replace(prior, focal=None))
-        self._refine_remaining_points(members, [])
-
-    def _refine_with_free_lens(self, members: list[int], prior: IntrinsicsPrior) -> None:
+        """Refine the intrinsics with some of the landmarks, then all landmarks with the result."""
+        if self._map.lens_of(members[0]).has_distortion:  # its significance was tested in an earlier round
+            prior = replace(prior, significant=0.0)
         ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
         bundle = replace(bundle, lens=prior)
         if prior.focal is not None:  # the pair estimates were made with the previous focal length
             bundle = replace(bundle, pairs=())
         self._refine(members, ids, bundle, iterations=self._config.bundle_adjustment.final_iterations)
+        self._refine_remaining_points(members, [])
 
     def _refine_remaining_points(self, free: list[int], fixed: list[int]) -> None:
         """Refine all landmarks of some keyframes: those left out of the bundle still correspond to the old poses."""

@@ -89,9 +89,10 @@ def calibrate(
     """Self-calibrate the camera of each segment, and correct it where the footage determines it.
 
     Returns:
-        Prior of the intrinsics in bundle adjustment, for the segments in which distortion was detected, or whose focal
-        length was estimated and not given. Two views at a time determine it without a bias from the map; all views
-        together determine it better, unless the motion is degenerate.
+        Prior of the intrinsics in bundle adjustment: of the distortion where it was detected, and otherwise of the
+        focal length where it was estimated and not given. Two views at a time determine a focal length without a bias
+        from the map; all views together determine it better, unless the images are distorted: then the two trade
+        against each other.
     """
     priors = {}
     for segment in segments:
@@ -103,12 +104,11 @@ def calibrate(
             state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
             evidence = LensEvidence(state, reason=problem)
         mapper.map.set_lens_evidence(segment, evidence)
-        prior = IntrinsicsPrior(focal=_focal_prior(mapper.map.graph.keyframes[first].camera, evidence))
         if finding.may_have_distortion:
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
-            prior = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal, focal=prior.focal)
-        if prior.radial_sigma or prior.focal is not None:
-            priors[segment] = prior
+            priors[segment] = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
+        elif focal := _focal_prior(mapper.map.graph.keyframes[first].camera, evidence):
+            priors[segment] = IntrinsicsPrior(focal=focal)
     _compare_segments(mapper, segments)
     return priors
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Minimum change of the logarithm of the focal length for a second pass, if all frames are in one map, and if the map
 # broke. A change of less than this many standard deviations is no reason.
-CHANGE, CHANGE_IF_BROKEN, SIGMAS = 0.05, 0.02, 2.0
+CHANGE, CHANGE_IF_BROKEN, SIGMAS = 0.025, 0.02, 1.0
 # Minimum displacement of the image corners by distortion that was found, as a fraction of half the diagonal.
 CORNER, CORNER_IF_BROKEN = 0.03, 0.015
 
