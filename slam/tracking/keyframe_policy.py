@@ -18,7 +18,7 @@ MAX_PUT_OFF = (
 )
 # Fraction of `min_survival` below which a keyframe is inserted at once, however near or blurred: the next step of the
 # same size would end in a loss.
-URGENT = 0.5
+URGENT = 0.75
 
 
 class KeyframePolicy:
