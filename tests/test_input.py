@@ -994,7 +994,7 @@ def test_a_video_file_at_an_address_is_played_whole(served: str, tmp_path: Path)
 @pytest.mark.parametrize("stage", ["waiting for an image", "using an image"])
 def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> None:
     write_images(tmp_path, 30)
-    slow_reading = "image_sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
+    slow_reading = "image_sequence.read_image = lambda *given: time.sleep(0.5) or whole(*given)"
     program = f"""
         import time
         from slam.config.schema import InputConfig

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Iterator
-from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 import cv2
 
 from relocalizer.errors import SequenceError
+from relocalizer.images import quiet_opencv
 
 CONNECT_TIMEOUT_MS = 10_000  # Timeout for opening a stream and for reading from it, milliseconds.
 
@@ -62,14 +61,3 @@ def _capture(target: str) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(target, cv2.CAP_FFMPEG, timeouts)
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return capture
-
-
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Suppress OpenCV's messages about captures that cannot be opened; our errors report them."""
-    levels = cv2.utils.logging
-    before = levels.setLogLevel(levels.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        levels.setLogLevel(before)

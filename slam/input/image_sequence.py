@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
+from relocalizer.gray_levels import GrayLevels
 from relocalizer.image_headers import focal_length_35mm
-from relocalizer.images import Image, read_image
+from relocalizer.images import Image, read_image, read_values
 from slam.config.schema import InputConfig
 from slam.input.frame_source import Selection
 from slam.input.image_sizes import ImageSizes, first_readable
-from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier
+from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier
 from slam.input.sequence_index import SequenceIndex
 from slam.map.frames import Frame
 from slam.plain_text import plain
 
+# Number of images from which the range of images of more than 8 bits is determined.
+LEVEL_IMAGES = 16
 FILM_DIAGONAL_MM = 43.27  # diagonal of an image on 35 mm film, millimeters
 
 
@@ -29,15 +34,27 @@ class ImageSequence:
     Images that cannot be read, or whose size is not the most common one, are skipped and listed in `skipped`.
     """
 
-    def __init__(self, index: SequenceIndex, frames: range, rectifier: Rectifier, sizes: ImageSizes) -> None:
-        """Use `open_images` instead. Reads the images numbered `frames` of `index`, which have these `sizes`."""
+    def __init__(
+        self,
+        index: SequenceIndex,
+        frames: range,
+        rectifier: Rectifier,
+        sizes: ImageSizes,
+        levels: GrayLevels | None = None,
+    ) -> None:
+        """Use `open_images` instead. Reads the images numbered `frames` of `index`, which have these `sizes`.
+
+        `levels` is the range of images of more than 8 bits.
+        """
         self._index = index
         self._frames = frames
         self._rectifier = rectifier
         self._sizes = sizes
+        self._levels = levels
         self._other_sizes = sizes.others(sizes.most_common)
         self.name = plain(index.name)
-        self.description = plain("; ".join([index.description, rectifier.note, *sizes.notes(sizes.most_common)]))
+        notes = [*sizes.notes(sizes.most_common), *([levels.note] if levels else [])]
+        self.description = plain("; ".join([index.description, rectifier.note, *notes]))
         self.camera, self.calibration, self.mask = rectifier.camera, rectifier.calibration, rectifier.mask
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
@@ -66,7 +83,8 @@ class ImageSequence:
 
     def with_calibration(self, calibration: GivenCamera) -> ImageSequence:
         """The same images read as images of another camera."""
-        return ImageSequence(self._index, self._frames, self._rectifier.with_calibration(calibration), self._sizes)
+        rectifier = self._rectifier.with_calibration(calibration)
+        return ImageSequence(self._index, self._frames, rectifier, self._sizes, self._levels)
 
     def _read_at(self, position: int) -> Image | None:
         try:
@@ -77,7 +95,7 @@ class ImageSequence:
     def _read(self, path: Path) -> Image:
         if path in self._other_sizes:  # Rejected before decoding, because it may be huge.
             self._rectifier.expect(*self._other_sizes[path], str(path))
-        return self._rectifier(read_image(path), str(path))
+        return self._rectifier(read_image(path, self._levels), str(path))
 
     def close(self) -> None:
         """Do nothing: no file is open between two images."""
@@ -93,13 +111,25 @@ def open_images(
         CameraError: the camera does not match the images.
     """
     frames = selection.of(len(index.image_paths), index.name)
-    if not isinstance(calibration, GivenCamera) and index.camera is not None:
+    if not isinstance(calibration, Calibration) and index.camera is not None:
         calibration = GivenCamera(index.camera, index.camera_source, index.ignored)
     sizes = ImageSizes.of([index.image_paths[k] for k in frames])
-    height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
+    alike = sizes.alike(sizes.of_more_than_half(index.name))
+    first = first_readable(alike)
+    height, width = first.shape[:2]
     if calibration is None or (isinstance(calibration, MapCameras) and calibration.of(width, height) is None):
         calibration = _stated_in(index.image_paths[frames[0]], width, height, config) or calibration
-    return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes)
+    levels = None if first.dtype == np.uint8 else _common_levels(alike)
+    return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes, levels)
+
+
+def _common_levels(paths: Sequence[Path]) -> GrayLevels:
+    """The range of images of more than 8 bits, from some of them, evenly spread."""
+    values = []
+    for path in paths[:: max(1, len(paths) // LEVEL_IMAGES)]:
+        with suppress(SequenceError):  # iteration reports it
+            values.append(read_values(path))
+    return GrayLevels.of(values)
 
 
 def _stated_in(path: Path, width: int, height: int, config: InputConfig) -> GivenCamera | None:

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
 from relocalizer.image_headers import image_size
-from relocalizer.images import Image, read_image
+from relocalizer.images import read_values
 from relocalizer.unfetched import leads_nowhere, why_unfetched
 
 Size = tuple[int, int]  # Width and height, pixels.
@@ -87,12 +90,16 @@ def in_words(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def first_readable(paths: Sequence[Path]) -> Image:
-    """The first image that can be decoded; its header may state another size. Raises SequenceError if there is none."""
+def first_readable(paths: Sequence[Path]) -> NDArray[Any]:
+    """The values of the first image that can be decoded; its header may state another size.
+
+    Raises:
+        SequenceError: there is none.
+    """
     reason = ""
     for path in paths:
         try:
-            return read_image(path)
+            return read_values(path)
         except SequenceError as error:
             reason = reason or str(error)
     raise SequenceError(f"none of {len(paths)} images can be read; the first: {reason}")

@@ -19,17 +19,17 @@ import cv2
 
 from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import IMAGE_SUFFIXES
+from relocalizer.images import IMAGE_SUFFIXES, quiet_opencv
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
-from slam.input.captures import open_capture, quiet_opencv
+from slam.input.captures import open_capture
 from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
 from slam.input.image_sequence import open_images
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
-from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
+from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
 from slam.input.sequence_index import SequenceIndex
 from slam.input.video import VideoFile, open_video, without_password
 from slam.plain_text import plain
@@ -90,12 +90,12 @@ def _open_path(path: Path, given: CameraHint, config: InputConfig, selection: Se
         index = index_folder(path)
         if index.video is None:
             return open_images(index, given, config, selection)
-        if not isinstance(given, GivenCamera) and index.camera is not None:
+        if not isinstance(given, Calibration) and index.camera is not None:
             given = GivenCamera(index.camera, index.camera_source, index.ignored)
         return _open_video_folder(index, index.video, given, config, selection)
     beside = path.parent / "camera.yaml"
     video = _open_video_path(path, path.stem, given, config, selection)
-    if not isinstance(given, GivenCamera) and os.path.isfile(beside):
+    if not isinstance(given, Calibration) and os.path.isfile(beside):
         video.description += f" (there is {plain(str(beside))})"
     return video
 
