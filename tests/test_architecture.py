@@ -26,6 +26,7 @@ ALLOWED = {
     "typer": ("slam/cli/",),
     "rich": ("slam/cli/text_tables.py",),
     "poselib": ("relocalizer/two_view.py",),
+    "av": ("slam/input/video_decoding.py",),
     "slam": ("slam/",),
 }
 HEAVY = ("torch", "gtsam", "faiss", "rerun")

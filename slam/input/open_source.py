@@ -22,7 +22,7 @@ from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import IMAGE_SUFFIXES, quiet_opencv
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
-from slam.input.captures import open_capture
+from slam.input.captures import as_utf8, open_capture
 from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
@@ -133,7 +133,10 @@ def _expect_video(path: Path, size: int) -> None:
     if not os.access(path, os.R_OK):
         raise SequenceError(f"{path}: cannot be read (Permission denied)")
     if not is_video(path):
-        raise SequenceError(f"{path}: not an MP4, MOV, AVI, MKV or WebM video; convert it, or pass a folder of images")
+        raise SequenceError(
+            f"{path}: not a video of a known format (MP4, MOV, MKV, WebM, AVI, MPEG, WMV, ...); convert it, or pass "
+            "a folder of images"
+        )
 
 
 def _open_webcam(spec: str, given: CameraHint, config: InputConfig, selection: Selection) -> LiveStream:
@@ -155,7 +158,7 @@ def _open_address(address: str, given: CameraHint, config: InputConfig, selectio
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
         # A remote file is read completely, without dropping images as for a live stream.
-        source = open_video(address, Path(parts.path).stem, given, config, selection)
+        source = open_video(as_utf8(address), Path(parts.path).stem, given, config, selection)
         return _prefetched(source, config.prefetch_frames)
     shown = without_password(address)
     advice = "is it running, and can this machine reach it?"
