@@ -64,7 +64,12 @@ RandomWeights = Annotated[
 ]
 CameraFile = Annotated[
     Path | None,
-    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of the images."),
+    typer.Option(
+        "--camera",
+        metavar="FILE",
+        help="Calibration of the images: camera.yaml, or a file of ORB-SLAM, OpenCV, ROS, Kalibr, EuRoC, COLMAP, "
+        "nerfstudio and others.",
+    ),
 ]
 MaskImage = Annotated[
     Path | None,

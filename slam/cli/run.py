@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 class _RunRequest:
     """Arguments of `slam run`."""
 
-    source: str
+    sources: tuple[str, ...]
     out: Path | None
     camera: Path | None
     view: ViewerMode
@@ -72,6 +73,11 @@ class _RunRequest:
     localize_only: bool
     fail_under: str
 
+    @property
+    def source(self) -> str:
+        """The sources as they can be given to a shell."""
+        return shlex.join(self.sources)
+
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
@@ -79,9 +85,10 @@ class _RunRequest:
 
 def run(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SOURCE", help="Folder of images, dataset, video file, webcam:0, rtsp://... or http://..."
+            metavar="SOURCE",
+            help="Folder of images, dataset, video file, webcam:0, rtsp://..., http://..., or 'patterns*.jpg'.",
         ),
     ],
     out: Annotated[
@@ -138,6 +145,8 @@ def run(
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
+      slam run 'photos/*.jpg' --camera camera.yaml
+
       slam run webcam:0 --view web --set features.max_features=800
 
       slam run room.mp4 --scale-from frames:120:480=2.35
@@ -148,7 +157,7 @@ def run(
     with a verdict (good, partial, poor or failed) and its reasons; the exit code is 1 if it is worse than --fail-under.
     """
     request = _RunRequest(
-        source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
+        sources=tuple(source), out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
         map=map, localize_only=localize_only, fail_under=fail_under,
     )  # fmt: skip
@@ -174,7 +183,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     scale_reference = parse_scale_reference(config.metric_scale.scale_from)
     config, choice = predictor_choice.decide(config, start_map.provenance if start_map is not None else None)
     frames = open_source(
-        request.source, config=config.input, camera=request.camera,
+        request.sources, config=config.input, camera=request.camera,
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip

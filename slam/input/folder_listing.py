@@ -135,9 +135,8 @@ def files(folder: Path) -> list[Path]:
         return []
     if not os.access(folder, os.X_OK):  # Its names could be listed, but all files would seem missing.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    return sorted(
-        (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
-        key=lambda path: _natural(path.name),
+    return in_natural_order(
+        [p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))]
     )
 
 
@@ -152,6 +151,11 @@ def readable_images(folder: Path) -> list[Path]:
         return images_in(folder)
     except OSError:
         return []
+
+
+def in_natural_order(paths: Sequence[Path]) -> list[Path]:
+    """Paths with numbers in them in the order of the numbers: 2 before 10."""
+    return sorted(paths, key=lambda path: _natural(str(path)))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

@@ -26,6 +26,7 @@ from slam.input.captures import as_utf8, open_capture
 from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
+from slam.input.image_list import expand, index_images
 from slam.input.image_sequence import open_images
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
@@ -39,7 +40,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
 
 def open_source(
-    spec: str | Path,
+    spec: str | Path | Sequence[str | Path],
     *,
     config: InputConfig | None = None,
     camera: str | Path | None = None,
@@ -51,9 +52,9 @@ def open_source(
     """Open a source of frames; its `description` states what was recognized.
 
     Args:
-        spec: a folder (images, a video, or a data set of a known layout), a video file, `webcam:0`, or an
-            rtsp://, http:// or https:// address.
-        camera: a camera.yaml that overrides the source's own camera.
+        spec: a folder (images, a video, or a data set of a known layout), a video file, `webcam:0`, an rtsp://,
+            http:// or https:// address, or a pattern such as 'photos/*.jpg'; or several image files.
+        camera: a calibration file that overrides the source's own camera.
         map_cameras: cameras of a map the images belong to. If no camera is given otherwise, one with the images'
             aspect ratio is used; one that was itself assumed remains a guess.
         start, stride, max_frames: every `stride`-th image from number `start` on, at most `max_frames`.
@@ -63,22 +64,35 @@ def open_source(
         CameraError: the camera file is invalid, or does not match the images.
         TrajectoryError: the source's ground truth cannot be read.
     """
-    spec, config = str(spec), InputConfig() if config is None else config
+    config = InputConfig() if config is None else config
+    specs = [str(spec)] if isinstance(spec, str | Path) else [str(one) for one in spec]
     selection = Selection(start, stride, max_frames)
     given: CameraHint = MapCameras(tuple(map_cameras))
     if camera is not None:
         given = read_calibration(Path(camera))
+    if len(specs) == 1 and (live := _open_stream(specs[0], given, config, selection)) is not None:
+        return live
+    paths = expand(specs)
+    if len(paths) > 1:
+        return _prefetched(open_images(index_images(paths), given, config, selection), config.prefetch_frames)
+    if not paths:
+        raise SequenceError("no source was named; expected a folder, a video file, webcam:0, rtsp:// or http://")
+    return _prefetched(_open_path(paths[0], given, config, selection), config.prefetch_frames)
+
+
+def _open_stream(spec: str, given: CameraHint, config: InputConfig, selection: Selection) -> FrameSource | None:
+    """A camera or an address; None if the source is neither."""
     if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
-        if scheme[1].lower() not in STREAM_SCHEMES:
-            raise SequenceError(
-                f"{without_password(spec)}: cannot open {scheme[1]}://; "
-                "expected a folder, a video file, webcam:0, rtsp:// or http://"
-            )
-        return _open_address(spec, given, config, selection)
-    path = Path(os.path.expanduser(spec))  # Keeps ~user of an unknown user, as shells do.
-    return _prefetched(_open_path(path, given, config, selection), config.prefetch_frames)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec)
+    if scheme is None:
+        return None
+    if scheme[1].lower() not in STREAM_SCHEMES:
+        raise SequenceError(
+            f"{without_password(spec)}: cannot open {scheme[1]}://; "
+            "expected a folder, a video file, webcam:0, rtsp:// or http://"
+        )
+    return _open_address(spec, given, config, selection)
 
 
 def _prefetched(source: FrameSource, frames: int) -> FrameSource:
