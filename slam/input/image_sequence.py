@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -51,6 +52,7 @@ class ImageSequence:
         self._rectifier = rectifier
         self._sizes = sizes
         self._levels = levels
+        self._names = unique_names(index.image_paths)
         self._other_sizes = sizes.others(sizes.most_common)
         self.name = plain(index.name)
         notes = [*sizes.notes(sizes.most_common), *([levels.note] if levels else [])]
@@ -70,7 +72,13 @@ class ImageSequence:
             except SequenceError as error:
                 self.skipped.append((path.name, str(error)))
                 continue
-            yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
+            yield Frame(
+                index=k,
+                timestamp_ns=int(self._index.timestamps_ns[k]),
+                image=image,
+                camera=self.camera,
+                name=self._names[k],
+            )
 
     @property
     def can_be_reread(self) -> bool:
@@ -99,6 +107,14 @@ class ImageSequence:
 
     def close(self) -> None:
         """Do nothing: no file is open between two images."""
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The names of files, with as much of their folders as distinguishes them."""
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return [os.path.relpath(path, folder) for path in paths]
 
 
 def open_images(
