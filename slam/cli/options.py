@@ -82,6 +82,10 @@ MaskImage = Annotated[
         show_default=False,
     ),
 ]
+Topic = Annotated[
+    str | None,
+    typer.Option("--topic", metavar="TOPIC", help="Topic of the images in a ROS bag.", show_default=False),
+]
 Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Process every N-th frame.")]
 Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Number of frames to skip at the beginning.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Random seed.")]
@@ -186,6 +190,7 @@ def flags_of(
     scale_from: str | None = None,
     refine: Literal["final", "none"] | None = None,
     mask: Path | None = None,
+    topic: str | None = None,
 ) -> list[str]:
     """Options converted to overrides of settings, which take precedence over --set.
 
@@ -198,6 +203,7 @@ def flags_of(
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
+    flags += [f"input.topic={json.dumps(topic)}"] if topic else []
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])

@@ -32,6 +32,7 @@ from slam.cli.options import (
     Seed,
     Start,
     Stride,
+    Topic,
     ViewerMode,
     Weights,
     complain,
@@ -104,6 +105,7 @@ def run(
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
     mask: MaskImage = None,
+    topic: Topic = None,
     view: Annotated[
         ViewerMode,
         typer.Option(help="Live view: spawn opens the Rerun viewer; web serves a page until Ctrl-C after the run."),
@@ -147,6 +149,8 @@ def run(
 
       slam run 'photos/*.jpg' --camera camera.yaml
 
+      slam run recording.bag --topic /camera/image_raw
+
       slam run webcam:0 --view web --set features.max_features=800
 
       slam run room.mp4 --scale-from frames:120:480=2.35
@@ -163,7 +167,7 @@ def run(
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine, mask=mask,
+        refine=refine, mask=mask, topic=topic,
     )  # fmt: skip
 
     raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))

@@ -30,6 +30,10 @@ class InputConfig(Section):
         description="Mask image with the size or aspect ratio of the source's images: black pixels are ignored, white "
         "ones used, as in COLMAP; empty uses the whole image.",
     )
+    topic: str = Field("", description="Topic of the images in a ROS bag; empty takes the only one.")
+    truth_topic: str = Field(
+        "", description="Topic of a ROS bag with the true poses of the camera, for evaluation; empty takes none."
+    )
     prefetch_frames: int = Field(
         8,
         ge=0,

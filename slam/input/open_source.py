@@ -31,6 +31,7 @@ from slam.input.image_sequence import open_images
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
 from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
+from slam.input.ros_bag import is_bag, open_bag
 from slam.input.sequence_index import SequenceIndex
 from slam.input.video import VideoFile, open_video, without_password
 from slam.plain_text import plain
@@ -52,8 +53,8 @@ def open_source(
     """Open a source of frames; its `description` states what was recognized.
 
     Args:
-        spec: a folder (images, a video, or a data set of a known layout), a video file, `webcam:0`, an rtsp://,
-            http:// or https:// address, or a pattern such as 'photos/*.jpg'; or several image files.
+        spec: a folder (images, a video, or a data set of a known layout), a video file, a ROS bag, `webcam:0`, an
+            rtsp://, http:// or https:// address, or a pattern such as 'photos/*.jpg'; or several image files.
         camera: a calibration file that overrides the source's own camera.
         map_cameras: cameras of a map the images belong to. If no camera is given otherwise, one with the images'
             aspect ratio is used; one that was itself assumed remains a guess.
@@ -100,6 +101,8 @@ def _prefetched(source: FrameSource, frames: int) -> FrameSource:
 
 
 def _open_path(path: Path, given: CameraHint, config: InputConfig, selection: Selection) -> FrameSource:
+    if is_bag(path):
+        return open_bag(path, given, config, selection)
     if os.path.isdir(path):
         index = index_folder(path)
         if index.video is None:
