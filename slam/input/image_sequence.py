@@ -5,27 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
 from relocalizer.gray_levels import GrayLevels
 from relocalizer.image_headers import focal_length_35mm
-from relocalizer.images import Image, read_image, read_values
+from relocalizer.images import Image, read_image
 from slam.config.schema import InputConfig
 from slam.input.frame_source import Selection
-from slam.input.image_sizes import ImageSizes, first_readable
+from slam.input.image_sizes import ImageSizes, common_levels, first_readable
 from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier
 from slam.input.sequence_index import SequenceIndex
 from slam.map.frames import Frame
 from slam.plain_text import plain
 
-# Number of images from which the range of images of more than 8 bits is determined.
-LEVEL_IMAGES = 16
 FILM_DIAGONAL_MM = 43.27  # diagonal of an image on 35 mm film, millimeters
 
 
@@ -135,17 +131,8 @@ def open_images(
     height, width = first.shape[:2]
     if calibration is None or (isinstance(calibration, MapCameras) and calibration.of(width, height) is None):
         calibration = _stated_in(index.image_paths[frames[0]], width, height, config) or calibration
-    levels = None if first.dtype == np.uint8 else _common_levels(alike)
+    levels = common_levels(alike, first)
     return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes, levels)
-
-
-def _common_levels(paths: Sequence[Path]) -> GrayLevels:
-    """The range of images of more than 8 bits, from some of them, evenly spread."""
-    values = []
-    for path in paths[:: max(1, len(paths) // LEVEL_IMAGES)]:
-        with suppress(SequenceError):  # iteration reports it
-            values.append(read_values(path))
-    return GrayLevels.of(values)
 
 
 def _stated_in(path: Path, width: int, height: int, config: InputConfig) -> GivenCamera | None:
