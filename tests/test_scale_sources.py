@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from slam.map.frame_log import FrameLog
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.result import SlamResult, collect_result
+from slam.sessions.depth_scale import DepthFolder
 from slam.sessions.gps_scale import GpsTrack
 from slam.sessions.marker_scale import MarkerSize
 from slam.sessions.metric_scale import ScaleError, in_meters, parse_scale_reference
@@ -246,7 +248,89 @@ def test_a_track_of_another_clock_or_of_a_camera_at_rest_gives_no_scale(
         GpsTrack(track).measure(_of((finished[0], result)))
 
 
-# Both
+# Depth
+
+
+def write_rgbd(folder: Path, slam_map: SlamMap, *, noise: float = 0.0) -> Path:
+    """A data set of TUM's layout, with depth around the landmarks that each keyframe observes."""
+    (folder / "rgb").mkdir(parents=True)
+    (folder / "depth").mkdir()
+    rgb, depth = [], []
+    rng = np.random.default_rng(0)
+    keyframes = {slam_map.graph.keyframes[k].frame_index: k for k in slam_map.graph.segment(0)}
+    for index in range(48):
+        time = f"{index / 10:.6f}"
+        rgb.append(f"{time} rgb/{index}.png")
+        camera = slam_map.camera_of(0)
+        cv2.imwrite(str(folder / "rgb" / f"{index}.png"), np.full((camera.height, camera.width, 3), 90, np.uint8))
+        if index not in keyframes:
+            continue
+        k, stored = keyframes[index], np.zeros((camera.height, camera.width), np.uint16)
+        observed, pose = slam_map.landmarks.observed[k], slam_map.graph.world_from_keyframe[k]
+        ids = observed.ids[np.isin(observed.ids, slam_map.landmarks.landmark_ids())]
+        points = (slam_map.landmarks.points_world(ids, slam_map.graph) - pose.translation) @ pose.rotation
+        error = 1.0 + noise * rng.normal(size=len(points))
+        for (x, y), z in zip(np.rint(camera.project(points)).astype(int), points[:, 2] / SMALLER * error, strict=True):
+            stored[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = round(min(5000 * z, 65534))
+        cv2.imwrite(str(folder / "depth" / f"{index}.png"), stored)
+        depth.append(f"{index / 10 + 0.008:.6f} depth/{index}.png")
+    (folder / "rgb.txt").write_text("\n".join(rgb) + "\n")
+    (folder / "depth.txt").write_text("# depth maps\n" + "\n".join(depth) + "\n")
+    (folder / "camera.yaml").write_text(slam_map.camera_of(0).to_yaml())
+    return folder
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_depth_images_make_a_map_metric(finished: tuple[SlamMap, SlamResult], tmp_path: Path, noise: float) -> None:
+    reference = DepthFolder(write_rgbd(tmp_path / "desk", finished[0], noise=noise))
+    reference.expect(None)
+    estimate = reference.measure(_of(finished))
+    assert estimate.meters_per_unit == pytest.approx(1 / SMALLER, rel=0.01)
+    assert estimate.sigma is not None
+    assert estimate.sigma < 0.02
+    assert "landmarks in" in estimate.evidence
+    assert reference.source == "depth images of desk"
+
+
+def test_a_data_set_without_depth_is_refused_before_the_run(
+    tmp_path: Path, finished: tuple[SlamMap, SlamResult]
+) -> None:
+    folder = write_rgbd(tmp_path / "desk", finished[0])
+    (folder / "depth.txt").write_text("".join(f"{100 + k} depth/{k}.png\n" for k in range(3)))
+    with pytest.raises(ScaleError, match=r"no depth images; expected depth\.txt"):
+        DepthFolder(folder).expect(None)
+    with pytest.raises(ScaleError, match="no such file or folder"):
+        DepthFolder(tmp_path / "nowhere").expect(None)
+
+
+def test_depth_of_other_images_gives_no_scale(finished: tuple[SlamMap, SlamResult], tmp_path: Path) -> None:
+    folder = write_rgbd(tmp_path / "desk", finished[0])
+    for path in (folder / "depth").iterdir():
+        cv2.imwrite(str(path), np.zeros((48, 64), np.uint16))
+    with pytest.raises(ScaleError, match="0 keyframes have 10 landmarks with a depth, 2 needed"):
+        DepthFolder(folder).measure(_of(finished))
+    next((folder / "depth").iterdir()).write_bytes(b"")
+    for path in (folder / "depth").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ScaleError, match="an empty file"):
+        DepthFolder(folder).measure(_of(finished))
+
+
+def test_depth_of_the_source_is_asked_for_by_one_word(
+    tmp_path: Path, finished: tuple[SlamMap, SlamResult], slam_command: Callable[..., Any], straight_slam: Any
+) -> None:
+    straight_slam()
+    folder = write_rgbd(tmp_path / "desk", finished[0])
+    assert (
+        "scale: depth images of desk" in slam_command("run", folder, "--scale-from", "depth", "-o", tmp_path / "a").err
+    )
+    (folder / "depth.txt").unlink()
+    ended = slam_command("run", folder, "--scale-from", "depth", "-o", tmp_path / "b")
+    assert ended.code == 2
+    assert "no depth images" in ended.complaint
+
+
+# All
 
 
 @pytest.mark.parametrize(
@@ -255,6 +339,7 @@ def test_a_track_of_another_clock_or_of_a_camera_at_rest_gives_no_scale(
         ("marker:DICT_4X4_50:0.10", MarkerSize("DICT_4X4_50", 0.1)),
         ("marker:DICT_APRILTAG_36h11:.16:23", MarkerSize("DICT_APRILTAG_36h11", 0.16, 23)),
         ("gps:drive/track.gpx", GpsTrack(Path("drive/track.gpx"))),
+        ("depth:rgbd/desk", DepthFolder(Path("rgbd/desk"))),
     ],
 )
 def test_references_are_read_from_their_words(text: str, reference: object) -> None:
@@ -264,7 +349,9 @@ def test_references_are_read_from_their_words(text: str, reference: object) -> N
     assert parse_scale_reference(found.spec) == reference
 
 
-@pytest.mark.parametrize("text", ["marker:0.1", "marker:DICT_4X4_50:0", "marker:DICT_4X4_50:big", "gps:", "gps"])
+@pytest.mark.parametrize(
+    "text", ["marker:0.1", "marker:DICT_4X4_50:0", "marker:DICT_4X4_50:big", "gps:", "gps", "depth:"]
+)
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--scale-from"):
         parse_scale_reference(text)

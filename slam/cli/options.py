@@ -97,6 +97,7 @@ ScaleFrom = Annotated[
         help="Scale the map to meters. frames:A:B=METRES: distance of the camera positions in frames A and B. "
         "marker:DICT_4X4_50:METRES: side of the ArUco or AprilTag markers in the scene. "
         "gps:FILE: a CSV or GPX track on the clock of the images. "
+        "depth: the depth images of the data set. "
         "groundtruth:METRES: scale of the first METRES of the ground truth, for evaluation only.",
         show_default=False,
     ),

@@ -184,6 +184,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
 
     _check_files(request)
     start_map = _start_map(request)
+    config = _with_depth_of_source(request, config)
     scale_reference = parse_scale_reference(config.metric_scale.scale_from)
     config, choice = predictor_choice.decide(config, start_map.provenance if start_map is not None else None)
     frames = open_source(
@@ -214,6 +215,14 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
             )
         )
         return _record(request, recorder, frames)
+
+
+def _with_depth_of_source(request: _RunRequest, config: SlamConfig) -> SlamConfig:
+    """`--scale-from depth` names the data set of the source."""
+    if config.metric_scale.scale_from != "depth":
+        return config
+    scale = config.metric_scale.model_copy(update={"scale_from": f"depth:{request.sources[0]}"})
+    return config.model_copy(update={"metric_scale": scale})
 
 
 def _start_map(request: _RunRequest) -> ReferenceMap | None:

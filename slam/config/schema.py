@@ -246,8 +246,8 @@ class MetricScaleConfig(Section):
     scale_from: str = Field(
         "",
         description="frames:A:B=METRES, a known distance between two frames; marker:DICTIONARY:METRES, the side of "
-        "ArUco or AprilTag markers in the scene; gps:FILE, a CSV or GPX track; groundtruth:METRES, for evaluation "
-        "only; empty keeps map units.",
+        "ArUco or AprilTag markers in the scene; gps:FILE, a CSV or GPX track; depth:FOLDER, an RGB-D data set; "
+        "groundtruth:METRES, for evaluation only; empty keeps map units.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Metric scale of a finished run: from a measured distance, markers, a GPS track, or the beginning of the ground truth.
+"""Metric scale of a finished run: from a measured distance, markers, a GPS track, depth images, or the ground truth.
 
 The scale of monocular SLAM is unobservable from the images. A scale reference determines it; poses, keyframes and
 landmarks of the finished run are scaled by the same factor.
@@ -20,6 +20,7 @@ from slam.evaluation.alignment import MATCHES_NEEDED, associate, fit_similarity
 from slam.evaluation.trajectory import Trajectory
 from slam.map.slam_map import SlamMap
 from slam.result import SlamResult, Units
+from slam.sessions.depth_scale import DepthFolder
 from slam.sessions.gps_scale import GpsTrack
 from slam.sessions.marker_scale import MarkerSize
 from slam.sessions.scale_estimate import FinishedMap, ScaleEstimate
@@ -27,7 +28,7 @@ from slam.sessions.scale_estimate import ScaleError as ScaleError
 
 EXPECTED = (
     "frames:A:B=METRES (a known distance between two frames), marker:DICTIONARY:METRES (side of ArUco or AprilTag "
-    "markers), gps:FILE (CSV or GPX), or groundtruth:METRES (evaluation only)"
+    "markers), gps:FILE (CSV or GPX), depth:FOLDER (RGB-D data set), or groundtruth:METRES (evaluation only)"
 )
 MIN_DISTANCE = 1e-4  # minimum distance between two frames to determine the scale, as a fraction of the path's length
 MATCH_S = 0.02  # maximum time difference between a frame and its ground truth, seconds
@@ -92,7 +93,7 @@ class GroundTruthPrefix:
         return ScaleEstimate(_scale_of_prefix(finished.result.trajectory, self, finished.ground_truth))
 
 
-ScaleReference = KnownDistance | GroundTruthPrefix | MarkerSize | GpsTrack
+ScaleReference = KnownDistance | GroundTruthPrefix | MarkerSize | GpsTrack | DepthFolder
 
 
 def parse_scale_reference(text: str) -> ScaleReference | None:
@@ -114,6 +115,8 @@ def parse_scale_reference(text: str) -> ScaleReference | None:
         reference = MarkerSize(marker[1], float(marker[2]), None if marker[3] is None else int(marker[3]))
     elif text.removeprefix("gps:") not in ("", text):
         return GpsTrack(Path(text.removeprefix("gps:")).expanduser())
+    elif text.removeprefix("depth:") not in ("", text):
+        return DepthFolder(Path(text.removeprefix("depth:")).expanduser())
     else:
         raise ConfigError(f"--scale-from {text}: expected {EXPECTED}")
     if not 0.0 < reference.meters < np.inf:
