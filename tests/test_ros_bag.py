@@ -161,6 +161,15 @@ def test_the_images_of_a_bag_come_at_the_times_of_their_headers_with_its_camera(
     assert "camera of camera_info" in source.description
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("mcap", ".mcap"), ("sqlite3", ".db3")])
+def test_the_file_of_a_bag_of_ros_2_is_read_without_its_folder(tmp_path: Path, kind: str, suffix: str) -> None:
+    [file] = write_bag(tmp_path / "drive", kind).glob(f"*{suffix}")
+    alone = file.rename(tmp_path / f"alone{suffix}")
+    assert is_bag(alone)
+    source = open_source(alone)
+    assert (source.name, numbers(source)) == ("alone", list(range(10)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_images_are_those_of_the_iteration(tmp_path: Path, kind: str) -> None:
     source = open_source(write_bag(tmp_path / "drive", kind), start=2)
