@@ -26,6 +26,8 @@ ALLOWED = {
     "typer": ("slam/cli/",),
     "rich": ("slam/cli/text_tables.py",),
     "poselib": ("relocalizer/two_view.py",),
+    "av": ("slam/input/video_decoding.py",),
+    "rosbags": ("slam/input/ros_bag.py",),
     "slam": ("slam/",),
 }
 HEAVY = ("torch", "gtsam", "faiss", "rerun")

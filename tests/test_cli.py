@@ -144,6 +144,7 @@ def test_a_run_leaves_a_whole_run_folder(tmp_path, images, slam_command, straigh
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "config.yaml", "events.jsonl", "report.json", "trajectory.txt", "keyframes.txt", "trajectory_online.txt",
+        "frames.csv",
     }  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], report["frames"], report["tracked"]) == ("finished", 12, 10)

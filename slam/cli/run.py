@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -31,6 +32,7 @@ from slam.cli.options import (
     Seed,
     Start,
     Stride,
+    Topic,
     ViewerMode,
     Weights,
     complain,
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 class _RunRequest:
     """Arguments of `slam run`."""
 
-    source: str
+    sources: tuple[str, ...]
     out: Path | None
     camera: Path | None
     view: ViewerMode
@@ -73,6 +75,11 @@ class _RunRequest:
     localize_only: bool
     fail_under: str
 
+    @property
+    def source(self) -> str:
+        """The sources as they can be given to a shell."""
+        return shlex.join(self.sources)
+
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
@@ -83,9 +90,10 @@ class _RunRequest:
 
 def run(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SOURCE", help="Folder of images, dataset, video file, webcam:0, rtsp://... or http://..."
+            metavar="SOURCE",
+            help="Folder of images, dataset, video file, webcam:0, rtsp://..., http://..., or 'patterns*.jpg'.",
         ),
     ],
     out: Annotated[
@@ -101,6 +109,7 @@ def run(
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
     mask: MaskImage = None,
+    topic: Topic = None,
     view: Annotated[
         ViewerMode,
         typer.Option(help="Live view: spawn opens the Rerun viewer; web serves a page until Ctrl-C after the run."),
@@ -146,6 +155,10 @@ def run(
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
+      slam run 'photos/*.jpg' --camera camera.yaml
+
+      slam run recording.bag --topic /camera/image_raw
+
       slam run webcam:0 --view web --set features.max_features=800
 
       slam run room.mp4 --scale-from frames:120:480=2.35
@@ -156,13 +169,13 @@ def run(
     with a verdict (good, partial, poor or failed) and its reasons; the exit code is 1 if it is worse than --fail-under.
     """
     request = _RunRequest(
-        source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
+        sources=tuple(source), out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
         map=map, localize_only=localize_only, fail_under=fail_under,
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine, mask=mask, one_pass=one_pass,
+        refine=refine, mask=mask, one_pass=one_pass, topic=topic,
     )  # fmt: skip
 
     raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
@@ -180,10 +193,11 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
 
     _check_files(request)
     start_map = _start_map(request)
+    config = _with_depth_of_source(request, config)
     scale_reference = parse_scale_reference(config.metric_scale.scale_from)
     config, choice = predictor_choice.decide(config, start_map.provenance if start_map is not None else None)
     frames = open_source(
-        request.source, config=config.input, camera=request.camera,
+        request.sources, config=config.input, camera=request.camera,
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
@@ -203,6 +217,14 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         )  # fmt: skip
         recorder = TwoPassRecorder(run_request, on_second_pass=request.say_second_pass)
         return _record(request, recorder, frames)
+
+
+def _with_depth_of_source(request: _RunRequest, config: SlamConfig) -> SlamConfig:
+    """`--scale-from depth` names the data set of the source."""
+    if config.metric_scale.scale_from != "depth":
+        return config
+    scale = config.metric_scale.model_copy(update={"scale_from": f"depth:{request.sources[0]}"})
+    return config.model_copy(update={"metric_scale": scale})
 
 
 def _start_map(request: _RunRequest) -> ReferenceMap | None:

@@ -35,6 +35,10 @@ class InputConfig(Section):
         description="Mask image with the size or aspect ratio of the source's images: black pixels are ignored, white "
         "ones used, as in COLMAP; empty uses the whole image.",
     )
+    topic: str = Field("", description="Topic of the images in a ROS bag; empty takes the only one.")
+    truth_topic: str = Field(
+        "", description="Topic of a ROS bag with the true poses of the camera, for evaluation; empty takes none."
+    )
     prefetch_frames: int = Field(
         8,
         ge=0,
@@ -246,8 +250,9 @@ class MetricScaleConfig(Section):
 
     scale_from: str = Field(
         "",
-        description="frames:A:B=METRES, a known distance between two frames; groundtruth:METRES, for evaluation only; "
-        "empty keeps map units.",
+        description="frames:A:B=METRES, a known distance between two frames; marker:DICTIONARY:METRES, the side of "
+        "ArUco or AprilTag markers in the scene; gps:FILE, a CSV or GPX track; depth:FOLDER, an RGB-D data set; "
+        "groundtruth:METRES, for evaluation only; empty keeps map units.",
     )
 
 

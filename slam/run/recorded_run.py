@@ -26,6 +26,7 @@ from slam.run.calibration_pass import CalibrationPass, set_up
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
 from slam.run.found_camera import FoundCamera
+from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
 from slam.run.run_statistics import RunStatistics
@@ -198,12 +199,13 @@ class RunRecorder:
                 folder.write_report(self._opening)
                 log = EventLog(folder)
                 closing.callback(log.close)
+                closing.callback((table := FramesTable(folder)).close)
                 images = FolderImages(folder.path / KEYFRAMES_ON_THE_WAY)
                 closing.callback(images.close)
                 checkpoints = Checkpoints(folder, self._opening)
                 slam = Slam.create(
                     request.config,
-                    observers=[self._statistics, log, checkpoints, *observers()],
+                    observers=[self._statistics, log, table, checkpoints, *observers()],
                     images=images,
                     start_map=request.start_map,
                     localize_only=request.localize_only,
