@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import TextIO
 
 from slam.evaluation.trajectory import seconds_from_nanoseconds
 from slam.events import Event, FrameLocalizedLater, FrameProcessed, RunFinished
-from slam.run.files import refused, write_atomically, writing
+from slam.run.files import LineFile, write_atomically
 from slam.run.run_folder import RunFolder
 
 FRAMES = "frames.csv"
@@ -29,11 +27,8 @@ class FramesTable:
         self._path = folder.path / FRAMES
         self._rows: dict[int, list[str]] = {}
         self._has_changed = False
-        with writing(self._path):
-            self._file: TextIO = self._path.open(
-                "w", encoding="utf-8", errors="backslashreplace", newline="", buffering=1
-            )
-            self._file.write(_line(COLUMNS))
+        self._file = LineFile(self._path)
+        self._file.write(_line(COLUMNS))
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -54,17 +49,11 @@ class FramesTable:
         time = seconds_from_nanoseconds(frame.timestamp_ns)
         row = [str(frame.index), time, frame.name, str(event.state), keyframe, str(inliers)]
         self._rows[frame.index] = row
-        try:
-            self._file.write(_line(row))
-        except OSError as error:
-            with suppress(OSError):  # closing tries to write the rest again
-                self._file.close()
-            raise refused(self._path, error) from None
+        self._file.write(_line(row))
 
     def close(self) -> None:
         """Close the file; later calls do nothing. Raises OutputError when it cannot be written."""
-        with writing(self._path):
-            self._file.close()
+        self._file.close()
 
 
 def _line(values: Sequence[str]) -> str:
