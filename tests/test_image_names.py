@@ -23,7 +23,7 @@ from slam.evaluation.trajectory_files import read_note, read_tum
 from slam.events import FrameLocalizedLater, RunFinished
 from slam.input.open_source import open_source
 from slam.run.frames_table import FramesTable
-from slam.run.recorded_run import record_run
+from slam.run.record_run import record_run
 from slam.run.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent

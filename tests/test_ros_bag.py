@@ -19,7 +19,7 @@ from slam.config.schema import InputConfig
 from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.open_source import open_source
 from slam.input.ros_bag import is_bag
-from slam.run.recorded_run import record_run
+from slam.run.record_run import record_run
 
 pytest.importorskip("rosbags")
 
