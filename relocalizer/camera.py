@@ -21,7 +21,7 @@ from relocalizer.unfetched import pointer_words, why_unfetched
 
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
 
-CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
+CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "assumed")
 MASK_KEYS = ("ignore", "mask_rectangles")  # keys of the same file that slam.input.mask reads
 DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 # Maximum angle of view of an undistorted image along its longer side, degrees. At this angle an undistorted TUM-VI
@@ -40,7 +40,7 @@ class Camera:
 
     Attributes:
         distortion: coefficients in OpenCV's order: k1 k2 p1 p2 [k3 [k4 k5 k6]] for radtan, k1 k2 k3 k4 for fisheye.
-        assumed: whether the focal length is only an assumption from the image's size, without a calibration.
+        assumed: whether the focal length is a guess, from the image's size or from footage that does not determine it.
     """
 
     width: int
@@ -87,7 +87,9 @@ class Camera:
         size = {"width": int(self.width), "height": int(self.height)}
         numbers = {key: float(getattr(self, key)) for key in ("fx", "fy", "cx", "cy")}
         distortion = [float(number) for number in self.distortion]
-        return yaml.safe_dump({"model": self.model, **size, **numbers, "distortion": distortion}, sort_keys=False)
+        guess = {"assumed": True} if self.assumed else {}
+        values = {"model": self.model, **size, **numbers, "distortion": distortion, **guess}
+        return yaml.safe_dump(values, sort_keys=False)
 
     def resized(self, width: int, height: int) -> Camera:
         """The camera of the image resized to width x height (pixel centers at integers)."""
@@ -148,7 +150,7 @@ class Camera:
 
 
 def load_camera(path: Path) -> Camera:
-    """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion.
+    """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion, and `assumed: true` for a guess.
 
     The default of `model` is radtan when there is distortion, else pinhole. `camera_files.read_camera_file` also reads
     the formats of other programs.
@@ -182,7 +184,14 @@ def camera_from_yaml(data: Mapping[str, Any]) -> Camera:
         cy=number_of("cy", data["cy"]),
         model=data.get("model", "radtan" if distortion else "pinhole"),
         distortion=tuple(number_of("distortion", k) for k in distortion),
+        assumed=_truth("assumed", data.get("assumed", False)),
     )
+
+
+def _truth(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise CameraError(f"{key}: expected true or false, got {value!r}")
+    return value
 
 
 def read_camera_yaml(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.run.calibration_pass import USED_SIGMA
-from slam.run.found_camera import FoundCamera
+from slam.run.estimated_camera import EstimatedCamera
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
 from slam.run.two_pass_recorder import is_worse
@@ -57,10 +57,10 @@ def read(folder: Path) -> dict[str, Any]:
 # The decision
 
 
-def found(focal_px: float, *, tracked_px: float = 346.0, corner: float = 0.0, **evidence: Any) -> FoundCamera:
+def found(focal_px: float, *, tracked_px: float = 346.0, corner: float = 0.0, **evidence: Any) -> EstimatedCamera:
     camera = replace(Camera.assume(WIDTH, HEIGHT, fov_deg=60.0), fx=focal_px, fy=focal_px)
     known = LensEvidence(**{"state": LensState.KNOWN, "focal_ratio": 1.0, "focal_sigma": 0.01, **evidence})
-    return FoundCamera(camera, tracked_px, known, corner)
+    return EstimatedCamera(camera, tracked_px, known, corner)
 
 
 @pytest.mark.parametrize(

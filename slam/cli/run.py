@@ -283,7 +283,7 @@ def _exit_code(request: _RunRequest, recorded: RunReport, second: RunReport | No
     if recorded.failures:
         return _report_failures(request, recorded)
     if second is not None and second.folder != recorded.folder:
-        complain(f"the second pass was not kept, its files are in {second.folder} ({_why_not_kept(second)})")
+        complain(f"the second pass was not kept, its files are in {second.folder} ({second.outcome})")
         if second.failures:
             return _report_failures(request, second)
         if second.status == "interrupted":
@@ -297,10 +297,6 @@ def _exit_code(request: _RunRequest, recorded: RunReport, second: RunReport | No
         complain(f"the run is {verdict['grade']}: {'; '.join(verdict['reasons'])}")
         return UNUSABLE
     return UNUSABLE if report["units"]["problem"] else 0
-
-
-def _why_not_kept(second: RunReport) -> str:
-    return f"it was {second.status}" if second.status != "finished" else f"it is {second.verdict}"
 
 
 def _keep_recording_of_first_pass(request: _RunRequest) -> None:

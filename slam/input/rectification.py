@@ -52,7 +52,8 @@ def read_calibration(path: Path) -> Calibration:
     if isinstance(camera, UnsizedCamera):
         return UnsizedCalibration(camera, str(path), ignored_in(path))
     expect_plausible(camera, str(path))
-    return GivenCamera(camera, str(path), ignored_in(path))
+    guess = f"{path.name} says that its focal length of {camera.mean_focal:.0f} px is a guess"
+    return GivenCamera(camera, guess if camera.assumed else str(path), ignored_in(path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from slam.progress import Progress, no_progress
 from slam.run import run_verdict, runner
 from slam.run.calibration_pass import CalibrationPass, set_up
 from slam.run.checkpoints import Checkpoints
+from slam.run.estimated_camera import EstimatedCamera
 from slam.run.event_log import EventLog
-from slam.run.found_camera import FoundCamera
 from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
@@ -78,6 +78,11 @@ class RunRequest:
     calibration: CalibrationPass | None = None
     first_pass: FirstPass | None = None
 
+    @property
+    def has_estimate(self) -> bool:
+        """Whether the camera of `frames` was estimated before the run."""
+        return self.calibration is not None and self.calibration.is_used
+
     def map_report(self, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
         """Entry of report.json about the map in which the run starts."""
         return {
@@ -98,7 +103,7 @@ class RunReport:
         failures: errors, each limited to one part of the run, in order.
         is_complete: whether all frames were processed and the map was finished, even if some files were not written.
         last_frame_index: index of the last processed frame.
-        found_camera: the camera that the run estimated; None if it kept the one it tracked with.
+        estimated_camera: the camera that the run estimated; None if it kept the one it tracked with.
     """
 
     folder: Path
@@ -106,12 +111,17 @@ class RunReport:
     failures: tuple[Failure, ...]
     is_complete: bool
     last_frame_index: int
-    found_camera: FoundCamera | None = None
+    estimated_camera: EstimatedCamera | None = None
 
     @property
     def status(self) -> str:
         """ "finished", "interrupted" or "failed"."""
         return str(self.values["status"])
+
+    @property
+    def outcome(self) -> str:
+        """What became of the run, in a clause: "it was interrupted", or "it is" with its verdict."""
+        return f"it is {self.verdict}" if self.status == "finished" else f"it was {self.status}"
 
     @property
     def verdict(self) -> Verdict:
@@ -230,7 +240,7 @@ class RunRecorder:
         frames, config = request.frames, request.config
         with attempts("making lengths metric"):
             outcome = runner.with_metric_scale(outcome, slam, config.metric_scale.scale_from, frames.ground_truth)
-        for name, write in folder.result_files(outcome.result, frames.calibration):
+        for name, write in folder.result_files(outcome.result, frames.calibration, is_estimate=request.has_estimate):
             with attempts(f"writing {name}"):
                 write()
         if not request.localize_only:
@@ -246,7 +256,7 @@ class RunRecorder:
         )
         found = None
         with attempts("reading off the camera"):
-            found = FoundCamera.of(outcome.result, frames.calibration)
+            found = EstimatedCamera.of(outcome.result, frames.calibration)
         so_far = RunFailures(tuple(attempts.failures), dropped)
         report: dict[str, Any] = {}
         with attempts("making the report"):
@@ -264,7 +274,7 @@ class RunRecorder:
             failures=(*attempts.failures, *dropped),
             is_complete=not outcome.failures,
             last_frame_index=outcome.last_frame_index,
-            found_camera=found,
+            estimated_camera=found,
         )
 
     def _write_map(self, folder: RunFolder, slam: Slam) -> None:

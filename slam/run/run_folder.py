@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from relocalizer.errors import OutputError
 from relocalizer.maps.map_writer import save_map
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import write_tum
+from slam.map.lens_evidence import LensState
 from slam.run.files import replacing, write_atomically
 from slam.run.report import REPORT, report_text
 
@@ -98,11 +100,17 @@ class RunFolder:
         with replacing(self.path / name) as temporary:
             write_tum(temporary, trajectory, note=note)
 
-    def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:
+    def result_files(
+        self, result: SlamResult, calibration: Camera, *, is_estimate: bool = False
+    ) -> list[tuple[str, Callable[[], None]]]:
         """(file name, writer) of the final trajectories: all frames, keyframes, live poses, other segments.
 
-        A camera.yaml is added when the estimated lens improves on `calibration`, which is that of the source's images,
-        and a camera model can represent it.
+        A camera.yaml is added when the run estimated the camera, and a camera model can represent it; it says so if
+        the focal length is a guess.
+
+        Args:
+            calibration: the camera of the source's images.
+            is_estimate: whether that was estimated before the run.
         """
         note = result.units.note
         trajectories = [
@@ -118,8 +126,9 @@ class RunFolder:
             for name, trajectory, note in trajectories
         ]
         found = result.lens.calibration(calibration)
-        if result.lens.has_corrections and found is not None and not found.assumed:
-            files.append((CAMERA, partial(write_atomically, self.path / CAMERA, found.to_yaml())))
+        if found is not None and (result.lens.has_corrections or is_estimate):
+            camera = replace(found, assumed=result.lens_evidence.state is LensState.GUESS)
+            files.append((CAMERA, partial(write_atomically, self.path / CAMERA, camera.to_yaml())))
         return files
 
     def replace_by_second_pass(self) -> None:

@@ -76,7 +76,7 @@ class TwoPassRecorder:
 
 def second_request(request: RunRequest, first: RunReport) -> RunRequest | None:
     """The request of a second pass with the camera that the first one found; None if there is no need for it."""
-    frames, found = request.frames, first.found_camera
+    frames, found = request.frames, first.estimated_camera
     if found is None or first.status != "finished" or request.start_map is not None or request.localize_only:
         return None
     if not request.config.input.second_pass or not isinstance(frames, RereadableSource):

@@ -16,8 +16,8 @@ from slam.map.tracks import Tracks
 MAX_PUT_OFF = (
     5  # maximum number of successive blurred frames that are skipped; a blurred keyframe is better than a loss
 )
-# Fraction of `min_survival` below which a keyframe is inserted at once, however near or blurred: the next step of the
-# same size would end in a loss.
+# Fraction of `min_survival` below which a keyframe is inserted at once, however near the last one is: the next step of
+# the same size would end in a loss.
 URGENT = 0.75
 
 
@@ -62,7 +62,7 @@ class KeyframePolicy:
             median_parallax_px(before, now, camera, keyframe_from_frame_rotation),
             keyframe_from_frame_rotation,
         )
-        if reason and blurred and not is_urgent and self._put_off < MAX_PUT_OFF:
+        if reason and blurred and self._put_off < MAX_PUT_OFF:
             self._put_off += 1
             return ""
         if reason:

@@ -22,7 +22,7 @@ CORNER, CORNER_IF_BROKEN = 0.03, 0.015
 
 
 @dataclass(frozen=True, slots=True)
-class FoundCamera:
+class EstimatedCamera:
     """Camera that a run estimated.
 
     Attributes:
@@ -38,7 +38,7 @@ class FoundCamera:
     corner: float
 
     @staticmethod
-    def of(result: SlamResult, tracked: Camera) -> FoundCamera | None:
+    def of(result: SlamResult, tracked: Camera) -> EstimatedCamera | None:
         """The camera of the largest segment of a result; None if the run did not change it, or no model represents it.
 
         Args:
@@ -49,7 +49,7 @@ class FoundCamera:
             return None
         half_diagonal = 0.5 * float(np.hypot(result.lens.start.width, result.lens.start.height))
         corner = result.lens.max_displacement_px / half_diagonal
-        return FoundCamera(replace(found, assumed=True), tracked.mean_focal, result.lens_evidence, corner)
+        return EstimatedCamera(replace(found, assumed=True), tracked.mean_focal, result.lens_evidence, corner)
 
     @property
     def change(self) -> float:
