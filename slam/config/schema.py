@@ -140,7 +140,7 @@ class KeyframesConfig(Section):
 class TrackingConfig(Section):
     """Pose estimation of every frame."""
 
-    min_inliers: int = Field(20, ge=6, le=1000, description="Minimum number of inlier landmarks of a pose.")
+    min_inliers: int = Field(15, ge=6, le=1000, description="Minimum number of inlier landmarks of a pose.")
     min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Minimum inlier ratio among the tracked landmarks.")
     look_back: int = Field(
         300,
