@@ -19,6 +19,7 @@ MAX_PUT_OFF = (
 # Fraction of `min_survival` below which a keyframe is inserted at once, however near the last one is: the next step of
 # the same size would end in a loss.
 URGENT = 0.75
+FEW_LANDMARKS = 40  # number of inlier landmarks below which a keyframe is inserted although it is blurred
 
 
 class KeyframePolicy:
@@ -62,7 +63,7 @@ class KeyframePolicy:
             median_parallax_px(before, now, camera, keyframe_from_frame_rotation),
             keyframe_from_frame_rotation,
         )
-        if reason and blurred and self._put_off < MAX_PUT_OFF:
+        if reason and blurred and len(seen) >= FEW_LANDMARKS and self._put_off < MAX_PUT_OFF:
             self._put_off += 1
             return ""
         if reason:
