@@ -168,7 +168,7 @@ def open_video(
 
 
 def _samples(reader: VideoReader) -> list[Values]:
-    """Some images of a video as they are stored, all rows of them and every so many columns."""
+    """Some images of a video as they are stored, all rows, and one column of every few."""
     first = list(islice(reader.frames(), FIRST_IMAGES))
     found = _readable(first)
     if reader.facts.count is not None and any(decoded.is_marked_interlaced for decoded in first):

@@ -15,7 +15,7 @@ from slam.map.slam_map import SlamMap
 from slam.sessions.scale_estimate import LARGEST_SIGMA, FinishedMap, ScaleError, ScaleEstimate
 
 FEWEST_LANDMARKS = 10  # minimum number of landmarks of a keyframe that have a depth
-FEWEST_KEYFRAMES = 2  # minimum number of keyframes with so many
+FEWEST_KEYFRAMES = 2  # minimum number of keyframes with that many landmarks
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from slam.input.text_rows import text_of
 from slam.sessions.scale_estimate import LARGEST_SIGMA, FinishedMap, ScaleError, ScaleEstimate
 
 FEWEST_POINTS = 6  # minimum number of poses that have a place on the track
-LONGEST_GAP_S = 3.0  # maximum time between two points of the track between which places are interpolated, seconds
+LONGEST_GAP_S = 3.0  # maximum time between two points of the track between which positions are interpolated, seconds
 OUTLYING = 4.0  # ratio of an error to its median from which a point is left out
 EQUATOR_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3  # semi-major axis and squared eccentricity of WGS 84
 # Names of columns, in lower case and without a unit in brackets.
@@ -52,14 +52,14 @@ class GpsTrack:
     def measure(self, finished: FinishedMap) -> ScaleEstimate:
         """The scale of the largest segment. Raises ScaleError if the track does not determine it."""
         track, estimate = self._track(), finished.result.trajectory
-        places, has_place = track.at(estimate.timestamps_ns)
-        count = int(has_place.sum())
+        positions, has_position = track.at(estimate.timestamps_ns)
+        count = int(has_position.sum())
         if count < FEWEST_POINTS:
             raise ScaleError(
                 f"--scale-from {self.spec}: {count} poses are at times of the track, {FEWEST_POINTS} needed; poses "
                 f"from {_span(estimate.timestamps_ns)}, track from {_span(track.times_ns)}: are both on one clock?"
             )
-        found = _fitted(places[has_place], estimate.positions[has_place])
+        found = _fitted(positions[has_position], estimate.positions[has_position])
         if found is None or found.sigma is None or found.sigma > LARGEST_SIGMA:
             known = "" if found is None or found.sigma is None else f" (to {100 * found.sigma:.0f} % only)"
             raise ScaleError(
@@ -80,10 +80,10 @@ class GpsTrack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Track:
-    """A track: times (N,), nanoseconds since 1970, ascending, and places (N, 3), meters to the east, north and up."""
+    """A track: times (N,), nanoseconds since 1970, ascending; positions (N, 3), meters east, north and up."""
 
     times_ns: NDArray[np.int64]
-    places: FloatArray
+    positions: FloatArray
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, float, float, float]]) -> _Track:
@@ -105,8 +105,8 @@ class _Track:
         gap_s = (self.times_ns[after] - self.times_ns[after - 1]) / 1e9
         seconds = (times_ns - self.times_ns[0]) / 1e9
         known_s = (self.times_ns - self.times_ns[0]) / 1e9
-        places = np.column_stack([np.interp(seconds, known_s, self.places[:, axis]) for axis in range(3)])
-        return places, (inside & (gap_s <= LONGEST_GAP_S)) | on_point
+        positions = np.column_stack([np.interp(seconds, known_s, self.positions[:, axis]) for axis in range(3)])
+        return positions, (inside & (gap_s <= LONGEST_GAP_S)) | on_point
 
 
 def _local_m(values: FloatArray) -> FloatArray:
@@ -121,7 +121,7 @@ def _local_m(values: FloatArray) -> FloatArray:
 
 
 def _fitted(track: FloatArray, positions: FloatArray) -> ScaleEstimate | None:
-    """The scale between places (N, 3) of the track and positions (N, 3) in map units; None if nothing moves.
+    """The scale between positions (N, 3) of the track and positions (N, 3) in map units; None if nothing moves.
 
     Outlying points are left out once. Errors of GPS change slowly, so the number of independent ones follows from their
     correlation between neighbors.
