@@ -187,6 +187,10 @@ def test_each_pass_has_its_recording(walk: Path, tmp_path: Path, slam_command: C
     assert ended.code == 0, ended.err
     assert ": the frames are tracked again (not with --one-pass)" in ended.err
     assert names(out) >= RESULTS | {"a.rrd", "a.first_pass.rrd", "first_pass"}
+    first = read(out / "first_pass")
+    assert f"{first['verdict']['grade']}, {100 * first['coverage']:.1f} % tracked, in first_pass/" in " ".join(
+        ended.out.split()
+    )
     ended = slam_command(
         "run", walk, "-o", tmp_path / "one", "--one-pass", "--set", "input.calibrate_first=false", "-q"
     )
