@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_any_other_order_is_kept(photos: Path) -> None:
 def test_times_in_the_names_and_the_camera_beside_them_are_used(photos: Path) -> None:
     for k in range(3):
         (photos / f"img{k}.png").rename(photos / f"1403636579.{9 - k}.png")
-    camera = Camera.assume(160, 120, fov_deg=70)
+    camera = replace(Camera.assume(160, 120, fov_deg=70), assumed=False)
     (photos / "camera.yaml").write_text(camera.to_yaml())
     source = open_source(str(photos / "14*.png"))
     assert [frame.timestamp_ns for frame in source] == [1403636579_700_000_000 + k * 100_000_000 for k in range(3)]

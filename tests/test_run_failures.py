@@ -317,8 +317,8 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
     out = tmp_path / "out"
     result_files, wire = RunFolder.result_files, Tripwire(target=name, from_the_start=True)
 
-    def with_a_failure(self: RunFolder, *arguments: Any) -> list[tuple[str, Callable[[], None]]]:
-        files = dict(result_files(self, *arguments))
+    def with_a_failure(self: RunFolder, *arguments: Any, **options: Any) -> list[tuple[str, Callable[[], None]]]:
+        files = dict(result_files(self, *arguments, **options))
         files.setdefault("camera.yaml", lambda: None)
         return [(file, wire.wrap(file, write)) for file, write in files.items()]
 
