@@ -6,8 +6,9 @@ ifndef DEMO_OUT
 DEMO_OUT := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 endif
 
-# A file of tests is one worker's, so that what its tests share is made once.
-PARALLEL := -n auto --dist loadfile
+# A file of tests is one worker's, so that what its tests share is made once. Each core has a worker: more threads in
+# each would only wait for each other.
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: help demo test check format docs clean
 
@@ -28,13 +29,13 @@ demo: $(VENV)/.installed ## SLAM on the bundled sequence; leaves a run folder wi
 	$(BIN)/slam run sequences/room_loop --out $(DEMO_OUT) --record $(DEMO_OUT)/run.rrd
 
 test: $(VENV)/.developed ## the tests
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST)
 
 check: $(VENV)/.developed ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST)
 
 format: $(VENV)/.developed ## put the sources in shape
 	$(BIN)/ruff format .
