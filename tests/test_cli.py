@@ -63,6 +63,46 @@ def test_help_loads_no_heavy_library():
     assert done.stdout.splitlines()[-1] == "loaded []"
 
 
+def blas_threads_of(before="", **environment):
+    """OPENBLAS_NUM_THREADS in a process of the command line when NumPy is there, after the code `before`."""
+    code = (
+        "import os\nfrom slam.cli import main\n"
+        + before
+        + "\ntry:\n    main(['config'])\nexcept SystemExit:\n    pass\n"
+        "print('THREADS', os.environ.get('OPENBLAS_NUM_THREADS'))\n"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")} | environment
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
+    return done.stdout.splitlines()[-1].removeprefix("THREADS ")
+
+
+def test_the_command_line_keeps_the_linear_algebra_to_one_thread():
+    assert blas_threads_of() == "1"
+
+
+@pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_the_threads_that_the_environment_asks_for_stay(name):
+    assert blas_threads_of(**{name: "3"}) == ("3" if name == "OPENBLAS_NUM_THREADS" else "None")
+
+
+def test_a_process_that_uses_numpy_already_keeps_its_environment():
+    assert blas_threads_of("import numpy") == "None"
+
+
+def test_importing_the_packages_leaves_the_environment_alone():
+    code = "import os, slam, relocalizer, slam.cli\nprint(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
+    assert done.stdout.strip() == "None"
+
+
+def test_doctor_tells_the_threads_of_the_linear_algebra(monkeypatch):
+    from slam.cli import installation_checks as doctor
+
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "5")
+    assert "OPENBLAS_NUM_THREADS=5" in doctor._blas_threads().finding
+
+
 def test_help_lists_the_verbs_there_are(slam_command):
     ended = slam_command("--help")
     assert ended.code == 0

@@ -34,6 +34,7 @@ from slam.cli import (
 )
 from slam.cli.options import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, complain
 from slam.cli.streams import lasting_streams
+from slam.cli.threads import limit_blas_threads
 
 app = typer.Typer(
     name="slam",
@@ -61,6 +62,7 @@ app.command(short_help="Check the installation")(doctor.doctor)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to those of the process."""
+    limit_blas_threads()
     for stream in (sys.stdout, sys.stderr):  # characters that the terminal cannot encode are escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

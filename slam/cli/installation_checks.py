@@ -21,6 +21,7 @@ from typing import Any
 from relocalizer.errors import WeightsError
 from relocalizer.predictors import plugins
 from relocalizer.predictors.checkpoints import LICENSE, RELEASED, Released, locate, published_sha256, sha256_of
+from slam.cli.threads import BLAS_THREADS, CHOSEN_BY_USER
 
 _TRY_TIMEOUT_S = 60  # maximum time of a check in a separate process, seconds
 # (import name, distribution, whether SLAM needs it)
@@ -97,6 +98,7 @@ def examine(*, hash_weights: bool = False) -> list[Check]:
         _python(),
         Check("platform", True, f"{platform.platform()}, {os.cpu_count()} cores"),
         *(_library(*library) for library in _LIBRARIES),
+        _blas_threads(),
         *_devices(),
         _faiss(),
         _viewer(),
@@ -167,6 +169,12 @@ def _try(code: str) -> _Answer:
         return _Answer(True, done.stdout.strip())
     lines = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
     return _Answer(False, lines[-1])
+
+
+def _blas_threads() -> Check:
+    name = next((name for name in CHOSEN_BY_USER if name in os.environ), None)
+    finding = f"{name}={os.environ[name]}" if name else "those that the library chooses"
+    return Check("BLAS threads", True, f"{finding} (NumPy and SciPy; {BLAS_THREADS} sets them, 1 is fastest for slam)")
 
 
 def _devices() -> Iterator[Check]:
