@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from relocalizer.unfetched import pointer_words, why_unfetched
 
 CameraModel = Literal["pinhole", "radtan", "fisheye"]
 
-CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion")
+CAMERA_KEYS = ("width", "height", "fx", "fy", "cx", "cy", "model", "distortion", "assumed")
 MASK_KEYS = ("ignore", "mask_rectangles")  # keys of the same file that slam.input.mask reads
 DISTORTION_COUNTS = {"pinhole": (0,), "radtan": (4, 5, 8), "fisheye": (4,)}
 # Maximum angle of view of an undistorted image along its longer side, degrees. At this angle an undistorted TUM-VI
@@ -38,7 +40,7 @@ class Camera:
 
     Attributes:
         distortion: coefficients in OpenCV's order: k1 k2 p1 p2 [k3 [k4 k5 k6]] for radtan, k1 k2 k3 k4 for fisheye.
-        assumed: whether the focal length is only an assumption from the image's size, without a calibration.
+        assumed: whether the focal length is a guess, from the image's size or from footage that does not determine it.
     """
 
     width: int
@@ -85,7 +87,9 @@ class Camera:
         size = {"width": int(self.width), "height": int(self.height)}
         numbers = {key: float(getattr(self, key)) for key in ("fx", "fy", "cx", "cy")}
         distortion = [float(number) for number in self.distortion]
-        return yaml.safe_dump({"model": self.model, **size, **numbers, "distortion": distortion}, sort_keys=False)
+        guess = {"assumed": True} if self.assumed else {}
+        values = {"model": self.model, **size, **numbers, "distortion": distortion, **guess}
+        return yaml.safe_dump(values, sort_keys=False)
 
     def resized(self, width: int, height: int) -> Camera:
         """The camera of the image resized to width x height (pixel centers at integers)."""
@@ -146,54 +150,89 @@ class Camera:
 
 
 def load_camera(path: Path) -> Camera:
-    """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion.
+    """Read a camera.yaml: model, width, height, fx, fy, cx, cy, distortion, and `assumed: true` for a guess.
 
-    The default of `model` is radtan when there is distortion, else pinhole.
+    The default of `model` is radtan when there is distortion, else pinhole. `camera_files.read_camera_file` also reads
+    the formats of other programs.
 
     Raises:
         CameraError: the file is missing, is not YAML, lacks a key, has an unknown key, or has invalid numbers.
     """
     data = read_camera_yaml(path)
-    missing = [key for key in CAMERA_KEYS[:6] if key not in data]
-    unknown = sorted(str(key) for key in data if key not in (*CAMERA_KEYS, *MASK_KEYS))
-    if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
-        raise CameraError(f"{path}: {'; '.join(parts)} (expected {', '.join(CAMERA_KEYS)})")
-    distortion = data.get("distortion") or []
-    if not isinstance(distortion, list):
-        raise CameraError(f"{path}: distortion: expected a list such as [k1, k2, p1, p2], got {distortion!r}")
     try:
-        return Camera(
-            width=_whole("width", data["width"]),
-            height=_whole("height", data["height"]),
-            fx=_number("fx", data["fx"]),
-            fy=_number("fy", data["fy"]),
-            cx=_number("cx", data["cx"]),
-            cy=_number("cy", data["cy"]),
-            model=data.get("model", "radtan" if distortion else "pinhole"),
-            distortion=tuple(_number("distortion", k) for k in distortion),
-        )
+        return camera_from_yaml(data)
     except CameraError as error:
         raise CameraError(f"{path}: {error}") from None
 
 
+def camera_from_yaml(data: Mapping[str, Any]) -> Camera:
+    """The camera of the values of a camera.yaml. Raises CameraError, without the file, as `load_camera`."""
+    missing = [key for key in CAMERA_KEYS[:6] if key not in data]
+    unknown = sorted(str(key) for key in data if key not in (*CAMERA_KEYS, *MASK_KEYS))
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        raise CameraError(f"{'; '.join(parts)} (expected {', '.join(CAMERA_KEYS)})")
+    distortion = data.get("distortion") or []
+    if not isinstance(distortion, list):
+        raise CameraError(f"distortion: expected a list such as [k1, k2, p1, p2], got {distortion!r}")
+    return Camera(
+        width=_whole("width", data["width"]),
+        height=_whole("height", data["height"]),
+        fx=number_of("fx", data["fx"]),
+        fy=number_of("fy", data["fy"]),
+        cx=number_of("cx", data["cx"]),
+        cy=number_of("cy", data["cy"]),
+        model=data.get("model", "radtan" if distortion else "pinhole"),
+        distortion=tuple(number_of("distortion", k) for k in distortion),
+        assumed=_truth("assumed", data.get("assumed", False)),
+    )
+
+
+def _truth(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise CameraError(f"{key}: expected true or false, got {value!r}")
+    return value
+
+
 def read_camera_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file with a camera calibration, in our format or in that of a dataset.
+    """The mapping in a YAML file with a camera calibration, in our format or in that of another program.
 
     Raises:
         CameraError: the file is missing, unreadable, not YAML, or not a mapping.
     """
+    return parse_yaml(path, text_of(path, read_bytes(path)))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a camera file. Raises CameraError when it is missing, unreadable or not fetched."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if reason := pointer_words(text.encode()):
-            raise CameraError(f"{path}: {reason}")
-        data = yaml.safe_load(text)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise CameraError(f"{path}: {why_unfetched(path) or 'no such camera file'}") from None
     except OSError as error:
         raise CameraError(f"{path}: cannot be read ({error.strerror})") from None
+    if reason := pointer_words(data):
+        raise CameraError(f"{path}: {reason}")
+    return data
+
+
+def text_of(path: Path, data: bytes) -> str:
+    """The text of a camera file's content. Raises CameraError when it is none."""
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise CameraError(f"{path}: not a text file, so not a camera description") from None
+
+
+def parse_yaml(path: Path, text: str) -> dict[str, Any]:
+    """The mapping in the first document of a YAML text, also of one written by OpenCV; `path` is for errors.
+
+    Raises:
+        CameraError: it is not YAML, or not a mapping.
+    """
+    try:
+        # OpenCV begins its files with "%YAML:1.0", which is no directive of YAML.
+        data = next(yaml.load_all(re.sub(r"\A\s*%YAML[^\n]*", "", text), Loader=_CameraLoader), None)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise CameraError(f"{path}{line}: not YAML ({error.problem})") from None
@@ -204,18 +243,30 @@ def read_camera_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _number(key: str, value: object) -> float:
+class _CameraLoader(yaml.SafeLoader):
+    """Reads matrices of OpenCV, tagged `!!opencv-matrix`, as mappings."""
+
+
+def _matrix(loader: _CameraLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+_CameraLoader.add_constructor("tag:yaml.org,2002:opencv-matrix", _matrix)
+
+
+def number_of(key: str, value: object) -> float:
+    """A number in a camera file; `key` is its name in the error. Raises CameraError if it is none."""
     # PyYAML parses 5e2 as text, so numeric text is accepted; booleans are rejected.
     try:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise CameraError(f"{key}: expected a number, got {value!r}")
 
 
 def _whole(key: str, value: object) -> int:
-    number = _number(key, value)
+    number = number_of(key, value)
     if not number.is_integer():
         raise CameraError(f"{key}: expected a whole number of pixels, got {value!r}")
     return int(number)

@@ -13,6 +13,8 @@ from PIL import ExifTags
 from PIL import Image as pillow
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+from relocalizer.heif_images import START_BYTES, enable_heif, is_heif
+
 FOCAL_LENGTHS_MM = (10.0, 150.0)  # range of plausible focal lengths for 35 mm film, millimeters
 TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
 
@@ -22,7 +24,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
     if not os.path.isfile(path):  # opening a pipe would block until there is a writer
         return None
     try:
-        with _of_any_size(), pillow.open(path) as image:
+        with _opened(path) as image:
             return _upright_size(image)
     # Pillow raises these for damaged headers.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
@@ -34,7 +36,7 @@ def focal_length_35mm(path: Path) -> float | None:
     if not os.path.isfile(path):
         return None
     try:
-        with _of_any_size(), pillow.open(path) as image:
+        with _opened(path) as image:
             exif = pillow.Exif()
             exif.load(image.info.get("exif", b""))
             value = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0.0))
@@ -42,6 +44,17 @@ def focal_length_35mm(path: Path) -> float | None:
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
         return None
     return value if FOCAL_LENGTHS_MM[0] <= value <= FOCAL_LENGTHS_MM[1] else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pillow.Image]:
+    """An image whose header alone has been read. Raises OSError, among others, when it cannot be."""
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+    if is_heif(start) and (problem := enable_heif(start)):
+        raise OSError(problem)
+    with _of_any_size(), pillow.open(path) as image:
+        yield image
 
 
 @contextmanager

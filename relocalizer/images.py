@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
+from relocalizer.gray_levels import GrayLevels
+from relocalizer.heif_images import is_heif, read_heif
 from relocalizer.unfetched import pointer_words, why_unfetched
 
 Image = NDArray[np.uint8]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".heif", ".avif")
 
 LARGEST_FILE_BYTES = 2**31 - 1  # largest buffer that OpenCV decodes, bytes
 
@@ -28,14 +32,28 @@ _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # excludes FF 00 (a data byte) and D0-D7 (restart markers)
 
 
-def read_image(path: Path) -> Image:
-    """Read an image file as upright RGB (H, W, 3) uint8; gray, RGBA and 16-bit files are converted.
+def read_image(path: Path, levels: GrayLevels | None = None) -> Image:
+    """Read an image file as upright RGB (H, W, 3) uint8; gray and RGBA files are converted.
 
-    A JPEG's orientation tag is applied.
+    The orientation tag is applied. Of a file of more than 8 bits per value, `levels` are shown as 0 to 255; without
+    them, the range of the image itself.
 
     Raises:
         SequenceError: the file is missing, not fetched, empty, truncated, too large or not an image.
     """
+    return to_rgb(decode_values(_bytes_of(path), str(path)), levels)
+
+
+def read_values(path: Path) -> NDArray[Any]:
+    """The values of an image file, upright: BGR (H, W, 3) or gray (H, W), in the type in which they are stored.
+
+    Raises:
+        SequenceError: as `read_image`.
+    """
+    return decode_values(_bytes_of(path), str(path))
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe could block
@@ -47,7 +65,7 @@ def read_image(path: Path) -> Image:
         raise SequenceError(f"{path}: {why_unfetched(path) or f'cannot be read ({error.strerror})'}") from None
     if not data:
         raise SequenceError(f"{path}: an empty file")
-    return decode_image(data, str(path))
+    return data
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -56,15 +74,42 @@ def decode_image(data: bytes, name: str) -> Image:
     Raises:
         SequenceError: the data are truncated, too large or not an image.
     """
+    return to_rgb(decode_values(data, name))
+
+
+def decode_values(data: bytes, name: str) -> NDArray[Any]:
+    """Decode the bytes of an image file to its values, as `read_values`."""
     if is_cut_off(data):
         raise SequenceError(f"{name}: the image is cut off (copied or downloaded only in part?)")
+    if is_heif(data):
+        return np.asarray(cv2.cvtColor(read_heif(data, name), cv2.COLOR_RGB2BGR))
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        with quiet_opencv():
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
         raise SequenceError(f"{name}: cannot be decoded ({error.err})") from None
-    if image is None:
+    if values is None:
         raise SequenceError(f"{name}: {pointer_words(data) or 'not an image that can be decoded'}")
-    return bgr_to_rgb(image)
+    return np.asarray(values)
+
+
+def to_rgb(values: NDArray[Any], levels: GrayLevels | None = None) -> Image:
+    """RGB (H, W, 3) uint8 of BGR (H, W, 3) or gray (H, W) values of any type; see `read_image` for `levels`."""
+    if values.dtype != np.uint8:
+        values = (levels or GrayLevels.of([values])).apply(values)
+    code = cv2.COLOR_GRAY2RGB if values.ndim == 2 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(values, code), dtype=np.uint8)
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """Suppress OpenCV's own messages about input that it cannot read; our errors report it."""
+    levels = cv2.utils.logging
+    before = levels.setLogLevel(levels.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        levels.setLogLevel(before)
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:

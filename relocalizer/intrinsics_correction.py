@@ -136,7 +136,7 @@ class IntrinsicsCorrection:
     @property
     def max_displacement_px(self) -> float:
         """Largest displacement of an image corner by the distortion, pixels."""
-        if self.start is None:
+        if self.start is None or not self.has_distortion:
             return 0.0
         corners = corners_of(self.start)
         displacement = self.camera.normalized(self.undistorted_pixels(corners)) - self.camera.normalized(corners)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from slam.map.tracking_status import TrackingState as TrackingState
     from slam.result import FrameResult as FrameResult
     from slam.result import SlamResult as SlamResult
+    from slam.run.record_run import record_run as record_run
     from slam.run.recorded_run import RunReport as RunReport
-    from slam.run.recorded_run import record_run as record_run
     from slam.system import Slam as Slam
 
 __version__ = "0.1.0"
@@ -43,7 +43,7 @@ _HOMES = {
     "evaluate": "slam.evaluation.metrics",
     "load_config": "slam.config.loading",
     "open_source": "slam.input.open_source",
-    "record_run": "slam.run.recorded_run",
+    "record_run": "slam.run.record_run",
 }
 
 __all__ = [

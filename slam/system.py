@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relocalizer.errors import MapError
-from relocalizer.images import decode_image, encode_jpeg
+from relocalizer.images import Image, decode_image, encode_jpeg
 from relocalizer.maps.map_format import JPEG_QUALITY
 from relocalizer.maps.reference_map import ReferenceMap, provenance_of
 from slam.components.modules import build_modules
@@ -207,10 +207,15 @@ class Slam:
         """
         if self._result is None:
             raise RuntimeError("Slam.make_metric: finish the run first")
-        self._result = in_meters(self._result, self._map, reference, ground_truth)
-        assert self._result.units.meters_per_unit is not None
-        self._events.publish(ScaleSet(meters_per_unit=self._result.units.meters_per_unit, source=reference.source))
+        self._result = in_meters(self._result, self._map, reference, ground_truth, self._keyframe_image)
+        units = self._result.units
+        assert units.meters_per_unit is not None
+        self._events.publish(ScaleSet(meters_per_unit=units.meters_per_unit, source=units.source))
         return self._result
+
+    def _keyframe_image(self, keyframe_id: int) -> Image:
+        """The undistorted image of a keyframe, of this run or of the map in which it started."""
+        return decode_image(self._prior_map.image(keyframe_id, self._jpeg), f"keyframe {keyframe_id}")
 
     def _jpeg(self, keyframe_id: int) -> bytes:
         """JPEG image of a keyframe of this run, undistorted with the estimated lens correction."""

@@ -25,6 +25,8 @@ ALLOWED = {
     "typer": ("slam/cli/",),
     "rich": ("slam/cli/text_tables.py",),
     "poselib": ("relocalizer/two_view.py",),
+    "av": ("slam/input/video_decoding.py",),
+    "rosbags": ("slam/input/ros_bag.py",),
     "slam": ("slam/",),
 }
 HEAVY = ("torch", "gtsam", "faiss", "rerun")
@@ -311,7 +313,7 @@ EXCEPTIONS: dict[str, str] = {
     "relocalizer/scale.py:fit_length(7)": GEOMETRY,
     "slam/evaluation/plot.py:_draw_line(7)": "passes matplotlib's options on",
     "slam/input/open_source.py:open_source(7)": SWITCHES,
-    "slam/run/recorded_run.py:record_run(7)": SWITCHES,
+    "slam/run/record_run.py:record_run(7)": SWITCHES,
 }
 
 

@@ -20,7 +20,15 @@ from relocalizer.geometry import (
 )
 from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
-from slam.mapping.bundle import CALIBRATED, Bundle, reprojection_errors, structure_only_adjustment, undistorted_pixels
+from slam.mapping.bundle import (
+    CALIBRATED,
+    Bundle,
+    FocalPrior,
+    IntrinsicsPrior,
+    reprojection_errors,
+    structure_only_adjustment,
+    undistorted_pixels,
+)
 from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=320.0, cy=240.0)
@@ -277,6 +285,71 @@ def test_with_the_distortion_known_the_rest_of_it_needs_no_proof(many):
     rest = bent_by(bundle_of(arc(8), many, noise=0.5), 5e-4, 0.0)
     assert refine(replace(rest, lens=CALIBRATED)).lens.is_nothing
     assert any(refine(replace(rest, lens=replace(CALIBRATED, significant=0.0))).lens.radial)
+
+
+# A focal length that is an estimate
+
+
+def seen_with(bundle, ratio):
+    """The bundle whose camera is said to have the true focal length divided by `ratio`."""
+    camera = replace(CAMERA, fx=CAMERA.fx / ratio, fy=CAMERA.fy / ratio, assumed=True)
+    return replace(bundle, cameras=dict.fromkeys(bundle.cameras, camera))
+
+
+@pytest.fixture
+def round_trip(many):
+    """Points seen from all around them, which determines the focal length well."""
+    around = {
+        k: rigid(exp_so3([0.0, -0.3 * k, 0.0]), [4.5 * np.sin(0.3 * k), 0.2 * np.cos(k), 4.5 - 4.5 * np.cos(0.3 * k)])
+        for k in range(21)
+    }
+    return bundle_of(around, many, noise=0.3)
+
+
+def focal_prior(ratio, sigma, **more):
+    return IntrinsicsPrior(focal=FocalPrior(CAMERA.mean_focal / ratio, sigma, **more))
+
+
+@pytest.mark.parametrize("ratio", [0.96, 1.05])
+def test_all_views_together_find_the_focal_length_near_its_estimate(many, round_trip, ratio):
+    start = seen_with(round_trip, ratio)
+    refined, held = refine(replace(start, lens=focal_prior(ratio, 0.03))), refine(start)
+    x, y = refined.lens.focal_ratio
+    assert x == y == pytest.approx(ratio, rel=3e-3)
+    assert not refined.lens.has_distortion
+    assert not refined.lens.camera(start.cameras[0]).assumed
+    assert distorted_pixels(refined, many) < 0.3 * distorted_pixels(held, many)
+    assert np.median(refined.error_px) == pytest.approx(0.3 * np.sqrt(2 * np.log(2)), rel=0.2)
+
+
+def test_a_guess_stays_one(round_trip):
+    start = seen_with(round_trip, 1.02)
+    refined = refine(replace(start, lens=focal_prior(1.02, 0.03, is_guess=True)))
+    assert refined.lens.camera(start.cameras[0]).assumed
+
+
+def test_focal_length_and_distortion_are_found_together(round_trip):
+    start = seen_with(bent_by(round_trip, -0.03, 0.0), 1.03)
+    lens = replace(focal_prior(1.03, 0.03), radial_sigma=CALIBRATED.radial_sigma)
+    refined = refine(replace(start, lens=lens))
+    assert refined.lens.focal_ratio[0] == pytest.approx(1.03, rel=5e-3)
+    assert refined.lens.radial[0] == pytest.approx(-0.03, abs=0.01)
+
+
+def test_a_focal_length_that_contradicts_its_estimate_is_not_applied(round_trip):
+    start = seen_with(round_trip, 1.05)
+    refined = refine(replace(start, lens=focal_prior(1.05, 0.01)))
+    assert refined.lens.is_nothing
+    assert not refined.problem
+
+
+def test_a_motion_that_does_not_determine_the_focal_length_leaves_its_estimate(rng):
+    """Forward motion toward a wall: focal length and distance trade against each other."""
+    wall = np.column_stack([rng.uniform(-1.0, 1.0, (60, 2)), np.full(60, 9.0)])
+    forward = {k: rigid(np.eye(3), [0.0, 0.0, 0.02 * k]) for k in range(5)}
+    start = seen_with(bundle_of(forward, wall, noise=0.3), 1.0)
+    refined = refine(replace(start, lens=focal_prior(1.0, 0.03)))
+    assert refined.lens.focal_ratio[0] == pytest.approx(1.0, abs=0.03)
 
 
 def test_a_bundle_and_its_straightened_one_have_the_same_errors(many):

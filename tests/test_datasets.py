@@ -276,16 +276,17 @@ def test_euroc_without_its_sensor_file_has_no_ground_truth_of_the_camera(tmp_pat
     (folder / "mav0" / "cam0" / "sensor.yaml").unlink()
     index = index_folder(folder)
     assert index.ground_truth is None
-    assert "without cam0/sensor.yaml" in index.description
+    assert "no cam0/sensor.yaml and no dso/camchain.yaml" in index.description
+    assert "the pose of the camera in the body is unknown" in index.description
 
 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("radial-tangential", "double-sphere", "distortion_model: expected radial-tangential"),
-        ("resolution: [64, 48]\n", "", "missing resolution"),
-        ("intrinsics: [45.0, 46.0, 31.0, 23.0]", "intrinsics: [45.0]", "have not the expected numbers"),
-        ("0.0, 0.0, 0.0, 1.0]", "1.0]", "have not the expected numbers"),
+        ("radial-tangential", "double-sphere", "lens model 'double-sphere' is not supported"),
+        ("resolution: [64, 48]\n", "", "no calibration of a known format"),
+        ("intrinsics: [45.0, 46.0, 31.0, 23.0]", "intrinsics: [45.0]", r"intrinsics: expected \[fx, fy, cx, cy\]"),
+        ("0.0, 0.0, 0.0, 1.0]", "1.0]", "T_BS: expected 4x4 numbers"),
     ],
 )
 def test_a_broken_euroc_sensor_file_is_explained(tmp_path: Path, old: str, new: str, sentence: str) -> None:
@@ -480,10 +481,10 @@ def test_an_empty_folder_is_said(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_says_what_was_seen(tmp_path: Path) -> None:
-    for name in ("a.heic", "b.HEIC", "notes.txt"):
+    for name in ("a.doc", "b.DOC", "notes.txt"):
         write(tmp_path / name, "?")
     (tmp_path / "more").mkdir()
-    with pytest.raises(SequenceError, match=r"no images or video found .*saw 2 \.heic, 1 \.txt, 1 folders"):
+    with pytest.raises(SequenceError, match=r"no images or video found .*saw 2 \.doc, 1 \.txt, 1 folders"):
         index_folder(tmp_path)
 
 
@@ -646,3 +647,83 @@ def test_every_real_sequence_opens_decodes_and_finds_its_ground_truth() -> None:
         assert (source.ground_truth is not None) == truth.is_file()
         if source.ground_truth is not None:
             assert len(source.ground_truth) == len(read_tum(truth))
+
+
+CAMCHAIN = """cam0:
+  T_cam_imu:
+  - [0.0, 1.0, 0.0, 0.0]
+  - [-1.0, 0.0, 0.0, 0.5]
+  - [0.0, 0.0, 1.0, 0.0]
+  - [0.0, 0.0, 0.0, 1.0]
+  camera_model: pinhole
+  distortion_coeffs: [0.0034, 0.0007, -0.0021, 0.0002]
+  distortion_model: equidistant
+  intrinsics: [21.0, 21.0, 31.0, 23.0]
+  resolution: [64, 48]
+"""
+
+
+def test_tum_vi_takes_its_camera_chain_and_its_motion_capture(tmp_path: Path) -> None:
+    folder = build_euroc(tmp_path)
+    (folder / "mav0" / "cam0" / "sensor.yaml").unlink()
+    (folder / "mav0" / "state_groundtruth_estimate0").rename(folder / "mav0" / "mocap0")
+    write(folder / "dso" / "camchain.yaml", CAMCHAIN)
+    index = index_folder(folder)
+    assert index.camera is not None
+    assert (index.camera.model, index.camera.fx) == ("fisheye", 21.0)
+    # The inverse of T_cam_imu puts the camera half a unit along the body's x, which is the world's y.
+    assert np.allclose(truth_of(index).positions, [[1, 2.5, 3], [1, 2.5, 3]])
+    assert np.allclose(truth_of(index).world_from_cam[0, :3, :3], np.diag([-1.0, -1.0, 1.0]), atol=1e-7)
+
+
+def test_euroc_images_without_a_list_have_the_times_in_their_names(tmp_path: Path) -> None:
+    folder = build_euroc(tmp_path)
+    (folder / "mav0" / "cam0" / "data.csv").unlink()
+    index = index_folder(folder)
+    assert (index.layout, index.timestamps_ns.tolist()) == ("EuRoC", [1403636579763555584, 1403636579813555456])
+    assert "times from the names of the images (nanoseconds)" in index.description
+    assert index.ground_truth is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "times_ns", "unit"),
+    [
+        (["1403636579.75", "1403636579.8", "1403636579.7"], [700_000_000, 750_000_000, 800_000_000], "seconds"),
+        (["12.5", "9.25", "101.0"], [9_250_000_000, 12_500_000_000, 101_000_000_000], "seconds"),
+        (["1403636579763555584", "1403636579713555584"], [713555584, 763555584], "nanoseconds"),
+        (["left_1403636579763555", "left_1403636579713555"], [713_555_000, 763_555_000], "microseconds"),
+        (["1403636579763-raw", "1403636579713-raw"], [713_000_000, 763_000_000], "milliseconds"),
+        (["1403636580", "1403636579"], [0, 1_000_000_000], "seconds"),
+        (["1403636579_763555584", "1403636579_013555584"], [13555584, 763555584], "seconds and nanoseconds"),
+    ],
+)
+def test_names_that_are_all_times_are_sorted_as_numbers_and_give_the_times(
+    tmp_path: Path, names: list[str], times_ns: list[int], unit: str
+) -> None:
+    for name in names:
+        write_image(tmp_path / f"{name}.png")
+    index = index_folder(tmp_path)
+    found = index.timestamps_ns - (1403636579_000000000 if "1403636579" in "".join(names) else 0)
+    assert found.tolist() == times_ns
+    assert [path.stem for path in index.image_paths] != names
+    assert f"times from the names of the images ({unit})" in index.description
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1", "2", "10"],
+        ["0000000001", "0000000002", "0000000010"],  # KITTI's raw data
+        ["frame1.5", "frame1.6", "frame1.7"],
+        ["1.0001", "1.0002", "1.0010"],  # numbered images of take 1
+        ["1.1", "1.2", "1.10"],
+        ["1403636579.7", "1403636579.8", "last"],
+        ["20261130120000", "20261130120001", "20261130120002"],
+    ],
+)
+def test_names_that_are_numbers_but_not_times_are_in_natural_order(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_image(tmp_path / f"{name}.png")
+    index = index_folder(tmp_path)
+    assert [path.stem for path in index.image_paths] == names
+    assert "no times, so 30 images a second assumed" in index.description

@@ -14,7 +14,7 @@ from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrecti
 from slam.config.schema import BundleAdjustmentConfig
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.map.tracks import Tracks
-from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
+from slam.mapping.bundle import CALIBRATED, FocalPrior, IntrinsicsPrior
 from slam.mapping.global_refinement import refine_map, run_cost_s
 from slam.mapping.lens_examination import LensFinding
 
@@ -121,8 +121,12 @@ def test_each_segment_has_a_lens_of_its_own(footage):
     mapper = CountingMapper(seen=10)
     rounds(mapper, final_rounds=1, calibrate="auto")
     assert mapper.steps == [(0, REFOCUS.step)]
-    [(segment, prior)] = mapper.calibrated
-    assert (segment, prior.radial_sigma) == (1, CALIBRATED.radial_sigma)
+    (first, focal), (second, prior) = mapper.calibrated
+    assert (first, focal) == (
+        0,
+        IntrinsicsPrior(focal=FocalPrior(mapper.graph.keyframes[0].camera.mean_focal, KNOWN.focal_sigma)),
+    )
+    assert (second, prior.radial_sigma, prior.focal) == (1, CALIBRATED.radial_sigma, None)
     assert prior.most_px == pytest.approx(0.025 * 40.0)  # half the diagonal of 64 x 48 is 40
     assert [mapper.map.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.CALIBRATED]
 

@@ -525,4 +525,10 @@ def test_a_camera_written_as_yaml_is_read_back(tmp_path):
     (tmp_path / "camera.yaml").write_text(camera.to_yaml())
     assert load_camera(tmp_path / "camera.yaml") == camera
     assert not camera.assumed
+    guess = Camera.assume(640, 480, fov_deg=70.0)
+    (tmp_path / "guess.yaml").write_text(guess.to_yaml())
+    assert load_camera(tmp_path / "guess.yaml") == guess
+    (tmp_path / "odd.yaml").write_text(guess.to_yaml().replace("true", "perhaps"))
+    with pytest.raises(CameraError, match="assumed: expected true or false, got 'perhaps'"):
+        load_camera(tmp_path / "odd.yaml")
     assert camera.fx / Camera.assume(640, 480, fov_deg=70.0).fx == pytest.approx(1.25)

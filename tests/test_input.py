@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -27,6 +29,7 @@ from slam.config.schema import InputConfig
 from slam.input.frame_source import FrameSource
 from slam.input.open_source import open_source
 from slam.input.rectification import GivenCamera, Rectifier
+from slam.input.video_decoding import DecodedFrame, VideoFacts
 from slam.map.frames import Frame
 
 CAMERA_YAML = "width: 64\nheight: 48\nfx: 50\nfy: 50\ncx: 32\ncy: 24\n"
@@ -268,36 +271,28 @@ def test_a_data_sets_camera_is_of_the_size_that_most_images_have(tmp_path: Path)
     assert [frame.index for frame in source] == [1, 2, 3]
 
 
-class ChangingCapture:
-    """Stands in for a video whose images change their size from number `at` on, for three images."""
+class ChangingVideo:
+    """Stands in for the reader of a video whose images change their size from number `at` on, for three images."""
 
     def __init__(self, count: int = 10, at: int = 4) -> None:
-        self._count, self._odd, self._at = count, range(at, at + 3), -1
+        self.facts = VideoFacts(count=count, rate=20.0, width=64, height=48)
+        self._odd = range(at, at + 3)
 
-    def isOpened(self) -> bool:
-        return True
+    def frames(self, start: int = 0, *, exact: bool = True) -> Iterator[DecodedFrame]:
+        for k in range(start, self.facts.count or 0):
+            yield DecodedFrame(50_000_000 * k, False, functools.partial(self.read, k))
 
-    def grab(self) -> bool:
-        self._at += 1
-        return self._at < self._count
+    def read(self, k: int) -> Image:
+        return flat(k, 32, 24) if k in self._odd else flat(k)
 
-    def retrieve(self) -> tuple[bool, Image]:
-        return True, flat(self._at, 32, 24) if self._at in self._odd else flat(self._at)
-
-    def read(self) -> tuple[bool, Image]:
-        return self.grab(), flat(0)
-
-    def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: float(self._count)}.get(what, 50.0 * self._at)
-
-    def release(self) -> None:
+    def close(self) -> None:
         pass
 
 
 def test_images_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slam.input.video.open_capture", lambda target: ChangingCapture())
+    monkeypatch.setattr("slam.input.video.VideoReader", lambda target, shown: ChangingVideo())
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [0, 1, 2, 3, 7, 8, 9]
     assert [name for name, _ in source.skipped] == ["a frame 4", "a frame 5", "a frame 6"]
@@ -685,31 +680,18 @@ def test_a_video_is_told_by_its_content_and_not_by_its_suffix(tmp_path: Path) ->
     assert len(list(opened(tmp_path / "concat:clip 1.dat"))) == 3
 
 
-class ClockedCapture:
-    """Stands in for a file whose container gives these times, in milliseconds."""
+class ClockedVideo(ChangingVideo):
+    """A video whose container gives these times, in milliseconds."""
 
-    def __init__(self, times_ms: list[float], fps: float) -> None:
-        self._times, self._fps, self._at = times_ms, fps, -1
+    def __init__(self, times_ms: list[float | None], fps: float) -> None:
+        super().__init__(len(times_ms), at=99)
+        self._times = times_ms
+        self.facts = replace(self.facts, rate=fps)
 
-    def isOpened(self) -> bool:
-        return True
-
-    def grab(self) -> bool:
-        self._at += 1
-        return self._at < len(self._times)
-
-    def retrieve(self) -> tuple[bool, Image]:
-        return True, flat(self._at)
-
-    def read(self) -> tuple[bool, Image]:
-        return self.grab(), flat(0)
-
-    def get(self, what: int) -> float:
-        known = {cv2.CAP_PROP_POS_MSEC: self._times[self._at], cv2.CAP_PROP_FPS: self._fps}
-        return known.get(what, float(len(self._times)))
-
-    def release(self) -> None:
-        pass
+    def frames(self, start: int = 0, *, exact: bool = True) -> Iterator[DecodedFrame]:
+        for k, decoded in enumerate(super().frames()):
+            time_ms = self._times[k]
+            yield replace(decoded, time_ns=None if time_ms is None else round(time_ms * 1e6))
 
 
 @pytest.mark.parametrize(
@@ -719,15 +701,14 @@ class ClockedCapture:
         ([0, 0, 0, 0], 25, [0, 40, 80, 120]),  # no times: the rate
         ([0, 40, 40, 120], 25, [0, 40, 80, 120]),  # one repeated
         ([500, 540, 460, 620], 25, [500, 540, 580, 620]),  # one gone back
-        ([0, float("nan"), 100, 150], 25, [0, 40, 100, 150]),
-        ([0, 0, 0, 0], 0, [0, 100 / 3, 200 / 3, 100]),  # neither times nor a rate: 30 a second
-        ([0, 0, 0, 0], float("nan"), [0, 100 / 3, 200 / 3, 100]),
+        ([0, None, 100, 150], 25, [0, 40, 100, 150]),
+        ([None, None, None, None], 30, [0, 100 / 3, 200 / 3, 100]),
     ],
 )
 def test_video_times_increase_whatever_the_container_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float], fps: float, expected_ms: list[float]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times_ms: list[float | None], fps: float, expected_ms: list[float]
 ) -> None:
-    monkeypatch.setattr("slam.input.video.open_capture", lambda target: ClockedCapture(times_ms, fps))
+    monkeypatch.setattr("slam.input.video.VideoReader", lambda target, shown: ClockedVideo(times_ms, fps))
     times = [frame.timestamp_ns for frame in opened(write_video(tmp_path / "a.mp4", 2))]
     assert np.allclose(times, np.array(expected_ms) * 1e6, atol=2)
 
@@ -743,36 +724,44 @@ def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
     frames = list(source)
     assert 5 < len(frames) < 35
     assert [number_of(frame) for frame in frames] == list(range(len(frames)))
-    assert source.skipped == [("a", f"the file ends after {len(frames)} of 40 images")]
+    damaged = [(f"a frame {len(frames)}", "cannot be decoded")] * (len(source.skipped) - 1)  # where it was cut
+    assert len(damaged) <= 1
+    assert source.skipped == [*damaged, ("a", f"the file ends after {len(frames) + len(damaged)} of 40 images")]
 
 
-class SpoiltCapture(ChangingCapture):
+class SpoiltVideo(ChangingVideo):
     """A video of which one image decodes."""
 
     def __init__(self, good: int) -> None:
         super().__init__(at=99)
         self._good = good
 
-    def retrieve(self) -> tuple[bool, Image]:
-        return self._at == self._good, flat(self._at)
+    def read(self, k: int) -> Image:
+        if k != self._good:
+            raise SequenceError("cannot be decoded")
+        return flat(k)
 
 
 def test_a_video_whose_first_images_do_not_decode_is_read_from_the_first_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=3))
+    monkeypatch.setattr("slam.input.video.VideoReader", lambda target, shown: SpoiltVideo(good=3))
     source = opened(write_video(tmp_path / "a.mp4", 2))
     assert [frame.index for frame in source] == [3]
     assert len(source.skipped) == 9
 
 
-def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=-1))
-    assert "no image in this video can be decoded" in refusal(write_video(tmp_path / "a.mp4", 2))
+def test_a_video_in_which_nothing_decodes_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", 5, "MJPG")
+    data = path.read_bytes()
+    path.write_bytes(re.sub(rb"\xff\xd8\xff.*?\xff\xd9", lambda image: bytes(len(image[0])), data, flags=re.DOTALL))
+    assert "no image in this video can be decoded (codec mjpeg)" in refusal(path)
+    path.write_bytes(data.replace(b"MJPG", b"QQQQ"))
+    assert "no image in this video can be decoded (codec unknown)" in refusal(path)
 
 
 def test_a_video_none_of_whose_chosen_images_decode_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slam.input.video.open_capture", lambda target: SpoiltCapture(good=0))
+    monkeypatch.setattr("slam.input.video.VideoReader", lambda target, shown: SpoiltVideo(good=0))
     source = opened(write_video(tmp_path / "a.mp4", 2), start=2, stride=3)
     with pytest.raises(SequenceError, match=r"a: none of 3 images can be used; the first: cannot be decoded"):
         list(source)
@@ -790,9 +779,9 @@ def test_a_chosen_end_is_no_early_end(tmp_path: Path) -> None:
     [
         (lambda data: data[: len(data) // 2], "the video cannot be opened (cut off, damaged, or no video)"),
         (lambda data: b"", "an empty file; expected a video"),
-        (lambda data: b"plain text, no video, whatever its name says", "not an MP4, MOV, AVI, MKV or WebM video"),
+        (lambda data: b"plain text, no video, whatever its name says", "not a video of a known format"),
         (lambda data: data[:32] + bytes(len(data)), "the video cannot be opened"),
-        (lambda data: b"#EXTM3U\n#EXTINF:10,\nhttp://example.invalid/a.ts\n", "not an MP4, MOV, AVI, MKV or WebM"),
+        (lambda data: b"#EXTM3U\n#EXTINF:10,\nhttp://example.invalid/a.ts\n", "not a video of a known format"),
     ],
     ids=["cut off", "empty", "text", "zeros", "playlist"],
 )
@@ -994,7 +983,7 @@ def test_a_video_file_at_an_address_is_played_whole(served: str, tmp_path: Path)
 @pytest.mark.parametrize("stage", ["waiting for an image", "using an image"])
 def test_an_interrupt_ends_the_program_at_once(tmp_path: Path, stage: str) -> None:
     write_images(tmp_path, 30)
-    slow_reading = "image_sequence.read_image = lambda path: time.sleep(0.5) or whole(path)"
+    slow_reading = "image_sequence.read_image = lambda *given: time.sleep(0.5) or whole(*given)"
     program = f"""
         import time
         from slam.config.schema import InputConfig

@@ -50,6 +50,13 @@ def test_a_longer_lens_alone_moves_no_pixel():
     assert (step.camera(CAMERA).fx, step.camera(CAMERA).fy) == pytest.approx((550.0, 588.0))
 
 
+def test_focal_lengths_alone_displace_nothing():
+    """Exactly, because the summary says how far images are distorted as soon as they are."""
+    lens = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1)), CAMERA)
+    lens = lens.then(CorrectionStep((0.97, 0.97)), lens.camera)
+    assert lens.max_displacement_px == 0.0
+
+
 def test_no_pixels_stay_none():
     assert CorrectionStep(radial=(0.1, 0.0)).undistorted_pixels(np.zeros((0, 2)), CAMERA).shape == (0, 2)
 

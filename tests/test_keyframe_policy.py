@@ -64,6 +64,18 @@ def test_lost_landmarks_call_for_a_keyframe_and_say_how_many_are_left(points):
     assert reason == "59% of the keyframe's landmarks are left (limit 60%)"
 
 
+@pytest.mark.parametrize(("left", "kept"), [(44, True), (46, False)])
+def test_when_most_landmarks_are_lost_in_one_step_the_next_frame_is_kept(points, left, kept):
+    reason = ask(KeyframePolicy(CONFIG), tracks(points), tracks(points[:left]), frames_since=1)
+    assert bool(reason) is kept
+
+
+@pytest.mark.parametrize(("left", "kept"), [(39, True), (40, False)])
+def test_a_blurred_frame_is_kept_before_the_landmarks_run_out(points, left, kept):
+    reason = ask(KeyframePolicy(CONFIG), tracks(points), tracks(points[:left]), blurred=True)
+    assert bool(reason) is kept
+
+
 def test_sixty_of_a_hundred_are_enough_when_the_limit_is_sixty(points):
     assert ask(KeyframePolicy(CONFIG), tracks(points), tracks(points[:60])) == ""
 

@@ -13,10 +13,12 @@ from scipy.spatial.transform import Rotation
 from relocalizer.camera import Camera
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
 from relocalizer.interfaces import PairEstimate
-from slam.mapping import bundle_residuals, normal_equations
-from slam.mapping.bundle import CALIBRATED, Bundle
-from slam.mapping.bundle_residuals import BundleResiduals, Unknowns, inverse_right_jacobian
+from slam.mapping import bundle_residuals, normal_equations, pair_residuals
+from slam.mapping.bundle import CALIBRATED, Bundle, FocalPrior, IntrinsicsPrior
+from slam.mapping.bundle_residuals import BundleResiduals
+from slam.mapping.bundle_unknowns import Unknowns
 from slam.mapping.normal_equations import NormalEquations, SingularSystemError, Structure, lower_inverse
+from slam.mapping.pair_residuals import inverse_right_jacobian
 from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster, minimize
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=490.0, cx=320.0, cy=240.0)
@@ -26,7 +28,7 @@ STEP = 1e-6
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Least squares: no residual is beyond the thresholds of the kernels."""
-    monkeypatch.setattr(bundle_residuals, "CAUCHY_C", 1e6)
+    monkeypatch.setattr(pair_residuals, "CAUCHY_C", 1e6)
     monkeypatch.setattr(bundle_residuals, "HUBER_K", 1e6)
 
 
@@ -82,25 +84,26 @@ def problem_of(bundle, noise_px=1.0):
 
 
 def moved(residuals, start, x):
-    """The start after increments in one vector: moving poses, points, distortion."""
+    """The start after increments in one vector: moving poses, points, free intrinsics."""
     free, count = residuals.gauge.free, len(start.points)
     poses = np.zeros((len(free), 6))
     split = 6 * (free >= 0).sum()
     poses[free >= 0] = x[:split].reshape(-1, 6)
-    radial = np.zeros(2) if residuals.radial_sigma is None else x[split + 3 * count :]
-    return start.moved(poses, x[split : split + 3 * count].reshape(-1, 3), radial)
+    intrinsics = np.zeros(3)
+    intrinsics[residuals.intrinsics.free] = x[split + 3 * count :]
+    return start.moved(poses, x[split : split + 3 * count].reshape(-1, 3), intrinsics)
 
 
 def stacked(residuals, start, x):
     """All residuals in one vector."""
     unknowns = moved(residuals, start, x)
     at = residuals.evaluate(unknowns)
-    prior = unknowns.radial / residuals.radial_sigma if residuals.radial_sigma else np.zeros(0)
+    prior = residuals.intrinsics.residuals(unknowns)
     return np.concatenate([at.observations.ravel(), at.pairs.ravel(), prior, [residuals.gauge.residual(unknowns)]])
 
 
 def size_of(residuals, start):
-    return 6 * (residuals.gauge.free >= 0).sum() + start.points.size + (0 if residuals.radial_sigma is None else 2)
+    return 6 * (residuals.gauge.free >= 0).sum() + start.points.size + len(residuals.intrinsics.free)
 
 
 def numerical_jacobian(function, size):
@@ -114,6 +117,8 @@ KINDS = {
     "one fixed": {"fixed": (20,)},
     "no pairs": {"pairs": False},
     "distortion": {"lens": CALIBRATED},
+    "focal length": {"lens": IntrinsicsPrior(focal=FocalPrior(510.0, 0.03))},
+    "all intrinsics": {"lens": replace(CALIBRATED, focal=FocalPrior(510.0, 0.03))},
 }
 
 
@@ -124,14 +129,17 @@ def test_the_step_is_that_of_the_whole_system(rng, monkeypatch, kind, rows, redu
     monkeypatch.setattr(normal_equations, "MAX_DENSE_ROWS", rows)
     monkeypatch.setattr(normal_equations, "MAX_DENSE_REDUCED", reduced)
     residuals, start = problem_of(bundle_of(rng, **KINDS[kind]))
-    start = replace(start, radial=np.array([0.02, -0.01]) if "lens" in KINDS[kind] else np.zeros(2))
+    free = residuals.intrinsics.free
+    intrinsics = np.zeros(3)
+    intrinsics[free] = np.array([0.03, 0.02, -0.01])[free]
+    start = replace(start, intrinsics=intrinsics)
     at = residuals.evaluate(start)
     step = NormalEquations(Structure(residuals, len(start.points)), residuals, at).solve(1e-12)
 
     J = numerical_jacobian(lambda x: stacked(residuals, start, x), size_of(residuals, start))
     expected = np.linalg.lstsq(J, -stacked(residuals, start, np.zeros(J.shape[1])), rcond=1e-12)[0]
-    radial = step.radial if "lens" in KINDS[kind] else np.zeros(0)
-    found = np.concatenate([step.poses[residuals.gauge.free >= 0].ravel(), step.points.ravel(), radial])
+    poses = step.poses[residuals.gauge.free >= 0]
+    found = np.concatenate([poses.ravel(), step.points.ravel(), step.intrinsics[free]])
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -197,7 +205,7 @@ def test_the_information_of_the_distortion_is_that_of_the_whole_system(rng):
     equations = NormalEquations(Structure(residuals, len(start.points)), residuals, at)
     J = numerical_jacobian(lambda x: stacked(residuals, start, x), size_of(residuals, start))
     covariance = np.linalg.inv(J.T @ J)[-2:, -2:]
-    np.testing.assert_allclose(np.linalg.inv(equations.radial_information(0.0)), covariance, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.inv(equations.intrinsics_information(0.0)), covariance, rtol=1e-4)
 
 
 def test_what_nothing_determines_is_singular_without_damping(rng):
@@ -210,8 +218,8 @@ def test_what_nothing_determines_is_singular_without_damping(rng):
     residuals, start = problem_of(bundle)
     equations = NormalEquations(Structure(residuals, len(start.points)), residuals, residuals.evaluate(start))
     with pytest.raises(SingularSystemError):
-        equations.radial_information(-1.0)
-    assert np.isfinite(equations.radial_information(1e-6)).all()
+        equations.intrinsics_information(-1.0)
+    assert np.isfinite(equations.intrinsics_information(1e-6)).all()
     assert np.isfinite(equations.solve(1e-5).points).all()
 
 

@@ -77,14 +77,6 @@ def test_a_broken_video_of_such_a_name_is_refused_in_one_line_and_leaves_nothing
     assert list(temporary.iterdir()) == []
 
 
-def test_where_no_link_can_be_made_the_name_is_what_is_said_to_be_wrong(tmp_path, monkeypatch):
-    video = write_video(tmp_path / f"{LATIN}.avi")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(SequenceError, match=r"OpenCV takes UTF-8 names alone.*; rename it") as caught:
-        open_source(str(video), config=ALONE)
-    assert "\n" not in str(caught.value)
-
-
 def test_an_address_that_is_no_utf8_is_spelled_in_percents(monkeypatch):
     asked = []
     whole = cv2.VideoCapture

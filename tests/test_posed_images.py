@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from conftest import write_images
 from scipy.spatial.transform import RigidTransform, Rotation
 
+from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
 from slam.config.schema import InputConfig
@@ -314,3 +316,19 @@ def test_poses_without_times_of_another_number_than_the_images_are_refused(image
     kitti(tmp_path / "poses.kitti", POSES[:3])
     with pytest.raises(TrajectoryError, match=r"poses\.kitti: 3 poses without times and 4 images: nothing tells"):
         open_(images, tmp_path / "poses.kitti")
+
+
+def test_deep_images_of_a_map_share_one_range(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k, gain in enumerate((1.0, 0.5)):
+        ramp = (7500 + gain * np.linspace(0, 600, 64)).astype(np.uint16)
+        cv2.imwrite(str(folder / f"{k}.png"), np.tile(ramp, (48, 1)))
+    camera = Camera.assume(64, 48, fov_deg=60)
+    (folder / "camera.yaml").write_text(camera.to_yaml())
+    (tmp_path / "poses.txt").write_text("0 0 0 0 0 0 0 1\n0.033333333 1 0 0 0 0 0 1\n")
+    posed = open_posed(folder, tmp_path / "poses.txt", config=InputConfig())
+    bright, dark = (image.read() for image in posed.images)
+    assert np.abs(bright[0, :, 0] - np.linspace(0, 255, 64)).max() < 2
+    assert np.abs(dark[0, :, 0] - np.linspace(0, 127.5, 64)).max() < 2
+    assert "more than 8 bits" in posed.description

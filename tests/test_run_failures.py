@@ -36,6 +36,7 @@ from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.run import runner
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
+from slam.run.frames_table import FramesTable
 from slam.run.recorded_run import RunRecorder, RunRequest
 from slam.run.run_folder import RunFolder
 from slam.run.run_statistics import RunStatistics
@@ -282,7 +283,7 @@ def observers_of_a_run(tmp_path: Path) -> list[str]:
     return [type(observer).__name__ for observer in given]
 
 
-OBSERVERS = ["RunStatistics", "EventLog", "Checkpoints"]
+OBSERVERS = ["RunStatistics", "EventLog", "FramesTable", "Checkpoints"]
 
 
 def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
@@ -291,7 +292,7 @@ def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, monkeypatch, caplog, name):
-    kind = {"RunStatistics": RunStatistics, "EventLog": EventLog, "Checkpoints": Checkpoints}[name]
+    kind = {kind.__name__: kind for kind in (RunStatistics, EventLog, FramesTable, Checkpoints)}[name]
     wire = Tripwire(target=name, always=True, from_the_start=True)
     monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
     ended = oracle_run()
@@ -316,8 +317,8 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
     out = tmp_path / "out"
     result_files, wire = RunFolder.result_files, Tripwire(target=name, from_the_start=True)
 
-    def with_a_failure(self: RunFolder, *arguments: Any) -> list[tuple[str, Callable[[], None]]]:
-        files = dict(result_files(self, *arguments))
+    def with_a_failure(self: RunFolder, *arguments: Any, **options: Any) -> list[tuple[str, Callable[[], None]]]:
+        files = dict(result_files(self, *arguments, **options))
         files.setdefault("camera.yaml", lambda: None)
         return [(file, wire.wrap(file, write)) for file, write in files.items()]
 
@@ -343,7 +344,7 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
 def test_the_files_tested_here_are_those_that_are_written(oracle_run, tmp_path):
     assert oracle_run().code == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made - {"config.yaml", "events.jsonl"} == {*FILES} - {"camera.yaml"}
+    assert made - {"config.yaml", "events.jsonl", "frames.csv"} == {*FILES} - {"camera.yaml"}
 
 
 # A lens that is none

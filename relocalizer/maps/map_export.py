@@ -7,6 +7,7 @@ corner of the top-left pixel, this project as its center: half a pixel is added 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,7 +286,20 @@ def _kitti_lines(times: NDArray[np.int64], poses: FloatArray) -> list[str]:
 
 
 def _image_name(m: ReferenceMap, row: int) -> str:
-    return f"{int(m.keyframes.ids[row]):06d}.jpg"
+    """Name of the exported image: that of its file, as a JPEG file, or the keyframe's id if it has none of its own.
+
+    COLMAP separates names by blanks, so characters other than letters, digits, points and hyphens become `_`.
+    """
+    by_id = f"{int(m.keyframes.ids[row]):06d}"
+    stem = _stem(m.image_name(row))
+    if not stem:
+        return f"{by_id}.jpg"
+    is_unique = sum(_stem(name) == stem for name in m.image_names) == 1
+    return f"{stem}.jpg" if is_unique else f"{by_id}_{stem}.jpg"
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name.rpartition(".")[0] or name)
 
 
 def _write_images(m: ReferenceMap, segment: _Segment, folder: Path) -> None:
@@ -295,7 +309,7 @@ def _write_images(m: ReferenceMap, segment: _Segment, folder: Path) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with path.open("x", encoding="ascii", newline="\n") as file:
+    with path.open("x", encoding="utf-8", newline="\n") as file:
         file.write("".join(f"{line}\n" for line in lines))
 
 

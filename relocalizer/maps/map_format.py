@@ -25,6 +25,7 @@ JPEG_QUALITY = 80
 
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_CAMERAS = MAX_SESSIONS = 100_000
+MAX_NAME = 4096  # maximum length of the name of an image file, as of a path
 MAX_SIDE, MAX_PIXELS = 16_384, 1 << 26
 IMAGE_NAME = re.compile(r"images/[0-9]{6,12}\.jpg")
 

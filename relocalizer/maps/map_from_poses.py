@@ -81,6 +81,7 @@ def map_from_poses(
         edges=EdgeTable.none(),
         frames=FrameTable.none(),
         image=lambda row: kept[row].read(),
+        image_names=tuple(posed.name for posed in kept),
     )
 
 

@@ -21,6 +21,7 @@ from relocalizer.maps.map_format import (
     MANIFEST,
     MAX_CAMERAS,
     MAX_MANIFEST_BYTES,
+    MAX_NAME,
     MAX_PIXELS,
     MAX_SESSIONS,
     MAX_SIDE,
@@ -127,6 +128,7 @@ def _load(folder: Path) -> ReferenceMap:
         frames=frames,
         image=JpegImages(lambda row: read_listed(*files[row]), sizes),
         sessions=sessions,
+        image_names=_read_image_names(folder, manifest, len(keyframes)),
     )
     try:
         validate(loaded)
@@ -212,6 +214,14 @@ def _read_sessions(folder: Path, manifest: Mapping[str, Any]) -> tuple[Session, 
         good = isinstance(entry, list) and len(entry) == 2 and all(_is_count(number) for number in entry)
         require(good, path, "sessions: expected the first keyframe and the first frame of each")
     return tuple(Session(keyframe, frame) for keyframe, frame in entries)
+
+
+def _read_image_names(folder: Path, manifest: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    names = manifest.get("image_names", [])  # missing in old maps, and in those of videos
+    good = isinstance(names, list) and len(names) in (0, count)
+    good = good and all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
+    require(good, folder / MANIFEST, "image_names: expected a name for each keyframe")
+    return tuple(names)
 
 
 def _read_unanchored(folder: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ def validate(reference_map: ReferenceMap) -> None:
         check(reference_map)
     _check_frames(reference_map)
     _check_sessions(reference_map)
+    names = reference_map.image_names
+    _require(not names or len(names) == len(reference_map.keyframes), "image_names: expected one for each keyframe")
     _check_units(reference_map)
 
 

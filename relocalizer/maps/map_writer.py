@@ -147,6 +147,7 @@ def _manifest(reference_map: ReferenceMap, files: Mapping[str, Any]) -> dict[str
         "counts": counts_of(m),
         "sessions": [[session.first_keyframe, session.first_frame] for session in m.sessions],
         "cameras": [asdict(camera) for camera in m.cameras],
+        **({"image_names": list(m.image_names)} if any(m.image_names) else {}),
         "files": dict(files),
     }
     return {**manifest, "checksum": checksum_of(manifest)}

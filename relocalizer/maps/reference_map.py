@@ -220,6 +220,8 @@ class Session:
 class ReferenceMap:
     """All data of a map. Poses are world_from_keyframe; `image(row)` reads a keyframe's image (RGB).
 
+    `image_names` has the name of the image file of each keyframe, empty where it has none; it is () if none has one.
+
     A map from posed images has one session, one segment, no edges and no frames.
     """
 
@@ -233,6 +235,7 @@ class ReferenceMap:
     frames: FrameTable
     image: Callable[[int], Image]
     sessions: tuple[Session, ...] = (Session(0, 0),)
+    image_names: tuple[str, ...] = ()
 
     @cached_property
     def session_of_keyframe(self) -> Ids:
@@ -251,6 +254,10 @@ class ReferenceMap:
     def row_of(self) -> dict[int, int]:
         """Row of each keyframe id."""
         return {int(k): row for row, k in enumerate(self.keyframes.ids)}
+
+    def image_name(self, row: int) -> str:
+        """Name of the image file of a keyframe; empty if it is not known."""
+        return self.image_names[row] if self.image_names else ""
 
     def units_of(self, segment: int) -> str:
         """Units of a segment's world, 'meters' or 'map units'."""

@@ -37,7 +37,10 @@ _LIBRARIES = (
     ("yaml", "PyYAML", True),
     ("safetensors", "safetensors", True),
     ("PIL", "pillow", True),
+    ("av", "av", True),
     ("poselib", "poselib", False),
+    ("pillow_heif", "pillow-heif", False),
+    ("rosbags", "rosbags", False),
     ("huggingface_hub", "huggingface-hub", False),
     ("matplotlib", "matplotlib", False),
     ("openvino", "openvino", False),
@@ -45,6 +48,8 @@ _LIBRARIES = (
     ("onnxruntime", "onnxruntime", False),
 )
 _OPTIONAL_FIX = {
+    "pillow_heif": "optional, for HEIC images: pip install pillow-heif",
+    "rosbags": "optional, for ROS bags: pip install rosbags",
     "poselib": "optional: pip install poselib (where it has a wheel)",
     "huggingface_hub": "optional, to fetch Reloc3r's weights: pip install 'reloc3r-slam[hub]'",
     "matplotlib": "optional, for slam eval --plot: pip install 'reloc3r-slam[eval]'",

@@ -64,7 +64,12 @@ RandomWeights = Annotated[
 ]
 CameraFile = Annotated[
     Path | None,
-    typer.Option("--camera", metavar="FILE", help="camera.yaml with the intrinsics of the images."),
+    typer.Option(
+        "--camera",
+        metavar="FILE",
+        help="Calibration of the images: camera.yaml, or a file of ORB-SLAM, OpenCV, ROS, Kalibr, EuRoC, COLMAP, "
+        "nerfstudio and others.",
+    ),
 ]
 MaskImage = Annotated[
     Path | None,
@@ -77,6 +82,10 @@ MaskImage = Annotated[
         show_default=False,
     ),
 ]
+Topic = Annotated[
+    str | None,
+    typer.Option("--topic", metavar="TOPIC", help="Topic of the images in a ROS bag.", show_default=False),
+]
 Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Process every N-th frame.")]
 Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Number of frames to skip at the beginning.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Random seed.")]
@@ -86,6 +95,9 @@ ScaleFrom = Annotated[
         "--scale-from",
         metavar="ANCHOR",
         help="Scale the map to meters. frames:A:B=METRES: distance of the camera positions in frames A and B. "
+        "marker:DICT_4X4_50:METRES: side of the ArUco or AprilTag markers in the scene. "
+        "gps:FILE: a CSV or GPX track on the clock of the images. "
+        "depth: the depth images of the data set. "
         "groundtruth:METRES: scale of the first METRES of the ground truth, for evaluation only.",
         show_default=False,
     ),
@@ -181,6 +193,8 @@ def flags_of(
     scale_from: str | None = None,
     refine: Literal["final", "none"] | None = None,
     mask: Path | None = None,
+    one_pass: bool = False,
+    topic: str | None = None,
 ) -> list[str]:
     """Options converted to overrides of settings, which take precedence over --set.
 
@@ -193,6 +207,8 @@ def flags_of(
     flags += [f"predictor.weights={json.dumps(weights)}"] if weights else []
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
+    flags += ["input.second_pass=false"] if one_pass else []
+    flags += [f"input.topic={json.dumps(topic)}"] if topic else []
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])

@@ -95,7 +95,7 @@ def relocalize(
     found = any(_pose_of(result) for result in results)
     if out is not None and found:
         _write_poses(out, results, reference_map)
-    _show(results, relocalizer.bounds, map, as_json=as_json)
+    _show(results, relocalizer.bounds, map, reference_map, as_json=as_json)
     if len(results) < len(queries):
         raise typer.Exit(INTERRUPTED)
     if not found:
@@ -172,21 +172,30 @@ def _write_poses(out: Path, results: list[_Result], reference_map: ReferenceMap)
     found = [(a.image, pose) for a in results if (pose := _pose_of(a)) is not None]
     segments = Counter(pose.segment for _, pose in found)
     segment = min(segments, key=lambda s: (-segments[s], s), default=0)
-    kept = [(image.timestamp_ns, pose) for image, pose in found if pose.segment == segment]
-    times = np.array([time for time, _ in kept], dtype=np.int64)
+    kept = [(image, pose) for image, pose in found if pose.segment == segment]
+    times = np.array([image.timestamp_ns for image, _ in kept], dtype=np.int64)
+    names = [str(image.path) for image, _ in kept]
     source = reference_map.provenance.scale_source if reference_map.units_of(segment) == "meters" else ""
     note = f"lengths in meters: {source}" if source else ""
-    write_tum(out, Trajectory(times, stack_matrices([pose.world_from_cam for _, pose in kept])), note=note)
+    trajectory = Trajectory(times, stack_matrices([pose.world_from_cam for _, pose in kept]))
+    write_tum(out, trajectory, note=note, names=names)
     left = len(found) - len(kept)
     say(f"wrote {out}: {len(kept)} poses" + (f"; {left} in other segments of the map are left out" if left else ""))
 
 
-def _show(results: list[_Result], bounds: Mapping[int, ErrorBound], map: Path, *, as_json: bool) -> None:
+def _show(
+    results: list[_Result],
+    bounds: Mapping[int, ErrorBound],
+    map: Path,
+    reference_map: ReferenceMap,
+    *,
+    as_json: bool,
+) -> None:
     found = [pose for result in results if (pose := _pose_of(result)) is not None]
     segments = sorted({pose.segment for pose in found} or bounds)
     if as_json:
         common = _bound(bounds[segments[0]]) if len(segments) == 1 else None
-        entries = [_entry(result) for result in results]
+        entries = [_entry(result, reference_map) for result in results]
         print(json.dumps({"map": str(map), "confidence_is_of_error_under": common, "images": entries}, indent=2))
         return
     for result in results:
@@ -216,7 +225,7 @@ def _degrees(angle_rad: float) -> float:
     return round(math.degrees(angle_rad), 6)
 
 
-def _entry(result: _Result) -> dict[str, Any]:
+def _entry(result: _Result, reference_map: ReferenceMap) -> dict[str, Any]:
     from relocalizer.geometry import quaternion_xyzw_from_rotation, rotation_matrix
 
     pose = _pose_of(result)
@@ -233,6 +242,7 @@ def _entry(result: _Result) -> dict[str, Any]:
         "confidence_is_of_error_under": _bound(pose.bound),
         "inliers": pose.inliers,
         "keyframes": list(pose.views),
+        "keyframe_images": [reference_map.image_name(reference_map.row_of[k]) for k in pose.views],
         "how": pose.how,
         "covariance": pose.covariance.tolist(),
     }

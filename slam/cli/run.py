@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -31,6 +32,7 @@ from slam.cli.options import (
     Seed,
     Start,
     Stride,
+    Topic,
     ViewerMode,
     Weights,
     complain,
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.events import Observer
     from slam.input.frame_source import FrameSource
-    from slam.run.recorded_run import RunRecorder, RunReport
+    from slam.run.recorded_run import RunReport
+    from slam.run.two_pass_recorder import TwoPassRecorder
     from slam.viz.rerun_viewer import RerunViewer
 
 
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 class _RunRequest:
     """Arguments of `slam run`."""
 
-    source: str
+    sources: tuple[str, ...]
     out: Path | None
     camera: Path | None
     view: ViewerMode
@@ -72,16 +75,25 @@ class _RunRequest:
     localize_only: bool
     fail_under: str
 
+    @property
+    def source(self) -> str:
+        """The sources as they can be given to a shell."""
+        return shlex.join(self.sources)
+
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
 
+    def say_second_pass(self, reason: str) -> None:
+        self.say(f"{reason}: the frames are tracked again (not with --one-pass)")
+
 
 def run(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SOURCE", help="Folder of images, dataset, video file, webcam:0, rtsp://... or http://..."
+            metavar="SOURCE",
+            help="Folder of images, dataset, video file, webcam:0, rtsp://..., http://..., or 'patterns*.jpg'.",
         ),
     ],
     out: Annotated[
@@ -97,10 +109,15 @@ def run(
     random_weights: RandomWeights = False,
     camera: CameraFile = None,
     mask: MaskImage = None,
+    topic: Topic = None,
     view: Annotated[
         ViewerMode,
         typer.Option(help="Live view: spawn opens the Rerun viewer; web serves a page until Ctrl-C after the run."),
     ] = "none",
+    one_pass: Annotated[
+        bool,
+        typer.Option("--one-pass", help="Do not track again with another camera that the run found; see --camera."),
+    ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: exit at the end of the run.")] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
     max_frames: Annotated[int | None, typer.Option(metavar="N", min=2, help="Maximum number of frames.")] = None,
@@ -138,6 +155,10 @@ def run(
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
+      slam run 'photos/*.jpg' --camera camera.yaml
+
+      slam run recording.bag --topic /camera/image_raw
+
       slam run webcam:0 --view web --set features.max_features=800
 
       slam run room.mp4 --scale-from frames:120:480=2.35
@@ -148,13 +169,13 @@ def run(
     with a verdict (good, partial, poor or failed) and its reasons; the exit code is 1 if it is worse than --fail-under.
     """
     request = _RunRequest(
-        source=source, out=out, camera=camera, view=view, wait=not no_wait, record=record,
+        sources=tuple(source), out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
         map=map, localize_only=localize_only, fail_under=fail_under,
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine, mask=mask,
+        refine=refine, mask=mask, one_pass=one_pass, topic=topic,
     )  # fmt: skip
 
     raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
@@ -165,16 +186,18 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
     from slam.components import predictor_choice
     from slam.input.open_source import open_source
     from slam.run.calibration_pass import calibrate_first
-    from slam.run.recorded_run import RunRecorder, RunRequest
+    from slam.run.recorded_run import RunRequest
     from slam.run.run_folder import next_run_folder
+    from slam.run.two_pass_recorder import TwoPassRecorder
     from slam.sessions.metric_scale import parse_scale_reference
 
     _check_files(request)
     start_map = _start_map(request)
+    config = _with_depth_of_source(request, config)
     scale_reference = parse_scale_reference(config.metric_scale.scale_from)
     config, choice = predictor_choice.decide(config, start_map.provenance if start_map is not None else None)
     frames = open_source(
-        request.source, config=config.input, camera=request.camera,
+        request.sources, config=config.input, camera=request.camera,
         map_cameras=start_map.cameras if start_map is not None else (),
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
@@ -188,19 +211,20 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         closing.callback(frames.close)
         out = request.out or next_run_folder(Path("runs"), frames.name)
         request.say(f"writing {out}")
-        recorder = RunRecorder(
-            RunRequest(
-                frames=frames,
-                config=config,
-                choice=choice,
-                out=out,
-                start_map=start_map,
-                map_name=str(request.map or ""),
-                localize_only=request.localize_only,
-                calibration=calibration,
-            )
-        )
+        run_request = RunRequest(
+            frames=frames, config=config, choice=choice, out=out, start_map=start_map, map_name=str(request.map or ""),
+            localize_only=request.localize_only, calibration=calibration,
+        )  # fmt: skip
+        recorder = TwoPassRecorder(run_request, on_second_pass=request.say_second_pass)
         return _record(request, recorder, frames)
+
+
+def _with_depth_of_source(request: _RunRequest, config: SlamConfig) -> SlamConfig:
+    """`--scale-from depth` names the data set of the source."""
+    if config.metric_scale.scale_from != "depth":
+        return config
+    scale = config.metric_scale.model_copy(update={"scale_from": f"depth:{request.sources[0]}"})
+    return config.model_copy(update={"metric_scale": scale})
 
 
 def _start_map(request: _RunRequest) -> ReferenceMap | None:
@@ -223,7 +247,7 @@ def _check_files(request: _RunRequest) -> None:
         expect_new(request.record, option="--record", makes_folders=request.record.parent == request.out)
 
 
-def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) -> int:
+def _record(request: _RunRequest, recorder: TwoPassRecorder, frames: FrameSource) -> int:
     """Run with the viewer, print the summary, and return the exit code."""
     from slam.run import runner
 
@@ -231,7 +255,10 @@ def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) ->
         viewers: list[RerunViewer] = []
 
         def observers() -> list[RerunViewer]:
-            viewers.extend(_viewers(request, frames, viewing))
+            if viewers:  # the second pass is shown by itself
+                viewing.close()
+                _keep_recording_of_first_pass(request)
+            viewers[:] = _viewers(request, frames, viewing)
             return viewers
 
         recorded = _with_progress(request, recorder, frames, observers)
@@ -243,18 +270,24 @@ def _record(request: _RunRequest, recorder: RunRecorder, frames: FrameSource) ->
             viewing.close()  # so that a recording is complete before the summary
         if "frames" in report:
             _summarize(request, recorded.folder, report)
-        code = _exit_code(request, recorded)
+        code = _exit_code(request, recorded, recorder.second)
         if page:
             say(f"the run is shown at {page} until Ctrl-C")
             runner.wait_for_stop_signal()
     return code
 
 
-def _exit_code(request: _RunRequest, recorded: RunReport) -> int:
-    """The exit code of a recorded run; prints the reason if it is not 0."""
+def _exit_code(request: _RunRequest, recorded: RunReport, second: RunReport | None) -> int:
+    """The exit code of a recorded run; prints the reason if it is not 0, and why a second pass was not kept."""
     report = recorded.values
     if recorded.failures:
         return _report_failures(request, recorded)
+    if second is not None and second.folder != recorded.folder:
+        complain(f"the second pass was not kept, its files are in {second.folder} ({second.outcome})")
+        if second.failures:
+            return _report_failures(request, second)
+        if second.status == "interrupted":
+            return INTERRUPTED
     if report["units"]["problem"]:
         complain(f"lengths are map units, not meters: {report['units']['problem']}")
     if report["status"] == "interrupted":
@@ -264,6 +297,12 @@ def _exit_code(request: _RunRequest, recorded: RunReport) -> int:
         complain(f"the run is {verdict['grade']}: {'; '.join(verdict['reasons'])}")
         return UNUSABLE
     return UNUSABLE if report["units"]["problem"] else 0
+
+
+def _keep_recording_of_first_pass(request: _RunRequest) -> None:
+    """Rename the recording of the first pass, so that the second is written under the name that was asked for."""
+    if request.record is not None and request.record.exists():
+        request.record.replace(request.record.with_suffix(".first_pass.rrd"))
 
 
 def _report_failures(request: _RunRequest, recorded: RunReport) -> int:
@@ -311,7 +350,7 @@ def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> l
 
 def _with_progress(
     request: _RunRequest,
-    recorder: RunRecorder,
+    recorder: TwoPassRecorder,
     frames: FrameSource,
     observers: Callable[[], Sequence[Observer]],
 ) -> RunReport:

@@ -58,6 +58,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if words := _lens_words(report["lens"]):
         rows.append(("camera", words))
     rows += [("camera, apart", words) for lens in report["other_lenses"] if (words := _other_lens_words(lens))]
+    if first := report.get("first_pass"):
+        tracked, grade = _percent(first.coverage), first.verdict.grade
+        rows.append(("first pass", f"{grade}, {tracked} tracked, in first_pass/; {first.reason}"))
     rows += _map_rows(report.get("map"))
     if report["skipped"] or report["dropped"]:
         rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))

@@ -22,6 +22,11 @@ class InputConfig(Section):
         "pairs before the run, with the focal length in the Exif data as the assumption; false begins with "
         "assumed_fov_deg.",
     )
+    second_pass: bool = Field(
+        True,
+        description="Track the frames of a video file or folder without a camera again when the run finds another "
+        "camera than the one it tracked with.",
+    )
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."
     )
@@ -29,6 +34,10 @@ class InputConfig(Section):
         "",
         description="Mask image with the size or aspect ratio of the source's images: black pixels are ignored, white "
         "ones used, as in COLMAP; empty uses the whole image.",
+    )
+    topic: str = Field("", description="Topic of the images in a ROS bag; empty takes the only one.")
+    truth_topic: str = Field(
+        "", description="Topic of a ROS bag with the true poses of the camera, for evaluation; empty takes none."
     )
     prefetch_frames: int = Field(
         8,
@@ -131,7 +140,7 @@ class KeyframesConfig(Section):
 class TrackingConfig(Section):
     """Pose estimation of every frame."""
 
-    min_inliers: int = Field(20, ge=6, le=1000, description="Minimum number of inlier landmarks of a pose.")
+    min_inliers: int = Field(15, ge=6, le=1000, description="Minimum number of inlier landmarks of a pose.")
     min_inlier_ratio: float = Field(0.35, gt=0, lt=1, description="Minimum inlier ratio among the tracked landmarks.")
     look_back: int = Field(
         300,
@@ -241,8 +250,9 @@ class MetricScaleConfig(Section):
 
     scale_from: str = Field(
         "",
-        description="frames:A:B=METRES, a known distance between two frames; groundtruth:METRES, for evaluation only; "
-        "empty keeps map units.",
+        description="frames:A:B=METRES, a known distance between two frames; marker:DICTIONARY:METRES, the side of "
+        "ArUco or AprilTag markers in the scene; gps:FILE, a CSV or GPX track; depth:FOLDER, an RGB-D data set; "
+        "groundtruth:METRES, for evaluation only; empty keeps map units.",
     )
 
 

@@ -39,6 +39,7 @@ from slam.evaluation.trajectory_fields import (
     time_parser,
 )
 from slam.evaluation.trajectory_table import NAME_COLUMNS, Table, read_table
+from slam.plain_text import plain
 
 TrajectoryFormat = Literal["tum", "kitti", "euroc"]
 KITTI_FRAME_NS = 100_000_000  # Frame period of the odometry sequences, used if no times are given, nanoseconds.
@@ -118,13 +119,14 @@ def read_tum(path: Path) -> Trajectory:
     return read_trajectory_file(path, "tum").trajectory
 
 
-def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
+def write_tum(path: Path, trajectory: Trajectory, *, note: str = "", names: Sequence[str] = ()) -> None:
     """Write TUM lines with nine decimals; the same trajectory gives the same bytes.
 
     If the trajectory has no times, a comment states it, and `read_tum` restores `has_times` from it.
 
     Args:
         note: second comment line at the top, such as the unit of lengths.
+        names: names of the images of the poses, written as comments at the end; empty without them.
 
     Raises:
         OutputError: the file cannot be written.
@@ -134,6 +136,8 @@ def write_tum(path: Path, trajectory: Trajectory, *, note: str = "") -> None:
     lines = [TUM_HEADER, *(f"# {remark}" for remark in remarks if remark)]
     for time, position, xyzw in zip(trajectory.timestamps_ns, trajectory.positions, quaternions, strict=True):
         lines.append(" ".join([seconds_from_nanoseconds(int(time)), *_decimals(position), *_decimals(xyzw)]))
+    for time, name in zip(trajectory.timestamps_ns, names, strict=False):
+        lines.append(f"# {seconds_from_nanoseconds(int(time))} is {plain(name)}")
     _write_lines(path, lines)
 
 

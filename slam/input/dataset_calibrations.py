@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from relocalizer.camera import Camera, read_camera_yaml
+from relocalizer.camera_files import read_camera_file
 from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray, nearest_rotation
 from slam.input.image_sizes import ImageSizes
@@ -48,40 +49,62 @@ def camera_of(paths: Sequence[Path], K: ArrayLike, source: str) -> Camera | None
     return Camera(width=width, height=height, fx=K[0, 0], fy=K[1, 1], cx=K[0, 2], cy=K[1, 2])
 
 
+def folder_camera(path: Path, image_paths: Sequence[Path]) -> Camera:
+    """The camera file of a folder of images, in any format; one without a size is of the most common image size.
+
+    Raises:
+        CameraError: it cannot be read, or has no size and there are no images of known size.
+    """
+    camera = read_camera_file(path)
+    if isinstance(camera, Camera):
+        return camera
+    size = ImageSizes.of(image_paths).most_common
+    if size is None:
+        raise CameraError(f"{path}: does not state the size of its images; add width and height")
+    return camera.of_size(*size)
+
+
 def euroc_sensor(path: Path) -> tuple[Camera, FloatArray]:
     """The camera of a sensor.yaml, and body_from_cam (4, 4), which EuRoC calls T_BS.
 
     Raises:
         CameraError: the file cannot be read, or its distortion model is not known.
     """
-    data = read_camera_yaml(path)
-    models = {"radial-tangential": "radtan", "radtan": "radtan", "equidistant": "fisheye"}
-    model = models.get(str(data.get("distortion_model")))
-    if model is None:
-        raise CameraError(
-            f"{path}: distortion_model: expected {' or '.join(models)}, got {data.get('distortion_model')!r}"
-        )
-    try:
-        width, height = (int(n) for n in data["resolution"])
-        fx, fy, cx, cy = (float(n) for n in data["intrinsics"])
-        distortion = tuple(float(k) for k in data["distortion_coefficients"])
-        body_from_cam = np.array(data["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
-    except KeyError as error:
-        raise CameraError(f"{path}: missing {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise CameraError(f"{path}: resolution, intrinsics or T_BS have not the expected numbers ({error})") from None
-    body_from_cam[:3, :3] = nearest_rotation(body_from_cam[:3, :3])
-    camera = Camera(
-        width=width,
-        height=height,
-        fx=fx,
-        fy=fy,
-        cx=cx,
-        cy=cy,
-        model="fisheye" if model == "fisheye" else "radtan",
-        distortion=distortion,
-    )
+    camera = read_camera_file(path)
+    pose = read_camera_yaml(path).get("T_BS")
+    body_from_cam = _transform(path, "T_BS", pose.get("data") if isinstance(pose, dict) else pose)
+    if not isinstance(camera, Camera):
+        raise CameraError(f"{path}: missing resolution")
     return camera, body_from_cam
+
+
+def kalibr_with_imu(path: Path) -> tuple[Camera, FloatArray | None]:
+    """Camera 0 of a Kalibr camchain, and body_from_cam (4, 4) of its IMU, None if it has none.
+
+    Kalibr's T_cam_imu maps points of the IMU's frame to that of the camera.
+
+    Raises:
+        CameraError: the file cannot be read, or is not such a camchain.
+    """
+    camera, values = read_camera_file(path), read_camera_yaml(path).get("cam0")
+    if not isinstance(camera, Camera) or not isinstance(values, dict):
+        raise CameraError(f"{path}: expected a Kalibr camchain with cam0 and its resolution")
+    if "T_cam_imu" not in values:
+        return camera, None
+    cam_from_body = _transform(path, "cam0: T_cam_imu", values["T_cam_imu"])
+    return camera, np.asarray(np.linalg.inv(cam_from_body), dtype=np.float64)
+
+
+def _transform(path: Path, name: str, rows: object) -> FloatArray:
+    """A rigid transform (4, 4) from its 16 numbers; its rotation is made orthonormal."""
+    try:
+        transform = np.array(rows, dtype=np.float64).reshape(4, 4)
+    except (TypeError, ValueError) as error:
+        raise CameraError(f"{path}: {name}: expected 4x4 numbers ({error})") from None
+    if not np.isfinite(transform).all():
+        raise CameraError(f"{path}: {name}: expected finite numbers")
+    transform[:3, :3] = nearest_rotation(transform[:3, :3])
+    return transform
 
 
 def kitti_projection(path: Path, camera_number: int) -> FloatArray:

@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.camera import load_camera
 from relocalizer.errors import SequenceError
 from relocalizer.geometry import FloatArray, nearest_rotation
 from relocalizer.images import IMAGE_SUFFIXES
 from relocalizer.unfetched import leads_nowhere, why_unfetched
 from slam.evaluation.trajectory import Trajectory
-from slam.evaluation.trajectory_files import read_euroc, read_kitti, read_tum
+from slam.evaluation.trajectory_files import read_kitti, read_tum
 from slam.input.dataset_calibrations import (
     ICL_NUIM_CAMERA,
     SEVEN_SCENES_CAMERA,
     camera_of,
-    euroc_sensor,
+    folder_camera,
     kitti_projection,
     tum_camera,
 )
+from slam.input.euroc_layout import euroc
 from slam.input.folder_listing import (
     NOMINAL_FPS,
     TABLES,
@@ -45,8 +45,9 @@ from slam.input.folder_listing import (
     what_was_seen,
 )
 from slam.input.mask import ignored_in
+from slam.input.name_times import times_in_names
 from slam.input.sequence_index import SequenceIndex
-from slam.input.text_rows import increasing, integer_nanoseconds, nanoseconds_of, path_inside, read_matrix, rows_of
+from slam.input.text_rows import increasing, nanoseconds_of, path_inside, read_matrix, rows_of
 
 KITTI_FPS = 10  # Frame rate of the odometry sequences, images per second.
 
@@ -80,41 +81,9 @@ def index_folder(folder: Path) -> SequenceIndex:
     index = replace(index, notes=(*missing_images(folder, index.image_paths), *index.notes))
     own_camera = folder / "camera.yaml"
     if os.path.isfile(own_camera):
-        index = replace(index, camera=load_camera(own_camera), camera_source=str(own_camera))
+        index = replace(index, camera=folder_camera(own_camera, index.image_paths), camera_source=str(own_camera))
         index = replace(index, ignored=ignored_in(own_camera))
     return index
-
-
-def euroc(folder: Path) -> SequenceIndex | None:
-    """EuRoC (and TUM-VI's export): mav0/cam0/{data.csv, sensor.yaml, data/}, ground truth of the IMU body."""
-    root = folder / "mav0" if (folder / "mav0").is_dir() else folder
-    cam0 = root / "cam0"
-    if not (cam0 / "data.csv").is_file():
-        return None
-    rows = list(rows_of(cam0 / "data.csv", separator=","))
-    times = increasing([(place, fields[0], integer_nanoseconds(place, fields[0])) for place, fields in rows])
-    paths = [path_inside(cam0 / "data", fields[-1], place) for place, fields in rows]
-    camera, body_from_cam = None, None
-    notes = ["camera 0 alone"]
-    if (cam0 / "sensor.yaml").is_file():
-        camera, body_from_cam = euroc_sensor(cam0 / "sensor.yaml")
-    truth = root / "state_groundtruth_estimate0" / "data.csv"
-    ground_truth = None
-    if truth.is_file() and body_from_cam is not None:
-        world_from_body = read_euroc(truth)
-        ground_truth = Trajectory(world_from_body.timestamps_ns, world_from_body.world_from_cam @ body_from_cam)
-    elif truth.is_file():
-        notes.append("its ground truth is the body's, and without cam0/sensor.yaml the camera's is unknown")
-    return SequenceIndex(
-        name=folder.parent.name if folder.name == "mav0" else folder.name,
-        layout="EuRoC",
-        image_paths=tuple(paths),
-        timestamps_ns=times,
-        camera=camera,
-        camera_source=str(cam0 / "sensor.yaml"),
-        ground_truth=ground_truth,
-        notes=tuple(notes),
-    )
 
 
 def kitti(folder: Path) -> SequenceIndex | None:
@@ -272,17 +241,18 @@ def image_folder(folder: Path) -> SequenceIndex | None:
         if len(holders) != 1:
             return None
         holder = holders[0]
-    paths = images_in(holder)
-    times = nominal_times(range(len(paths)), NOMINAL_FPS)
+    paths, named = images_in(holder), times_in_names(images_in(holder))
+    times = nominal_times(range(len(paths)), NOMINAL_FPS) if named is None else named.timestamps_ns
     ground_truth, notes = _ground_truth_beside(folder, times)
     place = [] if holder == folder else [f"in {holder.name}/"]
+    clock = f"no times, so {NOMINAL_FPS} images a second assumed" if named is None else named.note
     return SequenceIndex(
         name=folder.name,
         layout="image folder",
-        image_paths=tuple(paths),
+        image_paths=tuple(paths) if named is None else named.paths,
         timestamps_ns=times,
         ground_truth=ground_truth,
-        notes=(*place, f"no times, so {NOMINAL_FPS} images a second assumed", *notes),
+        notes=(*place, clock, *notes),
     )
 
 

@@ -14,17 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
+from relocalizer.heif_images import is_heif
 from relocalizer.images import IMAGE_SUFFIXES
 from relocalizer.unfetched import FETCH_LINKED, leads_nowhere, why_unfetched
 
 TABLES = ("rgb.txt", "camera.yaml", "groundtruth.txt", "calib.txt", "times.txt", "associations.txt")
 NOMINAL_FPS = 30  # Frame rate assumed where a layout has no times, images per second.
 
+_START_BYTES = 400  # number of bytes read to recognize a video; two packets of a transport stream
+
 # Signatures of video files by their offset in the file.
-_VIDEO_STARTS = {
-    0: (b"\x1a\x45\xdf\xa3",),
-    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),
-}
+_VIDEO_STARTS: dict[int, tuple[bytes, ...]] = {
+    0: (
+        b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+        b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF: WMV
+        b"\x00\x00\x01\xba",  # MPEG program stream
+        b"\x00\x00\x01\xb3",  # MPEG video
+        b"\x00\x00\x00\x01\x67", b"\x00\x00\x00\x01\x27", b"\x00\x00\x00\x01\x40\x01",  # H.264, HEVC without container
+        b"FLV\x01", b"GIF87a", b"GIF89a", b"OggS", b"DKIF", b"YUV4MPEG2",
+        b"\x06\x0e\x2b\x34",  # MXF
+    ),
+    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"),  # MP4, MOV
+}  # fmt: skip
+# First byte and length of the packets of MPEG transport streams, the latter also with 4 bytes before each (M2TS).
+_TS_SYNC, _TS_PACKETS = 0x47, {0: 188, 4: 192}
 
 
 def missing_images(folder: Path, paths: Sequence[Path]) -> list[str]:
@@ -53,7 +66,7 @@ def missing_images(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file has the signature of MP4, MOV, AVI, MKV or WebM, independent of its name.
+    """Whether a file has the signature of a video container, independent of its name.
 
     FFmpeg would also open text, playlists and images as videos.
     """
@@ -61,12 +74,16 @@ def is_video(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            start = file.read(12)
+            start = file.read(_START_BYTES)
     except OSError:
         return False
     if start[:4] == b"RIFF":
         return start[8:12] == b"AVI "
-    return any(start[offset : offset + 4] in magics for offset, magics in _VIDEO_STARTS.items())
+    if any(
+        start[at : at + 1] == start[at + step : at + step + 1] == bytes([_TS_SYNC]) for at, step in _TS_PACKETS.items()
+    ):
+        return True
+    return not is_heif(start) and any(start.startswith(magics, at) for at, magics in _VIDEO_STARTS.items())
 
 
 def entries_of(folder: Path) -> list[Path]:
@@ -118,9 +135,8 @@ def files(folder: Path) -> list[Path]:
         return []
     if not os.access(folder, os.X_OK):  # Its names could be listed, but all files would seem missing.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    return sorted(
-        (p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))),
-        key=lambda path: _natural(path.name),
+    return in_natural_order(
+        [p for p in folder.iterdir() if not p.name.startswith(".") and (os.path.isfile(p) or leads_nowhere(p))]
     )
 
 
@@ -135,6 +151,11 @@ def readable_images(folder: Path) -> list[Path]:
         return images_in(folder)
     except OSError:
         return []
+
+
+def in_natural_order(paths: Sequence[Path]) -> list[Path]:
+    """Paths with numbers in them in the order of the numbers: 2 before 10."""
+    return sorted(paths, key=lambda path: _natural(str(path)))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

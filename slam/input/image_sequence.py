@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
+from relocalizer.gray_levels import GrayLevels
 from relocalizer.image_headers import focal_length_35mm
 from relocalizer.images import Image, read_image
 from slam.config.schema import InputConfig
 from slam.input.frame_source import Selection
-from slam.input.image_sizes import ImageSizes, first_readable
-from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier
+from slam.input.image_sizes import ImageSizes, common_levels, first_readable
+from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier
 from slam.input.sequence_index import SequenceIndex
 from slam.map.frames import Frame
 from slam.plain_text import plain
@@ -29,15 +31,28 @@ class ImageSequence:
     Images that cannot be read, or whose size is not the most common one, are skipped and listed in `skipped`.
     """
 
-    def __init__(self, index: SequenceIndex, frames: range, rectifier: Rectifier, sizes: ImageSizes) -> None:
-        """Use `open_images` instead. Reads the images numbered `frames` of `index`, which have these `sizes`."""
+    def __init__(
+        self,
+        index: SequenceIndex,
+        frames: range,
+        rectifier: Rectifier,
+        sizes: ImageSizes,
+        levels: GrayLevels | None = None,
+    ) -> None:
+        """Use `open_images` instead. Reads the images numbered `frames` of `index`, which have these `sizes`.
+
+        `levels` is the range of images of more than 8 bits.
+        """
         self._index = index
         self._frames = frames
         self._rectifier = rectifier
         self._sizes = sizes
+        self._levels = levels
+        self._names = unique_names(index.image_paths)
         self._other_sizes = sizes.others(sizes.most_common)
         self.name = plain(index.name)
-        self.description = plain("; ".join([index.description, rectifier.note, *sizes.notes(sizes.most_common)]))
+        notes = [*sizes.notes(sizes.most_common), *([levels.note] if levels else [])]
+        self.description = plain("; ".join([index.description, rectifier.note, *notes]))
         self.camera, self.calibration, self.mask = rectifier.camera, rectifier.calibration, rectifier.mask
         self.length: int | None = len(frames)
         self.ground_truth = index.ground_truth
@@ -53,7 +68,13 @@ class ImageSequence:
             except SequenceError as error:
                 self.skipped.append((path.name, str(error)))
                 continue
-            yield Frame(index=k, timestamp_ns=int(self._index.timestamps_ns[k]), image=image, camera=self.camera)
+            yield Frame(
+                index=k,
+                timestamp_ns=int(self._index.timestamps_ns[k]),
+                image=image,
+                camera=self.camera,
+                name=self._names[k],
+            )
 
     @property
     def can_be_reread(self) -> bool:
@@ -66,7 +87,8 @@ class ImageSequence:
 
     def with_calibration(self, calibration: GivenCamera) -> ImageSequence:
         """The same images read as images of another camera."""
-        return ImageSequence(self._index, self._frames, self._rectifier.with_calibration(calibration), self._sizes)
+        rectifier = self._rectifier.with_calibration(calibration)
+        return ImageSequence(self._index, self._frames, rectifier, self._sizes, self._levels)
 
     def _read_at(self, position: int) -> Image | None:
         try:
@@ -77,10 +99,18 @@ class ImageSequence:
     def _read(self, path: Path) -> Image:
         if path in self._other_sizes:  # Rejected before decoding, because it may be huge.
             self._rectifier.expect(*self._other_sizes[path], str(path))
-        return self._rectifier(read_image(path), str(path))
+        return self._rectifier(read_image(path, self._levels), str(path))
 
     def close(self) -> None:
         """Do nothing: no file is open between two images."""
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The names of files, with as much of their folders as distinguishes them."""
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return [os.path.relpath(path, folder) for path in paths]
 
 
 def open_images(
@@ -93,13 +123,16 @@ def open_images(
         CameraError: the camera does not match the images.
     """
     frames = selection.of(len(index.image_paths), index.name)
-    if not isinstance(calibration, GivenCamera) and index.camera is not None:
+    if not isinstance(calibration, Calibration) and index.camera is not None:
         calibration = GivenCamera(index.camera, index.camera_source, index.ignored)
     sizes = ImageSizes.of([index.image_paths[k] for k in frames])
-    height, width = first_readable(sizes.alike(sizes.of_more_than_half(index.name))).shape[:2]
+    alike = sizes.alike(sizes.of_more_than_half(index.name))
+    first = first_readable(alike)
+    height, width = first.shape[:2]
     if calibration is None or (isinstance(calibration, MapCameras) and calibration.of(width, height) is None):
         calibration = _stated_in(index.image_paths[frames[0]], width, height, config) or calibration
-    return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes)
+    levels = common_levels(alike, first)
+    return ImageSequence(index, frames, Rectifier(width, height, calibration, config), sizes, levels)
 
 
 def _stated_in(path: Path, width: int, height: int, config: InputConfig) -> GivenCamera | None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
+from relocalizer.gray_levels import GrayLevels
 from relocalizer.image_headers import image_size
-from relocalizer.images import Image, read_image
+from relocalizer.images import read_values
 from relocalizer.unfetched import leads_nowhere, why_unfetched
 
 Size = tuple[int, int]  # Width and height, pixels.
+LEVEL_IMAGES = 16  # Number of images from which the range of images of more than 8 bits is determined.
 _NAMED = 2  # Maximum number of examples in a message.
 
 
@@ -87,12 +94,30 @@ def in_words(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def first_readable(paths: Sequence[Path]) -> Image:
-    """The first image that can be decoded; its header may state another size. Raises SequenceError if there is none."""
+def first_readable(paths: Sequence[Path]) -> NDArray[Any]:
+    """The values of the first image that can be decoded; its header may state another size.
+
+    Raises:
+        SequenceError: there is none.
+    """
     reason = ""
     for path in paths:
         try:
-            return read_image(path)
+            return read_values(path)
         except SequenceError as error:
             reason = reason or str(error)
     raise SequenceError(f"none of {len(paths)} images can be read; the first: {reason}")
+
+
+def common_levels(paths: Sequence[Path], first: NDArray[Any]) -> GrayLevels | None:
+    """The range of images of more than 8 bits, from some of them, evenly spread; None for images of 8 bits.
+
+    `first` is the first of the images.
+    """
+    if first.dtype == np.uint8:
+        return None
+    values = []
+    for path in paths[:: max(1, len(paths) // LEVEL_IMAGES)]:
+        with suppress(SequenceError):  # who reads them reports it
+            values.append(read_values(path))
+    return GrayLevels.of(values)

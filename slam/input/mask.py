@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.camera import MASK_KEYS, Camera, load_camera, read_camera_yaml
+from relocalizer.camera import MASK_KEYS, Camera, read_camera_yaml
+from relocalizer.camera_files import read_camera_file
 from relocalizer.errors import MaskError, SequenceError
 from relocalizer.images import read_image, size_within, to_gray
 
@@ -105,7 +106,13 @@ def ignored_in(path: Path) -> tuple[Rectangle, ...]:
     data = read_camera_yaml(path)
     if not any(data.get(key) for key in MASK_KEYS):
         return ()
-    camera = load_camera(path)
+    camera = read_camera_file(path)
+    if not isinstance(camera, Camera):
+        if data.get("ignore"):
+            raise MaskError(f"{path}: ignore: needs the size of the images in the same file")
+        return tuple(
+            _from_shares(path, row) for row in _rows(path, data, "mask_rectangles", "x_min, x_max, y_min, y_max")
+        )
     in_pixels = [_from_pixels(path, row, camera) for row in _rows(path, data, "ignore", "left, top, right, bottom")]
     as_shares = [_from_shares(path, row) for row in _rows(path, data, "mask_rectangles", "x_min, x_max, y_min, y_max")]
     return (*in_pixels, *as_shares)

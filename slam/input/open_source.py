@@ -19,17 +19,19 @@ import cv2
 
 from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError
-from relocalizer.images import IMAGE_SUFFIXES
+from relocalizer.images import IMAGE_SUFFIXES, quiet_opencv
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
-from slam.input.captures import open_capture, quiet_opencv
+from slam.input.captures import as_utf8, open_capture
 from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
+from slam.input.image_list import expand, index_images
 from slam.input.image_sequence import open_images
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
-from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
+from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
+from slam.input.ros_bag import is_bag, open_bag
 from slam.input.sequence_index import SequenceIndex
 from slam.input.video import VideoFile, open_video, without_password
 from slam.plain_text import plain
@@ -39,7 +41,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
 
 def open_source(
-    spec: str | Path,
+    spec: str | Path | Sequence[str | Path],
     *,
     config: InputConfig | None = None,
     camera: str | Path | None = None,
@@ -51,9 +53,9 @@ def open_source(
     """Open a source of frames; its `description` states what was recognized.
 
     Args:
-        spec: a folder (images, a video, or a data set of a known layout), a video file, `webcam:0`, or an
-            rtsp://, http:// or https:// address.
-        camera: a camera.yaml that overrides the source's own camera.
+        spec: a folder (images, a video, or a data set of a known layout), a video file, a ROS bag, `webcam:0`, an
+            rtsp://, http:// or https:// address, or a pattern such as 'photos/*.jpg'; or several image files.
+        camera: a calibration file that overrides the source's own camera.
         map_cameras: cameras of a map the images belong to. If no camera is given otherwise, one with the images'
             aspect ratio is used; one that was itself assumed remains a guess.
         start, stride, max_frames: every `stride`-th image from number `start` on, at most `max_frames`.
@@ -63,22 +65,35 @@ def open_source(
         CameraError: the camera file is invalid, or does not match the images.
         TrajectoryError: the source's ground truth cannot be read.
     """
-    spec, config = str(spec), InputConfig() if config is None else config
+    config = InputConfig() if config is None else config
+    specs = [str(spec)] if isinstance(spec, str | Path) else [str(one) for one in spec]
     selection = Selection(start, stride, max_frames)
     given: CameraHint = MapCameras(tuple(map_cameras))
     if camera is not None:
         given = read_calibration(Path(camera))
+    if len(specs) == 1 and (live := _open_stream(specs[0], given, config, selection)) is not None:
+        return live
+    paths = expand(specs)
+    if len(paths) > 1:
+        return _prefetched(open_images(index_images(paths), given, config, selection), config.prefetch_frames)
+    if not paths:
+        raise SequenceError("no source was named; expected a folder, a video file, webcam:0, rtsp:// or http://")
+    return _prefetched(_open_path(paths[0], given, config, selection), config.prefetch_frames)
+
+
+def _open_stream(spec: str, given: CameraHint, config: InputConfig, selection: Selection) -> FrameSource | None:
+    """A camera or an address; None if the source is neither."""
     if spec.startswith("webcam:"):
         return _open_webcam(spec, given, config, selection)
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec):
-        if scheme[1].lower() not in STREAM_SCHEMES:
-            raise SequenceError(
-                f"{without_password(spec)}: cannot open {scheme[1]}://; "
-                "expected a folder, a video file, webcam:0, rtsp:// or http://"
-            )
-        return _open_address(spec, given, config, selection)
-    path = Path(os.path.expanduser(spec))  # Keeps ~user of an unknown user, as shells do.
-    return _prefetched(_open_path(path, given, config, selection), config.prefetch_frames)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec)
+    if scheme is None:
+        return None
+    if scheme[1].lower() not in STREAM_SCHEMES:
+        raise SequenceError(
+            f"{without_password(spec)}: cannot open {scheme[1]}://; "
+            "expected a folder, a video file, webcam:0, rtsp:// or http://"
+        )
+    return _open_address(spec, given, config, selection)
 
 
 def _prefetched(source: FrameSource, frames: int) -> FrameSource:
@@ -86,16 +101,18 @@ def _prefetched(source: FrameSource, frames: int) -> FrameSource:
 
 
 def _open_path(path: Path, given: CameraHint, config: InputConfig, selection: Selection) -> FrameSource:
+    if is_bag(path):
+        return open_bag(path, given, config, selection)
     if os.path.isdir(path):
         index = index_folder(path)
         if index.video is None:
             return open_images(index, given, config, selection)
-        if not isinstance(given, GivenCamera) and index.camera is not None:
+        if not isinstance(given, Calibration) and index.camera is not None:
             given = GivenCamera(index.camera, index.camera_source, index.ignored)
         return _open_video_folder(index, index.video, given, config, selection)
     beside = path.parent / "camera.yaml"
     video = _open_video_path(path, path.stem, given, config, selection)
-    if not isinstance(given, GivenCamera) and os.path.isfile(beside):
+    if not isinstance(given, Calibration) and os.path.isfile(beside):
         video.description += f" (there is {plain(str(beside))})"
     return video
 
@@ -133,7 +150,10 @@ def _expect_video(path: Path, size: int) -> None:
     if not os.access(path, os.R_OK):
         raise SequenceError(f"{path}: cannot be read (Permission denied)")
     if not is_video(path):
-        raise SequenceError(f"{path}: not an MP4, MOV, AVI, MKV or WebM video; convert it, or pass a folder of images")
+        raise SequenceError(
+            f"{path}: not a video of a known format (MP4, MOV, MKV, WebM, AVI, MPEG, WMV, ...); convert it, or pass "
+            "a folder of images"
+        )
 
 
 def _open_webcam(spec: str, given: CameraHint, config: InputConfig, selection: Selection) -> LiveStream:
@@ -155,7 +175,7 @@ def _open_address(address: str, given: CameraHint, config: InputConfig, selectio
     name = parts.hostname or "stream"
     if parts.scheme.lower() in ("http", "https") and Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
         # A remote file is read completely, without dropping images as for a live stream.
-        source = open_video(address, Path(parts.path).stem, given, config, selection)
+        source = open_video(as_utf8(address), Path(parts.path).stem, given, config, selection)
         return _prefetched(source, config.prefetch_frames)
     shown = without_password(address)
     advice = "is it running, and can this machine reach it?"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform, Rotation, Slerp
 
-from relocalizer.camera import Camera, CameraModel
+from relocalizer.colmap_cameras import camera_of_line
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxyz
+from relocalizer.gray_levels import GrayLevels
 from relocalizer.images import Image, read_image
 from relocalizer.maps.image_matching import PosedImage
 from slam.config.schema import InputConfig
@@ -30,8 +31,8 @@ from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_trajectory, with_times
 from slam.input.dataset_layouts import index_folder
 from slam.input.frame_source import ALL_IMAGES, Selection
-from slam.input.image_sizes import ImageSizes, first_readable
-from slam.input.rectification import GivenCamera, Rectifier, read_calibration
+from slam.input.image_sizes import ImageSizes, common_levels, first_readable
+from slam.input.rectification import Calibration, GivenCamera, Rectifier, read_calibration
 from slam.input.text_rows import lines_of, path_inside, rows_of, text_of
 
 MAX_GAP_NS = 50_000_000  # Maximum time between an image and the poses interpolated for it, nanoseconds.
@@ -186,41 +187,15 @@ def _colmap(images: Path, model: Path) -> list[_Entry]:
     return _numbered(images, sorted(entries, key=lambda entry: str(entry.path)), str(model))
 
 
-# COLMAP's camera models: ours, and the split of the parameters into (fx, fy, cx, cy) and distortion.
-_COLMAP_MODELS: dict[str, tuple[CameraModel, Callable[[FloatArray], tuple[list[float], list[float]]]]] = {
-    "SIMPLE_PINHOLE": ("pinhole", lambda p: ([p[0], p[0], p[1], p[2]], [])),
-    "PINHOLE": ("pinhole", lambda p: (list(p[:4]), [])),
-    "SIMPLE_RADIAL": ("radtan", lambda p: ([p[0], p[0], p[1], p[2]], [p[3], 0.0, 0.0, 0.0])),
-    "RADIAL": ("radtan", lambda p: ([p[0], p[0], p[1], p[2]], [p[3], p[4], 0.0, 0.0])),
-    "OPENCV": ("radtan", lambda p: (list(p[:4]), list(p[4:8]))),
-    "FULL_OPENCV": ("radtan", lambda p: (list(p[:4]), list(p[4:12]))),
-    "OPENCV_FISHEYE": ("fisheye", lambda p: (list(p[:4]), list(p[4:8]))),
-}
-_COLMAP_COUNTS = {
-    "SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5,
-    "OPENCV": 8, "FULL_OPENCV": 12, "OPENCV_FISHEYE": 8,
-}  # fmt: skip
-
-
 def _colmap_cameras(path: Path) -> dict[str, GivenCamera]:
-    """cameras.txt: CAMERA_ID MODEL WIDTH HEIGHT PARAMS; the center of COLMAP's first pixel is at (0.5, 0.5)."""
+    """The cameras of a cameras.txt by their id."""
     cameras: dict[str, GivenCamera] = {}
     for place, line in lines_of(path):
-        fields = line.split()
-        if len(fields) < 5 or fields[1] not in _COLMAP_MODELS:
-            raise CameraError(
-                f"{place}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, a MODEL of {', '.join(_COLMAP_MODELS)}"
-            )
-        numbers = _numbers(place, fields[2:])
-        if len(numbers) != 2 + _COLMAP_COUNTS[fields[1]]:
-            raise CameraError(f"{place}: {fields[1]} has {_COLMAP_COUNTS[fields[1]]} numbers, got {len(numbers) - 2}")
-        model, parts = _COLMAP_MODELS[fields[1]]
-        (fx, fy, cx, cy), distortion = parts(numbers[2:])
-        camera = Camera(
-            width=int(numbers[0]), height=int(numbers[1]), fx=fx, fy=fy, cx=cx - 0.5, cy=cy - 0.5,
-            model=model, distortion=tuple(distortion),
-        )  # fmt: skip
-        cameras[fields[0]] = GivenCamera(camera, str(path))
+        try:
+            camera_id, camera = camera_of_line(line)
+        except CameraError as error:
+            raise CameraError(f"{place}: {error}") from None
+        cameras[camera_id] = GivenCamera(camera, str(path))
     return cameras
 
 
@@ -312,7 +287,7 @@ def _between(truth: Trajectory, before: int, after: int, time_ns: int) -> RigidT
 
 
 def _images(
-    entries: Sequence[_Entry], given: GivenCamera | None, shared: GivenCamera | None, config: InputConfig
+    entries: Sequence[_Entry], given: Calibration | None, shared: GivenCamera | None, config: InputConfig
 ) -> tuple[list[PosedImage], list[str]]:
     """The usable images, and remarks about the excluded ones.
 
@@ -324,41 +299,49 @@ def _images(
     by_camera: dict[str, list[_Entry]] = {}
     for entry in entries:
         by_camera.setdefault(repr(given or entry.calibration or shared), []).append(entry)
-    rectifier: dict[Path, Rectifier] = {}
+    optics: dict[Path, _Optics] = {}
     notes: list[str] = []
     for group in by_camera.values():
         sizes = ImageSizes.of([entry.path for entry in group])
         try:
-            of_group = _rectifier_of(sizes, given or group[0].calibration or shared, config)
+            of_group = _optics_of(sizes, given or group[0].calibration or shared, config)
         except (SequenceError, CameraError) as error:
             if len(by_camera) == 1:
                 raise
             notes.append(f"{len(group)} left out ({error})")
             continue
         others = sizes.others(sizes.most_common)
-        notes += sizes.notes(sizes.most_common)
-        rectifier |= {entry.path: of_group for entry in group if entry.path not in others}
-    if not rectifier:
+        notes += [*sizes.notes(sizes.most_common), *([of_group.levels.note] if of_group.levels else [])]
+        optics |= {entry.path: of_group for entry in group if entry.path not in others}
+    if not optics:
         raise SequenceError(f"none of {len(entries)} images can be used: {notes[0]}")
-    return [_posed(entry, rectifier[entry.path]) for entry in entries if entry.path in rectifier], notes
+    return [_posed(entry, optics[entry.path]) for entry in entries if entry.path in optics], notes
 
 
-def _rectifier_of(sizes: ImageSizes, calibration: GivenCamera | None, config: InputConfig) -> Rectifier:
-    size = sizes.of_more_than_half(str(sizes.paths[0].parent))
-    height, width = first_readable(sizes.alike(size)).shape[:2]
-    return Rectifier(width, height, calibration, config)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Optics:
+    """What the images of one camera have in common: the rectification, and the range of those of more than 8 bits."""
+
+    rectifier: Rectifier
+    levels: GrayLevels | None
+
+    def read(self, path: Path) -> Image:
+        return self.rectifier(read_image(path, self.levels), str(path))
 
 
-def _posed(entry: _Entry, rectifier: Rectifier) -> PosedImage:
+def _optics_of(sizes: ImageSizes, calibration: Calibration | None, config: InputConfig) -> _Optics:
+    alike = sizes.alike(sizes.of_more_than_half(str(sizes.paths[0].parent)))
+    first = first_readable(alike)
+    height, width = first.shape[:2]
+    return _Optics(Rectifier(width, height, calibration, config), common_levels(alike, first))
+
+
+def _posed(entry: _Entry, optics: _Optics) -> PosedImage:
     return PosedImage(
         name=entry.path.name,
-        read=_reader(entry.path, rectifier),
-        camera=rectifier.camera,
+        read=lambda: optics.read(entry.path),
+        camera=optics.rectifier.camera,
         world_from_cam=entry.world_from_cam,
         timestamp_ns=entry.timestamp_ns,
-        mask=rectifier.mask,
+        mask=optics.rectifier.mask,
     )
-
-
-def _reader(path: Path, rectifier: Rectifier) -> Callable[[], Image]:
-    return lambda: rectifier(read_image(path), str(path))

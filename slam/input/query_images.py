@@ -16,7 +16,7 @@ from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
 from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
-from slam.input.rectification import GivenCamera, MapCameras, Rectifier, read_calibration
+from slam.input.rectification import Calibration, GivenCamera, MapCameras, Rectifier, read_calibration
 from slam.plain_text import plain
 
 SECOND_NS = 1_000_000_000
@@ -29,7 +29,7 @@ class QueryImage:
 
     path: Path
     timestamp_ns: int
-    calibration: GivenCamera | None = None
+    calibration: Calibration | None = None
 
 
 def query_images(given: Sequence[str]) -> list[QueryImage]:
@@ -52,6 +52,7 @@ def query_images(given: Sequence[str]) -> list[QueryImage]:
 def _images_at(path: Path) -> list[QueryImage]:
     if os.path.isdir(path):
         index = index_folder(path)
+        calibration: Calibration | None
         if index.video is not None:
             raise SequenceError(f"{path}: a video; slam run {path} --map MAP --localize-only follows it through a map")
         calibration = GivenCamera(index.camera, index.camera_source, index.ignored) if index.camera else _beside(path)
@@ -67,7 +68,7 @@ def _images_at(path: Path) -> list[QueryImage]:
     return [QueryImage(name, 0, _beside(name.parent)) for name in found]
 
 
-def _beside(folder: Path) -> GivenCamera | None:
+def _beside(folder: Path) -> Calibration | None:
     """The camera.yaml of a folder of images, in the folder itself or in its parent."""
     paths = (folder / "camera.yaml", folder.resolve().parent / "camera.yaml")
     found = next((path for path in paths if os.path.isfile(path)), None)

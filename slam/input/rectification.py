@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from relocalizer.camera import Camera, Undistorter, load_camera
+from relocalizer.camera import Camera, Undistorter
+from relocalizer.camera_files import UnsizedCamera, read_camera_file
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import Image, shrink, size_within
 from relocalizer.plausible_camera import angles_across_deg, expect_plausible
@@ -24,16 +25,35 @@ class GivenCamera:
     ignored: tuple[Rectangle, ...] = ()
 
 
-def read_calibration(path: Path) -> GivenCamera:
-    """The camera of a camera.yaml.
+@dataclass(frozen=True, slots=True)
+class UnsizedCalibration:
+    """A known camera from a file that does not state the size of its images, which are taken to be those read."""
+
+    camera: UnsizedCamera
+    source: str
+    ignored: tuple[Rectangle, ...] = ()
+
+    def of(self, width: int, height: int) -> GivenCamera:
+        """The camera for images of width x height."""
+        return GivenCamera(self.camera.of_size(width, height), self.source, self.ignored)
+
+
+Calibration = GivenCamera | UnsizedCalibration
+
+
+def read_calibration(path: Path) -> Calibration:
+    """The camera of a calibration file, in any format of `relocalizer.camera_files`.
 
     Raises:
         CameraError: it cannot be read, or is not plausible.
         MaskError: its rectangles to ignore are invalid.
     """
-    camera = load_camera(path)
+    camera = read_camera_file(path)
+    if isinstance(camera, UnsizedCamera):
+        return UnsizedCalibration(camera, str(path), ignored_in(path))
     expect_plausible(camera, str(path))
-    return GivenCamera(camera, str(path), ignored_in(path))
+    guess = f"{path.name} says that its focal length of {camera.mean_focal:.0f} px is a guess"
+    return GivenCamera(camera, guess if camera.assumed else str(path), ignored_in(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +83,7 @@ class MapCameras:
         return GivenCamera(fitting[0], f"the map, as no other was named{several}")
 
 
-CameraHint = GivenCamera | MapCameras  # A known camera, or a map's cameras to choose from if none is known.
+CameraHint = Calibration | MapCameras  # A known camera, or a map's cameras to choose from if none is known.
 
 
 def is_in_proportion(camera: Camera, width: int, height: int) -> bool:
@@ -98,7 +118,7 @@ class Rectifier:
             self.note += f", {self.calibration.model} distortion removed"
         if self._undistort.is_cut:
             self.note += f", cut to the middle {max(angles_across_deg(self.camera)):.0f} degrees"
-        ignored = calibration.ignored if isinstance(calibration, GivenCamera) else ()
+        ignored = calibration.ignored if isinstance(calibration, Calibration) else ()
         self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, ignored))
         if self.mask is not None:
             self.note += f", {100 * masked_share(self.mask):.0f} % of the image masked"
@@ -141,6 +161,8 @@ def _camera_of_images(width: int, height: int, calibration: CameraHint | None, f
     if isinstance(calibration, MapCameras):
         shapes = ", ".join(sorted({f"{camera.width}x{camera.height}" for camera in calibration.cameras}))
         mismatch = f", and those of the map are of another shape ({shapes})" if shapes else ""
+        calibration = calibration.of(width, height)
+    if isinstance(calibration, UnsizedCalibration):
         calibration = calibration.of(width, height)
     if calibration is None:
         assumed = Camera.assume(width, height, fov_deg=fov_deg)

@@ -25,12 +25,14 @@ class Frame:
         timestamp_ns: integer nanoseconds, strictly increasing along a stream.
         image: RGB uint8 (H, W, 3).
         camera: pinhole camera of this image.
+        name: name of the image file; empty in a video or a stream.
     """
 
     index: int
     timestamp_ns: int
     image: Image
     camera: Camera
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -107,6 +109,7 @@ class Keyframe:
         encoded: the pair predictor's encoding of the image (opaque).
         descriptor: unit vector (D,) float32 for place recognition.
         features: local features of the image.
+        name: name of the image file; empty if it has none.
     """
 
     id: int
@@ -116,6 +119,7 @@ class Keyframe:
     encoded: Encoded
     descriptor: NDArray[np.float32]
     features: LocalFeatures
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -251,8 +251,10 @@ class SlamMap:
         self.lens_evidence[segment] = evidence
 
     def note_lens(self, segment: int, reason: str) -> None:
-        """Record why the camera of a segment is not better known, unless a reason is recorded already."""
+        """Record why the camera of a segment is not better known, unless it is known or a reason stands there."""
         evidence = self.lens_evidence.get(segment, LensEvidence())
+        if evidence.state is LensState.KNOWN:
+            return
         self.lens_evidence[segment] = replace(evidence, reason=evidence.reason or reason)
 
     def join_segments(self, c: int, k: int, c_world_from_k_world: Similarity) -> bool:

@@ -20,20 +20,43 @@ MIN_DEPTH = 1e-6  # minimum depth of a landmark in front of a camera, map units
 
 
 @dataclass(frozen=True, slots=True)
-class IntrinsicsPrior:
-    """Prior of the distortion of a camera in bundle adjustment; its focal length is fixed.
+class FocalPrior:
+    """An estimate of the focal length from elsewhere, for bundle adjustment.
 
     Attributes:
-        radial_sigma: standard deviation of the radial coefficients k1 and k2 about zero.
+        focal_px: mean of the focal lengths in x and y, pixels; their ratio is fixed.
+        sigma: standard deviation of its logarithm.
+        is_guess: whether the camera stays `assumed` after bundle adjustment.
+    """
+
+    focal_px: float
+    sigma: float
+    is_guess: bool = False
+
+    def agrees_with(self, focal_px: float) -> bool:
+        """Whether a focal length is compatible with this estimate."""
+        return abs(float(np.log(focal_px / self.focal_px))) <= COMPATIBLE_SIGMAS * self.sigma
+
+
+@dataclass(frozen=True, slots=True)
+class IntrinsicsPrior:
+    """Prior of the intrinsics of a camera in bundle adjustment: its distortion, its focal length, or both.
+
+    Attributes:
+        radial_sigma: standard deviation of the radial coefficients k1 and k2 about zero; 0 keeps them zero.
+        focal: prior of the focal length; None fixes it.
         significant: minimum Mahalanobis distance of the estimated distortion from zero for it to be applied.
         most_px: maximum displacement of the image corners for a distortion to be applied, pixels.
     """
 
-    radial_sigma: float
+    radial_sigma: float = 0.0
+    focal: FocalPrior | None = None
     significant: float = 5.0  # 3 would be too low, because the errors of the observations of one track are correlated
     most_px: float = float("inf")
 
 
+# Maximum difference between the focal length of bundle adjustment and its prior, standard deviations of the prior.
+COMPATIBLE_SIGMAS = 3.0
 # Prior of a calibrated camera. The residual k1 is 0.01 to 0.02 in the images of KITTI (rectified) and 7-Scenes, both
 # published as pinhole images.
 CALIBRATED = IntrinsicsPrior(radial_sigma=0.02)
@@ -52,7 +75,7 @@ class Bundle:
         keyframe_of, point_of: (M,) keyframe id and row of `points_world` of each observation.
         pixels: (M, 2) of each observation.
         pairs: the predictor's estimates (i, j, i_from_j) between keyframes of the bundle.
-        lens: prior of the distortion of the camera that all keyframes share, to refine it too; None fixes it.
+        lens: prior of the intrinsics of the camera that all keyframes share, to refine them too; None fixes them.
     """
 
     world_from_cam: Mapping[int, RigidTransform]

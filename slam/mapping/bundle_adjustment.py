@@ -74,7 +74,7 @@ class BundleAdjustment:
         Each round makes the map more consistent, so the next round finds more landmarks again.
 
         Args:
-            lens: prior of the distortion, to refine and apply that of the shared camera too.
+            lens: prior of the intrinsics, to refine and apply those of the shared camera too.
 
         Returns:
             Root mean square of the reprojection errors before and after, pixels; zeros for fewer than two keyframes.
@@ -127,11 +127,13 @@ class BundleAdjustment:
         return [*fixed[:-1], other]
 
     def _refine_lens(self, members: list[int], prior: IntrinsicsPrior) -> None:
-        """Refine the distortion with some of the landmarks, then all landmarks with the result."""
+        """Refine the intrinsics with some of the landmarks, then all landmarks with the result."""
         if self._map.lens_of(members[0]).has_distortion:  # its significance was tested in an earlier round
             prior = replace(prior, significant=0.0)
         ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
         bundle = replace(bundle, lens=prior)
+        if prior.focal is not None:  # the pair estimates were made with the previous focal length
+            bundle = replace(bundle, pairs=())
         self._refine(members, ids, bundle, iterations=self._config.bundle_adjustment.final_iterations)
         self._refine_remaining_points(members, [])
 

@@ -1,7 +1,6 @@
-"""Residuals of bundle adjustment and their Jacobians: projections, pair estimates, and the range that fixes the scale.
+"""Residuals of bundle adjustment and their Jacobians: projections, prior of the intrinsics, range that fixes the scale.
 
-The increment of a pose is (rotation, translation) in the axes of its camera: world_from_cam becomes
-(R exp(rotation), center + R translation). All residuals are whitened: divided by their standard deviations.
+All residuals are whitened: divided by their standard deviations.
 """
 
 from __future__ import annotations
@@ -10,64 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
-from relocalizer.geometry import FloatArray, stack_matrices
-from slam.mapping.bundle import MIN_DEPTH, Bundle
-from slam.mapping.bundle_weights import CAUCHY_C, HUBER_K, SCALE_SIGMA
+from relocalizer.camera import Camera
+from relocalizer.geometry import FloatArray
+from slam.mapping.bundle import MIN_DEPTH, Bundle, IntrinsicsPrior
+from slam.mapping.bundle_unknowns import Unknowns
+from slam.mapping.bundle_weights import FOCAL_PRIOR_WEIGHT, HUBER_K, SCALE_SIGMA
+from slam.mapping.pair_residuals import PairResiduals, cauchy_cost
 
 # Residual of a landmark behind the camera, as a multiple of the focal length: a constant, because the derivative of
 # the projection leads such a landmark to infinity.
 BEHIND = 2.0
-MIN_SINE = 1e-9  # minimum sine of half a rotation angle; below it the Jacobian of the logarithm is the identity
 
 
 # Columns of the Jacobian of an observation; the last one is its residual.
-BY_POINT, BY_POSE, BY_RADIAL = slice(0, 3), slice(3, 9), slice(9, -1)
+BY_POINT, BY_POSE, BY_INTRINSICS = slice(0, 3), slice(3, 9), slice(9, -1)
 BY_ROTATION, BY_TRANSLATION = slice(3, 6), slice(6, 9)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Unknowns:
-    """The values that bundle adjustment estimates.
-
-    Attributes:
-        rotations: (K, 3, 3) of world_from_cam, keyframes in the order of their ids.
-        centers: (K, 3) camera centers, map units.
-        points: (N, 3) landmarks in the world, map units.
-        radial: (2,) distortion k1, k2 of the shared camera.
-    """
-
-    rotations: FloatArray
-    centers: FloatArray
-    points: FloatArray
-    radial: FloatArray
-
-    @staticmethod
-    def of(bundle: Bundle) -> Unknowns:
-        """The initial values; the distortion is zero."""
-        poses = stack_matrices([bundle.world_from_cam[k] for k in sorted(bundle.world_from_cam)])
-        return Unknowns(
-            rotations=poses[:, :3, :3],
-            centers=poses[:, :3, 3],
-            points=np.asarray(bundle.points_world, dtype=np.float64),
-            radial=np.zeros(2),
-        )
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all values are finite numbers."""
-        return all(np.isfinite(v).all() for v in (self.rotations, self.centers, self.points, self.radial))
-
-    def moved(self, poses: FloatArray, points: FloatArray, radial: FloatArray) -> Unknowns:
-        """The values after increments of the poses (K, 6), the points (N, 3) and the distortion (2,)."""
-        turn = Rotation.from_rotvec(poses[:, :3]).as_matrix()
-        return Unknowns(
-            rotations=self.rotations @ turn,
-            centers=self.centers + np.einsum("kij,kj->ki", self.rotations, poses[:, 3:]),
-            points=self.points + points,
-            radial=self.radial + radial,
-        )
 
 
 def huber_cost(squared: FloatArray) -> FloatArray:
@@ -79,16 +36,6 @@ def huber_cost(squared: FloatArray) -> FloatArray:
 def huber_root_weight(squared: FloatArray) -> FloatArray:
     """Factor of a residual and its Jacobian with which least squares has the gradient of Huber's cost."""
     return np.sqrt(np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(squared, 1e-300))))
-
-
-def cauchy_cost(squared: FloatArray) -> FloatArray:
-    """Cauchy's cost of residuals with these squared norms."""
-    return np.asarray(0.5 * CAUCHY_C**2 * np.log1p(squared / CAUCHY_C**2))
-
-
-def cauchy_root_weight(squared: FloatArray) -> FloatArray:
-    """Factor of a residual and its Jacobian with which least squares has the gradient of Cauchy's cost."""
-    return np.asarray(1.0 / np.sqrt(1.0 + squared / CAUCHY_C**2))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,32 +76,39 @@ class Projections:
         """Reprojection errors (M, 2) of landmarks in the axes of the cameras."""
         front = in_cam[:, 2] > MIN_DEPTH
         directions = in_cam[:, :2] / np.where(front, in_cam[:, 2], 1.0)[:, None]
-        if unknowns.radial.any():
+        log_focal, *radial = unknowns.intrinsics
+        focal = self.focal * np.exp(log_focal)
+        if any(radial):
             squared = (directions**2).sum(axis=1, keepdims=True)
-            directions = directions * (1.0 + squared * (unknowns.radial[0] + squared * unknowns.radial[1]))
-        return np.where(front[:, None], self.focal * directions - self.target, BEHIND * self.focal)
+            directions = directions * (1.0 + squared * (radial[0] + squared * radial[1]))
+        return np.asarray(np.where(front[:, None], focal * directions - self.target, BEHIND * focal))
 
     def jacobian(
-        self, unknowns: Unknowns, in_cam: FloatArray, residuals: FloatArray, *, with_radial: bool
+        self, unknowns: Unknowns, in_cam: FloatArray, residuals: FloatArray, free: NDArray[np.int64]
     ) -> FloatArray:
-        """Derivatives by point (3), pose (6) and distortion (2, or none), and the residual: (M, 2, 10 or 12), weighted.
+        """Derivatives by point (3), pose (6) and the F free intrinsics, and the residual: (M, 2, 10 + F), weighted.
 
         They are one array, because the products of its columns are all that the normal equations need.
+
+        Args:
+            free: (F,) which of the intrinsics are estimated.
         """
         weight = huber_root_weight((residuals**2).sum(axis=1))
         front = in_cam[:, 2] > MIN_DEPTH
         inverse_depth = 1.0 / np.where(front, in_cam[:, 2], 1.0)
         directions = in_cam[:, :2] * inverse_depth[:, None]
-        focal = self.focal * (weight * front)[:, None]
-        by_cam = _projection_by_point(directions, inverse_depth, focal, unknowns.radial)
-        jacobian = np.empty((len(in_cam), 2, 12 if with_radial else 10))
+        focal = self.focal * (np.exp(unknowns.intrinsics[0]) * weight * front)[:, None]
+        radial = unknowns.intrinsics[1:]
+        by_cam = _projection_by_point(directions, inverse_depth, focal, radial)
+        jacobian = np.empty((len(in_cam), 2, 10 + len(free)))
         jacobian[:, :, BY_POINT] = by_cam @ unknowns.rotations.transpose(0, 2, 1)[self.keyframe]
         jacobian[:, :, BY_ROTATION] = np.cross(by_cam, in_cam[:, None, :])
         jacobian[:, :, BY_TRANSLATION] = -by_cam
-        if with_radial:
+        if len(free):
             squared = (directions**2).sum(axis=1)
-            powers = np.stack([squared, squared**2], axis=1)
-            jacobian[:, :, BY_RADIAL] = (focal * directions)[:, :, None] * powers[:, None, :]
+            stretch = 1.0 + squared * (radial[0] + squared * radial[1])
+            factors = np.stack([stretch, squared, squared**2], axis=1)[:, free]
+            jacobian[:, :, BY_INTRINSICS] = (focal * directions)[:, :, None] * factors[:, None, :]
         jacobian[:, :, -1] = residuals * weight[:, None]
         return jacobian
 
@@ -182,98 +136,6 @@ def _projection_by_point(
     jacobian[:, 0, 0], jacobian[:, 1, 1] = along.T
     jacobian[:, :, 2] = -along * directions
     return jacobian
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairJacobians:
-    """Weighted residuals (P, 6) of the pair estimates, and their Jacobians (P, 6, 6) with respect to both poses."""
-
-    residuals: FloatArray
-    by_i: FloatArray
-    by_j: FloatArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairResiduals:
-    """Pair estimates: the rotation vector of the error of a rotation, and the difference of the unit directions.
-
-    Attributes:
-        i, j: (P,) rows of the keyframes.
-        j_from_i_rotation: (P, 3, 3), estimated.
-        direction: (P, 3) estimated direction from i to j in i's axes.
-        rotation_weight, direction_weight: (P,) inverse standard deviations; zero for an unknown direction.
-    """
-
-    i: NDArray[np.int64]
-    j: NDArray[np.int64]
-    j_from_i_rotation: FloatArray
-    direction: FloatArray
-    rotation_weight: FloatArray
-    direction_weight: FloatArray
-
-    @staticmethod
-    def of(bundle: Bundle) -> PairResiduals:
-        ids = sorted(bundle.world_from_cam)
-        estimates = [estimate for _, _, estimate in bundle.pairs]
-        known = [estimate.i_from_j_direction is not None for estimate in estimates]
-        sigmas = np.array([[e.rotation_sigma_rad, e.direction_sigma_rad] for e in estimates]).reshape(-1, 2)
-        directions = [np.zeros(3) if e.i_from_j_direction is None else e.i_from_j_direction for e in estimates]
-        return PairResiduals(
-            i=np.searchsorted(ids, [i for i, _, _ in bundle.pairs]),
-            j=np.searchsorted(ids, [j for _, j, _ in bundle.pairs]),
-            j_from_i_rotation=np.array([e.i_from_j_rotation.T for e in estimates]).reshape(-1, 3, 3),
-            direction=np.array(directions).reshape(-1, 3),
-            rotation_weight=1.0 / sigmas[:, 0],
-            direction_weight=np.where(known, 1.0 / sigmas[:, 1], 0.0),
-        )
-
-    def linearize(self, unknowns: Unknowns, residuals: FloatArray) -> PairJacobians:
-        """Residuals and Jacobians, weighted by the kernel."""
-        R_i, R_j = unknowns.rotations[self.i], unknowns.rotations[self.j]
-        weight = cauchy_root_weight((residuals**2).sum(axis=1))[:, None]
-        rotation_weight = (weight * self.rotation_weight[:, None])[:, :, None]
-        i_from_j = np.einsum("pji,pjk->pik", R_i, R_j)
-        inverse = inverse_right_jacobian(residuals[:, :3] / self.rotation_weight[:, None])
-        by_i, by_j = np.zeros((2, len(R_i), 6, 6))
-        by_j[:, :3, :3] = rotation_weight * inverse
-        by_i[:, :3, :3] = -by_j[:, :3, :3] @ i_from_j.transpose(0, 2, 1)
-        baseline, length = self._baselines(unknowns)
-        unit = baseline / length[:, None]
-        direction_weight = weight * (self.direction_weight / length)[:, None]
-        tangent = direction_weight[:, :, None] * (np.eye(3) - unit[:, :, None] * unit[:, None, :])
-        by_i[:, 3:, :3] = np.cross(tangent, baseline[:, None, :])
-        by_i[:, 3:, 3:] = -tangent
-        by_j[:, 3:, 3:] = tangent @ i_from_j
-        return PairJacobians(residuals * weight, by_i, by_j)
-
-    def residuals(self, unknowns: Unknowns) -> FloatArray:
-        """Errors (P, 6): rotation vectors, and differences of directions."""
-        R_i, R_j = unknowns.rotations[self.i], unknowns.rotations[self.j]
-        error = self.j_from_i_rotation @ np.einsum("pji,pjk->pik", R_i, R_j)
-        turn = Rotation.from_matrix(error).as_rotvec() if len(error) else np.zeros((0, 3))
-        baseline, length = self._baselines(unknowns)
-        off = (baseline / length[:, None] - self.direction) * self.direction_weight[:, None]
-        return np.concatenate([turn * self.rotation_weight[:, None], off], axis=1)
-
-    def _baselines(self, unknowns: Unknowns) -> tuple[FloatArray, FloatArray]:
-        """Vectors (P, 3) from camera i to camera j in i's axes, and their lengths; infinite for coincident cameras."""
-        relative = unknowns.centers[self.j] - unknowns.centers[self.i]
-        baseline = np.einsum("pji,pj->pi", unknowns.rotations[self.i], relative)
-        length = np.linalg.norm(baseline, axis=1)
-        return baseline, np.where(length > 0, length, np.inf)
-
-
-def inverse_right_jacobian(rotvec: FloatArray) -> FloatArray:
-    """Inverse (P, 3, 3) of the right Jacobian of SO(3) at rotation vectors (P, 3): the derivative of the logarithm.
-
-    Solà et al., "A micro Lie theory for state estimation in robotics", 2018, equation 144.
-    """
-    half = 0.5 * np.linalg.norm(rotvec, axis=1)
-    small = np.sin(half) < MIN_SINE
-    half = np.where(small, 1.0, half)
-    factor = np.where(small, 1.0 / 12.0, (1.0 - half / np.tan(half)) / (4.0 * half**2))
-    cross = np.cross(np.eye(3), rotvec[:, None, :])
-    return np.eye(3) + 0.5 * cross + factor[:, None, None] * (cross @ cross)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,17 +185,42 @@ class Gauge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BundleResiduals:
-    """All terms of the objective.
+class IntrinsicsResiduals:
+    """Normal prior of the free intrinsics.
 
     Attributes:
-        radial_sigma: standard deviation of the prior of the distortion about zero; None when it is fixed.
+        free: (F,) which of the intrinsics are estimated; empty when all are fixed.
+        mean, weight: (F,) of the prior: means and inverse standard deviations.
     """
+
+    free: NDArray[np.int64]
+    mean: FloatArray
+    weight: FloatArray
+
+    @staticmethod
+    def of(prior: IntrinsicsPrior | None, camera: Camera) -> IntrinsicsResiduals:
+        rows: list[tuple[int, float, float]] = []
+        if prior is not None and prior.focal is not None:
+            mean = float(np.log(prior.focal.focal_px / camera.mean_focal))
+            rows = [(0, mean, FOCAL_PRIOR_WEIGHT / prior.focal.sigma)]
+        if prior is not None and prior.radial_sigma:
+            rows += [(column, 0.0, 1.0 / prior.radial_sigma) for column in (1, 2)]
+        free, mean_of, weight = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+        return IntrinsicsResiduals(free.astype(np.int64), mean_of, weight)
+
+    def residuals(self, unknowns: Unknowns) -> FloatArray:
+        """Whitened errors (F,)."""
+        return np.asarray((unknowns.intrinsics[self.free] - self.mean) * self.weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BundleResiduals:
+    """All terms of the objective."""
 
     projections: Projections
     pairs: PairResiduals
     gauge: Gauge
-    radial_sigma: float | None
+    intrinsics: IntrinsicsResiduals
 
     @staticmethod
     def of(bundle: Bundle, start: Unknowns, noise_px: float) -> BundleResiduals:
@@ -341,7 +228,7 @@ class BundleResiduals:
             Projections.of(bundle, noise_px),
             PairResiduals.of(bundle),
             Gauge.of(bundle, start),
-            None if bundle.lens is None else bundle.lens.radial_sigma,
+            IntrinsicsResiduals.of(bundle.lens, next(iter(bundle.cameras.values()))),
         )
 
     def evaluate(self, unknowns: Unknowns) -> Evaluation:
@@ -350,7 +237,7 @@ class BundleResiduals:
         observations = self.projections.residuals(unknowns, in_cam)
         pairs = self.pairs.residuals(unknowns)
         robust = huber_cost((observations**2).sum(axis=1)).sum() + cauchy_cost((pairs**2).sum(axis=1)).sum()
-        prior = 0.0 if self.radial_sigma is None else float((unknowns.radial**2).sum()) / self.radial_sigma**2
+        prior = float((self.intrinsics.residuals(unknowns) ** 2).sum())
         cost = float(robust) + 0.5 * prior + 0.5 * self.gauge.residual(unknowns) ** 2
         return Evaluation(unknowns, in_cam, observations, pairs, cost)
 

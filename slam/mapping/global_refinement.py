@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from relocalizer.camera import Camera
 from relocalizer.self_calibration import PRIOR_SIGMA
 from slam.config.schema import BundleAdjustmentConfig
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.mapping.bundle import CALIBRATED, IntrinsicsPrior
+from slam.mapping.bundle import CALIBRATED, FocalPrior, IntrinsicsPrior
 from slam.mapping.lens_examination import (
     LEFT_BY_CALIBRATIONS,
     LensFinding,
@@ -88,21 +89,37 @@ def calibrate(
     """Self-calibrate the camera of each segment, and correct it where the footage determines it.
 
     Returns:
-        Prior of the distortion in bundle adjustment, for the segments in which distortion was detected.
+        Prior of the intrinsics in bundle adjustment: of the distortion where it was detected, and otherwise of the
+        focal length where it was estimated and not given. Two views at a time determine a focal length without a bias
+        from the map; all views together determine it better, unless the images are distorted: then the two trade
+        against each other.
     """
     priors = {}
     for segment in segments:
-        camera = mapper.map.graph.keyframes[mapper.map.graph.segment(segment)[0]].camera
+        first = mapper.map.graph.segment(segment)[0]
+        camera = mapper.map.graph.keyframes[first].camera
         finding = _examine(mapper, segment, config, budget_s)
-        mapper.map.set_lens_evidence(segment, finding.evidence)
+        evidence = finding.evidence
         if problem := "" if finding.step.is_nothing else mapper.adjustment.correct_lens(segment, finding.step):
             state = LensState.GUESS if camera.assumed else LensState.CALIBRATED
-            mapper.map.set_lens_evidence(segment, LensEvidence(state, reason=problem))
+            evidence = LensEvidence(state, reason=problem)
+        mapper.map.set_lens_evidence(segment, evidence)
         if finding.may_have_distortion:
             half_diagonal = 0.5 * float(np.hypot(camera.width, camera.height))
             priors[segment] = replace(CALIBRATED, most_px=LEFT_BY_CALIBRATIONS * half_diagonal)
+        elif focal := _focal_prior(mapper.map.graph.keyframes[first].camera, evidence):
+            priors[segment] = IntrinsicsPrior(focal=focal)
     _compare_segments(mapper, segments)
     return priors
+
+
+def _focal_prior(camera: Camera, evidence: LensEvidence) -> FocalPrior | None:
+    """The focal length of a camera as it was estimated; None if it was given, only assumed, or changes."""
+    if evidence.state not in (LensState.KNOWN, LensState.GUESS) or evidence.focal_sigma is None:
+        return None
+    if evidence.change is not None:
+        return None
+    return FocalPrior(camera.mean_focal, evidence.focal_sigma, is_guess=evidence.state is LensState.GUESS)
 
 
 def _compare_segments(mapper: Mapper, segments: list[int]) -> None:

@@ -76,6 +76,7 @@ class KeyframeInserter:
             encoded=encoded,
             descriptor=descriptor,
             features=seen.features,
+            name=frame.name,
         )
 
     def _tracks_of_features(self, tracks: Tracks, features: LocalFeatures) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Normal equations of bundle adjustment, and their solution by the Schur complement.
 
 The landmarks are eliminated, because their part of the Hessian is block diagonal. What is left is the reduced system of
-the poses that move and, where it is estimated, the distortion.
+the poses that move and, where it is estimated, the intrinsics.
 Triggs et al., "Bundle adjustment - a modern synthesis", 2000, section 6.1.
 """
 
@@ -17,7 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.linalg import splu
 
 from relocalizer.geometry import FloatArray
-from slam.mapping.bundle_residuals import BY_POINT, BY_POSE, BY_RADIAL, BundleResiduals, Evaluation
+from slam.mapping.bundle_residuals import BY_INTRINSICS, BY_POINT, BY_POSE, BundleResiduals, Evaluation
 
 POSE = 6  # number of parameters of a pose
 # Maximum number of moving poses for which the landmarks' rows are a dense matrix, which is faster for a window.
@@ -35,11 +35,11 @@ class SingularSystemError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Increment:
-    """Increments of all poses (K, 6; zero for fixed ones), of the points (N, 3) and of the distortion (2,)."""
+    """Increments of all poses (K, 6; zero for fixed ones), of the points (N, 3) and of the intrinsics (3,)."""
 
     poses: FloatArray
     points: FloatArray
-    radial: FloatArray
+    intrinsics: FloatArray
 
 
 class Structure:
@@ -82,26 +82,25 @@ class Structure:
 
 
 class NormalEquations:
-    """H x = g, linearized at some values; x are the increments of moving poses, distortion and points."""
+    """H x = g, linearized at some values; x are the increments of moving poses, free intrinsics and points."""
 
     def __init__(self, structure: Structure, residuals: BundleResiduals, at: Evaluation) -> None:
         self._structure = structure
-        self._radial = 0 if residuals.radial_sigma is None else 2
-        jacobian = residuals.projections.jacobian(at.unknowns, at.in_cam, at.observations, with_radial=self._radial > 0)
+        self._free = residuals.intrinsics.free
+        jacobian = residuals.projections.jacobian(at.unknowns, at.in_cam, at.observations, self._free)
         by_point = jacobian[:, :, BY_POINT].transpose(0, 2, 1) @ jacobian
         self._rows = by_point[structure.moving, :, BY_POSE]
         by_point = _sums(structure.sum_by_point, by_point)
         self._H_points, self._g_points = by_point[:, :, BY_POINT], -by_point[:, :, -1]
-        self._radial_rows = by_point[:, :, BY_RADIAL]
+        self._intrinsics_rows = by_point[:, :, BY_INTRINSICS]
         moving = jacobian[structure.moving]
         by_pose = _sums(structure.sum_by_pose, moving[:, :, BY_POSE].transpose(0, 2, 1) @ moving)
-        self._g_poses, self._border = -by_pose[:, :, -1], by_pose[:, :, BY_RADIAL]
+        self._g_poses, self._border = -by_pose[:, :, -1], by_pose[:, :, BY_INTRINSICS]
         self._H_poses = self._pose_matrix(by_pose[:, :, BY_POSE], residuals, at)
-        by_radial = np.einsum("mri,mrj->ij", jacobian[:, :, BY_RADIAL], jacobian[:, :, 9:])
-        self._H_radial, self._g_radial = by_radial[:, :-1], -by_radial[:, -1]
-        if residuals.radial_sigma is not None:
-            self._H_radial = self._H_radial + np.eye(2) / residuals.radial_sigma**2
-            self._g_radial = self._g_radial - at.unknowns.radial / residuals.radial_sigma**2
+        by_intrinsics = np.einsum("mri,mrj->ij", jacobian[:, :, BY_INTRINSICS], jacobian[:, :, 9:])
+        weight = residuals.intrinsics.weight
+        self._H_intrinsics = by_intrinsics[:, :-1] + np.diag(weight**2)
+        self._g_intrinsics = -by_intrinsics[:, -1] - weight * residuals.intrinsics.residuals(at.unknowns)
 
     def solve(self, damping: float) -> Increment:
         """The increment with the diagonal of H multiplied by 1 + damping (Marquardt).
@@ -113,15 +112,17 @@ class NormalEquations:
         diagonal = np.einsum("nii->ni", self._H_points)
         reduced = self._reduced(self._H_points + _damping(diagonal, damping)[:, :, None] * np.eye(3), damping)
         x = _solution(reduced.H, reduced.g)
-        poses, radial = np.split(x, [POSE * structure.pose_count])
-        rest = reduced.g_points - reduced.rows @ poses - reduced.radial_rows @ radial
+        poses, of_free = np.split(x, [POSE * structure.pose_count])
+        rest = reduced.g_points - reduced.rows @ poses - reduced.intrinsics_rows @ of_free
         points = (rest.reshape(-1, 1, 3) @ reduced.whitening)[:, 0]
         increments = np.zeros((len(structure.free), POSE))
         increments[structure.free >= 0] = poses.reshape(-1, POSE)
-        return Increment(increments, points, radial if self._radial else np.zeros(2))
+        intrinsics = np.zeros(3)
+        intrinsics[self._free] = of_free
+        return Increment(increments, points, intrinsics)
 
-    def radial_information(self, weak_point: float) -> FloatArray:
-        """Information matrix (2, 2) of the distortion, with all other values marginalized.
+    def intrinsics_information(self, weak_point: float) -> FloatArray:
+        """Information matrix (F, F) of the free intrinsics, with all other values marginalized.
 
         Args:
             weak_point: information of a weak prior of every point, for those that nothing else constrains.
@@ -130,9 +131,9 @@ class NormalEquations:
             SingularSystemError: other values are not determined.
         """
         H = self._reduced(self._H_points + weak_point * np.eye(3), 0.0).H
-        poses, radial = np.split(np.arange(H.shape[0]), [POSE * self._structure.pose_count])
-        border = H[poses][:, radial]
-        border, corner = (m.toarray() if sparse.issparse(m) else m for m in (border, H[radial][:, radial]))
+        poses, free = np.split(np.arange(H.shape[0]), [POSE * self._structure.pose_count])
+        border = H[poses][:, free]
+        border, corner = (m.toarray() if sparse.issparse(m) else m for m in (border, H[free][:, free]))
         return np.asarray(corner - border.T @ _solution(H[poses][:, poses], border))
 
     def _pose_matrix(self, diagonal: FloatArray, residuals: BundleResiduals, at: Evaluation) -> Matrix:
@@ -165,7 +166,7 @@ class NormalEquations:
         except np.linalg.LinAlgError as error:
             raise SingularSystemError("the position of a landmark is not determined") from error
         rows = structure.rows_of(whitening[structure.point] @ self._rows)
-        radial_rows = (whitening @ self._radial_rows).reshape(3 * count, self._radial)
+        intrinsics_rows = (whitening @ self._intrinsics_rows).reshape(3 * count, len(self._free))
         g_points = (whitening @ self._g_points[:, :, None]).ravel()
         added = _damping(self._H_poses.diagonal().reshape(-1, POSE), damping).ravel()
         product = rows.T @ rows
@@ -174,12 +175,16 @@ class NormalEquations:
         else:
             H = self._H_poses - (product.toarray() if sparse.issparse(product) else product) + np.diag(added)
         g = self._g_poses.ravel() - rows.T @ g_points
-        if self._radial:
-            border = self._border.reshape(-1, self._radial) - rows.T @ radial_rows
-            corner = self._H_radial + damping * np.diag(self._H_radial.diagonal()) - radial_rows.T @ radial_rows
+        if len(self._free):
+            border = self._border.reshape(-1, len(self._free)) - rows.T @ intrinsics_rows
+            corner = (
+                self._H_intrinsics
+                + damping * np.diag(self._H_intrinsics.diagonal())
+                - intrinsics_rows.T @ intrinsics_rows
+            )
             H = _bordered(H, border, corner)
-            g = np.concatenate([g, self._g_radial - radial_rows.T @ g_points])
-        return _Reduced(H, g, whitening, rows, radial_rows, g_points)
+            g = np.concatenate([g, self._g_intrinsics - intrinsics_rows.T @ g_points])
+        return _Reduced(H, g, whitening, rows, intrinsics_rows, g_points)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,14 +193,14 @@ class _Reduced:
 
     Attributes:
         whitening: (N, 3, 3) inverse Cholesky factors of the landmarks' blocks of the Hessian.
-        rows, radial_rows, g_points: (3 N, 6 P), (3 N, 0 or 2) and (3 N,), multiplied by these.
+        rows, intrinsics_rows, g_points: (3 N, 6 P), (3 N, F) and (3 N,), multiplied by these.
     """
 
     H: Matrix
     g: FloatArray
     whitening: FloatArray
     rows: Matrix
-    radial_rows: FloatArray
+    intrinsics_rows: FloatArray
     g_points: FloatArray
 
 

@@ -95,11 +95,12 @@ class StoredFrame:
     timestamp_ns: int
     jpeg: bytes
     camera: Camera
+    name: str = ""
 
     def frame(self) -> Frame:
         """The frame with its image decoded."""
         image = decode_image(self.jpeg, f"frame {self.index}")
-        return Frame(index=self.index, timestamp_ns=self.timestamp_ns, image=image, camera=self.camera)
+        return Frame(index=self.index, timestamp_ns=self.timestamp_ns, image=image, camera=self.camera, name=self.name)
 
 
 class UnlocalizedFrames:
@@ -130,7 +131,7 @@ class UnlocalizedFrames:
             if (self._offered - 1) % self._every:
                 return
         self._stored.append(
-            StoredFrame(frame.index, frame.timestamp_ns, encode_jpeg(frame.image, QUALITY), frame.camera)
+            StoredFrame(frame.index, frame.timestamp_ns, encode_jpeg(frame.image, QUALITY), frame.camera, frame.name)
         )
 
     def forget(self, indices: set[int]) -> None:

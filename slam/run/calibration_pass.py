@@ -48,7 +48,7 @@ class CalibrationPass:
     Attributes:
         assumed_px: focal length assumed without it.
         focal_px: focal length with which the run begins.
-        pairs: number of matched image pairs.
+        pairs: number of matched image pairs; 0 for the camera that a first pass over the frames found.
         evidence: how far the focal length is known.
         is_used: whether the run begins with the estimate, not with the assumption.
         radial: distortion (k1, k2) with which the run begins.
@@ -60,6 +60,12 @@ class CalibrationPass:
     evidence: LensEvidence
     is_used: bool = False
     radial: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def of_first_pass(cls, camera: Camera, tracked_px: float, evidence: LensEvidence) -> CalibrationPass:
+        """The camera of the original images that a first pass found, which tracked with `tracked_px`."""
+        k1, k2 = camera.distortion[:2] if camera.model == "radtan" else (0.0, 0.0)
+        return cls(tracked_px, camera.mean_focal, 0, evidence, is_used=True, radial=(k1, k2))
 
     @property
     def focal_sigma(self) -> float:

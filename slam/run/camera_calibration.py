@@ -125,7 +125,7 @@ def calibrate_from_pairs(
         uncertain = "" if sigma is None else f"its standard deviation would be {100 * sigma:.0f} %"
         return NotFound(f"{evidence.reason or uncertain} ({calibration.pairs} image pairs)")
     reason = "" if evidence.state is LensState.KNOWN else evidence.reason
-    found = replace(camera, assumed=False)
+    found = replace(camera, assumed=bool(reason))
     return FoundCamera(found, calibration.focal_sigma, f"{calibration.pairs} image pairs", reason)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from relocalizer.errors import OutputError
 
@@ -50,3 +51,27 @@ def refused(path: Path, error: OSError) -> OutputError:
     """The OutputError for a file that cannot be written."""
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot be written ({reason}); make room or choose another place with --out")
+
+
+class LineFile:
+    """A text file that grows by one line at a time; each line is on the disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file. Raises OutputError when it cannot be created."""
+        self._path = path
+        with writing(path):
+            self._file: TextIO = path.open("w", encoding="utf-8", errors="backslashreplace", newline="", buffering=1)
+
+    def write(self, line: str) -> None:
+        """Append a line, with its line end. Raises OutputError when it cannot be written; the file is closed then."""
+        try:
+            self._file.write(line)
+        except OSError as error:
+            with suppress(OSError):  # closing tries to write the rest again
+                self._file.close()
+            raise refused(self._path, error) from None
+
+    def close(self) -> None:
+        """Close the file; later calls do nothing. Raises OutputError when it cannot be written."""
+        with writing(self._path):
+            self._file.close()

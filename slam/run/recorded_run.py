@@ -22,9 +22,11 @@ from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.progress import Progress, no_progress
 from slam.run import run_verdict, runner
-from slam.run.calibration_pass import CalibrationPass, calibrate_first, set_up
+from slam.run.calibration_pass import CalibrationPass, set_up
 from slam.run.checkpoints import Checkpoints
+from slam.run.estimated_camera import EstimatedCamera
 from slam.run.event_log import EventLog
+from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
 from slam.run.run_statistics import RunStatistics
@@ -38,6 +40,20 @@ if TYPE_CHECKING:
     from slam.input.frame_source import FrameSource
 
 
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """What a second pass over the same frames follows.
+
+    Attributes:
+        reason: why the frames are tracked again, one line.
+        coverage, verdict: of the first pass.
+    """
+
+    reason: str
+    coverage: float
+    verdict: Verdict
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RunRequest:
     """Input, configuration and run folder of a run.
@@ -49,6 +65,7 @@ class RunRequest:
         map_name: path of that map as given by the user, for messages.
         localize_only: localize the frames in that map without changing it.
         calibration: estimate of the camera of `frames` before the run; None without one.
+        first_pass: for a second pass over the frames; None for the first.
     """
 
     frames: FrameSource
@@ -59,6 +76,12 @@ class RunRequest:
     map_name: str = ""
     localize_only: bool = False
     calibration: CalibrationPass | None = None
+    first_pass: FirstPass | None = None
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether the camera of `frames` was estimated before the run."""
+        return self.calibration is not None and self.calibration.is_used
 
     def map_report(self, *, found_at_frame: int = -1, poses_in_map: bool = False) -> dict[str, Any]:
         """Entry of report.json about the map in which the run starts."""
@@ -80,6 +103,7 @@ class RunReport:
         failures: errors, each limited to one part of the run, in order.
         is_complete: whether all frames were processed and the map was finished, even if some files were not written.
         last_frame_index: index of the last processed frame.
+        estimated_camera: the camera that the run estimated; None if it kept the one it tracked with.
     """
 
     folder: Path
@@ -87,11 +111,17 @@ class RunReport:
     failures: tuple[Failure, ...]
     is_complete: bool
     last_frame_index: int
+    estimated_camera: EstimatedCamera | None = None
 
     @property
     def status(self) -> str:
         """ "finished", "interrupted" or "failed"."""
         return str(self.values["status"])
+
+    @property
+    def outcome(self) -> str:
+        """What became of the run, in a clause: "it was interrupted", or "it is" with its verdict."""
+        return f"it is {self.verdict}" if self.status == "finished" else f"it was {self.status}"
 
     @property
     def verdict(self) -> Verdict:
@@ -121,59 +151,6 @@ class RunReport:
         return (self.folder / MAP).is_dir()
 
 
-def record_run(
-    source: str | Path | FrameSource,
-    *,
-    out: str | Path,
-    config: SlamConfig | None = None,
-    camera: str | Path | None = None,
-    start_map: str | Path | None = None,
-    localize_only: bool = False,
-    observers: Sequence[Observer] = (),
-) -> RunReport:
-    """Run SLAM on a source and write a run folder, as `slam run` does.
-
-    Args:
-        source: argument of `open_source`, or an open source, which stays open.
-        out: run folder to create.
-        camera: camera.yaml of the images, for a source that is not open yet.
-        start_map: folder of a map to continue.
-        localize_only: localize the frames in that map without changing it.
-
-    Returns:
-        The report, also of a run that an exception ended early: `failures` contains the exceptions.
-
-    Raises:
-        UserError: the run could not be started (no run folder remains then), or the source gave too few frames.
-    """
-    from slam.components.predictor_choice import decide
-    from slam.input.open_source import open_source
-
-    loaded = None
-    if start_map is not None:
-        from relocalizer.maps.map_reader import load_map
-
-        loaded = load_map(Path(start_map))
-    config, choice = decide(SlamConfig() if config is None else config, loaded.provenance if loaded else None)
-    with ExitStack() as closing:
-        if isinstance(source, str | Path):
-            cameras = loaded.cameras if loaded else ()
-            source = open_source(source, config=config.input, camera=camera, map_cameras=cameras)
-            closing.callback(source.close)
-        frames, calibration = (source, None) if loaded else calibrate_first(source, config)
-        request = RunRequest(
-            frames=frames,
-            config=config,
-            choice=choice,
-            out=Path(out),
-            start_map=loaded,
-            map_name=str(start_map or ""),
-            localize_only=localize_only,
-            calibration=calibration,
-        )
-        return RunRecorder(request).run(observers=lambda: observers)
-
-
 @dataclass(slots=True, eq=False)
 class _Attempts:
     """Runs independent steps; an exception in one is stored, and the next step still runs."""
@@ -198,6 +175,7 @@ class RunRecorder:
             **opening_report(request.config, request.frames, request.choice),
             "map": request.map_report(),
             "masked_share": masked_share(request.frames.mask),
+            "first_pass": request.first_pass,
             "lens": {"before_run": None if request.calibration is None else request.calibration.to_dict()},
         }
 
@@ -231,12 +209,13 @@ class RunRecorder:
                 folder.write_report(self._opening)
                 log = EventLog(folder)
                 closing.callback(log.close)
+                closing.callback((table := FramesTable(folder)).close)
                 images = FolderImages(folder.path / KEYFRAMES_ON_THE_WAY)
                 closing.callback(images.close)
                 checkpoints = Checkpoints(folder, self._opening)
                 slam = Slam.create(
                     request.config,
-                    observers=[self._statistics, log, checkpoints, *observers()],
+                    observers=[self._statistics, log, table, checkpoints, *observers()],
                     images=images,
                     start_map=request.start_map,
                     localize_only=request.localize_only,
@@ -261,7 +240,7 @@ class RunRecorder:
         frames, config = request.frames, request.config
         with attempts("making lengths metric"):
             outcome = runner.with_metric_scale(outcome, slam, config.metric_scale.scale_from, frames.ground_truth)
-        for name, write in folder.result_files(outcome.result, frames.calibration):
+        for name, write in folder.result_files(outcome.result, frames.calibration, is_estimate=request.has_estimate):
             with attempts(f"writing {name}"):
                 write()
         if not request.localize_only:
@@ -275,6 +254,9 @@ class RunRecorder:
         dropped = tuple(
             Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
         )
+        found = None
+        with attempts("reading off the camera"):
+            found = EstimatedCamera.of(outcome.result, frames.calibration)
         so_far = RunFailures(tuple(attempts.failures), dropped)
         report: dict[str, Any] = {}
         with attempts("making the report"):
@@ -292,6 +274,7 @@ class RunRecorder:
             failures=(*attempts.failures, *dropped),
             is_complete=not outcome.failures,
             last_frame_index=outcome.last_frame_index,
+            estimated_camera=found,
         )
 
     def _write_map(self, folder: RunFolder, slam: Slam) -> None:

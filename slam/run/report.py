@@ -143,10 +143,16 @@ def _camera_report(opening: Mapping[str, Any], result: SlamResult) -> dict[str, 
     """The final camera of the largest map, and the evidence for it and for the cameras of all other segments."""
     given: Camera = opening["calibration"]
     calibration = result.lens.calibration(given)
+    before = opening["lens"]
+    was_estimated = before["before_run"] is not None and before["before_run"]["is_used"]
     return {
         "camera": result.camera if result.lens.has_corrections else opening["camera"],
         "calibration": calibration or given,
-        "lens": {**_lens_report(given, calibration, result.lens, result.lens_evidence), **opening["lens"]},
+        "lens": {
+            **_lens_report(given, calibration, result.lens, result.lens_evidence),
+            **before,
+            "has_calibration": calibration is not None and (result.lens.has_corrections or was_estimated),
+        },
         "other_lenses": result.segment_lens_evidence,
     }
 
@@ -186,7 +192,6 @@ def _lens_report(
         "reason": evidence.reason,
         "change": evidence.change,
         "corner_px": max_displacement_px,
-        "has_calibration": lens.has_corrections and found is not None and not found.assumed,
     }
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from relocalizer.errors import OutputError
 from relocalizer.maps.map_writer import save_map
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import write_tum
+from slam.map.lens_evidence import LensState
 from slam.run.files import replacing, write_atomically
 from slam.run.report import REPORT, report_text
 
@@ -29,6 +31,8 @@ CONFIG = "config.yaml"
 CAMERA = "camera.yaml"
 TRAJECTORY, KEYFRAMES, ONLINE = "trajectory.txt", "keyframes.txt", "trajectory_online.txt"
 MAP, KEYFRAMES_ON_THE_WAY = "map", ".keyframes"  # the latter holds keyframe images during the run
+FIRST_PASS, SECOND_PASS = "first_pass", "second_pass"  # folders of the pass whose files are not at the top
+RECORDING = ".rrd"  # suffix of Rerun recordings, which a run folder may hold
 
 
 def next_run_folder(parent: Path, name: str) -> Path:
@@ -96,11 +100,17 @@ class RunFolder:
         with replacing(self.path / name) as temporary:
             write_tum(temporary, trajectory, note=note)
 
-    def result_files(self, result: SlamResult, calibration: Camera) -> list[tuple[str, Callable[[], None]]]:
+    def result_files(
+        self, result: SlamResult, calibration: Camera, *, is_estimate: bool = False
+    ) -> list[tuple[str, Callable[[], None]]]:
         """(file name, writer) of the final trajectories: all frames, keyframes, live poses, other segments.
 
-        A camera.yaml is added when the estimated lens improves on `calibration`, which is that of the source's images,
-        and a camera model can represent it.
+        A camera.yaml is added when the run estimated the camera, and a camera model can represent it; it says so if
+        the focal length is a guess.
+
+        Args:
+            calibration: the camera of the source's images.
+            is_estimate: whether that was estimated before the run.
         """
         note = result.units.note
         trajectories = [
@@ -116,9 +126,26 @@ class RunFolder:
             for name, trajectory, note in trajectories
         ]
         found = result.lens.calibration(calibration)
-        if result.lens.has_corrections and found is not None and not found.assumed:
-            files.append((CAMERA, partial(write_atomically, self.path / CAMERA, found.to_yaml())))
+        if found is not None and (result.lens.has_corrections or is_estimate):
+            camera = replace(found, assumed=result.lens_evidence.state is LensState.GUESS)
+            files.append((CAMERA, partial(write_atomically, self.path / CAMERA, camera.to_yaml())))
         return files
+
+    def replace_by_second_pass(self) -> None:
+        """Move the files into `first_pass/`, and those of `second_pass/` into their place; recordings stay.
+
+        The report is moved last: until then the folder is that of the first pass.
+        """
+        first, second = self.path / FIRST_PASS, self.path / SECOND_PASS
+        first.mkdir()
+        kept = {FIRST_PASS, SECOND_PASS, REPORT}
+        for path in [p for p in self.path.iterdir() if p.name not in kept and p.suffix != RECORDING]:
+            path.rename(first / path.name)
+        for path in [p for p in second.iterdir() if p.name != REPORT]:
+            path.rename(self.path / path.name)
+        (self.path / REPORT).rename(first / REPORT)
+        (second / REPORT).rename(self.path / REPORT)
+        second.rmdir()
 
     def write_map(self, reference_map: ReferenceMap) -> None:
         """Write `map/` completely or not at all. Raises OutputError when it cannot be written."""

@@ -1,4 +1,4 @@
-"""Metric scale of a finished run, from a measured distance or the beginning of the ground truth.
+"""Metric scale of a finished run: from a measured distance, markers, a GPS track, depth images, or the ground truth.
 
 The scale of monocular SLAM is unobservable from the images. A scale reference determines it; poses, keyframes and
 landmarks of the finished run are scaled by the same factor.
@@ -7,25 +7,32 @@ landmarks of the finished run are scaled by the same factor.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from relocalizer.errors import ConfigError, UserError
+from relocalizer.errors import ConfigError
 from relocalizer.geometry import MAX_COORDINATE, FloatArray, Similarity
+from relocalizer.images import Image
 from slam.evaluation.alignment import MATCHES_NEEDED, associate, fit_similarity
 from slam.evaluation.trajectory import Trajectory
 from slam.map.slam_map import SlamMap
 from slam.result import SlamResult, Units
+from slam.sessions.depth_scale import DepthFolder
+from slam.sessions.gps_scale import GpsTrack
+from slam.sessions.marker_scale import MarkerSize
+from slam.sessions.scale_estimate import FinishedMap, ScaleEstimate
+from slam.sessions.scale_estimate import ScaleError as ScaleError
 
-EXPECTED = "frames:A:B=METRES (a known distance between two frames), or groundtruth:METRES (evaluation only)"
+EXPECTED = (
+    "frames:A:B=METRES (a known distance between two frames), marker:DICTIONARY:METRES (side of ArUco or AprilTag "
+    "markers), gps:FILE (CSV or GPX), depth:FOLDER (RGB-D data set), or groundtruth:METRES (evaluation only)"
+)
 MIN_DISTANCE = 1e-4  # minimum distance between two frames to determine the scale, as a fraction of the path's length
 MATCH_S = 0.02  # maximum time difference between a frame and its ground truth, seconds
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-
-
-class ScaleError(UserError):
-    """A scale reference that does not determine the scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,10 @@ class KnownDistance:
 
     def expect(self, ground_truth: Trajectory | None) -> None:
         """Check that the source has the ground truth that this reference needs, which is none."""
+
+    def measure(self, finished: FinishedMap) -> ScaleEstimate:
+        """The scale of the largest segment. Raises ScaleError if the frames do not determine it."""
+        return ScaleEstimate(self.meters / _distance(finished.result, self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +88,12 @@ class GroundTruthPrefix:
                 "expected a data set that brings one, or frames:A:B=METRES"
             )
 
+    def measure(self, finished: FinishedMap) -> ScaleEstimate:
+        """The scale of the largest segment. Raises ScaleError if the ground truth does not determine it."""
+        return ScaleEstimate(_scale_of_prefix(finished.result.trajectory, self, finished.ground_truth))
 
-ScaleReference = KnownDistance | GroundTruthPrefix
+
+ScaleReference = KnownDistance | GroundTruthPrefix | MarkerSize | GpsTrack | DepthFolder
 
 
 def parse_scale_reference(text: str) -> ScaleReference | None:
@@ -96,6 +111,12 @@ def parse_scale_reference(text: str) -> ScaleReference | None:
             raise ConfigError(f"--scale-from {text}: names frame {reference.frame_a} twice; expected two frames")
     elif prefix := re.fullmatch(rf"groundtruth:({_NUMBER})", text):
         reference = GroundTruthPrefix(float(prefix[1]))
+    elif marker := re.fullmatch(rf"marker:(\w+):({_NUMBER})(?::([0-9]{{1,6}}))?", text):
+        reference = MarkerSize(marker[1], float(marker[2]), None if marker[3] is None else int(marker[3]))
+    elif text.removeprefix("gps:") not in ("", text):
+        return GpsTrack(Path(text.removeprefix("gps:")).expanduser())
+    elif text.removeprefix("depth:") not in ("", text):
+        return DepthFolder(Path(text.removeprefix("depth:")).expanduser())
     else:
         raise ConfigError(f"--scale-from {text}: expected {EXPECTED}")
     if not 0.0 < reference.meters < np.inf:
@@ -104,28 +125,32 @@ def parse_scale_reference(text: str) -> ScaleReference | None:
 
 
 def in_meters(
-    result: SlamResult, slam_map: SlamMap, reference: ScaleReference, ground_truth: Trajectory | None
+    result: SlamResult,
+    slam_map: SlamMap,
+    reference: ScaleReference,
+    ground_truth: Trajectory | None,
+    image: Callable[[int], Image] | None = None,
 ) -> SlamResult:
     """The result with lengths in meters; the map is scaled in place, so a map saved afterwards is metric too.
 
     Only the largest segment becomes metric: the scales of all other segments are unrelated to it.
+
+    Args:
+        image: the undistorted image of a keyframe, which markers need.
 
     Raises:
         ScaleError: the frames have no pose, are in different segments or at one place, or the ground truth is
             missing or too short.
         ValueError: the units of the map are not those of the result, because it was scaled before.
     """
-    match reference:
-        case KnownDistance():
-            meters_per_unit = reference.meters / _distance(result, reference)
-        case GroundTruthPrefix():
-            meters_per_unit = _scale_of_prefix(result.trajectory, reference, ground_truth)
+    estimate = reference.measure(FinishedMap(result, slam_map, ground_truth, image))
+    meters_per_unit, source = estimate.meters_per_unit, estimate.source_in_words(reference.source)
     name = "meters" if result.segment in slam_map.graph.metric else "map units"
     if name != result.units.name:
         raise ValueError(f"in_meters: the result is in {result.units.name}, but its map is in {name}")
     scaling = Similarity(np.eye(3), np.zeros(3), meters_per_unit)
     try:
-        slam_map.scale_to_meters(result.segment, meters_per_unit, reference.source)
+        slam_map.scale_to_meters(result.segment, meters_per_unit, source)
     except ValueError as error:
         reason = f"{meters_per_unit:.3g} m per map unit, and a map has to stay below {MAX_COORDINATE:g} m"
         raise ScaleError(f"--scale-from {reference.spec}: {reason}; check the distance") from error
@@ -135,7 +160,7 @@ def in_meters(
         keyframe_trajectory=result.keyframe_trajectory.transformed(scaling),
         online=result.online.transformed(scaling),
         landmark_points=scaling.apply(result.landmark_points),
-        units=Units("meters", reference.source, meters_per_unit),
+        units=Units("meters", source, meters_per_unit),
     )
 
 

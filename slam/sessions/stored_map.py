@@ -121,7 +121,13 @@ def to_reference_map(
         frames=_frame_table(frames),
         image=JpegImages(lambda row: jpeg(ids[row]), sizes),
         sessions=sessions,
+        image_names=_names([graph.keyframes[k].name for k in ids]),
     )
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the images; () if none has one."""
+    return tuple(names) if any(names) else ()
 
 
 def _in_units_of(graph: KeyframeGraph, provenance: Provenance) -> Provenance:
@@ -316,6 +322,7 @@ def _keyframe(reference_map: ReferenceMap, row: int, predictor: PosePredictor, f
         encoded=encoded,
         descriptor=table.descriptors[row].astype(np.float32),
         features=reference_map.features.of(row),
+        name=reference_map.image_name(row),
     )
 
 

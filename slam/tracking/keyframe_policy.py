@@ -16,6 +16,10 @@ from slam.map.tracks import Tracks
 MAX_PUT_OFF = (
     5  # maximum number of successive blurred frames that are skipped; a blurred keyframe is better than a loss
 )
+# Fraction of `min_survival` below which a keyframe is inserted at once, however near the last one is: the next step of
+# the same size would end in a loss.
+URGENT = 0.75
+FEW_LANDMARKS = 40  # number of inlier landmarks below which a keyframe is inserted although it is blurred
 
 
 class KeyframePolicy:
@@ -49,28 +53,30 @@ class KeyframePolicy:
             seen: inlier landmarks of the frame's pose.
             in_keyframe: landmarks observed by the reference keyframe.
         """
-        reason = self._criterion(seen, in_keyframe, camera, keyframe_from_frame_rotation, frames_since)
-        if reason and blurred and self._put_off < MAX_PUT_OFF:
+        before, now = common_pixels(in_keyframe, seen)
+        survival = len(before) / max(len(in_keyframe), 1)
+        is_urgent = survival < URGENT * self._config.min_survival
+        if frames_since < self._config.min_gap and not is_urgent:
+            return ""
+        reason = self._criterion(
+            survival,
+            median_parallax_px(before, now, camera, keyframe_from_frame_rotation),
+            keyframe_from_frame_rotation,
+        )
+        if reason and blurred and len(seen) >= FEW_LANDMARKS and self._put_off < MAX_PUT_OFF:
             self._put_off += 1
             return ""
         if reason:
             self._put_off = 0
         return reason
 
-    def _criterion(
-        self, seen: Tracks, in_keyframe: Tracks, camera: Camera, rotation: FloatArray, frames_since: int
-    ) -> str:
+    def _criterion(self, survival: float, parallax: float, rotation: FloatArray) -> str:
         config = self._config
-        if frames_since < config.min_gap:
-            return ""
-        before, now = common_pixels(in_keyframe, seen)
-        survival = len(before) / max(len(in_keyframe), 1)
         if survival < config.min_survival:
             return f"{survival:.0%} of the keyframe's landmarks are left (limit {config.min_survival:.0%})"
         turned = float(np.degrees(rotation_angle(rotation)))
         if turned > config.rotation_deg:
             return f"turned by {turned:.1f} deg (limit {config.rotation_deg:g})"
-        parallax = median_parallax_px(before, now, camera, rotation)
         if parallax > config.parallax_px:
             return f"parallax {parallax:.1f} px (limit {config.parallax_px:g})"
         return ""

@@ -1,0 +1,105 @@
+"""A recorded run in two passes: the frames are tracked again when the first pass found another camera.
+
+A map that was tracked with a wrong focal length breaks more often, and its live poses are out of shape; the final
+refinement mends neither. The first pass is complete, with all its files, before the second begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from relocalizer.errors import CameraError
+from slam.input.frame_source import RereadableSource
+from slam.input.rectification import GivenCamera
+from slam.progress import Progress, no_progress
+from slam.run.calibration_pass import CalibrationPass
+from slam.run.recorded_run import FirstPass, RunRecorder, RunReport, RunRequest
+from slam.run.run_folder import SECOND_PASS, RunFolder
+
+if TYPE_CHECKING:
+    from slam.events import Observer
+    from slam.run.run_statistics import RunStatistics
+
+WHOLE = 0.98  # minimum fraction of the frames in the largest map for it to count as unbroken
+WORSE = 0.02  # minimum loss of coverage by which a second pass is worse
+
+
+class TwoPassRecorder:
+    """Records a run as `RunRecorder` does, with a second pass if the first one shows that it is needed.
+
+    Attributes:
+        second: report of the second pass; None without one.
+    """
+
+    def __init__(self, request: RunRequest, *, on_second_pass: Callable[[str], None] = lambda reason: None) -> None:
+        """Args:
+        on_second_pass: called before the second pass with its reason, one line.
+        """
+        self.second: RunReport | None = None
+        self._request = request
+        self._on_second_pass = on_second_pass
+        self._recorder = RunRecorder(request)
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """Statistics of the current pass so far."""
+        return self._recorder.statistics
+
+    def run(
+        self,
+        *,
+        observers: Callable[[], Sequence[Observer]] = tuple,
+        on_progress: Callable[[int], None] | None = None,
+        on_finishing: Progress = no_progress,
+    ) -> RunReport:
+        """Record one or two passes. Arguments and exceptions as for `RunRecorder.run`; `observers` is called per pass.
+
+        Returns:
+            The report of the pass whose files are in the run folder: of the second, and then those of the first are in
+            `first_pass/`; but of the first if the second failed, was interrupted or is worse, and then the files of
+            the second are in `second_pass/`.
+        """
+        first = self._recorder.run(observers=observers, on_progress=on_progress, on_finishing=on_finishing)
+        again = second_request(self._request, first)
+        if again is None or again.first_pass is None:
+            return first
+        self._on_second_pass(again.first_pass.reason)
+        self._recorder = RunRecorder(again)
+        self.second = self._recorder.run(observers=observers, on_progress=on_progress, on_finishing=on_finishing)
+        if is_worse(self.second, first):
+            return first
+        RunFolder(first.folder).replace_by_second_pass()
+        return replace(self.second, folder=first.folder)
+
+
+def second_request(request: RunRequest, first: RunReport) -> RunRequest | None:
+    """The request of a second pass with the camera that the first one found; None if there is no need for it."""
+    frames, found = request.frames, first.estimated_camera
+    if found is None or first.status != "finished" or request.start_map is not None or request.localize_only:
+        return None
+    if not request.config.input.second_pass or not isinstance(frames, RereadableSource):
+        return None
+    if not frames.can_be_reread or not frames.camera.assumed:
+        return None
+    if not found.is_worth_a_pass(is_broken=first.coverage < WHOLE):
+        return None
+    try:
+        again = frames.with_calibration(GivenCamera(found.camera, found.sentence))
+    except CameraError:  # not a plausible camera: the first pass stays
+        return None
+    return replace(
+        request,
+        frames=again,
+        out=first.folder / SECOND_PASS,
+        calibration=CalibrationPass.of_first_pass(found.camera, found.tracked_px, found.evidence),
+        first_pass=FirstPass(found.sentence, first.coverage, first.verdict),
+    )
+
+
+def is_worse(second: RunReport, first: RunReport) -> bool:
+    """Whether the files of the second pass must not take the place of those of the first."""
+    if second.status != "finished" or second.failures:
+        return True
+    return second.verdict.grade.is_below(first.verdict.grade) or second.coverage < first.coverage - WORSE
