@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -128,9 +129,8 @@ class IntrinsicsCorrection:
 
     def undistort_image(self, image: Image) -> Image:
         """An image (H, W, 3) undistorted; beyond its border its edge pixels are repeated."""
-        height, width = image.shape[:2]
-        at = self.distorted_pixels(_grid(width, height, 1)).astype(np.float32).reshape(height, width, 2)
-        undistorted = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        x, y = _undistortion_maps(self, image.shape[1], image.shape[0])
+        undistorted = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(undistorted, dtype=np.uint8)
 
     @property
@@ -245,6 +245,15 @@ def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera 
         return camera_of(least_squares(residuals, first / scale, x_scale="jac").x * scale)
     except (CameraError, ValueError):  # a step to an invalid camera, or to non-finite numbers
         return None
+
+
+@lru_cache(maxsize=2)
+def _undistortion_maps(
+    correction: IntrinsicsCorrection, width: int, height: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Columns and rows (H, W), in the image, of the pixels of the undistorted image; all images of a run share them."""
+    at = correction.distorted_pixels(_grid(width, height, 1)).astype(np.float32).reshape(height, width, 2)
+    return np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
 
 
 def _grid(width: int, height: int, step: int) -> FloatArray:

@@ -1,13 +1,16 @@
-"""In the place of GTSAM's solver: one that fails as GTSAM does, and one whose values are no numbers."""
+"""In the place of the solvers: one that fails as they do for a singular system, and one whose values are no numbers."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import gtsam
 import numpy as np
+
+from slam.mapping.normal_equations import SingularSystemError
 
 SINGULAR = "Indeterminant linear system detected while working near variable 7"
 
@@ -20,6 +23,11 @@ class SingularSystem:
 
     def optimize(self) -> gtsam.Values:
         raise RuntimeError(SINGULAR.replace(" while", "\nwhile"))
+
+    @staticmethod
+    def solution(matrix: Any, right: Any) -> Any:
+        """Of the linear system of bundle adjustment."""
+        raise SingularSystemError(SINGULAR)
 
 
 class NoNumbers:
@@ -39,10 +47,20 @@ class NoNumbers:
                     continue
         return values
 
+    @staticmethod
+    def solution(matrix: Any, right: Any) -> Any:
+        """Of the linear system of bundle adjustment."""
+        return np.where(np.arange(right.size).reshape(right.shape) % 2 == 0, np.nan, right)
 
-def solver_that(kind: type) -> AbstractContextManager[Any]:
+
+@contextmanager
+def solver_that(kind: type[SingularSystem | NoNumbers]) -> Iterator[None]:
     """While this lasts all systems are given to a solver of that kind."""
-    return patch("gtsam.LevenbergMarquardtOptimizer", kind)
+    with (
+        patch("gtsam.LevenbergMarquardtOptimizer", kind),
+        patch("slam.mapping.normal_equations._solution", kind.solution),
+    ):
+        yield
 
 
 def _spoil_pose(values: gtsam.Values, key: int) -> None:

@@ -16,8 +16,8 @@ from slam.events import Event
 from slam.map.frames import FrameObservation
 from slam.map.tracks import Tracks
 from slam.mapping.bundle import BundleAdjuster
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.mapping.mapper import Mapper
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 
 
 def room(frames: int = 240, turns: float = 1.15, *, count: int = 2500, noise: float = 0.3) -> OracleWorld:
@@ -74,7 +74,7 @@ def build(
 ) -> MapBuilder:
     """A map with keyframes at frames `indices`, at their true poses or at `pose(index)`."""
     predictor, tracker = predictor or OraclePredictor(world, **noise), OracleTracker(world)
-    mapper = Mapper(config or SlamConfig(), predictor, adjuster or GtsamBundleAdjuster(), emit)
+    mapper = Mapper(config or SlamConfig(), predictor, adjuster or SchurBundleAdjuster(), emit)
     builder = MapBuilder(world, mapper, tracker, predictor)
     for index in indices:
         builder.add(index, pose=pose(index) if pose else None)

@@ -20,8 +20,7 @@ FILES = sorted([*(ROOT / "slam").rglob("*.py"), *(ROOT / "relocalizer").rglob("*
 ALLOWED = {
     "torch": ("relocalizer/network/", "relocalizer/predictors/reloc3r_predictor.py"),
     "faiss": ("relocalizer/retrieval.py", "relocalizer/vlad.py"),
-    "gtsam_unstable": ("slam/mapping/gtsam_bundle_adjuster.py",),
-    "gtsam": ("slam/loop_closing/gtsam_pose_graph.py", "slam/mapping/gtsam_bundle_adjuster.py"),
+    "gtsam": ("slam/loop_closing/gtsam_pose_graph.py",),
     "rerun": ("slam/viz/",),
     "typer": ("slam/cli/",),
     "rich": ("slam/cli/text_tables.py",),

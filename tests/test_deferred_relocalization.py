@@ -83,9 +83,14 @@ def test_a_frame_that_is_placed_helps_its_neighbors_on_both_sides():
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_frames_that_are_nowhere_are_tried_twice_and_no_more(count):
-    order = tried(kept(20, count))
-    assert sorted(order) == sorted([*range(count), *range(count)])
+def test_frames_that_are_nowhere_are_tried_once_as_nothing_changes_in_between(count):
+    assert tried(kept(20, count)) == list(range(count))
+
+
+def test_only_frames_tried_before_the_last_success_are_tried_again():
+    tries: list[int] = []
+    kept(20, 6).relocalize_all(lambda f: not tries.append(f.index) and f.index == 2)
+    assert tries == [0, 1, 2, 3, 4, 5, 1, 0]
 
 
 def test_frames_that_are_placed_one_a_pass_do_not_cost_a_pass_each():

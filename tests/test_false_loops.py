@@ -19,7 +19,7 @@ from slam.evaluation.metrics import evaluate
 from slam.events import EdgeAccepted, EdgeRejected, Event
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_graph import EdgeKind
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.system import Slam
 
 KEYFRAMES = 50  # of the walk, about
@@ -68,7 +68,7 @@ def walk(
             tracker=OracleTracker(world),
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(robust=robust),
-            adjuster=GtsamBundleAdjuster(),
+            adjuster=SchurBundleAdjuster(),
         ),
         observers=[events.append],
     )

@@ -16,7 +16,7 @@ from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.events import Event, KeyframeAdded, Relocalized, TrackingLost
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.system import Slam
 
 
@@ -54,7 +54,7 @@ def test_features_encoding_and_descriptor_of_a_frame_are_computed_once_also_when
         tracker=tracker,
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        adjuster=SchurBundleAdjuster(),
     )
     slam = Slam(SlamConfig(), components, observers=[events.append])
     for frame in world.frames():

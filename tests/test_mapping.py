@@ -19,7 +19,7 @@ from slam.events import EstimateRefused
 from slam.map.tracks import Tracks
 from slam.mapping.bundle import CALIBRATED
 from slam.mapping.bundle_adjustment import reprojection_px
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 
 STEP = 6  # frames between keyframes of the walk around the room
 
@@ -353,12 +353,12 @@ def test_keyframes_that_hold_a_window_are_not_all_at_one_place_however_often_the
 ):
     config = SlamConfig(bundle_adjustment=BundleAdjustmentConfig(window=3, covisible=3))
     builder = build(room(), [STEP * n for n in (0, 1, 2, *[3] * times, 4, 5, 6)], config=config)
-    mapper, bundles, refine = builder.mapper, [], GtsamBundleAdjuster.refine
+    mapper, bundles, refine = builder.mapper, [], SchurBundleAdjuster.refine
     k = mapper.map.graph.last_id
     most = [i for i in mapper.map.covisible(k, 20) if i not in mapper.map.latest(k, 3)][:3]
     assert (spread(builder, most) < 1e-9) is same_place
     monkeypatch.setattr(
-        GtsamBundleAdjuster, "refine", lambda *args, **kw: bundles.append(args[1]) or refine(*args, **kw)
+        SchurBundleAdjuster, "refine", lambda *args, **kw: bundles.append(args[1]) or refine(*args, **kw)
     )
     mapper.adjustment.local_bundle_adjustment(k)
     [bundle] = bundles
@@ -499,7 +499,7 @@ def test_distortion_beyond_what_calibrations_leave_is_refused_and_said(fresh):
 # Results that cannot be
 
 
-class Answers(GtsamBundleAdjuster):
+class Answers(SchurBundleAdjuster):
     """A refiner whose results come out changed."""
 
     def __init__(self, **changes):

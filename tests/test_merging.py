@@ -18,7 +18,7 @@ from slam.config.schema import SlamConfig
 from slam.events import EdgeRejected
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_graph import EdgeKind
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.sessions.merging import merge_maps, why_no_overlap
 from slam.system import Slam
 
@@ -36,7 +36,7 @@ def components_of(world: OracleWorld) -> Components:
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        adjuster=SchurBundleAdjuster(),
     )
 
 
@@ -184,7 +184,7 @@ def side_by_side(a: ReferenceMap, b: ReferenceMap, world: OracleWorld) -> Refere
     from slam.mapping.mapper import Mapper
     from slam.sessions.stored_map import restore, to_reference_map
 
-    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamBundleAdjuster())
+    mapper = Mapper(SlamConfig(), OraclePredictor(world), SchurBundleAdjuster())
     first = restore(a, mapper.map, OraclePredictor(world), None)
     second = restore(b, mapper.map, OraclePredictor(world), None, gap=10)
     jpeg = {**first.jpeg, **second.jpeg}

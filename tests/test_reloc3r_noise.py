@@ -18,7 +18,7 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory_files import read_tum
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.result import SlamResult
 from slam.system import Slam
 
@@ -109,7 +109,7 @@ def run(
             tracker=OracleTracker(world),
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(),
-            adjuster=GtsamBundleAdjuster(),
+            adjuster=SchurBundleAdjuster(),
         ),
     )
     for frame in world.frames():

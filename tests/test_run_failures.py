@@ -31,8 +31,8 @@ from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_images import FolderImages
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.bundle import AdjustedBundle, Bundle
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.mapping.lens_examination import LensFinding
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.run import runner
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
@@ -92,7 +92,7 @@ def oracle_build(world: OracleWorld) -> Callable[..., Slam]:
                 tracker=OracleTracker(world, max_features=250),
                 retriever=FaissRetriever(),
                 optimizer=GtsamOptimizer(),
-                adjuster=GtsamBundleAdjuster(),
+                adjuster=SchurBundleAdjuster(),
             ),
             **options,
         )
@@ -350,7 +350,7 @@ def test_the_files_tested_here_are_those_that_are_written(oracle_run, tmp_path):
 # A lens that is none
 
 
-class Folding(GtsamBundleAdjuster):
+class Folding(SchurBundleAdjuster):
     """Asked for a lens, finds one that folds the image over itself."""
 
     def refine(self, bundle: Bundle, **options: Any) -> AdjustedBundle:
@@ -374,7 +374,7 @@ def test_a_lens_that_folds_the_image_over_itself_costs_no_file(
     oracle_run, tmp_path, monkeypatch, finding, state, reason
 ):
     monkeypatch.setattr("slam.mapping.global_refinement._examine", lambda *_: finding)
-    monkeypatch.setattr(f"{__name__}.GtsamBundleAdjuster", Folding)
+    monkeypatch.setattr(f"{__name__}.SchurBundleAdjuster", Folding)
     ended, out = oracle_run(), tmp_path / "out"
     assert ended.code == 0, ended.err
     assert len(read_tum(out / "trajectory.txt")) > 30

@@ -21,8 +21,8 @@ from slam.evaluation.trajectory_files import read_tum
 from slam.events import FrameProcessed, KeyframeAdded, Relocalized
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.tracking_status import TrackingState
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.mapping.mapper import Mapper
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.sessions.stored_map import restore, shares_world_with, to_reference_map
 from slam.system import Slam
 
@@ -33,7 +33,8 @@ TABLES = ("keyframes", "features", "observations", "landmarks", "edges", "frames
 def room(blind=(), path=None) -> OracleWorld:
     points = room_points(np.random.default_rng(3), 2500)
     world = OracleWorld(path or room_path(), points, pixel_noise=0.3, blind=frozenset(blind))
-    world.descriptors **= 2  # a map keeps descriptors in bytes, as those of real features are: nowhere negative
+    # A map keeps descriptors in bytes, as those of real features are: nowhere negative, and without a dominant entry.
+    world.descriptors[:] = np.abs(world.descriptors)
     world.descriptors /= np.linalg.norm(world.descriptors, axis=1, keepdims=True)
     return world
 
@@ -48,7 +49,7 @@ def walk(world, indices, **options):
             tracker=OracleTracker(world),
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(),
-            adjuster=GtsamBundleAdjuster(),
+            adjuster=SchurBundleAdjuster(),
         ),
         observers=[events.append],
         **options,
@@ -129,7 +130,7 @@ def test_only_features_with_a_track_are_stored(first_run, first_map):
 
 def test_a_map_restored_into_an_empty_live_map_and_stored_again_has_the_same_bytes(first_map, world):
     predictor = OraclePredictor(world)
-    mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
+    mapper = Mapper(SlamConfig(), predictor, SchurBundleAdjuster())
     earlier = restore(first_map, mapper.map, predictor, FaissRetriever())
     again = to_reference_map(mapper.map, earlier.frames, first_map.provenance, lambda k: b"")
     assert changed(first_map, again) <= {"frames.rotations"}  # they pass through quaternions
@@ -138,7 +139,7 @@ def test_a_map_restored_into_an_empty_live_map_and_stored_again_has_the_same_byt
 
 def test_a_second_map_in_the_same_live_map_gets_new_ids(first_map, world):
     predictor = OraclePredictor(world)
-    mapper = Mapper(SlamConfig(), predictor, GtsamBundleAdjuster())
+    mapper = Mapper(SlamConfig(), predictor, SchurBundleAdjuster())
     restore(first_map, mapper.map, predictor, None)
     second = restore(first_map, mapper.map, predictor, None, gap=10)
     last = int(first_map.keyframes.ids[-1])
@@ -154,7 +155,7 @@ def test_a_restored_edge_has_the_same_weight(first_map, world):
     weights = np.ones(len(first_map.edges.i))
     weights[3] = 0.25
     doubted = replace(first_map, edges=replace(first_map.edges, weights=weights))
-    mapper = Mapper(SlamConfig(), OraclePredictor(world), GtsamBundleAdjuster())
+    mapper = Mapper(SlamConfig(), OraclePredictor(world), SchurBundleAdjuster())
     restore(doubted, mapper.map, OraclePredictor(world), None)
     pair = (int(doubted.edges.i[3]), int(doubted.edges.j[3]))
     assert mapper.map.graph.weight(mapper.map.graph.edges[pair]) == 0.25
@@ -345,7 +346,7 @@ def test_a_map_of_other_weights_is_refused(first_map, world):
     class Trained(OraclePredictor):
         weights_sha256 = "b" * 64
 
-    mapper = Mapper(SlamConfig(), Trained(world), GtsamBundleAdjuster())
+    mapper = Mapper(SlamConfig(), Trained(world), SchurBundleAdjuster())
     other = replace(first_map, provenance=replace(first_map.provenance, weights_sha256="a" * 64))
     with pytest.raises(MapError, match=r"made with the weights aaaaaaaaaaaa\.\.\., these are bbbbbbbbbbbb"):
         restore(other, mapper.map, Trained(world), None)

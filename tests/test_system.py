@@ -27,7 +27,7 @@ from slam.events import (
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.tracking_status import TrackingState
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.progress import Progress, no_progress
 from slam.result import SlamResult
 from slam.system import Slam
@@ -56,7 +56,7 @@ def run(
             tracker=OracleTracker(world),
             retriever=FaissRetriever() if retriever is None else retriever,
             optimizer=GtsamOptimizer(),
-            adjuster=GtsamBundleAdjuster(),
+            adjuster=SchurBundleAdjuster(),
         ),
         observers=[events.append],
     )

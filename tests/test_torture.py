@@ -26,7 +26,7 @@ from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.frames import Frame
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.system import Slam
 from slam.tracking.klt import KltTracker
 
@@ -119,7 +119,7 @@ def test_the_real_tracker_and_predictor_bear_images_of_all_kinds():
             tracker=KltTracker(config.tracks, config.features),
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(),
-            adjuster=GtsamBundleAdjuster(),
+            adjuster=SchurBundleAdjuster(),
         ),
         observers=[witness],
     )

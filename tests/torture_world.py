@@ -42,8 +42,8 @@ from slam.map.frames import Frame
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.mapping import global_refinement as final_refinement
 from slam.mapping.bundle import AdjustedBundle, Bundle
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.mapping.lens_examination import LensFinding
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 
 ROOMS, APART = 3, 100.0  # places that see nothing of one another
 
@@ -475,7 +475,7 @@ class TroubledRefiner:
     """The bundle adjuster, over a solver that fails; and one whose results cannot be."""
 
     def __init__(self, troubles: Troubles) -> None:
-        self._adjuster = GtsamBundleAdjuster()
+        self._adjuster = SchurBundleAdjuster()
         self._troubles = troubles
 
     def refine(

@@ -37,7 +37,7 @@ from slam.input.open_source import open_source
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import Edge, EdgeKind
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.system import Slam
 
 TRUE_DEG = 5.0  # an accepted loop's rotation may be off by this from the truth
@@ -97,7 +97,7 @@ def start(name: str, *, robust: bool, observer: Observer) -> tuple[Slam, Iterabl
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(robust=robust),
-        adjuster=GtsamBundleAdjuster(),
+        adjuster=SchurBundleAdjuster(),
         observers=[observer],
     )
     return slam, world.frames(), world.ground_truth

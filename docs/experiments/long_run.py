@@ -26,8 +26,8 @@ from slam.events import EdgeAccepted, Event, GraphOptimized
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.loop_closing.loop_closer import LoopCloser
 from slam.map.keyframe_graph import EdgeKind
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 from slam.mapping.mapper import Mapper
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 
 STEP = 0.25  # of the camera, a keyframe
 WALL = (4.0, 7.0)  # distances of points from the path
@@ -127,7 +127,7 @@ def drive(arguments: argparse.Namespace) -> None:
     config, clock, events = configured(arguments.set), Clock(), list[Event]()
     predictor = OraclePredictor(world, place_unit=4 * STEP)
     tracker = OracleTracker(world, max_features=arguments.features)
-    mapper = Mapper(config, predictor, GtsamBundleAdjuster())
+    mapper = Mapper(config, predictor, SchurBundleAdjuster())
     optimizer = GtsamOptimizer(robust=config.loop_closing.robust)
 
     def note(event: Event) -> None:

@@ -45,7 +45,7 @@ from slam.events import (
 )
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.keyframe_graph import Edge, EdgeKind
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.result import SlamResult
 from slam.system import Slam
 
@@ -196,7 +196,7 @@ def run(world: OracleWorld, variant: int, place_unit: float) -> Outcome:
         tracker=OracleTracker(world),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(),
-        adjuster=GtsamBundleAdjuster(),
+        adjuster=SchurBundleAdjuster(),
         observers=[events.append],
     )
     start = time.perf_counter()

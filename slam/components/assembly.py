@@ -48,7 +48,7 @@ def assemble(config: SlamConfig, *, mask: Mask | None = None) -> Components:
     """
     from relocalizer.retrieval import FaissRetriever
     from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
-    from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+    from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
     from slam.tracking.klt import KltTracker
 
     return Components(
@@ -56,7 +56,7 @@ def assemble(config: SlamConfig, *, mask: Mask | None = None) -> Components:
         tracker=KltTracker(config.tracks, config.features, mask),
         retriever=FaissRetriever(),
         optimizer=GtsamOptimizer(robust=config.loop_closing.robust),
-        adjuster=GtsamBundleAdjuster(),
+        adjuster=SchurBundleAdjuster(),
     )
 
 

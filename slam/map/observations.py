@@ -32,13 +32,13 @@ class Observations:
     def __setitem__(self, k: int, tracks: Tracks) -> None:
         """Set the tracks that keyframe k observes."""
         known = self._tracks.get(k)
-        new = np.unique(tracks.ids) if known is None else np.setdiff1d(tracks.ids, known.ids)
+        new = tracks.ids if known is None else np.setdiff1d(tracks.ids, known.ids, assume_unique=True)
         self._tracks[k] = tracks
         if len(new) == 0:
             return
         entries = np.arange(self._entries, self._entries + len(new), dtype=np.int32)
         self._entries += len(new)
-        self._newest_entry = _with_capacity(self._newest_entry, int(new[-1]) + 1, -1)
+        self._newest_entry = _with_capacity(self._newest_entry, int(new.max()) + 1, -1)
         self._previous_entry = _with_capacity(self._previous_entry, self._entries, -1)
         self._keyframe = _with_capacity(self._keyframe, self._entries, 0)
         self._previous_entry[entries] = self._newest_entry[new]

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
+from relocalizer.geometry import FloatArray, stack_matrices
 from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
 from slam.mapping.bundle_weights import HUBER_K
+
+MIN_DEPTH = 1e-6  # minimum depth of a landmark in front of a camera, map units
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +128,27 @@ def reprojection_errors(
     bundle: Bundle, world_from_cam: Mapping[int, RigidTransform], points_world: FloatArray
 ) -> FloatArray:
     """Reprojection error (M,) of each observation, pixels; infinite behind the camera."""
-    errors = np.full(len(bundle.pixels), np.inf)
-    for k, pose in world_from_cam.items():
-        rows = np.flatnonzero(bundle.keyframe_of == k)
-        points = np.asarray(pose.inv().apply(points_world[bundle.point_of[rows]])).reshape(-1, 3)
-        front = points[:, 2] > 1e-6
-        residuals = bundle.cameras[k].project(points[front]) - bundle.pixels[rows[front]]
-        errors[rows[front]] = np.linalg.norm(residuals, axis=1)
-    return errors
+    order, row = _rows_of_keyframes(bundle)
+    poses = stack_matrices([world_from_cam[k] for k in order])[row]
+    relative = points_world[bundle.point_of] - poses[:, :3, 3]
+    in_cam = (relative[:, None, :] @ poses[:, :3, :3])[:, 0]
+    focal, principal = _focal_and_principal(bundle, order)
+    depth = np.where(in_cam[:, 2] > MIN_DEPTH, in_cam[:, 2], np.nan)
+    residuals = in_cam[:, :2] / depth[:, None] * focal[row] + principal[row] - bundle.pixels
+    return np.where(np.isnan(depth), np.inf, np.linalg.norm(residuals, axis=1))
+
+
+def _rows_of_keyframes(bundle: Bundle) -> tuple[list[int], NDArray[np.int64]]:
+    """Ids of the keyframes in order, and the place among them (M,) of the keyframe of each observation."""
+    order = sorted(bundle.world_from_cam)
+    return order, np.searchsorted(order, bundle.keyframe_of)
+
+
+def _focal_and_principal(bundle: Bundle, order: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+    """Focal lengths (K, 2) and principal points (K, 2) of keyframes, pixels."""
+    cameras = [bundle.cameras[k] for k in order]
+    focal = np.array([[camera.fx, camera.fy] for camera in cameras]).reshape(-1, 2)
+    return focal, np.array([[camera.cx, camera.cy] for camera in cameras]).reshape(-1, 2)
 
 
 def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> FloatArray:
@@ -142,17 +157,15 @@ def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: in
     Damped Gauss-Newton on all points at once with a Huber kernel; a step that does not reduce a point's cost is not
     applied to that point.
     """
-    order = sorted(bundle.world_from_cam)
-    which = np.searchsorted(order, bundle.keyframe_of)
-    R = np.array([rotation_matrix(bundle.world_from_cam[k]).T for k in order])[which]
-    center = np.array([translation_of(bundle.world_from_cam[k]) for k in order])[which]
-    focal = np.array([[bundle.cameras[k].fx, bundle.cameras[k].fy] for k in order])[which]
-    principal = np.array([[bundle.cameras[k].cx, bundle.cameras[k].cy] for k in order])[which]
+    order, which = _rows_of_keyframes(bundle)
+    poses = stack_matrices([bundle.world_from_cam[k] for k in order])
+    R, center = poses[:, :3, :3].transpose(0, 2, 1)[which], poses[which, :3, 3]
+    focal, principal = (values[which] for values in _focal_and_principal(bundle, order))
     count = len(bundle.points_world)
 
     def residuals(points: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         in_cam = np.einsum("mij,mj->mi", R, points[bundle.point_of] - center)
-        z = np.where(in_cam[:, 2] > 1e-6, in_cam[:, 2], np.inf)
+        z = np.where(in_cam[:, 2] > MIN_DEPTH, in_cam[:, 2], np.inf)
         residual = in_cam[:, :2] / z[:, None] * focal + principal - bundle.pixels
         size = np.linalg.norm(residual, axis=1) / noise_px
         cost = np.where(size < HUBER_K, 0.5 * size**2, HUBER_K * (size - 0.5 * HUBER_K))
@@ -162,7 +175,7 @@ def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: in
     points = bundle.points_world.copy()
     in_cam, residual, cost = residuals(points)
     for _ in range(iterations):
-        z = np.maximum(in_cam[:, 2], 1e-6)
+        z = np.maximum(in_cam[:, 2], MIN_DEPTH)
         J = np.zeros((len(z), 2, 3))
         J[:, 0, 0], J[:, 1, 1] = focal[:, 0] / z, focal[:, 1] / z
         J[:, :, 2] = -focal * in_cam[:, :2] / (z**2)[:, None]

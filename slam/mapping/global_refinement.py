@@ -26,7 +26,7 @@ from slam.mapping.mapper import Mapper
 # because the same input must give the same bytes on any machine and under any load.
 FRAME_S = 0.012  # cost per frame of a run
 KEYFRAME_S = 0.15  # cost per keyframe of a run
-OBSERVATION_S = 4e-6  # cost per observation and iteration of a round, its search by projection included
+OBSERVATION_S = 2e-6  # cost per observation and iteration of a round, its search by projection included
 LENS_COST = 1.5  # ratio of the cost of a round that refines intrinsics to that of one that does not
 PAIR_S = 0.04  # cost per pair of keyframes in the self-calibration
 EVIDENCE_SHARE = 0.1  # maximum cost of the examination of a given camera, as a fraction of the cost of the run

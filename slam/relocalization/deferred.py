@@ -142,17 +142,25 @@ class UnlocalizedFrames:
         """Retry all frames, alternately forwards and backwards, while this succeeds; returns the number of successes.
 
         A relocalized frame may help to relocalize its neighbor, which comes next: the following one in a forward pass,
-        the preceding one in a backward pass. The number of attempts is at most twice the number of frames.
+        the preceding one in a backward pass. A frame is retried only if another one was relocalized since its last
+        attempt, because it would fail again. The number of attempts is at most twice the number of frames.
         """
-        attempts_left, localized, backwards, idle_passes = 2 * len(self._stored), 0, False, 0
-        while self._stored and attempts_left > 0 and idle_passes < 2:
+        attempts_left, localized, backwards = 2 * len(self._stored), 0, False
+        last_attempt: dict[int, int] = {}  # by frame index, the number of successes before it
+        while waiting := [stored for stored in self._stored if last_attempt.get(stored.index) != localized]:
             found = []
-            for stored in reversed(self._stored) if backwards else list(self._stored):
+            for stored in reversed(waiting) if backwards else waiting:
+                if attempts_left == 0:
+                    break
+                if last_attempt.get(stored.index) == localized:
+                    continue
                 attempts_left -= 1
-                if attempts_left >= 0 and retry(stored.frame()):
+                last_attempt[stored.index] = localized
+                if retry(stored.frame()):
                     found.append(stored.index)
+                    localized += 1
             self.forget(set(found))
-            localized += len(found)
-            idle_passes = 0 if found else idle_passes + 1
             backwards = not backwards
+            if attempts_left == 0:
+                break
         return localized

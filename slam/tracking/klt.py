@@ -17,6 +17,11 @@ from relocalizer.images import Image, to_gray
 from slam.config.schema import TracksConfig
 from slam.map.tracks import Pixels
 
+NEAR_LEVELS = 2  # number of pyramid levels in the search near a predicted pixel
+# Maximum distance of a point from its predicted pixel for that search, as a fraction of the window: what moved farther
+# may have met another part of the texture, and is searched with all levels.
+NEAR_WINDOWS = 0.4
+
 
 class PointTracker(Protocol):
     """Detects points and follows them. Works on gray images (H, W) uint8."""
@@ -57,18 +62,30 @@ class KltTracker:
         return detect_features(gray, self._features, self._mask)
 
     def follow(self, before: Image, after: Image, pixels: Pixels, guess: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:
-        if len(pixels) == 0:
-            return pixels.copy(), np.zeros(0, bool)
-        start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 1, 2)
-        first = np.ascontiguousarray(guess, np.float32).reshape(-1, 1, 2)
-        found, status = self._flow(before, after, start, first)
-        back, back_status = self._flow(after, before, found, start)
-        moved = np.linalg.norm((back - start).reshape(-1, 2), axis=1)
+        """As `PointTracker.follow`; points near their guess cost half, because they need few pyramid levels."""
+        start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 2)
+        found, ok = np.ascontiguousarray(guess, np.float32).reshape(-1, 2).copy(), np.zeros(len(start), bool)
+        far = np.ones(len(start), bool)
+        if not np.array_equal(found, start):  # a guess other than the place before is a prediction
+            first = found.copy()
+            found, ok = self._search(before, after, start, first, levels=NEAR_LEVELS)
+            far = ~ok | (np.linalg.norm(found - first, axis=1) > NEAR_WINDOWS * self._config.window_px)
+            found[far] = first[far]
+        found[far], ok[far] = self._search(before, after, start[far], found[far], levels=self._config.pyramid_levels)
+        return found, ok if self._mask is None else ok & self._is_unmasked(found, self._mask)
+
+    def _search(
+        self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int
+    ) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Pixels (N, 2) in `after`, and the mask (N,) of those that pass the forward-backward check."""
+        if len(start) == 0:
+            return start.copy(), np.zeros(0, bool)
+        found, status = self._flow(before, after, start, guess, levels)
+        back, back_status = self._flow(after, before, found, start, levels)
         height, width = after.shape
-        pixels_found = found.reshape(-1, 2)
-        inside = ((pixels_found >= 1) & (pixels_found <= (width - 2, height - 2))).all(axis=1)
-        ok = (status.ravel() == 1) & (back_status.ravel() == 1) & (moved < self._config.forward_backward_px) & inside
-        return pixels_found, ok if self._mask is None else ok & self._is_unmasked(pixels_found, self._mask)
+        inside = ((found >= 1) & (found <= (width - 2, height - 2))).all(axis=1)
+        near = np.linalg.norm(back - start, axis=1) < self._config.forward_backward_px
+        return found, status & back_status & near & inside
 
     @staticmethod
     def _is_unmasked(pixels: Pixels, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -79,22 +96,22 @@ class KltTracker:
         return np.asarray(values > 0)
 
     def _flow(
-        self, before: Image, after: Image, start: NDArray[np.float32], guess: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Points (N, 1, 2) in `after`, searched from a guess, and a status (N, 1): 1 where found."""
-        config = self._config
+        self, before: Image, after: Image, start: Pixels, guess: Pixels, levels: int
+    ) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Points (N, 2) in `after`, searched from a guess, and a mask (N,) of those found."""
+        window = self._config.window_px
         found, status, _ = cv2.calcOpticalFlowPyrLK(
             before,
             after,
-            start,
-            guess.copy(),
-            winSize=(config.window_px, config.window_px),
-            maxLevel=config.pyramid_levels - 1,
+            start.reshape(-1, 1, 2),
+            guess.reshape(-1, 1, 2).copy(),
+            winSize=(window, window),
+            maxLevel=min(levels, self._config.pyramid_levels) - 1,
             criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
             minEigThreshold=1e-4,
         )
-        return np.asarray(found, dtype=np.float32), np.asarray(status, dtype=np.uint8)
+        return np.asarray(found, dtype=np.float32).reshape(-1, 2), np.asarray(status).ravel() == 1
 
     def sharpness(self, gray: Image) -> float:
         """Variance of the Laplacian at half resolution, which attenuates noise but not motion blur."""
