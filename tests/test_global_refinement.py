@@ -181,30 +181,30 @@ def test_never_refines_nothing_and_tells_nothing():
 @pytest.mark.parametrize(
     ("frames", "expected"),
     [
-        (0, 0),  # ten keyframes are counted at 1.5 s, a round over 50,000 observations at 1.6 s
+        (0, 0),  # ten keyframes are counted at 1.5 s, a round over 100,000 observations at 1.6 s
         (10, 1),  # and each frame at 12 ms
         (200, 2),
         (10_000, 3),
     ],
 )
 def test_auto_stops_before_the_rounds_have_cost_more_than_the_run(frames, expected):
-    assert rounds(CountingMapper(seen=5000), frames=frames)[0] == expected
+    assert rounds(CountingMapper(seen=10_000), frames=frames)[0] == expected
 
 
 def test_always_does_every_round_at_any_cost():
-    assert rounds(CountingMapper(seen=5000), frames=0, final="always")[0] == 3
+    assert rounds(CountingMapper(seen=10_000), frames=0, final="always")[0] == 3
 
 
 def test_fewer_iterations_make_a_round_cheaper():
-    assert rounds(CountingMapper(seen=5000), frames=0, final_iterations=2)[0] == 3
+    assert rounds(CountingMapper(seen=10_000), frames=0, final_iterations=2)[0] == 3
 
 
 def test_a_short_run_in_a_large_map_does_not_refine_all_of_it():
-    assert rounds(CountingMapper(seen=5000), frames=30, keyframes=2)[0] == 0
-    assert rounds(CountingMapper(seen=5000), frames=30, keyframes=10)[0] == 1
+    assert rounds(CountingMapper(seen=10_000), frames=30, keyframes=2)[0] == 0
+    assert rounds(CountingMapper(seen=10_000), frames=30, keyframes=10)[0] == 1
 
 
 def test_distortion_that_is_looked_for_makes_a_round_dearer(footage):
     footage(BENT, BENT)
-    held, free = (rounds(CountingMapper(seen=5000), frames=30, calibrate=c)[0] for c in ("never", "auto"))
+    held, free = (rounds(CountingMapper(seen=10_000), frames=30, calibrate=c)[0] for c in ("never", "auto"))
     assert (held, free) == (1, 0)
