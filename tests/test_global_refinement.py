@@ -88,7 +88,7 @@ def test_every_round_refines_every_segment_and_tells_the_largest_errors():
 
 def test_each_round_is_announced_before_it_begins_and_no_other_is():
     """A run of ten frames pays for one of three."""
-    mapper, told = CountingMapper(seen=5000), []
+    mapper, told = CountingMapper(seen=10_000), []
     refine_map(
         mapper,  # type: ignore[arg-type]
         BundleAdjustmentConfig(calibrate="never"),
