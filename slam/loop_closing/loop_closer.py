@@ -92,7 +92,7 @@ class LoopCloser:
             verdict = self._evaluate(second)
         if isinstance(verdict, Deferred):
             for deferred in evaluated:
-                self._reject(deferred.edge.i, deferred.edge.j, f"held back: {verdict.reason}", deferred.edge.inliers)
+                self._hold_back(deferred.edge, verdict)
             return False
         return self._close(loop.edge.j, verdict)
 
@@ -117,6 +117,20 @@ class LoopCloser:
             self._reject(c, before, f"second look: {outcome.reason}", outcome.landmarks)
             return None
         return outcome
+
+    def _hold_back(self, edge: Edge, verdict: Deferred) -> None:
+        """Publish why a verified loop must wait."""
+        self._publish(
+            EdgeRejected(
+                i=edge.i,
+                j=edge.j,
+                kind=EdgeKind.LOOP,
+                reason=f"held back: {verdict.reason}",
+                landmarks=edge.inliers,
+                frame_index=self._map.frame_index_of(edge.j),
+                is_refuted=verdict.is_refuted,
+            )
+        )
 
     def _reject(self, c: int, k: int, reason: str, landmarks: int) -> None:
         """Publish why there is no loop between c and k, and the number of landmarks that supported it."""
