@@ -53,8 +53,14 @@ class LoopCloser:
         self._verified: dict[tuple[int, int], Verified] = {}  # deferred loops
 
     def close_loops(self, k: int) -> bool:
-        """Detect loops of keyframe k and close the first that is accepted; whether one was closed."""
-        return any(self._verify_and_close(candidate.key, k) for candidate in self._detector.candidates(k))
+        """Detect loops of keyframe k and close the first that is accepted; whether one was closed.
+
+        Where the scene repeats itself nearly all candidates pass verification, which is expensive, and are false; there
+        only the most similar one is verified.
+        """
+        candidates = self._detector.candidates(k)
+        most = 1 if self._evidence.scene_repeats else len(candidates)
+        return any(self._verify_and_close(candidate.key, k) for candidate in candidates[:most])
 
     def join(self, c: int, k: int, found: EstimatedPose) -> bool:
         """Join the segment of keyframe k to that of keyframe c, in which k was relocalized; whether they are joined.
@@ -111,6 +117,8 @@ class LoopCloser:
         """The loop from the keyframe before k to the same place, which that keyframe should observe too."""
         before = self._map.before(k)
         if before is None or before - c < self._config.min_gap or (c, before) in self._map.graph.edges:
+            return None
+        if self._evidence.scene_repeats:  # the keyframe before was deceived in the same way
             return None
         outcome = self._verifier.verify(c, before)
         if isinstance(outcome, PoseRejected):

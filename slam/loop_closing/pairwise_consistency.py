@@ -228,6 +228,11 @@ class LoopEvidence:
     _consistent: dict[frozenset[tuple[int, int]], bool] = field(default_factory=dict)
     _refuted: dict[tuple[int, int], int] = field(default_factory=dict)  # number of supporting keyframes
 
+    @property
+    def scene_repeats(self) -> bool:
+        """Whether many keyframes matched places where the camera was not."""
+        return len({j for _, j in self._refuted}) >= REPEATING
+
     def evaluate(self, edge: Edge, graph: KeyframeGraph) -> Accepted | Deferred:
         """Decide on a newly verified loop, given the stored ones; the graph must be the same one in every call."""
         self._odometry.follow(graph)
