@@ -144,7 +144,7 @@ def read_checkpoint(
     if checkpoint.config is not None:
         architecture = architecture_from_config(checkpoint.config)
     else:
-        architecture = _architecture_from_shapes(path, state)
+        architecture = architecture_from_shapes(path, state)
     with torch.device("meta"):
         model = Reloc3r(architecture)
     use_matmul_dtype(model, dtype)
@@ -233,7 +233,7 @@ def _tensors_of_pickle(path: Path) -> dict[str, Tensor]:
     return dict(data)
 
 
-def _architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
+def architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
     """The architecture inferred from tensor shapes, with heads of 64 channels and rotary positions of base 100."""
     needed = ("patch_embed.proj.weight", "enc_norm.weight", "dec_norm.weight")
     missing = [key for key in needed if key not in state]
