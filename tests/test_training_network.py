@@ -103,7 +103,7 @@ def test_a_pair_without_baseline_teaches_its_rotation_alone(form):
 
 def test_relative_poses_keep_their_digits_far_from_the_origin():
     far = np.array([4.5e5, 5.6e6, 300.0])
-    one, two = pose([0.1, 0.2, -0.3], far), pose([0.4, -0.1, 0.2], far + [0.25, 0.5, -0.125])
+    one, two = pose([0.1, 0.2, -0.3], far), pose([0.4, -0.1, 0.2], [far[0] + 0.25, far[1] + 0.5, far[2] - 0.125])
     near = relative_pose(pose([0.1, 0.2, -0.3], np.zeros(3)), pose([0.4, -0.1, 0.2], [0.25, 0.5, -0.125]))
     np.testing.assert_allclose(relative_pose(one, two), near, atol=1e-8)
     np.testing.assert_allclose(targets_of(one[None], two[None], [True]).pose2[0], near, atol=1e-6)

@@ -1,8 +1,8 @@
 """Weights to start from: a DUSt3R checkpoint, a Reloc3r checkpoint, or random ones.
 
-DUSt3R has two decoders. The second one gives the second image in the frame of the first, which is what the shared decoder
-of Reloc3r does, so its weights are taken. Files are read by the reader of `relocalizer.network.weights`, which runs no
-code of a file.
+DUSt3R has two decoders. The second one gives the second image in the frame of the first, which is what the shared
+decoder of Reloc3r does, so its weights are taken. Files are read by the reader of `relocalizer.network.weights`, which
+runs no code of a file.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def starting_model(source: str, architecture: Architecture | None = None, *, see
 def initialize(model: Reloc3r, seed: int, *, prefix: str = "") -> None:
     """Random weights as published, for the modules whose name begins with `prefix`.
 
-    Linear layers and the patch embedding (as a matrix) Xavier-uniform, their biases zero but for the latter's; norms one
-    and zero; the pointwise layers of the pose head as PyTorch's convolutions.
+    Linear layers and the patch embedding (as a matrix) Xavier-uniform, their biases zero but for the latter's; norms
+    one and zero; the pointwise layers of the pose head as PyTorch's convolutions.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
@@ -129,7 +129,7 @@ def _license_of(checkpoint: Checkpoint) -> str:
         raise WeightsError(f"weights: {path}: not the metadata of a training; restore or remove the file") from None
 
 
-def _as_convolution(bias: nn.Parameter | None, weight: Tensor, generator: torch.Generator) -> None:
+def _as_convolution(bias: Tensor | None, weight: Tensor, generator: torch.Generator) -> None:
     assert bias is not None
     bound = weight[0].numel() ** -0.5
     nn.init.uniform_(bias, -bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""The loss of relative pose regression: angle of the rotation plus angle of the direction, in both directions of a pair.
+"""The loss of relative pose regression: angle of the rotation plus angle of the direction, both ways of a pair.
 
 Dong et al., "Reloc3r", CVPR 2025, section 3.1: equal weights, radians, no other term. Three things differ from the
 published code. Relative poses are formed in double precision. Pairs without a baseline have no direction to learn, so
@@ -130,7 +130,7 @@ def direction_angles(found: Tensor, true: Tensor, form: AngleForm) -> Tensor:
 
 
 def rotation_with_gradient(rotation9: Tensor) -> Tensor:
-    """The rotations (B, 3, 3) of nine numbers (B, 9), as `rotation_from_nine`, with a gradient that is always finite."""
+    """The rotations (B, 3, 3) of nine numbers (B, 9), as `rotation_from_nine`, with a gradient that is finite."""
     # Apple GPUs support neither double precision nor the SVD.
     device = torch.device("cpu") if rotation9.device.type == "mps" else rotation9.device
     rows = rotation9.to(device=device, dtype=torch.float64).view(-1, 3, 3)
@@ -152,7 +152,8 @@ class NearestRotation(torch.autograd.Function):
         flip = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], dim=1)
         U, S = U * flip[:, None, :], S * flip
         ctx.save_for_backward(U, S, Vt)
-        return U @ Vt
+        rotation: Tensor = U @ Vt
+        return rotation
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
