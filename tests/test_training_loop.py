@@ -232,7 +232,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_pair_named(spoiled, tmp_pa
 
 
 def test_too_many_skipped_steps_end_the_training(spoiled, tmp_path):
-    with pytest.raises(TrainingError, match="2 steps were not finite, 1 are allowed .*the last: box 6 and box 7"):
+    with pytest.raises(TrainingError, match=r"2 steps were not finite, 1 are allowed .*the last: box 6 and box 7"):
         train(settings(epochs=3, max_skipped=1), tmp_path / "t", open_posed=opener())
     assert newest_state(tmp_path / "t")["position"]["step"] == 2
 

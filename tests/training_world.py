@@ -1,4 +1,4 @@
-"""A small box with textured walls, drawn by the rasterizer of the bundled room: images with exact poses for training."""
+"""A small box with textured walls, drawn by the rasterizer of the bundled room, as images with exact poses."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,13 +105,13 @@ class TrainingConfig(Section):
         return self
 
 
-def read_config(path: Path, changes: dict[str, Any] | None = None) -> TrainingConfig:
-    """The settings of a YAML file, with `changes` on top; relative roots of data start from the current folder.
+def read_config(path: Path) -> TrainingConfig:
+    """The settings of a YAML file; relative roots of data start from the current folder.
 
     Raises:
         ConfigError: one line for all problems.
     """
-    return checked_config({**read_yaml(path), **(changes or {})}, str(path))
+    return checked_config(read_yaml(path), str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -148,3 +149,46 @@ def _explain(where: tuple[int | str, ...], message: str) -> str:
         message = "unknown key"
     dotted = ".".join(str(part) for part in where)
     return f"{dotted}: {message}" if dotted else message
+
+
+def adaptation(maps: Sequence[Path], tune: Tune) -> dict[str, Any]:
+    """Settings for fine-tuning on maps, on top of which others are laid: short, with what is frozen kept on disk."""
+    rates = {"all": 1e-5, "decoder": 1e-5, "head": 1e-4, "confidence": 1e-3}
+    return {
+        "tune": tune,
+        "data": {f"map{number}": {"layout": "map", "root": str(path)} for number, path in enumerate(maps, 1)},
+        "epochs": 10,
+        "batch": 8,
+        "lr": rates[tune],
+        "min_lr": rates[tune] / 100,
+        "warmup_epochs": 0.5,
+        "cache": "none" if tune == "all" else "disk",
+    }
+
+
+def parse_changes(overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings in texts of the form key.path=value. Raises ConfigError."""
+    changes: dict[str, Any] = {}
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        names = dotted.strip().split(".")
+        try:
+            layer = yaml.safe_load(value)
+        except yaml.YAMLError:
+            layer = value
+        if not equals or not all(names):
+            raise ConfigError(f"--set {text}: expected key.path=value, as in --set lr=1e-5")
+        for name in reversed(names):
+            layer = {name: layer}
+        changes = merged(changes, layer)
+    return changes
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those `above` on top; sections are merged key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -83,7 +83,7 @@ def _co3d(root: Path, split: str) -> PairSet:
 
 
 def _co3d_pairs(count: int, split: str, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Pairs of positions in a sequence: gaps up to a third of a turn, each end moved a little; in the test ten by twos."""
+    """Pairs of positions in a sequence: gaps up to a third of a turn, each end moved; the test: ten by twos."""
     if split == "test":
         chosen = np.sort(rng.permutation(count)[:10]).tolist()
         return list(combinations(chosen, 2))
