@@ -7,6 +7,7 @@ mapped again for every few tensors, because pages that were read use memory unti
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import pickle
@@ -171,6 +172,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"weights: {path}: not a whole safetensors file ({size}: {error}); fetch it again"
             ) from None
     return _tensors_of_pickle(path)
+
+
+def tensors_sha256(model: Reloc3r, prefixes: tuple[str, ...] = ("",)) -> str:
+    """A hash of the tensors whose name begins with one of the prefixes, and of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(prefixes):
+            digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def architecture_from_config(path: Path) -> Architecture:

@@ -59,7 +59,7 @@ class Evaluator:
         items = held_out.epoch_items(0)
         if len(items) > most:
             items = items[np.sort(np.random.default_rng(0).permutation(len(items))[:most])]
-        self._held_out, self._items, self._size, self._processes = held_out, items, size, processes
+        self.items, self._size, self._processes = items, size, processes
 
     def __call__(self, network: PairNetwork, inputs: PairInputs, loader: PairLoader, form: AngleForm) -> Evaluation:
         """Evaluate.
@@ -88,7 +88,7 @@ class Evaluator:
         self, network: PairNetwork, inputs: PairInputs, loader: PairLoader, form: AngleForm
     ) -> tuple[NDArray[np.float64], int]:
         """(loss, rotation error, direction error, whether that is known) of this process's pairs, and the broken."""
-        own = self._items[self._processes.rank :: self._processes.count]
+        own = self.items[self._processes.rank :: self._processes.count]
         at_a_time = PAIRS_AT_A_TIME.get(self._processes.device.type, 32)
         rows, broken = [np.zeros((0, 4))], 0
         for start in range(0, len(own), at_a_time):

@@ -12,13 +12,14 @@ from torch import nn
 
 from relocalizer.network.model import Reloc3r
 
-Tuned = Literal["all", "decoder", "head"]
+Tuned = Literal["all", "decoder", "head", "confidence"]
 
 # Prefixes of the parameters that are trained. "decoder" is the paper's: of the encoder only its last norm is trained.
 TRAINED: dict[Tuned, tuple[str, ...]] = {
     "all": ("",),
     "decoder": ("enc_norm.", "decoder_embed.", "dec_blocks.", "dec_norm.", "pose_head."),
     "head": ("pose_head.",),
+    "confidence": (),  # a head of its own, see `relocalizer.training.confidence`
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -16,7 +15,7 @@ import torch
 import relocalizer
 from relocalizer.errors import ConfigError, OutputError, TrainingError
 from relocalizer.network.model import Reloc3r
-from relocalizer.network.weights import architecture_from_config
+from relocalizer.network.weights import architecture_from_config, tensors_sha256
 from relocalizer.training.color_jitter import ColorJitter
 from relocalizer.training.config import TrainingConfig, checked_config, dump_config, read_yaml
 from relocalizer.training.data_sources import (
@@ -34,7 +33,7 @@ from relocalizer.training.pair_data import Mixture
 from relocalizer.training.pair_loader import LoadingRule, PairLoader
 from relocalizer.training.pair_network import STAGE_OF_TUNED, Autocast, PairInputs, PairNetwork
 from relocalizer.training.processes import Processes, processes
-from relocalizer.training.schedule import Tuned, freeze
+from relocalizer.training.schedule import freeze
 from relocalizer.training.token_cache import TokenCache
 from relocalizer.training.trainer import Progress, Trainer, Workplace
 
@@ -112,6 +111,20 @@ def open_training(
     open_posed: OpenPosed | None = None,
 ) -> tuple[Trainer, Workplace]:
     """A trainer at the beginning, or at the newest state of the folder. Raises UserError."""
+    place, state = prepare(config, folder, own, resume=resume, open_posed=open_posed)
+    trainer = Trainer(config, place)
+    if state is not None:
+        trainer.restore(state)
+    elif own.is_first:
+        begin_folder(folder, config)
+    own.wait()
+    return trainer, place
+
+
+def prepare(
+    config: TrainingConfig, folder: Path, own: Processes, *, resume: bool = False, open_posed: OpenPosed | None = None
+) -> tuple[Workplace, dict[str, Any] | None]:
+    """The network and the data of a training, and the state to resume if there is one. Raises UserError."""
     mixture, held_out = open_split(config, open_posed)
     fingerprint = data_fingerprint([mixture, held_out])
     state = _state_to_resume(folder, config, fingerprint) if resume else None
@@ -121,27 +134,12 @@ def open_training(
     model.architecture = replace(model.architecture, img_size=image_side(sizes, model.architecture))
     place = _workplace(config, folder, own, start, (mixture, held_out, sizes))
     place.metadata["data_sha256"] = fingerprint
-    trainer = Trainer(config, place)
-    if state is not None:
-        trainer.restore(state)
-    elif own.is_first:
-        _begin_folder(folder, config, place.metadata)
-    own.wait()
-    return trainer, place
+    return place, state
 
 
 def config_of_folder(folder: Path) -> TrainingConfig:
     """The settings of an earlier training. Raises ConfigError when there are none."""
     return checked_config(read_yaml(folder / CONFIG), str(folder / CONFIG))
-
-
-def fingerprint_of(model: Reloc3r, prefixes: tuple[str, ...] = ("",)) -> str:
-    """A hash of the tensors whose name begins with one of the prefixes, and of their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name.startswith(prefixes):
-            digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _workplace(
@@ -152,11 +150,8 @@ def _workplace(
     data: tuple[Mixture, Mixture, list[tuple[int, int]]],
 ) -> Workplace:
     mixture, held_out, sizes = data
-    if config.tune == "confidence":
-        raise ConfigError("tune: confidence is trained by relocalizer.training.confidence")
-    tuned: Tuned = config.tune
     model = start.model.to(own.device)
-    trained = freeze(model, tuned)
+    trained = freeze(model, config.tune)
     autocast = Autocast(own.device.type, getattr(torch, config.precision))
     inputs, cache = inputs_of(config, model, folder, own, autocast)
     rule = LoadingRule(
@@ -178,7 +173,7 @@ def _workplace(
             "program": f"reloc3r-slam {relocalizer.__version__}",
             "start": start.source,
             "license": start.license,
-            "tuned": tuned,
+            "tuned": config.tune,
             "trained_tensors": len(trained),
             "data": described(mixture),
             "held_out_data": described(held_out),
@@ -196,7 +191,7 @@ def inputs_of(
         frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
         cache = TokenCache(
             folder / CACHE / f"process{own.rank}",
-            fingerprint=f"{stage} {config.precision} {fingerprint_of(model, frozen)}",
+            fingerprint=f"{stage} {config.precision} {tensors_sha256(model, frozen)}",
             bound_bytes=int(config.cache_gb * 1e9 / own.count),
             dtype=config.cache_dtype,
         )
@@ -233,7 +228,8 @@ def _state_to_resume(folder: Path, config: TrainingConfig, fingerprint: str) -> 
     return state
 
 
-def _begin_folder(folder: Path, config: TrainingConfig, metadata: dict[str, Any]) -> None:
+def begin_folder(folder: Path, config: TrainingConfig) -> None:
+    """Make the folder of a training, with its settings. Raises OutputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

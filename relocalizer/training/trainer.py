@@ -51,7 +51,6 @@ class Workplace:
     Attributes:
         network: the network on its device, with frozen parts frozen.
         loader, held_out_loader: of the pairs to train on and to evaluate on.
-        evaluator: None for a training without held-out pairs.
         sizes: (width, height) of the images, one of which is drawn for each batch.
         metadata: origin and terms of the weights, stored beside them.
     """
@@ -61,7 +60,7 @@ class Workplace:
     mixture: Mixture
     loader: PairLoader
     held_out_loader: PairLoader
-    evaluator: Evaluator | None
+    evaluator: Evaluator
     sizes: Sequence[tuple[int, int]]
     processes: Processes
     folder: Path
@@ -214,12 +213,8 @@ class Trainer:
         self.save()
 
     def _evaluate(self, log: JsonLines | None) -> None:
-        """Evaluate, and keep the weights if they are the best so far; without held-out pairs the last are."""
+        """Evaluate, and keep the weights if they are the best so far."""
         place, position = self._place, self.position
-        if place.evaluator is None:
-            if position.step:
-                self._write_weights(place.folder)
-            return
         found: Evaluation = place.evaluator(place.network, place.inputs, place.held_out_loader, self._config.angles)
         self._write(log, {"step": position.step, "epoch": self._epoch, "held_out": found.as_dict()})
         if position.step == 0:

@@ -79,6 +79,9 @@ def train(
     values |= {"tune": tune} if tune else {}
     settings = _settings(list(sources or []), out, from_maps=from_maps, resume=resume, config=config, values=values,
                          overrides=overrides)  # fmt: skip
+    if settings.tune == "confidence":
+        _train_confidence(settings, out, resume=resume, quiet=quiet, as_json=as_json)
+        return
     result = _train(settings, out, resume=resume, quiet=quiet or not is_first)
     if not is_first:
         return
@@ -141,6 +144,34 @@ def _train(settings: TrainingConfig, out: Path, *, resume: bool, quiet: bool) ->
     finally:
         if progress is not None:
             progress.close()
+
+
+def _train_confidence(settings: TrainingConfig, out: Path, *, resume: bool, quiet: bool, as_json: bool) -> None:
+    from relocalizer.training.confidence import train_confidence
+    from slam.input.posed_pairs import open_posed_pairs
+    from slam.progress import TaskProgress
+
+    if resume:
+        raise ConfigError("train: a confidence head is trained in one go; remove its folder and start again")
+    progress = TaskProgress(sys.stderr)
+    result = train_confidence(
+        settings,
+        out,
+        open_posed=open_posed_pairs,
+        on_progress=None if quiet else progress,
+        say=(lambda line: None) if quiet else progress.say,
+    )
+    progress.close()
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+        return
+    print("confidence  right  held-out pairs")
+    for one in result.table:
+        print(f"{one.confidence:10.3f}  {one.right:5.3f}  {one.pairs}")
+    print(
+        f"{result.folder}: mean squared error of the confidence {result.brier:.3f}, without the head "
+        f"{result.brier_before:.3f}; {100 * result.right:.0f} % of the held-out poses are right"
+    )
 
 
 def _report(result: TrainingResult, *, as_json: bool, quiet: bool) -> int:
