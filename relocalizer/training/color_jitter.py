@@ -23,7 +23,8 @@ class ColorJitter:
         """A changed copy of an image, RGB (H, W, 3) uint8."""
         for which in rng.permutation(4).tolist():
             if which == 3:
-                image = _hue_shifted(image, rng.uniform(-self.hue, self.hue))
+                turns = rng.uniform(-self.hue, self.hue)
+                image = _hue_shifted(image, turns) if self.hue else image
                 continue
             limit = (self.brightness, self.contrast, self.saturation)[which]
             factor = rng.uniform(1 - limit, 1 + limit)

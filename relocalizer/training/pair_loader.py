@@ -88,10 +88,13 @@ class PairLoader:
     """Reads pairs of a mixture. A broken pair is named once, and the next one of its set takes its place."""
 
     def __init__(
-        self, mixture: Mixture, rule: LoadingRule, is_cached: Callable[[str, str], bool] = lambda first, second: False
+        self,
+        mixture: Mixture,
+        rule: LoadingRule,
+        needs_pixels: Callable[[str, str], tuple[bool, bool]] = lambda first, second: (True, True),
     ) -> None:
-        """`is_cached(first, second)`: whether the pixels of views with these keys are not needed."""
-        self._mixture, self._rule, self._is_cached = mixture, rule, is_cached
+        """`needs_pixels(first, second)`: whether each of two views with these keys must be read."""
+        self._mixture, self._rule, self._needs_pixels = mixture, rule, needs_pixels
         self.broken: dict[tuple[int, int], str] = {}
 
     def load(self, request: Request) -> LoadedPair:
@@ -127,10 +130,10 @@ class PairLoader:
         for view in (pair.first, pair.second):
             expect_pose(view)
         ways = [self._way(view, request, side) for side, view in enumerate((pair.first, pair.second))]
-        needless = all(key for key, _, _ in ways) and self._is_cached(ways[0][0], ways[1][0])
+        needed = self._needs_pixels(ways[0][0], ways[1][0])
         views = [
-            LoadedView(key, fitted_size(view.camera, size), None if needless else self._pixels(view, size, rng))
-            for view, (key, size, rng) in zip((pair.first, pair.second), ways, strict=True)
+            LoadedView(key, fitted_size(view.camera, size), self._pixels(view, size, rng) if is_needed else None)
+            for view, (key, size, rng), is_needed in zip((pair.first, pair.second), ways, needed, strict=True)
         ]
         return LoadedPair(
             pair.name, views[0], views[1], pair.first.world_from_cam, pair.second.world_from_cam, pair.has_direction

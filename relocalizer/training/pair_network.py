@@ -97,13 +97,14 @@ class PairInputs:
         self._model, self._stage, self._autocast = model, stage, autocast
         self._cache, self._device = cache, device
 
-    def is_cached(self, first: str, second: str) -> bool:
-        """Whether the pixels of a pair with these keys are not needed."""
+    def needs_pixels(self, first: str, second: str) -> tuple[bool, bool]:
+        """Whether the pixels of each of two views with these keys are needed; those of an empty key are."""
         if self._cache is None or self._stage == "images":
-            return False
+            return True, True
         if self._stage == "features":
-            return _pair_key(first, second) in self._cache
-        return first in self._cache and second in self._cache
+            is_missing = _pair_key(first, second) not in self._cache
+            return is_missing, is_missing
+        return first not in self._cache, second not in self._cache
 
     def groups(self, pairs: Sequence[LoadedPair]) -> list[Group]:
         """The pairs by the sizes of their views."""

@@ -52,6 +52,16 @@ def _scalar(kind: Any, data: Any) -> Any:
     return np.frombuffer(data, kind.dtype)[0].item()
 
 
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
+    """An array as protocol 5 writes it."""
+    if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray) or axes is not None:
+        raise pickle.UnpicklingError("an array that is not one of numbers")
+    array = _Array()
+    flat = np.frombuffer(bytes(data), kind.dtype)
+    array.values = flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C")
+    return array
+
+
 def _encode(text: Any, encoding: Any) -> bytes:
     """Bytes as protocol 2 and older write them."""
     return str(text).encode(str(encoding) if encoding in ("latin1", "latin-1") else "latin1")
@@ -63,6 +73,7 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _encode,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    _KNOWN[_module.replace("multiarray", "numeric"), "_frombuffer"] = _from_buffer
     _KNOWN |= {(_module, "_reconstruct"): _Array, (_module, "scalar"): _scalar}
 
 
