@@ -132,7 +132,7 @@ def prepare(
     sizes = image_sizes(config, start.model.architecture, mixture)
     model = start.model
     model.architecture = replace(model.architecture, img_size=image_side(sizes, model.architecture))
-    place = _workplace(config, folder, own, start, (mixture, held_out, sizes))
+    place = workplace(config, folder, own, start, (mixture, held_out, sizes))
     place.metadata["data_sha256"] = fingerprint
     return place, state
 
@@ -142,13 +142,18 @@ def config_of_folder(folder: Path) -> TrainingConfig:
     return checked_config(read_yaml(folder / CONFIG), str(folder / CONFIG))
 
 
-def _workplace(
+def workplace(
     config: TrainingConfig,
     folder: Path,
     own: Processes,
     start: Start,
     data: tuple[Mixture, Mixture, list[tuple[int, int]]],
 ) -> Workplace:
+    """The network on its device, frozen as configured, and all that is needed to feed it.
+
+    Args:
+        data: what is trained on, what is held out, and the sizes of the images.
+    """
     mixture, held_out, sizes = data
     model = start.model.to(own.device)
     trained = freeze(model, config.tune)

@@ -101,6 +101,7 @@ class Trainer:
         )
         self._parallel = place.processes.wrapped(place.network)
         self.position = Position()
+        self.fetched_s = 0.0  # time in which the frozen part was computed or read from the cache
 
     @property
     def steps(self) -> int:
@@ -124,8 +125,8 @@ class Trainer:
             self.save()
         ahead = ReadAhead(place.loader, config.workers)
         interval = Interval()
-        for pairs in ahead(self._requests(first, end)):
-            self._step(pairs, interval)
+        for pairs in ahead(self.requests(first, end)):
+            self.take_step(pairs, interval)
             step = self.position.step
             interval.waited_s, ahead.waited_s = interval.waited_s + ahead.waited_s, 0.0
             if on_progress is not None:
@@ -141,7 +142,7 @@ class Trainer:
 
     # --- one step -------------------------------------------------------------------------------------
 
-    def _requests(self, first: int, end: int) -> Iterator[list[Request]]:
+    def requests(self, first: int, end: int) -> Iterator[list[Request]]:
         """This process's pairs of each step."""
         count, rank = self._place.processes.count, self._place.processes.rank
         own = self._config.batch // count
@@ -153,7 +154,8 @@ class Trainer:
             items = [(int(a), int(b)) for a, b in batch.items[rows.start : rows.stop]]
             yield [Request(item, size, epoch, position + row) for row, item in zip(rows, items, strict=True)]
 
-    def _step(self, pairs: Sequence[LoadedPair], interval: Interval) -> None:
+    def take_step(self, pairs: Sequence[LoadedPair], interval: Interval) -> None:
+        """One step of the optimizer on this process's pairs; adds its losses to the interval."""
         rate = self._rate.at(self.position.step / self.steps_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -180,7 +182,10 @@ class Trainer:
     def _backward(self, pairs: Sequence[LoadedPair], *, is_last: bool) -> PairLosses:
         place = self._place
         with place.processes.without_averaging(self._parallel, only_if=not is_last):
-            raw1, raw2 = self._parallel(place.inputs.groups(pairs))
+            started = time.perf_counter()
+            groups = place.inputs.groups(pairs)
+            self.fetched_s += time.perf_counter() - started
+            raw1, raw2 = self._parallel(groups)
             losses = pair_losses(raw1, raw2, place.inputs.targets(pairs), self._config.angles)
             # Gradients are averaged over the processes, each of which has a part of the batch.
             loss = losses.loss.sum() * place.processes.count / self._config.batch

@@ -74,7 +74,10 @@ def train(
     if is_first and not resume:
         expect_new(out, makes_folders=True)
     if is_first and plot is not None:
+        from slam.evaluation.training_plot import expect_plottable
+
         expect_new(plot, option="--plot")
+        expect_plottable(plot)
     values = {"start": start} if start else {}
     values |= {"tune": tune} if tune else {}
     settings = _settings(list(sources or []), out, from_maps=from_maps, resume=resume, config=config, values=values,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from slam.evaluation.plot import PLOT_SUFFIXES
 ANGLES = ("rotation1_deg", "rotation2_deg", "direction1_deg", "direction2_deg")
 
 
+def expect_plottable(path: Path) -> None:
+    """Check, before hours of training, that a plot can be drawn.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OutputError: the suffix is not that of a plot.
+    """
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise OutputError(f"{path}: a plot is written as {', '.join(PLOT_SUFFIXES)}, not {path.suffix!r}")
+    if find_spec("matplotlib") is None:
+        raise UserError("drawing a plot needs matplotlib, which is not installed: pip install 'reloc3r-slam[eval]'")
+
+
 def plot_training(log: Path, path: Path) -> None:
     """Plot log.jsonl of a training into a .png, .pdf or .svg.
 
@@ -20,14 +34,9 @@ def plot_training(log: Path, path: Path) -> None:
         UserError: matplotlib is not installed, or there is no log.
         OutputError: the suffix is another one, or the file cannot be written.
     """
-    if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise OutputError(f"{path}: a plot is written as {', '.join(PLOT_SUFFIXES)}, not {path.suffix!r}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "drawing a plot needs matplotlib, which is not installed: pip install 'reloc3r-slam[eval]'"
-        ) from None
+    expect_plottable(path)
+    from matplotlib.figure import Figure
+
     lines = _lines(log)
     steps = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "held_out" in line]
