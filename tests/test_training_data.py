@@ -377,7 +377,7 @@ def counted(reads):
 def test_with_a_cache_images_are_read_once_and_the_steps_are_the_same(tune, tmp_path):
     reads, curves = Counter(), []
     for cache in ("none", "disk"):
-        config = settings(tune=tune, cache=cache, cache_dtype="float32", epochs=4, batch=1)
+        config = settings(tune=tune, cache=cache, cache_dtype="float32", epochs=3, batch=1)
         train(config, tmp_path / cache, open_posed=counted(reads if cache == "disk" else Counter()))
         curves.append(losses_in(tmp_path / cache))
     assert np.abs(np.subtract(*curves)).max() < 1e-5
@@ -389,7 +389,7 @@ def test_with_a_cache_images_are_read_once_and_the_steps_are_the_same(tune, tmp_
 
 def test_a_cache_holds_a_few_variants_of_each_image(tmp_path):
     reads = Counter()
-    config = settings(tune="decoder", cache="disk", epochs=8, batch=1, jitter=True, jitter_variants=2)
+    config = settings(tune="decoder", cache="disk", epochs=6, batch=1, jitter=True, jitter_variants=2)
     train(config, tmp_path / "t", open_posed=counted(reads))
     trained = {name: count for name, count in reads.items() if name.startswith("box")}
     assert len(trained) == 16

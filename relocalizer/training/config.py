@@ -162,7 +162,7 @@ def adaptation(maps: Sequence[Path], tune: Tune) -> dict[str, Any]:
         "lr": rates[tune],
         "min_lr": rates[tune] / 100,
         "warmup_epochs": 0.5,
-        "cache": "none" if tune == "all" else "disk",
+        "cache": "disk" if tune in ("decoder", "head") else "none",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,9 +80,9 @@ class PairSet:
         i, j = (int(k) for k in self.pairs[index])
         return Pair(self.view(i), self.view(j), bool(self.has_direction[index]))
 
-    def identities(self) -> dict[str, int]:
-        """A view number for each identity among the pairs."""
-        return {self.identity(k): k for k in np.unique(self.pairs).tolist()}
+    def identities(self) -> Iterator[tuple[str, int]]:
+        """Identity and number of each view among the pairs."""
+        return ((self.identity(k), k) for k in np.unique(self.pairs).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +179,11 @@ def expect_apart(training: Sequence[PairSet], held_out: Sequence[PairSet]) -> No
     Raises:
         TrainingError: names the image and the two sets.
     """
-    known = {identity: part for part in training for identity in part.identities()}
-    for part in held_out:
-        for identity, number in part.identities().items():
+    known = {identity: part for part in held_out for identity, _ in part.identities()}
+    for part in training:
+        for identity, number in part.identities():
             if identity in known:
                 raise TrainingError(
-                    f"{part.view(number).name}: an image of {known[identity].name}, to train on, and of {part.name}, "
+                    f"{part.view(number).name}: an image of {part.name}, to train on, and of {known[identity].name}, "
                     "held out; leave one of them out, or split by sequence"
                 )

@@ -62,7 +62,7 @@ def train(
 
     Examples:
 
-      slam train --from-maps runs/flat-1 runs/flat-2 --start reloc3r-512 --tune head -o tuned
+      slam train --from-maps runs/* --start reloc3r-512 --tune head -o tuned
 
       slam train configs/training/paper.yaml -o trained
 
