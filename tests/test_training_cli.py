@@ -18,6 +18,8 @@ from training_world import CAMERA, walk
 from relocalizer.maps.map_writer import save_map
 from relocalizer.network.weights import load_model
 from relocalizer.training.session import train
+from slam.components.predictor_choice import choose_predictor
+from slam.config.loading import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +51,8 @@ def test_maps_adapt_a_network_and_it_loads(place, tmp_path, slam_command):
     assert last == f"{out}: weights of {len(losses_in(out))} steps, license: none: random weights"
     assert f"next: slam run SOURCE --predictor reloc3r-512 --weights {out}" in ended.err
     assert load_model(out).architecture.patch_size == 6
+    choice = choose_predictor(load_config([], ["predictor.kind=reloc3r-224", f"predictor.weights={out}"]))
+    assert choice.reason.startswith("as asked; weights trained from random weights, median errors ")
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["tune"], config["cache"], config["epochs"]) == ("decoder", "disk", 2)
 

@@ -18,9 +18,8 @@ from relocalizer.errors import WeightsError
 from relocalizer.network.layers import PointwiseConv
 from relocalizer.network.model import Architecture, PatchEmbedding, Reloc3r
 from relocalizer.network.weights import architecture_from_shapes, load_model, read_tensors
-from relocalizer.predictors.checkpoints import LICENSE, Checkpoint, resolve
+from relocalizer.predictors.checkpoints import LICENSE, METADATA, Checkpoint, resolve
 
-METADATA = "training.json"  # beside the weights that training writes
 RANDOM = "random"
 HEAD = "pose_head."
 SECOND_DECODER, DECODER = "dec_blocks2.", "dec_blocks."

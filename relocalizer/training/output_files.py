@@ -19,7 +19,7 @@ from torch import Tensor
 
 from relocalizer.errors import OutputError, TrainingError
 from relocalizer.network.model import Architecture
-from relocalizer.training.initialization import METADATA
+from relocalizer.predictors.checkpoints import METADATA
 
 STATES, STATES_KEPT = "states", 2
 _STATE = re.compile(r"state-(\d+)\.pt")

@@ -16,6 +16,7 @@ import relocalizer
 from relocalizer.errors import ConfigError, OutputError, TrainingError
 from relocalizer.network.model import Reloc3r
 from relocalizer.network.weights import architecture_from_config, tensors_sha256
+from relocalizer.predictors.checkpoints import METADATA
 from relocalizer.training.color_jitter import ColorJitter
 from relocalizer.training.config import TrainingConfig, checked_config, dump_config, read_yaml
 from relocalizer.training.data_sources import (
@@ -27,7 +28,7 @@ from relocalizer.training.data_sources import (
     open_split,
 )
 from relocalizer.training.evaluation import Evaluator
-from relocalizer.training.initialization import METADATA, Start, starting_model
+from relocalizer.training.initialization import Start, starting_model
 from relocalizer.training.output_files import newest_state, replacing
 from relocalizer.training.pair_data import Mixture
 from relocalizer.training.pair_loader import LoadingRule, PairLoader
