@@ -162,7 +162,7 @@ def test_torchrun_starts_several_processes(place, tmp_path):
     ]
     for words, out in ((several, "two"), ([*base, "relocalizer.training"], "one")):
         done = subprocess.run(
-            [*words, place / "whole.yaml", "-o", tmp_path / out],
+            [*words, place / "whole.yaml", "-o", tmp_path / out, "--set", "lr=1e-4"],
             env=environment,
             capture_output=True,
             text=True,
