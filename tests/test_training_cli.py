@@ -12,11 +12,12 @@ import pytest
 import torch
 import yaml
 from map_samples import small_map
-from test_training_loop import TINY, losses_in, opener, settings
+from test_training_loop import TINY, definite_start, losses_in, opener, settings
 from training_world import CAMERA, walk
 
 from relocalizer.maps.map_writer import save_map
 from relocalizer.network.weights import load_model
+from relocalizer.training.output_files import write_weights
 from relocalizer.training.session import train
 from slam.components.predictor_choice import choose_predictor
 from slam.config.loading import load_config
@@ -151,6 +152,8 @@ def test_posed_images_of_a_known_layout_train(tmp_path, slam_command, place):
 def test_torchrun_starts_several_processes(place, tmp_path):
     """The command of docs/training.md, with two processes on a CPU; the loss curve is that of one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    start = tmp_path / "start"
+    write_weights(start, *definite_start(), {"license": "none"})
     base = [sys.executable, "-m"]
     several = [
         *base,
@@ -162,7 +165,7 @@ def test_torchrun_starts_several_processes(place, tmp_path):
     ]
     for words, out in ((several, "two"), ([*base, "relocalizer.training"], "one")):
         done = subprocess.run(
-            [*words, place / "whole.yaml", "-o", tmp_path / out, "--set", "lr=1e-4"],
+            [*words, place / "whole.yaml", "-o", tmp_path / out, "--set", f"start={start}"],
             env=environment,
             capture_output=True,
             text=True,
