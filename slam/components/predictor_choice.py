@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from relocalizer.errors import ConfigError, MapError
+from relocalizer.errors import ConfigError, MapError, WeightsError
 from relocalizer.predictors import plugins
 from slam.config.schema import SlamConfig
 
@@ -48,7 +48,7 @@ def choose_predictor(
     """
     choice = _choose(config, accelerator or find_accelerator, has_weights or _has_weights)
     _check_weights(config, choice)
-    return choice
+    return replace(choice, reason=choice.reason + _origin_of_weights(config, choice))
 
 
 def _has_weights(source: str) -> bool:
@@ -69,6 +69,20 @@ def _check_weights(config: SlamConfig, choice: PredictorChoice) -> None:
         raise ConfigError(
             f"predictor.random_weights: predictor.weights names {settings.weights} too; leave one of them out"
         )
+
+
+def _origin_of_weights(config: SlamConfig, choice: PredictorChoice) -> str:
+    """What the metadata beside own weights say about them, as a further phrase; empty without any."""
+    from relocalizer.predictors.checkpoints import locate, training_note
+
+    if choice.kind not in NETWORKS or not config.predictor.weights or config.predictor.random_weights:
+        return ""
+    try:
+        checkpoint = locate(config.predictor.weights)
+    except WeightsError:  # said when they are loaded
+        return ""
+    note = training_note(checkpoint) if checkpoint is not None else ""
+    return f"; weights {note}" if note else ""
 
 
 _NETWORK_BY_ACCELERATOR = {
