@@ -20,6 +20,7 @@ import typer
 from relocalizer.errors import UserError
 from slam.cli import (
     bench,
+    benchmark,
     calibrate,
     convert,
     doctor,
@@ -51,6 +52,7 @@ app.command(short_help="Localize single images in a map")(relocalize.relocalize)
 app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
+app.command(short_help="Measure the accuracy on a public benchmark")(benchmark.benchmark)
 app.command("eval", short_help="Evaluate a trajectory: ATE, RPE, coverage")(evaluation.evaluate_command)
 app.command("config", short_help="Print the effective settings")(settings.config_command)
 app.command(short_help="Convert trajectories: TUM, KITTI, EuRoC")(convert.convert)

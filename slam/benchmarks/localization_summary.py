@@ -1,0 +1,116 @@
+"""Scores, tables and plots of the localization suites."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slam.benchmarks.plots import BarPlot, LinePlot, Plot, cumulative
+from slam.benchmarks.scene_localizer import METHODS
+from slam.benchmarks.suite import Cell, Result, Summary, Table
+
+RECALLS = ((0.05, 5.0), (0.25, 2.0), (0.5, 5.0), (5.0, 10.0))  # Meters and degrees of the recalls.
+FAILED_DEG = 180.0  # Rotation error of a query without a pose, degrees; its position error is infinite.
+Queries = Sequence[Mapping[str, Any]]
+
+
+def summarize_queries(
+    title: str,
+    protocol: Mapping[str, str],
+    results: Mapping[str, Result],
+    means: Mapping[str, Callable[[str], bool]],
+    published: Table,
+) -> Summary:
+    """The summary of the queries so far, for each method.
+
+    Args:
+        means: which scenes each named mean is of.
+    """
+    scenes: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results.values():
+        scenes.setdefault(result["scene"], []).extend(result["queries"])
+    figures: dict[str, float] = {}
+    tables = []
+    for method in METHODS:
+        rows = {name: _scores(queries, method) for name, queries in scenes.items() if queries}
+        of_means = {
+            name: _mean_of([row for scene, row in rows.items() if takes(scene)]) for name, takes in means.items()
+        }
+        tables.append(_table(method, rows, {name: row for name, row in of_means.items() if row}))
+        for name, row in of_means.items():
+            if row:
+                key = f"{_key(method)}_{_key(name)}"
+                figures |= {f"{key}_m": _number(row[1]), f"{key}_deg": _number(row[2])}
+    return Summary(title=title, protocol=protocol, figures=figures, tables=[*tables, published], plots=_plots(scenes))
+
+
+def errors_of(queries: Queries, method: str) -> tuple[list[float], list[float]]:
+    """Position errors, meters, and rotation errors, degrees; failures count as infinite and 180 degrees."""
+    found = [query[method] for query in queries]
+    return (
+        [math.inf if one["m"] is None else one["m"] for one in found],
+        [FAILED_DEG if one["deg"] is None else one["deg"] for one in found],
+    )
+
+
+def _scores(queries: Queries, method: str) -> list[Cell]:
+    """Queries, medians, recalls and the share with a pose, the last ones in percent."""
+    meters, degrees = errors_of(queries, method)
+    m, deg = np.array(meters), np.array(degrees)
+    recalls = [100 * float(np.mean((m <= far) & (deg <= turned))) for far, turned in RECALLS]
+    # The median of an even number with one infinite in the middle is infinite, and no warning.
+    medians = [float(np.quantile(values, 0.5, method="higher")) if math.isinf(values.max()) else float(np.median(values))
+               for values in (m, deg)]  # fmt: skip
+    return [len(queries), _finite(medians[0]), medians[1], *recalls, 100 * float(np.mean(np.isfinite(m)))]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(cell: Cell) -> float:
+    return float(cell) if isinstance(cell, int | float) else math.inf
+
+
+def _mean_of(rows: Sequence[Sequence[Cell]]) -> list[Cell]:
+    """The number of queries, and the means of the columns; None where a scene has none."""
+    if not rows:
+        return []
+    means: list[Cell] = [sum(int(_number(row[0])) for row in rows)]
+    for k in range(1, len(rows[0])):
+        means.append(_finite(float(np.mean([_number(row[k]) for row in rows]))))
+    return means
+
+
+def _table(method: str, rows: Mapping[str, Sequence[Cell]], means: Mapping[str, Sequence[Cell]]) -> Table:
+    recalls = [f"{far:g} m, {turned:g} deg" for far, turned in RECALLS]
+    columns = ["scene", "queries", "median m", "median deg", *(f"% in {name}" for name in recalls), "% with a pose"]
+    named = {**rows, **{f"{name} ({len(rows)} scenes in all)": row for name, row in means.items()}}
+    note = "A dash is a median beyond all queries with a pose."
+    return Table(f"Method: {method}", columns, [[name, *row] for name, row in named.items()], note)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _plots(scenes: Mapping[str, Queries]) -> list[Plot]:
+    everything = [query for queries in scenes.values() for query in queries]
+    if not everything:
+        return []
+    errors = {method: errors_of(everything, method) for method in METHODS}
+    known = [m for meters, _ in errors.values() for m in meters if math.isfinite(m)]
+    up_to = float(np.quantile(known, 0.9)) if known else 1.0
+    plots: list[Plot] = []
+    for k, (label, unit, limit) in enumerate((("position", "m", max(up_to, 1e-6)), ("rotation", "deg", 10.0))):
+        curves = [cumulative(own[k], method, up_to=limit, color=n) for n, (method, own) in enumerate(errors.items())]
+        plots.append(LinePlot(f"Share of queries below a {label} error", unit, "share of queries", curves))
+    for method in METHODS:
+        medians = [_scores(queries, method)[1] if queries else None for queries in scenes.values()]
+        values = [None if value is None else _number(value) for value in medians]
+        plots.append(BarPlot(f"Median position error: {method}", "m", list(scenes), values))
+    return plots
