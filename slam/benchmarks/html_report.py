@@ -66,14 +66,13 @@ def _faults(faults: Sequence[str], retried: Sequence[str]) -> str:
 def _table(table: Table) -> str:
     numeric = [any(isinstance(row[k], int | float) for row in table.rows) for k in range(len(table.columns))]
     head = "".join(f"<th{_align(n)}>{escape(str(c))}</th>" for c, n in zip(table.columns, numeric, strict=True))
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td{_align(n)}>{escape(cell_text(c))}</td>" for c, n in zip(row, numeric, strict=True))
-        + "</tr>"
-        for row in table.rows
-    )
+    rows = "".join(f"<tr>{_cells(row, numeric)}</tr>" for row in table.rows)
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return f"<h2>{escape(table.title)}</h2><table><tr>{head}</tr>{rows}</table>{note}"
+
+
+def _cells(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
+    return "".join(f"<td{_align(n)}>{escape(cell_text(cell))}</td>" for cell, n in zip(row, numeric, strict=True))
 
 
 def _align(is_number: bool) -> str:

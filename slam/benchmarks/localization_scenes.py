@@ -7,7 +7,7 @@ Landmarks: Kendall et al., "PoseNet", 2015, with the poses of its reconstruction
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from relocalizer.geometry import FloatArray
 from slam.benchmarks.plots import BarPlot, LinePlot, Plot, cumulative
 from slam.benchmarks.scene_localizer import METHODS
 from slam.benchmarks.suite import Cell, Result, Summary, Table
@@ -62,10 +63,15 @@ def _scores(queries: Queries, method: str) -> list[Cell]:
     meters, degrees = errors_of(queries, method)
     m, deg = np.array(meters), np.array(degrees)
     recalls = [100 * float(np.mean((m <= far) & (deg <= turned))) for far, turned in RECALLS]
-    # The median of an even number with one infinite in the middle is infinite, and no warning.
-    medians = [float(np.quantile(values, 0.5, method="higher")) if math.isinf(values.max()) else float(np.median(values))
-               for values in (m, deg)]  # fmt: skip
+    medians = [_median(values) for values in (m, deg)]
     return [len(queries), _finite(medians[0]), medians[1], *recalls, 100 * float(np.mean(np.isfinite(m)))]
+
+
+def _median(values: FloatArray) -> float:
+    """The median; of an even number of values one of which is infinite, the larger of the two in the middle."""
+    if np.isinf(values).any():
+        return float(np.quantile(values, 0.5, method="higher"))
+    return float(np.median(values))
 
 
 def _finite(value: float) -> float | None:

@@ -69,7 +69,7 @@ class BarPlot:
     def svg(self) -> str:
         known = [value for value in self.values if value is not None and math.isfinite(value)]
         axes = _Axes.around(np.array([0.0, 1.0]), np.array([0.0, *known]), has_x_ticks=False)
-        slot = (WIDTH - LEFT - RIGHT) / max(len(self.values), 1)
+        slot = (WIDTH - LEFT - RIGHT) / max(len(self.values), 4)
         parts = [*axes.frame(self.title, "", self.y_label)]
         for k, (label, value) in enumerate(zip(self.labels, self.values, strict=True)):
             left, middle = LEFT + slot * k, LEFT + slot * (k + 0.5)

@@ -1,7 +1,7 @@
 """Evaluation of items on a Ray cluster: each item is a task, and a task whose worker dies is begun again.
 
-Results come back to this machine and land in the same files as without Ray. Suites that write folders of their own (runs,
-maps) need `--out` under the same path on every machine, and the data set under `--data`.
+Results come back to this machine and land in the same files as without Ray. Suites that write folders of their own
+(runs, maps) need `--out` under the same path on every machine, and the data set under `--data`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reading of pickled numpy arrays without running anything that they contain.
 
 Some published lists are pickles: of dictionaries, or of arrays of objects inside .npy and .npz files. A pickle can call
-any function by name. Here the only names that are resolved are the four with which numpy writes arrays, scalars and
-types, and these are replaced by functions that make nothing else.
+any function by name. Here the only names that are resolved are those with which numpy writes arrays, scalars and types,
+and these are replaced by functions that make nothing else.
 """
 
 from __future__ import annotations
@@ -41,9 +41,21 @@ def _dtype(code: object, align: object = False, copy: object = False) -> np.dtyp
     return np.dtype(code)
 
 
+def _from_buffer(
+    data: object, kind: object, shape: tuple[int, ...], order: str, axes: object = None
+) -> np.ndarray[Any, Any]:
+    """An array of its bytes, as in pickles of protocol 5."""
+    if not isinstance(kind, np.dtype) or kind.hasobject or not isinstance(data, bytes | bytearray):
+        raise pickle.UnpicklingError("an array of an unusual kind")
+    if order not in ("C", "F") or axes is not None:
+        raise pickle.UnpicklingError("an array in an unusual order")
+    return np.frombuffer(bytes(data), dtype=kind).reshape(shape, order="C" if order == "C" else "F")
+
+
 _NAMES: dict[tuple[str, str], Callable[..., Any] | object] = {
     **{(module, "_reconstruct"): _new_array for module in _MODULES},
     **{(module, "scalar"): _scalar for module in _MODULES},
+    **{(module, "_frombuffer"): _from_buffer for module in ("numpy.core.numeric", "numpy._core.numeric")},
     ("numpy", "ndarray"): _ARRAY,
     ("numpy", "dtype"): _dtype,
 }

@@ -36,7 +36,7 @@ def session_values(arguments: Sequence[str], config: SlamConfig) -> dict[str, An
 
 
 def commit() -> str:
-    """Commit of the source tree from which the package is imported, with "+" if files were changed; empty without one."""
+    """Commit of the source tree that the package is imported from, "+" if files were changed; empty without one."""
     package = Path(__file__).resolve().parent
     try:
         found, changed = (

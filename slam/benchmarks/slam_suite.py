@@ -13,7 +13,7 @@ from slam.benchmarks import published
 from slam.benchmarks.results_folder import RUNS, file_name
 from slam.benchmarks.slam_evaluation import TOLERANCE_S, evaluate_run, expect_ground_truth
 from slam.benchmarks.slam_sequences import sequences_of
-from slam.benchmarks.slam_summary import summarize_runs
+from slam.benchmarks.slam_summary import NO_TRUTH, summarize_runs
 from slam.benchmarks.suite import BenchmarkRequest, Cell, Result, Summary, Table
 from slam.evaluation.trajectory import Trajectory
 from slam.input.open_source import open_source
@@ -75,7 +75,7 @@ class SlamSuite:
         _raise_failure(report)
         values = {"sequence": name, "seed": seed, **_facts(report)}
         if truth is None:
-            values |= {"reason": "no ground truth", "all": None, "keyframes_errors": None}
+            values |= {"reason": NO_TRUTH, "all": None, "keyframes_errors": None}
             values |= {"plot": None, "kitti": None, "online": None}
         else:
             errors = evaluate_run(folder, truth)
@@ -141,7 +141,7 @@ def _facts(report: RunReport) -> dict[str, Any]:
         "fps": values["fps"],
         "wall_s": values["wall_s"],
         "verdict": str(report.verdict.grade),
-        "units": values["units"]["name"] if "name" in values["units"] else "",
+        "units": values["units"].get("name", ""),
         "path_length": values["path_length"],
     }
 

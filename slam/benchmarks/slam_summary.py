@@ -10,6 +10,7 @@ import numpy as np
 from slam.benchmarks.plots import BarPlot, LinePlot, Plot, Series
 from slam.benchmarks.suite import Cell, Result, Summary, Table
 
+NO_TRUTH = "no ground truth"  # Reason of a sequence without errors.
 MOST_PATHS = 30  # Number of sequences whose path and error are plotted.
 KINDS = (("all", "all frames"), ("keyframes_errors", "keyframes"), ("online", "live poses"))
 Runs = Mapping[str, Sequence[Result]]  # The runs of each sequence.
@@ -55,9 +56,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _figures(runs: Runs) -> dict[str, float]:
     """Means over the sequences; one that lost a sequence is infinite, so that it exceeds any limit."""
-    with_truth = {
-        name: own for name, own in runs.items() if any(result["reason"] != "no ground truth" for result in own)
-    }
+    with_truth = {name: own for name, own in runs.items() if any(result["reason"] != NO_TRUTH for result in own)}
     if not with_truth:
         return {}
     figures = {}
@@ -77,7 +76,7 @@ def _accuracy(runs: Runs, missing: Sequence[str]) -> Table:
         rows.append([name, *errors, _median(own, lambda r: r["all"]["scale"] if r["all"] else None), _spread(own)])
     if len(rows) > 1:
         columns_of_errors = list(zip(*(row[1:7] for row in rows), strict=True))
-        rows.append(["mean", *(_mean(column) for column in columns_of_errors), None, ""])  # type: ignore[arg-type]
+        rows.append(["mean", *(_mean(column) for column in columns_of_errors), None, ""])
     notes = ["RMSE of the positions in the unit of the ground truth; a dash is a sequence without a result."]
     if missing:
         notes.append(f"Not in the data, so not in the mean: {', '.join(missing)}.")
@@ -162,7 +161,10 @@ def _plots(results: Mapping[str, Result]) -> list[Plot]:
 def _of_sequence(item: str, values: Mapping[str, Sequence[float]]) -> list[Plot]:
     truth, estimate = np.array(values["truth"]), np.array(values["estimate"])
     x_axis, y_axis = values["axes"]
-    path = [Series("ground truth", *truth.T, color=None), Series("estimate, Sim(3)", *estimate.T, color=0)]
+    path = [
+        Series("ground truth", truth[:, 0], truth[:, 1], None),
+        Series("estimate, Sim(3)", estimate[:, 0], estimate[:, 1], 0),
+    ]
     over_time = [Series("", values["seconds"], values["error"], 1)]
     return [
         LinePlot(f"{item}, from above", str(x_axis), str(y_axis), path, is_map=True),

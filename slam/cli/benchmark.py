@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from slam.benchmarks.benchmark_run import BenchmarkOutcome
     from slam.benchmarks.workers import Workers
-    from slam.config.schema import SlamConfig
 
 # Listed here because the help must not load the suites; a test compares them.
 PAIRS = ("scannet1500", "megadepth1500", "re10k", "acid", "co3d", "re10k10", "pairs")

@@ -56,7 +56,7 @@ class ScaleDrift:
 def length_errors(
     aligned: Trajectory, reference: Trajectory, lengths: Sequence[float] = KITTI_LENGTHS
 ) -> LengthErrors | None:
-    """KITTI's errors of N matched poses, the estimate's after alignment; None if the path is shorter than all lengths."""
+    """KITTI's errors of N matched poses, the estimate's after alignment; None if the path is too short for all."""
     starts, ends, spans = _parts(reference, lengths, KITTI_STEP)
     if not len(starts):
         return None
