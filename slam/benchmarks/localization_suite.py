@@ -144,11 +144,11 @@ class LocalizationSuite:
 
     def summarize(self, results: Mapping[str, Result]) -> Summary:
         request = self._request
-        every = f"every {request.step}th" if request.step > 1 else "every"
+        taken = f"1 in {request.step} database and query images" if request.step > 1 else "all"
         of_queries = f", at most {request.limit} queries per scene" if request.limit else ""
         descriptor = f"top {request.top_k} by the predictor's place descriptor"
         protocol = {
-            "images": f"{every} database and query image of the published splits{of_queries}",
+            "images": f"{taken} of the published splits{of_queries}",
             "retrieval": f"top {request.top_k} of {request.pairs}" if request.pairs else descriptor,
             "failures": "a query without a pose counts as infinite",
             "ground truth": "as the table says; published rows of 7-Scenes use KinectFusion",

@@ -74,7 +74,11 @@ def _npz_pair(
 ) -> tuple[str, ListedPair]:
     scene, frames = f"scene{row[0]:04d}_{row[1]:02d}", row[2:]
     first, second = (_official_image(root, scene, frame, intrinsics) for frame in frames)
-    truth = _from_pose_files(root, scene, frames) if pose is None else rigid_inverse(rigid_matrix(pose, place))
+    truth = _from_pose_files(root, scene, frames)
+    if truth is None:
+        if pose is None:
+            raise BenchmarkError(f"{place}: neither pose files of {scene} nor 'rel_pose' in the list")
+        truth = rigid_inverse(rigid_matrix(pose, place))
     return scene, ListedPair(first=first, second=second, first_from_second=truth)
 
 
@@ -98,8 +102,11 @@ def _intrinsics_of(path: Path) -> FloatArray | None:
     return read_matrix(path) if path.is_file() else None
 
 
-def _from_pose_files(root: Path, scene: str, frames: list[int]) -> FloatArray:
+def _from_pose_files(root: Path, scene: str, frames: list[int]) -> FloatArray | None:
+    """The true pose as in the official evaluation; the list has the same in single precision. None without files."""
     paths = [root / IMAGES / scene / "pose" / f"{frame}.txt" for frame in frames]
+    if not all(path.is_file() for path in paths):
+        return None
     first, second = (rigid_matrix(read_matrix(path), str(path)) for path in paths)
     return rigid_inverse(first) @ second
 

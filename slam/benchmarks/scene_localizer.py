@@ -136,7 +136,8 @@ def _averaged(observations: Sequence[RelativePoseObservation]) -> RigidTransform
     if not observations:
         return NoEstimate("no database image could be related to it")
     averaged = average_pose(observations)
-    return averaged.world_from_cam or NoEstimate(averaged.position_unknown)
+    pose = averaged.world_from_cam
+    return NoEstimate(averaged.position_unknown) if pose is None else pose
 
 
 def _errors(found: RigidTransform | NoEstimate, truth: FloatArray) -> dict[str, Any]:
