@@ -12,19 +12,20 @@ from typing import Any
 
 from relocalizer.errors import ConfigError
 from slam.benchmarks.item_evaluation import evaluate_item, failed
-from slam.benchmarks.workers import ATTEMPTS, Evaluated, Workers
+from slam.benchmarks.workers import ATTEMPTS, Evaluate, Evaluated, Workers
 
 LOCAL = "local"
 TASK_MEMORY_BYTES = 2 * 2**30  # Memory that a task reserves, so that not more tasks run on a machine than it can hold.
 TASKS_PER_WORKER = 32  # Number of tasks after which a worker is replaced, so that its memory cannot grow for ever.
 
 
-def on_ray(address: str, jobs: int | None = None) -> Workers:
+def on_ray(address: str, jobs: int | None = None, evaluate: Evaluate = evaluate_item) -> Workers:
     """Workers of a Ray cluster.
 
     Args:
         address: of a running cluster ("ray://host:10001", "host:6379", "auto"), or "local" for one of this machine.
         jobs: number of processors of a local cluster; None is all of them.
+        evaluate: importable function; for tests.
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster at the address.
@@ -46,20 +47,20 @@ def on_ray(address: str, jobs: int | None = None) -> Workers:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ConfigError(f"--ray {address}: no cluster there ({first})") from None
         try:
-            yield from _evaluate(ray, request, items)
+            yield from _evaluate(ray, evaluate, request, items)
         finally:
             ray.shutdown()
 
     return work
 
 
-def _evaluate(ray: Any, request: str, items: Sequence[str]) -> Iterator[Evaluated]:
+def _evaluate(ray: Any, evaluate: Evaluate, request: str, items: Sequence[str]) -> Iterator[Evaluated]:
     remote = ray.remote(
         num_cpus=1,
         memory=TASK_MEMORY_BYTES,
         max_calls=TASKS_PER_WORKER,
         max_retries=0,  # retried here, to say so
-    )(evaluate_item)
+    )(evaluate)
     shared = ray.put(request)
     pending = {remote.remote(shared, item): item for item in items}
     deaths: dict[str, list[str]] = {}

@@ -1,14 +1,14 @@
-"""The suites by name."""
+"""The suites by name; each kind is imported when it is opened."""
 
 from __future__ import annotations
 
 from slam.benchmarks.benchmark_error import BenchmarkError
-from slam.benchmarks.localization_suite import LOCALIZATION_SUITES, LocalizationSuite
-from slam.benchmarks.pair_suite import PAIR_SUITES, PairSuite
-from slam.benchmarks.slam_suite import SLAM_SUITES, SlamSuite
 from slam.benchmarks.suite import BenchmarkRequest, Suite
 
-SUITES = (*PAIR_SUITES, *LOCALIZATION_SUITES, *SLAM_SUITES)
+PAIRS = ("scannet1500", "megadepth1500", "re10k", "acid", "co3d", "re10k10", "pairs")
+LOCALIZATION = ("7scenes-localization", "cambridge")
+SLAM = ("tum", "euroc", "kitti", "7scenes", "icl", "folder")
+SUITES = (*PAIRS, *LOCALIZATION, *SLAM)
 
 
 def open_suite(request: BenchmarkRequest) -> Suite:
@@ -23,8 +23,14 @@ def open_suite(request: BenchmarkRequest) -> Suite:
         raise BenchmarkError(
             f"--data {request.data}: no such folder; slam data describe {request.suite} says where the data are from"
         )
-    if request.suite in PAIR_SUITES:
+    if request.suite in PAIRS:
+        from slam.benchmarks.pair_suite import PairSuite
+
         return PairSuite(request)
-    if request.suite in LOCALIZATION_SUITES:
+    if request.suite in LOCALIZATION:
+        from slam.benchmarks.localization_suite import LocalizationSuite
+
         return LocalizationSuite(request)
+    from slam.benchmarks.slam_suite import SlamSuite
+
     return SlamSuite(request)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image, decode_image
@@ -89,6 +88,8 @@ def read_scene(folder: Path, chunks: Mapping[str, Any], key: str) -> ChunkScene:
 
 @lru_cache(maxsize=1)  # A chunk has about 100 MB, and its scenes are evaluated one after another.
 def _scenes_of(path: Path) -> dict[str, ChunkScene]:
+    import torch  # takes two seconds, and only these data sets need it
+
     try:
         scenes = torch.load(path, map_location="cpu", weights_only=True)
         return {

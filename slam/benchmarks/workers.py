@@ -27,6 +27,7 @@ class Evaluated:
     deaths: tuple[str, ...] = ()
 
 
+Evaluate = Callable[[str, str], dict[str, Any]]  # (request, item) to its result.
 Workers = Callable[[str, Sequence[str]], Iterator[Evaluated]]  # (request, items) to results, in any order.
 
 
@@ -36,14 +37,17 @@ def in_this_process(request: str, items: Sequence[str]) -> Iterator[Evaluated]:
         yield Evaluated(item, evaluate_item(request, item))
 
 
-def in_processes(jobs: int) -> Workers:
+def in_processes(jobs: int, evaluate: Evaluate = evaluate_item) -> Workers:
     """Workers that evaluate items in `jobs` processes.
 
     A process that dies, for example because memory ran out, is replaced, and its item begun again.
+
+    Args:
+        evaluate: importable function; for tests.
     """
 
     def work(request: str, items: Sequence[str]) -> Iterator[Evaluated]:
-        with _Processes(request, min(jobs, len(items))) as processes:
+        with _Processes(request, min(jobs, len(items)), evaluate) as processes:
             yield from processes.evaluate(items)
 
     return work
@@ -62,6 +66,7 @@ class _Processes:
 
     request: str
     count: int
+    evaluate_item: Evaluate
     workers: list[_Worker] = field(default_factory=list)
     deaths: dict[str, list[str]] = field(default_factory=dict)
 
@@ -90,7 +95,7 @@ class _Processes:
         """A worker without an item, started if there are fewer than there may be."""
         found = next((worker for worker in self.workers if not worker.item), None)
         if found is None and len(self.workers) < self.count:
-            found = _started(self.request, self.count)
+            found = self._started()
             self.workers.append(found)
         return found
 
@@ -111,6 +116,15 @@ class _Processes:
             self._replace(worker)
         yield Evaluated(item, result, tuple(self.deaths.get(item, ())))
 
+    def _started(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        threads = max(1, (os.cpu_count() or 1) // self.count)
+        process = context.Process(target=_serve, args=(self.request, theirs, threads, self.evaluate_item), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
     def _replace(self, worker: _Worker) -> None:
         """Ends a worker; another one is started when an item waits."""
         self.workers.remove(worker)
@@ -121,17 +135,7 @@ class _Processes:
             worker.process.join()
 
 
-def _started(request: str, jobs: int) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    process = context.Process(target=_serve, args=(request, theirs, threads), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _serve(request: str, pipe: connection.Connection, threads: int) -> None:
+def _serve(request: str, pipe: connection.Connection, threads: int, evaluate: Evaluate) -> None:
     """Evaluates the items that come through the pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -140,7 +144,7 @@ def _serve(request: str, pipe: connection.Connection, threads: int) -> None:
             item = pipe.recv()
         except EOFError:
             return
-        pipe.send(evaluate_item(request, item))
+        pipe.send(evaluate(request, item))
 
 
 def _cause(process: SpawnProcess) -> str:
