@@ -14,6 +14,7 @@ ITEMS = ["a", "die-1", "b", "die-9", "c", "die-2"]
 
 
 def check(evaluated, folder: Path) -> None:
+    """All items have a result; each was begun as often as its workers died and once more, but three times at most."""
     results = {one.item: one for one in evaluated}
     assert sorted(results) == sorted(ITEMS)
     tries = {item: len((folder / f"{item}.tries").read_text()) for item in ITEMS}
@@ -24,10 +25,15 @@ def check(evaluated, folder: Path) -> None:
 
 
 def test_a_worker_that_dies_is_replaced_and_its_item_begun_again(tmp_path):
-    evaluated = list(in_processes(2, dying_items.evaluate)(str(tmp_path), ITEMS))
-    check(evaluated, tmp_path)
-    deaths = [death for one in evaluated for death in one.deaths]
-    assert "die-1: its worker died (signal SIGKILL)" in deaths
+    evaluated = {one.item: one for one in in_processes(2, dying_items.evaluate)(str(tmp_path), ["a", "die-1", "b"])}
+    assert {item: one.result["status"] for item, one in evaluated.items()} == dict.fromkeys(("a", "die-1", "b"), "done")
+    assert evaluated["die-1"].deaths == ("die-1: its worker died (signal SIGKILL)",)
+    assert evaluated["a"].deaths == ()
+
+
+@pytest.mark.slow
+def test_an_item_whose_workers_keep_dying_is_given_up(tmp_path):
+    check(in_processes(2, dying_items.evaluate)(str(tmp_path), ITEMS), tmp_path)
 
 
 def test_a_worker_that_took_much_memory_is_replaced(tmp_path):
