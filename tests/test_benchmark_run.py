@@ -240,7 +240,8 @@ def test_every_option_of_the_run_is_part_of_the_identity():
     in_settings = {"config", "overrides", "predictor", "weights", "random_weights", "seed"}
     without_effect = {"out", "jobs", "ray", "fail_above", "fail_below", "quiet", "help"}
     identity = BenchmarkRequest(suite="", data="", out="").identity
-    assert names - in_settings - without_effect == set(identity) - {"config"}
+    compared = names - in_settings - without_effect
+    assert compared == set(identity) - {"config"}
 
 
 # --- more than one process ------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ th { border-bottom: 2px solid #70757a; } td.number, th.number { text-align: righ
 
 def html_report(summary: Summary, values: Mapping[str, Any]) -> str:
     """The page of a summary; `values` are those of results.json."""
-    counts = f"{values['done']} of {values['items']} items evaluated in {_duration(values['seconds'])} of computing."
+    counts = f"{values['done']} of {values['items']} items evaluated"
+    counts += f" in {_duration(values['seconds'])} of computing." if values["seconds"] else "."
     body = [f"<h1>{escape(summary.title)}</h1>", f'<p class="note">{escape(counts)}</p>']
     body += [_faults(values["faults"], values["retried"])]
     body += ['<div class="tables">', *(_table(table) for table in summary.tables), "</div>"]
@@ -89,12 +90,13 @@ def cell_text(cell: Cell) -> str:
 
 
 def _origin(session: Mapping[str, Any]) -> dict[str, str]:
+    network = session["weights_sha256"]
     packages = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     return {
         "command": session["command"],
         "commit": session["commit"] or "unknown (not run from a repository)",
-        "predictor": session["predictor"],
-        "weights": f"sha256 {session['weights_sha256']}" if session["weights_sha256"] else "none",
+        **({"predictor": session["predictor"]} if session["predictor"] else {}),
+        **({"weights": f"sha256 {network}"} if network else {}),
         "machine": session["machine"],
         "versions": f"Python {session['python']}, {packages}",
     }

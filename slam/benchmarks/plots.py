@@ -141,7 +141,7 @@ class _Axes:
     def frame(self, title: str, x_label: str, y_label: str) -> list[str]:
         """Border, grid, ticks, labels and title."""
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-        parts = [_text(WIDTH / 2, 18, title, anchor="middle", size=13, weight="600")]
+        parts = [_text(WIDTH / 2, 18, title, anchor="middle", size=13, more='font-weight="600"')]
         for value in _ticks(self.x0, self.x1) if self.has_x_ticks else []:
             x = self.at_x(value)
             parts.append(f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}" stroke="#e3e5e8"/>')
@@ -188,13 +188,8 @@ def _thinned(values: Sequence[float] | FloatArray) -> FloatArray:
     return array[:: -(-len(array) // MOST_POINTS)] if len(array) > MOST_POINTS else array
 
 
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", size: int = 11, weight: str = "400", more: str = ""
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" {more}>'
-        f"{escape(text)}</text>"
-    )
+def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 11, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" {more}>{escape(text)}</text>'
 
 
 def _bar_label(label: str, middle: float, slot: float) -> list[str]:

@@ -18,17 +18,23 @@ _BLOCK_BYTES = 2**22
 
 
 def session_values(arguments: Sequence[str], config: SlamConfig) -> dict[str, Any]:
-    """Facts of this process for the results.
+    """Facts of this process for the results of a benchmark.
 
     Args:
         arguments: of the command line.
         config: with the predictor resolved.
     """
+    facts = process_values(arguments)
+    return {**facts, "predictor": config.predictor.kind, "weights_sha256": weights_sha256(config)}
+
+
+def process_values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Facts of this process, without a predictor."""
     return {
         "command": "slam " + shlex.join(arguments),
         "commit": commit(),
-        "predictor": config.predictor.kind,
-        "weights_sha256": weights_sha256(config),
+        "predictor": "",
+        "weights_sha256": "",
         "machine": machine(),
         "python": platform.python_version(),
         "versions": versions(),

@@ -23,6 +23,7 @@ from slam.cli import (
     benchmark,
     calibrate,
     convert,
+    data,
     doctor,
     evaluation,
     maps,
@@ -58,6 +59,7 @@ app.command("config", short_help="Print the effective settings")(settings.config
 app.command(short_help="Convert trajectories: TUM, KITTI, EuRoC")(convert.convert)
 maps.map_app.command("from-poses", short_help="Create a map from posed images")(maps_from_poses.from_poses)
 app.add_typer(maps.map_app, name="map", short_help="Saved maps: show, export, merge, create")
+app.add_typer(data.data_app, name="data", short_help="Data sets of the benchmarks: describe, fetch")
 app.add_typer(weights.weights_app, name="weights", short_help="Reloc3r's weights: find, fetch, verify, export")
 app.command(short_help="Check the installation")(doctor.doctor)
 
