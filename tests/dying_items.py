@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 
 def evaluate(request: str, item: str) -> dict[str, Any]:
-    """`die-N` kills its process at the first N tries, counted in the folder `request`; `bug` raises inside."""
+    """`die-N` kills its process at the first N tries, counted in the folder `request`; `sleep` takes ten minutes."""
     folder = Path(request)
     tries = folder / f"{item}.tries"
     count = len(tries.read_text()) if tries.exists() else 0
@@ -17,6 +18,10 @@ def evaluate(request: str, item: str) -> dict[str, Any]:
         file.write("x")
     if item.startswith("die-") and count < int(item.split("-")[1]):
         os.kill(os.getpid(), signal.SIGKILL)
+    if item == "sleep":
+        (folder / "sleep.new").write_text(str(os.getpid()))
+        (folder / "sleep.new").rename(folder / "sleep.pid")
+        time.sleep(600)
     return {
         "item": item,
         "status": "done",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import dying_items
@@ -34,6 +38,31 @@ def test_a_worker_that_dies_is_replaced_and_its_item_begun_again(tmp_path):
 @pytest.mark.slow
 def test_an_item_whose_workers_keep_dying_is_given_up(tmp_path):
     check(in_processes(2, dying_items.evaluate)(str(tmp_path), ITEMS), tmp_path)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """A worker that outlives a killed run would write to the folder that the next run uses."""
+    code = (
+        "import dying_items, os; from slam.benchmarks.workers import in_processes\n"
+        f"list(in_processes(1, dying_items.evaluate)({str(tmp_path)!r}, ['sleep']))"
+    )
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    started = tmp_path / "sleep.pid"
+    _until(started.exists)
+    worker = int(started.read_text())
+    run.kill()
+    run.wait()
+    _until(lambda: not Path(f"/proc/{worker}").exists())
+
+
+def _until(is_so, limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_worker_that_took_much_memory_is_replaced(tmp_path):

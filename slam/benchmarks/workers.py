@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -136,15 +137,21 @@ class _Processes:
 
 
 def _serve(request: str, pipe: connection.Connection, threads: int, evaluate: Evaluate) -> None:
-    """Evaluates the items that come through the pipe, until it is closed."""
+    """Evaluates the items that come through the pipe, until it is closed or the process is told to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(evaluate(request, item))
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            pipe.send(evaluate(request, pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone, so that it does not write to a folder that a new run uses."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _cause(process: SpawnProcess) -> str:
