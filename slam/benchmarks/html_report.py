@@ -16,6 +16,7 @@ h1 { font-size: 26px; margin-bottom: 4px; } h2 { font-size: 19px; margin-top: 32
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px; border-bottom: 1px solid #e3e5e8; text-align: left; vertical-align: top; }
 th { border-bottom: 2px solid #70757a; } td.number, th.number { text-align: right; }
+  td.number { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 16px; }
 .plots svg { width: 100%; height: auto; border: 1px solid #e3e5e8; }
 .tables { overflow-x: auto; } .note { color: #5f6368; font-size: 13px; max-width: 900px; margin-top: 2px; }

@@ -13,6 +13,7 @@ from relocalizer.interfaces import PosePredictor
 from slam.benchmarks import published
 from slam.benchmarks.given_retrieval import read_retrieval, retrieval_file, rows_by_name
 from slam.benchmarks.localization_scenes import (
+    CAMBRIDGE_SCENES,
     KINECT,
     SFM,
     Scene,
@@ -24,6 +25,7 @@ from slam.benchmarks.localization_scenes import (
 from slam.benchmarks.localization_summary import summarize_queries
 from slam.benchmarks.results_folder import MAPS, file_name
 from slam.benchmarks.scene_localizer import METHODS, SceneLocalizer, build_map, localize_all
+from slam.benchmarks.slam_sequences import SCENES
 from slam.benchmarks.suite import BenchmarkRequest, Cell, Result, Summary, Table
 from slam.components import assembly
 
@@ -38,13 +40,13 @@ class LocalizationProtocol:
     Attributes:
         find: folder and ground truth of each scene below a root, by name.
         read: the scene of a folder, its name and ground truth.
-        means: named means over scenes.
+        means: scenes of each named mean.
     """
 
     title: str
     find: Callable[[Path], Mapping[str, tuple[Path, str]]]
     read: Callable[[Path, str, str], Scene]
-    means: Mapping[str, Callable[[str], bool]]
+    means: Mapping[str, Sequence[str]]
     published: Table
 
 
@@ -53,10 +55,7 @@ LOCALIZATION_SUITES: Mapping[str, LocalizationProtocol] = {
         title="Visual localization: 7-Scenes",
         find=seven_scenes,
         read=read_seven_scenes,
-        means={
-            f"mean, {KINECT}": lambda scene: not scene.endswith(f"-{SFM}"),
-            f"mean, {SFM}": lambda scene: scene.endswith(f"-{SFM}"),
-        },
+        means={f"mean, {KINECT}": SCENES, f"mean, {SFM}": tuple(f"{scene}-{SFM}" for scene in SCENES)},
         published=published.SEVEN_SCENES_LOCALIZATION,
     ),
     "cambridge": LocalizationProtocol(
@@ -64,8 +63,8 @@ LOCALIZATION_SUITES: Mapping[str, LocalizationProtocol] = {
         find=cambridge,
         read=read_cambridge,
         means={
-            "mean of 4, without GreatCourt": lambda scene: scene != "GreatCourt",
-            "mean of 5": lambda scene: True,
+            "mean of 4, without GreatCourt": tuple(name for name in CAMBRIDGE_SCENES if name != "GreatCourt"),
+            "mean of 5": CAMBRIDGE_SCENES,
         },
         published=published.CAMBRIDGE,
     ),

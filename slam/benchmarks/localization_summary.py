@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ def summarize_queries(
     title: str,
     protocol: Mapping[str, str],
     results: Mapping[str, Result],
-    means: Mapping[str, Callable[[str], bool]],
+    means: Mapping[str, Sequence[str]],
     published: Table,
 ) -> Summary:
     """The summary of the queries so far, for each method.
 
     Args:
-        means: which scenes each named mean is of.
+        means: scenes of each named mean.
     """
     scenes: dict[str, list[Mapping[str, Any]]] = {}
     for result in results.values():
@@ -38,14 +38,13 @@ def summarize_queries(
     tables = []
     for method in METHODS:
         rows = {name: _scores(queries, method) for name, queries in scenes.items() if queries}
-        of_means = {
-            name: _mean_of([row for scene, row in rows.items() if takes(scene)]) for name, takes in means.items()
-        }
-        tables.append(_table(method, rows, {name: row for name, row in of_means.items() if row}))
+        here = {name: [rows[scene] for scene in own if scene in rows] for name, own in means.items()}
+        of_means = {name: _mean_of(own) for name, own in here.items() if own}
+        labels = {name: _label(name, len(here[name]), len(means[name])) for name in of_means}
+        tables.append(_table(method, rows, {labels[name]: row for name, row in of_means.items()}))
         for name, row in of_means.items():
-            if row:
-                key = f"{_key(method)}_{_key(name)}"
-                figures |= {f"{key}_m": _number(row[1]), f"{key}_deg": _number(row[2])}
+            key = f"{_key(method)}_{_key(name)}"
+            figures |= {f"{key}_m": _number(row[1]), f"{key}_deg": _number(row[2])}
     return Summary(title=title, protocol=protocol, figures=figures, tables=[*tables, published], plots=_plots(scenes))
 
 
@@ -83,9 +82,7 @@ def _number(cell: Cell) -> float:
 
 
 def _mean_of(rows: Sequence[Sequence[Cell]]) -> list[Cell]:
-    """The number of queries, and the means of the columns; None where a scene has none."""
-    if not rows:
-        return []
+    """The number of queries, and the means of the columns of at least one scene; None where a scene has none."""
     means: list[Cell] = [sum(int(_number(row[0])) for row in rows)]
     for k in range(1, len(rows[0])):
         means.append(_finite(float(np.mean([_number(row[k]) for row in rows]))))
@@ -95,9 +92,13 @@ def _mean_of(rows: Sequence[Sequence[Cell]]) -> list[Cell]:
 def _table(method: str, rows: Mapping[str, Sequence[Cell]], means: Mapping[str, Sequence[Cell]]) -> Table:
     recalls = [f"{far:g} m, {turned:g} deg" for far, turned in RECALLS]
     columns = ["scene", "queries", "median m", "median deg", *(f"% in {name}" for name in recalls), "% with a pose"]
-    named = {**rows, **{f"{name} ({len(rows)} scenes in all)": row for name, row in means.items()}}
     note = "A dash is a median beyond all queries with a pose."
-    return Table(f"Method: {method}", columns, [[name, *row] for name, row in named.items()], note)
+    return Table(f"Method: {method}", columns, [[name, *row] for name, row in {**rows, **means}.items()], note)
+
+
+def _label(name: str, scenes: int, needed: int) -> str:
+    """The name of a mean, which says how many scenes are missing."""
+    return name if scenes == needed else f"{name}: only {scenes} of {needed} scenes"
 
 
 def _key(name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -34,18 +34,19 @@ class Series:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinePlot:
-    """Lines over common axes; `is_map` gives both axes one scale."""
+    """Lines over common axes; `is_map` gives both axes one scale, `from_zero` has zero on the vertical axis."""
 
     title: str
     x_label: str
     y_label: str
     series: Sequence[Series]
     is_map: bool = False
+    from_zero: bool = True
 
     def svg(self) -> str:
         x = np.concatenate([np.asarray(s.x, dtype=np.float64) for s in self.series] or [np.zeros(0)])
         y = np.concatenate([np.asarray(s.y, dtype=np.float64) for s in self.series] or [np.zeros(0)])
-        axes = _Axes.around(x, y, is_map=self.is_map)
+        axes = _Axes.around(x, y, is_map=self.is_map, from_zero=self.from_zero)
         parts = [*axes.frame(self.title, self.x_label, self.y_label)]
         for series in self.series:
             color = GRAY if series.color is None else COLORS[series.color % len(COLORS)]
@@ -54,7 +55,7 @@ class LinePlot:
                 f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width}"/>'
                 for points in axes.polylines(_thinned(series.x), _thinned(series.y))
             ]
-        return _document([*parts, *_legend(self.series)], self.title)
+        return _document([*parts, *_legend(self.series, axes.pixels(x, y))], self.title)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +69,7 @@ class BarPlot:
 
     def svg(self) -> str:
         known = [value for value in self.values if value is not None and math.isfinite(value)]
-        axes = _Axes.around(np.array([0.0, 1.0]), np.array([0.0, *known]), has_x_ticks=False)
+        axes = replace(_Axes.around(np.array([0.0, 1.0]), np.array([0.0, *known])), has_x_ticks=False)
         slot = (WIDTH - LEFT - RIGHT) / max(len(self.values), 4)
         parts = [*axes.frame(self.title, "", self.y_label)]
         for k, (label, value) in enumerate(zip(self.labels, self.values, strict=True)):
@@ -109,7 +110,7 @@ class _Axes:
     has_x_ticks: bool = True
 
     @classmethod
-    def around(cls, x: FloatArray, y: FloatArray, *, is_map: bool = False, has_x_ticks: bool = True) -> _Axes:
+    def around(cls, x: FloatArray, y: FloatArray, *, is_map: bool = False, from_zero: bool = True) -> _Axes:
         x, y = x[np.isfinite(x)], y[np.isfinite(y)]
         (x0, x1), (y0, y1) = (_range(v, has_margin=is_map) for v in (x, y))
         if is_map:
@@ -118,15 +119,20 @@ class _Axes:
             middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
             x0, x1 = middle_x - unit * plot_width / 2, middle_x + unit * plot_width / 2
             y0, y1 = middle_y - unit * plot_height / 2, middle_y + unit * plot_height / 2
-        else:
-            y0, y1 = min(y0, 0.0), y1 + 0.08 * (y1 - y0)
-        return cls(x0, x1, y0, y1, has_x_ticks)
+        elif from_zero:
+            y0, y1 = min(y0, 0.0), y1 + 0.08 * (y1 - min(y0, 0.0))
+        return cls(x0, x1, y0, y1)
 
     def at_x(self, value: float) -> float:
         return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
 
     def at_y(self, value: float) -> float:
         return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+    def pixels(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Pixels (N, 2) of points; those with NaN are left out."""
+        known = np.isfinite(x) & np.isfinite(y)
+        return np.array([(self.at_x(a), self.at_y(b)) for a, b in zip(x[known], y[known], strict=True)]).reshape(-1, 2)
 
     def polylines(self, x: FloatArray, y: FloatArray) -> list[str]:
         """Points of each uninterrupted part of a line, for SVG."""
@@ -203,23 +209,30 @@ def _bar_label(label: str, middle: float, slot: float) -> list[str]:
     return [_text(middle + 4, y - 4, shown, anchor="end", size=9, more=f'transform="rotate(-35 {middle:.1f} {y})"')]
 
 
-def _legend(series: Sequence[Series]) -> list[str]:
-    """Labels in the upper left corner; a single line needs none."""
+def _legend(series: Sequence[Series], pixels: FloatArray) -> list[str]:
+    """Labels in the corner with the fewest points (N, 2) behind them; a single line needs none."""
     labelled = [s for s in series if s.label]
-    if len(labelled) < 2 and not any(s.color is None for s in labelled):
+    if len(labelled) < 2:
         return []
-    width = 34 + 6.3 * max(len(s.label) for s in labelled)
+    width, height = 34 + 6.3 * max(len(s.label) for s in labelled), 15.0 * len(labelled) + 6
+    lefts, tops = (LEFT + 6, WIDTH - RIGHT - 6 - width), (TOP + 6, HEIGHT - BOTTOM - 6 - height)
+    corners = [(left, top) for top in tops for left in lefts]
+
+    def covered(corner: tuple[float, float]) -> int:
+        inside = (pixels >= corner) & (pixels <= np.add(corner, [width, height]))
+        return int(inside.all(axis=1).sum())
+
+    left, top = min(corners, key=covered)
     parts = [
-        f'<rect x="{LEFT + 6}" y="{TOP + 6}" width="{width:.0f}" height="{15 * len(labelled) + 6}" fill="#ffffff" '
+        f'<rect x="{left:.0f}" y="{top:.0f}" width="{width:.0f}" height="{height:.0f}" fill="#ffffff" '
         'fill-opacity="0.8" stroke="#d0d3d7"/>'
     ]
     for k, s in enumerate(labelled):
-        y = TOP + 18 + 15 * k
+        y = top + 12 + 15 * k
         color = GRAY if s.color is None else COLORS[s.color % len(COLORS)]
-        parts.append(
-            f'<line x1="{LEFT + 11}" y1="{y - 4}" x2="{LEFT + 29}" y2="{y - 4}" stroke="{color}" stroke-width="3"/>'
-        )
-        parts.append(_text(LEFT + 34, y, s.label, size=10))
+        line = f'x1="{left + 5:.0f}" y1="{y - 4:.0f}" x2="{left + 23:.0f}" y2="{y - 4:.0f}"'
+        parts.append(f'<line {line} stroke="{color}" stroke-width="3"/>')
+        parts.append(_text(left + 28, y, s.label, size=10))
     return parts
 
 

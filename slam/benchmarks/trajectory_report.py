@@ -26,10 +26,11 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Summary:
     """Tables and plots of one or several estimates of the same path, by name."""
     drifts = {name: scale_drift(own.aligned, own.reference) for name, own in evaluations.items()}
     figures = {name: figures_of(own, drifts[name]) for name, own in evaluations.items()}
-    columns = list(next(iter(figures.values())))
-    rows: list[list[Cell]] = [[name, *own.values()] for name, own in figures.items()]
-    if len(rows) > 1:
-        rows += [[name, *spread_of(figures, columns, of).values()] for name, of in SPREAD.items()]
+    names = list(next(iter(figures.values())))
+    columns: list[list[Cell]] = [[name, *own.values()] for name, own in figures.items()]
+    if len(columns) > 1:
+        columns += [[name, *spread_of(figures, names, of).values()] for name, of in SPREAD.items()]
+    rows = list(zip(*[["", *names], *columns], strict=True))
     notes = [f"{name}: {note}." for name, own in evaluations.items() for note in own.notes]
     first = next(iter(evaluations.values()))
     protocol = {"matched": "by " + first.matched_by, "alignment": "Umeyama, Sim(3) with scale and SE(3) without"}
@@ -39,7 +40,7 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Summary:
         title="Evaluation of trajectories",
         protocol=protocol,
         figures={name: float(value) for name, value in figures[next(iter(figures))].items() if value is not None},
-        tables=[Table("Errors", ["estimate", *columns], rows, " ".join(notes))],
+        tables=[Table("Errors", [str(name) for name in rows[0]], rows[1:], " ".join(notes))],
         plots=_plots(evaluations, drifts),
     )
 
@@ -103,7 +104,9 @@ def _plots(evaluations: Mapping[str, Evaluation], drifts: Mapping[str, ScaleDrif
         LinePlot("Position error over time", "time, s", "error", errors),
     ]
     if scales:
-        plots.append(LinePlot("Scale along the path, over a tenth of it", "time, s", "relative scale", scales))
+        plots.append(
+            LinePlot("Scale along the path, over a tenth of it", "time, s", "relative scale", scales, from_zero=False)
+        )
     if len(evaluations) > 1:
         rmse = [own.ate_sim3.rmse for own in evaluations.values()]
         plots.append(BarPlot("ATE Sim(3)", "RMSE", list(evaluations), rmse))

@@ -165,8 +165,7 @@ def _show_several(found: dict[str, Evaluation], *, as_json: bool) -> None:
         print(json.dumps(report_values(found), indent=2))
         return
     for table in compare(found).tables:
-        columns = zip(table.columns, *table.rows, strict=True)  # estimates side by side would be too wide
-        print(render([tuple(cell_text(cell) for cell in column) for column in columns]))
+        print(render([table.columns, *([cell_text(cell) for cell in row] for row in table.rows)], width=150))
         if table.note:
             print(f"note: {table.note}")
 
