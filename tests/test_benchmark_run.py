@@ -87,6 +87,7 @@ def test_a_run_leaves_a_file_per_item_tables_and_a_report(data, tmp_path):
     assert results["sessions"] == [SESSION]
     assert {table["title"] for table in results["tables"]} == {"Pose AUC, %", "Published: ScanNet1500, %"}
     assert len(errors_in(tmp_path / "out")) == 5
+    assert "| plain | 100 | 100 | 100 |" in (tmp_path / "out/results.md").read_text()
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<svg") == 2
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")

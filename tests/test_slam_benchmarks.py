@@ -223,3 +223,8 @@ def test_a_sequence_counts_with_the_median_of_its_runs_and_a_lost_one_leaves_no_
     lost = summarize_runs("title", {}, {**runs, "xyz": run("xyz", None)}, [])
     assert lost.figures["ate_sim3"] == np.inf
     assert lost.tables[0].rows[-1][1] is None
+
+
+def test_the_bundled_sequences_are_a_suite():
+    found = sequences_of("folder", Path(__file__).parents[1] / "sequences").paths
+    assert list(found) == ["room_loop", "room_revisit"]

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from slam.benchmarks.html_report import html_report
 from slam.benchmarks.item_evaluation import to_text
-from slam.benchmarks.result_files import csv_text, results_values
-from slam.benchmarks.results_folder import REPORT, RESULTS, TABLE, ResultsFolder
+from slam.benchmarks.result_files import csv_text, markdown_tables, results_values
+from slam.benchmarks.results_folder import MARKDOWN, REPORT, RESULTS, TABLE, ResultsFolder
 from slam.benchmarks.suite import BenchmarkRequest, Suite, Summary
 from slam.benchmarks.suites import open_suite
 from slam.benchmarks.workers import Workers
@@ -85,7 +85,7 @@ def _evaluate(
             waiting = [item for item in stage if item not in ready]
             if not waiting:
                 continue
-            with closing(workers(to_text(request), waiting)) as evaluated:  # type: ignore[type-var]
+            with closing(workers(to_text(request), waiting)) as evaluated:
                 for one in evaluated:
                     folder.write_item(one.item, {**one.result, "retried": list(one.deaths)})
                     count += 1
@@ -98,7 +98,7 @@ def _evaluate(
 def _written(
     suite: Suite, folder: ResultsFolder, items: list[str], resumed: int, *, interrupted: bool
 ) -> BenchmarkOutcome:
-    """Write results.json, results.csv and report.html."""
+    """Write results.json, results.csv, results.md and report.html."""
     entries = folder.results(items)
     done = {item: entry["values"] for item, entry in entries.items() if entry["values"]}
     summary = suite.summarize(done)
@@ -127,5 +127,6 @@ def _written(
     )
     folder.write_json(RESULTS, values)
     folder.write(TABLE, csv_text(suite.rows(done)))
+    folder.write(MARKDOWN, markdown_tables(summary))
     folder.write(REPORT, html_report(summary, values))
     return outcome

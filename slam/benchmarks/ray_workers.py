@@ -7,7 +7,7 @@ Results come back to this machine and land in the same files as without Ray. Sui
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from relocalizer.errors import ConfigError
@@ -40,7 +40,7 @@ def on_ray(address: str, jobs: int | None = None, evaluate: Evaluate = evaluate_
     else:
         options |= {"address": address}
 
-    def work(request: str, items: Sequence[str]) -> Iterator[Evaluated]:
+    def work(request: str, items: Sequence[str]) -> Generator[Evaluated]:
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Contents of results.json and results.csv."""
+"""Contents of results.json, results.csv and results.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slam.benchmarks.html_report import cell_text
 from slam.benchmarks.suite import Cell, Summary
 
 
@@ -33,3 +34,19 @@ def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
     writer.writeheader()
     writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def markdown_tables(summary: Summary) -> str:
+    """The tables in Markdown, for documents and comments."""
+    lines = [f"# {summary.title}", ""]
+    for table in summary.tables:
+        numeric = [any(isinstance(row[k], int | float) for row in table.rows) for k in range(len(table.columns))]
+        lines += [f"## {table.title}", "", _row(table.columns), "|" + "".join("--:|" if n else "---|" for n in numeric)]
+        lines += [*(_row(row) for row in table.rows), ""]
+        lines += [table.note, ""] if table.note else []
+    lines += [f"- {name}: {value}" for name, value in summary.protocol.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[Cell]) -> str:
+    return "| " + " | ".join(cell_text(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -13,7 +13,7 @@ from relocalizer.errors import OutputError
 from slam.run.files import write_atomically, writing
 
 REQUEST, ITEMS, RUNS, MAPS = "benchmark.json", "items", "runs", "maps"
-RESULTS, TABLE, REPORT = "results.json", "results.csv", "report.html"
+RESULTS, TABLE, MARKDOWN, REPORT = "results.json", "results.csv", "results.md", "report.html"
 FORMAT = 1
 DONE, FAILED = "done", "failed"  # Status of an item.
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -29,10 +29,10 @@ class Evaluated:
 
 
 Evaluate = Callable[[str, str], dict[str, Any]]  # (request, item) to its result.
-Workers = Callable[[str, Sequence[str]], Iterator[Evaluated]]  # (request, items) to results, in any order.
+Workers = Callable[[str, Sequence[str]], Generator[Evaluated]]  # (request, items) to results, in any order.
 
 
-def in_this_process(request: str, items: Sequence[str]) -> Iterator[Evaluated]:
+def in_this_process(request: str, items: Sequence[str]) -> Generator[Evaluated]:
     """Evaluates the items one after another."""
     for item in items:
         yield Evaluated(item, evaluate_item(request, item))
@@ -47,7 +47,7 @@ def in_processes(jobs: int, evaluate: Evaluate = evaluate_item) -> Workers:
         evaluate: importable function; for tests.
     """
 
-    def work(request: str, items: Sequence[str]) -> Iterator[Evaluated]:
+    def work(request: str, items: Sequence[str]) -> Generator[Evaluated]:
         with _Processes(request, min(jobs, len(items)), evaluate) as processes:
             yield from processes.evaluate(items)
 
@@ -87,10 +87,11 @@ class _Processes:
                 worker.item = waiting.pop()
                 with suppress(OSError):  # its death is noticed below
                     worker.pipe.send(worker.item)
-            busy = {worker.pipe: worker for worker in self.workers if worker.item}
-            for pipe in connection.wait(list(busy)):
-                worker = busy[pipe]  # type: ignore[index]
-                yield from self._received(worker, waiting)
+            busy = [worker for worker in self.workers if worker.item]
+            ready = connection.wait([worker.pipe for worker in busy])
+            for worker in busy:
+                if worker.pipe in ready:
+                    yield from self._received(worker, waiting)
 
     def _idle(self) -> _Worker | None:
         """A worker without an item, started if there are fewer than there may be."""
