@@ -1,4 +1,4 @@
-"""Evaluations of made-up items, in worker processes: some of them kill their process."""
+"""Made-up work for worker processes: some items kill their process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 
-def evaluate(request: str, item: str) -> dict[str, Any]:
-    """`die-N` kills its process at the first N tries, counted in the folder `request`; `sleep` takes ten minutes."""
+def work(request: str, item: str) -> int:
+    """The process. `die-N` kills it at the first N tries, counted in the folder `request`; `sleep` takes ten minutes."""
     folder = Path(request)
     tries = folder / f"{item}.tries"
     count = len(tries.read_text()) if tries.exists() else 0
@@ -22,13 +21,4 @@ def evaluate(request: str, item: str) -> dict[str, Any]:
         (folder / "sleep.new").write_text(str(os.getpid()))
         (folder / "sleep.new").rename(folder / "sleep.pid")
         time.sleep(600)
-    return {
-        "item": item,
-        "status": "done",
-        "faults": [],
-        "internal": "",
-        "seconds": 0.0,
-        "peak_memory_mb": 1e6 if item.startswith("large") else 1.0,
-        "machine": "",
-        "values": {"process": os.getpid()},
-    }
+    return os.getpid()

@@ -23,7 +23,7 @@ ALLOWED = {
         "relocalizer/predictors/reloc3r_predictor.py",
         "slam/benchmarks/torch_chunks.py",
     ),
-    "ray": ("slam/benchmarks/ray_workers.py",),
+    "ray": ("slam/workers/ray_cluster.py",),
     "faiss": ("relocalizer/retrieval.py", "relocalizer/vlad.py"),
     "gtsam_unstable": ("slam/mapping/gtsam_bundle_adjuster.py",),
     "gtsam": ("slam/loop_closing/gtsam_pose_graph.py", "slam/mapping/gtsam_bundle_adjuster.py"),
@@ -110,7 +110,7 @@ def test_modules_import_one_another_without_cycles():
 LAYERS = [
     "plain_text", "progress", "stopwatch", "predictor_checks", "config", "evaluation", "map", "events", "input",
     "tracking", "mapping", "result", "relocalization", "event_publisher", "loop_closing", "components", "sessions",
-    "frame_processor", "system", "run", "viz", "bench", "benchmarks", "cli", "__main__",
+    "frame_processor", "system", "run", "workers", "viz", "bench", "benchmarks", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -22,9 +22,10 @@ from slam.benchmarks import suites
 from slam.benchmarks.benchmark_run import run_benchmark
 from slam.benchmarks.results_folder import ResultsFolder, file_name
 from slam.benchmarks.suite import BenchmarkRequest
-from slam.benchmarks.workers import in_processes, in_this_process
 from slam.cli import app
 from slam.cli import benchmark as command
+from slam.workers.processes import in_processes
+from slam.workers.work import in_this_process
 
 ROOT = Path(__file__).parents[1]
 SESSION = {
@@ -97,8 +98,8 @@ def test_a_run_leaves_a_file_per_item_tables_and_a_report(data, tmp_path):
 def test_a_run_that_was_interrupted_goes_on_and_nothing_is_done_twice(data, tmp_path):
     seen: list[str] = []
 
-    def two(text, items):
-        for one in in_this_process(text, items):
+    def two(work, text, items):
+        for one in in_this_process(work, text, items):
             if len(seen) == 2:
                 raise KeyboardInterrupt
             seen.append(one.item)
@@ -109,9 +110,9 @@ def test_a_run_that_was_interrupted_goes_on_and_nothing_is_done_twice(data, tmp_
     assert (first.done, first.items) == (2, 5)
     asked: list[str] = []
 
-    def counted(text, items):
+    def counted(work, text, items):
         asked.extend(items)
-        return in_this_process(text, items)
+        return in_this_process(work, text, items)
 
     second = run(data, tmp_path / "out", counted)
     assert (second.done, second.resumed, second.interrupted) == (5, 2, False)

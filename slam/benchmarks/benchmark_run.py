@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slam.benchmarks.html_report import html_report
-from slam.benchmarks.item_evaluation import to_text
+from slam.benchmarks.item_evaluation import evaluate_item, failed, to_text
 from slam.benchmarks.result_files import csv_text, markdown_tables, results_values
 from slam.benchmarks.results_folder import MARKDOWN, REPORT, RESULTS, TABLE, ResultsFolder
 from slam.benchmarks.suite import BenchmarkRequest, Suite, Summary
 from slam.benchmarks.suites import open_suite
-from slam.benchmarks.workers import Workers
+from slam.workers.work import Workers
 
 
 class ItemProgress(Protocol):
@@ -85,11 +85,12 @@ def _evaluate(
             waiting = [item for item in stage if item not in ready]
             if not waiting:
                 continue
-            with closing(workers(to_text(request), waiting)) as evaluated:
-                for one in evaluated:
-                    folder.write_item(one.item, {**one.result, "retried": list(one.deaths)})
+            with closing(workers(evaluate_item, to_text(request), waiting)) as finished:
+                for one in finished:
+                    result = failed(one.item, one.fault) if one.result is None else one.result
+                    folder.write_item(one.item, {**result, "retried": list(one.deaths)})
                     count += 1
-                    on_item(count, total, one.item, "; ".join([*one.deaths, *one.result["faults"][:1]]))
+                    on_item(count, total, one.item, "; ".join([*one.deaths, *result["faults"][:1]]))
     except KeyboardInterrupt:
         return True
     return False

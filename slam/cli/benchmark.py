@@ -17,22 +17,24 @@ from slam.cli.options import (
     UNUSABLE,
     USER_ERROR,
     ConfigFiles,
+    Jobs,
     Overrides,
     PredictorName,
     RandomWeights,
+    RayAddress,
     Seed,
     Weights,
     complain,
     flags_of,
     load_settings,
     say,
+    workers_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from slam.benchmarks.benchmark_run import BenchmarkOutcome
-    from slam.benchmarks.workers import Workers
 
 # Listed here because the help must not load the suites; a test compares them.
 PAIRS = ("scannet1500", "megadepth1500", "re10k", "acid", "co3d", "re10k10", "pairs")
@@ -105,15 +107,8 @@ def benchmark(
     step: Annotated[
         int, typer.Option(metavar="N", min=1, help="Localization: use every N-th database and query image.")
     ] = 1,
-    jobs: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Number of processes.")] = 1,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Evaluate on a Ray cluster: its address, or 'local' for one of this machine.",
-            show_default=False,
-        ),
-    ] = None,
+    jobs: Jobs = 1,
+    ray: RayAddress = None,
     fail_above: Limits = [],  # noqa: B006
     fail_below: Floors = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and results.")] = False,
@@ -157,18 +152,8 @@ def benchmark(
         step=step,
     )
     session = session_values(sys.argv[1:], settings)
-    outcome = run_benchmark(request, _workers(jobs, ray), session, _Progress(quiet))
+    outcome = run_benchmark(request, workers_of(jobs, ray), session, _Progress(quiet))
     raise typer.Exit(_ended(outcome, limits, floors))
-
-
-def _workers(jobs: int, ray: str | None) -> Workers:
-    from slam.benchmarks.workers import in_processes, in_this_process
-
-    if ray is not None:
-        from slam.benchmarks.ray_workers import on_ray
-
-        return on_ray(ray, jobs if jobs > 1 else None)
-    return in_processes(jobs) if jobs > 1 else in_this_process
 
 
 class _Progress:

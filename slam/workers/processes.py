@@ -1,4 +1,4 @@
-"""Where items are evaluated: in this process, or in several processes of this machine."""
+"""Workers in several processes of this machine."""
 
 from __future__ import annotations
 
@@ -6,52 +6,32 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
-from slam.benchmarks.item_evaluation import evaluate_item, failed
+from slam.run.runner import peak_memory_mb
+from slam.workers.work import ATTEMPTS, Finished, Work, Workers
 
-ATTEMPTS = 3  # Number of times an item is begun, if its worker dies.
 WORKER_MEMORY_MB = 6000.0  # Peak memory above which a worker is replaced by a new one, megabytes.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluated:
-    """An item's result, and one sentence for each worker that died while evaluating it."""
-
-    item: str
-    result: dict[str, Any]
-    deaths: tuple[str, ...] = ()
-
-
-Evaluate = Callable[[str, str], dict[str, Any]]  # (request, item) to its result.
-Workers = Callable[[str, Sequence[str]], Generator[Evaluated]]  # (request, items) to results, in any order.
-
-
-def in_this_process(request: str, items: Sequence[str]) -> Generator[Evaluated]:
-    """Evaluates the items one after another."""
-    for item in items:
-        yield Evaluated(item, evaluate_item(request, item))
-
-
-def in_processes(jobs: int, evaluate: Evaluate = evaluate_item) -> Workers:
-    """Workers that evaluate items in `jobs` processes.
+def in_processes(jobs: int, *, memory_mb: float = WORKER_MEMORY_MB) -> Workers:
+    """Workers in `jobs` processes.
 
     A process that dies, for example because memory ran out, is replaced, and its item begun again.
 
     Args:
-        evaluate: importable function; for tests.
+        memory_mb: peak memory above which a process is replaced after its item, megabytes.
     """
 
-    def work(request: str, items: Sequence[str]) -> Generator[Evaluated]:
-        with _Processes(request, min(jobs, len(items)), evaluate) as processes:
-            yield from processes.evaluate(items)
+    def do(work: Work, request: str, items: Sequence[str]) -> Generator[Finished]:
+        with _Processes(work, request, min(jobs, len(items)), memory_mb) as processes:
+            yield from processes.results(items)
 
-    return work
+    return do
 
 
 @dataclass(slots=True, eq=False)
@@ -65,9 +45,10 @@ class _Worker:
 class _Processes:
     """A fixed number of processes, each with a pipe for items and results."""
 
+    work: Work
     request: str
     count: int
-    evaluate_item: Evaluate
+    memory_mb: float
     workers: list[_Worker] = field(default_factory=list)
     deaths: dict[str, list[str]] = field(default_factory=dict)
 
@@ -80,7 +61,7 @@ class _Processes:
             worker.process.join()
             worker.pipe.close()
 
-    def evaluate(self, items: Sequence[str]) -> Iterator[Evaluated]:
+    def results(self, items: Sequence[str]) -> Iterator[Finished]:
         waiting = list(reversed(items))
         while waiting or any(worker.item for worker in self.workers):
             while waiting and (worker := self._idle()) is not None:
@@ -101,10 +82,10 @@ class _Processes:
             self.workers.append(found)
         return found
 
-    def _received(self, worker: _Worker, waiting: list[str]) -> Iterator[Evaluated]:
+    def _received(self, worker: _Worker, waiting: list[str]) -> Iterator[Finished]:
         item, worker.item = worker.item, ""
         try:
-            result = worker.pipe.recv()
+            result, memory_mb = worker.pipe.recv()
         except (EOFError, OSError):
             self._replace(worker)
             deaths = self.deaths.setdefault(item, [])
@@ -112,17 +93,17 @@ class _Processes:
             if len(deaths) < ATTEMPTS:
                 waiting.append(item)
             else:
-                yield Evaluated(item, failed(item, f"its worker died {len(deaths)} times"), tuple(deaths))
+                yield Finished(item, None, tuple(deaths))
             return
-        if result["peak_memory_mb"] > WORKER_MEMORY_MB:
+        if memory_mb > self.memory_mb:
             self._replace(worker)
-        yield Evaluated(item, result, tuple(self.deaths.get(item, ())))
+        yield Finished(item, result, tuple(self.deaths.get(item, ())))
 
     def _started(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // self.count)
-        process = context.Process(target=_serve, args=(self.request, theirs, threads, self.evaluate_item), daemon=True)
+        process = context.Process(target=_serve, args=(self.work, self.request, theirs, threads), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -137,14 +118,15 @@ class _Processes:
             worker.process.join()
 
 
-def _serve(request: str, pipe: connection.Connection, threads: int, evaluate: Evaluate) -> None:
-    """Evaluates the items that come through the pipe, until it is closed or the process is told to end."""
+def _serve(work: Work, request: str, pipe: connection.Connection, threads: int) -> None:
+    """Does the items that come through the pipe, until it is closed or the process is told to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
-            pipe.send(evaluate(request, pipe.recv()))
+            result = work(request, pipe.recv())
+            pipe.send((result, peak_memory_mb()))
 
 
 def _end_with_parent() -> None:
