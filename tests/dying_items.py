@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def work(request: str, item: str) -> int:
-    """The process. `die-N` kills it at the first N tries, counted in the folder `request`; `sleep` takes ten minutes."""
+    """The process. `die-N` kills it at the first N tries, counted in the folder `request`; `sleep` does not end."""
     folder = Path(request)
     tries = folder / f"{item}.tries"
     count = len(tries.read_text()) if tries.exists() else 0
