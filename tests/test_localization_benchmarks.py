@@ -36,7 +36,7 @@ def evaluated(suite: str, root: Path, **options: object):
 @pytest.fixture(scope="module")
 def seven_scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("7scenes")
-    return root, miniatures.seven_scenes(root, room_views(8))
+    return root, miniatures.seven_scenes(root, room_views(6))
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def true_poses(monkeypatch, seven_scenes):
 
 @pytest.mark.usefixtures("true_poses")
 def test_true_relative_poses_localize_without_error(seven_scenes):
-    opened, results, summary = evaluated("7scenes-localization", seven_scenes[0], top_k=4)
+    opened, results, summary = evaluated("7scenes-localization", seven_scenes[0], top_k=3)
     assert opened.stages() == [["map-chess", "map-chess-SfM"], ["chess-000", "chess-SfM-000"]]
-    assert results["map-chess"]["keyframes"] == 4
+    assert results["map-chess"]["keyframes"] == 3
     queries = [query for item in ("chess-000", "chess-SfM-000") for query in results[item]["queries"]]
-    assert len(queries) == 8
+    assert len(queries) == 6
     for query in queries:
         for method in (AVERAGING, NAME):
             assert query[method]["m"] < 1e-6, method
@@ -60,33 +60,38 @@ def test_true_relative_poses_localize_without_error(seven_scenes):
     for truth in ("kinectfusion", "sfm"):
         assert summary.figures[f"robust_averaging_mean_{truth}_m"] < 1e-6
         assert summary.figures[f"component_median_lines_mean_{truth}_deg"] < 1e-6
-    assert len(opened.rows(results)) == 8
+    assert len(opened.rows(results)) == 6
 
 
 def test_local_features_localize_in_a_rendered_scene(seven_scenes):
     """The landmarks of the scene's own images; a wrong camera or pose convention would leave nothing."""
-    opened = open_suite(request("7scenes-localization", seven_scenes[0], limit=2))
+    opened = open_suite(request("7scenes-localization", seven_scenes[0], limit=1))
     opened.evaluate("map-chess")
     result = opened.evaluate("chess-000")
-    assert len(result["queries"]) == 2
+    assert len(result["queries"]) == 1
     for query in result["queries"]:
         assert query[LANDMARKS]["m"] < 0.02
         assert query[LANDMARKS]["deg"] < 0.5
 
 
 def test_cambridge_takes_names_from_the_lists_and_poses_from_the_reconstruction(tmp_path, monkeypatch):
+    """An image that is missing is told, and the others are localized."""
     views = miniatures.cambridge(tmp_path, room_views(8))
     monkeypatch.setattr("slam.components.assembly.build_predictor", lambda config: ThumbnailOracle(views))
+    (tmp_path / "ShopFacade/seq1/frame00004.png").unlink()
     opened, results, summary = evaluated("cambridge", tmp_path, top_k=3)
     queries = results["ShopFacade-000"]["queries"]
-    assert [query["query"] for query in queries] == [f"seq1/frame{k:05d}.png" for k in (2, 4, 6, 8)]
+    assert [query["query"] for query in queries] == [f"seq1/frame{k:05d}.png" for k in (2, 6, 8)]
     assert max(query[NAME]["m"] for query in queries) < 1e-6
     assert opened._scene("ShopFacade").left_out == 1  # a query without a pose
+    [fault] = results["ShopFacade-000"]["faults"]
+    assert "frame00004.png" in fault
     assert set(summary.figures) >= {"landmarks_mean_of_5_m", "landmarks_mean_of_4_without_greatcourt_m"}
+    assert summary.tables[0].rows[-1][0] == "mean of 5: only 1 of 5 scenes"
 
 
 PAIRS = [
-    (f"seq-02/frame-{k:06d}.color.png", f"seq-01/frame-{j:06d}.color.png") for k in range(2) for j in (k, k + 1, 3)
+    (f"seq-02/frame-{k:06d}.color.png", f"seq-01/frame-{j:06d}.color.png") for k in range(2) for j in (k, k + 1, 2 - k)
 ]
 
 
@@ -107,9 +112,9 @@ def write_retrieval(folder: Path, form: str) -> Path:
 def test_a_retrieval_is_read_in_both_formats(tmp_path, form):
     written = write_retrieval(tmp_path, form)
     assert retrieval_file(tmp_path, "chess") == retrieval_file(written, "chess") == written
-    rows = {f"seq-01/frame-{k:06d}.color.png": 10 + k for k in range(3)}  # the fourth image could not be read
+    rows = {f"seq-01/frame-{k:06d}.color.png": 10 + k for k in range(3)}
     found = rows_by_name(read_retrieval(written), [PAIRS[0][0], PAIRS[3][0], "seq-02/frame-000009.color.png"], rows)
-    assert list(found.values()) == [[10, 11], [11, 12], []]
+    assert list(found.values()) == [[10, 11, 12], [11, 12, 11], []]
 
 
 def test_a_retrieval_of_another_form_is_one_line(tmp_path):
@@ -129,7 +134,7 @@ def test_a_given_retrieval_says_which_images_are_related(seven_scenes, tmp_path)
     opened.evaluate("map-chess")
     found = {query["query"]: query for query in opened.evaluate("chess-000")["queries"]}
     assert found["seq-02/frame-000001.color.png"][NAME]["m"] < 1e-6
-    unlisted = found["seq-02/frame-000003.color.png"]
+    unlisted = found["seq-02/frame-000002.color.png"]
     assert unlisted[LANDMARKS] == {"m": None, "deg": None, "reason": "no database image was retrieved"}
     assert unlisted[NAME]["m"] is None
 
@@ -198,16 +203,6 @@ def test_the_official_averaging_needs_directions_that_differ(rng):
 
 
 # --- what may be wrong with the data --------------------------------------------------------------------
-
-
-def test_a_missing_query_is_a_line_and_the_others_go_on(tmp_path, monkeypatch):
-    views = miniatures.cambridge(tmp_path, room_views(8))
-    monkeypatch.setattr("slam.components.assembly.build_predictor", lambda config: ThumbnailOracle(views))
-    (tmp_path / "ShopFacade/seq1/frame00004.png").unlink()
-    _, results, _ = evaluated("cambridge", tmp_path, top_k=3)
-    assert len(results["ShopFacade-000"]["queries"]) == 3
-    [fault] = results["ShopFacade-000"]["faults"]
-    assert "frame00004.png" in fault
 
 
 def test_a_scene_that_cannot_be_read_is_a_line_and_the_others_go_on(tmp_path):

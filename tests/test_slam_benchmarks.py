@@ -67,7 +67,7 @@ def test_every_slam_suite_has_a_miniature():
 @pytest.mark.parametrize("suite", LAYOUTS)
 def test_a_world_without_noise_has_no_error_in_any_layout(tmp_path, monkeypatch, suite):
     make, camera, item = LAYOUTS[suite]
-    make(tmp_path, oracle_views(monkeypatch, camera, 20))
+    make(tmp_path, oracle_views(monkeypatch, camera, 16))
     opened = open_suite(request(suite, tmp_path))
     assert opened.stages() == [[item]]
     result = opened.evaluate(item)
@@ -209,6 +209,7 @@ def run(sequence: str, error: float | None, seed: int = 0) -> dict[str, object]:
     return {
         "sequence": sequence, "seed": seed, "frames": 10, "tracked": 9, "coverage": 0.9, "keyframes": 3,
         "lost_episodes": 0, "lost_frames": 0, "loops": 0, "fps": 9.0, "verdict": "good", "kitti": None, "plot": None,
+        "resolution": "640x480",
         "all": errors, "keyframes_errors": errors, "online": errors, "reason": "" if error else "0 of 9 poses",
     }  # fmt: skip
 

@@ -65,6 +65,7 @@ def _until(is_so, limit_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_worker_that_took_much_memory_is_replaced(tmp_path):
     processes = [one.result for one in in_processes(1, memory_mb=1.0)(dying_items.work, str(tmp_path), ["a", "b"])]
     assert processes[0] != processes[1]

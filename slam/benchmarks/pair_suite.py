@@ -107,7 +107,8 @@ class PairSuite:
 
     def evaluate(self, item: str) -> dict[str, Any]:
         pairs = self._listing.items[item]()
-        encoded, unusable = self._encode(_images_of(pairs))
+        sizes: set[str] = set()
+        encoded, unusable = self._encode(_images_of(pairs), sizes)
         usable = [pair for pair in pairs if pair.first.name in encoded and pair.second.name in encoded]
         if pairs and not usable:
             raise next(iter(unusable.values()))
@@ -117,6 +118,7 @@ class PairSuite:
             estimates += self._predictor.relate([(encoded[p.first.name], encoded[p.second.name]) for p in part])
         return {
             GROUP: _group_of(self._request.suite, item),
+            "sizes": sorted(sizes),
             "pairs": [_entry(p, checked(estimate)) for p, estimate in zip(usable, estimates, strict=True)],
             "faults": [str(error) for error in unusable.values()],
         }
@@ -143,8 +145,10 @@ class PairSuite:
     def _predictor(self) -> PosePredictor:
         return assembly.build_predictor(self._request.settings)
 
-    def _encode(self, images: Sequence[ListedImage]) -> tuple[dict[str, Encoded], dict[str, UserError]]:
-        """Encodings of the usable images, and the errors of the others, by name."""
+    def _encode(
+        self, images: Sequence[ListedImage], sizes: set[str]
+    ) -> tuple[dict[str, Encoded], dict[str, UserError]]:
+        """Encodings of the usable images, and the errors of the others, by name; their sizes are added to `sizes`."""
         encoded: dict[str, Encoded] = {}
         errors: dict[str, UserError] = {}
         for start in range(0, len(images), ENCODED_AT_ONCE):
@@ -152,6 +156,8 @@ class PairSuite:
             for image in images[start : start + ENCODED_AT_ONCE]:
                 try:
                     views[image.name] = self._with_camera(image.load())
+                    height, width = views[image.name].image.shape[:2]
+                    sizes.add(f"{width}x{height}")
                 except UserError as error:
                     errors[image.name] = error
             encoded |= dict(zip(views, self._predictor.encode(list(views.values())), strict=True))

@@ -45,10 +45,11 @@ def summarize_pairs(
         more, table = _accuracies(results, by_group=kind is PairTables.ACCURACY_BY_GROUP)
         figures |= more
         tables.insert(0, table)
-    counts = {"pairs": f"{len(pairs)}", **_answered(pairs)}
+    sizes = sorted({size for result in results.values() for size in result["sizes"]})
+    facts = {"scored": f"{len(pairs)} pairs", **_answered(pairs), "resolution": _in_words(sizes)}
     return Summary(
         title=title,
-        protocol={**protocol, "scored": counts["pairs"] + " pairs", "answered": counts["answered"]},
+        protocol={**protocol, **facts},
         figures=figures,
         tables=[*tables, *([published] if published else [])],
         plots=_plots(pairs, results),
@@ -78,6 +79,10 @@ def _auc(pairs: Sequence[Pair]) -> tuple[dict[str, float], list[Table]]:
 def _answered(pairs: Sequence[Pair]) -> dict[str, str]:
     missing = sum(bool(pair["missing"]) for pair in pairs)
     return {"answered": f"{100 * (1 - missing / len(pairs)):.1f} % of the pairs have a rotation and a direction"}
+
+
+def _in_words(sizes: Sequence[str]) -> str:
+    return ", ".join(sizes) if len(sizes) <= 4 else f"{len(sizes)} sizes, such as {sizes[0]} and {sizes[-1]}"
 
 
 def _by_overlap(pairs: Sequence[Pair]) -> Table:

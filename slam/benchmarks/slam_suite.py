@@ -94,6 +94,8 @@ class SlamSuite:
             "intrinsics": "as published with the data set",
             "runs": f"{self._request.seeds} of each sequence, median" if self._request.seeds > 1 else "one of each",
         }
+        sizes = sorted({str(result["resolution"]) for result in results.values()})
+        protocol["resolution"] = ", ".join(sizes[:4]) + (", ..." if len(sizes) > 4 else "")
         summary = summarize_runs(self._protocol.title, protocol, results, self._sequences.missing)
         if self._protocol.published is None:
             return summary
@@ -129,8 +131,9 @@ def _raise_failure(report: RunReport) -> None:
 def _facts(report: RunReport) -> dict[str, Any]:
     """Figures of a run that need no ground truth."""
     values = report.values
-    lost = values["lost_episodes"]
+    lost, camera = values["lost_episodes"], values["camera"]
     return {
+        "resolution": f"{camera.width}x{camera.height}",
         "frames": report.frames,
         "tracked": report.tracked,
         "coverage": report.coverage,
