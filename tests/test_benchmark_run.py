@@ -168,6 +168,29 @@ def test_a_bug_in_one_item_leaves_the_others(data, tmp_path, monkeypatch):
     assert "Traceback" in entry["internal"]
 
 
+@pytest.mark.usefixtures("true_poses")
+def test_progress_counts_the_items_of_this_run(data, tmp_path):
+    """The time left would be wrong if items from before counted."""
+    told: list[tuple[int, int]] = []
+    run_benchmark(
+        request(data, tmp_path / "out"), in_this_process, SESSION, lambda done, total, *_: told.append((done, total))
+    )
+    assert told == [(k, 5) for k in range(6)]
+    (tmp_path / "out/items/scene0708_00.json").unlink()
+    told.clear()
+    run_benchmark(
+        request(data, tmp_path / "out"), in_this_process, SESSION, lambda done, total, *_: told.append((done, total))
+    )
+    assert told == [(0, 1), (1, 1)]
+
+
+def test_numbers_that_json_has_not_are_none(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    (tmp_path / "items").mkdir()
+    folder.write_item("a", {"item": "a", "values": {"errors": [1.0, float("nan"), float("inf")]}})
+    assert folder.results(["a"])["a"]["values"] == {"errors": [1.0, None, None]}
+
+
 def test_a_file_that_a_full_disk_cut_off_counts_as_not_there(tmp_path):
     folder = ResultsFolder(tmp_path)
     (tmp_path / "items").mkdir()

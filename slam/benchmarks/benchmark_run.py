@@ -18,7 +18,7 @@ from slam.workers.work import Workers
 
 
 class ItemProgress(Protocol):
-    """Called after each item; `fault` is one sentence, empty without one."""
+    """Called before the first and after each item of this run; `fault` is one sentence, empty without one."""
 
     def __call__(self, done: int, total: int, item: str, fault: str) -> None: ...
 
@@ -77,9 +77,9 @@ def _evaluate(
     on_item: ItemProgress,
 ) -> bool:
     """Evaluate what is not done; whether Ctrl-C ended it."""
-    total = sum(len(stage) for stage in stages)
     ready = folder.done([item for stage in stages for item in stage])
-    count = len(ready)
+    count, total = 0, sum(len(stage) for stage in stages) - len(ready)
+    on_item(0, total, "", "")
     try:
         for stage in stages:
             waiting = [item for item in stage if item not in ready]

@@ -24,7 +24,7 @@ from slam.benchmarks.pair_data import ListedImage, ListedPair, PairListing, all_
 from slam.benchmarks.torch_chunks import read_index
 from slam.input.text_rows import path_inside
 
-ANNOTATIONS = "frame_annotations.jgz"
+ANNOTATIONS, SEQUENCES = "frame_annotations.jgz", "sequence_annotations.jgz"
 POSITIONS = "CO3Dv2_relpose_seq-id-map_seed42.json"
 VIEWS, LEAST_FRAMES = 10, 50  # Images of a sequence that are related; images that a drawn sequence must have.
 # RelPose's split: the categories of which sequences are seen in training, and on which the published rows are.
@@ -54,33 +54,48 @@ def co3d(root: Path, pairs: Path | None) -> PairListing:
     positions = None if fixed is None else read_index(fixed)
     items: dict[str, Callable[[], Sequence[ListedPair]]] = {}
     for category in categories:
-        for sequence, frames in _sequences(root / category / ANNOTATIONS).items():
-            if _is_used(sequence, len(frames), positions):
-                items[f"{category}-{sequence}"] = partial(_pairs, root, category, sequence, positions)
+        for sequence in _used_sequences(root / category, positions):
+            items[f"{category}-{sequence}"] = partial(_pairs, root, category, sequence, positions)
     return PairListing(items)
 
 
-def _is_used(sequence: str, frames: int, positions: Mapping[str, Any] | None) -> bool:
-    return sequence in positions if positions is not None else frames >= LEAST_FRAMES
+def _used_sequences(folder: Path, positions: Mapping[str, Any] | None) -> list[str]:
+    """Those with positions, or without any those that are long enough.
+
+    The annotations of all frames of a category are large; those of its sequences have the names too.
+    """
+    if positions is None:
+        return [name for name, frames in _sequences(folder / ANNOTATIONS).items() if len(frames) >= LEAST_FRAMES]
+    named = folder / (SEQUENCES if (folder / SEQUENCES).is_file() else ANNOTATIONS)
+    names = dict.fromkeys(str(entry["sequence_name"]) for entry in _entries(named))
+    return [name for name in names if name in positions]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of an annotation file, each of which names its sequence."""
+    try:
+        entries = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "sequence_name" in e for e in entries):
+        raise BenchmarkError(f"{path}: expected a list of entries with 'sequence_name'")
+    return entries
 
 
 @lru_cache(maxsize=2)
 def _sequences(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Frame annotations by sequence, in order of frame number."""
+    sequences: dict[str, list[dict[str, Any]]] = {}
+    for frame in _entries(path):
+        sequences.setdefault(str(frame["sequence_name"]), []).append(frame)
     try:
-        frames = json.loads(gzip.decompress(path.read_bytes()))
-        sequences: dict[str, list[dict[str, Any]]] = {}
-        for frame in frames:
-            sequences.setdefault(str(frame["sequence_name"]), []).append(frame)
         return {name: sorted(own, key=lambda f: int(f["frame_number"])) for name, own in sequences.items()}
-    except (OSError, EOFError, zlib.error) as error:
-        raise BenchmarkError(f"{path}: cannot be read ({error})") from None
     except (ValueError, KeyError, TypeError):
-        raise BenchmarkError(f"{path}: expected a list of frames with 'sequence_name' and 'frame_number'") from None
+        raise BenchmarkError(f"{path}: expected a 'frame_number' of each frame") from None
 
 
 def _pairs(root: Path, category: str, sequence: str, positions: Mapping[str, Any] | None) -> Sequence[ListedPair]:
-    frames = _sequences(root / category / ANNOTATIONS)[sequence]
+    frames = _sequences(root / category / ANNOTATIONS).get(sequence, [])
     chosen = drawn_positions(sequence, len(frames)) if positions is None else positions[sequence]
     if not isinstance(chosen, list) or len(chosen) != VIEWS:
         raise BenchmarkError(f"{sequence}: expected {VIEWS} positions of images in the sequence")

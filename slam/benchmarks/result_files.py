@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ def results_values(summary: Summary, run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": summary.title,
         "protocol": dict(summary.protocol),
-        "figures": {name: value if math.isfinite(value) else None for name, value in summary.figures.items()},
+        "figures": dict(summary.figures),
         "tables": [
             {"title": t.title, "columns": list(t.columns), "rows": [list(row) for row in t.rows], "note": t.note}
             for t in summary.tables

@@ -166,7 +166,7 @@ class _Progress:
         self._quiet = quiet
 
     def __call__(self, done: int, total: int, item: str, fault: str) -> None:
-        if fault:
+        if fault:  # on its own line
             self._progress.close()
             complain(fault if fault.startswith(item) else f"{item}: {fault}")
         if not self._quiet:
