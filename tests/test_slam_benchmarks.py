@@ -25,6 +25,7 @@ from slam.components.assembly import Components
 from slam.input.dataset_calibrations import ICL_NUIM_CAMERA, SEVEN_SCENES_CAMERA
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
+from slam.run.plain_values import plain
 
 FREE = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 Write = Callable[[Path, Sequence[View]], Path]
@@ -80,6 +81,8 @@ def test_a_world_without_noise_has_no_error_in_any_layout(tmp_path, monkeypatch,
         assert errors["rpe_frame"]["translation"]["max"] < 1e-6
         assert np.radians(errors["rpe_frame"]["rotation_deg"]["max"]) < 1e-6
         assert np.radians(errors["orientation_deg"]["max"]) < 1e-6
+    of_run = json.loads((tmp_path / ".out" / "runs" / item / "report.json").read_text())
+    assert json.loads(json.dumps(plain(result["all"]))) == of_run["evaluation"]  # the figures of slam run
     summary = opened.summarize({item: result})
     assert summary.figures["ate_sim3"] < 1e-6
     assert summary.tables[0].rows[0][0] == item
