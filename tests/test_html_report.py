@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -160,3 +163,30 @@ def test_chromium_shows_the_page_at_1280_pixels(tmp_path: Path) -> None:
     assert blue.sum() > 5000
     red = (image[..., 2] > 120) & (image[..., :2].max(axis=2) < 60)
     assert red.sum() > 50  # the fault
+
+
+def test_tables_of_committed_results_are_put_into_a_page(tmp_path, root, monkeypatch):
+    values = {
+        "tables": [
+            {"title": "Errors", "columns": ["sequence", "ATE"], "rows": [["a|b", 0.123456], ["c", None]], "note": ""}
+        ],
+        "sessions": [SESSION],
+    }
+    (tmp_path / "tum.json").write_text(json.dumps(values))
+    page = tmp_path / "results.md"
+    page.write_text("Before.\n\n<!-- results: tum.json -->\nold\n<!-- end of results -->\n\nAfter.\n")
+    script = runpy.run_path(str(root / "docs" / "results_tables.py"))
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["results_tables.py", str(page), *words])
+        return int(script["main"]())
+
+    assert run("--check") == 1
+    assert run() == 0
+    text = page.read_text()
+    assert "| sequence | ATE |\n|---|--:|\n| a\\|b | 0.1235 |\n| c | – |\n" in text
+    assert "`slam benchmark tum --data <tum>`, commit abc" in text
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+    assert "old" not in text
+    assert run("--check") == 0

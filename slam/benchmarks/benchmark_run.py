@@ -128,6 +128,7 @@ def _written(
     )
     folder.write_json(RESULTS, values)
     folder.write(TABLE, csv_text(suite.rows(done)))
-    folder.write(MARKDOWN, markdown_tables(summary))
+    protocol = "".join(f"- {name}: {value}\n" for name, value in summary.protocol.items())
+    folder.write(MARKDOWN, f"# {summary.title}\n\n{markdown_tables(values)}{protocol}")
     folder.write(REPORT, html_report(summary, values))
     return outcome

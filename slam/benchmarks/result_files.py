@@ -35,16 +35,20 @@ def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
     return text.getvalue()
 
 
-def markdown_tables(summary: Summary) -> str:
-    """The tables in Markdown, for documents and comments."""
-    lines = [f"# {summary.title}", ""]
-    for table in summary.tables:
-        numeric = [any(isinstance(row[k], int | float) for row in table.rows) for k in range(len(table.columns))]
-        lines += [f"## {table.title}", "", _row(table.columns), "|" + "".join("--:|" if n else "---|" for n in numeric)]
-        lines += [*(_row(row) for row in table.rows), ""]
-        lines += [table.note, ""] if table.note else []
-    lines += [f"- {name}: {value}" for name, value in summary.protocol.items()]
-    return "\n".join(lines) + "\n"
+def markdown_tables(values: Mapping[str, Any], *, level: int = 2) -> str:
+    """The tables of results.json in Markdown, for documents and comments.
+
+    Args:
+        level: of the headings.
+    """
+    lines: list[str] = []
+    for table in values["tables"]:
+        numeric = [any(isinstance(row[k], int | float) for row in table["rows"]) for k in range(len(table["columns"]))]
+        lines += [f"{'#' * level} {table['title']}", "", _row(table["columns"])]
+        lines += ["|" + "".join("--:|" if number else "---|" for number in numeric)]
+        lines += [*(_row(row) for row in table["rows"]), ""]
+        lines += [table["note"], ""] if table["note"] else []
+    return "\n".join(lines)
 
 
 def _row(cells: Sequence[Cell]) -> str:
