@@ -84,6 +84,8 @@ def bench(
 ) -> None:
     """Measure speed, memory and the time per stage (median, 95th percentile) of a run, without a run folder.
 
+    `slam benchmark` measures the accuracy on public benchmarks.
+
     Examples:
 
       slam bench sequences/room_loop
