@@ -484,7 +484,7 @@ def test_a_verb_that_ctrl_c_ended_says_so(slam_command, monkeypatch):
     def interrupted(given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slam.input.query_images.query_images", interrupted)
+    monkeypatch.setattr("slam.workers.localization.query_images", interrupted)
     ended = slam_command("relocalize", "map", "images")
     assert ended.code == 130
     assert ended.complaint == "slam: interrupted"

@@ -121,11 +121,16 @@ def from_poses(
         progress.close()
     save_map(out, created)
     print(f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}")
-    if len(created.landmarks) < MIN_LANDMARKS * len(created.keyframes):
+    _expect_landmarks(len(created.landmarks), len(created.keyframes))
+    if not quiet:
+        say(f"next: slam relocalize {out} IMAGES")
+
+
+def _expect_landmarks(landmarks: int, keyframes: int) -> None:
+    """Say that a map with so few landmarks cannot be used, and end the command."""
+    if landmarks < MIN_LANDMARKS * keyframes:
         complain(
-            f"{len(created.landmarks)} landmarks fit the poses of {len(created.keyframes)} images: "
+            f"{landmarks} landmarks fit the poses of {keyframes} images: "
             "are the poses and the camera those of these images?"
         )
         raise typer.Exit(UNUSABLE)
-    if not quiet:
-        say(f"next: slam relocalize {out} IMAGES")
