@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from relocalizer.restricted_pickle import DamagedPickleError, RefusedPickleError, load_restricted
+from slam.benchmarks.array_files import read_array, read_arrays
 from slam.benchmarks.benchmark_error import BenchmarkError
-from slam.benchmarks.restricted_pickle import read_array, read_arrays
 
 
 class Runs:
@@ -95,3 +97,63 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, data: bytes) -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="cannot be read"):
         read_arrays(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numbers_text_and_arrays_come_back(protocol: int) -> None:
+    rows = [("scene", 3, np.arange(12, dtype=">f4").reshape(3, 4), np.asfortranarray(np.eye(3)), np.float64(0.5))]
+    names = np.array([["a.jpg", "b"], ["c", "dd"]])
+    found_rows, found_names = load_restricted(io.BytesIO(pickle.dumps([rows, names], protocol=protocol)))
+    [found] = found_rows
+    assert found[:2] == ("scene", 3)
+    assert np.array_equal(found[2], rows[0][2])
+    assert np.array_equal(found[3], np.eye(3))
+    assert found[4] == 0.5
+    assert found_names.tolist() == names.tolist()
+
+
+class Built:
+    """What `make` returns, made by calling `function` with `arguments`, and then given `state`."""
+
+    def __init__(self, function, arguments, state=None) -> None:
+        self.made = (function, arguments, state) if state is not None else (function, arguments)
+
+    def __reduce__(self):
+        return self.made
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+TYPE = np.dtype("f8")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        Built(os.getcwd, ()),
+        Built(np.dtype, ("V8",)),
+        Built(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype("O"), False, b"12345678")),
+        Built(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), TYPE, False, [object])),
+        np.dtype("f8"),
+        RECONSTRUCT,
+    ],
+    ids=["function", "raw type", "bytes as objects", "objects as numbers", "type", "bare function"],
+)
+def test_pickles_that_lie_about_arrays_are_refused(hostile: object) -> None:
+    with pytest.raises(RefusedPickleError):
+        load_restricted(io.BytesIO(pickle.dumps([hostile])))
+
+
+def test_a_type_whose_state_says_that_numbers_are_objects_stays_one_of_numbers() -> None:
+    version, order, *rest, _ = np.dtype("f8").__reduce__()[2]
+    flags = 0x3F  # all that numpy knows, references to objects included
+    kind = Built(np.dtype, ("f8", False, True), (version, order, *rest, flags))
+    array = Built(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), kind, False, np.float64(0.5).tobytes()))
+    [found] = load_restricted(io.BytesIO(pickle.dumps([array])))
+    assert found.dtype == np.float64
+    assert found.tolist() == [0.5]
+
+
+def test_more_elements_than_bytes_is_damage() -> None:
+    array = Built(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1 << 40,), TYPE, False, b"12345678"))
+    with pytest.raises(DamagedPickleError):
+        load_restricted(io.BytesIO(pickle.dumps([array])))

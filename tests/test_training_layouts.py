@@ -18,7 +18,6 @@ from relocalizer.geometry import rotation_angle
 from relocalizer.training.loss import relative_pose
 from relocalizer.training.output_files import read_lines
 from relocalizer.training.public_layouts import open_public
-from relocalizer.training.restricted_pickle import read_pickled_list
 from relocalizer.training.session import train
 
 COUNT = 16
@@ -280,29 +279,3 @@ def test_a_broken_view_takes_only_its_pairs_along_and_is_named(layout, how, view
     assert 0 < len(loader.broken) < len(opened)
     assert all("\n" not in reason for reason in loader.broken.values())
     assert len(caplog.records) == len(loader.broken)
-
-
-def test_a_pickle_that_names_anything_else_is_refused(tmp_path):
-    path = tmp_path / "metadata_train.pkl"
-    path.write_bytes(pickle.dumps([Path("x")]))
-    with pytest.raises(TrainingError, match=r"holds more than numbers and texts \(pathlib"):
-        read_pickled_list(path)
-    path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "run").encode() + b"'\ntR.")
-    with pytest.raises(TrainingError, match="holds more than numbers and texts"):
-        read_pickled_list(path)
-    assert not (tmp_path / "run").exists()
-    path.write_bytes(pickle.dumps([np.array([print], dtype=object)]))
-    with pytest.raises(TrainingError):
-        read_pickled_list(path)
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_numbers_come_back(protocol, tmp_path):
-    path = tmp_path / "list.pkl"
-    rows = [("scene", 3, np.arange(12, dtype=">f4").reshape(3, 4), np.asfortranarray(np.eye(3)), np.float64(0.5))]
-    path.write_bytes(pickle.dumps(rows, protocol=protocol))
-    [found] = read_pickled_list(path)
-    assert found[:2] == ["scene", 3]
-    assert np.array_equal(found[2], rows[0][2])
-    assert np.array_equal(found[3], np.eye(3))
-    assert found[4] == 0.5

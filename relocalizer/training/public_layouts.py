@@ -23,8 +23,8 @@ from relocalizer.errors import CameraError, TrainingError
 from relocalizer.geometry import FloatArray
 from relocalizer.image_headers import image_size
 from relocalizer.images import read_image
+from relocalizer.restricted_pickle import DamagedPickleError, RefusedPickleError, load_restricted
 from relocalizer.training.pair_data import PairSet, View
-from relocalizer.training.restricted_pickle import read_pickled_list
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -165,12 +165,30 @@ def _megadepth(root: Path, split: str) -> PairSet:
     return _by_files(f"megadepth {split}", names, lambda found: (found["intrinsics"], found["cam2world"]))
 
 
+def _pickled_list(path: Path) -> list[Any]:
+    """The list in a pickle file, which may hold numbers, text and numeric arrays only."""
+    try:
+        with path.open("rb") as file:
+            found = load_restricted(file)
+    except FileNotFoundError:
+        raise TrainingError(f"{path}: no such file; expected the list of pairs") from None
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read ({error.strerror})") from None
+    except RefusedPickleError as error:
+        raise TrainingError(f"{path}: holds more than numbers, text and arrays ({error}) and is refused") from None
+    except DamagedPickleError as error:
+        raise TrainingError(f"{path}: not a whole pickle ({error})") from None
+    if not isinstance(found, list):
+        raise TrainingError(f"{path}: expected a list of pairs, got {type(found).__name__}")
+    return found
+
+
 def _dl3dv(root: Path, split: str) -> PairSet:
     """`metadata_SPLIT.pkl`, a list of (scene, i, j, file i, file j, pose i, pose j, K); poses with OpenGL's axes."""
     path = root / f"metadata_{split}.pkl"
     photos = list[Photo]()
-    for number, row in enumerate(read_pickled_list(path)):
-        if not isinstance(row, list) or len(row) != DL3DV_COLUMNS:
+    for number, row in enumerate(_pickled_list(path)):
+        if not isinstance(row, list | tuple) or len(row) != DL3DV_COLUMNS:
             raise TrainingError(f"{path}: entry {number}: expected {DL3DV_COLUMNS} values of a pair")
         for file, pose in ((row[3], row[5]), (row[4], row[6])):
             matrix = _matrix(path, number, pose, (4, 4)).copy()

@@ -13,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from relocalizer.interfaces import Candidate
+from slam.benchmarks.array_files import read_array
 from slam.benchmarks.benchmark_error import BenchmarkError
-from slam.benchmarks.restricted_pickle import read_array
 from slam.input.text_rows import rows_of
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from relocalizer.geometry import FloatArray
+from slam.benchmarks.array_files import read_arrays
 from slam.benchmarks.benchmark_error import BenchmarkError
 from slam.benchmarks.pair_data import (
     Entry,
@@ -25,7 +26,6 @@ from slam.benchmarks.pair_data import (
     rigid_inverse,
     rigid_matrix,
 )
-from slam.benchmarks.restricted_pickle import read_arrays
 from slam.input.text_rows import rows_of
 
 LOFTR_LISTS = ("0015_0.1_0.3", "0015_0.3_0.5", "0022_0.1_0.3", "0022_0.3_0.5", "0022_0.5_0.7")

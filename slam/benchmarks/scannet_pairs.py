@@ -15,6 +15,7 @@ import numpy as np
 
 from relocalizer.geometry import FloatArray
 from relocalizer.image_headers import image_size
+from slam.benchmarks.array_files import read_arrays
 from slam.benchmarks.benchmark_error import BenchmarkError
 from slam.benchmarks.pair_data import (
     Entry,
@@ -29,7 +30,6 @@ from slam.benchmarks.pair_data import (
     scaled_intrinsics,
 )
 from slam.benchmarks.pair_lists import PairLine, read_pair_list
-from slam.benchmarks.restricted_pickle import read_arrays
 from slam.input.text_rows import path_inside, read_matrix
 
 SIZE = (640, 480)  # Width and height to which images are resized, pixels.
