@@ -39,7 +39,7 @@ def from_poses(
         Path | None,
         typer.Argument(
             metavar="POSES",
-            help="Trajectory file, COLMAP model (text) or Cambridge list. Default: the poses in IMAGES.",
+            help="Trajectory file, COLMAP model or Cambridge list. Default: the poses in IMAGES.",
             show_default=False,
         ),
     ] = None,
