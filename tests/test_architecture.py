@@ -105,7 +105,7 @@ def test_modules_import_one_another_without_cycles():
 LAYERS = [
     "plain_text", "progress", "stopwatch", "predictor_checks", "config", "evaluation", "map", "events", "input",
     "tracking", "mapping", "result", "relocalization", "event_publisher", "loop_closing", "components", "sessions",
-    "frame_processor", "system", "run", "viz", "bench", "cli", "__main__",
+    "frame_processor", "system", "run", "explain", "viz", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 

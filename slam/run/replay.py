@@ -1,8 +1,9 @@
 """Replay of a finished run: restores its events from the files of the run folder, without recomputation.
 
-`events.jsonl` contains the events in order, with only the shape of long arrays: tracked points are counted, but not
-shown. The map contains the keyframes' images, their final poses and the landmarks. Without a map (a killed run) the
-poses come from `keyframes.txt`, and `Replay.missing` lists the missing images and landmarks.
+`events.jsonl` contains the events in order, with only the shape of long arrays: tracked points are known in the
+frames that became keyframes, and counted in all others. The map contains the keyframes' images, their final poses and
+the landmarks. Without a map (a killed run) the poses come from `keyframes.txt`, and `Replay.missing` lists the
+missing images and landmarks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from slam.events import Event
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
+from slam.run import logged_values
 from slam.run.event_log import EVENTS
 from slam.run.report import read_report
 from slam.run.run_folder import KEYFRAMES, MAP, TRAJECTORY
@@ -191,10 +193,24 @@ class _EventReader:
                 return events.EdgeAccepted(edge=_edge(value["edge"]), frame_index=value["frame_index"])
             case "EdgeRejected":
                 return events.EdgeRejected(**{**value, "kind": EdgeKind(value["kind"])})
+            case "LoopExamined":
+                gates, matches = logged_values.gates(value["gates"]), logged_values.matched_points(value["matches"])
+                return events.LoopExamined(**{**value, "gates": gates, "matches": matches})
+            case "PairRelated":
+                return events.PairRelated(**{**value, "estimate": logged_values.pair_estimate(value["estimate"])})
+            case "RelocalizationTried":
+                attempts = logged_values.attempts(value["attempts"])
+                matches = logged_values.matched_points(value["matches"])
+                return events.RelocalizationTried(**{**value, "attempts": attempts, "matches": matches})
             case "GraphOptimized":
-                errors = {key: _number(value[key]) for key in ("error_before", "error_after")}
                 return events.GraphOptimized(
-                    frame_index=value["frame_index"], world_from_keyframe={}, cause=value["cause"], **errors
+                    frame_index=value["frame_index"],
+                    world_from_keyframe={},
+                    error_before=logged_values.number(value["error_before"]),
+                    error_after=logged_values.number(value["error_after"]),
+                    cause=value["cause"],
+                    before=logged_values.edge_residuals(value.get("before")),
+                    after=logged_values.edge_residuals(value.get("after")),
                 )
             case "Initialized":
                 return events.Initialized(**{**value, "frame_indices": tuple(value["frame_indices"])})
@@ -215,8 +231,13 @@ class _EventReader:
             pixels=np.zeros((0, 2), np.float32),
             track_ids=np.arange(track_count),
             is_inlier=np.arange(track_count) < inlier_count,
-            depth=self._unit * _number(value["depth"]),
+            depth=self._unit * logged_values.number(value["depth"]),
             stage_ms=value["stage_ms"],
+            camera_rests=value.get("camera_rests", False),
+            overlay_share=value.get("overlay_share") or 0.0,
+            measurement=logged_values.measurement(value.get("measurement")),
+            keyframe_criteria=logged_values.gates(value.get("keyframe_criteria")),
+            points=logged_values.tracked_points(value.get("points")),
         )
 
     def _keyframe(self, value: dict[str, Any]) -> events.KeyframeAdded:
@@ -273,10 +294,6 @@ def _edge(value: dict[str, Any]) -> Edge:
 def _counts(is_inlier: Any) -> tuple[int, int]:
     """(number of True, size) of a boolean array, of which the log contains these counts."""
     return int(is_inlier["true"]), int(is_inlier["of"])
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)
 
 
 def _trajectory(path: Path) -> Trajectory:

@@ -1,0 +1,167 @@
+"""Faults of the images themselves: black, covered, blurred or repeated images, jumps of the exposure, missing texture.
+
+Every measurement is compared with what is usual around it in the same run, so that the limits are ratios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.geometry import FloatArray
+from slam.explain.finding import Cause, Finding
+from slam.explain.run_record import RunRecord
+
+Mask = NDArray[np.bool_]
+
+BLACK_LEVEL, BLACK_SHARE = 12.0, 0.9  # maximum brightness of a black image, and minimum fraction that is black
+COVERED_FLAT, COVERED_MORE = 0.5, 0.3  # minimum fraction without texture of a covered lens: absolute, and than usual
+COVERED_DARKER = 0.7  # maximum brightness of a covered lens, relative to the usual one
+COVERED_CHANGE = 0.25  # or the minimum fraction of the image that changed when it was covered
+BLUR_SHARPNESS, BLUR_FINENESS = 0.45, 0.8  # maximum sharpness and fineness of a blurred image, relative to the usual
+SOFT_FINENESS = 0.2  # fineness below which all images of a run are soft
+GAIN, SAME_SCENE = 1.2, 0.85  # minimum factor of an exposure jump, and correlation of the images before and after
+BACK = 0.35  # maximum difference of the logs of two opposite gains, relative, for the second to take the first back
+REPEATED = 0.5  # minimum height of the second peak of the autocorrelation of a repeated texture
+FLAT_SHARE, FEW_TRACKS = 0.6, 100.0  # of an image with too little texture
+LONG = 10  # minimum length of a stretch with too little texture, frames
+AROUND = 45  # half of the window in which the usual value is looked for, frames
+GAP = 2  # maximum gap within one stretch, frames
+
+
+def spans(mask: Mask, gap: int = GAP) -> list[tuple[int, int]]:
+    """First and last row of each stretch of True; stretches at most `gap` rows apart are one."""
+    rows = np.flatnonzero(mask)
+    if not len(rows):
+        return []
+    breaks = np.flatnonzero(np.diff(rows) > gap + 1)
+    starts, ends = np.r_[rows[0], rows[breaks + 1]], np.r_[rows[breaks], rows[-1]]
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def usual(values: FloatArray, good: Mask, percentile: float = 70.0, around: int = AROUND) -> FloatArray:
+    """(N,) the percentile of the good values around each row; of all good ones where there are none around."""
+    everywhere = float(np.percentile(values[good], percentile)) if good.any() else np.nan
+    found = np.full(len(values), everywhere)
+    for row in range(len(values)):
+        window = slice(max(row - around, 0), row + around + 1)
+        near = values[window][good[window]]
+        if len(near) >= 5:
+            found[row] = np.percentile(near, percentile)
+    return found
+
+
+def black_rows(record: RunRecord) -> Mask:
+    """(N,) whether an image is black."""
+    m = record.measured
+    return np.asarray((m["brightness"] < BLACK_LEVEL) & (m["dark"] >= BLACK_SHARE))
+
+
+def covered_rows(record: RunRecord) -> Mask:
+    """(N,) whether something covers most of the lens: the image lost its texture, and got darker or changed at once."""
+    m, black = record.measured, black_rows(record)
+    seen = np.isfinite(m["flat"]) & ~black
+    flat = usual(m["flat"], seen, 50.0, 4 * AROUND)
+    candidate = seen & (m["flat"] >= COVERED_FLAT) & (m["flat"] >= flat + COVERED_MORE)
+    if candidate.sum() > 0.5 * seen.sum():  # the whole run has little texture
+        return np.zeros(len(record), bool)
+    brightness = usual(m["brightness"], seen & ~candidate, 50.0)
+    darker = m["brightness"] < COVERED_DARKER * brightness
+    covered = np.zeros(len(record), bool)
+    for first, last in spans(candidate, 5):
+        onset = np.nan_to_num(m["changed"][max(first - 2, 0) : first + 2])
+        if np.median(darker[first : last + 1]) or onset.max(initial=0.0) >= COVERED_CHANGE:
+            covered[first : last + 1] = True
+    return covered & seen
+
+
+def blurred_rows(record: RunRecord) -> Mask:
+    """(N,) whether an image is much less sharp than those around it, in its finest structures most."""
+    m = record.measured
+    seen = np.isfinite(m["sharpness"]) & ~black_rows(record) & ~covered_rows(record)
+    sharpness, fineness = usual(m["sharpness"], seen), usual(m["fineness"], seen)
+    blurred = (m["sharpness"] < BLUR_SHARPNESS * sharpness) & (m["fineness"] < BLUR_FINENESS * fineness)
+    return np.asarray(seen & blurred)
+
+
+def image_findings(record: RunRecord) -> Iterator[Finding]:
+    """All faults of the images."""
+    m, black, covered = record.measured, black_rows(record), covered_rows(record)
+    for first, last in spans(black):
+        a, b = record.frames(first, last)
+        level = float(np.median(m["brightness"][first : last + 1]))
+        text = f"{last - first + 1} images are black: mean gray level {level:.1f} of 255"
+        yield _finding(record, Cause.BLACKOUT, a, b, text, brightness=level)
+    for first, last in spans(covered, 5):
+        a, b = record.frames(first, last)
+        flat, level = (float(np.median(m[name][first : last + 1])) for name in ("flat", "brightness"))
+        text = f"something covers the lens: {flat:.0%} of the image has no texture, mean gray level {level:.0f}"
+        yield _finding(record, Cause.COVERED_LENS, a, b, text, flat=flat, brightness=level)
+    yield from _blur(record)
+    yield from _exposure(record, black | covered)
+    yield from _repetition(record, black | covered)
+    yield from _few_features(record, black | covered | blurred_rows(record))
+
+
+def _blur(record: RunRecord) -> Iterator[Finding]:
+    m, blurred = record.measured, blurred_rows(record)
+    usual_sharpness = usual(m["sharpness"], np.isfinite(m["sharpness"]) & ~blurred)
+    for first, last in spans(blurred):
+        a, b = record.frames(first, last)
+        ratio = float(np.median((m["sharpness"] / usual_sharpness)[first : last + 1]))
+        text = f"{last - first + 1} images are blurred: {ratio:.0%} of the sharpness of those around them"
+        yield _finding(record, Cause.BLUR, a, b, text, sharpness=ratio)
+    fineness = m["fineness"][np.isfinite(m["fineness"]) & ~black_rows(record) & ~covered_rows(record)]
+    if len(fineness) and float(np.median(fineness)) < SOFT_FINENESS:
+        soft = float(np.median(fineness))
+        text = f"all images are soft: {soft:.2f} of the detail of half their size is left at full size, 0.5 is usual"
+        yield _finding(record, Cause.BLUR, *record.frames(0, len(record) - 1), text, fineness=soft)
+
+
+def _exposure(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
+    """Jumps of the exposure; a jump and the one that takes it back are one finding."""
+    gain, correlation = record.measured["gain"], record.measured["correlation"]
+    usable = ~hidden & ~np.r_[True, hidden[:-1]] & np.isfinite(gain) & (correlation >= SAME_SCENE)
+    log_gain = np.where(usable, np.log(np.where(usable, gain, 1.0)), 0.0)
+    rows = np.flatnonzero(np.abs(log_gain) > np.log(GAIN)).tolist()
+    if len(rows) > 0.2 * len(record):  # images of single views, or a flickering light
+        rows = []
+    while rows:
+        row = rows.pop(0)
+        back = next((r for r in rows if abs(log_gain[r] + log_gain[row]) < BACK * abs(log_gain[row])), None)
+        rows = [r for r in rows if back is None or r > back]
+        last = row if back is None else back - 1
+        factor = float(np.exp(log_gain[row]))
+        until = "" if back is None else f", and back at frame {record.index[back]}"
+        text = f"the exposure jumps: the same scene is {factor:.2f} times as bright as one frame before{until}"
+        yield _finding(record, Cause.EXPOSURE_JUMP, *record.frames(row, last), text, gain=factor)
+
+
+def _repetition(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
+    value = record.measured["repetition"]
+    measured = np.flatnonzero(np.isfinite(value) & ~hidden)
+    repeated = np.zeros(len(record), bool)
+    for row in measured[value[measured] >= REPEATED]:
+        repeated[row] = True
+    for first, last in spans(repeated, 3):
+        height = float(np.nanmax(value[first : last + 1]))
+        text = f"the image repeats itself (autocorrelation {height:.2f}): its points are mistaken for one another"
+        yield _finding(record, Cause.REPEATED_TEXTURE, *record.frames(first, last), text, autocorrelation=height)
+
+
+def _few_features(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
+    flat = record.measured["flat"]
+    few = ~hidden & (flat >= FLAT_SHARE) & (record.tracks < FEW_TRACKS)
+    for first, last in spans(few, 5):
+        if last - first + 1 < LONG:
+            continue
+        share, tracks = float(np.median(flat[first : last + 1])), float(np.median(record.tracks[first : last + 1]))
+        text = f"{share:.0%} of the image has no texture: {tracks:.0f} points to follow"
+        yield _finding(record, Cause.FEW_FEATURES, *record.frames(first, last), text, flat=share, tracks=tracks)
+
+
+def _finding(record: RunRecord, cause: Cause, first: int, last: int, text: str, **figures: float) -> Finding:
+    pictures = record.keyframes_near(first, last)
+    return Finding(cause=cause, first=first, last=last, sentence=text, figures=figures, keyframes=pictures)
