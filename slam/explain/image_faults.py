@@ -86,6 +86,17 @@ def blurred_rows(record: RunRecord) -> Mask:
     return np.asarray(seen & blurred)
 
 
+def repeated_rows(record: RunRecord) -> Mask:
+    """(N,) whether the image repeats itself, where that was measured."""
+    return np.asarray(np.nan_to_num(record.measured["repetition"]) >= REPEATED) & ~black_rows(record)
+
+
+def spoiled_rows(record: RunRecord) -> Mask:
+    """(N,) whether points cannot be followed from the previous image because of one of the two images themselves."""
+    spoiled = black_rows(record) | covered_rows(record) | blurred_rows(record) | repeated_rows(record)
+    return spoiled | np.r_[False, spoiled[:-1]] | (np.abs(_log_gain(record)) > np.log(GAIN))
+
+
 def image_findings(record: RunRecord) -> Iterator[Finding]:
     """All faults of the images."""
     m, black, covered = record.measured, black_rows(record), covered_rows(record)
@@ -122,9 +133,7 @@ def _blur(record: RunRecord) -> Iterator[Finding]:
 
 def _exposure(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
     """Jumps of the exposure; a jump and the one that takes it back are one finding."""
-    gain, correlation = record.measured["gain"], record.measured["correlation"]
-    usable = ~hidden & ~np.r_[True, hidden[:-1]] & np.isfinite(gain) & (correlation >= SAME_SCENE)
-    log_gain = np.where(usable, np.log(np.where(usable, gain, 1.0)), 0.0)
+    log_gain = np.where(~hidden & ~np.r_[True, hidden[:-1]], _log_gain(record), 0.0)
     rows = np.flatnonzero(np.abs(log_gain) > np.log(GAIN)).tolist()
     if len(rows) > 0.2 * len(record):  # images of single views, or a flickering light
         rows = []
@@ -139,13 +148,16 @@ def _exposure(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
         yield _finding(record, Cause.EXPOSURE_JUMP, *record.frames(row, last), text, gain=factor)
 
 
+def _log_gain(record: RunRecord) -> FloatArray:
+    """(N,) log of the change of the exposure from the previous frame; 0 where they show different scenes."""
+    gain, correlation = record.measured["gain"], record.measured["correlation"]
+    usable = (gain > 0) & (correlation >= SAME_SCENE)
+    return np.where(usable, np.log(np.where(usable, gain, 1.0)), 0.0)
+
+
 def _repetition(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
     value = record.measured["repetition"]
-    measured = np.flatnonzero(np.isfinite(value) & ~hidden)
-    repeated = np.zeros(len(record), bool)
-    for row in measured[value[measured] >= REPEATED]:
-        repeated[row] = True
-    for first, last in spans(repeated, 3):
+    for first, last in spans(repeated_rows(record) & ~hidden, 3):
         height = float(np.nanmax(value[first : last + 1]))
         text = f"the image repeats itself (autocorrelation {height:.2f}): its points are mistaken for one another"
         yield _finding(record, Cause.REPEATED_TEXTURE, *record.frames(first, last), text, autocorrelation=height)

@@ -212,7 +212,7 @@ def _similar_places(record: RunRecord) -> Iterator[Finding]:
         if landmarks < ALIKE_LANDMARKS or event.j in accepted:
             continue
         text = (
-            f"keyframes {event.i} and {event.j} look alike ({landmarks:.0f} landmarks agree), and their loop was refused: "
+            f"keyframes {event.i} and {event.j} look alike ({landmarks:.0f} landmarks agree); their loop was refused: "
             f"{event.reason}"
         )
         yield Finding(

@@ -9,7 +9,7 @@ import numpy as np
 from relocalizer.geometry import FloatArray
 from slam.events import FramesSkipped, GraphOptimized, Initialized, Relocalized, ScaleUnobservable
 from slam.explain.finding import Cause, Finding
-from slam.explain.image_faults import Mask, black_rows, covered_rows, spans
+from slam.explain.image_faults import Mask, black_rows, covered_rows, spans, spoiled_rows
 from slam.explain.run_record import RunRecord
 from slam.tracking.image_measurement import ROTATION_EVERY, ROTATION_FRAMES
 
@@ -64,8 +64,8 @@ def _jumps(record: RunRecord) -> Iterator[Finding]:
         around = _around(steps, row)
         missing = max(1, round(steps[row] / float(np.median(around))) - 1)
         text = (
-            f"the view jumps by {steps[row]:.0f} px from one image to the next, {float(np.median(around)):.1f} px are usual "
-            f"there: as if {missing} frames were missing"
+            f"the view jumps by {steps[row]:.0f} px from one image to the next, {float(np.median(around)):.1f} px are "
+            f"usual there: as if {missing} frames were missing"
         )
         yield _dropped(record, row - 1, text, missing)
 
@@ -86,8 +86,8 @@ def _dropped(record: RunRecord, row: int, text: str, missing: int) -> Finding:
 def step_px(record: RunRecord) -> FloatArray:
     """(N,) motion of the image from the previous frame to each, pixels; NaN where it is not known.
 
-    It is what the tracks moved or, where KLT lost most of them in a large step, what the poses say, unless the map changed
-    between them.
+    It is what the tracks moved or, where KLT lost most of them in a large step, what the poses say, unless the map
+    changed between them or the images themselves are spoiled.
     """
     angles = np.full(len(record), np.nan)
     if len(record) > 1:
@@ -102,6 +102,8 @@ def step_px(record: RunRecord) -> FloatArray:
         elif isinstance(event, Initialized):
             row = record.row(event.frame_indices[1])
             angles[row : row + 2] = np.nan
+    angles[1:][record.has_pose[1:] != record.has_pose[:-1]] = np.nan  # in another map, with another world
+    angles[spoiled_rows(record)] = np.nan
     moved_px, followed = record.measured["moved_px"], record.measured["followed"]
     return np.where(followed >= FOLLOWED, moved_px, np.fmax(moved_px, record.focal_px * angles))
 

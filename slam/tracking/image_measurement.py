@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.camera import Camera
+from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
-from relocalizer.two_view import Matches, estimate_rotation
 from slam.map.frame_measurement import FrameMeasurement
 from slam.map.tracks import Pixels, Tracks
 from slam.tracking.keyframe_policy import common_pixels
@@ -55,7 +56,8 @@ def look_at(gray: Image, sharpness: float) -> ImageLook | None:
     """Measure a gray image whose sharpness at half resolution is known; None if it is too small."""
     if min(gray.shape, default=0) < SMALLEST:
         return None
-    quarter = cv2.resize(gray, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    quarter = cv2.resize(half, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     edges = cv2.Laplacian(quarter, cv2.CV_32F)
     coarse = float(edges.var())
     means = cv2.resize(quarter.astype(np.float32), CELLS, interpolation=cv2.INTER_AREA)
@@ -89,14 +91,49 @@ def repetition_of(gray: Image) -> float:
     deviation = float(small.std())
     if deviation < 1.0:
         return float(np.nan)
-    small = np.clip(small, -2.0 * deviation, 2.0 * deviation)  # so that a few strong edges do not outweigh the rest
-    spectrum = np.fft.rfft2(small, s=(2 * height, 2 * width))
-    correlation = np.fft.fftshift(np.fft.irfft2(np.abs(spectrum) ** 2, s=(2 * height, 2 * width)))
-    y, x = np.mgrid[-height // 2 : height // 2 + 1, -width // 2 : width // 2 + 1]
-    overlap = (1.0 - np.abs(y) / height) * (1.0 - np.abs(x) / width)
-    part = correlation[height + y, width + x] / overlap / correlation[height, width]
-    part[np.hypot(x, y) < MIN_PERIOD] = 0.0
-    return float(part.max())
+    padded = np.zeros((2 * height, 2 * width), np.float32)
+    # Clipped, so that a few strong edges do not outweigh the rest.
+    padded[:height, :width] = np.clip(small, -2.0 * deviation, 2.0 * deviation)
+    spectrum = cv2.dft(padded)
+    correlation = cv2.idft(cv2.mulSpectrums(spectrum, spectrum, 0, conjB=True))
+    # The autocorrelation is symmetric, so that shifts down and to both sides are enough.
+    right, left = (
+        correlation[: height // 2, : width // 2],
+        np.roll(correlation[: height // 2, ::-1], 1, axis=1)[:, : width // 2],
+    )
+    weights = _shift_weights()
+    return float(max((right * weights).max(), (left * weights).max()) / correlation[0, 0])
+
+
+def rotation_residuals_px(before: FloatArray, now: FloatArray, camera: Camera) -> FloatArray:
+    """Residuals (N,) of points (N, 2) in two images under the rotation of the camera that explains the most of them.
+
+    Kabsch's rotation of the viewing rays, reweighted with a Geman-McClure kernel whose width shrinks to the noise.
+    """
+    a, b = (_rays(pixels, camera) for pixels in (before, now))
+    weights = np.ones(len(a))
+    residuals = np.zeros(len(a))
+    for width in (32.0, 8.0, 4.0, ROTATION_PX, ROTATION_PX, ROTATION_PX):
+        left, _, right = np.linalg.svd((a * weights[:, None]).T @ b)
+        flip = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
+        residuals = camera.mean_focal * np.linalg.norm(a - b @ ((left * flip) @ right).T, axis=1)
+        weights = 1.0 / (1.0 + (residuals / width) ** 2) ** 2
+    return residuals
+
+
+def _rays(pixels: FloatArray, camera: Camera) -> FloatArray:
+    """Unit viewing rays (N, 3) of pixels (N, 2)."""
+    rays = np.column_stack([camera.normalized(pixels), np.ones(len(pixels))])
+    return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
+
+
+@cache
+def _shift_weights() -> Cells:
+    """Weight of each shift (down, sideways): the inverse of the overlap of the two parts; 0 for small shifts."""
+    width, height = REPETITION_SIZE
+    y, x = np.mgrid[: height // 2, : width // 2]
+    overlap = (1.0 - y / height) * (1.0 - x / width)
+    return np.where(np.hypot(x, y) < MIN_PERIOD, 0.0, 1.0 / overlap).astype(np.float32)
 
 
 class FrameMeter:
@@ -177,9 +214,9 @@ class FrameMeter:
         step = -(-len(now) // ROTATION_TRACKS)
         first, last = before[::step].astype(np.float64), now[::step].astype(np.float64)
         self._values["turned_px"] = _median_distance(last, first)
-        fit = estimate_rotation(Matches(first, last, camera, camera), np.eye(3), ROTATION_PX)
-        self._values["rotation_only"] = float((fit.residual_px < ROTATION_PX).mean())
+        self._values["rotation_only"] = float((rotation_residuals_px(first, last, camera) < ROTATION_PX).mean())
 
 
 def _median_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    return float(np.median(np.linalg.norm(np.asarray(a, np.float64) - b, axis=1)))
+    step = a - b
+    return float(np.sqrt(np.median((step * step).sum(axis=1))))
