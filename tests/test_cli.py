@@ -108,12 +108,14 @@ def test_help_lists_the_verbs_there_are(slam_command):
     assert ended.code == 0
     listed = [line.split()[0] for line in ended.out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
-        "run", "relocalize", "calibrate", "view", "bench", "eval", "config", "convert", "doctor", "map", "weights",
+        "run", "relocalize", "calibrate", "view", "explain", "bench", "eval", "config", "convert", "doctor", "map",
+        "weights",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "relocalize", "calibrate", "view", "bench", "eval", "config", "convert", "doctor", "weights"]
+    "verb",
+    ["run", "relocalize", "calibrate", "view", "explain", "bench", "eval", "config", "convert", "doctor", "weights"],
 )
 def test_the_help_of_every_verb_has_an_example(slam_command, verb):
     ended = slam_command(verb, "--help")

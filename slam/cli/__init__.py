@@ -24,6 +24,7 @@ from slam.cli import (
     convert,
     doctor,
     evaluation,
+    explain,
     maps,
     maps_from_poses,
     relocalize,
@@ -50,6 +51,7 @@ app.command(short_help="Run SLAM on a video or a folder of images")(run.run)
 app.command(short_help="Localize single images in a map")(relocalize.relocalize)
 app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
+app.command(short_help="Explain what went wrong in a run")(explain.explain)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
 app.command("eval", short_help="Evaluate a trajectory: ATE, RPE, coverage")(evaluation.evaluate_command)
 app.command("config", short_help="Print the effective settings")(settings.config_command)

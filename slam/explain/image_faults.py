@@ -94,7 +94,7 @@ def repeated_rows(record: RunRecord) -> Mask:
 def spoiled_rows(record: RunRecord) -> Mask:
     """(N,) whether points cannot be followed from the previous image because of one of the two images themselves."""
     spoiled = black_rows(record) | covered_rows(record) | blurred_rows(record) | repeated_rows(record)
-    return spoiled | np.r_[False, spoiled[:-1]] | (np.abs(_log_gain(record)) > np.log(GAIN))
+    return np.asarray(spoiled | np.r_[False, spoiled[:-1]] | (np.abs(_log_gain(record)) > np.log(GAIN)))
 
 
 def image_findings(record: RunRecord) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ JUMP, JUMP_SHARE = (
 STEPS_AROUND = 6  # number of steps on each side that it is compared with
 ISOLATED = 0.5  # maximum step right before and after a jump, relative to it: a fast hand speeds up gradually
 FOLLOWED = 0.5  # minimum fraction of the tracks that were followed for their motion to be that of the image
+SMOOTH = 0.75  # minimum fraction of the steps around a jump in which the tracks were followed: not single photographs
 TIME_GAP = 1.8  # minimum interval of a gap, relative to the usual interval
 REGULAR = 0.1  # maximum deviation (median, relative) of the intervals of a regular stream
 TURNING, TURNED_SHARE = 0.8, 0.03  # minimum fraction explained by a rotation, and its size relative to the focal length
@@ -113,12 +114,15 @@ def jump_rows(record: RunRecord, steps: FloatArray) -> np.ndarray[tuple[int], np
     hidden = black_rows(record) | covered_rows(record)
     intervals = np.r_[np.nan, np.diff(record.times_s)]
     gap = intervals > TIME_GAP * np.nanmedian(intervals) if len(record) > 2 else np.zeros(len(record), bool)
+    followed = np.nan_to_num(record.measured["followed"])
+    window = 2 * STEPS_AROUND + 1
+    is_smooth = np.convolve(followed >= FOLLOWED, np.ones(window), mode="same") >= SMOOTH * window
     rows = []
     for row in range(1, len(record)):
         if not np.isfinite(steps[row]) or hidden[row] or hidden[row - 1] or gap[row]:
             continue
         around = _around(steps, row)
-        if len(around) < STEPS_AROUND:
+        if len(around) < STEPS_AROUND or not is_smooth[row]:
             continue
         if steps[row] < max(JUMP * float(np.median(around)), JUMP_SHARE * record.focal_px):
             continue

@@ -33,6 +33,10 @@ class LoopExamination:
         """Record a test that a value of at most `limit` passes."""
         self.gates.append(Gate(name=name, value=float(value), limit=float(limit), passed=bool(value <= limit)))
 
+    def failed(self, name: str) -> None:
+        """Record a test that failed without a number."""
+        self.gates.append(Gate(name=name, value=np.nan, limit=np.nan, passed=False))
+
     def matched(self, matches: FeatureMatches) -> None:
         """Record all matches of landmarks of the place with features of keyframe k."""
         self._matches = matches

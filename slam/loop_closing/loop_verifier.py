@@ -93,6 +93,7 @@ class LoopVerifier:
         frame_index = self._map.frame_index_of(k)
         self._publish(PairRelated(frame_index=frame_index, i=c, j=k, purpose="loop", estimate=estimate))
         if isinstance(estimate, NoEstimate):
+            examination.failed("estimate of the pair")
             return PoseRejected(estimate.reason)
         examination.at_least("confidence of the pair", estimate.confidence, config.min_confidence)
         if estimate.confidence < config.min_confidence:

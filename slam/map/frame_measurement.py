@@ -36,8 +36,8 @@ class FrameMeasurement:
         gain: brightness of the previous image's scene in this image, relative to that in the previous image.
         changed: fraction of the image that differs from the previous one by more than that gain.
         correlation: of the brightness over the two images; 1 for images of the same scene in another exposure.
-        repetition: height of the second-highest peak of the autocorrelation of the image, 0 to 1; 1 for a periodic
-            texture.
+        repetition: height of the second-highest peak of the autocorrelation of the image above the dip before it, 0 to
+            1; 1 for a periodic texture.
         followed: fraction of the previous image's tracks that were found in this one.
         moved_px: median displacement of these tracks.
         surprise_px: median distance of these tracks from where the motion model predicted them.

@@ -28,7 +28,8 @@ REPETITION_SIZE = (128, 96)  # size (width, height) at which the autocorrelation
 REPETITION_EVERY = 15  # interval between two measurements of it, frames
 ABRUPT = 0.08  # fraction of the image changed, or log of the gain, at which it is measured at once
 REPEATING = 0.4  # autocorrelation above which it is measured in every frame
-MIN_PERIOD = 5  # minimum shift of a second peak of the autocorrelation, pixels at that size
+MIN_PERIOD = 3  # minimum shift at which the autocorrelation is looked at, pixels at that size
+PEAKS = 12  # number of its peaks that are compared
 ROTATION_EVERY = 5  # interval between two measurements of the rotation, frames
 ROTATION_FRAMES = 10  # number of frames over which it is measured
 ROTATION_TRACKS = 80  # maximum number of tracks that it is measured on
@@ -80,10 +81,11 @@ def correlation_of(before: Cells, now: Cells) -> float:
 
 
 def repetition_of(gray: Image) -> float:
-    """Height of the second-highest peak of the autocorrelation, relative to the highest: 1 for a periodic image.
+    """Height of the second-highest peak of the autocorrelation above the dip before it: 1 for a periodic image.
 
     The image is high-pass filtered and padded, so that shading and the image border have no part in it; each shift is
-    normalized by the energy of the two parts that overlap. Shifts beyond half of the image are not considered.
+    normalized by the energy of the two parts that overlap. Shifts beyond half of the image are not considered. A
+    straight edge is like itself at any shift along it, without a dip between, and does not count.
     """
     small = cv2.resize(gray, REPETITION_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
     small -= cv2.GaussianBlur(small, (0, 0), 4.0)
@@ -101,8 +103,7 @@ def repetition_of(gray: Image) -> float:
         correlation[: height // 2, : width // 2],
         np.roll(correlation[: height // 2, ::-1], 1, axis=1)[:, : width // 2],
     )
-    weights = _shift_weights()
-    return float(max((right * weights).max(), (left * weights).max()) / correlation[0, 0])
+    return max(_rise(part * _shift_weights() / correlation[0, 0]) for part in (right, left))
 
 
 def rotation_residuals_px(before: FloatArray, now: FloatArray, camera: Camera) -> FloatArray:
@@ -125,6 +126,19 @@ def _rays(pixels: FloatArray, camera: Camera) -> FloatArray:
     """Unit viewing rays (N, 3) of pixels (N, 2)."""
     rays = np.column_stack([camera.normalized(pixels), np.ones(len(pixels))])
     return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
+
+
+def _rise(correlation: Cells) -> float:
+    """The largest height of a peak (down, sideways) above the lowest value on the line to it from no shift."""
+    peaks = (correlation == cv2.dilate(correlation, np.ones((5, 5), np.uint8))) & (correlation > 0)
+    y, x = np.nonzero(peaks)
+    highest = np.argsort(-correlation[y, x])[:PEAKS]
+    y, x = y[highest], x[highest]
+    steps = np.linspace(0.2, 0.8, 13)[:, None]
+    between = correlation[np.rint(steps * y).astype(int), np.rint(steps * x).astype(int)]
+    dips = np.where(_shift_weights()[np.rint(steps * y).astype(int), np.rint(steps * x).astype(int)] > 0, between, 1.0)
+    rises = correlation[y, x] - np.clip(dips.min(axis=0, initial=1.0), 0.0, None)
+    return float(rises.max(initial=0.0))
 
 
 @cache
