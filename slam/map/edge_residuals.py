@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from relocalizer.geometry import FloatArray
-from slam.map.keyframe_graph import EdgeKind, KeyframeGraph
+from relocalizer.geometry import FloatArray, Similarity
+from slam.map.keyframe_graph import Edge, EdgeKind, KeyframeGraph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,15 +47,22 @@ class EdgeResiduals:
 
 
 def residuals_of(graph: KeyframeGraph) -> EdgeResiduals:
-    """Residuals of all edges at the current poses: log(measured^-1 current), divided by the edge's sigmas.
+    """Residuals of all edges of a graph at its current poses."""
+    edges = list(graph.edges.values())
+    return residuals_at(edges, np.array([graph.weight(edge) for edge in edges]), graph.world_from_keyframe)
+
+
+def residuals_at(
+    edges: Sequence[Edge], weights: FloatArray, world_from_keyframe: Mapping[int, Similarity]
+) -> EdgeResiduals:
+    """Residuals of E edges of robust weights (E,) at given poses: log(measured^-1 current), divided by the sigmas.
 
     The information of an edge counts by its `evidence_fraction`, as in the optimizer, and not by its robust weight.
     """
-    edges = list(graph.edges.values())
     if not edges:
         return EdgeResiduals(np.zeros((0, 2), np.int64), np.zeros(0, bool), np.zeros(0), np.zeros(0))
-    pose_i = [graph.world_from_keyframe[edge.i] for edge in edges]
-    pose_j = [graph.world_from_keyframe[edge.j] for edge in edges]
+    pose_i = [world_from_keyframe[edge.i] for edge in edges]
+    pose_j = [world_from_keyframe[edge.j] for edge in edges]
     measured = [edge.i_from_j for edge in edges]
     R_i, R_j, R = (np.array([pose.rotation for pose in poses]) for poses in (pose_i, pose_j, measured))
     t_i, t_j, t = (np.array([pose.translation for pose in poses]) for poses in (pose_i, pose_j, measured))
@@ -72,5 +80,5 @@ def residuals_of(graph: KeyframeGraph) -> EdgeResiduals:
         ends=np.array([(edge.i, edge.j) for edge in edges], np.int64),
         is_loop=np.array([edge.kind is EdgeKind.LOOP for edge in edges]),
         squared=((error / sigmas) ** 2).sum(axis=1) * fraction,
-        weights=np.array([graph.weight(edge) for edge in edges]),
+        weights=weights,
     )

@@ -28,6 +28,7 @@ from slam import events
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
 from slam.events import Event
+from slam.map.edge_residuals import EdgeResiduals, residuals_at
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
@@ -89,9 +90,15 @@ class Replay:
             ReplayError: a line of the log cannot be read.
             TrajectoryError: the trajectory cannot be read.
         """
-        reader = _EventReader(self.camera, self._report, self._image_of_frame())
+        reader = _EventReader(self.camera, self._report, self._image_of_frame(), self._descriptor_of)
         yield from reader.read_events(self.folder / EVENTS)
         yield from self._outcome(reader)
+
+    def _descriptor_of(self, keyframe_id: int) -> NDArray[np.float32]:
+        """The place descriptor of a keyframe; of size 1 if it is not known."""
+        if self._map is None or keyframe_id not in self._map.row_of:
+            return np.zeros(1, np.float32)
+        return np.asarray(self._map.keyframes.descriptors[self._map.row_of[keyframe_id]])
 
     def _image_of_frame(self) -> Callable[[int], Image]:
         """Function from a frame index to its image; empty for frames that are not keyframes."""
@@ -112,6 +119,7 @@ class Replay:
                 error_before=np.nan,
                 error_after=np.nan,
                 cause="the map as the run left it",
+                after=None if self._map is None else _residuals_of_map(self._map),
             )
         if self._map is not None:
             yield events.LandmarksUpdated(
@@ -162,9 +170,15 @@ def open_replay(folder: Path) -> Replay:
 class _EventReader:
     """Creates events from the lines of a log, and indexes its frames and keyframes for the lookup in other files."""
 
-    def __init__(self, camera: Camera, report: Mapping[str, Any], image: Callable[[int], Image]) -> None:
+    def __init__(
+        self,
+        camera: Camera,
+        report: Mapping[str, Any],
+        image: Callable[[int], Image],
+        descriptor: Callable[[int], NDArray[np.float32]],
+    ) -> None:
         self._camera = camera
-        self._image = image
+        self._image, self._descriptor = image, descriptor
         # The log is in map units, the other files in the units of the report.
         self._unit = float((report.get("units") or {}).get("meters_per_unit") or 1.0)
         self.last_frame = -1
@@ -251,11 +265,12 @@ class _EventReader:
                 timestamp_ns=keyframe["timestamp_ns"],
                 camera=self._camera,
                 encoded=None,
-                descriptor=np.zeros(1, np.float32),
+                descriptor=self._descriptor(keyframe["id"]),
                 features=_NO_FEATURES,
             ),
             world_from_keyframe=pose,
             reason=value["reason"],
+            image=self._image(keyframe["frame_index"]),
         )
 
     def _similarity(self, numbers: list[float]) -> Similarity:
@@ -294,6 +309,25 @@ def _edge(value: dict[str, Any]) -> Edge:
 def _counts(is_inlier: Any) -> tuple[int, int]:
     """(number of True, size) of a boolean array, of which the log contains these counts."""
     return int(is_inlier["true"]), int(is_inlier["of"])
+
+
+def _residuals_of_map(saved: ReferenceMap) -> EdgeResiduals:
+    """Residuals of the edges of a saved map at its poses."""
+    table = saved.edges
+    edges = [
+        Edge(
+            i=int(table.i[n]),
+            j=int(table.j[n]),
+            i_from_j=Similarity(table.rotations[n], table.translations[n], float(table.scales[n])),
+            sigmas=table.sigmas[n],
+            kind=EdgeKind.LOOP if table.is_loop[n] else EdgeKind.ODOMETRY,
+            inliers=int(table.inliers[n]),
+            evidence_fraction=float(table.shares[n]),
+        )
+        for n in range(len(table.i))
+    ]
+    poses = {k: saved.keyframes.world_from_keyframe(row) for k, row in saved.row_of.items()}
+    return residuals_at(edges, table.weights, poses)
 
 
 def _trajectory(path: Path) -> Trajectory:

@@ -15,13 +15,13 @@ from typing import Literal
 from urllib.parse import quote
 
 import rerun as rr
-import rerun.blueprint as rrb
 
 from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
 from slam.evaluation.trajectory import Trajectory
 from slam.events import Event
 from slam.plain_text import plain
+from slam.viz.layout import blueprint
 from slam.viz.rerun_drawing import Drawing
 from slam.viz.viewer_process import GRPC_PORT, HOST, START_S, WEB_PORT, end, free_port, open_window, serve_page
 
@@ -132,41 +132,6 @@ class RerunViewer:
         self.problem = "the viewer was closed" if is_closed else _one_line(error)
         is_rerun = isinstance(error, RuntimeError)  # Raised by Rerun when a sink cannot be written to.
         logger.warning("Rerun shows no more of this run: %s", self.problem, exc_info=None if is_rerun else error)
-
-
-def blueprint() -> rrb.Blueprint:
-    """Layout of the viewer: the map at the left; image, plots and reasons at the right."""
-    until_now = [
-        rrb.VisibleTimeRange(
-            timeline,
-            start=rrb.TimeRangeBoundary.infinite(),
-            end=rrb.TimeRangeBoundary.cursor_relative(),
-        )
-        for timeline in ("frame", "time")
-    ]
-    world = rrb.Spatial3DView(
-        origin="/world",
-        name="Map",
-        contents=["$origin/**", "- $origin/camera/image/tracks"],
-        overrides={"world/trajectory/live": rrb.VisibleTimeRanges(until_now)},
-        background=[18, 20, 26],
-        line_grid=False,
-    )
-    plots = rrb.Tabs(
-        rrb.TimeSeriesView(origin="/plots/tracks", name="Tracks"),
-        rrb.TimeSeriesView(origin="/plots/time_ms", name="Time, ms"),
-        rrb.TimeSeriesView(origin="/plots/depth", name="Depth and scale"),
-        rrb.TimeSeriesView(origin="/plots/error", name="Error"),
-        rrb.TimeSeriesView(origin="/plots/state", name="State"),
-    )
-    image = rrb.Spatial2DView(origin="/world/camera/image", name="Image")
-    reasons = rrb.TextLogView(origin="/log", name="Reasons")
-    right = rrb.Vertical(image, plots, reasons, row_shares=[3, 2, 2])
-    return rrb.Blueprint(
-        rrb.Horizontal(world, right, column_shares=[3, 2]),
-        rrb.TimePanel(expanded=False, timeline="frame"),
-        collapse_panels=True,
-    )
 
 
 def _one_line(error: Exception) -> str:
