@@ -391,7 +391,7 @@ KEEP_ERRORS = {
     "slam/input/prefetch.py",
     "slam/run/recorded_run.py",
     "slam/run/runner.py",
-    "slam/viz/rerun_viewer.py",
+    "slam/viz/recording_output.py",
 }
 
 

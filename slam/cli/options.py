@@ -30,7 +30,6 @@ SECTIONS = (
     "bundle_adjustment", "loop_closing", "relocalization", "metric_scale",
 )  # fmt: skip
 
-ViewerMode = Literal["none", "spawn", "web"]
 Format = Literal["tum", "kitti", "euroc"]
 
 ConfigFiles = Annotated[

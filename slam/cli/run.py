@@ -33,7 +33,6 @@ from slam.cli.options import (
     Start,
     Stride,
     Topic,
-    ViewerMode,
     Weights,
     complain,
     expect_new,
@@ -63,7 +62,7 @@ class _RunRequest:
     sources: tuple[str, ...]
     out: Path | None
     camera: Path | None
-    view: ViewerMode
+    view: str
     wait: bool
     record: Path | None
     start: int
@@ -111,8 +110,12 @@ def run(
     mask: MaskImage = None,
     topic: Topic = None,
     view: Annotated[
-        ViewerMode,
-        typer.Option(help="Live view: spawn opens the Rerun viewer; web serves a page until Ctrl-C after the run."),
+        str,
+        typer.Option(
+            metavar="VIEW",
+            help="Live view: spawn opens the Rerun viewer; web serves a page to this machine, until Ctrl-C at the end "
+            "(web:0.0.0.0 to the network); connect:HOST:PORT sends to a viewer that runs already; none.",
+        ),
     ] = "none",
     one_pass: Annotated[
         bool,
@@ -240,7 +243,10 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
 
 
 def _check_files(request: _RunRequest) -> None:
-    """Check the output files before anything is read or created."""
+    """Check the output files and the viewer before anything is read or created."""
+    from slam.viz.view_mode import ViewMode
+
+    ViewMode.parse(request.view)
     if request.record is not None:
         if request.record.suffix != ".rrd":
             raise OutputError(f"--record {request.record}: a recording's name ends in .rrd")
@@ -337,11 +343,21 @@ def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> l
     if request.view == "none" and request.record is None:
         return []
     from slam.viz.rerun_viewer import RerunViewer
+    from slam.viz.viewer_process import ViewerNotStarted
 
-    viewer = RerunViewer(
-        record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
-        camera=frames.camera,
-    )  # fmt: skip
+    def opened(view: str) -> RerunViewer:
+        return RerunViewer(
+            record=request.record, view=view, ground_truth=frames.ground_truth, title=frames.name,
+            camera=frames.camera,
+        )  # fmt: skip
+
+    try:
+        viewer = opened(request.view)
+    except ViewerNotStarted as error:  # the run does not need it
+        complain(f"{error}; the run goes on without a viewer")
+        if request.record is None:
+            return []
+        viewer = opened("none")
     viewing.callback(viewer.close)
     if viewer.url:
         request.say(f"watch at {viewer.url}")

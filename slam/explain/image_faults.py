@@ -21,6 +21,8 @@ COVERED_FLAT, COVERED_MORE = 0.5, 0.3  # minimum fraction without texture of a c
 COVERED_DARKER = 0.7  # maximum brightness of a covered lens, relative to the usual one
 COVERED_CHANGE = 0.25  # or the minimum fraction of the image that changed when it was covered
 BLUR_SHARPNESS, BLUR_FINENESS = 0.45, 0.8  # maximum sharpness and fineness of a blurred image, relative to the usual
+PHOTO_FINENESS = 0.5  # the latter for single photographs, whose scenes differ
+VIDEO_FOLLOWED, VIDEO_CHANGED = 0.4, 0.25  # of a video: medians of the fractions of tracks followed, and of the change
 SOFT_FINENESS = 0.2  # fineness below which all images of a run are soft
 GAIN, SAME_SCENE = 1.2, 0.85  # minimum factor of an exposure jump, and correlation of the images before and after
 BACK = 0.35  # maximum difference of the logs of two opposite gains, relative, for the second to take the first back
@@ -53,6 +55,12 @@ def usual(values: FloatArray, good: Mask, percentile: float = 70.0, around: int 
     return found
 
 
+def is_video(record: RunRecord) -> bool:
+    """Whether most images show what the one before showed, so that they can be compared with those around them."""
+    followed, changed = (record.measured[name][np.isfinite(record.measured[name])] for name in ("followed", "changed"))
+    return bool(len(followed) and np.median(followed) >= VIDEO_FOLLOWED and np.median(changed) <= VIDEO_CHANGED)
+
+
 def black_rows(record: RunRecord) -> Mask:
     """(N,) whether an image is black."""
     m = record.measured
@@ -72,7 +80,8 @@ def covered_rows(record: RunRecord) -> Mask:
     covered = np.zeros(len(record), bool)
     for first, last in spans(candidate, 5):
         onset = np.nan_to_num(m["changed"][max(first - 2, 0) : first + 2])
-        if np.median(darker[first : last + 1]) or onset.max(initial=0.0) >= COVERED_CHANGE:
+        at_once = is_video(record) and onset.max(initial=0.0) >= COVERED_CHANGE
+        if np.median(darker[first : last + 1]) or at_once:
             covered[first : last + 1] = True
     return covered & seen
 
@@ -82,7 +91,8 @@ def blurred_rows(record: RunRecord) -> Mask:
     m = record.measured
     seen = np.isfinite(m["sharpness"]) & ~black_rows(record) & ~covered_rows(record)
     sharpness, fineness = usual(m["sharpness"], seen), usual(m["fineness"], seen)
-    blurred = (m["sharpness"] < BLUR_SHARPNESS * sharpness) & (m["fineness"] < BLUR_FINENESS * fineness)
+    limit = BLUR_FINENESS if is_video(record) else PHOTO_FINENESS
+    blurred = (m["sharpness"] < BLUR_SHARPNESS * sharpness) & (m["fineness"] < limit * fineness)
     return np.asarray(seen & blurred)
 
 

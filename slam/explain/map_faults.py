@@ -22,6 +22,7 @@ WEAK_PARALLAX_DEG, WEAK_LANDMARKS = 1.0, 80  # of a weak initial pair
 LEADING = 10  # minimum number of frames without a pose before the first that is reported
 DRIFT = 0.05  # minimum change of the scale by loops that is reported, relative
 ALIKE_LANDMARKS = 20  # minimum number of landmarks that agree with a refused loop for its places to look alike
+NEAR_LOOP = 3  # maximum distance of both ends from those of an accepted loop of the same place, keyframes
 ALIKE_GATES = ("chi-square", "closer look", "contradict")  # gates that refuse places that only look alike
 
 # Causes of a loss, the most certain first.
@@ -181,48 +182,68 @@ def _unjoined(record: RunRecord) -> Iterator[Finding]:
 
 
 def _scale_drift(record: RunRecord) -> Iterator[Finding]:
-    """Change of the keyframes' scales by loops, between the live pose and the final one."""
+    """Change of the keyframes' scales by loops, between the live pose and the final one, within one part of the map."""
     loops = [e.edge for e in record.of(EdgeAccepted) if e.edge.kind is EdgeKind.LOOP]
-    added = record.of(KeyframeAdded)
-    known = [e for e in added if e.keyframe.id in record.final_scales]
-    if not loops or len(known) < 2:
+    drifts = [_drift_of(record, part) for part in _parts(record)]
+    if not loops or not drifts:
         return
-    ratio = np.log([record.final_scales[e.keyframe.id] / e.world_from_keyframe.scale for e in known])
-    low, high = int(np.argmin(ratio)), int(np.argmax(ratio))
-    drift = float(np.expm1(ratio[high] - ratio[low]))
+    drift, low, high = max(drifts, key=lambda found: found[0])
     if drift < DRIFT:
         return
-    first, last = sorted((known[low].keyframe.frame_index, known[high].keyframe.frame_index))
-    text = f"the scale drifted by {drift:.0%} between these frames, and {len(loops)} loops corrected it"
-    pictures = (known[low].keyframe.id, known[high].keyframe.id)
+    first, last = sorted((low.keyframe.frame_index, high.keyframe.frame_index))
+    text = f"the scale drifted by {drift:.0%} between these frames, and loops ({len(loops)}) corrected it"
+    pictures = (low.keyframe.id, high.keyframe.id)
     yield Finding(
         cause=Cause.SCALE_DRIFT, first=first, last=last, sentence=text, figures={"drift": drift}, keyframes=pictures
     )
 
 
+def _parts(record: RunRecord) -> list[list[KeyframeAdded]]:
+    """The keyframes, in parts that begin where a map was begun: parts have units of their own until they are joined."""
+    parts: list[list[KeyframeAdded]] = []
+    for event in record.events:
+        if isinstance(event, Initialized):
+            parts.append([])
+        elif isinstance(event, KeyframeAdded) and event.keyframe.id in record.final_scales:
+            parts[-1:] = [[*(parts[-1] if parts else []), event]]
+    return [part for part in parts if len(part) >= 2]
+
+
+def _drift_of(record: RunRecord, part: Sequence[KeyframeAdded]) -> tuple[float, KeyframeAdded, KeyframeAdded]:
+    """The largest relative change of the scale between two keyframes of a part, and these two."""
+    ratio = np.log([record.final_scales[e.keyframe.id] / e.world_from_keyframe.scale for e in part])
+    low, high = int(np.argmin(ratio)), int(np.argmax(ratio))
+    return float(np.expm1(ratio[high] - ratio[low])), part[low], part[high]
+
+
 def _similar_places(record: RunRecord) -> Iterator[Finding]:
-    """Refused loops that many landmarks support, and that do not fit the map."""
+    """Refused loops that many landmarks support and that do not fit the map, though none near them was accepted."""
     frame_of = {e.keyframe.id: e.keyframe.frame_index for e in record.of(KeyframeAdded)}
-    accepted = {end for e in record.of(LoopExamined) if e.is_accepted for end in (e.i, e.j)}
-    for event in record.of(LoopExamined):
+    examined = record.of(LoopExamined)
+    accepted = [(e.i, e.j) for e in examined if e.is_accepted]
+    alike = []
+    for event in examined:
         failed = next((gate for gate in event.gates if not gate.passed), None)
         if event.is_accepted or failed is None or not any(name in failed.name for name in ALIKE_GATES):
             continue
         landmarks = max((g.value for g in event.gates if "landmarks" in g.name), default=0.0)
-        if landmarks < ALIKE_LANDMARKS or event.j in accepted:
-            continue
-        text = (
-            f"keyframes {event.i} and {event.j} look alike ({landmarks:.0f} landmarks agree); their loop was refused: "
-            f"{event.reason}"
-        )
-        yield Finding(
-            cause=Cause.SIMILAR_PLACES,
-            first=frame_of.get(event.i, event.frame_index),
-            last=event.frame_index,
-            sentence=text,
-            figures={"landmarks": landmarks, failed.name: failed.value, "limit": failed.limit},
-            keyframes=(event.i, event.j),
-        )
+        near = any(abs(event.i - i) <= NEAR_LOOP and abs(event.j - j) <= NEAR_LOOP for i, j in accepted)
+        if landmarks >= ALIKE_LANDMARKS and not near:
+            alike.append((landmarks, event))
+    if not alike:
+        return
+    landmarks, best = max(alike, key=lambda found: found[0])
+    text = f"{len(alike)} loops with {ALIKE_LANDMARKS} landmarks or more were refused: their places look alike, "
+    text += f"and do not fit the map. The strongest: keyframes {best.i} and {best.j}, {landmarks:.0f} landmarks; "
+    text += best.reason
+    yield Finding(
+        cause=Cause.SIMILAR_PLACES,
+        first=min(frame_of.get(event.i, event.frame_index) for _, event in alike),
+        last=max(event.frame_index for _, event in alike),
+        sentence=text,
+        figures={"loops": len(alike), "landmarks": landmarks},
+        keyframes=(best.i, best.j),
+    )
 
 
 def _focal_length(record: RunRecord) -> Iterator[Finding]:

@@ -8,11 +8,11 @@ TABS = ("Live", "Tracking", "Keyframes", "Loops", "Graph", "Predictor", "Relocal
 BACKGROUND = [18, 20, 26]
 
 
-def blueprint() -> rrb.Blueprint:
-    """A new layout: the tabs of `TABS`."""
+def blueprint(active: str = "Live") -> rrb.Blueprint:
+    """A new layout: the tabs of `TABS`, of which one is open."""
     tabs = (_live(), _tracking(), _keyframes(), _loops(), _graph(), _predictor(), _relocalization(), _plots(), _log())
     return rrb.Blueprint(
-        rrb.Tabs(*tabs, active_tab=0),
+        rrb.Tabs(*tabs, active_tab=TABS.index(active)),
         rrb.TimePanel(expanded=False, timeline="frame"),
         collapse_panels=True,
     )

@@ -14,13 +14,14 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.images import Image, encode_jpeg
 from slam.events import FrameProcessed
+from slam.map.picture_points import MOST_TRACKED
 from slam.map.tracking_status import TrackingState
 from slam.viz.canvas import FINAL, INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
 from slam.viz.tracking_view import TrackingView
 
-JPEG_QUALITY = 60
+JPEG_QUALITY = 50
 MAX_WIDTH = 480  # Width that larger images are shrunk to before they are sent, pixels.
-IMAGES_PER_S = 20.0  # Maximum number of images and of their points sent per second of the stream.
+IMAGES_PER_S = 10.0  # Maximum number of images and of their points sent per second of the stream.
 MEMORY_EVERY = 30  # Interval between two plots of the memory, frames.
 LIVE_FRUSTUM = 3.0  # Size of the live camera's frustum, relative to a keyframe's.
 FRUSTUM = 0.06  # Depth of a keyframe's frustum, relative to the median depth of the first landmarks.
@@ -139,7 +140,9 @@ class LiveView:
         scale = _shrunk(camera).width / camera.width
         other = WAITING if event.world_from_cam is None else OUTLIER
         colors = np.where(event.is_inlier[:, None], INLIER, other).astype(np.uint8)
-        points = rr.Points2D((event.pixels + 0.5) * scale, colors=colors, radii=screen_radius(2.0))
+        step = max(1, -(-len(colors) // MOST_TRACKED))
+        pixels = (event.pixels[::step] + 0.5) * scale
+        points = rr.Points2D(pixels, colors=colors[::step], radii=screen_radius(2.0))
         self._log("world/camera/image/tracks", points)
 
     def _plot(self, event: FrameProcessed) -> None:

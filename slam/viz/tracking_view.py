@@ -34,7 +34,7 @@ class TrackingView:
         log = self._canvas.recording.log
         # Rerun's pixel (0, 0) is the corner of the image, ours the center of its first pixel.
         pixels = (points.pixels + 0.5) * scale
-        landmarks = rr.AnyValues(age_frames=points.ages, residual_px=points.residuals_px)
+        landmarks = rr.AnyValues(age_frames=points.ages.astype(np.uint16), residual_px=points.residuals_px)
         ages = rr.Points2D(pixels, colors=ramp(1.0 - points.ages / OLD).astype(np.uint8), radii=_radii(points))
         log("world/camera/image/ages", ages, landmarks)
         self._show_residuals(points, pixels, scale)
