@@ -46,7 +46,8 @@ def explain(
     explanation = explanation_of(record, run.resolve().name)
     print(json.dumps(explanation.to_dict(), indent=2) if as_json else text_of(explanation))
     if html is not None:
-        write_atomically(html, html_page(explanation, record, _pictures(run)))
+        page = html_page(explanation, record, keyframe_jpeg=_keyframe_pictures(run), frame_jpeg=_frame_pictures(run))
+        write_atomically(html, page)
         say(f"wrote {html}")
 
 
@@ -70,7 +71,14 @@ def _mark(share: float) -> str:
     return "#" if share > 0.98 else "+" if share > 0.5 else "-" if share > 0 else "."
 
 
-def _pictures(run: Path) -> Callable[[int], bytes | None]:
+def _frame_pictures(run: Path) -> Callable[[int], bytes | None]:
+    """Pictures of the few frames of a run that were kept, by frame index."""
+    from slam.run.frame_pictures import picture_path
+
+    return lambda index: picture_path(run, index).read_bytes() if picture_path(run, index).is_file() else None
+
+
+def _keyframe_pictures(run: Path) -> Callable[[int], bytes | None]:
     """Pictures of keyframes from the map of a run, by keyframe id."""
     from relocalizer.maps.map_format import jpeg_of
     from relocalizer.maps.map_reader import load_map

@@ -34,13 +34,20 @@ svg { display: block; background: #f4f5f7; margin-bottom: .2rem; max-width: 100%
 """
 
 
-def html_page(explanation: Explanation, record: RunRecord, jpeg: Callable[[int], bytes | None]) -> str:
+def html_page(
+    explanation: Explanation,
+    record: RunRecord,
+    *,
+    keyframe_jpeg: Callable[[int], bytes | None],
+    frame_jpeg: Callable[[int], bytes | None],
+) -> str:
     """The page.
 
     Args:
-        jpeg: the picture of a keyframe as the bytes of a JPEG file; None if there is none.
+        keyframe_jpeg, frame_jpeg: the picture of a keyframe and of a frame as the bytes of a JPEG file; None if there
+            is none.
     """
-    pictures = _Pictures(jpeg)
+    pictures = _Pictures(keyframe_jpeg, frame_jpeg)
     found = "".join(_finding(finding, pictures) for finding in explanation.findings)
     reasons = f": {escape('; '.join(explanation.reasons))}" if explanation.reasons else ""
     refused = "".join(f"<tr><td>{escape(gate)}<td>{count}" for gate, count in explanation.refused.items())
@@ -60,24 +67,30 @@ def html_page(explanation: Explanation, record: RunRecord, jpeg: Callable[[int],
 
 
 class _Pictures:
-    """Pictures of keyframes as HTML, each at most once on a page and not more than `MOST_PICTURES`."""
+    """Pictures of keyframes and frames as HTML, not more than `MOST_PICTURES` on a page."""
 
-    def __init__(self, jpeg: Callable[[int], bytes | None]) -> None:
-        self._jpeg = jpeg
+    def __init__(self, keyframe_jpeg: Callable[[int], bytes | None], frame_jpeg: Callable[[int], bytes | None]) -> None:
+        self._keyframe_jpeg, self._frame_jpeg = keyframe_jpeg, frame_jpeg
         self._count = 0
 
-    def figure(self, keyframe_id: int) -> str:
-        data = self._jpeg(keyframe_id) if self._count < MOST_PICTURES else None
+    def of(self, finding: Finding) -> str:
+        """The pictures of a finding: the first of its frames that there is, and its keyframes."""
+        frames = range(finding.first, min(finding.last, finding.first + 3) + 1)
+        first = next((self._figure(self._frame_jpeg, k, "frame") for k in frames if self._frame_jpeg(k)), "")
+        return first + "".join(self._figure(self._keyframe_jpeg, k, "keyframe") for k in finding.keyframes)
+
+    def _figure(self, jpeg: Callable[[int], bytes | None], number: int, kind: str) -> str:
+        data = jpeg(number) if self._count < MOST_PICTURES else None
         if data is None:
             return ""
         self._count += 1
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-        return f'<figure><img src="{source}" alt=""><figcaption>keyframe {keyframe_id}</figcaption></figure>'
+        return f'<figure><img src="{source}" alt=""><figcaption>{kind} {number}</figcaption></figure>'
 
 
 def _finding(finding: Finding, pictures: _Pictures) -> str:
     figures = ", ".join(f"{escape(name)} {value:.4g}" for name, value in finding.figures.items())
-    shown = "".join(pictures.figure(k) for k in finding.keyframes)
+    shown = pictures.of(finding)
     return (
         f"<section><p><b>{escape(finding.cause)}</b>, {finding.frames}: {escape(finding.sentence)}</p>"
         f'<p class="figures">{figures}</p><p>What would help: {escape(finding.advice)}</p>{shown}</section>'

@@ -17,6 +17,7 @@ JUMP, JUMP_SHARE = (
     3.5,
     0.02,
 )  # minimum step of a jump: relative to those around it, and as a fraction of the focal length
+IRREGULAR = 6.0  # minimum log of that ratio, relative to the usual change (log, median) from one step to the next
 STEPS_AROUND = 6  # number of steps on each side that it is compared with
 ISOLATED = 0.5  # maximum step right before and after a jump, relative to it: a fast hand speeds up gradually
 FOLLOWED = 0.5  # minimum fraction of the tracks that were followed for their motion to be that of the image
@@ -114,6 +115,10 @@ def jump_rows(record: RunRecord, steps: FloatArray) -> np.ndarray[tuple[int], np
     hidden = black_rows(record) | covered_rows(record)
     intervals = np.r_[np.nan, np.diff(record.times_s)]
     gap = intervals > TIME_GAP * np.nanmedian(intervals) if len(record) > 2 else np.zeros(len(record), bool)
+    with np.errstate(divide="ignore"):
+        changes = np.abs(np.diff(np.log(np.where(steps > 0, steps, np.nan))))
+    usual_change = float(np.nanmedian(changes)) if np.isfinite(changes).any() else 0.0
+    factor = max(JUMP, float(np.exp(IRREGULAR * usual_change)))  # a camera whose steps vary anyway needs more
     followed = np.nan_to_num(record.measured["followed"])
     window = 2 * STEPS_AROUND + 1
     is_smooth = np.convolve(followed >= FOLLOWED, np.ones(window), mode="same") >= SMOOTH * window
@@ -124,7 +129,7 @@ def jump_rows(record: RunRecord, steps: FloatArray) -> np.ndarray[tuple[int], np
         around = _around(steps, row)
         if len(around) < STEPS_AROUND or not is_smooth[row]:
             continue
-        if steps[row] < max(JUMP * float(np.median(around)), JUMP_SHARE * record.focal_px):
+        if steps[row] < max(factor * float(np.median(around)), JUMP_SHARE * record.focal_px):
             continue
         neighbors = [steps[r] for r in (row - 1, row + 1) if 0 < r < len(record) and np.isfinite(steps[r])]
         if neighbors and max(neighbors) <= ISOLATED * steps[row]:
