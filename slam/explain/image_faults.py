@@ -131,7 +131,7 @@ def _blur(record: RunRecord) -> Iterator[Finding]:
     usual_sharpness = usual(m["sharpness"], np.isfinite(m["sharpness"]) & ~blurred)
     for first, last in spans(blurred):
         a, b = record.frames(first, last)
-        ratio = float(np.median((m["sharpness"] / usual_sharpness)[first : last + 1]))
+        ratio = float(np.median(m["sharpness"][first : last + 1] / usual_sharpness[first : last + 1]))
         text = f"{last - first + 1} images are blurred: {ratio:.0%} of the sharpness of those around them"
         yield _finding(record, Cause.BLUR, a, b, text, sharpness=ratio)
     fineness = m["fineness"][np.isfinite(m["fineness"]) & ~black_rows(record) & ~covered_rows(record)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -105,9 +106,9 @@ def step_px(record: RunRecord) -> FloatArray:
             row = record.row(event.frame_indices[1])
             angles[row : row + 2] = np.nan
     angles[1:][record.has_pose[1:] != record.has_pose[:-1]] = np.nan  # in another map, with another world
-    angles[spoiled_rows(record)] = np.nan
     moved_px, followed = record.measured["moved_px"], record.measured["followed"]
-    return np.where(followed >= FOLLOWED, moved_px, np.fmax(moved_px, record.focal_px * angles))
+    steps = np.where(followed >= FOLLOWED, moved_px, np.fmax(moved_px, record.focal_px * angles))
+    return np.where(spoiled_rows(record), np.nan, steps)
 
 
 def jump_rows(record: RunRecord, steps: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -151,8 +152,11 @@ def rotating_rows(record: RunRecord) -> Mask:
     m = record.measured
     turned = (m["rotation_only"] >= TURNING) & (m["turned_px"] >= TURNED_SHARE * record.focal_px)
     rotating = np.zeros(len(record), bool)
-    for row in np.flatnonzero(turned).tolist():
-        rotating[max(row - ROTATION_FRAMES, 0) : row + 1] = True
+    measured = np.flatnonzero(np.isfinite(m["rotation_only"])).tolist()
+    for before, row in pairwise(measured):  # one alone may be a few tracks that happen to agree
+        if not (turned[before] and turned[row]):
+            continue
+        rotating[max(before - ROTATION_FRAMES, 0) : row + 1] = True
     return rotating
 
 

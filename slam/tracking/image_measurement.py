@@ -33,7 +33,8 @@ PEAKS = 12  # number of its peaks that are compared
 ROTATION_EVERY = 5  # interval between two measurements of the rotation, frames
 ROTATION_FRAMES = 10  # number of frames over which it is measured
 ROTATION_TRACKS = 80  # maximum number of tracks that it is measured on
-ROTATION_PX = 1.5  # maximum residual of a track that a rotation explains, pixels
+ROTATION_LEAST = 40  # minimum number of tracks for it
+ROTATION_RAD = 0.003  # maximum residual of a track that a rotation explains, radians
 MIN_TRACKS = 12  # minimum number of tracks for a measurement on them
 SMALLEST = 32  # minimum side of an image that is measured, pixels
 
@@ -106,18 +107,18 @@ def repetition_of(gray: Image) -> float:
     return max(_rise(part * _shift_weights() / correlation[0, 0]) for part in (right, left))
 
 
-def rotation_residuals_px(before: FloatArray, now: FloatArray, camera: Camera) -> FloatArray:
-    """Residuals (N,) of points (N, 2) in two images under the rotation of the camera that explains the most of them.
+def rotation_residuals(before: FloatArray, now: FloatArray, camera: Camera) -> FloatArray:
+    """Angles (N,), radians, by which the rotation that explains most of the points (N, 2) of two images misses each.
 
     Kabsch's rotation of the viewing rays, reweighted with a Geman-McClure kernel whose width shrinks to the noise.
     """
     a, b = (_rays(pixels, camera) for pixels in (before, now))
     weights = np.ones(len(a))
     residuals = np.zeros(len(a))
-    for width in (32.0, 8.0, 4.0, ROTATION_PX, ROTATION_PX, ROTATION_PX):
+    for width in (0.06, 0.02, 0.01, ROTATION_RAD, ROTATION_RAD, ROTATION_RAD):
         left, _, right = np.linalg.svd((a * weights[:, None]).T @ b)
         flip = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
-        residuals = camera.mean_focal * np.linalg.norm(a - b @ ((left * flip) @ right).T, axis=1)
+        residuals = np.linalg.norm(a - b @ ((left * flip) @ right).T, axis=1)
         weights = 1.0 / (1.0 + (residuals / width) ** 2) ** 2
     return residuals
 
@@ -211,7 +212,7 @@ class FrameMeter:
         """Measure how far a pure rotation explains the motion of the tracks over the last frames."""
         if self._count % ROTATION_EVERY == 0 and len(self._recent) == ROTATION_FRAMES:
             before, now = common_pixels(self._recent[0], tracks)
-            if len(now) >= MIN_TRACKS:
+            if len(now) >= ROTATION_LEAST:
                 self._measure_rotation(before, now, camera)
         self._recent.append(tracks)
         ids = np.unique(tracks.ids)
@@ -228,7 +229,7 @@ class FrameMeter:
         step = -(-len(now) // ROTATION_TRACKS)
         first, last = before[::step].astype(np.float64), now[::step].astype(np.float64)
         self._values["turned_px"] = _median_distance(last, first)
-        self._values["rotation_only"] = float((rotation_residuals_px(first, last, camera) < ROTATION_PX).mean())
+        self._values["rotation_only"] = float((rotation_residuals(first, last, camera) < ROTATION_RAD).mean())
 
 
 def _median_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
