@@ -29,6 +29,7 @@ class LoopsView:
     def show(self, event: LoopExamined) -> None:
         """Show a candidate."""
         log = self._canvas.recording.log
+        self._canvas.set_frame(event.frame_index)
         self._canvas.recording.set_time(TIMELINE, sequence=self._count)
         self._count += 1
         log("loops/table", rr.TextDocument(self._table(event), media_type="text/markdown"))

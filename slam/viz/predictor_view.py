@@ -65,6 +65,7 @@ class PredictorView:
     def show(self, event: PairRelated) -> None:
         """Plot an estimate; its errors follow when the run ends."""
         self._asked.append(event)
+        self._canvas.set_frame(event.frame_index)
         self._log("predictor/table", rr.TextDocument(_sentence(event), media_type="text/markdown"))
         if isinstance(event.estimate, NoEstimate):
             return
@@ -78,16 +79,15 @@ class PredictorView:
     def finish(self, poses: Mapping[int, Similarity]) -> None:
         """Compare all estimates with the final poses and with the ground truth."""
         true_poses = self._true_poses()
-        rows = []
-        for name, known in (("map", poses), ("truth", true_poses)):
-            errors = [(event, _errors(event, known)) for event in self._asked]
+        of_map = [(event, _errors(event, poses)) for event in self._asked]
+        of_truth = [(event, _errors(event, true_poses)) for event in self._asked]
+        for name, errors in (("map", of_map), ("truth", of_truth)):
             self._send(f"predictor/rotation/{name}", errors, lambda found: found.rotation_deg)
             self._send(f"predictor/direction/{name}", errors, lambda found: found.direction_deg)
-            if name == "map":
-                rows = sorted(errors, key=lambda row: -np.nan_to_num(row[1].rotation_deg, nan=-1.0))[:WORST]
         if self._asked:
-            table = _table(rows, {(e.i, e.j): _errors(e, true_poses) for e, _ in rows})
-            self._log("predictor/table", rr.TextDocument(table, media_type="text/markdown"))
+            rows = [(event, found, true) for (event, found), (_, true) in zip(of_map, of_truth, strict=True)]
+            rows.sort(key=lambda row: -np.nan_to_num(row[1].rotation_deg, nan=-1.0))
+            self._log("predictor/table", rr.TextDocument(_table(rows[:WORST]), media_type="text/markdown"))
 
     def _send(
         self, path: str, errors: list[tuple[PairRelated, PairErrors]], value: Callable[[PairErrors], float]
@@ -135,15 +135,15 @@ def _sentence(event: PairRelated) -> str:
     )
 
 
-def _table(rows: list[tuple[PairRelated, PairErrors]], truth: Mapping[tuple[int, int], PairErrors]) -> str:
+def _table(rows: list[tuple[PairRelated, PairErrors, PairErrors]]) -> str:
     """The pairs with the largest rotation errors, in Markdown."""
     lines = ["### Pairs with the largest errors against the final map, degrees", ""]
     lines += ["| pair | for | rotation | sigma | direction | sigma | confidence | true rotation | true direction |"]
     lines += ["|---|---|--:|--:|--:|--:|--:|--:|--:|"]
-    for event, found in rows:
+    for event, found, true in rows:
         if isinstance(event.estimate, NoEstimate):
             continue
-        estimate, true = event.estimate, truth[event.i, event.j]
+        estimate = event.estimate
         values = (
             found.rotation_deg, np.degrees(estimate.rotation_sigma_rad), found.direction_deg,
             np.degrees(estimate.direction_sigma_rad), estimate.confidence, true.rotation_deg, true.direction_deg,
