@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from relocalizer.geometry import FloatArray
 from slam.explain.finding import Cause, Finding
 from slam.explain.run_record import RunRecord
+from slam.map.tracking_status import TrackingState
 
 Mask = NDArray[np.bool_]
 
@@ -23,6 +24,8 @@ COVERED_CHANGE = 0.25  # or the minimum fraction of the image that changed when 
 BLUR_SHARPNESS, BLUR_FINENESS = 0.45, 0.8  # maximum sharpness and fineness of a blurred image, relative to the usual
 PHOTO_FINENESS = 0.5  # the latter for single photographs, whose scenes differ
 VIDEO_FOLLOWED, VIDEO_CHANGED = 0.4, 0.25  # of a video: medians of the fractions of tracks followed, and of the change
+# Blur is told where it is stronger than this (relative sharpness), or where this fraction of the usual tracks broke.
+STRONG_BLUR, HARM, MOST_BURSTS = 0.3, 0.7, 8  # and of more bursts than this only the number
 SOFT_FINENESS = 0.2  # fineness below which all images of a run are soft
 GAIN, SAME_SCENE = 1.2, 0.85  # minimum factor of an exposure jump, and correlation of the images before and after
 BACK = 0.35  # maximum difference of the logs of two opposite gains, relative, for the second to take the first back
@@ -129,16 +132,36 @@ def image_findings(record: RunRecord) -> Iterator[Finding]:
 def _blur(record: RunRecord) -> Iterator[Finding]:
     m, blurred = record.measured, blurred_rows(record)
     usual_sharpness = usual(m["sharpness"], np.isfinite(m["sharpness"]) & ~blurred)
+    bursts = []
     for first, last in spans(blurred):
-        a, b = record.frames(first, last)
         ratio = float(np.median(m["sharpness"][first : last + 1] / usual_sharpness[first : last + 1]))
+        if ratio < STRONG_BLUR or _harms(record, first, last):
+            bursts.append((first, last, ratio))
+    if len(bursts) > MOST_BURSTS:
+        a, b = record.frames(bursts[0][0], bursts[-1][1])
+        count = sum(last - first + 1 for first, last, _ in bursts)
+        worst = min(bursts, key=lambda burst: burst[2])
+        text = f"{count} images are blurred, in {len(bursts)} places; the worst: "
+        text += f"frames {record.index[worst[0]]} to {record.index[worst[1]]}, {worst[2]:.0%} of the usual sharpness"
+        yield _finding(record, Cause.BLUR, a, b, text, images=count, sharpness=worst[2])
+        bursts = []
+    for first, last, ratio in bursts:
         text = f"{last - first + 1} images are blurred: {ratio:.0%} of the sharpness of those around them"
-        yield _finding(record, Cause.BLUR, a, b, text, sharpness=ratio)
+        yield _finding(record, Cause.BLUR, *record.frames(first, last), text, sharpness=ratio)
     fineness = m["fineness"][np.isfinite(m["fineness"]) & ~black_rows(record) & ~covered_rows(record)]
     if len(fineness) and float(np.median(fineness)) < SOFT_FINENESS:
         soft = float(np.median(fineness))
         text = f"all images are soft: {soft:.2f} of the detail of half their size is left at full size, 0.5 is usual"
         yield _finding(record, Cause.BLUR, *record.frames(0, len(record) - 1), text, fineness=soft)
+
+
+def _harms(record: RunRecord, first: int, last: int) -> bool:
+    """Whether the tracks broke, or tracking was lost, in a stretch of frames or right after it."""
+    followed = record.measured["followed"]
+    broken = HARM * float(np.nanmedian(followed)) if np.isfinite(followed).any() else 0.0
+    here = slice(first, last + 2)
+    lost = any(state is TrackingState.LOST for state in record.states[here])
+    return lost or bool((np.nan_to_num(followed[here], nan=1.0) < broken).any())
 
 
 def _exposure(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
