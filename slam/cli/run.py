@@ -33,6 +33,7 @@ from slam.cli.options import (
     Start,
     Stride,
     Topic,
+    View,
     Weights,
     complain,
     expect_new,
@@ -109,14 +110,7 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     topic: Topic = None,
-    view: Annotated[
-        str,
-        typer.Option(
-            metavar="VIEW",
-            help="Live view: spawn opens the Rerun viewer; web serves a page to this machine, until Ctrl-C at the end "
-            "(web:0.0.0.0 to the network); connect:HOST:PORT sends to a viewer that runs already; none.",
-        ),
-    ] = "none",
+    view: View = "none",
     one_pass: Annotated[
         bool,
         typer.Option("--one-pass", help="Do not track again with another camera that the run found; see --camera."),
@@ -342,22 +336,12 @@ def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> l
     """The viewer, if requested by --view or --record."""
     if request.view == "none" and request.record is None:
         return []
-    from slam.viz.rerun_viewer import RerunViewer
-    from slam.viz.viewer_process import ViewerNotStarted
+    from slam.viz.rerun_viewer import open_if_possible
 
-    def opened(view: str) -> RerunViewer:
-        return RerunViewer(
-            record=request.record, view=view, ground_truth=frames.ground_truth, title=frames.name,
-            camera=frames.camera,
-        )  # fmt: skip
-
-    try:
-        viewer = opened(request.view)
-    except ViewerNotStarted as error:  # the run does not need it
-        complain(f"{error}; the run goes on without a viewer")
-        if request.record is None:
-            return []
-        viewer = opened("none")
+    viewer = open_if_possible(
+        complain, record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
+        camera=frames.camera,
+    )  # fmt: skip
     viewing.callback(viewer.close)
     if viewer.url:
         request.say(f"watch at {viewer.url}")

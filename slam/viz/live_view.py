@@ -102,12 +102,14 @@ class LiveView:
 
     def _is_image_due(self, event: FrameProcessed) -> bool:
         """Whether the image and its points are sent: at most `IMAGES_PER_S`, and always when the state changes."""
+        if not event.frame.image.size:  # Replayed from an event log: most frames have none.
+            return not len(event.pixels) and self._pinhole is None
         now, state_changed = event.frame.timestamp_ns, self._state is None or self._state[0] is not event.state
         due = self._image_ns is None or state_changed or (now - self._image_ns) * IMAGES_PER_S >= 1e9
         if due or now < (self._image_ns or 0):
             self._image_ns = now
             return True
-        return event.points is not None and not event.frame.image.size  # replayed: the few points that were logged
+        return False
 
     def _show_image(self, image: Image, camera: Camera) -> None:
         shown = _shrunk(camera)

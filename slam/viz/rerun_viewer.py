@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from slam.evaluation.trajectory import Trajectory
 from slam.events import Event
 from slam.viz.recording_output import RecordingOutput, Sink
 from slam.viz.view_mode import GRPC_PORT, WEB_PORT, ViewKind, ViewMode
-from slam.viz.viewer_process import end, expect_viewer, free_port, open_window, serve_page
+from slam.viz.viewer_process import ViewerNotStarted, end, expect_viewer, free_port, open_window, serve_page
 
 
 class RerunViewer:
@@ -118,6 +119,27 @@ class RerunViewer:
     def _why_not(self) -> str:
         is_closed = self._viewer is not None and self._viewer.poll() is not None
         return "the viewer was closed" if is_closed else ""
+
+
+def open_if_possible(
+    say: Callable[[str], None],
+    *,
+    record: Path | None,
+    view: str,
+    ground_truth: Trajectory | None,
+    title: str,
+    camera: Camera,
+) -> RerunViewer:
+    """As `RerunViewer`, but for a run that goes on without a viewer that cannot be started, which `say` is told.
+
+    Raises:
+        OutputError: the file already exists or cannot be written. ConfigError: `view` has no known form.
+    """
+    try:
+        return RerunViewer(record=record, view=view, ground_truth=ground_truth, title=title, camera=camera)
+    except ViewerNotStarted as error:
+        say(f"{error}; the run goes on without a viewer")
+    return RerunViewer(record=record, view=ViewKind.NONE, ground_truth=ground_truth, title=title, camera=camera)
 
 
 def _file_sink(record: Path) -> rr.FileSink:
