@@ -65,6 +65,11 @@ class RecordingOutput:
             self._thread = threading.Thread(target=self._draw_all, name="rerun", daemon=True)
             self._thread.start()
 
+    @property
+    def recording(self) -> rr.RecordingStream:
+        """The stream, for data of one's own."""
+        return self._recording
+
     def show(self, event: Event) -> None:
         """Draw an event, or queue it for the thread."""
         if self.problem:

@@ -73,6 +73,17 @@ class RerunViewer:
         """Why an output shows nothing any more; empty while all work."""
         return next((output.problem for output in self._outputs if output.problem), "")
 
+    @property
+    def recording(self) -> rr.RecordingStream:
+        """The stream of the file, or without one that of the live viewer, for data of one's own.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if not self._outputs:
+            raise ValueError("RerunViewer.recording: neither a file nor a view was asked for")
+        return self._outputs[0].recording
+
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if not self._closed:
