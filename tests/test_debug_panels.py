@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import time
@@ -358,3 +359,16 @@ def test_colors_go_from_what_fits_to_what_does_not() -> None:
     assert middle[1] == max(middle)
     assert last[0] == max(last)
     assert canvas.INLIER != canvas.OUTLIER
+
+
+def test_the_example_logs_a_sensor_of_ones_own_beside_the_run(record: Path, root: Path) -> None:
+    spec = importlib.util.spec_from_file_location("own_sensor", root / "examples" / "own_sensor.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(str(root / "sequences" / "room_loop"), record, 6)
+    rows = column(record, "/sensors/gyroscope", "Scalars:scalars")
+    assert [frame for frame, _ in rows] == list(range(6))
+    assert {len(values) for _, values in rows} == {3}
+    assert [frame for frame, _ in column(record, "/plots/state", "Scalars:scalars")] == list(range(6))

@@ -34,6 +34,7 @@ from slam.explain.finding import ADVICE, Cause, Finding
 from slam.explain.html_page import html_page
 from slam.explain.image_faults import spans
 from slam.explain.run_record import RunRecord, read_run, record_of
+from slam.map.edge_residuals import EdgeResiduals
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import Edge, EdgeKind
@@ -290,6 +291,25 @@ def test_the_scale_drift_that_loops_corrected_is_told():
     [found] = findings_of(events)
     assert (found.cause, found.first, found.last) == (Cause.SCALE_DRIFT, 0, 38)
     assert found.figures["drift"] == pytest.approx(0.19, abs=0.001)
+
+
+def test_a_loop_that_the_map_contradicts_is_told():
+    frames, _ = a_run()
+    keyframes = [keyframe_event(n, 2 * n) for n in range(20)]
+    ends = np.array([[0, 1], [1, 19]], np.int64)
+
+    def solved(squared: float, weight: float) -> GraphOptimized:
+        residuals = EdgeResiduals(ends, np.array([False, True]), np.array([0.4, squared]), np.array([1.0, weight]))
+        return GraphOptimized(
+            frame_index=40, world_from_keyframe={}, error_before=1.0, error_after=0.1, cause="", after=residuals
+        )
+
+    def found(squared: float, weight: float = 1.0) -> list[Finding]:
+        return findings_of([*keyframes, solved(squared, weight), *frames, finished(frames)])
+
+    assert found(30.0) == found(9000.0, weight=0.0) == []  # within reach, or left out by the optimizer
+    [unfitting] = found(9000.0)
+    assert (unfitting.cause, unfitting.first, unfitting.last) == (Cause.UNFITTING_LOOP, 2, 38)
 
 
 # --- what is written ----------------------------------------------------------------------------------

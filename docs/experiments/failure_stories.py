@@ -69,23 +69,23 @@ def picture_of_the_start(images: list[Image]) -> list[Image]:
 
     def change(image: Image, k: int) -> Image:
         shown = image.copy()
-        shown[:, :half] = images[k - 200][:, :half]
+        shown[:, :half] = images[k - 130][:, :half]
         return shown
 
-    return faults.changed(images, range(200, 226), change)
+    return faults.changed(images, range(130, 156), change)
 
 
 STORIES = (
     Story("blur", "Tracking", partial(faults.blur_burst, frames=range(100, 112)), last=113),
     Story("pure_rotation", "Tracking", partial(faults.pure_rotation, frames=range(100, 150)), last=149),
-    Story("aliasing", "Loops", picture_of_the_start, 300),
+    Story("aliasing", "Loops", picture_of_the_start),
     Story("refused_true_loop", "Loops", as_it_is, 420, options=("--set", "loop_closing.single_loop_min_inliers=2000")),
-    Story("accepted_false_loop", "Graph", picture_of_the_start, 300, options=("--set", "loop_closing.robust=false")),
+    Story("accepted_false_loop", "Graph", picture_of_the_start, options=("--set", "loop_closing.robust=false")),
     Story("wrong_intrinsics", "Graph", as_it_is, focal=1.2),
     Story("low_texture", "Relocalization", low_texture, last=120),
     Story("exposure_jump", "Plots", partial(faults.exposure_jump, frames=range(100, 130))),
     Story("dropped_frames", "Plots", partial(faults.frames_dropped, frames=range(100, 112))),
-    Story("relocalization_refused", "Relocalization", elsewhere_after_the_dark, 300, last=110),
+    Story("relocalization_refused", "Relocalization", elsewhere_after_the_dark, 290, last=110),
 )
 
 

@@ -28,6 +28,7 @@ class Cause(StrEnum):
     ROLLING_START = "rolling start"
     SCALE_DRIFT = "scale drift"
     SIMILAR_PLACES = "similar places"
+    UNFITTING_LOOP = "loop that does not fit"
     UNJOINED_MAPS = "maps that are not joined"
     UNREADABLE_FRAMES = "unreadable frames"
 
@@ -51,6 +52,7 @@ ADVICE: Mapping[Cause, str] = {
     Cause.ROLLING_START: "begin slowly and sideways at something textured; skip what cannot be used with --start",
     Cause.SCALE_DRIFT: "return to known places more often, so that loops correct the scale; turn less on the spot",
     Cause.SIMILAR_PLACES: "nothing, if the places differ; else film what distinguishes them from nearer by",
+    Cause.UNFITTING_LOOP: "see it in the Graph and Loops tabs of slam view; keep loop_closing.robust on (the default)",
     Cause.UNJOINED_MAPS: "return to a place that both parts show, from a similar angle, so that a loop can join them",
     Cause.UNREADABLE_FRAMES: "copy the files again; the frames that cannot be read were left out",
 }

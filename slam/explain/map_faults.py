@@ -7,10 +7,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from slam.events import EdgeAccepted, Initialized, KeyframeAdded, LoopExamined, Relocalized, TrackingLost
+from slam.events import (
+    EdgeAccepted,
+    GraphOptimized,
+    Initialized,
+    KeyframeAdded,
+    LoopExamined,
+    Relocalized,
+    TrackingLost,
+)
 from slam.explain.finding import Cause, Finding
 from slam.explain.image_faults import blurred_rows
 from slam.explain.run_record import RunRecord
+from slam.loop_closing.pose_graph import LOOP_LIMIT
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.lens_evidence import UNDETERMINED_SIGMA, LensState
 from slam.map.tracking_status import TrackingState
@@ -21,6 +30,7 @@ SHORT_MAP = 30  # maximum age at which the loss of a map is due to its beginning
 WEAK_PARALLAX_DEG, WEAK_LANDMARKS = 1.0, 80  # of a weak initial pair
 LEADING = 10  # minimum number of frames without a pose before the first that is reported
 DRIFT = 0.05  # minimum change of the scale by loops that is reported, relative
+BENT_CHI_SQUARE = 1000.0  # minimum squared residual of an edge that the rest of the map contradicts
 ALIKE_LANDMARKS = 20  # minimum number of landmarks that agree with a refused loop for its places to look alike
 NEAR_LOOP = 3  # maximum distance of both ends from those of an accepted loop of the same place, keyframes
 ALIKE_GATES = ("chi-square", "closer look", "contradict")  # gates that refuse places that only look alike
@@ -46,6 +56,7 @@ def map_findings(record: RunRecord, faults: Sequence[Finding]) -> Iterator[Findi
     yield from _unjoined(record)
     yield from _scale_drift(record)
     yield from _similar_places(record)
+    yield from _unfitting_loops(record)
     yield from _focal_length(record)
 
 
@@ -243,6 +254,38 @@ def _similar_places(record: RunRecord) -> Iterator[Finding]:
         sentence=text,
         figures={"loops": len(alike), "landmarks": landmarks},
         keyframes=(best.i, best.j),
+    )
+
+
+def _unfitting_loops(record: RunRecord) -> Iterator[Finding]:
+    """The closed loop that the rest of the map contradicts most, right after it was closed or at the end."""
+    frame_of = {e.keyframe.id: e.keyframe.frame_index for e in record.of(KeyframeAdded)}
+    worst: tuple[float, int, int] = (BENT_CHI_SQUARE, -1, -1)
+    for event in record.of(GraphOptimized):
+        if event.after is None or not len(event.after):
+            continue
+        edges = event.after
+        loops = edges.where(edges.is_loop & (edges.weights > 0))
+        closed = event.before is not None  # by a loop, which bends the odometry if it is false
+        square = float(max(edges.squared.max() if closed else 0.0, loops.squared.max(initial=0.0)))
+        if len(loops) and square > worst[0]:
+            i, j = loops.ends[int(np.argmax(loops.squared))].tolist()
+            worst = (square, i, j)
+    square, i, j = worst
+    if i < 0:
+        return
+    text = (
+        f"the loop of keyframes {i} and {j} does not fit the map: residuals of chi-square {square:.0f}, {LOOP_LIMIT:g} "
+    )
+    text += "are allowed to a loop. It is false, or the path between its ends is"
+    ends = sorted((frame_of.get(i, 0), frame_of.get(j, 0)))
+    yield Finding(
+        cause=Cause.UNFITTING_LOOP,
+        first=ends[0],
+        last=ends[1],
+        sentence=text,
+        figures={"chi_square": square},
+        keyframes=(i, j),
     )
 
 
