@@ -89,6 +89,21 @@ STORIES = (
 )
 
 
+class Settled:
+    """Whether the page has all data: something is drawn, and it stays as it is."""
+
+    def __init__(self) -> None:
+        self._before: np.ndarray | None = None
+        self._same = 0
+
+    def __call__(self, image: Image) -> bool:
+        drawn = image[80:760].astype(float)
+        same = self._before is not None and float(np.abs(drawn - self._before).mean()) < 0.2
+        self._same = self._same + 1 if same else 0
+        self._before = drawn
+        return self._same >= 3 and float(drawn.std()) > 20
+
+
 def run(story: Story, out: Path) -> None:
     """Make the clip of a story, run it, and print its explanation."""
     clip = faults.read_clip(CLIP / "video.mp4", story.frames)
@@ -115,7 +130,7 @@ def photograph(story: Story, out: Path, folder: Path) -> None:
             if story.last is None or frame <= story.last:
                 viewer(event)
         picture = folder / f"{story.name}.png"
-        chromium.screenshot(viewer.url, picture, lambda image: float(image[80:].astype(float).std()) > 30)
+        chromium.screenshot(viewer.url, picture, Settled())
         image = cv2.imread(str(picture))
         assert image is not None
         cv2.imwrite(str(picture.with_suffix(".jpg")), image, [cv2.IMWRITE_JPEG_QUALITY, 70])

@@ -19,6 +19,7 @@ JUMP, JUMP_SHARE = (
     0.02,
 )  # minimum step of a jump: relative to those around it, and as a fraction of the focal length
 IRREGULAR = 6.0  # minimum log of that ratio, relative to the usual change (log, median) from one step to the next
+CUT = 0.5  # minimum size of a jump that is called a cut, as a fraction of the focal length
 STEPS_AROUND = 6  # number of steps on each side that it is compared with
 ISOLATED = 0.5  # maximum step right before and after a jump, relative to it: a fast hand speeds up gradually
 FOLLOWED = 0.5  # minimum fraction of the tracks that were followed for their motion to be that of the image
@@ -66,9 +67,10 @@ def _jumps(record: RunRecord) -> Iterator[Finding]:
     for row in jump_rows(record, steps).tolist():
         around = _around(steps, row)
         missing = max(1, round(steps[row] / float(np.median(around))) - 1)
+        as_if = f"as if {missing} frames were missing" if steps[row] < CUT * record.focal_px else "a cut, or a long gap"
         text = (
             f"the view jumps by {steps[row]:.0f} px from one image to the next, {float(np.median(around)):.1f} px are "
-            f"usual there: as if {missing} frames were missing"
+            f"usual there: {as_if}"
         )
         yield _dropped(record, row - 1, text, missing)
 
