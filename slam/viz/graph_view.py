@@ -12,7 +12,7 @@ from relocalizer.geometry import FloatArray, Similarity
 from slam.events import EdgeAccepted, GraphOptimized
 from slam.map.edge_residuals import EdgeResiduals
 from slam.map.keyframe_graph import Edge
-from slam.viz.canvas import FINAL, Canvas, screen_radius
+from slam.viz.canvas import OPTIMIZED, Canvas, screen_radius
 from slam.viz.colors import ramp
 
 WORST = 3.0  # normalized residual of the color at the end of the scale: three times what the sigmas say
@@ -29,7 +29,7 @@ class GraphView:
         self._canvas = canvas
         self._edges: dict[tuple[int, int], Edge] = {}
         name = "largest normalized residual"
-        canvas.recording.log("graph/residuals/largest", rr.SeriesLines(colors=FINAL, names=name), static=True)
+        canvas.recording.log("graph/residuals/largest", rr.SeriesLines(colors=OPTIMIZED, names=name), static=True)
 
     def add_edge(self, event: EdgeAccepted) -> None:
         """Remember an edge as it was measured, for its sigmas."""

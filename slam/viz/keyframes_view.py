@@ -8,7 +8,7 @@ import rerun as rr
 from numpy.typing import NDArray
 
 from slam.events import FrameProcessed, KeyframeAdded, LoopExamined
-from slam.viz.canvas import FINAL, INLIER, LOOP, OPTIMIZED, OUTLIER, WAITING, Canvas
+from slam.viz.canvas import INLIER, LIVE, LOOP, OPTIMIZED, OUTLIER, WAITING, Canvas
 
 GROWTH = 0.3  # relative growth of the number of keyframes at which the heat map is sent again
 LARGEST = 400  # maximum side of the heat map; of more keyframes each second, third, ... is in it
@@ -27,7 +27,7 @@ class KeyframesView:
         self._rows: dict[int, int] = {}  # by keyframe id
         self._loops: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._sent = 0
-        self._log("keyframes/criteria/limit", rr.SeriesLines(colors=FINAL, names="1: due"), static=True)
+        self._log("keyframes/criteria/limit", rr.SeriesLines(colors=LIVE, names="1: due"), static=True)
         self._log("keyframes/inserted", rr.SeriesPoints(colors=LOOP, names="keyframe inserted"), static=True)
 
     def show_criteria(self, event: FrameProcessed) -> None:

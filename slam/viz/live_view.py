@@ -16,7 +16,7 @@ from relocalizer.images import Image, encode_jpeg
 from slam.events import FrameProcessed
 from slam.map.picture_points import MOST_TRACKED
 from slam.map.tracking_status import TrackingState
-from slam.viz.canvas import FINAL, INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
+from slam.viz.canvas import INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
 from slam.viz.tracking_view import TrackingView
 
 JPEG_QUALITY = 50
@@ -52,12 +52,12 @@ class LiveView:
             ("plots/tracks/tracked", "tracked", WAITING),
             ("plots/tracks/inliers", "agree with the pose", INLIER),
             ("plots/depth/median", "median depth", OPTIMIZED),
-            ("plots/state", "0 lost, 1 initializing, 2 tracking", FINAL),
+            ("plots/state", "0 lost, 1 initializing, 2 tracking", LIVE),
             ("plots/motion/moved", "motion of the tracks, px per frame", WAITING),
             ("plots/motion/surprise", "distance from the prediction, px", OUTLIER),
             ("plots/motion/residual", "reprojection error, px", INLIER),
             ("plots/motion/parallax", "parallax to the keyframe, px", OPTIMIZED),
-            ("plots/image/brightness", "mean gray level", FINAL),
+            ("plots/image/brightness", "mean gray level", LIVE),
             ("plots/image/sharpness", "sharpness", OPTIMIZED),
             ("plots/memory_mb", "peak memory of the process, MB", LIVE),
         ):
