@@ -21,7 +21,7 @@ from relocalizer.camera import Camera
 from relocalizer.errors import UserError
 from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures
 from relocalizer.geometry import Similarity, rotation_from_quaternion_xyzw
-from relocalizer.images import Image
+from relocalizer.images import Image, decode_image
 from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap
 from slam import events
@@ -34,6 +34,7 @@ from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
 from slam.run import logged_values
 from slam.run.event_log import EVENTS
+from slam.run.frame_pictures import picture_path
 from slam.run.report import read_report
 from slam.run.run_folder import KEYFRAMES, MAP, TRAJECTORY
 
@@ -101,13 +102,17 @@ class Replay:
         return np.asarray(self._map.keyframes.descriptors[self._map.row_of[keyframe_id]])
 
     def _image_of_frame(self) -> Callable[[int], Image]:
-        """Function from a frame index to its image; empty for frames that are not keyframes."""
+        """Function from a frame index to its image: of keyframes, small ones of a few other frames; else empty."""
         rows: dict[int, int] = {}
         for _, name, value in _lines(self.folder / EVENTS):
             if self._map is not None and name == "KeyframeAdded" and value["keyframe"]["id"] in self._map.row_of:
                 rows[value["keyframe"]["frame_index"]] = self._map.row_of[value["keyframe"]["id"]]
         saved = self._map
-        return lambda index: _NO_IMAGE if saved is None or index not in rows else saved.image(rows[index])
+        return lambda index: self._picture(index) if saved is None or index not in rows else saved.image(rows[index])
+
+    def _picture(self, index: int) -> Image:
+        path = picture_path(self.folder, index)
+        return decode_image(path.read_bytes(), str(path)) if path.is_file() else _NO_IMAGE
 
     def _outcome(self, reader: _EventReader) -> Iterator[Event]:
         """The final map and trajectory."""

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import rerun as rr
 
+from relocalizer.camera import Camera
 from relocalizer.images import Image, decode_image, encode_jpeg
 from slam.map.picture_points import MatchedPoints
 from slam.viz.canvas import INLIER, OUTLIER, Canvas, screen_radius
@@ -21,10 +22,10 @@ class KeyframePictures:
         self._jpeg: dict[int, bytes] = {}
         self._scale: dict[int, float] = {}  # pixels of the picture per pixel of the image
 
-    def add(self, keyframe_id: int, image: Image | None) -> None:
+    def add(self, keyframe_id: int, image: Image | None, camera: Camera) -> None:
         """Keep the picture of a keyframe, if there is one."""
         if image is not None and image.size:
-            small, self._scale[keyframe_id] = shrunk(image)
+            small, self._scale[keyframe_id] = shrunk(image, camera)
             self._jpeg[keyframe_id] = encode_jpeg(small, JPEG_QUALITY)
 
     def get(self, keyframe_id: int) -> tuple[Image, float] | None:
@@ -34,13 +35,12 @@ class KeyframePictures:
         return decode_image(self._jpeg[keyframe_id], f"keyframe {keyframe_id}"), self._scale[keyframe_id]
 
 
-def shrunk(image: Image) -> tuple[Image, float]:
-    """The image at the width of a small picture, and its pixels per pixel of the image."""
-    scale = min(1.0, WIDTH / image.shape[1])
-    if scale == 1.0:
-        return image, scale
-    size = (WIDTH, max(1, round(image.shape[0] * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
+def shrunk(image: Image, camera: Camera) -> tuple[Image, float]:
+    """The image at the width of a small picture, and its pixels per pixel of the camera, whose image may be larger."""
+    if image.shape[1] > WIDTH:
+        size = (WIDTH, max(1, round(image.shape[0] * WIDTH / image.shape[1])))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return image, image.shape[1] / camera.width
 
 
 def log_pair(

@@ -8,8 +8,8 @@ import numpy as np
 import rerun as rr
 
 from relocalizer.geometry import Similarity
-from relocalizer.images import Image
 from slam.events import RelocalizationTried
+from slam.map.frames import Frame
 from slam.viz.canvas import WAITING, Canvas, screen_radius
 from slam.viz.pictures import KeyframePictures, log_pair, shrunk
 
@@ -40,20 +40,20 @@ class RelocalizationView:
         drawn = rr.LineStrips3D(strips, colors=WAITING, radii=screen_radius(1.0))
         self._canvas.recording.log("world/relocalization/directions", drawn)
 
-    def show_picture(self, frame_index: int, image: Image) -> None:
+    def show_picture(self, frame: Frame) -> None:
         """Show the frame of the last attempt beside the keyframe that it resembles most."""
         event = self._tried
-        if event is None or event.frame_index != frame_index or not image.size:
+        if event is None or event.frame_index != frame.index or not frame.image.size:
             return
         self._tried = None
         found = event.keyframe_id >= 0
-        if not event.attempts or not (found or frame_index - self._last >= EVERY):
+        if not event.attempts or not (found or frame.index - self._last >= EVERY):
             return
         best = event.keyframe_id if found else max(event.attempts, key=lambda tried: tried.landmarks).keyframe_id
         picture = self._pictures.get(best)
         if picture is not None:
-            self._last = frame_index
-            log_pair(self._canvas, "relocalization/pair", picture, shrunk(image), event.matches)
+            self._last = frame.index
+            log_pair(self._canvas, "relocalization/pair", picture, shrunk(frame.image, frame.camera), event.matches)
 
 
 def _table(event: RelocalizationTried) -> str:

@@ -103,7 +103,7 @@ class Drawing:
         self._canvas.set_time(event.frame.index, event.frame.timestamp_ns)
         self._live.show_frame(event)
         self._keyframes.show_criteria(event)
-        self._relocalization.show_picture(event.frame.index, event.frame.image)
+        self._relocalization.show_picture(event.frame)
 
     def _relocalization_tried(self, event: events.RelocalizationTried) -> None:
         self._canvas.set_time(event.frame_index, event.timestamp_ns)
@@ -151,7 +151,7 @@ class Drawing:
     def _keyframe_added(self, event: events.KeyframeAdded) -> None:
         self._canvas.set_time(event.keyframe.frame_index, event.keyframe.timestamp_ns)
         self._live.send_path()
-        self._pictures.add(event.keyframe.id, event.image)
+        self._pictures.add(event.keyframe.id, event.image, event.keyframe.camera)
         self._map.add_keyframe(event)
         self._keyframes.add_keyframe(event)
         self._predictor.add_keyframe(event.keyframe.id, event.keyframe.timestamp_ns)

@@ -47,7 +47,7 @@ class TrackingView:
         arrows = rr.Arrows2D(vectors=vectors, origins=pixels[inlier], colors=colors, radii=screen_radius(0.8))
         log("world/camera/image/residuals", arrows)
         counts, _ = np.histogram(np.clip(residuals, BINS[0], BINS[-1] - 1e-6), BINS)
-        log("tracking/residual_histogram", rr.BarChart(counts, abscissa=BINS[:-1], color=OUTLIER))
+        log("tracking/residual_histogram", rr.BarChart(counts, abscissa=BINS[:-1], widths=np.diff(BINS), color=OUTLIER))
 
 
 def _radii(points: TrackedPoints) -> np.ndarray:
