@@ -118,6 +118,40 @@ def test_a_fault_of_the_images_is_named_with_its_frames(clip, name):
     assert found[0].advice == ADVICE[Cause(name)]
 
 
+def noise(image: Image, level: Sequence[float], sigma: float) -> Image:
+    rng = np.random.default_rng(4)
+    return np.clip(rng.normal(0.0, sigma, image.shape) + np.array(level), 0, 255).astype(np.uint8)
+
+
+def blurred(image: Image, shape: tuple[int, int]) -> Image:
+    return np.asarray(cv2.filter2D(image, -1, np.full(shape, 1.0 / (shape[0] * shape[1]), np.float32)), np.uint8)
+
+
+VARIANTS: list[tuple[Cause, Any]] = [
+    (Cause.BLACKOUT, lambda image: noise(image, [4, 4, 4], 3.0)),
+    (Cause.BLUR, lambda image: blurred(image, (15, 1))),
+    (Cause.BLUR, lambda image: blurred(image, (1, 9))),
+    (Cause.BLUR, lambda image: np.asarray(cv2.GaussianBlur(image, (0, 0), 3), np.uint8)),
+    (Cause.EXPOSURE_JUMP, lambda image: cv2.convertScaleAbs(image, alpha=0.5)),
+    (Cause.EXPOSURE_JUMP, lambda image: cv2.convertScaleAbs(image, alpha=1.35)),
+    (Cause.EXPOSURE_JUMP, lambda image: cv2.convertScaleAbs(image, alpha=1.0, beta=60)),
+    (Cause.COVERED_LENS, lambda image: noise(image, [30, 30, 30], 1.5)),
+    (Cause.COVERED_LENS, lambda image: noise(image, [40, 50, 170], 1.5)),
+    (Cause.COVERED_LENS, lambda image: np.where((np.arange(240) > 96)[:, None, None], 18, image).astype(np.uint8)),
+    (Cause.REPEATED_TEXTURE, lambda image: np.tile(cv2.resize(image, (64, 60)), (4, 5, 1))),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clip_name", ["room_loop", "room_revisit"])
+@pytest.mark.parametrize("number", range(len(VARIANTS)))
+def test_other_faults_of_the_same_kinds_are_named_too(number, clip_name, root):
+    cause, change = VARIANTS[number]
+    images = faults.read_clip(root / "sequences" / clip_name / "video.mp4", COUNT, width=WIDTH)
+    [found] = findings_of(with_poses(measured(faults.changed(images, range(40, 52), lambda image, k: change(image)))))
+    assert (found.cause, found.first, found.last) == (cause, 40, 51)
+
+
 def test_a_darker_exposure_that_stays_is_one_jump(clip):
     [found] = findings_of(with_poses(measured(faults.exposure_jump(clip, range(40, COUNT), 0.6))))
     assert (found.cause, found.first, found.last) == (Cause.EXPOSURE_JUMP, 40, 40)

@@ -20,12 +20,15 @@ Mask = NDArray[np.bool_]
 BLACK_LEVEL, BLACK_SHARE = 12.0, 0.9  # maximum brightness of a black image, and minimum fraction that is black
 COVERED_FLAT, COVERED_MORE = 0.5, 0.3  # minimum fraction without texture of a covered lens: absolute, and than usual
 COVERED_DARKER = 0.7  # maximum brightness of a covered lens, relative to the usual one
-COVERED_CHANGE = 0.25  # or the minimum fraction of the image that changed when it was covered
+# Or how the image changed when it was covered: minimum fraction that changed, or maximum correlation with the last one.
+COVERED_CHANGE, UNLIKE = 0.25, 0.5
 BLUR_SHARPNESS, BLUR_FINENESS = 0.45, 0.8  # maximum sharpness and fineness of a blurred image, relative to the usual
 PHOTO_FINENESS = 0.5  # the latter for single photographs, whose scenes differ
 VIDEO_FOLLOWED, VIDEO_CHANGED = 0.4, 0.25  # of a video: medians of the fractions of tracks followed, and of the change
 # Blur is told where it is stronger than this (relative sharpness), or where this fraction of the usual tracks broke.
 STRONG_BLUR, HARM, MOST_BURSTS = 0.3, 0.7, 8  # and of more bursts than this only the number
+ABRUPT_BLUR, SHORT_BURST = 0.6, 3  # or where it came from one frame to the next, by this ratio, and stayed (frames)
+SAME_PLACE = 0.95  # minimum correlation of the brightness with the image before, of a blurred image of the same place
 SOFT_FINENESS = 0.2  # fineness below which all images of a run are soft
 GAIN, SAME_SCENE = 1.2, 0.85  # minimum factor of an exposure jump, and correlation of the images before and after
 BACK = 0.35  # maximum difference of the logs of two opposite gains, relative, for the second to take the first back
@@ -82,21 +85,37 @@ def covered_rows(record: RunRecord) -> Mask:
     darker = m["brightness"] < COVERED_DARKER * brightness
     covered = np.zeros(len(record), bool)
     for first, last in spans(candidate, 5):
-        onset = np.nan_to_num(m["changed"][max(first - 2, 0) : first + 2])
-        at_once = is_video(record) and onset.max(initial=0.0) >= COVERED_CHANGE
+        onset = slice(max(first - 2, 0), first + 2)
+        changed = float(np.nan_to_num(m["changed"][onset]).max(initial=0.0))
+        alike = float(np.nan_to_num(m["correlation"][onset], nan=1.0).min(initial=1.0))
+        at_once = is_video(record) and (changed >= COVERED_CHANGE or alike <= UNLIKE)
         if np.median(darker[first : last + 1]) or at_once:
             covered[first : last + 1] = True
     return covered & seen
 
 
 def blurred_rows(record: RunRecord) -> Mask:
-    """(N,) whether an image is much less sharp than those around it, in its finest structures most."""
+    """(N,) whether an image is much less sharp than those around it: in its finest structures most, or all at once.
+
+    Motion along the structures of a scene hardly blurs its finest ones more; but no scene loses its sharpness from one
+    image to the next and stays where it was.
+    """
     m = record.measured
     seen = np.isfinite(m["sharpness"]) & ~black_rows(record) & ~covered_rows(record)
     sharpness, fineness = usual(m["sharpness"], seen), usual(m["fineness"], seen)
     limit = BLUR_FINENESS if is_video(record) else PHOTO_FINENESS
-    blurred = (m["sharpness"] < BLUR_SHARPNESS * sharpness) & (m["fineness"] < limit * fineness)
-    return np.asarray(seen & blurred)
+    unsharp = seen & (m["sharpness"] < BLUR_SHARPNESS * sharpness)
+    blurred = unsharp & (m["fineness"] < limit * fineness)
+    for first, last in spans(unsharp, 0) if is_video(record) else ():
+        if first and _falls_at(record, first) and m["correlation"][first] >= SAME_PLACE:
+            blurred[first : last + 1] = True
+    return np.asarray(blurred)
+
+
+def _falls_at(record: RunRecord, row: int) -> bool:
+    """Whether the sharpness falls from one image to the next."""
+    sharpness = record.measured["sharpness"]
+    return bool(sharpness[row] < ABRUPT_BLUR * sharpness[row - 1])
 
 
 def repeated_rows(record: RunRecord) -> Mask:
@@ -135,7 +154,8 @@ def _blur(record: RunRecord) -> Iterator[Finding]:
     bursts = []
     for first, last in spans(blurred):
         ratio = float(np.median(m["sharpness"][first : last + 1] / usual_sharpness[first : last + 1]))
-        if ratio < STRONG_BLUR or _harms(record, first, last):
+        is_abrupt = is_video(record) and first > 0 and last - first + 1 >= SHORT_BURST and _falls_at(record, first)
+        if ratio < STRONG_BLUR or is_abrupt or _harms(record, first, last):
             bursts.append((first, last, ratio))
     if len(bursts) > MOST_BURSTS:
         a, b = record.frames(bursts[0][0], bursts[-1][1])
