@@ -182,10 +182,12 @@ def test_dropped_frames_are_seen_in_the_times(clip):
 
 def test_a_wall_without_texture_is_said_where_it_is_long(clip):
     wall = [np.full_like(clip[0], 170) for _ in range(40)]
-    fade = [cv2.addWeighted(clip[39], 1 - t, wall[0], t, 0) for t in np.linspace(0, 1, 12)]
-    frames = measured([*clip[:40], *fade, *wall])
-    found = findings_of([replace(f, track_ids=np.arange(20)) if k > 45 else f for k, f in enumerate(frames)])
-    assert Cause.COVERED_LENS not in {f.cause for f in found}
+    turned = [np.hstack([clip[39][:, k:], wall[0][:, :k]]) for k in range(16, WIDTH, 16)]
+    frames = measured([*clip[:40], *turned, *wall])
+    found = findings_of([replace(f, track_ids=np.arange(20)) if k > 55 else f for k, f in enumerate(frames)])
+    causes = {f.cause for f in found}
+    assert Cause.FEW_FEATURES in causes
+    assert Cause.COVERED_LENS not in causes
 
 
 def test_single_photographs_of_different_scenes_are_no_faults(clip):

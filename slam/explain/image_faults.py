@@ -88,7 +88,8 @@ def covered_rows(record: RunRecord) -> Mask:
         onset = slice(max(first - 2, 0), first + 2)
         changed = float(np.nan_to_num(m["changed"][onset]).max(initial=0.0))
         alike = float(np.nan_to_num(m["correlation"][onset], nan=1.0).min(initial=1.0))
-        at_once = is_video(record) and (changed >= COVERED_CHANGE or alike <= UNLIKE)
+        bare = first > 0 and m["flat"][first] - m["flat"][first - 1] >= COVERED_MORE  # from one image to the next
+        at_once = is_video(record) and (changed >= COVERED_CHANGE or (bare and alike <= UNLIKE))
         if np.median(darker[first : last + 1]) or at_once:
             covered[first : last + 1] = True
     return covered & seen
@@ -113,9 +114,9 @@ def blurred_rows(record: RunRecord) -> Mask:
 
 
 def _falls_at(record: RunRecord, row: int) -> bool:
-    """Whether the sharpness falls from one image to the next."""
-    sharpness = record.measured["sharpness"]
-    return bool(sharpness[row] < ABRUPT_BLUR * sharpness[row - 1])
+    """Whether the sharpness falls from one image to the next, more than with the exposure."""
+    sharpness, gain = record.measured["sharpness"], record.measured["gain"][row]
+    return bool(sharpness[row] < ABRUPT_BLUR * gain**2 * sharpness[row - 1])
 
 
 def repeated_rows(record: RunRecord) -> Mask:
