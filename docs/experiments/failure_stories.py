@@ -85,7 +85,7 @@ STORIES = (
     Story("pure_rotation", "Tracking", partial(faults.pure_rotation, frames=range(100, 150)), last=149),
     Story("aliasing", "Loops", picture_of_the_start),
     Story(
-        "refused_true_loop", "Loops", every_second, 420, options=("--set", "loop_closing.min_inliers=400")
+        "refused_true_loop", "Loops", every_second, 420, options=("--set", "loop_closing.min_inliers=1000")
     ),
     Story("accepted_false_loop", "Graph", picture_of_the_start, options=("--set", "loop_closing.robust=false")),
     Story("wrong_intrinsics", "Graph", as_it_is, focal=1.2),

@@ -19,7 +19,7 @@ from slam.map.tracking_status import TrackingState
 from slam.viz.canvas import INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
 from slam.viz.tracking_view import TrackingView
 
-JPEG_QUALITY = 50
+JPEG_QUALITY = 45
 MAX_WIDTH = 480  # Width that larger images are shrunk to before they are sent, pixels.
 IMAGES_PER_S = 10.0  # Maximum number of images and of their points sent per second of the stream.
 MEMORY_EVERY = 30  # Interval between two plots of the memory, frames.

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Sink = rr.FileSink | rr.GrpcSink | rr.GrpcServerSink
 
-FILE_FLUSH_S = 2.0  # interval between two writes to a file: larger pieces take less space
+FILE_FLUSH_S = 8.0  # interval between two writes to a file: larger pieces take less space, and a killed run loses more
 FULL = 64  # number of waiting events from which frames are sent without their image
 MOST_WAITING = 4_000  # number of waiting events at which a viewer is given up
 
