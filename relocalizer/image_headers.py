@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
@@ -31,6 +32,15 @@ def image_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def size_of_encoded(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of the upright image in the bytes of a file, as `image_size`; None when the header lacks it."""
+    try:
+        with _opened_bytes(data) as image:
+            return _upright_size(image)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+        return None
+
+
 def focal_length_35mm(path: Path) -> float | None:
     """The focal length for 35 mm film in the Exif block of an image, millimeters; None without a plausible one."""
     if not os.path.isfile(path):
@@ -54,6 +64,15 @@ def _opened(path: Path) -> Iterator[pillow.Image]:
     if is_heif(start) and (problem := enable_heif(start)):
         raise OSError(problem)
     with _of_any_size(), pillow.open(path) as image:
+        yield image
+
+
+@contextmanager
+def _opened_bytes(data: bytes) -> Iterator[pillow.Image]:
+    """As `_opened`, of the bytes of a file."""
+    if is_heif(data[:START_BYTES]) and (problem := enable_heif(data[:START_BYTES])):
+        raise OSError(problem)
+    with _of_any_size(), pillow.open(io.BytesIO(data)) as image:
         yield image
 
 

@@ -28,6 +28,7 @@ from slam.cli import (
     maps_from_poses,
     relocalize,
     run,
+    serve,
     settings,
     view,
     weights,
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.command(short_help="Run SLAM on a video or a folder of images")(run.run)
 app.command(short_help="Localize single images in a map")(relocalize.relocalize)
+app.command(short_help="Serve a map over HTTP")(serve.serve)
 app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
