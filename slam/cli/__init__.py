@@ -26,6 +26,7 @@ from slam.cli import (
     evaluation,
     maps,
     maps_from_poses,
+    plot,
     relocalize,
     run,
     serve,
@@ -52,6 +53,7 @@ app.command(short_help="Localize single images in a map")(relocalize.relocalize)
 app.command(short_help="Serve a map over HTTP")(serve.serve)
 app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
+app.command(short_help="Draw a finished run from above")(plot.plot)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
 app.command("eval", short_help="Evaluate a trajectory: ATE, RPE, coverage")(evaluation.evaluate_command)
 app.command("config", short_help="Print the effective settings")(settings.config_command)

@@ -9,7 +9,7 @@ from relocalizer.geometry import FloatArray
 
 LEAST_AGREEMENT = 0.5  # minimum length of the mean up axis of the cameras; below it their up axes contradict each other
 MIDDLE = (5.0, 95.0)  # percentiles of landmark coordinates that a view has to contain
-DEGENERATE = 1e-9  # length below which a direction is undefined
+POINT = 1e-9  # size below which what is shown is a single point
 
 
 def top_view_axes(world_from_cam: FloatArray) -> FloatArray:
@@ -46,14 +46,18 @@ def _up(world_from_cam: FloatArray) -> FloatArray:
 def extent(path: FloatArray, landmarks: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Lower and upper corner (2,) of a view of a path (N, 2) and of the landmarks (M, 2) around it.
 
-    All of the path is contained, and landmarks but for the farthest ones, as these are the least accurate.
+    All of the path is contained. Of the landmarks the farthest ones are not, as these are the least accurate, nor those
+    farther from the path than it is large, beside which it would be a point.
     """
-    corners = [path.min(axis=0), path.max(axis=0)]
+    low, high = path.min(axis=0), path.max(axis=0)
+    size = float((high - low).max())
     if len(landmarks):
-        corners += list(np.percentile(landmarks, MIDDLE, axis=0))
-    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
-    side = max(float((high - low).max()), DEGENERATE)
-    return low - 0.05 * side, high + 0.05 * side
+        reach = size if size > POINT else np.inf
+        near, far = np.percentile(landmarks, MIDDLE, axis=0)
+        low, high = np.minimum(low, np.maximum(near, low - reach)), np.maximum(high, np.minimum(far, high + reach))
+    side = float((high - low).max())
+    margin = 0.05 * side if side > POINT else 0.5
+    return low - margin, high + margin
 
 
 def thinned(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
