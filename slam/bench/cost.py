@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relocalizer import pytorch
 from slam.components import predictor_choice
 from slam.config.schema import SlamConfig
 from slam.run import run_verdict, runner
@@ -133,8 +134,9 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
 
     Raises:
         WeightsError: trained weights are configured and not available.
-        ConfigError: the backend or the precision is not available on this machine.
+        ConfigError: PyTorch, the backend or the precision is not available on this machine.
     """
+    pytorch.expect_installed("measuring the network")
     from relocalizer.network.benchmark import KEYFRAMES, measure_network
     from relocalizer.network.computation import available_runtimes, choose_computation
     from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
