@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from map_samples import small_map
 
 from relocalizer import pytorch
@@ -123,3 +124,26 @@ def test_commands_about_weights_say_it_too(slam_command: Any, tmp_path: Path) ->
         ended = slam_command(*verb)
         assert ended.code == 2
         assert re.search(NEEDS, ended.complaint), ended.complaint
+
+
+# --- what is around the package --------------------------------------------------------------------------
+
+
+def test_every_python_that_is_supported_is_tested(root: Path) -> None:
+    workflow = yaml.safe_load((root / ".github" / "workflows" / "check.yml").read_text())
+    named = {text.rpartition(" ")[2] for text in project(root)["classifiers"] if re.search(r"Python :: 3\.\d+$", text)}
+    assert set(workflow["jobs"]["test"]["strategy"]["matrix"]["python"]) == named
+
+
+def test_files_of_services_and_templates_can_be_read(root: Path) -> None:
+    files = [root / "compose.yaml", *(root / ".github").rglob("*.yml")]
+    assert len(files) == 6
+    for path in files:
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_the_image_is_built_from_what_is_there(root: Path) -> None:
+    sources = re.findall(r"^COPY (.*) \S+$", (root / "Dockerfile").read_text(), re.M)
+    names = [name for source in sources for name in source.split()]
+    assert all((root / name).exists() for name in names)
+    assert {f"!{name}" for name in names} <= set((root / ".dockerignore").read_text().splitlines())
