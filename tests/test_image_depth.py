@@ -117,6 +117,16 @@ def test_a_cut_off_image_of_a_phone_is_refused(tmp_path: Path, suffix: str) -> N
         read_image(tmp_path / f"0{suffix}")
 
 
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_a_damaged_image_of_a_phone_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Its header is whole, its coded data are not."""
+    data = phone_image(suffix)
+    start = data.index(b"mdat") + 4
+    (tmp_path / f"0{suffix}").write_bytes(data[:start] + bytes(len(data) - start))
+    with pytest.raises(SequenceError, match="not an image that can be decoded"):
+        read_image(tmp_path / f"0{suffix}")
+
+
 def test_without_its_decoder_a_heic_image_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
