@@ -17,6 +17,8 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from relocalizer.heif_images import START_BYTES, enable_heif, is_heif
 
 FOCAL_LENGTHS_MM = (10.0, 150.0)  # range of plausible focal lengths for 35 mm film, millimeters
+# What Pillow raises for damaged headers; its decoder of AVIF raises RuntimeError.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, struct.error)
 TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
 
 
@@ -27,8 +29,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
     try:
         with _opened(path) as image:
             return _upright_size(image)
-    # Pillow raises these for damaged headers.
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+    except _DAMAGED:
         return None
 
 
@@ -37,7 +38,7 @@ def size_of_encoded(data: bytes) -> tuple[int, int] | None:
     try:
         with _opened_bytes(data) as image:
             return _upright_size(image)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+    except _DAMAGED:
         return None
 
 
@@ -50,8 +51,7 @@ def focal_length_35mm(path: Path) -> float | None:
             exif = pillow.Exif()
             exif.load(image.info.get("exif", b""))
             value = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0.0))
-    # Pillow raises these for damaged headers.
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+    except _DAMAGED:
         return None
     return value if FOCAL_LENGTHS_MM[0] <= value <= FOCAL_LENGTHS_MM[1] else None
 
