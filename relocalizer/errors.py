@@ -41,5 +41,9 @@ class MapError(UserError):
     """A saved map that is missing, damaged or written by a newer version."""
 
 
+class TrainingError(UserError):
+    """Training data that cannot be used, or a training that cannot go on."""
+
+
 class DeviceError(UserError):
     """A requested device that is not available."""

@@ -107,6 +107,7 @@ class EdgeRejected:
         i, j: keyframe ids.
         reason: a sentence with the number and the threshold.
         landmarks: number of landmarks that supported the loop; 0 if it was rejected before they were counted.
+        is_refuted: whether the loop was verified, but is so far from where the path leads that no drift explains it.
     """
 
     i: int
@@ -115,6 +116,7 @@ class EdgeRejected:
     reason: str
     frame_index: int
     landmarks: int = 0
+    is_refuted: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

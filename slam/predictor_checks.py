@@ -13,6 +13,11 @@ UNIT_TOLERANCE = 1e-3  # maximum deviation from 1 of the norm of a unit vector o
 def relate(predictor: PosePredictor, i: Encoded, j: Encoded) -> PairEstimate | NoEstimate:
     """Relative pose i_from_j of two images; an invalid pose is returned as NoEstimate."""
     [estimate] = predictor.relate([(i, j)])
+    return checked(estimate)
+
+
+def checked(estimate: PairEstimate | NoEstimate) -> PairEstimate | NoEstimate:
+    """The estimate, or NoEstimate in place of an invalid pose."""
     if isinstance(estimate, NoEstimate) or _is_pose(estimate):
         return estimate
     return NoEstimate("the predictor's answer is no pose with finite sigmas")

@@ -137,3 +137,19 @@ def test_trained_weights_that_are_not_here_are_one_line(tmp_path, slam_command, 
     ended = slam_command("bench", "--predictor", "reloc3r-224")
     assert ended.code == 2
     assert "siyan824/reloc3r-224 (1.71 GB, license CC BY-NC-SA 4.0" in ended.complaint
+
+
+def test_the_training_is_measured_with_and_without_a_cache(slam_command, tiny_network):
+    ended = slam_command("bench", "--training", "--predictor", "reloc3r-224", "--random-weights", "--json")
+    assert ended.code == 0, ended.complaint
+    found = json.loads(ended.out)
+    assert [(one["tune"], one["cache"]) for one in found] == [
+        ("decoder", "none"), ("decoder", "disk"), ("head", "none"), ("head", "disk")
+    ]  # fmt: skip
+    assert all(one["pairs_per_s"] > 0 and 0 <= one["waiting_share"] <= 1 for one in found)
+    # Half-precision tokens of two images of 3 x 2 patches: 32 wide after the encoder, 24 after the decoder.
+    assert [one["cached_bytes"] for one in found] == [0, 2 * 6 * 32 * 2, 0, 2 * 6 * 24 * 2]
+    table = slam_command("bench", "--training", "--predictor", "reloc3r-224", "--random-weights", "--repeats", 1).out
+    assert "waiting for data" in table
+    refused = slam_command("bench", "--training", "--predictor", "geometric")
+    assert (refused.code, "needs --predictor reloc3r-224" in refused.complaint) == (2, True)

@@ -108,13 +108,28 @@ def test_help_lists_the_verbs_there_are(slam_command):
     assert ended.code == 0
     listed = [line.split()[0] for line in ended.out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
-        "run", "relocalize", "serve", "calibrate", "view", "plot", "bench", "eval", "config", "convert", "doctor",
-        "map", "weights",
+        "run", "relocalize", "serve", "calibrate", "view", "plot", "bench", "benchmark", "train", "eval", "config",
+        "convert", "doctor", "map", "data", "weights",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "relocalize", "calibrate", "view", "bench", "eval", "config", "convert", "doctor", "weights"]
+    "verb",
+    [
+        "run",
+        "relocalize",
+        "calibrate",
+        "view",
+        "bench",
+        "benchmark",
+        "train",
+        "eval",
+        "config",
+        "convert",
+        "doctor",
+        "data",
+        "weights",
+    ],
 )
 def test_the_help_of_every_verb_has_an_example(slam_command, verb):
     ended = slam_command(verb, "--help")
@@ -143,7 +158,7 @@ def test_help_names_what_an_option_takes_and_not_its_type_in_the_program(slam_co
     assert re.search(r"^Usage:.*[{\[][a-z]", shown) is None
 
 
-@pytest.mark.parametrize("words", [(), ("map",), ("weights",)])
+@pytest.mark.parametrize("words", [(), ("map",), ("data",), ("weights",)])
 def test_what_a_verb_does_is_listed_to_the_end(slam_command, words):
     assert "..." not in slam_command(*words, "--help").out.split("Commands:")[1]
 
@@ -469,7 +484,7 @@ def test_a_verb_that_ctrl_c_ended_says_so(slam_command, monkeypatch):
     def interrupted(given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slam.input.query_images.query_images", interrupted)
+    monkeypatch.setattr("slam.workers.localization.query_images", interrupted)
     ended = slam_command("relocalize", "map", "images")
     assert ended.code == 130
     assert ended.complaint == "slam: interrupted"

@@ -238,7 +238,7 @@ def test_ctrl_c_leaves_the_images_found_until_then(slam_command, room, room_map,
         return read(reader, image)
 
     monkeypatch.setattr(QueryReader, "read", until_the_second_batch)
-    monkeypatch.setattr("slam.cli.relocalize.BATCH", 1)
+    monkeypatch.setattr("slam.workers.localization.ITEM_IMAGES", 1)
     ended = slam_command("relocalize", room_map, room, "--out", tmp_path / "poses.txt")
     assert (ended.code, ended.complaint) == (130, "slam: interrupted")
     assert "1 of 1 found" in ended.out
@@ -268,3 +268,31 @@ def test_poses_of_other_images_are_found_out(slam_command, room, tmp_path):
     ended = slam_command("map", "from-poses", room, tmp_path / "wrong.txt", "-o", tmp_path / "m", "-q")
     assert ended.code == 1
     assert "are the poses and the camera those of these images?" in ended.complaint
+
+
+# --- several processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("--jobs", "2"), ("--ray", "local", "--jobs", "2")])
+def test_workers_make_the_same_map_and_find_the_same_poses(slam_command, room, tmp_path, monkeypatch, words):
+    if "--ray" in words:
+        pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setattr("slam.workers.localization.ITEM_IMAGES", 4)
+    monkeypatch.setattr("slam.workers.posed_features.ITEM_IMAGES", 3)
+    made = []
+    for name, more in (("one", ()), ("two", words)):
+        folder = tmp_path / name
+        assert slam_command("map", "from-poses", room, "-o", folder, "--stride", "2", "-q", *more).code == 0
+        ended = slam_command("relocalize", folder, room, "--json", "-q", *more)
+        assert ended.code == 0
+        made.append([{**entry, "image": ""} for entry in json.loads(ended.out)["images"]])
+    one, two = (load_map(tmp_path / name) for name in ("one", "two"))
+    assert np.array_equal(one.features.descriptors, two.features.descriptors)
+    assert np.array_equal(one.landmarks.points_in_anchor, two.landmarks.points_in_anchor)
+    assert np.array_equal(one.keyframes.descriptors, two.keyframes.descriptors)
+    assert len(made[0]) == IMAGES
+    rounded = "quaternion_xyzw"  # a transform that is sent to another process loses its last bit
+    for a, b in zip(*made, strict=True):
+        assert a[rounded] == pytest.approx(b[rounded], abs=1e-12)
+        assert {**a, rounded: None} == {**b, rounded: None}

@@ -116,6 +116,7 @@ def test_a_card_without_pytorch_is_said_and_local_features_run(no_pytorch: None)
 def test_commands_about_weights_say_it_too(slam_command: Any, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
     for verb in (
+        ["train", tmp_path / "config.yaml", "--out", tmp_path / "out"],
         ["weights", "verify", tmp_path / "model.safetensors"],
         ["weights", "export", "reloc3r-224", "--format", "onnx", "--out", tmp_path / "out"],
         ["run", tmp_path, "--predictor", "reloc3r-224", "--random-weights"],

@@ -72,7 +72,7 @@ def test_the_map_and_its_exports_keep_the_names(run_folder: Path, tmp_path: Path
     assert stored.image_names == tuple(f"IMG {4 * k:04d}.color.png" for k in indices)
     export_map(stored, "colmap", tmp_path / "colmap")
     expected = [f"IMG_{4 * k:04d}.color.jpg" for k in indices]
-    lines = (tmp_path / "colmap" / "images.txt").read_text(encoding="utf-8").splitlines()[1::2]
+    lines = (tmp_path / "colmap" / "sparse" / "0" / "images.txt").read_text(encoding="utf-8").splitlines()[1::2]
     assert [line.split()[-1] for line in lines] == expected
     assert sorted(os.listdir(tmp_path / "colmap" / "images")) == sorted(expected)
     export_map(stored, "nerfstudio", tmp_path / "nerf")

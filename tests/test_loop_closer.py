@@ -31,6 +31,7 @@ from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.loop_detector import LoopDetector
 from slam.loop_closing.loop_verifier import LoopVerifier, Verified
 from slam.loop_closing.odometry_edges import OdometryEdges
+from slam.loop_closing.pairwise_consistency import LoopEvidence
 from slam.loop_closing.pose_graph import Solution, first_of_each_part
 from slam.map.keyframe_graph import EdgeKind
 
@@ -702,3 +703,23 @@ def test_a_scale_that_no_landmark_determines_is_unknown_and_not_invented():
     turn, _, distance = error_of(edge, connected)
     assert turn < 0.5
     assert distance < 0.03
+
+
+@pytest.mark.parametrize(("repeats", "verified"), [(False, [0, 1, 2]), (True, [0])])
+def test_where_the_scene_repeats_itself_only_the_most_similar_place_is_verified(monkeypatch, few, repeats, verified):
+    monkeypatch.setattr(LoopEvidence, "scene_repeats", property(lambda self: repeats))
+    seen = []
+
+    class Refusing:
+        def verify(self, c, k):
+            seen.append(c)
+            return PoseRejected("it looks alike", 0)
+
+    class Similar:
+        def candidates(self, k):
+            return [Candidate(key, 0.99) for key in (0, 1, 2)]
+
+    mapper = few.builder.mapper
+    closer = LoopCloser(CONFIG, mapper, Similar(), Refusing(), GtsamOptimizer(), few.events.append)
+    assert not closer.close_loops(few.graph.last_id)
+    assert seen == verified

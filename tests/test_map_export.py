@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,24 @@ def with_segments(segments):
 # --- COLMAP -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def model(tmp_path):
+@pytest.fixture(params=["txt", "bin"])
+def model(request, tmp_path):
+    """The exported model, read by COLMAP from its text files or from its binary ones."""
     pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed")
     export_map(small_map(), "colmap", tmp_path / "model")
-    return pycolmap.Reconstruction(str(tmp_path / "model"))
+    folder = tmp_path / request.param
+    folder.mkdir()
+    for name in ("cameras", "images", "points3D"):
+        shutil.copy(tmp_path / "model" / "sparse" / "0" / f"{name}.{request.param}", folder)
+    return pycolmap.Reconstruction(str(folder))
+
+
+def test_the_folder_is_laid_out_as_splatting_programs_expect_it(tmp_path):
+    export_map(small_map(), "colmap", tmp_path / "model")
+    files = sorted(path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.*"))
+    model = [f"sparse/0/{name}.{form}" for name in ("cameras", "images", "points3D") for form in ("bin", "txt")]
+    images = [f"images/{k:06d}.jpg" for k in small_map().keyframes.ids]
+    assert files == sorted([*images, *model])
 
 
 def test_pycolmap_reads_every_image_point_and_observation(model):
@@ -79,7 +93,7 @@ def test_an_observation_of_a_track_without_a_place_belongs_to_no_point(tmp_path)
         },
     )
     export_map(replace(m, landmarks=landmarks), "colmap", tmp_path / "model")
-    lines = (tmp_path / "model" / "images.txt").read_text().splitlines()
+    lines = (tmp_path / "model" / "sparse" / "0" / "images.txt").read_text().splitlines()
     assert lines[2].endswith(" -1")
 
 

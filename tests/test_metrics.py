@@ -370,7 +370,7 @@ def ours(estimate: Trajectory, truth: Trajectory, names: list[str]) -> dict[str,
     return {name: at(name) for name in names}
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_every_figure_equals_evos_on_random_paths(seed: int, evo: Evo) -> None:
     rng = np.random.default_rng(seed)
     truth = wandering(rng)

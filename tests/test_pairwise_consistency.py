@@ -246,6 +246,27 @@ def test_false_loops_that_wait_do_not_keep_a_true_one_out():
     assert isinstance(jury.evaluate(loop(poses, 5, 25, inliers=STRONG), graph), Accepted)
 
 
+def refuted(jury, poses, graph, *, clusters, size):
+    """Groups of false loops that agree among themselves, each far from where the path leads."""
+    for n in range(clusters):
+        wrong = at(20.0 + 10.0 * n, -7.0 * n, 5.0)
+        for k in range(size):
+            i, j = k, 20 + (n * size + k) % 20
+            false = edge(i, j, poses[i].inverse() @ wrong @ poses[j], LOOP, LOOP_SIGMA, STRONG)
+            assert isinstance(jury.evaluate(false, graph), Deferred)
+
+
+def test_where_the_scene_repeats_itself_a_loop_needs_more_support_than_the_false_ones_had():
+    poses = circle()
+    graph, jury = chain_of(poses), evidence()
+    refuted(jury, poses, graph, clusters=4, size=3)
+    verdicts = [jury.evaluate(loop(poses, k, 21 + k, inliers=STRONG), graph) for k in range(4)]
+    assert verdicts[0] == Deferred(
+        "1 keyframes agree, more than 3 needed: 12 keyframes matched places where they are not", alone=False
+    )
+    assert [isinstance(verdict, Accepted) for verdict in verdicts] == [False, False, False, True]
+
+
 def test_believed_loops_of_a_place_speak_against_one_that_contradicts_them():
     poses = circle()
     graph, jury = chain_of(poses), evidence()

@@ -211,10 +211,40 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(images, tmp_path):
         open_(images, colmap(tmp_path / "model", POSES, name="../{:05d}.png"))
 
 
-def test_a_binary_model_is_told_how_to_become_text(images, tmp_path):
+def binary(model):
+    """The model in text as COLMAP itself writes it in binary."""
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed")
+    (model / "points3D.txt").write_text("# 3D point list\n")
+    folder = model.with_name("binary")
+    folder.mkdir()
+    pycolmap.Reconstruction(str(model)).write_binary(str(folder))
+    assert not list(folder.glob("*.txt"))
+    return folder
+
+
+def test_a_binary_model_gives_the_same_as_one_in_text(images, tmp_path):
+    source = open_(images, binary(colmap(tmp_path / "model", POSES)))
+    same(source.images, POSES)
+    camera = source.images[0].camera
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (130, 131, 80, 60)
+
+
+@pytest.mark.parametrize("name", ["images.bin", "cameras.bin"])
+def test_a_binary_model_that_is_cut_off_anywhere_is_one_line(images, tmp_path, name):
+    folder = binary(colmap(tmp_path / "model", POSES))
+    data = (folder / name).read_bytes()
+    for length in range(0, len(data), 7):
+        (folder / name).write_bytes(data[:length])
+        with pytest.raises((TrajectoryError, CameraError), match=name):
+            open_(images, folder)
+    (folder / name).write_bytes(data + b"x")
+    with pytest.raises((TrajectoryError, CameraError), match="after its last"):
+        open_(images, folder)
+
+
+def test_an_empty_folder_is_no_model(images, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "images.bin").write_bytes(b"\0" * 8)
-    with pytest.raises(TrajectoryError, match="colmap model_converter --output_type TXT"):
+    with pytest.raises(TrajectoryError, match="expected a COLMAP model"):
         open_(images, tmp_path / "model")
 
 

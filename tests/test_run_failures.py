@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import Ended
 from oracle import CAMERA, OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import load_camera
 from relocalizer.intrinsics_correction import CorrectionStep
@@ -46,15 +48,21 @@ FAILS_AFTER = 24  # frames; the map begins with the first few, so there is somet
 BLIND = frozenset({29, 30, 31})  # a loss, so that relocalization and the last look for frames have their turn
 FRAMES = 36
 QUICK = ("--set", "bundle_adjustment.final_rounds=1", "--set", "tracks.max_tracks=200")
+HELD = ("--set", "bundle_adjustment.calibrate=never")  # the camera is not examined, which takes a third of the time
 
 
 class Boom(Exception):
     """What is made to go wrong."""
 
 
+@cache
+def path() -> list[RigidTransform]:
+    return room_path(240)[:FRAMES]
+
+
 def world() -> OracleWorld:
     points = room_points(np.random.default_rng(3), 1000)
-    made = OracleWorld(room_path(240)[:FRAMES], points, blind=BLIND)
+    made = OracleWorld(path(), points, blind=BLIND)
     made.descriptors[:] = np.abs(made.descriptors)  # as a map can keep them
     return made
 
@@ -205,7 +213,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def oracle_run(monkeypatch, tmp_path, slam_command) -> Callable[..., Ended]:
     """`slam run` on the oracle's world; `prepare` gets the source before it begins."""
 
-    def call(prepare: Callable[[OracleSource], None] = lambda source: None, *options: object) -> Ended:
+    def call(options: Sequence[str] = (), prepare: Callable[[OracleSource], None] = lambda source: None) -> Ended:
         made = world()
         source = OracleSource(made)
         prepare(source)
@@ -240,7 +248,7 @@ def test_a_frame_that_cannot_be_read_ends_the_run_with_all_before_it(oracle_run,
     def prepare(source: OracleSource) -> None:
         source.fails_at = FAILS_AFTER + 1
 
-    report = expect_all_was_kept(oracle_run(prepare), tmp_path / "out", poses=FAILS_AFTER)
+    report = expect_all_was_kept(oracle_run(HELD, prepare), tmp_path / "out", poses=FAILS_AFTER)
     assert report["frames"] == FAILS_AFTER + 1
 
 
@@ -252,7 +260,7 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, *, always: bool) -> Tri
 
 def test_an_exception_in_any_stage_keeps_all_before_it(oracle_run, tmp_path, monkeypatch, stage):
     wire = fail_in(monkeypatch, stage, always=False)
-    ended = oracle_run()
+    ended = oracle_run(() if "lens" in stage else HELD)
     assert wire.tripped == 1
     expect_all_was_kept(ended, tmp_path / "out", poses=FAILS_AFTER - 3)
 
@@ -295,7 +303,7 @@ def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, m
     kind = {kind.__name__: kind for kind in (RunStatistics, EventLog, FramesTable, Checkpoints)}[name]
     wire = Tripwire(target=name, always=True, from_the_start=True)
     monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
-    ended = oracle_run()
+    ended = oracle_run(HELD)
     assert wire.tripped == 1
     assert [r.getMessage() for r in caplog.records if "receives no further events" in r.getMessage()] == [
         f"{name} raised an error and receives no further events: {name}"
@@ -331,7 +339,7 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
         monkeypatch.setattr("slam.run.recorded_run.write_plot", wire.wrap(name, lambda *a: None))
     if name == "report.json":
         monkeypatch.setattr("slam.run.recorded_run.closing_report", wire.wrap("report.json", lambda *a, **o: {}))
-    ended = oracle_run()
+    ended = oracle_run(HELD)
     assert wire.tripped == 1
     assert ended.code == 70
     assert ended.complaint.startswith("slam: internal error: ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, PosedImagesConfig
 from relocalizer.errors import MapError, SequenceError
-from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures, detect_features, match_features
+from relocalizer.features import detect_features, match_features
 from relocalizer.geometry import FloatArray, rotation_matrix, skew, translation_of
 from relocalizer.images import Image, to_gray
 from relocalizer.interfaces import CalibratedImage, PosePredictor
@@ -86,44 +86,56 @@ class ExtractedFeatures:
         return restored(self.descriptors[int(self.offsets[k]) : int(self.offsets[k + 1])])
 
 
-def extract(
-    images: Sequence[PosedImage], predictor: PosePredictor, config: FeaturesConfig, report: Progress
-) -> tuple[list[PosedImage], ExtractedFeatures]:
-    """Read every image once and extract its features and its place descriptor; the pixels are not kept in memory.
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFeatures:
+    """Features of one image, as in `ExtractedFeatures`, and its place descriptor (D,)."""
 
-    Returns:
-        The images that can be read, and their features.
+    pixels: NDArray[np.float32]
+    scales: NDArray[np.float32]
+    descriptors: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
+    place: NDArray[np.float32]
+
+
+def extract(posed: PosedImage, predictor: PosePredictor, config: FeaturesConfig) -> ImageFeatures | SequenceError:
+    """Read an image and extract its features; the error if it cannot be read. The pixels are not kept."""
+    try:
+        image = posed.read()
+    except SequenceError as error:
+        return error
+    features = detect_features(to_gray(image), config, posed.mask)
+    [encoded] = predictor.encode([CalibratedImage(image, posed.camera, features)])
+    return ImageFeatures(
+        pixels=features.pixels,
+        scales=features.scales,
+        descriptors=quantized(features.descriptors),
+        colors=_colors(image, features.pixels),
+        place=predictor.describe(encoded),
+    )
+
+
+def joined(
+    images: Sequence[PosedImage], extracted: Sequence[ImageFeatures | SequenceError]
+) -> tuple[list[PosedImage], ExtractedFeatures]:
+    """The images that could be read, and their features.
+
+    Raises:
+        MapError: fewer than two images could be read.
     """
-    readable: list[PosedImage] = []
-    unreadable: list[str] = []
-    found: list[LocalFeatures] = []
-    descriptors: list[NDArray[np.uint8]] = []
-    colors: list[NDArray[np.uint8]] = []
-    places: list[NDArray[np.float32]] = []
-    for k, posed in enumerate(images):
-        try:
-            image = posed.read()
-        except SequenceError as error:
-            unreadable.append(str(error))
-            continue
-        readable.append(posed)
-        features = detect_features(to_gray(image), config, posed.mask)
-        [encoded] = predictor.encode([CalibratedImage(image, posed.camera, features)])
-        places.append(predictor.describe(encoded))
-        descriptors.append(quantized(features.descriptors))
-        colors.append(_colors(image, features.pixels))
-        found.append(replace(features, descriptors=np.zeros((0, DESCRIPTOR_SIZE), np.float32)))
-        report("images", k + 1, len(images))
-    expect_two(readable, unreadable)
+    both = list(zip(images, extracted, strict=True))
+    readable = [(posed, found) for posed, found in both if isinstance(found, ImageFeatures)]
+    unreadable = [str(found) for _, found in both if isinstance(found, SequenceError)]
+    expect_two([posed for posed, _ in readable], unreadable)
     if unreadable:
         _log.warning("%d images cannot be read and are left out; the first: %s", len(unreadable), unreadable[0])
-    return readable, ExtractedFeatures(
-        offsets=np.concatenate([[0], np.cumsum([len(f) for f in found])]).astype(np.int64),
-        pixels=np.concatenate([f.pixels for f in found]),
-        scales=np.concatenate([f.scales for f in found]),
-        descriptors=np.concatenate(descriptors),
-        colors=np.concatenate(colors),
-        places=np.array(places, dtype=np.float32),
+    features = [found for _, found in readable]
+    return [posed for posed, _ in readable], ExtractedFeatures(
+        offsets=np.concatenate([[0], np.cumsum([len(f.pixels) for f in features])]).astype(np.int64),
+        pixels=np.concatenate([f.pixels for f in features]),
+        scales=np.concatenate([f.scales for f in features]),
+        descriptors=np.concatenate([f.descriptors for f in features]),
+        colors=np.concatenate([f.colors for f in features]),
+        places=np.array([f.place for f in features], dtype=np.float32),
     )
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import MapError, OutputError
 from relocalizer.geometry import FloatArray, quaternion_xyzw_from_rotation
+from relocalizer.maps.colmap_model import HALF_PIXEL, NO_POINT, ColmapImage, ColmapModel, ColmapPoint
 from relocalizer.maps.map_format import jpeg_of
 from relocalizer.maps.reference_map import ReferenceMap
 
 ExportFormat = Literal["colmap", "nerfstudio", "ply", "tum", "kitti"]
-HALF_PIXEL = 0.5  # offset between the two pixel conventions, pixels
 # Change from OpenCV camera axes (x right, y down, z forward) to OpenGL axes (x right, y up, z back) of nerfstudio.
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -38,7 +38,7 @@ class _Segment:
 def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, segment: int | None = None) -> list[Path]:
     """Export a segment of a map, by default the one with the most keyframes; returns the files or the folder written.
 
-    `colmap` writes a folder with cameras.txt, images.txt, points3D.txt and images/; `nerfstudio` one with
+    `colmap` writes a folder with images/ and sparse/0, the model as text and binary; `nerfstudio` one with
     transforms.json, points3D.ply and images/; `ply` a file of colored points. `tum` and `kitti` write the poses of all
     frames, or of the keyframes when the map has no frames, in order of time, to one file per session (OUT, OUT_2, ...),
     because sessions may have different clocks.
@@ -89,58 +89,38 @@ def _segment_of(m: ReferenceMap, segment: int | None) -> _Segment:
 
 
 def _write_colmap(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
-    """https://colmap.github.io/format.html#text-format; image and point ids start at 1."""
-    out.mkdir(parents=True)
-    tracks: dict[int, list[tuple[int, int]]] = {int(m.landmarks.ids[n]): [] for n in segment.landmarks}
-    number_of = {track: number for number, track in enumerate(tracks, start=1)}
-    images = [
-        "# Image list: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME, then POINTS2D[] as X, Y, POINT3D_ID"
+    """The layout of COLMAP's datasets, which Gaussian splatting programs expect: sparse/0 and images."""
+    numbers = {int(m.landmarks.ids[n]): number for number, n in enumerate(segment.landmarks.tolist(), start=1)}
+    images = [_colmap_image(m, row, numbers) for row in segment.rows.tolist()]
+    tracks: dict[int, list[tuple[int, int]]] = {number: [] for number in numbers.values()}
+    for image in images:
+        for n in np.flatnonzero(image.points != NO_POINT).tolist():
+            tracks[int(image.points[n])].append((image.number, n))
+    points, errors = m.points_world, mean_errors_px(m)
+    landmarks = [
+        ColmapPoint(number, points[n], m.landmarks.colors[n], float(errors[n]), tracks[number])
+        for number, n in enumerate(segment.landmarks.tolist(), start=1)
     ]
-    for row in segment.rows.tolist():
-        images += _image_lines(m, row, tracks, number_of)
-    _write_lines(out / "images.txt", images)
-    _write_lines(out / "cameras.txt", _camera_lines(m))
-    _write_lines(out / "points3D.txt", _point_lines(m, segment, tracks))
+    out.mkdir(parents=True)
+    ColmapModel(m.cameras, images, landmarks).write(out / "sparse" / "0")
     _write_images(m, segment, out / "images")
     return [out]
 
 
-def _camera_lines(m: ReferenceMap) -> list[str]:
-    lines = ["# Camera list: CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[] (fx, fy, cx, cy)"]
-    for number, c in enumerate(m.cameras, start=1):
-        numbers = (c.fx, c.fy, c.cx + HALF_PIXEL, c.cy + HALF_PIXEL)
-        lines.append(f"{number} PINHOLE {c.width} {c.height} {' '.join(map(repr, map(float, numbers)))}")
-    return lines
-
-
-def _image_lines(
-    m: ReferenceMap, row: int, tracks: dict[int, list[tuple[int, int]]], number_of: Mapping[int, int]
-) -> list[str]:
-    """The two lines of a keyframe; its observations are appended to `tracks`."""
+def _colmap_image(m: ReferenceMap, row: int, numbers: Mapping[int, int]) -> ColmapImage:
+    """A keyframe with its observations; `numbers` are the ids of the points, by landmark."""
     cam_from_world = m.keyframes.rotations[row].T
-    x, y, z, w = quaternion_xyzw_from_rotation(cam_from_world)
-    position = -cam_from_world @ m.keyframes.translations[row]
-    camera = int(m.keyframes.camera[row]) + 1
-    head = f"{row + 1} {_numbers([w, x, y, z, *position])} {camera} {_image_name(m, row)}"
-    observations = m.observations
-    points = []
-    for n, k in enumerate(range(int(observations.offsets[row]), int(observations.offsets[row + 1]))):
-        track, (px, py) = int(observations.landmark[k]), observations.pixels[k].astype(np.float64) + HALF_PIXEL
-        if track in tracks:
-            tracks[track].append((row + 1, n))
-        points.append(f"{px:.6g} {py:.6g} {number_of.get(track, -1)}")
-    return [head, " ".join(points)]
-
-
-def _point_lines(m: ReferenceMap, segment: _Segment, tracks: Mapping[int, Sequence[tuple[int, int]]]) -> list[str]:
-    lines = ["# 3D point list: POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"]
-    points, errors = m.points_world, mean_errors_px(m)
-    for number, n in enumerate(segment.landmarks.tolist(), start=1):
-        track = tracks[int(m.landmarks.ids[n])]
-        color = " ".join(str(int(c)) for c in m.landmarks.colors[n])
-        observers = " ".join(f"{image} {point}" for image, point in track)
-        lines.append(f"{number} {_numbers(points[n])} {color} {errors[n]:.6g} {observers}".rstrip())
-    return lines
+    own = slice(int(m.observations.offsets[row]), int(m.observations.offsets[row + 1]))
+    points = [numbers.get(track, NO_POINT) for track in m.observations.landmark[own].tolist()]
+    return ColmapImage(
+        number=row + 1,
+        camera=int(m.keyframes.camera[row]) + 1,
+        name=_image_name(m, row),
+        quaternion_wxyz=np.roll(quaternion_xyzw_from_rotation(cam_from_world), 1),
+        translation=-cam_from_world @ m.keyframes.translations[row],
+        pixels=m.observations.pixels[own].astype(np.float64) + HALF_PIXEL,
+        points=np.array(points, dtype=np.int64),
+    )
 
 
 def mean_errors_px(m: ReferenceMap) -> FloatArray:

@@ -9,15 +9,18 @@ import numpy as np
 
 from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig, PosedImagesConfig
+from relocalizer.errors import SequenceError
 from relocalizer.geometry import rotation_matrix, translation_of
 from relocalizer.interfaces import PosePredictor
 from relocalizer.maps.image_matching import (
     ExtractedFeatures,
+    ImageFeatures,
     PosedImage,
     Progress,
     choose_pairs,
     expect_two,
     extract,
+    joined,
     match_all,
 )
 from relocalizer.maps.multi_view_triangulation import Landmarks, tracks_of, triangulate_tracks
@@ -28,6 +31,7 @@ from relocalizer.maps.reference_map import (
     KeyframeTable,
     LandmarkTable,
     ObservationTable,
+    Provenance,
     ReferenceMap,
     provenance_of,
 )
@@ -62,26 +66,55 @@ def map_from_poses(
     kept = thinned(images, config)
     expect_two(kept, [])
     report = on_progress or (lambda what, done, total: None)
-    kept, extracted = extract(kept, predictor, features, report)
-    pairs = choose_pairs(extracted.places, [p.world_from_cam for p in kept], config)
-    links = match_all(kept, extracted, pairs, config, report)
-    tracks = tracks_of(extracted, links)
-    landmarks = triangulate_tracks(kept, extracted, tracks, config)
-    features_on_landmarks = _feature_table(extracted, landmarks)
+    found = []
+    for k, posed in enumerate(kept):
+        found.append(extract(posed, predictor, features))
+        report("images", k + 1, len(kept))
+    provenance = posed_provenance(predictor, features, units)
+    return map_from_features(images, kept, found, provenance=provenance, config=config, on_progress=report)
+
+
+def posed_provenance(predictor: PosePredictor, features: FeaturesConfig, units: str) -> Provenance:
+    """Provenance of a map from images with known poses, in 'meters' or 'map units'."""
     scale_source = SCALE_SOURCE if units == "meters" else ""
-    provenance = replace(provenance_of(predictor, features.model_dump()), units=units, scale_source=scale_source)
-    cameras = tuple(dict.fromkeys(p.camera for p in kept))
+    return replace(provenance_of(predictor, features.model_dump()), units=units, scale_source=scale_source)
+
+
+def map_from_features(
+    images: Sequence[PosedImage],
+    kept: Sequence[PosedImage],
+    extracted: Sequence[ImageFeatures | SequenceError],
+    *,
+    provenance: Provenance,
+    config: PosedImagesConfig,
+    on_progress: Progress,
+) -> ReferenceMap:
+    """Build a map from features that were extracted before, for example in several processes.
+
+    Args:
+        kept: those of the images that become keyframes, as by `thinned`.
+        extracted: of each of them, by `extract`.
+
+    Raises:
+        MapError: as `map_from_poses`.
+    """
+    readable, features = joined(kept, extracted)
+    pairs = choose_pairs(features.places, [p.world_from_cam for p in readable], config)
+    tracks = tracks_of(features, match_all(readable, features, pairs, config, on_progress))
+    landmarks = triangulate_tracks(readable, features, tracks, config)
+    features_on_landmarks = _feature_table(features, landmarks)
+    cameras = tuple(dict.fromkeys(p.camera for p in readable))
     return ReferenceMap(
         provenance=provenance,
         cameras=cameras,
-        keyframes=_keyframe_table(images, kept, cameras, extracted),
+        keyframes=_keyframe_table(images, readable, cameras, features),
         features=features_on_landmarks,
         observations=_observation_table(features_on_landmarks),
-        landmarks=_landmark_table(kept, extracted, landmarks),
+        landmarks=_landmark_table(readable, features, landmarks),
         edges=EdgeTable.none(),
         frames=FrameTable.none(),
-        image=lambda row: kept[row].read(),
-        image_names=tuple(posed.name for posed in kept),
+        image=lambda row: readable[row].read(),
+        image_names=tuple(posed.name for posed in readable),
     )
 
 

@@ -84,10 +84,14 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawPose:
-    """Output of a pose head: translation (B, 3) of meaningless length, and nine rotation numbers (B, 9)."""
+    """Output of a pose head: translation (B, 3) of meaningless length, and nine rotation numbers (B, 9).
+
+    `pooled` (B, head_hidden) is the feature from which both were computed; None where the runtime does not return it.
+    """
 
     translation: Tensor
     rotation9: Tensor
+    pooled: Tensor | None = None
 
     def pose(self) -> Tensor:
         """Rigid transforms (B, 4, 4) with the unnormalized translation."""
@@ -139,7 +143,7 @@ class PoseHead(nn.Module):
         for block in self.res_conv:
             x = block(x)
         x = self.more_mlps(x.mean(dim=1))
-        return RawPose(self.fc_t(x), self.fc_rot(x))
+        return RawPose(self.fc_t(x), self.fc_rot(x), x)
 
 
 class Reloc3r(nn.Module):
@@ -188,12 +192,21 @@ class Reloc3r(nn.Module):
         Raises:
             ValueError: there are not three channels, or the sides are not multiples of the patch size.
         """
+        tokens = self.encode_without_norm(images)
+        return Tokens(self.enc_norm(tokens.features), tokens.grid)
+
+    def encode_without_norm(self, images: Tensor) -> Tokens:
+        """`encode` without the last norm: what is fixed when patch embedding and encoder blocks are frozen.
+
+        Raises:
+            ValueError: as `encode`.
+        """
         grid = self._grid_of(images)
         x = self.patch_embed(images).to(self.enc_norm.weight.dtype)
         rotary = self._encoder_rotary(grid, x.device)
         for block in self.enc_blocks:
             x = block(x, rotary)
-        return Tokens(self.enc_norm(x), grid)
+        return Tokens(x, grid)
 
     def decode(self, tokens1: Tokens, tokens2: Tokens) -> tuple[Tensor, Tensor]:
         """(pose1, pose2), (B, 4, 4) each, of encoded images."""
@@ -205,8 +218,15 @@ class Reloc3r(nn.Module):
 
         Sides with equal grids run as one batch, unless `sides_together` is False, which is slower but equivalent.
         """
+        side1, side2 = self.decode_features(tokens1, tokens2, sides_together=sides_together)
+        return self.pose_head(side1), self.pose_head(side2)
+
+    def decode_features(
+        self, tokens1: Tokens, tokens2: Tokens, *, sides_together: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs of the pose head for both sides, (B, N, dec_embed_dim) each."""
         side1, side2 = self._decode_sides(tokens1, tokens2, together=sides_together)
-        return self.pose_head(self.dec_norm(side1)), self.pose_head(self.dec_norm(side2))
+        return self.dec_norm(side1), self.dec_norm(side2)
 
     def decode_pose2(self, tokens1: Tokens, tokens2: Tokens) -> Tensor:
         """Only pose2, without the last layer and the head of side 1: 3 % less work, but without the check by pose1."""

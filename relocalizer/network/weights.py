@@ -7,6 +7,7 @@ mapped again for every few tensors, because pages that were read use memory unti
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import pickle
@@ -144,7 +145,7 @@ def read_checkpoint(
     if checkpoint.config is not None:
         architecture = architecture_from_config(checkpoint.config)
     else:
-        architecture = _architecture_from_shapes(path, state)
+        architecture = architecture_from_shapes(path, state)
     with torch.device("meta"):
         model = Reloc3r(architecture)
     use_matmul_dtype(model, dtype)
@@ -171,6 +172,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"weights: {path}: not a whole safetensors file ({size}: {error}); fetch it again"
             ) from None
     return _tensors_of_pickle(path)
+
+
+def tensors_sha256(model: Reloc3r, prefixes: tuple[str, ...] = ("",)) -> str:
+    """A hash of the tensors whose name begins with one of the prefixes, and of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(prefixes):
+            digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def architecture_from_config(path: Path) -> Architecture:
@@ -233,7 +243,7 @@ def _tensors_of_pickle(path: Path) -> dict[str, Tensor]:
     return dict(data)
 
 
-def _architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
+def architecture_from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
     """The architecture inferred from tensor shapes, with heads of 64 channels and rotary positions of base 100."""
     needed = ("patch_embed.proj.weight", "enc_norm.weight", "dec_norm.weight")
     missing = [key for key in needed if key not in state]

@@ -7,6 +7,7 @@ connection nor the `hub` extra. This project contains no weights.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from relocalizer.errors import WeightsError
 
 LICENSE = "CC BY-NC-SA 4.0 (no commercial use)"
+METADATA = "training.json"  # beside weights that were trained here
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which the hub's loaders prefer them
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -140,6 +142,27 @@ def cache_folder() -> Path:
             return Path(environment[name]).expanduser()
     home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(home).expanduser() / "hub"
+
+
+def training_note(checkpoint: Checkpoint) -> str:
+    """What weights that were trained here are: their start and their errors on held-out pairs; empty for others.
+
+    Raises:
+        WeightsError: the metadata beside the weights are damaged.
+    """
+    path = checkpoint.weights.with_name(METADATA)
+    if not path.is_file():
+        return ""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        start, held_out = str(data["start"]), data.get("held_out") or {}
+        found = f"trained from {'random weights' if start == 'random' else start}"
+        if not held_out:
+            return found
+        rotation, direction = float(held_out["rotation_deg"]), float(held_out["direction_deg"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(f"weights: {path}: not the metadata of a training; restore or remove the file") from None
+    return f"{found}, median errors {rotation:.1f} and {direction:.1f} deg (rotation, direction) on held-out pairs"
 
 
 def sha256_of(path: Path) -> str:

@@ -160,10 +160,13 @@ class TwoWayPose:
         return direction_angle(self.j_from_i[:3, 3], -self.i_from_j[:3, :3].T @ self.i_from_j[:3, 3])
 
 
-def estimate_of(pose: TwoWayPose, calibration: PairCalibration) -> PairEstimate | NoEstimate:
+def estimate_of(
+    pose: TwoWayPose, calibration: PairCalibration, confidence: float | None = None
+) -> PairEstimate | NoEstimate:
     """The network's output i_from_j, with sigmas and a confidence from its disagreement with j_from_i.
 
-    The confidence is the probability of a rotation error below 5 degrees and a direction error below 20 degrees.
+    The confidence is the probability of a rotation error below 5 degrees and a direction error below 20 degrees; a
+    head of the network that was trained to tell it may give it as `confidence`.
     """
     if not (np.isfinite(pose.i_from_j).all() and np.isfinite(pose.j_from_i).all()):
         return NoEstimate("the network's answer is not finite")
@@ -174,11 +177,13 @@ def estimate_of(pose: TwoWayPose, calibration: PairCalibration) -> PairEstimate 
     # The sensitivity of a rotation to its nine numbers is the inverse of their SVD margin.
     sensitivity = FIRM_MARGIN / max(pose.svd_margin, 1e-3)
     rotation_sigma = calibration.rotation.sigma(rotation_off) * max(1.0, sensitivity)
-    probability = calibration.rotation.probability(rotation_off) * calibration.direction.probability(direction_off)
+    if confidence is None:
+        probability = calibration.rotation.probability(rotation_off) * calibration.direction.probability(direction_off)
+        confidence = probability * min(1.0, 1.0 / sensitivity)
     return PairEstimate(
         i_from_j_rotation=nearest_rotation(pose.i_from_j[:3, :3]),
         i_from_j_direction=pose.i_from_j[:3, 3] / length,
-        confidence=float(np.clip(probability * min(1.0, 1.0 / sensitivity), 0.0, 1.0)),
+        confidence=float(np.clip(confidence, 0.0, 1.0)),
         rotation_sigma_rad=min(rotation_sigma, np.pi),
         direction_sigma_rad=calibration.direction.sigma(direction_off),
     )

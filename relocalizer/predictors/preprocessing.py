@@ -128,6 +128,26 @@ def calibrated_size(camera: Camera, variant: Variant) -> tuple[int, int]:
     return _oriented(_nearest_size(width, height, variant), width, height)
 
 
+def fitted_size(camera: Camera, size: tuple[int, int]) -> tuple[int, int]:
+    """Size (width, height) of the images of a camera that `prepare_calibrated` gives for `size`.
+
+    Raises:
+        CameraError: its principal point is too near to the border.
+    """
+    _, _, width, height = _centered_window((camera.width, camera.height), camera)
+    return _oriented(size, width, height)
+
+
+def nearest_size(camera: Camera, variant: Variant) -> tuple[int, int]:
+    """The training size (width, height), width >= height, that crops the images of a camera least.
+
+    Raises:
+        CameraError: its principal point is too near to the border.
+    """
+    _, _, width, height = _centered_window((camera.width, camera.height), camera)
+    return _nearest_size(width, height, variant)
+
+
 def network_input(pixels: Image) -> NDArray[np.float32]:
     """Network input (3, H, W), float32 in [-1, 1], of prepared pixels (H, W, 3)."""
     return np.ascontiguousarray(((pixels.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1))

@@ -37,6 +37,7 @@ from relocalizer.network.computation import (
     choose_computation,
     network_of,
 )
+from relocalizer.network.confidence_head import ConfidenceHead, confidence_beside
 from relocalizer.network.layers import Grid
 from relocalizer.network.model import Architecture, RawPose, Reloc3r, Tokens, rotation_margin, use_matmul_dtype
 from relocalizer.network.openvino_network import OpenVinoNetwork
@@ -113,6 +114,7 @@ class Reloc3rPredictor:
         self._onednn = self._device.type == "cpu" and onednn_keeps_float32()
         self._calibration = calibration or PairCalibration.published(self._variant)
         self.computation = computation
+        self._confidence: ConfidenceHead | None = None
         self._cache = _TokenCache(cache_bytes)
         self._cache_dtype = cache_dtype
         self._keys = itertools.count()
@@ -154,9 +156,11 @@ class Reloc3rPredictor:
                 f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
                 "choose another predictor or other weights"
             )
+        checkpoint = resolve(weights or kind)
+        confidence = confidence_beside(checkpoint, model, computation.runtime.backend, announce or _log.warning)
         network = _ready_network(model, cast(Kind, kind), computation)
         predictor = Reloc3rPredictor(model, cast(Kind, kind), network=network, computation=computation)
-        checkpoint = resolve(weights or kind)
+        predictor._confidence = confidence
         predictor._weights = lambda: published_sha256(checkpoint) or sha256_of(checkpoint.weights)
         return predictor
 
@@ -229,8 +233,8 @@ class Reloc3rPredictor:
         own = [(cast(Reloc3rEncoded, i), cast(Reloc3rEncoded, j)) for i, j in pairs]
         estimates: dict[int, PairEstimate | NoEstimate] = {}
         for batch in self._batches(own):
-            poses = self._decode([own[index] for index in batch])
-            estimates |= {index: estimate_of(pose, self._calibration) for index, pose in zip(batch, poses, strict=True)}
+            for index, (pose, confidence) in zip(batch, self._decode([own[index] for index in batch]), strict=True):
+                estimates[index] = estimate_of(pose, self._calibration, confidence)
         return [estimates[index] for index in range(len(own))]
 
     def describe(self, encoded: Encoded) -> NDArray[np.float32]:
@@ -272,13 +276,18 @@ class Reloc3rPredictor:
             self._cache.put(encoded.key, features)
         return features
 
-    def _decode(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> list[TwoWayPose]:
+    def _decode(self, pairs: Sequence[tuple[Reloc3rEncoded, Reloc3rEncoded]]) -> list[tuple[TwoWayPose, float | None]]:
+        """The poses of each pair, and its confidence if there is a head for it."""
         sides = (self._tokens([pair[0] for pair in pairs]), self._tokens([pair[1] for pair in pairs]))
         with torch.inference_mode(), onednn_products(self._onednn):
             j_from_i, i_from_j = self._network.decode_raw(*sides)
             margin = torch.minimum(*(rotation_margin(raw.rotation9) for raw in (j_from_i, i_from_j)))
         forward, backward, margins = _poses(i_from_j), _poses(j_from_i), margin.cpu().numpy()
-        return [TwoWayPose(f, b, float(m)) for f, b, m in zip(forward, backward, margins, strict=True)]
+        poses = [TwoWayPose(f, b, float(m)) for f, b, m in zip(forward, backward, margins, strict=True)]
+        if self._confidence is None:
+            return [(pose, None) for pose in poses]
+        with torch.inference_mode():
+            return list(zip(poses, self._confidence.probabilities(j_from_i, i_from_j, poses), strict=True))
 
     def _tokens(self, side: Sequence[Reloc3rEncoded]) -> Tokens:
         features = torch.stack([self._features(encoded) for encoded in side])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,3 +162,35 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
     times = measure_network(load, runtimes, size, device=chosen.device, repeats=repeats).as_dict()
     weights = {"predictor": requested.kind, "random_weights": requested.random_weights}
     return {**weights, "repeats": repeats, "keyframes": KEYFRAMES, "chosen": str(chosen), **times}
+
+
+def measure_training_speed(config: SlamConfig, source: str | None, *, steps: int) -> list[dict[str, Any]]:
+    """Speed of training the configured Reloc3r network, each way with and without a cache.
+
+    Args:
+        source: a map or a run to train on; random images without it.
+        steps: measured steps of each way.
+
+    Raises:
+        UserError: there are no weights, or no map.
+    """
+    pytorch.expect_installed("measuring the training")
+    from relocalizer.network.model import Architecture
+    from relocalizer.network.precision import choose_device
+    from relocalizer.network.weights import load_model, random_model
+    from relocalizer.predictors.preprocessing import TRAINED_SIZES
+    from relocalizer.training.benchmark import measure_training
+    from relocalizer.training.posed_data import pairs_of_map
+
+    requested = config.predictor
+    [size, *_] = TRAINED_SIZES[224 if requested.kind == "reloc3r-224" else 512]
+    device = choose_device(requested.device)
+    if requested.random_weights:
+        model = random_model(Architecture(), seed=config.seed)
+    else:
+        model = load_model(requested.weights or requested.kind)
+    pairs = pairs_of_map(Path(source)) if source is not None else None
+    batch = 32 if device.type == "cuda" else 2
+    return [
+        one.as_dict() for one in measure_training(model, size, device=device, steps=steps, batch=batch, pairs=pairs)
+    ]

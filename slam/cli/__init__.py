@@ -20,8 +20,10 @@ import typer
 from relocalizer.errors import UserError
 from slam.cli import (
     bench,
+    benchmark,
     calibrate,
     convert,
+    data,
     doctor,
     evaluation,
     maps,
@@ -31,6 +33,7 @@ from slam.cli import (
     run,
     serve,
     settings,
+    train,
     view,
     weights,
 )
@@ -55,11 +58,14 @@ app.command(short_help="Estimate the camera of a video or a folder")(calibrate.c
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Draw a finished run from above")(plot.plot)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
+app.command(short_help="Measure the accuracy on a public benchmark")(benchmark.benchmark)
+app.command(short_help="Train Reloc3r or fine-tune it on your maps")(train.train)
 app.command("eval", short_help="Evaluate a trajectory: ATE, RPE, coverage")(evaluation.evaluate_command)
 app.command("config", short_help="Print the effective settings")(settings.config_command)
 app.command(short_help="Convert trajectories: TUM, KITTI, EuRoC")(convert.convert)
 maps.map_app.command("from-poses", short_help="Create a map from posed images")(maps_from_poses.from_poses)
 app.add_typer(maps.map_app, name="map", short_help="Saved maps: show, export, merge, create")
+app.add_typer(data.data_app, name="data", short_help="Data sets of the benchmarks: describe, fetch")
 app.add_typer(weights.weights_app, name="weights", short_help="Reloc3r's weights: find, fetch, verify, export")
 app.command(short_help="Check the installation")(doctor.doctor)
 

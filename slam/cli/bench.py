@@ -74,9 +74,17 @@ def bench(
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Repeat the run without each component and compare the accuracy.")
     ] = False,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--training", help="Measure the training of Reloc3r, on a map or run given as SOURCE or on random images."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure speed, memory and the time per stage (median, 95th percentile) of a run, without a run folder.
+
+    `slam benchmark` measures the accuracy on public benchmarks.
 
     Examples:
 
@@ -85,6 +93,8 @@ def bench(
       slam bench room.mp4 -c configs/fast.yaml --max-frames 500 --json
 
       slam bench sequences/room_loop --ablation
+
+      slam bench --training --predictor reloc3r-224 --random-weights
 
       slam bench --predictor reloc3r-224 --random-weights
 
@@ -100,6 +110,9 @@ def bench(
     settings = load_settings(config, overrides, flags, verb="slam bench")
     choice = choose_predictor(settings)
     settings, choice = with_runtime(with_predictor(settings, choice.kind), choice)
+    if training:
+        _bench_training(settings, choice, source, repeats, as_json)
+        return
     if source is None and ablation:
         raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
     if source is None:
@@ -183,3 +196,19 @@ def _bench_network(config: SlamConfig, choice: PredictorChoice, repeats: int, as
     from slam.cli.text_tables import network_facts, network_rows, render
 
     print(render(network_facts(times)), render(network_rows(times)), sep="\n\n")
+
+
+def _bench_training(config: SlamConfig, choice: PredictorChoice, source: str | None, steps: int, as_json: bool) -> None:
+    if choice.kind == "geometric":
+        raise ConfigError("bench: --training needs --predictor reloc3r-224 or reloc3r-512")
+    from slam.bench.cost import measure_training_speed
+
+    say(f"predictor: {choice.kind} ({choice.reason})")
+    say(f"measuring {steps} steps of each way of training (about a minute for 224 on two CPU cores)")
+    found = measure_training_speed(config, source, steps=steps)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from slam.cli.text_tables import render, training_rows
+
+    print(render(training_rows(found)))

@@ -1,15 +1,17 @@
-"""`slam eval`: evaluation of a trajectory against the ground truth."""
+"""`slam eval`: evaluation of trajectories against the ground truth."""
 
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relocalizer.errors import TrajectoryError
-from slam.cli.options import UNUSABLE, AsJson, Times, complain, expect_new, say
+from relocalizer.errors import ConfigError, TrajectoryError, UserError
+from slam.cli.options import UNUSABLE, USER_ERROR, AsJson, Times, complain, expect_new, say
 
 if TYPE_CHECKING:
     from slam.evaluation.metrics import Evaluation
@@ -19,13 +21,18 @@ MAX_OFFSET_S = 4e9  # maximum clock offset: up to the Unix epoch, within 64 bits
 
 
 def evaluate_command(
-    estimate: Annotated[
-        Path, typer.Argument(metavar="ESTIMATE", help="Run folder, or a trajectory file (TUM, KITTI, EuRoC).")
+    estimates: Annotated[
+        list[Path],
+        typer.Argument(metavar="ESTIMATE...", help="Run folders, or trajectory files (TUM, KITTI, EuRoC)."),
     ],
     ground_truth: Annotated[Path, typer.Argument(metavar="GROUNDTRUTH", help="Trajectory file with the ground truth.")],
     as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Plot trajectories and errors to a .png, .pdf or .svg file.")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Report with tables and plots, of one or several estimates, as one .html."),
     ] = None,
     max_ate: Annotated[
         float | None, typer.Option(metavar="ATE", min=0, help="Exit with code 1 if the ATE (Sim(3), RMSE) is larger.")
@@ -47,7 +54,7 @@ def evaluate_command(
         ),
     ] = 0.0,
 ) -> None:
-    """Compare a trajectory with the ground truth: ATE after Sim(3) and SE(3) alignment, RPE, coverage.
+    """Compare trajectories with the ground truth: ATE after Sim(3) and SE(3) alignment, RPE, scale drift, coverage.
 
     Examples:
 
@@ -57,44 +64,122 @@ def evaluate_command(
 
       slam eval runs/kitti07 poses/07.txt
 
+      slam eval runs/desk-1 runs/desk-2 groundtruth.txt --html desk.html
+
+    Several estimates give a line each, their mean, median and spread. Each has its own alignment.
+
     Poses without timestamps (KITTI) are associated by frame number with a run folder, otherwise line by line if both
     files have the same number of poses, otherwise by --times. A header line with column names determines the column
     order of a file.
 
     The scale of monocular SLAM is unknown: the ATE after SE(3) alignment is meaningful only with --scale-from.
     """
-    if plot is not None:
-        expect_new(plot, option="--plot")
+    for path, option in ((plot, "--plot"), (html, "--html")):
+        if path is not None:
+            expect_new(path, option=option)
+    if plot is not None and len(estimates) > 1:
+        raise ConfigError("--plot: draws one estimate; --html draws several")
+    clock = _Clock(times, time_offset, max_difference)
+    found: dict[str, Evaluation] = {}
+    faults = 0
+    for estimate in estimates:
+        try:
+            found[str(estimate)] = _evaluated(estimate, ground_truth, clock)
+        except UserError as error:
+            if len(estimates) == 1:
+                raise
+            complain(str(error) if str(estimate) in str(error) else f"{estimate}: {error}")
+            faults += 1
+    if found:
+        _tell(found, list(estimates), as_json=as_json, plot=plot, html=html)
+    if faults:
+        raise typer.Exit(USER_ERROR)
+    worst = max(own.ate_sim3.rmse for own in found.values())
+    if max_ate is not None and worst > max_ate:
+        complain(f"the ATE of {worst:.4f} is above --max-ate {max_ate:g}")
+        raise typer.Exit(UNUSABLE)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """How times are read and compared."""
+
+    times: Path | None
+    offset_s: float
+    max_difference_s: float
+
+
+def _evaluated(estimate: Path, ground_truth: Path, clock: _Clock) -> Evaluation:
+    """The evaluation of one estimate. Raises UserError if the two cannot be compared."""
     from dataclasses import replace
 
     from slam.evaluation.metrics import evaluate
-    from slam.evaluation.plot import plot_evaluation
     from slam.evaluation.pose_files import open_poses, pair
-    from slam.evaluation.trajectory_files import read_note
 
     opened = open_poses(estimate), open_poses(ground_truth)
     for poses in opened:
         for remark in poses.file.remarks:
             say(f"{poses.path}: {remark}")
-    paired = pair(*opened, times)
+    paired = pair(*opened, clock.times)
     if paired.said:
         say(paired.said)
-    shifted = replace(paired.estimate, timestamps_ns=paired.estimate.timestamps_ns + round(time_offset * 1e9))
+    stamps = paired.estimate.timestamps_ns + round(clock.offset_s * 1e9)
     result = evaluate(
-        shifted,
+        replace(paired.estimate, timestamps_ns=stamps),
         paired.ground_truth,
-        max_difference_s=max_difference,
+        max_difference_s=clock.max_difference_s,
         expected=paired.expected,
         matched_by=paired.matched_by,
     )
     _check_quaternion_order(result, *opened)
-    _show(result, read_note(opened[0].path), as_json=as_json)
-    if plot is not None:
-        plot_evaluation(result, plot)
-        say(f"wrote {plot}")
-    if max_ate is not None and result.ate_sim3.rmse > max_ate:
-        complain(f"the ATE of {result.ate_sim3.rmse:.4f} is above --max-ate {max_ate:g}")
-        raise typer.Exit(UNUSABLE)
+    return result
+
+
+def _tell(
+    found: dict[str, Evaluation], estimates: list[Path], *, as_json: bool, plot: Path | None, html: Path | None
+) -> None:
+    """Print the figures, and write the plot and the report."""
+    if len(estimates) == 1:
+        from slam.evaluation.pose_files import open_poses
+        from slam.evaluation.trajectory_files import read_note
+
+        [result] = found.values()
+        _show(result, read_note(open_poses(estimates[0]).path), as_json=as_json)
+        if plot is not None:
+            from slam.evaluation.plot import plot_evaluation
+
+            plot_evaluation(result, plot)
+            say(f"wrote {plot}")
+    else:
+        _show_several(found, as_json=as_json)
+    if html is not None:
+        _write_report(found, html)
+
+
+def _show_several(found: dict[str, Evaluation], *, as_json: bool) -> None:
+    from slam.benchmarks.html_report import cell_text
+    from slam.benchmarks.trajectory_report import compare, report_values
+    from slam.cli.text_tables import render
+
+    if as_json:
+        print(json.dumps(report_values(found), indent=2))
+        return
+    for table in compare(found).tables:
+        print(render([table.columns, *([cell_text(cell) for cell in row] for row in table.rows)], width=150))
+        if table.note:
+            print(f"note: {table.note}")
+
+
+def _write_report(found: dict[str, Evaluation], path: Path) -> None:
+    from slam.benchmarks.html_report import html_report
+    from slam.benchmarks.session import process_values
+    from slam.benchmarks.trajectory_report import compare
+    from slam.run.files import write_atomically
+
+    values = {"done": len(found), "items": len(found), "seconds": 0.0, "faults": [], "retried": []}
+    page = html_report(compare(found), {**values, "sessions": [process_values(sys.argv[1:])]})
+    write_atomically(path, page)
+    say(f"wrote {path}")
 
 
 def _check_quaternion_order(result: Evaluation, estimate: PoseFile, truth: PoseFile) -> None:
@@ -115,13 +200,27 @@ def _check_quaternion_order(result: Evaluation, estimate: PoseFile, truth: PoseF
 
 def _show(result: Evaluation, note: str, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**result.to_dict(), "note": note}, indent=2))
+        print(json.dumps({**result.to_dict(), "note": note, "scale_drift": _drift(result)}, indent=2))
         return
     from slam.cli.text_tables import evaluation_rows, render
 
     print(result.title)
     if note:
         print(f"estimate: {note}")
-    print(render(evaluation_rows(result.to_dict())))
+    rows = evaluation_rows(result.to_dict())
+    if drift := _drift(result):
+        words = f"{drift['change_percent']:+.2g} % from first to last, spread {drift['spread_percent']:.2g} %"
+        rows.append(("scale drift", words))
+    print(render(rows))
     for sentence in result.notes:
         print(f"note: {sentence}")
+
+
+def _drift(result: Evaluation) -> dict[str, float] | None:
+    """Change and spread of the scale along the path, percent; None on a path too short to tell."""
+    from slam.evaluation.path_errors import scale_drift
+
+    drift = scale_drift(result.aligned, result.reference)
+    if drift is None:
+        return None
+    return {"change_percent": drift.change_percent, "spread_percent": drift.spread_percent}

@@ -46,6 +46,7 @@ _LIBRARIES = (
     ("python_multipart", "python-multipart", False),
     ("pillow_heif", "pillow-heif", False),
     ("rosbags", "rosbags", False),
+    ("ray", "ray", False),
     ("matplotlib", "matplotlib", False),
     ("openvino", "openvino", False),
     ("onnx", "onnx", False),
@@ -58,6 +59,7 @@ EXTRAS = {
     "eval": ("matplotlib",),
     "heif": ("pillow_heif",),
     "ros": ("rosbags",),
+    "ray": ("ray",),
     "openvino": ("torch", "safetensors", "huggingface_hub", "openvino"),
     "onnx": ("torch", "safetensors", "huggingface_hub", "onnx", "onnxruntime", "onnxscript"),
 }
@@ -66,6 +68,7 @@ _OPTIONAL_FIX = {
     **dict.fromkeys(EXTRAS["serve"], "optional, for slam serve: pip install 'reloc3r-slam[serve]'"),
     "pillow_heif": "optional, for HEIC images: pip install pillow-heif",
     "rosbags": "optional, for ROS bags: pip install rosbags",
+    "ray": "optional, for --ray, work on a cluster: pip install 'reloc3r-slam[ray]'",
     "poselib": "optional: pip install poselib (where it has a wheel)",
     "matplotlib": "optional, for slam eval --plot: pip install 'reloc3r-slam[eval]'",
     "openvino": "optional, for Reloc3r on a CPU (predictor.backend): pip install 'reloc3r-slam[openvino]'",

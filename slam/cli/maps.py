@@ -110,7 +110,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export a map: COLMAP model (text), nerfstudio transforms.json, point cloud (PLY), trajectory (TUM, KITTI).
+    """Export a map: COLMAP model with images, nerfstudio transforms.json, point cloud (PLY), trajectory (TUM, KITTI).
 
     Examples:
 

@@ -12,10 +12,12 @@ from slam.cli.options import (
     UNUSABLE,
     CameraFile,
     ConfigFiles,
+    Jobs,
     MaskImage,
     Overrides,
     PredictorName,
     RandomWeights,
+    RayAddress,
     Start,
     Stride,
     Weights,
@@ -24,6 +26,7 @@ from slam.cli.options import (
     flags_of,
     load_settings,
     say,
+    workers_of,
 )
 
 USED = ("seed", "input", "features", "predictor")  # sections of the settings that this command uses
@@ -36,7 +39,7 @@ def from_poses(
         Path | None,
         typer.Argument(
             metavar="POSES",
-            help="Trajectory file, COLMAP model (text) or Cambridge list. Default: the poses in IMAGES.",
+            help="Trajectory file, COLMAP model or Cambridge list. Default: the poses in IMAGES.",
             show_default=False,
         ),
     ] = None,
@@ -68,6 +71,8 @@ def from_poses(
         Literal["meters", "map units"] | None,
         typer.Option(help="Unit of the poses. Default: map units for COLMAP, meters for other formats."),
     ] = None,
+    jobs: Jobs = 1,
+    ray: RayAddress = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False,
 ) -> None:
     """Create a map from images with known poses, for relocalization of other images.
@@ -83,42 +88,49 @@ def from_poses(
       slam map from-poses images colmap/sparse/0 -o maps/garden
     """
     expect_new(out, makes_folders=True)
-    from relocalizer.config import PosedImagesConfig
-    from relocalizer.maps.map_from_poses import map_from_poses
     from relocalizer.maps.map_writer import save_map
-    from slam.components.assembly import build_predictor
     from slam.components.predictor_choice import choose_predictor, with_predictor
-    from slam.input.frame_source import Selection
-    from slam.input.posed_images import open_posed
-    from slam.progress import TaskProgress
+    from slam.progress import TaskProgress, no_progress
+    from slam.workers.posed_features import PosedRequest, map_of_request
 
     flags = flags_of(predictor=predictor, weights=weights, random_weights=random_weights, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam map from-poses", sections=USED, quiet=quiet)
     choice = choose_predictor(settings)
-    source = open_posed(
-        images, poses, config=settings.input, camera=camera, selection=Selection(start, stride, max_frames)
+    request = PosedRequest(
+        images=str(images),
+        poses=str(poses) if poses else "",
+        camera=str(camera) if camera else "",
+        config=with_predictor(settings, choice.kind).model_dump(mode="json"),
+        selection=(start, stride, max_frames),
+        min_distance=min_distance,
+        min_angle_deg=min_angle,
     )
+    source = request.open()
     if not quiet:
         say(source.description)
         say(f"predictor: {choice.kind} ({choice.reason})")
     progress = None if quiet else TaskProgress(sys.stderr)
-    created = map_from_poses(
+    created = map_of_request(
+        request,
         source.images,
-        build_predictor(with_predictor(settings, choice.kind)),
-        config=PosedImagesConfig(min_distance=min_distance, min_angle_deg=min_angle),
-        features=settings.features,
+        None if jobs == 1 and ray is None else workers_of(jobs, ray),
         units=units or source.units,
-        on_progress=progress,
+        on_progress=progress or no_progress,
     )
     if progress is not None:
         progress.close()
     save_map(out, created)
     print(f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}")
-    if len(created.landmarks) < MIN_LANDMARKS * len(created.keyframes):
+    _expect_landmarks(len(created.landmarks), len(created.keyframes))
+    if not quiet:
+        say(f"next: slam relocalize {out} IMAGES")
+
+
+def _expect_landmarks(landmarks: int, keyframes: int) -> None:
+    """Say that a map with so few landmarks cannot be used, and end the command."""
+    if landmarks < MIN_LANDMARKS * keyframes:
         complain(
-            f"{len(created.landmarks)} landmarks fit the poses of {len(created.keyframes)} images: "
+            f"{landmarks} landmarks fit the poses of {keyframes} images: "
             "are the poses and the camera those of these images?"
         )
         raise typer.Exit(UNUSABLE)
-    if not quiet:
-        say(f"next: slam relocalize {out} IMAGES")

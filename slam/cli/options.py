@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
     from slam.run.calibration_pass import CalibrationPass
+    from slam.workers.work import Workers
 
 UNUSABLE, USER_ERROR, INTERRUPTED = 1, 2, 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -120,6 +121,18 @@ Times = Annotated[
         show_default=False,
     ),
 ]
+Jobs = Annotated[
+    int, typer.Option("--jobs", metavar="N", min=1, max=256, help="Number of processes that share the work.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: its address, or 'local' for one of this machine.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -212,6 +225,25 @@ def flags_of(
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []
     return flags + ([f"seed={seed}"] if seed is not None else [])
+
+
+def workers_of(jobs: int, ray: str | None) -> Workers:
+    """The workers that --jobs and --ray ask for.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    if ray is not None:
+        from slam.workers.ray_cluster import on_ray
+
+        return on_ray(ray, jobs if jobs > 1 else None)
+    if jobs > 1:
+        from slam.workers.processes import in_processes
+
+        return in_processes(jobs)
+    from slam.workers.work import in_this_process
+
+    return in_this_process
 
 
 def introduce(

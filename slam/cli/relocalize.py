@@ -5,42 +5,43 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relocalizer.errors import CameraError, MapError, SequenceError
 from slam.cli.options import (
     INTERRUPTED,
     UNUSABLE,
     AsJson,
     CameraFile,
     ConfigFiles,
+    Jobs,
     MaskImage,
     Overrides,
+    RayAddress,
     Weights,
     complain,
     expect_new,
     flags_of,
     load_settings,
     say,
+    workers_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from relocalizer.confidence import ErrorBound
-    from relocalizer.interfaces import CalibratedImage, PosePredictor
     from relocalizer.maps.reference_map import ReferenceMap
-    from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
-    from slam.config.schema import SlamConfig
-    from slam.input.query_images import QueryImage, QueryReader
+    from relocalizer.relocalizer import NotFound, Relocalization
+    from slam.input.query_images import QueryImage
+    from slam.workers.localization import LocalizedPart, OpenedQueries, QueryRequest
+    from slam.workers.work import Workers
 
 USED = ("seed", "input", "predictor", "relocalization")  # sections of the settings that this command uses
-BATCH = 16  # number of images per batch of the predictor; larger batches take more memory and are hardly faster
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +61,8 @@ def relocalize(
     weights: Weights = None,
     camera: CameraFile = None,
     mask: MaskImage = None,
+    jobs: Jobs = 1,
+    ray: RayAddress = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and results.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -77,25 +80,26 @@ def relocalize(
     """
     if out is not None:
         expect_new(out)
-    from relocalizer.maps.map_reader import load_map
-    from relocalizer.relocalizer import Relocalizer
-    from slam.input.query_images import QueryReader, query_images
+    from slam.workers.localization import QueryRequest, open_queries
 
     flags = flags_of(predictor=None, weights=weights, random_weights=False, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam relocalize", sections=USED, quiet=quiet)
-    queries = query_images(images)
-    reference_map = load_map(map)
-    predictor = predictor_of_map(reference_map, settings)
-    relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalization)
-    camera_needed = predictor.name == "geometric"
-    reader = QueryReader(camera, reference_map.cameras, settings.input, camera_needed=camera_needed)
+    request = QueryRequest(
+        map=str(map),
+        images=images,
+        camera=str(camera) if camera else "",
+        config=settings.model_dump(mode="json"),
+    )
+    opened = open_queries(request)
+    reference_map, queries = opened.reference_map, opened.queries
     if not quiet:
         say(f"{map}: {len(reference_map.keyframes)} keyframes, {len(reference_map.landmarks)} landmarks")
-    results = _localize_all(relocalizer, reader, queries, quiet=quiet)
+    parallel = None if jobs == 1 and ray is None else workers_of(jobs, ray)
+    results = _localize_all(opened, request, parallel, quiet=quiet)
     found = any(_pose_of(result) for result in results)
     if out is not None and found:
         _write_poses(out, results, reference_map)
-    _show(results, relocalizer.bounds, map, reference_map, as_json=as_json)
+    _show(results, opened.relocalizer.bounds, map, reference_map, as_json=as_json)
     if len(results) < len(queries):
         raise typer.Exit(INTERRUPTED)
     if not found:
@@ -103,56 +107,51 @@ def relocalize(
         raise typer.Exit(UNUSABLE)
 
 
-def predictor_of_map(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
-    """The predictor that made the map, with the feature settings of the map."""
-    from relocalizer.maps.reference_map import features_of
-    from relocalizer.predictors import plugins
-    from slam.components.assembly import build_predictor
-    from slam.components.predictor_choice import with_predictor_of
-
-    made_by = reference_map.provenance.predictor
-    if made_by not in plugins.known():  # the name is followed by a note for random weights
-        raise MapError(
-            f"map: made by predictor {made_by!r}; only those of {', '.join(plugins.known())} can be asked here"
-        )
-    settings = settings.model_copy(update={"features": features_of(reference_map.provenance)})
-    return build_predictor(with_predictor_of(reference_map.provenance, settings))
-
-
 def _localize_all(
-    relocalizer: Relocalizer, reader: QueryReader, queries: list[QueryImage], *, quiet: bool
+    opened: OpenedQueries, request: QueryRequest, workers: Workers | None, *, quiet: bool
 ) -> list[_Result]:
     """Localize the images in batches, until Ctrl-C; an unreadable image gives a failed result."""
     from slam.progress import TaskProgress
 
     progress = None if quiet else TaskProgress(sys.stderr)
-    results: list[_Result] = []
-    notes_shown = 0
+    parts: dict[str, LocalizedPart] = {}
+    notes: list[str] = []
     with suppress(KeyboardInterrupt):
-        for start in range(0, len(queries), BATCH):
-            results += _localize_batch(relocalizer, reader, queries[start : start + BATCH])
+        for item, part in _parts(opened, request, workers):
+            parts[item] = part
             if progress is not None:
-                for note in reader.notes[notes_shown:]:
-                    progress.say(note)
-                notes_shown = len(reader.notes)
-                progress("images", len(results), len(queries))
+                for note in part.notes:
+                    if note not in notes:  # each worker has it
+                        progress.say(note)
+                        notes.append(note)
+                progress("images", sum(len(own.outcomes) for own in parts.values()), len(opened.queries))
     if progress is not None:
         progress.close()
-    return results
+    return [
+        _Result(image, outcome)
+        for item in opened.items
+        if item in parts
+        for image, outcome in zip(opened.of(item), parts[item].outcomes, strict=True)
+    ]
 
 
-def _localize_batch(relocalizer: Relocalizer, reader: QueryReader, batch: list[QueryImage]) -> list[_Result]:
+def _parts(
+    opened: OpenedQueries, request: QueryRequest, workers: Workers | None
+) -> Iterator[tuple[str, LocalizedPart]]:
+    """The outcomes of each batch, in this process or by workers."""
     from relocalizer.relocalizer import NotFound
+    from slam.workers.localization import LocalizedPart, localize_part
 
-    views: dict[int, CalibratedImage] = {}
-    unreadable: dict[int, NotFound] = {}
-    for k, image in enumerate(batch):
-        try:
-            views[k] = reader.read(image)
-        except (SequenceError, CameraError) as error:
-            unreadable[k] = NotFound(str(error).removeprefix(f"{image.path}: "))
-    located = dict(zip(views, relocalizer.locate_many(list(views.values())), strict=True))
-    return [_Result(image, located[k] if k in located else unreadable[k]) for k, image in enumerate(batch)]
+    if workers is None:
+        for item in opened.items:
+            yield item, opened.localize(item)
+        return
+    with closing(workers(localize_part, request.to_text(), opened.items)) as finished:
+        for one in finished:
+            for death in one.deaths:
+                say(f"begun again: {death}")
+            lost = [NotFound(one.fault)] * len(opened.of(one.item))
+            yield one.item, LocalizedPart(lost, ()) if one.result is None else one.result
 
 
 def _pose_of(result: _Result) -> Relocalization | None:

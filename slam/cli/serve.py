@@ -10,7 +10,7 @@ import typer
 
 from relocalizer.errors import UserError
 from slam.cli.options import CameraFile, ConfigFiles, MaskImage, Overrides, Weights, flags_of, load_settings, say
-from slam.cli.relocalize import USED, predictor_of_map
+from slam.cli.relocalize import USED
 
 
 def serve(
@@ -46,6 +46,7 @@ def serve(
             raise
         raise UserError("slam serve needs Starlette and uvicorn: pip install 'reloc3r-slam[serve]'") from None
     from relocalizer.maps.map_reader import load_map
+    from slam.workers.localization import predictor_of_map
 
     flags = flags_of(predictor=None, weights=weights, random_weights=False, seed=None, mask=mask)
     settings = load_settings(config, overrides, flags, verb="slam serve", sections=USED)

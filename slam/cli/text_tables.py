@@ -306,3 +306,20 @@ def render(rows: Sequence[Sequence[str]], *, title: str = "", width: int = 110) 
     out = io.StringIO()
     Console(file=out, width=width, markup=False, highlight=False, emoji=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def training_rows(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Speed of each way of training, with the column headings first."""
+    rows: list[tuple[str, ...]] = [("trained", "cache", "pairs/s", "waiting for data", "gain", "MB a pair")]
+    for one in found:
+        rows.append(
+            (
+                one["tune"],
+                one["cache"],
+                f"{one['pairs_per_s']:.3g}",
+                f"{100 * one['waiting_share']:.1f} %",
+                f"{one['gain']:.1f}",
+                f"{one['cached_bytes'] / 1e6:.2f}",
+            )
+        )
+    return rows

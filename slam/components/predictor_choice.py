@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from relocalizer import pytorch
-from relocalizer.errors import ConfigError, MapError
+from relocalizer.errors import ConfigError, MapError, WeightsError
 from relocalizer.predictors import plugins
 from slam.config.schema import SlamConfig
 
@@ -52,7 +52,7 @@ def choose_predictor(
     _check_weights(config, choice)
     if choice.kind in NETWORKS:
         pytorch.expect_installed(f"the predictor {choice.kind}")
-    return choice
+    return replace(choice, reason=choice.reason + _origin_of_weights(config, choice))
 
 
 def _has_weights(source: str) -> bool:
@@ -73,6 +73,20 @@ def _check_weights(config: SlamConfig, choice: PredictorChoice) -> None:
         raise ConfigError(
             f"predictor.random_weights: predictor.weights names {settings.weights} too; leave one of them out"
         )
+
+
+def _origin_of_weights(config: SlamConfig, choice: PredictorChoice) -> str:
+    """What the metadata beside own weights say about them, as a further phrase; empty without any."""
+    from relocalizer.predictors.checkpoints import locate, training_note
+
+    if choice.kind not in NETWORKS or not config.predictor.weights or config.predictor.random_weights:
+        return ""
+    try:
+        checkpoint = locate(config.predictor.weights)
+    except WeightsError:  # said when they are loaded
+        return ""
+    note = training_note(checkpoint) if checkpoint is not None else ""
+    return f"; weights {note}" if note else ""
 
 
 _NETWORK_BY_ACCELERATOR = {

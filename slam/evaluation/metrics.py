@@ -256,7 +256,7 @@ def relative_error(
         delta = f"{delta_s:g} s"
     if len(i) == 0:
         return None
-    translation, rotation_deg = _motion_errors(estimate, reference, i, j)
+    translation, rotation_deg = motion_errors(estimate, reference, i, j)
     return RelativeError(delta, len(i), Statistics.of(translation), Statistics.of(rotation_deg))
 
 
@@ -345,7 +345,7 @@ def _orientation_check(
 
 def _drift_percent(aligned: Trajectory, reference: Trajectory) -> float:
     ends = np.array([0]), np.array([len(reference) - 1])
-    translation, _ = _motion_errors(aligned, reference, *ends)
+    translation, _ = motion_errors(aligned, reference, *ends)
     return float(100.0 * translation[0] / reference.length)
 
 
@@ -362,7 +362,7 @@ def _pairs_apart(times_ns: NDArray[np.int64], delta_s: float) -> tuple[NDArray[n
     return i, j[i]
 
 
-def _motion_errors(
+def motion_errors(
     estimate: Trajectory, reference: Trajectory, i: NDArray[np.intp], j: NDArray[np.intp]
 ) -> tuple[FloatArray, FloatArray]:
     """Translation (the reference's unit) and angle (degrees) of (ref_i^-1 ref_j)^-1 (est_i^-1 est_j)."""

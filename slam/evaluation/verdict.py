@@ -58,6 +58,8 @@ class Evidence:
         lost_frames: number of frames without a live pose because tracking was lost.
         weak_frames: number of live poses from fewer than `WEAK_LANDMARKS` landmarks, or from none (position held).
         overlay_share: fraction of the tracked points that are static in the image while the scene moves.
+        refuted_keyframes: number of keyframes with a verified loop that no drift explains.
+        loops: number of closed loops.
         reprojection_px: RMS reprojection error over the largest segment's observations, pixels; None if the run was
             aborted and it was not measured.
         noise_px: assumed standard deviation of an observation, pixels.
@@ -72,6 +74,8 @@ class Evidence:
     lost_frames: int = 0
     weak_frames: int = 0
     overlay_share: float = 0.0
+    refuted_keyframes: int = 0
+    loops: int = 0
     reprojection_px: float | None = 0.0
     noise_px: float = 1.0
     no_result: str = ""
@@ -85,6 +89,7 @@ _WEAK = (0.2, 0.6)
 _LOST = (0.1, 0.4)
 _OVERLAY = 0.1  # Fraction of static points at which a run is partial.
 _LOSSES = 3  # Number of tracking losses at which a run is partial, regardless of their duration.
+_REPEATING = 10  # Number of keyframes with refuted loops from which the scene repeats itself.
 # RMS reprojection error relative to the assumed noise at which a run is partial, and poor. Outliers beyond three
 # standard deviations are excluded from it.
 _REPROJECTION = (1.35, 2.0)
@@ -105,6 +110,7 @@ def _findings(evidence: Evidence) -> Iterator[Finding]:
         _losses(evidence),
         _weakness(evidence),
         _overlay(evidence),
+        _repetition(evidence),
         _reprojection(evidence),
     ):
         if found is not None:
@@ -145,6 +151,18 @@ def _overlay(evidence: Evidence) -> Finding | None:
         "part of the vehicle): they were left out, and --mask names such a region for good"
     )
     return Finding(Grade.PARTIAL, reason)
+
+
+def _repetition(evidence: Evidence) -> Finding | None:
+    if evidence.refuted_keyframes < _REPEATING:
+        return None
+    repeats = (
+        f"{evidence.refuted_keyframes} keyframes matched places where the camera was not: the scene repeats itself"
+    )
+    if evidence.loops == 0:
+        return Finding(Grade.GOOD, f"{repeats}, and no loop could be closed")
+    number = f"{evidence.loops} closed loop{'s' * (evidence.loops != 1)}"
+    return Finding(Grade.PARTIAL, f"{repeats}, and the {number} may be false")
 
 
 def _reprojection(evidence: Evidence) -> Finding | None:

@@ -4,7 +4,7 @@
 |---|---|
 | none | a data set whose folder contains poses: 7-Scenes (a sequence, or a scene with TrainSplit.txt), TUM, ... |
 | a trajectory file | any folder with times: each image gets the pose at its time |
-| a COLMAP model in text | `images.txt` and `cameras.txt`; names relative to IMAGES |
+| a COLMAP model | `images.txt` and `cameras.txt`, or `.bin`; names relative to IMAGES |
 | a list in Cambridge Landmarks format | `name x y z qw qx qy qz`; names relative to IMAGES |
 """
 
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform, Rotation, Slerp
 
-from relocalizer.colmap_cameras import camera_of_line
 from relocalizer.errors import CameraError, SequenceError, TrajectoryError
 from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxyz
 from relocalizer.gray_levels import GrayLevels
@@ -29,6 +28,7 @@ from relocalizer.maps.image_matching import PosedImage
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_trajectory, with_times
+from slam.input.colmap_poses import model_folder, read_images
 from slam.input.dataset_layouts import index_folder
 from slam.input.frame_source import ALL_IMAGES, Selection
 from slam.input.image_sizes import ImageSizes, common_levels, first_readable
@@ -99,13 +99,11 @@ def _recognize(images: Path, poses: Path | None) -> tuple[list[_Entry], GivenCam
         return _data_set(images, None)
     if not os.path.exists(poses):
         raise TrajectoryError(f"{poses}: no such file or folder; expected a trajectory, a COLMAP model or a list")
-    model = next((f for f in (poses, poses / "sparse" / "0", poses / "0") if os.path.isfile(f / "images.txt")), None)
-    if model is not None:
+    if (model := model_folder(poses)) is not None:
         return _colmap(images, model), None, "map units", "COLMAP model"
     if os.path.isdir(poses):
         raise TrajectoryError(
-            f"{poses}: expected a COLMAP model in text, images.txt and cameras.txt "
-            "(colmap model_converter --output_type TXT makes one)"
+            f"{poses}: expected a COLMAP model: images and cameras, as .txt or .bin, in the folder or in its sparse/0"
         )
     if _is_cambridge(poses):
         return _cambridge(images, poses), None, "meters", "Cambridge Landmarks list"
@@ -169,34 +167,14 @@ def _seven_scenes_scene(scene: Path, split: Path) -> tuple[list[_Entry], GivenCa
 
 
 def _colmap(images: Path, model: Path) -> list[_Entry]:
-    """images.txt and cameras.txt: cam_from_world, quaternion w first; a line of points follows every image line."""
-    cameras = _colmap_cameras(model / "cameras.txt")
-    # Empty lines count: an image without points has an empty second line.
-    image_lines = list(lines_of(model / "images.txt"))[::2]
+    """The images of a COLMAP model; their poses are cam_from_world, quaternion w first."""
     entries = []
-    for place, line in image_lines:
-        fields = line.split()
-        if len(fields) < 10 or fields[8] not in cameras:
-            raise TrajectoryError(
-                f"{place}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME with a camera of cameras.txt"
-            )
-        numbers = _numbers(place, fields[1:8])
-        cam_from_world = rigid(_rotation(place, numbers[:4]), numbers[4:])
-        path = path_inside(images, " ".join(fields[9:]), place)
-        entries.append(_Entry(path, cam_from_world.inv(), 0, cameras[fields[8]]))
+    for image in read_images(model):
+        numbers = _numbers(image.place, list(image.pose))
+        cam_from_world = rigid(_rotation(image.place, numbers[:4]), numbers[4:])
+        path = path_inside(images, image.name, image.place)
+        entries.append(_Entry(path, cam_from_world.inv(), 0, image.camera))
     return _numbered(images, sorted(entries, key=lambda entry: str(entry.path)), str(model))
-
-
-def _colmap_cameras(path: Path) -> dict[str, GivenCamera]:
-    """The cameras of a cameras.txt by their id."""
-    cameras: dict[str, GivenCamera] = {}
-    for place, line in lines_of(path):
-        try:
-            camera_id, camera = camera_of_line(line)
-        except CameraError as error:
-            raise CameraError(f"{place}: {error}") from None
-        cameras[camera_id] = GivenCamera(camera, str(path))
-    return cameras
 
 
 def _is_cambridge(path: Path) -> bool:

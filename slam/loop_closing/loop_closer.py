@@ -53,8 +53,14 @@ class LoopCloser:
         self._verified: dict[tuple[int, int], Verified] = {}  # deferred loops
 
     def close_loops(self, k: int) -> bool:
-        """Detect loops of keyframe k and close the first that is accepted; whether one was closed."""
-        return any(self._verify_and_close(candidate.key, k) for candidate in self._detector.candidates(k))
+        """Detect loops of keyframe k and close the first that is accepted; whether one was closed.
+
+        Where the scene repeats itself nearly all candidates pass verification, which is expensive, and are false; there
+        only the most similar one is verified.
+        """
+        candidates = self._detector.candidates(k)
+        most = 1 if self._evidence.scene_repeats else len(candidates)
+        return any(self._verify_and_close(candidate.key, k) for candidate in candidates[:most])
 
     def join(self, c: int, k: int, found: EstimatedPose) -> bool:
         """Join the segment of keyframe k to that of keyframe c, in which k was relocalized; whether they are joined.
@@ -92,7 +98,7 @@ class LoopCloser:
             verdict = self._evaluate(second)
         if isinstance(verdict, Deferred):
             for deferred in evaluated:
-                self._reject(deferred.edge.i, deferred.edge.j, f"held back: {verdict.reason}", deferred.edge.inliers)
+                self._hold_back(deferred.edge, verdict)
             return False
         return self._close(loop.edge.j, verdict)
 
@@ -112,11 +118,27 @@ class LoopCloser:
         before = self._map.before(k)
         if before is None or before - c < self._config.min_gap or (c, before) in self._map.graph.edges:
             return None
+        if self._evidence.scene_repeats:  # the keyframe before was deceived in the same way
+            return None
         outcome = self._verifier.verify(c, before)
         if isinstance(outcome, PoseRejected):
             self._reject(c, before, f"second look: {outcome.reason}", outcome.landmarks)
             return None
         return outcome
+
+    def _hold_back(self, edge: Edge, verdict: Deferred) -> None:
+        """Publish why a verified loop must wait."""
+        self._publish(
+            EdgeRejected(
+                i=edge.i,
+                j=edge.j,
+                kind=EdgeKind.LOOP,
+                reason=f"held back: {verdict.reason}",
+                landmarks=edge.inliers,
+                frame_index=self._map.frame_index_of(edge.j),
+                is_refuted=verdict.is_refuted,
+            )
+        )
 
     def _reject(self, c: int, k: int, reason: str, landmarks: int) -> None:
         """Publish why there is no loop between c and k, and the number of landmarks that supported it."""

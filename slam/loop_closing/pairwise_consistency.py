@@ -27,6 +27,10 @@ MAX_SUPPORT = 3
 WINDOW = 60  # maximum number of loops stored for comparison, the newest ones
 # Standard deviation of the log scale of a loop from which its scale is replaced by that of the path or the other loop.
 LOOSE_LOG_SCALE = 0.2
+# A verified loop is refuted if its squared distance to the map is this many times the largest limit: no drift explains
+# it. Where so many keyframes have refuted loops, the scene repeats itself.
+REFUTED = 10.0
+REPEATING = 10
 EXACT_UP_TO = 24  # maximum number of loops for which the largest consistent set is searched exactly
 
 
@@ -193,10 +197,12 @@ class Deferred:
     Attributes:
         reason: a sentence with the number and the threshold.
         alone: whether a second, consistent loop is all that is missing.
+        is_refuted: whether no drift explains the loop.
     """
 
     reason: str
     alone: bool
+    is_refuted: bool = False
 
 
 @dataclass(slots=True)
@@ -209,6 +215,9 @@ class LoopEvidence:
     least `single_loop_min_inliers` landmarks is accepted below the threshold for n = 1. Connecting two separate
     components, where no path limits the drift, requires two loops.
 
+    Where the scene repeats itself, many verified loops are refuted by the path, and some others lie within the drift by
+    chance. There a loop needs the support of more keyframes than any refuted one had.
+
     Attributes:
         single_loop_min_inliers: minimum number of landmarks of a loop that is accepted without a second one.
     """
@@ -217,6 +226,12 @@ class LoopEvidence:
     _odometry: OdometryTree = field(default_factory=OdometryTree)
     _loops: dict[tuple[int, int], Edge] = field(default_factory=dict)
     _consistent: dict[frozenset[tuple[int, int]], bool] = field(default_factory=dict)
+    _refuted: dict[tuple[int, int], int] = field(default_factory=dict)  # number of supporting keyframes
+
+    @property
+    def scene_repeats(self) -> bool:
+        """Whether many keyframes matched places where the camera was not."""
+        return len({j for _, j in self._refuted}) >= REPEATING
 
     def evaluate(self, edge: Edge, graph: KeyframeGraph) -> Accepted | Deferred:
         """Decide on a newly verified loop, given the stored ones; the graph must be the same one in every call."""
@@ -230,13 +245,21 @@ class LoopEvidence:
         if against >= len(chosen):
             return Deferred(f"{against} loops of its place contradict it, and {len(chosen) - 1} agree", alone=False)
         supporters = len({e.j for e in chosen})
-        deferred = self._test_distance(edge, map_mahalanobis(edge, graph, self._odometry), supporters)
+        distance = map_mahalanobis(edge, graph, self._odometry)
+        deferred = self._test_distance(edge, distance, supporters)
+        is_refuted = distance is not None and distance > REFUTED * MAX_SUPPORT * CHI2_7DOF_999
+        if is_refuted:
+            self._refuted[edge.i, edge.j] = supporters
         if deferred is not None and supporters >= MAX_SUPPORT:
             # With this much support, loops closed earlier may be false; the graph optimizer decides between them.
             odometry_distance = map_mahalanobis(edge, graph, self._odometry, odometry_only=True)
             deferred = self._test_distance(edge, odometry_distance, supporters)
+        if deferred is None:
+            deferred = self._test_repetition(consistent, supporters)
         if deferred is not None:
-            return deferred
+            return replace(deferred, is_refuted=is_refuted)
+        for key in [(edge.i, edge.j), *consistent]:
+            self._refuted.pop(key, None)
         return Accepted(tuple(e for e in chosen if (e.i, e.j) not in graph.edges or e is edge))
 
     def is_pending(self, i: int, j: int) -> bool:
@@ -267,6 +290,16 @@ class LoopEvidence:
             landmarks = f"{edge.inliers} landmarks and no second loop that agrees"
             return Deferred(f"{landmarks}, {self.single_loop_min_inliers} needed alone", alone=True)
         return None
+
+    def _test_repetition(self, consistent: Sequence[tuple[int, int]], supporters: int) -> Deferred | None:
+        """Why a loop with these consistent ones must wait in a scene that repeats itself; None if it need not."""
+        rivals = {key: count for key, count in self._refuted.items() if key not in consistent}
+        repeats = len({j for _, j in rivals})
+        needed = max(rivals.values(), default=0)
+        if repeats < REPEATING or supporters > needed:
+            return None
+        places = f"{repeats} keyframes matched places where they are not"
+        return Deferred(f"{supporters} keyframes agree, more than {needed} needed: {places}", alone=False)
 
     def _compare(self, edge: Edge) -> list[tuple[int, int]]:
         """Compare a loop with all other stored ones; the keys of the comparable ones."""

@@ -43,6 +43,7 @@ class RunStatistics:
         first_pose_frame: index of the first frame with a live pose, -1 while there is none.
         reason: reason why the newest frame has no pose; empty when it has one.
         lost_frames: number of frames without a pose because tracking was lost.
+        refuted_keyframes: keyframes with a verified loop that no drift explains.
         weak_frames: number of frames whose pose has few inlier landmarks, or none.
         start_map: name of the map in which the run started; empty if it started without one.
         found_in_map: index of the first frame relocalized in it, -1 while there is none.
@@ -61,6 +62,7 @@ class RunStatistics:
     edges: int = 0
     loops_accepted: int = 0
     loops_rejected: int = 0
+    refuted_keyframes: set[int] = field(default_factory=set)
     scale_unobservable: int = 0
     lost_frames: int = 0
     weak_frames: int = 0
@@ -89,6 +91,8 @@ class RunStatistics:
                 self.loops_accepted += event.edge.kind is EdgeKind.LOOP
             case EdgeRejected():
                 self.loops_rejected += event.kind is EdgeKind.LOOP
+                if event.is_refuted:
+                    self.refuted_keyframes.add(event.j)
             case ScaleUnobservable():
                 self.scale_unobservable += 1
             case TrackingLost():

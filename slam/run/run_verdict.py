@@ -26,6 +26,8 @@ def verdict_of(
         lost_frames=statistics.lost_frames,
         weak_frames=statistics.weak_frames,
         overlay_share=statistics.overlay_share,
+        refuted_keyframes=len(statistics.refuted_keyframes),
+        loops=statistics.loops_accepted,
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
         no_result=RANDOM_WEIGHTS if random else no_result(outcome, statistics),

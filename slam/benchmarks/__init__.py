@@ -1,0 +1,1 @@
+"""Accuracy on public benchmarks: relative poses of pairs, visual localization, SLAM. The verb `slam benchmark`."""
