@@ -238,13 +238,24 @@ def parse_yaml(path: Path, text: str) -> dict[str, Any]:
         raise CameraError(f"{path}{line}: not YAML ({error.problem})") from None
     except yaml.YAMLError:
         raise CameraError(f"{path}: not YAML (it holds characters that YAML forbids)") from None
+    except RecursionError:
+        raise CameraError(f"{path}: nested too deeply for a camera description") from None
     if not isinstance(data, dict):
         raise CameraError(f"{path}: expected lines such as 'fx: 525.0', with keys {', '.join(CAMERA_KEYS)}")
     return data
 
 
 class _CameraLoader(yaml.SafeLoader):
-    """Reads matrices of OpenCV, tagged `!!opencv-matrix`, as mappings."""
+    """Reads matrices of OpenCV, tagged `!!opencv-matrix`, as mappings.
+
+    References to other nodes are refused: no calibration has them, and a few lines of them expand to gigabytes.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            problem = "a camera description has no references such as *name"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
+        return super().compose_node(parent, index)
 
 
 def _matrix(loader: _CameraLoader, node: yaml.MappingNode) -> dict[Any, Any]:

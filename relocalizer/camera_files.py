@@ -99,7 +99,15 @@ def read_camera_file(path: Path) -> AnyCamera:
     Raises:
         CameraError: the file cannot be read, has none of these formats, or has invalid numbers; one line.
     """
-    data = read_bytes(path)
+    return parse_camera_file(read_bytes(path), path)
+
+
+def parse_camera_file(data: bytes, path: Path) -> AnyCamera:
+    """The camera of the content of a calibration file; `path` is its name in errors, and its suffix may matter.
+
+    Raises:
+        CameraError: as `read_camera_file`.
+    """
     try:
         if path.suffix == ".bin":
             return _only(cameras_from_binary(data))

@@ -49,5 +49,6 @@ def read_heif(data: bytes, name: str) -> NDArray[np.uint8]:
         with pillow.open(io.BytesIO(data)) as image:
             upright: Any = ImageOps.exif_transpose(image)
             return np.asarray(upright.convert("RGB"), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError) as error:
+    # RuntimeError is what Pillow's decoder of AVIF raises for damaged data.
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, UnidentifiedImageError) as error:
         raise SequenceError(f"{name}: not an image that can be decoded ({' '.join(str(error).split())})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
@@ -16,6 +17,8 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from relocalizer.heif_images import START_BYTES, enable_heif, is_heif
 
 FOCAL_LENGTHS_MM = (10.0, 150.0)  # range of plausible focal lengths for 35 mm film, millimeters
+# What Pillow raises for damaged headers; its decoder of AVIF raises RuntimeError.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, struct.error)
 TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
 
 
@@ -26,8 +29,16 @@ def image_size(path: Path) -> tuple[int, int] | None:
     try:
         with _opened(path) as image:
             return _upright_size(image)
-    # Pillow raises these for damaged headers.
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+    except _DAMAGED:
+        return None
+
+
+def size_of_encoded(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of the upright image in the bytes of a file, as `image_size`; None when the header lacks it."""
+    try:
+        with _opened_bytes(data) as image:
+            return _upright_size(image)
+    except _DAMAGED:
         return None
 
 
@@ -40,8 +51,7 @@ def focal_length_35mm(path: Path) -> float | None:
             exif = pillow.Exif()
             exif.load(image.info.get("exif", b""))
             value = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0.0))
-    # Pillow raises these for damaged headers.
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error):
+    except _DAMAGED:
         return None
     return value if FOCAL_LENGTHS_MM[0] <= value <= FOCAL_LENGTHS_MM[1] else None
 
@@ -54,6 +64,15 @@ def _opened(path: Path) -> Iterator[pillow.Image]:
     if is_heif(start) and (problem := enable_heif(start)):
         raise OSError(problem)
     with _of_any_size(), pillow.open(path) as image:
+        yield image
+
+
+@contextmanager
+def _opened_bytes(data: bytes) -> Iterator[pillow.Image]:
+    """As `_opened`, of the bytes of a file."""
+    if is_heif(data[:START_BYTES]) and (problem := enable_heif(data[:START_BYTES])):
+        raise OSError(problem)
+    with _of_any_size(), pillow.open(io.BytesIO(data)) as image:
         yield image
 
 

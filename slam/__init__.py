@@ -7,6 +7,8 @@ library: a name is imported from its module when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from relocalizer import __version__ as __version__
+
 if TYPE_CHECKING:
     from slam.components.assembly import Components as Components
     from slam.config.loading import load_config as load_config
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from slam.run.record_run import record_run as record_run
     from slam.run.recorded_run import RunReport as RunReport
     from slam.system import Slam as Slam
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Components": "slam.components.assembly",

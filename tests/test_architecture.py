@@ -33,6 +33,8 @@ ALLOWED = {
     "poselib": ("relocalizer/two_view.py",),
     "av": ("slam/input/video_decoding.py",),
     "rosbags": ("slam/input/ros_bag.py",),
+    "starlette": ("slam/serve/",),
+    "uvicorn": ("slam/serve/",),
     "slam": ("slam/",),
 }
 HEAVY = ("torch", "gtsam", "faiss", "rerun")
@@ -110,7 +112,7 @@ def test_modules_import_one_another_without_cycles():
 LAYERS = [
     "plain_text", "progress", "stopwatch", "predictor_checks", "config", "evaluation", "map", "events", "input",
     "tracking", "mapping", "result", "relocalization", "event_publisher", "loop_closing", "components", "sessions",
-    "frame_processor", "system", "run", "explain", "workers", "viz", "bench", "benchmarks", "cli", "__main__",
+    "frame_processor", "system", "run", "explain", "workers", "viz", "bench", "benchmarks", "serve", "cli", "__main__",
 ]  # fmt: skip
 
 

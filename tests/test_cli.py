@@ -108,8 +108,8 @@ def test_help_lists_the_verbs_there_are(slam_command):
     assert ended.code == 0
     listed = [line.split()[0] for line in ended.out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
-        "run", "relocalize", "calibrate", "view", "explain", "bench", "benchmark", "train", "eval", "config", "convert",
-        "doctor", "map", "data", "weights",
+        "run", "relocalize", "serve", "calibrate", "view", "explain", "plot", "bench", "benchmark", "train", "eval",
+        "config", "convert", "doctor", "map", "data", "weights",
     ]  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def test_a_run_leaves_a_whole_run_folder(tmp_path, images, slam_command, straigh
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "config.yaml", "events.jsonl", "report.json", "trajectory.txt", "keyframes.txt", "trajectory_online.txt",
-        "frames.csv",
+        "frames.csv", "trajectory.png",
     }  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], report["frames"], report["tracked"]) == ("finished", 12, 10)

@@ -14,7 +14,7 @@ from PIL import features
 
 from relocalizer.errors import SequenceError
 from relocalizer.gray_levels import GrayLevels
-from relocalizer.image_headers import image_size
+from relocalizer.image_headers import focal_length_35mm, image_size, size_of_encoded
 from relocalizer.images import read_image
 from slam.config.schema import InputConfig
 from slam.input.folder_listing import is_video
@@ -115,6 +115,24 @@ def test_a_cut_off_image_of_a_phone_is_refused(tmp_path: Path, suffix: str) -> N
     (tmp_path / f"0{suffix}").write_bytes(data[: len(data) // 2])
     with pytest.raises(SequenceError, match="not an image that can be decoded"):
         read_image(tmp_path / f"0{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_a_damaged_image_of_a_phone_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Its header is whole, its coded data are not."""
+    data = phone_image(suffix)
+    start = data.index(b"mdat") + 4
+    (tmp_path / f"0{suffix}").write_bytes(data[:start] + bytes(len(data) - start))
+    with pytest.raises(SequenceError, match="not an image that can be decoded"):
+        read_image(tmp_path / f"0{suffix}")
+
+
+def test_a_damaged_header_of_a_phone_has_no_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.avif"
+    path.write_bytes(phone_image(".avif").replace(b"pitm", b"free"))  # the item that says which one is the image
+    assert image_size(path) is None
+    assert size_of_encoded(path.read_bytes()) is None
+    assert focal_length_35mm(path) is None
 
 
 def test_without_its_decoder_a_heic_image_is_named_with_the_remedy(

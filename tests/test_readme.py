@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,9 @@ def test_files_named_in_the_architecture_exist():
 
 
 def test_the_version_stands_once():
-    declared = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert declared is not None
-    assert declared[1] == slam.__version__ == relocalizer.__version__
+    """In relocalizer/__init__.py, from which pyproject.toml reads it; a citation repeats it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"] == {"path": "relocalizer/__init__.py"}
+    assert slam.__version__ == relocalizer.__version__
+    assert f"\nversion: {slam.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -31,6 +31,7 @@ WITHOUT_ESTIMATE = SlamConfig(input=InputConfig(calibrate_first=False))  # the f
 SHORT = 24  # frames of a run whose estimate of the camera does not matter
 RESULTS = {
     "trajectory.txt",
+    "trajectory.png",
     "trajectory_online.txt",
     "keyframes.txt",
     "map",

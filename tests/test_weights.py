@@ -303,7 +303,7 @@ def test_offline_and_not_cached_says_size_license_and_what_to_do(monkeypatch: py
 
 def test_without_the_hub_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
-    with pytest.raises(WeightsError, match=r"pip install 'reloc3r-slam\[hub\]'"):
+    with pytest.raises(WeightsError, match=r"pip install 'reloc3r-slam\[reloc3r\]'"):
         checkpoints.fetch("reloc3r-512")
 
 

@@ -101,7 +101,7 @@ def fetch(source: str | Path, *, announce: Callable[[str], None] | None = None) 
         announce: called with the size and the license before the download; by default a log warning.
 
     Raises:
-        WeightsError: offline mode, no connection, no such checkpoint, no `hub` extra, or a full disk.
+        WeightsError: offline mode, no connection, no such checkpoint, no `reloc3r` extra, or a full disk.
     """
     hub_id = hub_id_of(source)
     found = locate(source)
@@ -110,7 +110,7 @@ def fetch(source: str | Path, *, announce: Callable[[str], None] | None = None) 
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
         raise WeightsError(_absent(hub_id, "HF_HUB_OFFLINE forbids fetching; unset it"))
     if find_spec("huggingface_hub") is None:
-        raise WeightsError(_absent(hub_id, "fetching needs `pip install 'reloc3r-slam[hub]'`; do that"))
+        raise WeightsError(_absent(hub_id, "fetching needs `pip install 'reloc3r-slam[reloc3r]'`; do that"))
     (announce or _log.warning)(f"fetching {hub_id} from the Hugging Face hub: {_terms(hub_id)}")
     snapshot = _download(hub_id)
     return _in_folder(str(source), snapshot)

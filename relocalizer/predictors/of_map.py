@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relocalizer import pytorch
 from relocalizer.config import GeometricConfig
 from relocalizer.errors import MapError
 from relocalizer.interfaces import PosePredictor
@@ -17,6 +18,7 @@ def predictor_of(reference_map: ReferenceMap, *, weights: str = "", device: str 
 
     Raises:
         MapError: it is not known here, or was a network with random weights.
+        ConfigError: it is a network, and PyTorch is not installed.
         WeightsError: the network's weights are not on this machine.
     """
     name, features = reference_map.provenance.predictor, features_of(reference_map.provenance)
@@ -25,6 +27,7 @@ def predictor_of(reference_map: ReferenceMap, *, weights: str = "", device: str 
 
         return GeometricPredictor(features, GeometricConfig())
     if name in plugins.BUILT_IN:
+        pytorch.expect_installed(f"this map, built with {name},")
         from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 
         return Reloc3rPredictor.load(name, weights=weights, device=device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relocalizer import pytorch
 from slam.bench.recording_cost import RecordingCost, RecordingMeter
 from slam.components import predictor_choice
 from slam.config.schema import SlamConfig
@@ -165,8 +166,9 @@ def measure_predictor(config: SlamConfig, *, repeats: int) -> dict[str, Any]:
 
     Raises:
         WeightsError: trained weights are configured and not available.
-        ConfigError: the backend or the precision is not available on this machine.
+        ConfigError: PyTorch, the backend or the precision is not available on this machine.
     """
+    pytorch.expect_installed("measuring the network")
     from relocalizer.network.benchmark import KEYFRAMES, measure_network
     from relocalizer.network.computation import available_runtimes, choose_computation
     from relocalizer.network.model import Architecture, Reloc3r, use_matmul_dtype
@@ -203,6 +205,7 @@ def measure_training_speed(config: SlamConfig, source: str | None, *, steps: int
     Raises:
         UserError: there are no weights, or no map.
     """
+    pytorch.expect_installed("measuring the training")
     from relocalizer.network.model import Architecture
     from relocalizer.network.precision import choose_device
     from relocalizer.network.weights import load_model, random_model

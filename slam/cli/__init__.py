@@ -29,8 +29,10 @@ from slam.cli import (
     explain,
     maps,
     maps_from_poses,
+    plot,
     relocalize,
     run,
+    serve,
     settings,
     train,
     view,
@@ -52,9 +54,11 @@ app = typer.Typer(
 )
 app.command(short_help="Run SLAM on a video or a folder of images")(run.run)
 app.command(short_help="Localize single images in a map")(relocalize.relocalize)
+app.command(short_help="Serve a map over HTTP")(serve.serve)
 app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Explain what went wrong in a run")(explain.explain)
+app.command(short_help="Draw a finished run from above")(plot.plot)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
 app.command(short_help="Measure the accuracy on a public benchmark")(benchmark.benchmark)
 app.command(short_help="Train Reloc3r or fine-tune it on your maps")(train.train)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
+from relocalizer import pytorch
 from relocalizer.errors import WeightsError
 from relocalizer.predictors import plugins
 from relocalizer.predictors.checkpoints import LICENSE, RELEASED, Released, locate, published_sha256, sha256_of
@@ -31,27 +32,44 @@ _LIBRARIES = (
     ("cv2", "opencv-python-headless", True),
     ("gtsam", "gtsam", True),
     ("faiss", "faiss-cpu", True),
-    ("torch", "torch", True),
     ("rerun", "rerun-sdk", True),
     ("pydantic", "pydantic", True),
     ("yaml", "PyYAML", True),
-    ("safetensors", "safetensors", True),
     ("PIL", "pillow", True),
     ("av", "av", True),
     ("poselib", "poselib", False),
+    ("torch", "torch", False),
+    ("safetensors", "safetensors", False),
+    ("huggingface_hub", "huggingface-hub", False),
+    ("starlette", "starlette", False),
+    ("uvicorn", "uvicorn", False),
+    ("python_multipart", "python-multipart", False),
     ("pillow_heif", "pillow-heif", False),
     ("rosbags", "rosbags", False),
-    ("huggingface_hub", "huggingface-hub", False),
+    ("ray", "ray", False),
     ("matplotlib", "matplotlib", False),
     ("openvino", "openvino", False),
     ("onnx", "onnx", False),
     ("onnxruntime", "onnxruntime", False),
 )
+# The modules that make each extra of pyproject.toml.
+EXTRAS = {
+    "reloc3r": ("torch", "safetensors", "huggingface_hub"),
+    "serve": ("starlette", "uvicorn", "python_multipart"),
+    "eval": ("matplotlib",),
+    "heif": ("pillow_heif",),
+    "ros": ("rosbags",),
+    "ray": ("ray",),
+    "openvino": ("torch", "safetensors", "huggingface_hub", "openvino"),
+    "onnx": ("torch", "safetensors", "huggingface_hub", "onnx", "onnxruntime", "onnxscript"),
+}
 _OPTIONAL_FIX = {
+    **dict.fromkeys(EXTRAS["reloc3r"], "optional, for Reloc3r: pip install 'reloc3r-slam[reloc3r]'"),
+    **dict.fromkeys(EXTRAS["serve"], "optional, for slam serve: pip install 'reloc3r-slam[serve]'"),
     "pillow_heif": "optional, for HEIC images: pip install pillow-heif",
     "rosbags": "optional, for ROS bags: pip install rosbags",
+    "ray": "optional, for --ray, work on a cluster: pip install 'reloc3r-slam[ray]'",
     "poselib": "optional: pip install poselib (where it has a wheel)",
-    "huggingface_hub": "optional, to fetch Reloc3r's weights: pip install 'reloc3r-slam[hub]'",
     "matplotlib": "optional, for slam eval --plot: pip install 'reloc3r-slam[eval]'",
     "openvino": "optional, for Reloc3r on a CPU (predictor.backend): pip install 'reloc3r-slam[openvino]'",
     "onnx": "optional, for slam weights export --format onnx: pip install 'reloc3r-slam[onnx]'",
@@ -103,6 +121,7 @@ def examine(*, hash_weights: bool = False) -> list[Check]:
         _python(),
         Check("platform", True, f"{platform.platform()}, {os.cpu_count()} cores"),
         *(_library(*library) for library in _LIBRARIES),
+        _extras(),
         _blas_threads(),
         *_devices(),
         _faiss(),
@@ -146,6 +165,15 @@ def _library(module: str, distribution: str, needed: bool) -> Check:
     return Check(module, False, f"{installed}, but importing fails: {answer.text}", fix, needed)
 
 
+def _extras() -> Check:
+    """Which extras are installed."""
+    there = [name for name, modules in EXTRAS.items() if all(importlib.util.find_spec(module) for module in modules)]
+    absent = [name for name in EXTRAS if name not in there]
+    finding = f"installed: {', '.join(there) or 'none'}" + (f"; not installed: {', '.join(absent)}" if absent else "")
+    fix = f"optional: pip install 'reloc3r-slam[{absent[0]}]' brings one of them" if absent else ""
+    return Check("extras", True, finding, fix, needed=False)
+
+
 def _import_fix(module: str, distribution: str) -> str:
     if module == "faiss":
         return (
@@ -183,9 +211,14 @@ def _blas_threads() -> Check:
 
 
 def _devices() -> Iterator[Check]:
+    if not pytorch.is_installed():
+        fix = f"optional, for Reloc3r: {pytorch.HOW_TO_INSTALL}"
+        yield Check("device", True, "CPU (without PyTorch, auto runs the geometric predictor)", fix, needed=False)
+        return
     answer = _try(_TORCH_DEVICES)
     if not answer.ok:
-        yield Check("device", False, f"torch does not answer: {answer.text}", "pip install 'torch>=2.6,<2.14'")
+        fix = f"pip install --force-reinstall torch, or {pytorch.HOW_TO_INSTALL}"
+        yield Check("device", False, f"torch does not answer: {answer.text}", fix, needed=False)
         return
     found = json.loads(answer.text)
     if found["cuda"]:

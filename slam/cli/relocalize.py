@@ -193,7 +193,9 @@ def _show(
     found = [pose for result in results if (pose := _pose_of(result)) is not None]
     segments = sorted({pose.segment for pose in found} or bounds)
     if as_json:
-        common = _bound(bounds[segments[0]]) if len(segments) == 1 else None
+        from relocalizer.answer_values import bound_values
+
+        common = bound_values(bounds[segments[0]]) if len(segments) == 1 else None
         entries = [_entry(result, reference_map) for result in results]
         print(json.dumps({"map": str(map), "confidence_is_of_error_under": common, "images": entries}, indent=2))
         return
@@ -214,10 +216,6 @@ def _words(bound: ErrorBound) -> str:
     return f"{bound.distance:.3g} {bound.units} and {_degrees(bound.angle_rad):g} deg"
 
 
-def _bound(bound: ErrorBound) -> dict[str, Any]:
-    return {"distance": bound.distance, "units": bound.units, "angle_deg": _degrees(bound.angle_rad)}
-
-
 def _degrees(angle_rad: float) -> float:
     import math
 
@@ -225,23 +223,7 @@ def _degrees(angle_rad: float) -> float:
 
 
 def _entry(result: _Result, reference_map: ReferenceMap) -> dict[str, Any]:
-    from relocalizer.geometry import quaternion_xyzw_from_rotation, rotation_matrix
+    from relocalizer.answer_values import answer_values
 
-    pose = _pose_of(result)
     head = {"image": str(result.image.path), "timestamp_ns": result.image.timestamp_ns}
-    if pose is None:
-        return {**head, "found": False, "reason": getattr(result.outcome, "reason", "")}
-    return {
-        **head,
-        "found": True,
-        "position": [float(v) for v in pose.world_from_cam.translation],
-        "quaternion_xyzw": quaternion_xyzw_from_rotation(rotation_matrix(pose.world_from_cam)).tolist(),
-        "segment": pose.segment,
-        "confidence": pose.confidence,
-        "confidence_is_of_error_under": _bound(pose.bound),
-        "inliers": pose.inliers,
-        "keyframes": list(pose.views),
-        "keyframe_images": [reference_map.image_name(reference_map.row_of[k]) for k in pose.views],
-        "how": pose.how,
-        "covariance": pose.covariance.tolist(),
-    }
+    return {**head, **answer_values(result.outcome, reference_map)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from relocalizer import pytorch
 from relocalizer.errors import ConfigError
 from slam.cli.options import UNUSABLE, AsJson, complain, expect_new, say
 
@@ -106,6 +107,7 @@ def _settings(
     values: dict[str, Any],
     overrides: list[str],
 ) -> TrainingConfig:
+    pytorch.expect_installed("slam train")
     from relocalizer.training.config import adaptation, checked_config, merged, parse_changes, read_yaml
     from relocalizer.training.session import config_of_folder
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from relocalizer import pytorch
 from relocalizer.errors import ConfigError, WeightsError
 from slam.cli.options import AsJson, say
 
@@ -70,6 +71,7 @@ def weights_verify(source: WeightsSource, as_json: AsJson = False) -> None:
 
     if locate(source) is None:
         raise WeightsError(f"weights: {source} is not on this machine; slam weights fetch {source}")
+    pytorch.expect_installed("slam weights verify")
     say(f"reading {source} through")
     from relocalizer.network.weights import verify
 
@@ -117,6 +119,7 @@ def weights_export(
 
       slam weights export reloc3r-512 --format openvino --out ov --size 512x288
     """
+    pytorch.expect_installed("slam weights export")
     from relocalizer.network.export import export_checkpoint
 
     report = export_checkpoint(source, out, format=format, size=_size(size) if size else None)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from relocalizer import pytorch
 from relocalizer.errors import ConfigError, MapError, WeightsError
 from relocalizer.predictors import plugins
 from slam.config.schema import SlamConfig
@@ -44,10 +45,13 @@ def choose_predictor(
         has_weights: returns whether weights (a released name, a hub id or a path) are on this machine. For tests.
 
     Raises:
-        ConfigError: weights are set for a predictor without weights, or a weight file and random weights are both set.
+        ConfigError: weights are set for a predictor without weights, a weight file and random weights are both set, or
+            the network is asked for and PyTorch is not installed.
     """
     choice = _choose(config, accelerator or find_accelerator, has_weights or _has_weights)
     _check_weights(config, choice)
+    if choice.kind in NETWORKS:
+        pytorch.expect_installed(f"the predictor {choice.kind}")
     return replace(choice, reason=choice.reason + _origin_of_weights(config, choice))
 
 
@@ -100,6 +104,9 @@ def _choose(config: SlamConfig, accelerator: Callable[[], str], has_weights: Cal
     if card not in _NETWORK_BY_ACCELERATOR:
         return PredictorChoice("geometric", "auto: without a graphics card one Reloc3r pair costs seconds")
     kind, why = _NETWORK_BY_ACCELERATOR[card]
+    if not pytorch.is_installed():
+        missing = f"{why}, but PyTorch is not installed: {pytorch.HOW_TO_INSTALL} brings it"
+        return PredictorChoice("geometric", f"auto: {missing}")
     if settings.random_weights or has_weights(settings.weights or kind):
         return PredictorChoice(kind, f"auto: {why}; --predictor geometric takes local features instead")
     missing_weights = f"{why}, but the weights of {kind} are not on this machine: slam weights fetch {kind} brings them"

@@ -29,9 +29,10 @@ from slam.run.event_log import EventLog
 from slam.run.frame_pictures import FramePictures
 from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
-from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, RunFolder
+from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, TRAJECTORY, RunFolder
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
+from slam.run.trajectory_plot import PLOT, write_plot
 from slam.sessions.stored_map import shares_world_with
 from slam.system import Slam
 
@@ -241,12 +242,7 @@ class RunRecorder:
         frames, config = request.frames, request.config
         with attempts("making lengths metric"):
             outcome = runner.with_metric_scale(outcome, slam, config.metric_scale.scale_from, frames.ground_truth)
-        for name, write in folder.result_files(outcome.result, frames.calibration, is_estimate=request.has_estimate):
-            with attempts(f"writing {name}"):
-                write()
-        if not request.localize_only:
-            with attempts("writing the map"):
-                self._write_map(folder, slam)
+        self._write_result(folder, slam, outcome, attempts)
         evaluation = None
         with attempts("comparing with the ground truth"):
             evaluation = _evaluation(frames, outcome)
@@ -278,10 +274,27 @@ class RunRecorder:
             estimated_camera=found,
         )
 
-    def _write_map(self, folder: RunFolder, slam: Slam) -> None:
+    def _write_result(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, attempts: _Attempts) -> None:
+        """Write the trajectories, the camera, the map and the plot of them."""
+        request, frames = self._request, self._request.frames
+        for name, write in folder.result_files(outcome.result, frames.calibration, is_estimate=request.has_estimate):
+            with attempts(f"writing {name}"):
+                write()
+        saved = None
+        if not request.localize_only:
+            with attempts("writing the map"):
+                saved = self._write_map(folder, slam)
+        if len(outcome.result.trajectory) and (folder.path / TRAJECTORY).is_file():
+            with attempts(f"writing {PLOT}"):
+                write_plot(folder.path / PLOT, folder.path, saved, frames.name)
+
+    def _write_map(self, folder: RunFolder, slam: Slam) -> ReferenceMap | None:
+        """Write the map and return it; None when it has no keyframe."""
         saved = slam.saved_map()
-        if len(saved.keyframes):
-            folder.write_map(saved)
+        if not len(saved.keyframes):
+            return None
+        folder.write_map(saved)
+        return saved
 
     def _closing_report(
         self, outcome: RunOutcome, failures: RunFailures, evaluation: dict[str, Any] | None

@@ -92,7 +92,7 @@ def open_queries(given: QueryRequest) -> OpenedQueries:
     """
     settings = SlamConfig.model_validate(dict(given.config))
     queries, reference_map = query_images(given.images), load_map(Path(given.map))
-    predictor = _predictor_of(reference_map, settings)
+    predictor = predictor_of_map(reference_map, settings)
     relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalization)
     reader = QueryReader(
         Path(given.camera) if given.camera else None,
@@ -113,7 +113,7 @@ def _opened(request: str) -> OpenedQueries:
     return open_queries(QueryRequest(**json.loads(request)))
 
 
-def _predictor_of(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
+def predictor_of_map(reference_map: ReferenceMap, settings: SlamConfig) -> PosePredictor:
     """The predictor that made the map, with the feature settings of the map."""
     made_by = reference_map.provenance.predictor
     if made_by not in plugins.known():  # the name is followed by a note for random weights
