@@ -18,7 +18,8 @@ from relocalizer.relocalizer import NotFound, Relocalization, Relocalizer
 from slam.components.assembly import build_predictor
 from slam.components.predictor_choice import with_predictor_of
 from slam.config.schema import SlamConfig
-from slam.input.query_images import QueryImage, QueryReader, query_images
+from slam.input import query_images
+from slam.input.query_images import QueryImage, QueryReader
 
 ITEM_IMAGES = 16  # Images of one batch of the predictor; larger batches take more memory and are hardly faster.
 
@@ -91,7 +92,7 @@ def open_queries(given: QueryRequest) -> OpenedQueries:
         UserError: the map or the images cannot be read, or the map's predictor is not known here.
     """
     settings = SlamConfig.model_validate(dict(given.config))
-    queries, reference_map = query_images(given.images), load_map(Path(given.map))
+    queries, reference_map = query_images.query_images(given.images), load_map(Path(given.map))
     predictor = _predictor_of(reference_map, settings)
     relocalizer = Relocalizer(reference_map, predictor, config=settings.relocalization)
     reader = QueryReader(
