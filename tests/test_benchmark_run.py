@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -21,9 +22,11 @@ from relocalizer.errors import OutputError
 from slam.benchmarks import suites
 from slam.benchmarks.benchmark_run import run_benchmark
 from slam.benchmarks.results_folder import ResultsFolder, file_name
+from slam.benchmarks.session import session_values
 from slam.benchmarks.suite import BenchmarkRequest
 from slam.cli import app
 from slam.cli import benchmark as command
+from slam.config.schema import SlamConfig
 from slam.workers.processes import in_processes
 from slam.workers.work import in_this_process
 
@@ -315,3 +318,18 @@ def test_a_killed_command_goes_on_where_it_was(data, tmp_path, jobs):
     after = {path.name: path.stat().st_mtime_ns for path in items.glob("*.json")}
     assert len(after) == 5
     assert {name: after[name] for name in before} == before
+
+
+def test_a_report_says_what_made_it(tmp_path):
+    """Of random weights too, whose figures mean nothing."""
+    config = SlamConfig.model_validate({"predictor": {"kind": "reloc3r-224", "random_weights": True}})
+    values = session_values(["benchmark", "tum", "--data", "a folder"], config)
+    assert values["command"] == "slam benchmark tum --data 'a folder'"
+    assert "random weights" in values["predictor"]
+    assert values["weights_sha256"] == ""
+    assert "cores" in values["machine"]
+    assert "numpy" in values["versions"]
+    (tmp_path / "weights.safetensors").write_bytes(b"abc")
+    of_file = {"predictor": {"kind": "reloc3r-224", "weights": str(tmp_path / "weights.safetensors")}}
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert session_values([], SlamConfig.model_validate(of_file))["weights_sha256"] == expected

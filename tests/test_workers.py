@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import dying_items
 import pytest
 
+from relocalizer.errors import ConfigError
 from slam.workers.processes import in_processes
 from slam.workers.ray_cluster import on_ray
 
@@ -80,6 +82,13 @@ def test_a_ray_worker_that_dies_costs_one_try(tmp_path, monkeypatch):
     evaluated = list(on_ray("local", 2)(dying_items.work, str(tmp_path), ITEMS))
     check(evaluated, tmp_path)
     assert "die-1: its worker died (WorkerCrashedError)" in [death for one in evaluated for death in one.deaths]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999999"])
+def test_an_address_where_nobody_answers_is_one_line_at_once(monkeypatch, address):
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))  # it is not even asked
+    with pytest.raises(ConfigError, match=rf"--ray {address}: no cluster there"):
+        list(on_ray(address)(dying_items.work, "", ["a"]))
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

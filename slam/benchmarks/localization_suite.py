@@ -75,24 +75,26 @@ class LocalizationSuite:
     """A localization benchmark on one data set: see `Suite`."""
 
     def __init__(self, request: BenchmarkRequest) -> None:
-        """Raises UserError if there are no scenes, or the splits of one cannot be read."""
+        """Raises BenchmarkError if there are no scenes."""
         self._request = request
         self._protocol = LOCALIZATION_SUITES[request.suite]
         self._folders = self._protocol.find(request.root)
         self._scene = lru_cache(maxsize=2)(self._read)
         self._localizer = lru_cache(maxsize=1)(self._opened)
-        self.faults: tuple[str, ...] = ()
-        self._counts = self._count()
 
-    def _count(self) -> dict[str, tuple[int, int]]:
-        """Database and query images of each usable scene; what is wrong with the others goes to `faults`."""
-        counts: dict[str, tuple[int, int]] = {}
+    @property
+    def faults(self) -> Sequence[str]:
+        return [f"{name}: {count}" for name, count in self._counts.items() if isinstance(count, UserError)]
+
+    @cached_property
+    def _counts(self) -> dict[str, int | UserError]:
+        """Number of queries of each scene, or why it is not usable. All scenes are read, which a worker need not do."""
+        counts: dict[str, int | UserError] = {}
         for name in self._folders:
             try:
-                scene = self._scene(name)
-                counts[name] = len(scene.database), len(scene.queries)
+                counts[name] = len(self._scene(name).queries)
             except UserError as error:
-                self.faults = (*self.faults, f"{name}: {error}")
+                counts[name] = error
         return counts
 
     def _read(self, name: str) -> Scene:
@@ -106,12 +108,13 @@ class LocalizationSuite:
         return SceneLocalizer(self._map_folder(name), self._predictor, self._request.settings, self._request.top_k)
 
     def stages(self) -> Sequence[Sequence[str]]:
+        usable = {name: count for name, count in self._counts.items() if isinstance(count, int)}
         blocks = [
             f"{name}-{start // ITEM_QUERIES:03d}"
-            for name, (_, queries) in self._counts.items()
-            for start in range(0, queries, ITEM_QUERIES)
+            for name, count in usable.items()
+            for start in range(0, count, ITEM_QUERIES)
         ]
-        return [[f"{MAP_ITEM}{name}" for name in self._counts], blocks]
+        return [[f"{MAP_ITEM}{name}" for name in usable], blocks]
 
     def evaluate(self, item: str) -> dict[str, Any]:
         if item.startswith(MAP_ITEM):

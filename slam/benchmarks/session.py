@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slam.components.predictor_choice import NETWORKS, RANDOM_WEIGHTS
 from slam.config.schema import SlamConfig
 from slam.run.report import versions
 
@@ -25,7 +26,10 @@ def session_values(arguments: Sequence[str], config: SlamConfig) -> dict[str, An
         config: with the predictor resolved.
     """
     facts = process_values(arguments)
-    return {**facts, "predictor": config.predictor.kind, "weights_sha256": weights_sha256(config)}
+    name = config.predictor.kind
+    if config.predictor.random_weights:
+        name = f"{name}, {RANDOM_WEIGHTS}"
+    return {**facts, "predictor": name, "weights_sha256": weights_sha256(config)}
 
 
 def process_values(arguments: Sequence[str]) -> dict[str, Any]:
@@ -60,8 +64,6 @@ def weights_sha256(config: SlamConfig) -> str:
     Raises:
         WeightsError: the weights are not on this machine.
     """
-    from slam.components.predictor_choice import NETWORKS
-
     if config.predictor.kind not in NETWORKS or config.predictor.random_weights:
         return ""
     from relocalizer.predictors.checkpoints import resolve

@@ -89,13 +89,12 @@ class Summary:
 
 
 class Suite(Protocol):
-    """A suite on one data set.
+    """A suite on one data set."""
 
-    Attributes:
-        faults: what is wrong with the data and affects no item: lines of lists that are not usable.
-    """
-
-    faults: tuple[str, ...]
+    @property
+    def faults(self) -> Sequence[str]:
+        """What is wrong with the data and leaves no item: lines of lists and scenes that are not usable."""
+        ...
 
     def stages(self) -> Sequence[Sequence[str]]:
         """Names of the items. The items of a stage are independent; a later stage needs the earlier ones."""

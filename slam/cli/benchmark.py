@@ -134,12 +134,14 @@ def benchmark(
     from slam.benchmarks.benchmark_run import run_benchmark
     from slam.benchmarks.session import session_values
     from slam.benchmarks.suite import BenchmarkRequest
-    from slam.components.predictor_choice import decide
+    from slam.components.predictor_choice import RANDOM_WEIGHTS, decide
 
     settings = load_settings(config, overrides, flags, verb="slam benchmark", quiet=quiet)
     settings, choice = decide(settings)
     if not quiet:
         say(f"predictor: {choice.kind} ({choice.reason})")
+    if settings.predictor.random_weights:
+        say(f"WARNING: {RANDOM_WEIGHTS}")
     request = BenchmarkRequest(
         suite=suite,
         data=os.path.abspath(data),

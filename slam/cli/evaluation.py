@@ -164,10 +164,16 @@ def _show_several(found: dict[str, Evaluation], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report_values(found), indent=2))
         return
-    for table in compare(found).tables:
+    for table in compare(_by_short_name(found)).tables:
         print(render([table.columns, *([cell_text(cell) for cell in row] for row in table.rows)], width=150))
         if table.note:
             print(f"note: {table.note}")
+
+
+def _by_short_name(found: dict[str, Evaluation]) -> dict[str, Evaluation]:
+    """The evaluations by the names of their files or folders, if these differ."""
+    names = [Path(path).name for path in found]
+    return dict(zip(names, found.values(), strict=True)) if len(set(names)) == len(names) else found
 
 
 def _write_report(found: dict[str, Evaluation], path: Path) -> None:
@@ -177,7 +183,7 @@ def _write_report(found: dict[str, Evaluation], path: Path) -> None:
     from slam.run.files import write_atomically
 
     values = {"done": len(found), "items": len(found), "seconds": 0.0, "faults": [], "retried": []}
-    page = html_report(compare(found), {**values, "sessions": [process_values(sys.argv[1:])]})
+    page = html_report(compare(_by_short_name(found)), {**values, "sessions": [process_values(sys.argv[1:])]})
     write_atomically(path, page)
     say(f"wrote {path}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ from slam.cli.options import (
     say,
     workers_of,
 )
+
+if TYPE_CHECKING:
+    from relocalizer.maps.reference_map import ReferenceMap
 
 USED = ("seed", "input", "features", "predictor")  # sections of the settings that this command uses
 MIN_LANDMARKS = 10  # minimum number of landmarks per image; fewer mean that poses and images do not match
@@ -120,6 +123,11 @@ def from_poses(
     if progress is not None:
         progress.close()
     save_map(out, created)
+    _tell(out, created, quiet=quiet)
+
+
+def _tell(out: Path, created: ReferenceMap, *, quiet: bool) -> None:
+    """Print what the map holds. Exits with code 1 if its landmarks are too few."""
     print(f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}")
     _expect_landmarks(len(created.landmarks), len(created.keyframes))
     if not quiet:

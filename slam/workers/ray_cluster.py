@@ -7,6 +7,7 @@ writes must have the same path on them.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from slam.workers.work import ATTEMPTS, Finished, Work, Workers
 
 LOCAL = "local"
 TASK_MEMORY_BYTES = 2 * 2**30  # Memory that a task reserves, so that not more tasks run on a machine than it can hold.
+ANSWER_S = 10.0  # Time within which a cluster must answer, seconds.
 TASKS_PER_WORKER = 32  # Number of tasks after which a worker is replaced, so that its memory cannot grow for ever.
 
 
@@ -39,6 +41,7 @@ def on_ray(address: str, jobs: int | None = None) -> Workers:
         options |= {"address": address}
 
     def do(work: Work, request: str, items: Sequence[str]) -> Generator[Finished]:
+        _expect_answer(address)
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -50,6 +53,17 @@ def on_ray(address: str, jobs: int | None = None) -> Workers:
             ray.shutdown()
 
     return do
+
+
+def _expect_answer(address: str) -> None:
+    """Raises ConfigError if nobody answers at host:port, which Ray would find out only after minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--ray {address}: no cluster there ({error})") from None
 
 
 def _results(ray: Any, work: Work, request: str, items: Sequence[str]) -> Iterator[Finished]:
