@@ -266,12 +266,13 @@ sys.path.insert(0, "tests")
 from test_training_loop import opener, settings
 from relocalizer.training.session import train
 torch.set_num_threads(1)
-train(settings(epochs=10, batch=4, jitter=True, start=sys.argv[2]), Path(sys.argv[1]), open_posed=opener())
+config = settings(epochs=10, batch=4, accumulate=2, jitter=True, start=sys.argv[2])
+train(config, Path(sys.argv[1]), open_posed=opener())
 """
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """Twenty steps; each process has half of a batch.
+    """Twenty steps; each process has half of a batch, in two parts.
 
     The start says "not turned, forward" with little doubt. A random one gives rotations that are hardly determined,
     whose sensitivity enlarges the rounding of products of other sizes by a thousand.
