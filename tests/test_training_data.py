@@ -257,6 +257,16 @@ def test_a_broken_pair_is_replaced_by_the_next_and_named_once(caplog):
         nothing.load(Request((0, 3), (48, 36), 0, 0))
 
 
+def test_two_images_from_one_place_have_no_direction():
+    base = pair_set(2)
+
+    def same(k):
+        return replace(base.view(k), world_from_cam=base.view(0 if k < 2 else k).world_from_cam)
+
+    loader = PairLoader(Mixture({"box": replace(base, view=same)}, [Share("box")]), LoadingRule())
+    assert [loader.load(Request((0, k), (48, 36), 0, k)).has_direction for k in range(2)] == [False, True]
+
+
 # --- settings -----------------------------------------------------------------------------------------
 
 
