@@ -19,8 +19,10 @@ from training_world import pair_set, walk
 from relocalizer.camera import Camera
 from relocalizer.errors import ConfigError, SequenceError, TrainingError
 from relocalizer.maps.map_writer import save_map
+from relocalizer.network.model import Architecture
 from relocalizer.training.color_jitter import ColorJitter
 from relocalizer.training.config import checked_config, dump_config, merged, parse_changes, read_config
+from relocalizer.training.data_sources import image_side, image_sizes
 from relocalizer.training.pair_data import Mixture, Share, epoch_batches, expect_apart, parse_mixture
 from relocalizer.training.pair_loader import LoadingRule, PairLoader, Request
 from relocalizer.training.pair_selection import PairRule, frustum_overlap, pairs_by_covisibility, with_direction
@@ -255,6 +257,18 @@ def test_a_broken_pair_is_replaced_by_the_next_and_named_once(caplog):
     nothing = PairLoader(Mixture({"box": replace(base, view=lambda k: view(4))}, [Share("box")]), LoadingRule())
     with pytest.raises(TrainingError, match="6 pairs in a row cannot be used, the first: image 4 is cut off"):
         nothing.load(Request((0, 3), (48, 36), 0, 0))
+
+
+def test_the_size_of_the_images_is_that_of_the_start_which_crops_them_least():
+    mixture, config = Mixture({"box": pair_set(2)}, [Share("box")]), settings(resolutions=[])
+    sizes = [image_sizes(config, Architecture(img_size=side), mixture) for side in (224, 512)]
+    assert sizes == [[(224, 224)], [(512, 384)]]
+    with pytest.raises(ConfigError, match="the start does not tell the size of its images"):
+        image_sizes(config, Architecture(), mixture)
+    with pytest.raises(ConfigError, match="48 x 36 are no multiples of the patch size 16"):
+        image_sizes(settings(), Architecture(), mixture)
+    assert image_side([(512, 384), (512, 288)]) == 512
+    assert image_side([(48, 36)]) is None
 
 
 def test_two_images_from_one_place_have_no_direction():

@@ -133,7 +133,7 @@ def prepare(
     start = _start_of(config, folder if state is not None else None)
     sizes = image_sizes(config, start.model.architecture, mixture)
     model = start.model
-    model.architecture = replace(model.architecture, img_size=image_side(sizes, model.architecture))
+    model.architecture = replace(model.architecture, img_size=image_side(sizes))
     place = workplace(config, folder, own, start, (mixture, held_out, sizes))
     place.metadata["data_sha256"] = fingerprint
     return place, state
