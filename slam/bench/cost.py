@@ -187,7 +187,7 @@ def measure_training_speed(config: SlamConfig, source: str | None, *, steps: int
     else:
         model = load_model(requested.weights or requested.kind)
     pairs = pairs_of_map(Path(source)) if source is not None else None
-    batch = 32 if device.type == "cuda" else 1
+    batch = 32 if device.type == "cuda" else 2
     return [
         one.as_dict() for one in measure_training(model, size, device=device, steps=steps, batch=batch, pairs=pairs)
     ]
