@@ -46,9 +46,10 @@ def test_maps_adapt_a_network_and_it_loads(place, tmp_path, slam_command):
     ended = slam_command("train", "--from-maps", place / "map", "-c", place / "tiny.yaml", "--start", "random",
                          "--tune", "decoder", "-o", out)  # fmt: skip
     assert ended.code == 0, ended.complaint
-    before, after, last = ended.out.strip().splitlines()
+    before, after, guess, last = ended.out.strip().splitlines()
     assert before.startswith("before: rotation ")
     assert after.startswith("after: rotation ")
+    assert guess.startswith("guess: rotation ")
     assert last == f"{out}: weights of {len(losses_in(out))} steps, license: none: random weights"
     assert f"next: slam run SOURCE --predictor reloc3r-512 --weights {out}" in ended.err
     assert load_model(out).architecture.patch_size == 6
@@ -94,6 +95,7 @@ def result_of(folder):
     from relocalizer.training.session import TrainingResult
 
     found = {"rotation_deg": 1.0, "direction_deg": 2.0, "pairs": 3, "auc": (0.0, 1.0, 2.0), "loss": 0.5}
+    found |= {"guess_rotation_deg": 20.0, "guess_direction_deg": 90.0}
     return TrainingResult(
         folder=folder, steps=1, before=found, after=found, skipped=0, broken=0, license="CC BY-NC-SA 4.0"
     )
