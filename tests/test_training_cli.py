@@ -114,6 +114,8 @@ def result_of(folder):
         (["whole.yaml", "--set", "data.place.root=nothing"], "nothing: no such map or run folder"),
         (["whole.yaml", "--set", "data.place.layout=posed"], "no poses in this folder"),
         (["whole.yaml", "--plot", "curves.txt"], "a plot is written as"),
+        (["whole.yaml", "--set", "batch=10000"], "pairs, fewer than a batch of 10000"),
+        (["whole.yaml", "--set", "batch=10000", "--set", "tune=decoder", "--set", "cache=disk"], "fewer than a batch"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, sentence, place, tmp_path, slam_command, monkeypatch):
