@@ -54,7 +54,7 @@ def test_maps_adapt_a_network_and_it_loads(place, tmp_path, slam_command):
     assert f"next: slam run SOURCE --predictor reloc3r-512 --weights {out}" in ended.err
     assert load_model(out).architecture.patch_size == 6
     choice = choose_predictor(load_config([], ["predictor.kind=reloc3r-224", f"predictor.weights={out}"]))
-    assert choice.reason.startswith("as asked; weights trained from random weights, median errors ")
+    assert choice.reason.startswith("as asked; weights trained from random weights at 48 x 36: median errors ")
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["tune"], config["cache"], config["epochs"]) == ("decoder", "disk", 2)
 
