@@ -46,14 +46,15 @@ def test_maps_adapt_a_network_and_it_loads(place, tmp_path, slam_command):
     ended = slam_command("train", "--from-maps", place / "map", "-c", place / "tiny.yaml", "--start", "random",
                          "--tune", "decoder", "-o", out)  # fmt: skip
     assert ended.code == 0, ended.complaint
-    before, after, last = ended.out.strip().splitlines()
+    before, after, guess, last = ended.out.strip().splitlines()
     assert before.startswith("before: rotation ")
     assert after.startswith("after: rotation ")
+    assert guess.startswith("guess: rotation ")
     assert last == f"{out}: weights of {len(losses_in(out))} steps, license: none: random weights"
     assert f"next: slam run SOURCE --predictor reloc3r-512 --weights {out}" in ended.err
     assert load_model(out).architecture.patch_size == 6
     choice = choose_predictor(load_config([], ["predictor.kind=reloc3r-224", f"predictor.weights={out}"]))
-    assert choice.reason.startswith("as asked; weights trained from random weights, median errors ")
+    assert choice.reason.startswith("as asked; weights trained from random weights at 48 x 36: median errors ")
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["tune"], config["cache"], config["epochs"]) == ("decoder", "disk", 2)
 
@@ -94,6 +95,7 @@ def result_of(folder):
     from relocalizer.training.session import TrainingResult
 
     found = {"rotation_deg": 1.0, "direction_deg": 2.0, "pairs": 3, "auc": (0.0, 1.0, 2.0), "loss": 0.5}
+    found |= {"guess_rotation_deg": 20.0, "guess_direction_deg": 90.0}
     return TrainingResult(
         folder=folder, steps=1, before=found, after=found, skipped=0, broken=0, license="CC BY-NC-SA 4.0"
     )
@@ -112,6 +114,8 @@ def result_of(folder):
         (["whole.yaml", "--set", "data.place.root=nothing"], "nothing: no such map or run folder"),
         (["whole.yaml", "--set", "data.place.layout=posed"], "no poses in this folder"),
         (["whole.yaml", "--plot", "curves.txt"], "a plot is written as"),
+        (["whole.yaml", "--set", "batch=10000"], "pairs, fewer than a batch of 10000"),
+        (["whole.yaml", "--set", "batch=10000", "--set", "tune=decoder", "--set", "cache=disk"], "fewer than a batch"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, sentence, place, tmp_path, slam_command, monkeypatch):

@@ -10,13 +10,15 @@ import torch
 from test_training_loop import opener, settings
 from training_world import CAMERA, rendered
 
-from relocalizer.errors import WeightsError
+from relocalizer.errors import ConfigError, WeightsError
 from relocalizer.interfaces import CalibratedImage
 from relocalizer.network.model import Reloc3r
+from relocalizer.predictors.checkpoints import locate, training_note
 from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
 from relocalizer.training.confidence import Outputs, calibration_table, fit, predicted, train_confidence
 from relocalizer.training.initialization import initialize
 from relocalizer.training.output_files import write_weights
+from relocalizer.training.session import train
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,20 @@ def test_the_predictor_gives_the_confidence_of_the_head_and_the_same_poses(train
         assert (a.rotation_sigma_rad, a.direction_sigma_rad) == (b.rotation_sigma_rad, b.direction_sigma_rad)
         assert a.confidence != b.confidence
         assert 0 <= b.confidence <= 1
+
+
+def test_only_its_own_way_trains_it(tmp_path):
+    with pytest.raises(ConfigError, match="trained by slam train --tune confidence"):
+        train(settings(tune="confidence"), tmp_path / "t", open_posed=opener())
+
+
+def test_damaged_metadata_beside_weights_are_one_line(trained, tmp_path):
+    checkpoint = locate(trained[1])
+    assert training_note(checkpoint).startswith("trained from ")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "training.json").write_text('{"start": ')
+    with pytest.raises(WeightsError, match="not the metadata of a training; restore or remove the file"):
+        training_note(locate(tmp_path))
 
 
 def test_a_head_of_other_weights_is_refused(trained, tmp_path):

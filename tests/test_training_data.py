@@ -18,9 +18,14 @@ from training_world import pair_set, walk
 
 from relocalizer.camera import Camera
 from relocalizer.errors import ConfigError, SequenceError, TrainingError
+from relocalizer.geometry import direction_angle, rotation_angle
 from relocalizer.maps.map_writer import save_map
+from relocalizer.network.model import Architecture
 from relocalizer.training.color_jitter import ColorJitter
 from relocalizer.training.config import checked_config, dump_config, merged, parse_changes, read_config
+from relocalizer.training.data_sources import image_side, image_sizes
+from relocalizer.training.evaluation import area_under_recall
+from relocalizer.training.loss import relative_pose
 from relocalizer.training.pair_data import Mixture, Share, epoch_batches, expect_apart, parse_mixture
 from relocalizer.training.pair_loader import LoadingRule, PairLoader, Request
 from relocalizer.training.pair_selection import PairRule, frustum_overlap, pairs_by_covisibility, with_direction
@@ -257,6 +262,28 @@ def test_a_broken_pair_is_replaced_by_the_next_and_named_once(caplog):
         nothing.load(Request((0, 3), (48, 36), 0, 0))
 
 
+def test_the_size_of_the_images_is_that_of_the_start_which_crops_them_least():
+    mixture, config = Mixture({"box": pair_set(2)}, [Share("box")]), settings(resolutions=[])
+    sizes = [image_sizes(config, Architecture(img_size=side), mixture) for side in (224, 512)]
+    assert sizes == [[(224, 224)], [(512, 384)]]
+    with pytest.raises(ConfigError, match="the start does not tell the size of its images"):
+        image_sizes(config, Architecture(), mixture)
+    with pytest.raises(ConfigError, match="48 x 36 are no multiples of the patch size 16"):
+        image_sizes(settings(), Architecture(), mixture)
+    assert image_side([(512, 384), (512, 288)]) == 512
+    assert image_side([(48, 36)]) is None
+
+
+def test_two_images_from_one_place_have_no_direction():
+    base = pair_set(2)
+
+    def same(k):
+        return replace(base.view(k), world_from_cam=base.view(0 if k < 2 else k).world_from_cam)
+
+    loader = PairLoader(Mixture({"box": replace(base, view=same)}, [Share("box")]), LoadingRule())
+    assert [loader.load(Request((0, k), (48, 36), 0, k)).has_direction for k in range(2)] == [False, True]
+
+
 # --- settings -----------------------------------------------------------------------------------------
 
 
@@ -394,3 +421,25 @@ def test_a_cache_holds_a_few_variants_of_each_image(tmp_path):
     trained = {name: count for name, count in reads.items() if name.startswith("box")}
     assert len(trained) == 16
     assert 2 <= max(trained.values()) <= 4
+
+
+# --- evaluation ---------------------------------------------------------------------------------------
+
+
+def test_the_area_under_the_recall_curve():
+    assert area_under_recall([0.0, 0.0], 5) == 1.0
+    assert area_under_recall([6.0, 7.0], 5) == 0.0
+    assert area_under_recall([1.0, 9.0], 5) == pytest.approx((0.5 * 1.0 * 0.5 + 4.0 * 0.5) / 5)
+    assert area_under_recall([], 5) == 0.0
+
+
+def test_an_evaluation_knows_what_a_guess_would_give(tmp_path):
+    result = train(settings(epochs=1), tmp_path / "t", open_posed=opener(8, 16))
+    held_out = pair_set(16, seed=1, name="other")
+    relative = [
+        relative_pose(p.first.world_from_cam, p.second.world_from_cam) for p in map(held_out.__getitem__, range(16))
+    ]
+    turned = np.degrees([rotation_angle(pose[:3, :3]) for pose in relative])
+    aside = np.degrees([direction_angle(pose[:3, 3], [0, 0, 1]) for pose in relative])
+    assert result.after["guess_rotation_deg"] == pytest.approx(np.median(turned), abs=1e-3)
+    assert result.after["guess_direction_deg"] == pytest.approx(np.median(aside), abs=1e-3)

@@ -248,6 +248,10 @@ def spoil_first_view(layout, root, how):
         path.unlink()
     elif how == "cut off image":
         path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
+    elif how == "wrong shape":
+        with np.load(beside) as archive:
+            poses = {k: v[:2] for k, v in archive.items() if k in ("camera_pose", "R_cam2world", "cam2world")}
+        changed_npz(beside, **poses)
     elif layout in ("co3d", "blendedmvs", "megadepth"):
         with np.load(beside) as archive:
             nan = {k: v * np.nan for k, v in archive.items() if k in ("camera_pose", "R_cam2world", "cam2world")}
@@ -264,8 +268,13 @@ def spoil_first_view(layout, root, how):
         changed_npz(list_of(layout, root), **{name: poses})
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("how", ["missing image", "cut off image", "NaN pose"])
+@pytest.mark.parametrize(
+    ("layout", "how"),
+    [
+        *((layout, how) for layout in LAYOUTS for how in ("missing image", "cut off image", "NaN pose")),
+        *((layout, "wrong shape") for layout in ("co3d", "blendedmvs", "megadepth")),
+    ],
+)
 def test_a_broken_view_takes_only_its_pairs_along_and_is_named(layout, how, views, tmp_path, caplog):
     from relocalizer.training.pair_data import Mixture, Share
     from relocalizer.training.pair_loader import LoadingRule, PairLoader, Request
@@ -279,3 +288,15 @@ def test_a_broken_view_takes_only_its_pairs_along_and_is_named(layout, how, view
     assert 0 < len(loader.broken) < len(opened)
     assert all("\n" not in reason for reason in loader.broken.values())
     assert len(caplog.records) == len(loader.broken)
+
+
+def test_a_matrix_of_a_wrong_shape_in_a_list_is_one_line(views, tmp_path):
+    root = write("dl3dv", tmp_path / "dl3dv", views)
+    rows = pickle.loads(list_of("dl3dv", root).read_bytes())
+    rows[3] = (*rows[3][:6], np.eye(3), rows[3][7])
+    list_of("dl3dv", root).write_bytes(pickle.dumps(rows))
+    with pytest.raises(TrainingError, match=r"entry 3: a matrix of shape \(3, 3\); expected \(4, 4\)"):
+        open_public("dl3dv", root, "train")
+    list_of("dl3dv", root).write_bytes(pickle.dumps([row[:5] for row in rows]))
+    with pytest.raises(TrainingError, match="entry 0: expected 8 values of a pair"):
+        open_public("dl3dv", root, "train")

@@ -99,13 +99,8 @@ def test_new_poses_of_a_known_room_are_learned(tmp_path):
         architecture=SIZES, batch=16, epochs=2, warmup_epochs=0.2, evaluate_every=2, evaluation_pairs=256
     )  # fmt: skip
     result = train(config, tmp_path / "t", open_posed=opener(2400, 256))
-    held_out = pair_set(256, seed=1, name="other")
-    poses = [(pair.first.world_from_cam, pair.second.world_from_cam) for pair in map(held_out.__getitem__, range(256))]
-    relative = [np.linalg.inv(a) @ b for a, b in poses]
-    turned = np.degrees([np.arccos(np.clip((np.trace(r[:3, :3]) - 1) / 2, -1, 1)) for r in relative])
-    aside = np.degrees([np.arccos(np.clip(r[2, 3] / np.linalg.norm(r[:3, 3]), -1, 1)) for r in relative])
-    assert result.after["direction_deg"] < 0.85 * np.median(aside)
-    assert result.after["rotation_deg"] < 0.9 * np.median(turned)
+    assert result.after["direction_deg"] < 0.85 * result.after["guess_direction_deg"]
+    assert result.after["rotation_deg"] < 0.9 * result.after["guess_rotation_deg"]
 
 
 # --- resuming -----------------------------------------------------------------------------------------
@@ -266,12 +261,13 @@ sys.path.insert(0, "tests")
 from test_training_loop import opener, settings
 from relocalizer.training.session import train
 torch.set_num_threads(1)
-train(settings(epochs=10, batch=4, jitter=True, start=sys.argv[2]), Path(sys.argv[1]), open_posed=opener())
+config = settings(epochs=10, batch=4, accumulate=2, jitter=True, start=sys.argv[2])
+train(config, Path(sys.argv[1]), open_posed=opener())
 """
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """Twenty steps; each process has half of a batch.
+    """Twenty steps; each process has half of a batch, in two parts.
 
     The start says "not turned, forward" with little doubt. A random one gives rotations that are hardly determined,
     whose sensitivity enlarges the rounding of products of other sizes by a thousand.

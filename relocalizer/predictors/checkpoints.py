@@ -159,10 +159,14 @@ def training_note(checkpoint: Checkpoint) -> str:
         found = f"trained from {'random weights' if start == 'random' else start}"
         if not held_out:
             return found
-        rotation, direction = float(held_out["rotation_deg"]), float(held_out["direction_deg"])
+        sizes = ", ".join(f"{int(width)} x {int(height)}" for width, height in data["sizes"])
+        errors, guess = (
+            "{:.1f} and {:.1f} deg".format(*(float(held_out[f"{of}{what}_deg"]) for what in ("rotation", "direction")))
+            for of in ("", "guess_")
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f"weights: {path}: not the metadata of a training; restore or remove the file") from None
-    return f"{found}, median errors {rotation:.1f} and {direction:.1f} deg (rotation, direction) on held-out pairs"
+    return f"{found} at {sizes}: median errors {errors} (rotation, direction) on held-out pairs, of a guess {guess}"
 
 
 def sha256_of(path: Path) -> str:

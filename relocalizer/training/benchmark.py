@@ -38,7 +38,7 @@ class TrainingSpeed:
         cache: "none", or "disk": the results of the frozen part are on disk, as from the second epoch on.
         pairs_per_s: pairs per second of wall time.
         waiting_share: share of the time in which the network waits for images or for the cache.
-        gain: ratio of the speed to that without a cache.
+        gain: ratio of the time without a cache to this one; of CPU time on a CPU, which depends less on other load.
         cached_bytes: size of the cache per pair.
     """
 
@@ -65,21 +65,22 @@ def measure_training(
     """
     data = pairs or made_up_pairs(steps * batch)
     found: list[TrainingSpeed] = []
+    without_cache_s = 0.0
     for tune, cache in WAYS:
         config = TrainingConfig(
             tune=tune, cache=cache, batch=batch, epochs=2, mix=f"{steps * batch} @ data", warmup_epochs=0.0,
             jitter_variants=1, resolutions=(size,), device=str(device), start="given", max_skipped=steps * 2,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            speed, waiting, size_bytes = _measured(model, data, config, Path(folder), device)
-        first = next((one.pairs_per_s for one in found if one.tune == tune), speed)
+            speed, waiting, cost_s, size_bytes = _measured(model, data, config, Path(folder), device)
+        without_cache_s = cost_s if cache == "none" else without_cache_s
         found.append(
             TrainingSpeed(
                 tune=tune,
                 cache=cache,
                 pairs_per_s=speed,
                 waiting_share=waiting,
-                gain=speed / first,
+                gain=without_cache_s / cost_s,
                 cached_bytes=size_bytes // (steps * batch),
             )
         )
@@ -115,8 +116,8 @@ def made_up_pairs(count: int) -> PairSet:
 
 def _measured(
     model: Reloc3r, data: PairSet, config: TrainingConfig, folder: Path, device: torch.device
-) -> tuple[float, float, int]:
-    """(pairs per second, share of waiting, bytes in the cache)."""
+) -> tuple[float, float, float, int]:
+    """(pairs per second, share of waiting, cost in seconds, bytes in the cache)."""
     mixture = Mixture({"data": data}, parse_mixture(config.mix, ["data"]))
     own, start = Processes(0, 1, device), Start(model, "given", "")
     place = workplace(config, folder, own, start, (mixture, mixture, list(config.resolutions)))
@@ -127,15 +128,16 @@ def _measured(
         trainer.take_step(pairs, Interval())
     _synchronize(device)
     ahead.waited_s = trainer.fetched_s = 0.0
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     for pairs in ahead(trainer.requests(steps, 2 * steps)):
         trainer.take_step(pairs, Interval())
     _synchronize(device)
     elapsed = time.perf_counter() - started
+    cost_s = time.process_time() - cpu_started if device.type == "cpu" else elapsed
     # With a cache the frozen part is read from it, without one it is computed.
     waiting = ahead.waited_s + (trainer.fetched_s if config.cache == "disk" else 0.0)
     size_bytes = sum(path.stat().st_size for path in folder.rglob("data.bin"))
-    return steps * config.batch / elapsed, waiting / elapsed, size_bytes
+    return steps * config.batch / elapsed, waiting / elapsed, cost_s, size_bytes
 
 
 def _synchronize(device: torch.device) -> None:

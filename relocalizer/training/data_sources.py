@@ -83,10 +83,10 @@ def image_sizes(config: TrainingConfig, architecture: Architecture, mixture: Mix
     return [min(counts, key=lambda size: (-counts[size], size))]
 
 
-def image_side(sizes: Sequence[tuple[int, int]], architecture: Architecture) -> int | None:
+def image_side(sizes: Sequence[tuple[int, int]]) -> int | None:
     """The network that images of these sizes train, 224 or 512; None for another one."""
     longest = max(width for width, _ in sizes)
-    return longest if longest in TRAINED_SIZES else architecture.img_size
+    return longest if longest in TRAINED_SIZES else None
 
 
 def data_fingerprint(mixtures: Sequence[Mixture]) -> str:

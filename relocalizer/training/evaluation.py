@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from relocalizer.errors import TrainingError
-from relocalizer.training.loss import AngleForm, pair_losses
+from relocalizer.training.loss import AngleForm, direction_angles, pair_losses, rotation_angles
 from relocalizer.training.pair_data import Ids, Mixture
 from relocalizer.training.pair_loader import LoadedPair, PairLoader, Request
 from relocalizer.training.pair_network import PairInputs, PairNetwork
@@ -29,6 +29,7 @@ class Evaluation:
         loss: mean loss of the pairs, radians.
         rotation_deg, direction_deg: medians of the errors of 1_from_2, degrees; the direction without pairs that have
             no baseline.
+        guess_rotation_deg, guess_direction_deg: the same of a guess that the camera did not turn and moved forward.
         auc: area under the recall curve of the larger of both errors up to 5, 10 and 20 degrees, percent.
         broken: pairs that could not be read.
     """
@@ -37,18 +38,13 @@ class Evaluation:
     loss: float
     rotation_deg: float
     direction_deg: float
+    guess_rotation_deg: float
+    guess_direction_deg: float
     auc: tuple[float, ...]
     broken: int
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def __str__(self) -> str:
-        areas = "/".join(f"{area:.1f}" for area in self.auc)
-        return (
-            f"rotation {self.rotation_deg:.2f} deg, direction {self.direction_deg:.2f} deg (medians), "
-            f"AUC@5/10/20 {areas}, loss {self.loss:.3f} on {self.pairs} held-out pairs"
-        )
 
 
 class Evaluator:
@@ -72,14 +68,16 @@ class Evaluator:
         found = np.array([row for row in gathered if isinstance(row, list)], dtype=float)
         if len(found) == 0:
             raise TrainingError("none of the held-out pairs can be read; the log names them")
-        loss, rotation, direction, known = found[:, 0], found[:, 1], found[:, 2], found[:, 3] > 0
-        direction_deg = np.degrees(direction[known])
-        worst = np.degrees(np.where(known, np.maximum(rotation, direction), rotation))
+        loss, known = found[:, 0], found[:, 5] > 0
+        rotation, guess_rotation, direction, guess_direction = np.degrees(found[:, 1:5]).T
+        worst = np.where(known, np.maximum(rotation, direction), rotation)
         return Evaluation(
             pairs=len(found),
             loss=float(loss.mean()),
-            rotation_deg=float(np.median(np.degrees(rotation))),
-            direction_deg=float(np.median(direction_deg)) if known.any() else float("nan"),
+            rotation_deg=float(np.median(rotation)),
+            direction_deg=_median(direction[known]),
+            guess_rotation_deg=float(np.median(guess_rotation)),
+            guess_direction_deg=_median(guess_direction[known]),
             auc=tuple(100 * area_under_recall(worst, limit) for limit in THRESHOLDS_DEG),
             broken=sum(row for row in gathered if isinstance(row, int)),
         )
@@ -87,25 +85,36 @@ class Evaluator:
     def _rows(
         self, network: PairNetwork, inputs: PairInputs, loader: PairLoader, form: AngleForm
     ) -> tuple[NDArray[np.float64], int]:
-        """(loss, rotation error, direction error, whether that is known) of this process's pairs, and the broken."""
+        """Errors of this process's pairs, and the number of the broken.
+
+        Columns: loss, rotation and that of the guess, direction and that of the guess, whether it is known; radians.
+        """
         own = self.items[self._processes.rank :: self._processes.count]
         at_a_time = PAIRS_AT_A_TIME.get(self._processes.device.type, 32)
-        rows, broken = [np.zeros((0, 4))], 0
+        rows, broken = [np.zeros((0, 6))], 0
         for start in range(0, len(own), at_a_time):
             pairs = self._read(loader, own[start : start + at_a_time])
             broken += min(at_a_time, len(own) - start) - len(pairs)
             if pairs:
                 with torch.no_grad():
                     raw1, raw2 = network(inputs.groups(pairs))
-                    found = pair_losses(raw1, raw2, inputs.targets(pairs), form)
-                known = np.array([pair.has_direction for pair in pairs], float)
-                columns = [found.loss, found.rotation2, found.direction2]
-                rows.append(np.stack([*(c.double().cpu().numpy() for c in columns), known], axis=1))
+                    targets = inputs.targets(pairs)
+                    found = pair_losses(raw1, raw2, targets, form)
+                    guess_rotation = rotation_angles(torch.eye(3).to(targets.pose2), targets.pose2[:, :3, :3], "exact")
+                    forward = targets.pose2.new_tensor([[0.0, 0.0, 1.0]]).expand(len(pairs), 3)
+                    guess_direction = direction_angles(forward, targets.pose2[:, :3, 3], "exact")
+                columns = [found.loss, found.rotation2, guess_rotation, found.direction2, guess_direction]
+                columns.append(targets.has_direction)
+                rows.append(torch.stack([column.double() for column in columns], dim=1).cpu().numpy())
         return np.concatenate(rows), broken
 
     def _read(self, loader: PairLoader, items: Ids) -> list[LoadedPair]:
         requests = [Request((int(a), int(b)), self._size, 0, 0) for a, b in items]
         return [pair for request in requests if (pair := loader.load_or_none(request)) is not None]
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    return float(np.median(values)) if len(values) else float("nan")
 
 
 def area_under_recall(errors: Sequence[float] | NDArray[np.float64], limit: float) -> float:

@@ -28,6 +28,7 @@ PLAIN = -1  # variant of an image without jitter
 UNCACHED = -2  # variant of an image that is jittered anew each time
 MOST_BROKEN = 32  # broken pairs in a row after which the data are refused
 ROTATION_TOLERANCE = 1e-3  # largest deviation of a pose's rotation from orthonormality
+ROUNDING = 1e-12  # baseline that is none, as a share of the distance from the origin
 BATCHES_AHEAD = 3
 
 _log = logging.getLogger(__name__)
@@ -135,9 +136,10 @@ class PairLoader:
             LoadedView(key, fitted_size(view.camera, size), self._pixels(view, size, rng) if is_needed else None)
             for view, (key, size, rng), is_needed in zip((pair.first, pair.second), ways, needed, strict=True)
         ]
-        return LoadedPair(
-            pair.name, views[0], views[1], pair.first.world_from_cam, pair.second.world_from_cam, pair.has_direction
-        )
+        one, two = pair.first.world_from_cam, pair.second.world_from_cam
+        baseline = float(np.linalg.norm(one[:3, 3] - two[:3, 3]))
+        moved = baseline > ROUNDING * float(np.linalg.norm(one[:3, 3]))
+        return LoadedPair(pair.name, views[0], views[1], one, two, pair.has_direction and moved)
 
     def _way(self, view: View, request: Request, side: int) -> tuple[str, tuple[int, int], np.random.Generator | None]:
         """(key, target size, generator of the jitter) of a view."""

@@ -83,9 +83,10 @@ def train(
     Raises:
         UserError: settings, data or weights that cannot be used, or files that cannot be written.
     """
+    if config.tune == "confidence":
+        raise ConfigError("tune: confidence is trained by slam train --tune confidence, in one process")
     with processes(config.device) as own:
-        opened = open_training(config, folder, own, resume=resume, open_posed=open_posed)
-        trainer, place = opened
+        trainer, place = open_training(config, folder, own, resume=resume, open_posed=open_posed)
         if own.is_first:
             _announce(say, config, place, trainer)
         position = trainer.run(on_progress=on_progress if own.is_first else None)
@@ -132,7 +133,7 @@ def prepare(
     start = _start_of(config, folder if state is not None else None)
     sizes = image_sizes(config, start.model.architecture, mixture)
     model = start.model
-    model.architecture = replace(model.architecture, img_size=image_side(sizes, model.architecture))
+    model.architecture = replace(model.architecture, img_size=image_side(sizes))
     place = workplace(config, folder, own, start, (mixture, held_out, sizes))
     place.metadata["data_sha256"] = fingerprint
     return place, state

@@ -21,7 +21,7 @@ class TokenCache:
     """Arrays by key. A key is stored once; when the bound is reached or the disk is full, nothing is added any more."""
 
     def __init__(self, folder: Path, *, fingerprint: str, bound_bytes: int, dtype: str = "float16") -> None:
-        """Open or create the cache in a folder.
+        """Open the cache in a folder, which is made when something is stored.
 
         Args:
             fingerprint: of the weights that compute the arrays; a cache of other weights is emptied.
@@ -31,8 +31,8 @@ class TokenCache:
         self._data, self._index = folder / "data.bin", folder / "index.jsonl"
         self._entries: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._full = False
-        folder.mkdir(parents=True, exist_ok=True)
-        self._used = self._reopen(f"{fingerprint} {dtype}")
+        self._header = json.dumps({"of": f"{fingerprint} {dtype}"})
+        self._used = self._reopen() if self._index.is_file() else 0
 
     @property
     def used_bytes(self) -> int:
@@ -77,6 +77,10 @@ class TokenCache:
         return rounded
 
     def _append(self, key: str, array: NDArray[np.floating]) -> None:
+        if not self._entries:
+            self._data.parent.mkdir(parents=True, exist_ok=True)
+            self._data.write_bytes(b"")
+            self._index.write_text(self._header + "\n", encoding="utf-8")
         with self._data.open("r+b") as file:
             file.seek(self._used)
             file.write(array.tobytes())
@@ -85,15 +89,11 @@ class TokenCache:
         self._entries[key] = (self._used, array.shape)
         self._used += array.nbytes
 
-    def _reopen(self, header: str) -> int:
+    def _reopen(self) -> int:
         """Read the index of an earlier process; returns the number of bytes in use."""
-        lines = self._index.read_text(encoding="utf-8").splitlines() if self._index.is_file() else []
+        lines = self._index.read_text(encoding="utf-8").splitlines()
         used, size = 0, self._data.stat().st_size if self._data.is_file() else 0
-        if not lines or lines[0] != json.dumps({"of": header}):
-            self._data.write_bytes(b"")
-            self._index.write_text(json.dumps({"of": header}) + "\n", encoding="utf-8")
-            return 0
-        for line in lines[1:]:
+        for line in lines[1:] if lines[:1] == [self._header] else []:
             try:
                 entry = json.loads(line)
                 key, offset, shape = str(entry["key"]), int(entry["offset"]), tuple(int(n) for n in entry["shape"])
@@ -103,7 +103,6 @@ class TokenCache:
             if offset != used or end > size:
                 break
             self._entries[key], used = (offset, shape), end
-        kept = [json.dumps({"of": header})]
-        kept += [json.dumps({"key": k, "offset": o, "shape": s}) for k, (o, s) in self._entries.items()]
-        self._index.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        kept = [json.dumps({"key": k, "offset": o, "shape": s}) for k, (o, s) in self._entries.items()]
+        self._index.write_text("\n".join([self._header, *kept]) + "\n", encoding="utf-8")
         return used

@@ -27,6 +27,7 @@ from relocalizer.training.schedule import LearningRate, adamw
 Progress = Callable[[str, int, int, str], None]  # (name of the task, steps done, number of steps, state)
 
 LOG = "log.jsonl"
+ANGLES = ("rotation1_deg", "rotation2_deg", "direction1_deg", "direction2_deg")
 STATE_FORMAT = 1
 SMALLEST_SCALE = 2.0**-10  # scale of float16 losses below which a step that is not finite counts as one
 
@@ -200,8 +201,9 @@ class Trainer:
         self.position.skipped += 1
         finite = torch.cat([losses.loss.detach().isfinite().cpu() for losses in found]).tolist()
         guilty = [pair.name for pair, good in zip(pairs, finite, strict=True) if not good]
-        what = "loss" if guilty else "gradient"
-        names = "; ".join(guilty or [pair.name for pair in pairs])
+        is_loss = not bool(totals.isfinite().all())
+        names = "; ".join(guilty if is_loss else [pair.name for pair in pairs]) or "pairs of another process"
+        what = "loss" if is_loss else "gradient"
         _log.warning("step %d is skipped, its %s is not finite: %s", self.position.step, what, names)
         if self.position.skipped > self._config.max_skipped:
             raise TrainingError(
@@ -234,17 +236,16 @@ class Trainer:
 
     def _line(self, interval: Interval) -> dict[str, Any]:
         elapsed = time.perf_counter() - interval.started
-        pairs = max(float(interval.sums[5]), 1.0)
-        rotation1, rotation2, direction1, direction2 = _mean_angles_deg(interval.sums)
+        pairs = float(interval.sums[5])
+        # Without a finite step there is nothing to average.
+        loss = float(interval.sums[0]) / pairs if pairs else None
+        angles = _mean_angles_deg(interval.sums) if pairs else [None] * 4
         return {
             "step": self.position.step,
             "epoch": round(self._epoch, 6),
             "lr": self._optimizer.param_groups[0]["lr"],
-            "loss": float(interval.sums[0]) / pairs,
-            "rotation1_deg": rotation1,
-            "rotation2_deg": rotation2,
-            "direction1_deg": direction1,
-            "direction2_deg": direction2,
+            "loss": loss,
+            **dict(zip(ANGLES, angles, strict=True)),
             "pairs_per_s": pairs / elapsed,
             "waiting_share": interval.waited_s / elapsed,
             "skipped": self.position.skipped,

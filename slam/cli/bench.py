@@ -227,7 +227,7 @@ def _bench_training(config: SlamConfig, choice: PredictorChoice, source: str | N
     from slam.bench.cost import measure_training_speed
 
     say(f"predictor: {choice.kind} ({choice.reason})")
-    say(f"measuring {steps} steps of each way of training (about a minute for 224 on two CPU cores)")
+    say(f"measuring {steps} steps of each way of training (about four minutes for 224 on two CPU cores)")
     found = measure_training_speed(config, source, steps=steps)
     if as_json:
         print(json.dumps(found, indent=2))

@@ -193,12 +193,18 @@ def _report(result: TrainingResult, *, as_json: bool, quiet: bool) -> int:
                 f"{name}: rotation {found['rotation_deg']:.2f} deg, direction {found['direction_deg']:.2f} deg "
                 f"(medians of {found['pairs']} held-out pairs), AUC@5/10/20 {areas}, loss {found['loss']:.3f}"
             )
+        print(
+            f"guess: rotation {after['guess_rotation_deg']:.2f} deg, direction {after['guess_direction_deg']:.2f} deg "
+            "for a camera that did not turn and moved forward"
+        )
         print(f"{result.folder}: weights of {result.steps} steps, license: {result.license}")
     if result.skipped or result.broken:
         say(f"{result.skipped} steps were not finite, {result.broken} pairs could not be used")
     if after["loss"] >= before["loss"]:
         complain("held-out pairs are not better than before: these weights are of no use")
         return UNUSABLE
+    if after["rotation_deg"] > after["guess_rotation_deg"] or after["direction_deg"] > after["guess_direction_deg"]:
+        say("WARNING: no better than a guess; use these weights for trying out, not for results")
     if not quiet:
         say(f"next: slam run SOURCE --predictor reloc3r-{_side(result)} --weights {result.folder}")
     return 0

@@ -38,7 +38,7 @@ def plot_training(log: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = _lines(log)
-    steps = [line for line in lines if "loss" in line]
+    steps = [line for line in lines if line.get("loss") is not None]
     held_out = [line for line in lines if "held_out" in line]
     figure = Figure(figsize=(12.0, 4.0), dpi=110, layout="constrained")
     loss, angles, errors = figure.subplots(1, 3)
