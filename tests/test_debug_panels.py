@@ -18,6 +18,7 @@ import rerun as rr
 from test_rerun_viewer import (
     CAMERA,
     FRAME_NS,
+    LINUX,
     START_NS,
     a_run,
     column,
@@ -43,6 +44,7 @@ from slam.map.picture_points import MatchedPoints, TrackedPoints
 from slam.map.tracking_status import TrackingState
 from slam.viz import canvas, recording_output, viewer_process
 from slam.viz.layout import TABS, blueprint
+from slam.viz.rerun_viewer import open_if_possible
 from slam.viz.view_mode import ViewKind, ViewMode
 from slam.viz.viewer_process import ViewerNotStarted
 
@@ -303,6 +305,23 @@ def test_a_viewer_that_does_not_answer_is_said_at_once() -> None:
     port = viewer_process.free_port(0)
     with pytest.raises(ViewerNotStarted, match=f"--view connect:127.0.0.1:{port}: no viewer answers there"):
         viewer_of(None, view=f"connect:127.0.0.1:{port}")
+
+
+@pytest.mark.skipif(not LINUX, reason="other systems always have a screen")
+def test_a_run_without_a_screen_goes_on_and_says_so(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    said: list[str] = []
+    viewer = open_if_possible(
+        said.append, record=record, view="spawn", ground_truth=None, title="a test", camera=CAMERA
+    )
+    for event in a_run(frames=6):
+        viewer(event)
+    viewer.close()
+    assert len(said) == 1
+    assert said[0].startswith("--view spawn: there is no screen")
+    assert said[0].endswith("the run goes on without a viewer")
+    assert len(column(record, "/world/camera", "Transform3D:translation")) == 6
 
 
 @pytest.fixture

@@ -265,6 +265,16 @@ def test_a_loss_without_a_cause_says_so():
     )
 
 
+def test_a_run_of_an_older_version_that_was_killed_is_explained_as_far_as_it_goes():
+    frames = [frame_of(k) for k in range(20)]
+    record = record_of([*frames, finished([])], {"status": "running"}, focal_px=500.0)
+    explanation = explain(record, "old")
+    assert explanation.findings == ()
+    assert explanation.coverage == (1.0,) * 20
+    assert len(explanation.remarks) == 2
+    assert "note: the run is of a version that measured no images" in text_of(explanation)
+
+
 def test_a_weak_beginning_is_told():
     frames, _ = a_run()
     weak = Initialized(frame_indices=(0, 4), landmarks=50, parallax_deg=0.6)

@@ -56,6 +56,7 @@ def text_of(explanation: Explanation) -> str:
     lines = [": ".join(filter(None, (f"{explanation.name}: {explanation.verdict}", "; ".join(explanation.reasons))))]
     marks = "".join(_mark(share) for share in explanation.coverage)
     lines += [f"frames with a pose, over time: [{marks}] of {explanation.frames}"]
+    lines += [f"note: {remark}" for remark in explanation.remarks]
     for finding in explanation.findings:
         lines += ["", f"{finding.frames}: {finding.cause}", f"  {finding.sentence}"]
         lines += [f"  what would help: {finding.advice}"]

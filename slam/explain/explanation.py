@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from slam.events import KeyframeAdded, LoopExamined
+from slam.events import EdgeAccepted, KeyframeAdded, LoopExamined
 from slam.explain.finding import Finding
 from slam.explain.image_faults import image_findings
 from slam.explain.map_faults import map_findings
 from slam.explain.motion_faults import motion_findings
 from slam.explain.run_record import RunRecord, read_run
+from slam.map.keyframe_graph import EdgeKind
 
 PARTS = 40  # maximum number of parts of the run whose coverage is given
 
@@ -30,6 +31,7 @@ class Explanation:
         frames, keyframes: their numbers.
         coverage: fraction of the frames with a pose in each of `PARTS` equal parts of the run, in order.
         findings: in order of their first frame.
+        remarks: what could not be looked at, in sentences.
         loops_accepted: number of loops closed.
         refused: number of refused loop candidates by the gate that refused them, the most frequent first.
     """
@@ -41,6 +43,7 @@ class Explanation:
     keyframes: int
     coverage: tuple[float, ...]
     findings: tuple[Finding, ...]
+    remarks: tuple[str, ...]
     loops_accepted: int
     refused: Mapping[str, int]
 
@@ -53,6 +56,7 @@ class Explanation:
             "frames": self.frames,
             "keyframes": self.keyframes,
             "coverage": [round(share, 3) for share in self.coverage],
+            "remarks": list(self.remarks),
             "findings": [finding.to_dict() for finding in self.findings],
             "loops": {"accepted": self.loops_accepted, "refused_by_gate": dict(self.refused)},
         }
@@ -84,6 +88,16 @@ def explain(record: RunRecord, name: str) -> Explanation:
             float(part.mean()) for part in np.array_split(record.has_pose, min(PARTS, len(record)) or 1) if len(part)
         ),
         findings=tuple(findings),
-        loops_accepted=sum(event.is_accepted for event in loops),
+        remarks=_remarks(record),
+        loops_accepted=len({(e.edge.i, e.edge.j) for e in record.of(EdgeAccepted) if e.edge.kind is EdgeKind.LOOP}),
         refused=dict(Counter(gates).most_common()),
     )
+
+
+def _remarks(record: RunRecord) -> tuple[str, ...]:
+    remarks = []
+    if len(record) and not np.isfinite(record.measured["brightness"]).any():
+        remarks.append("the run is of a version that measured no images: faults of images and motion are not seen")
+    if record.report.get("status") == "running":
+        remarks.append("the run did not end by itself: poses are those of its frames as they came")
+    return tuple(remarks)

@@ -55,6 +55,7 @@ def html_page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(explanation.name)}</title>',
         f"<style>{STYLE}</style><h1>{escape(explanation.name)}: {escape(explanation.verdict)}</h1>",
         f"<p>{explanation.frames} frames, {explanation.keyframes} keyframes{reasons}</p>",
+        "".join(f"<p>Note: {escape(remark)}</p>" for remark in explanation.remarks),
         "<h2>Frames over time</h2>",
         _plots(record, explanation.findings),
         "<h2>What went wrong</h2>" if found else "<h2>Nothing went wrong that was measured</h2>",

@@ -29,7 +29,8 @@ class RunRecord:
         index: (N,) frame indices, ascending; times_s: (N,) seconds since the first.
         states: (N,) of `TrackingState`; reasons: (N,) sentences.
         inliers, tracks: (N,) numbers of inlier landmarks and of tracks.
-        has_pose: (N,) whether the frame has a pose in the largest map when the run ends.
+        has_pose: (N,) whether the frame has a pose in the largest map when the run ends; of a run that was killed,
+            whether it had a live pose.
         positions: (N, 3) live camera centers; rotations: (N, 3, 3); NaN without a live pose.
         depth: (N,) median depth of the landmarks, map units; NaN without one.
         measured: by name of a field of `FrameMeasurement`, (N,) values.
@@ -118,7 +119,13 @@ def record_of(events: Iterable[Event], report: Mapping[str, Any], *, focal_px: f
         reasons=tuple(event.reason for event in frames),
         inliers=np.array([event.is_inlier.sum() for event in frames], float),
         tracks=np.array([len(event.track_ids) for event in frames], float),
-        has_pose=np.array([t in posed for t in stamps.tolist()], bool),
+        has_pose=np.array(
+            [
+                t in posed if posed else e.state is TrackingState.TRACKING
+                for t, e in zip(stamps.tolist(), frames, strict=True)
+            ],
+            bool,
+        ),
         positions=_poses(frames, 3),
         rotations=_poses(frames, 9).reshape(-1, 3, 3),
         depth=np.array([event.depth for event in frames], float),
