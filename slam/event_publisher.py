@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import UserError
+from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.events import (
@@ -20,15 +21,18 @@ from slam.events import (
     KeyframeAdded,
     LandmarksUpdated,
     Observer,
+    PairRelated,
+    RelocalizationTried,
     Relocalized,
     RunFinished,
     ScaleUnobservable,
     TrackingLost,
 )
-from slam.map.frames import Frame, InitialPair, Keyframe
+from slam.map.edge_residuals import residuals_of
+from slam.map.frames import Frame, InitialPair, Keyframe, PoseNotFound
+from slam.map.picture_points import MatchedPoints, TrackedPoints
 from slam.map.slam_map import SlamMap
-from slam.map.tracks import Tracks
-from slam.relocalization.frame_relocalizer import RelocalizedFrame
+from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
 from slam.result import SlamResult
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.tracking_state import TrackingStateMachine
@@ -90,11 +94,12 @@ class EventPublisher:
         pose = self._map.graph.world_from_keyframe[keyframe.id]
         self.publish(KeyframeAdded(keyframe=keyframe, world_from_keyframe=pose, reason=reason, image=image))
 
-    def initialized(self, pair: InitialPair) -> None:
-        """Publish `Initialized`."""
+    def initialized(self, pair: InitialPair, i: int, j: int) -> None:
+        """Publish `Initialized`, and the pair estimate of its keyframes i and j."""
         indices = (pair.first.frame.index, pair.second.frame.index)
         landmarks = len(self._map.landmarks.landmark_ids())
         self.publish(Initialized(frame_indices=indices, landmarks=landmarks, parallax_deg=pair.parallax_deg))
+        self.publish(PairRelated(frame_index=indices[1], i=i, j=j, purpose="initialization", estimate=pair.estimate))
 
     def scale_unobservable(self, frame: Frame, reason: str) -> None:
         """Publish `ScaleUnobservable`."""
@@ -103,6 +108,22 @@ class EventPublisher:
     def tracking_lost(self, frame: Frame, reason: str) -> None:
         """Publish `TrackingLost`."""
         self.publish(TrackingLost(frame_index=frame.index, timestamp_ns=frame.timestamp_ns, reason=reason))
+
+    def relocalization_tried(
+        self, frame: Frame, relocalizer: FrameRelocalizer, found: RelocalizedFrame | PoseNotFound
+    ) -> None:
+        """Publish `RelocalizationTried`."""
+        self.publish(
+            RelocalizationTried(
+                frame_index=frame.index,
+                timestamp_ns=frame.timestamp_ns,
+                keyframe_id=found.keyframe_id if isinstance(found, RelocalizedFrame) else -1,
+                attempts=tuple(relocalizer.attempts),
+                matches=relocalizer.matched_points(found)
+                if isinstance(found, RelocalizedFrame)
+                else MatchedPoints.none(),
+            )
+        )
 
     def relocalized(self, found: RelocalizedFrame, frames_lost: int) -> None:
         """Publish `Relocalized`."""
@@ -140,6 +161,7 @@ class EventPublisher:
                 error_before=before,
                 error_after=after,
                 cause=cause,
+                after=residuals_of(self._map.graph),
             )
         )
 
@@ -148,6 +170,14 @@ class EventPublisher:
     ) -> None:
         """Publish `FrameProcessed`."""
         pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
+        landmarks = self._map.landmarks.points_world(inliers.ids, self._map.graph)
+        points = _tracked_points(frame, tracker, pose, landmarks)
+        residuals = points.residuals_px[points.is_inlier]
+        measurement = replace(
+            tracker.measurement,
+            landmarks=len(inliers) + len(tracker.outlier_tracks),
+            residual_px=float(f"{np.median(residuals):.4g}") if len(residuals) else np.nan,
+        )
         self.publish(
             FrameProcessed(
                 frame=frame,
@@ -158,18 +188,15 @@ class EventPublisher:
                 pixels=tracker.tracks.pixels,
                 track_ids=tracker.tracks.ids,
                 is_inlier=np.isin(tracker.tracks.ids, inliers.ids),
-                depth=self._median_depth(inliers, pose),
+                depth=np.nan if pose is None or not len(inliers) else float(np.median(depths_in(landmarks, pose))),
                 stage_ms=dict(stage_ms),
                 overlay_share=tracker.overlay_share,
                 camera_rests=tracker.is_resting,
+                measurement=measurement,
+                keyframe_criteria=tracker.keyframe_criteria,
+                points=points.thinned(),
             )
         )
-
-    def _median_depth(self, landmarks: Tracks, pose: RigidTransform | None) -> float:
-        if pose is None or not len(landmarks):
-            return np.nan
-        points = self._map.landmarks.points_world(landmarks.ids, self._map.graph)
-        return float(np.median(depths_in(points, pose)))
 
     def run_finished(self, result: SlamResult, *, interrupted: bool) -> None:
         """Publish `RunFinished`."""
@@ -181,3 +208,23 @@ class EventPublisher:
                 interrupted=interrupted,
             )
         )
+
+
+def _tracked_points(
+    frame: Frame, tracker: FrameTracker, pose: RigidTransform | None, landmarks: FloatArray
+) -> TrackedPoints:
+    """The tracks of the newest frame and its outliers, with the reprojections of its inlier landmarks.
+
+    Args:
+        landmarks: (N, 3), the inlier landmarks of the frame, map units.
+    """
+    tracks = tracker.tracks.joined(tracker.outlier_tracks)
+    reprojected = np.full((len(tracks), 2), np.nan, np.float32)
+    is_inlier = np.zeros(len(tracks), bool)
+    if pose is not None and len(landmarks):
+        _, rows, columns = np.intersect1d(tracks.ids, tracker.inlier_tracks.ids, return_indices=True)
+        in_cam = np.asarray(pose.inv().apply(landmarks[columns])).reshape(-1, 3)
+        ahead = in_cam[:, 2] > 1e-9
+        reprojected[rows[ahead]] = frame.camera.project(in_cam[ahead])
+        is_inlier[rows[ahead]] = True
+    return TrackedPoints(tracks.pixels, reprojected, tracker.ages_of(tracks.ids), is_inlier)

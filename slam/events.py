@@ -14,8 +14,12 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.geometry import FloatArray, Similarity
 from relocalizer.images import Image
+from relocalizer.interfaces import NoEstimate, PairEstimate
+from slam.map.edge_residuals import EdgeResiduals
+from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
+from slam.map.picture_points import MatchedPoints, TrackedPoints
 from slam.map.tracking_status import TrackingState
 
 
@@ -35,6 +39,9 @@ class FrameProcessed:
         overlay_share: fraction of the tracked points that are static in the image while the scene moves, because they
             belong to an overlay or to the camera's own platform; they are not used.
         camera_rests: whether most of the image was static over the last frames.
+        measurement: what was measured in the frame, for a diagnosis.
+        keyframe_criteria: criteria by which the frame was judged as a keyframe; empty if it was not.
+        points: a sample of the tracked points, with their ages and reprojections.
     """
 
     frame: Frame
@@ -49,6 +56,9 @@ class FrameProcessed:
     stage_ms: Mapping[str, float]
     overlay_share: float = 0.0
     camera_rests: bool = False
+    measurement: FrameMeasurement | None = None
+    keyframe_criteria: tuple[Gate, ...] = ()
+    points: TrackedPoints | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -120,6 +130,78 @@ class EdgeRejected:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LoopExamined:
+    """A loop candidate was examined; published once per candidate, whatever became of it.
+
+    Attributes:
+        i, j: keyframe ids of the candidate and of the new keyframe.
+        is_accepted: whether the loop was closed.
+        reason: why it was not closed; empty if it was.
+        gates: the tests in their order, up to the first that failed.
+        matches: points of the two images that were matched.
+    """
+
+    frame_index: int
+    i: int
+    j: int
+    is_accepted: bool
+    reason: str
+    gates: tuple[Gate, ...]
+    matches: MatchedPoints
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PairRelated:
+    """The predictor was asked for the relative pose of two keyframes.
+
+    Attributes:
+        purpose: "initialization", "odometry" or "loop".
+        estimate: what it said.
+    """
+
+    frame_index: int
+    i: int
+    j: int
+    purpose: str
+    estimate: PairEstimate | NoEstimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceAttempt:
+    """One keyframe at whose place a frame was searched.
+
+    Attributes:
+        similarity: of the place descriptors; NaN for a keyframe that was not retrieved.
+        landmarks: number of landmarks that supported a pose.
+        reason: why the frame is not there; empty for the keyframe where it was found.
+        direction_world: unit vector from the keyframe to the frame as the predictor said, map axes; None without one.
+    """
+
+    keyframe_id: int
+    similarity: float
+    landmarks: int
+    reason: str
+    direction_world: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class RelocalizationTried:
+    """A frame that could not be tracked was searched in the map.
+
+    Attributes:
+        keyframe_id: keyframe at whose place it was found; -1 if it was not found.
+        attempts: the keyframes tried, in their order.
+        matches: inlier landmarks in that keyframe and in the frame; none if it was not found.
+    """
+
+    frame_index: int
+    timestamp_ns: int
+    keyframe_id: int
+    attempts: tuple[PlaceAttempt, ...]
+    matches: MatchedPoints
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class GraphOptimized:
     """The poses of the map were optimized, and the landmarks moved with them.
 
@@ -127,6 +209,7 @@ class GraphOptimized:
         world_from_keyframe: all poses after the optimization.
         error_before, error_after: of the solver; pixels if `cause` says so.
         cause: the loops, or the round of refinement.
+        before, after: residuals of all edges at the poses before, if known, and after.
     """
 
     frame_index: int
@@ -134,6 +217,8 @@ class GraphOptimized:
     error_before: float
     error_after: float
     cause: str
+    before: EdgeResiduals | None = None
+    after: EdgeResiduals | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +331,9 @@ Event = (
     | LandmarksUpdated
     | EdgeAccepted
     | EdgeRejected
+    | LoopExamined
+    | PairRelated
+    | RelocalizationTried
     | GraphOptimized
     | ScaleUnobservable
     | EstimateRefused

@@ -92,7 +92,7 @@ class FrameProcessor:
             self._images.store(a.id, pair.first.frame.image)
             self._images.store(b.id, pair.second.frame.image)
         self.state.map_initialized(a.id, pair.second.frame.index)
-        self._events.initialized(pair)
+        self._events.initialized(pair, a.id, b.id)
         self._events.keyframe_added(a, "first of the first pair", pair.first.frame.image)
         self._loop_detector.add(a.id)
         for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
@@ -174,7 +174,9 @@ class FrameProcessor:
         if not self._rotation_only.should_relocalize:
             return PoseNotFound("no place is looked for in this frame of a turn")
         with self._watch("recognize"):
-            return self._relocalizer.relocalize(self._frame_tracker.extract(frame), self.state.keyframe_id)
+            found = self._relocalizer.relocalize(self._frame_tracker.extract(frame), self.state.keyframe_id)
+        self._events.relocalization_tried(frame, self._relocalizer, found)
+        return found
 
     def _relocalized(self, found: RelocalizedFrame, why: PoseNotFound) -> None:
         """A frame was relocalized after tracking failed; it becomes a keyframe at once."""

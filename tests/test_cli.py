@@ -108,8 +108,8 @@ def test_help_lists_the_verbs_there_are(slam_command):
     assert ended.code == 0
     listed = [line.split()[0] for line in ended.out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
-        "run", "relocalize", "serve", "calibrate", "view", "plot", "bench", "benchmark", "train", "eval", "config",
-        "convert", "doctor", "map", "data", "weights",
+        "run", "relocalize", "serve", "calibrate", "view", "plot", "explain", "bench", "benchmark", "train", "eval",
+        "config", "convert", "doctor", "map", "data", "weights",
     ]  # fmt: skip
 
 
@@ -120,6 +120,7 @@ def test_help_lists_the_verbs_there_are(slam_command):
         "relocalize",
         "calibrate",
         "view",
+        "explain",
         "bench",
         "benchmark",
         "train",

@@ -24,11 +24,19 @@ from relocalizer.interfaces import Candidate, NoEstimate
 from relocalizer.pose_from_matches import PoseRejected
 from relocalizer.retrieval import FaissRetriever
 from slam.config.schema import LandmarksConfig, LoopClosingConfig, SlamConfig
-from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, GraphOptimized, ScaleUnobservable
+from slam.events import (
+    EdgeAccepted,
+    EdgeRejected,
+    EstimateRefused,
+    GraphOptimized,
+    LoopExamined,
+    ScaleUnobservable,
+)
 from slam.loop_closing.edge_information import UNKNOWN_LOG_SCALE
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.loop_closing.loop_closer import LoopCloser
 from slam.loop_closing.loop_detector import LoopDetector
+from slam.loop_closing.loop_examination import LoopExamination
 from slam.loop_closing.loop_verifier import LoopVerifier, Verified
 from slam.loop_closing.odometry_edges import OdometryEdges
 from slam.loop_closing.pairwise_consistency import LoopEvidence
@@ -571,7 +579,9 @@ def test_the_second_look_is_by_a_keyframe_of_the_same_segment():
 
 def test_a_candidate_much_less_similar_than_the_neighbors_is_not_verified(half):
     assert refused(half, Told(2, similarity=0.3)).events == []
-    assert len(refused(half, Told(2, similarity=0.3), min_similarity=0.2).events) == 1
+    found = refused(half, Told(2, similarity=0.3), min_similarity=0.2).events
+    assert [type(event) for event in found] == [EdgeRejected, LoopExamined]
+    assert [(gate.name, gate.passed) for gate in found[1].gates] == [("similarity", True), ("points recognized", False)]
 
 
 def test_covisible_keyframes_do_not_crowd_out_other_candidates(half, monkeypatch):
@@ -712,10 +722,13 @@ def test_where_the_scene_repeats_itself_only_the_most_similar_place_is_verified(
 
     class Refusing:
         def verify(self, c, k):
+            self.examination = LoopExamination(c, k)
             seen.append(c)
             return PoseRejected("it looks alike", 0)
 
     class Similar:
+        threshold = 0.5
+
         def candidates(self, k):
             return [Candidate(key, 0.99) for key in (0, 1, 2)]
 

@@ -25,6 +25,8 @@ from slam.events import (
     Initialized,
     KeyframeAdded,
     LandmarksUpdated,
+    LoopExamined,
+    PairRelated,
     RunFinished,
     ScaleSet,
 )
@@ -218,6 +220,49 @@ def test_view_records_the_run_with_every_pose_and_the_keyframes_images(finished,
     assert rows(record, "/world/landmarks") == 1
     assert rows(record, "/world/trajectory/final") == 1
     assert rows(record, "/world/camera/image/tracks") == 0
+
+
+def test_view_has_the_panels_of_a_live_run_without_its_recording(finished, told, tmp_path, slam_command):
+    record = tmp_path / "again.rrd"
+    assert slam_command("view", finished, "--record", record).code == 0
+    keyframes = len(of(told, KeyframeAdded))
+    assert keyframes - 1 <= rows(record, "/world/camera/image/ages") <= keyframes
+    asked = 1 + len(of(told, PairRelated))  # and the style of the plot
+    assert rows(record, "/predictor/confidence") == asked >= keyframes - 1
+    assert rows(record, "/predictor/rotation/map") == asked
+    assert rows(record, "/keyframes/similarity") >= 1
+    assert rows(record, "/keyframes/criteria/parallax") > 30
+    assert rows(record, "/world/graph/after/odometry") == 1
+    assert rows(record, "/plots/motion/residual") > 30
+    assert rows(record, "/loops/table") == len(of(told, LoopExamined))
+
+
+def test_what_was_measured_is_told_again(finished, told):
+    frames = of(told, FrameProcessed)
+    assert all(event.measurement is not None for event in frames)
+    assert all(20 < event.measurement.brightness < 220 for event in frames)
+    kept = {event.keyframe.frame_index for event in of(told, KeyframeAdded)}
+    assert {event.frame.index for event in frames if event.points is not None} <= kept
+    for event in frames:
+        if event.points is not None and event.world_from_cam is not None:
+            assert np.median(event.points.residuals_px[event.points.is_inlier]) < 2.0
+
+
+def test_a_sound_run_is_explained_without_a_complaint(finished, tmp_path, slam_command):
+    ended = slam_command("explain", finished, "--json")
+    assert ended.code == 0
+    explanation = json.loads(ended.out)
+    assert (explanation["findings"], explanation["frames"]) == ([], FRAMES)
+    assert explanation["coverage"] == [1.0] * 40
+    page = tmp_path / "room.html"
+    ended = slam_command("explain", finished, "--html", page)
+    assert "nothing went wrong that was measured" in ended.out
+    assert "Nothing went wrong that was measured" in page.read_text()
+    assert slam_command("explain", finished, "--html", page).complaint.endswith("choose another name or remove it")
+
+
+def test_what_is_no_run_cannot_be_explained(tmp_path, slam_command):
+    assert slam_command("explain", tmp_path).code == 2
 
 
 def test_view_changes_nothing_in_the_folder(copied, tmp_path, slam_command):

@@ -41,8 +41,9 @@ from slam.events import (
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
-from slam.viz import canvas, live_view, map_view, rerun_viewer, viewer_process
-from slam.viz.rerun_viewer import RerunViewer, blueprint
+from slam.viz import canvas, live_view, map_view, recording_output, rerun_viewer, viewer_process
+from slam.viz.layout import blueprint
+from slam.viz.rerun_viewer import RerunViewer
 
 START_NS = 1_403_636_579_763_555_584
 FRAME_NS = 50_000_000
@@ -264,11 +265,11 @@ def test_a_large_image_is_shrunk_and_its_camera_and_points_with_it(record: Path)
     _, blob = column(record, "/world/camera/image", "EncodedImage:blob")[0]
     image = cv2.imdecode(np.array(blob[0], np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
-    assert image.shape[:2] == (480, 640)
+    assert image.shape[:2] == (360, 480)
     _, matrix = column(record, "/world/camera/image", "Pinhole:image_from_camera")[-1]
-    np.testing.assert_allclose(np.array(matrix[0]).reshape(3, 3).T, [[500, 0, 320], [0, 500, 240], [0, 0, 1]])
+    np.testing.assert_allclose(np.array(matrix[0]).reshape(3, 3).T, [[375, 0, 240], [0, 375, 180], [0, 0, 1]])
     _, points = column(record, "/world/camera/image/tracks", "Points2D:positions")[0]
-    np.testing.assert_allclose(points[0], [320, 240])
+    np.testing.assert_allclose(points[0], [240, 180])
 
 
 def test_a_point_has_the_color_of_what_it_is(record: Path) -> None:
@@ -479,7 +480,7 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
         ("INFO", "keyframe 0: reason 0"),
         ("INFO", "keyframe 1: reason 1"),
         ("INFO", "loop 0 - 1 accepted with 42 inliers"),
-        ("INFO", "loop 0 - 1 rejected: 9 inliers, 20 needed"),
+        ("DEBUG", "loop 0 - 1 rejected: 9 inliers, 20 needed"),
         ("WARN", "scale unobservable: parallax 0.1 deg, 0.5 needed"),
         ("WARN", "an estimate was not used: bundle adjustment: poses are not finite"),
         ("WARN", "3 frames skipped: a.jpg: cut off"),
@@ -585,7 +586,8 @@ def test_a_recording_whose_writer_has_stopped_for_good_is_left_behind(
     record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     viewer = viewer_of(record)
-    real, left = viewer._recording, []
+    [output] = viewer._outputs
+    real, left = output._recording, []
 
     class Stuck:
         def flush(self, *, timeout_sec: float) -> None:
@@ -595,9 +597,9 @@ def test_a_recording_whose_writer_has_stopped_for_good_is_left_behind(
         def disconnect(self) -> None:
             raise AssertionError("this would wait without end")
 
-    monkeypatch.setattr(rerun_viewer, "START_S", 0.05)
+    monkeypatch.setattr(recording_output, "START_S", 0.05)
     monkeypatch.setattr(rr, "unregister_shutdown", lambda: left.append(True))
-    monkeypatch.setattr(viewer, "_recording", Stuck())
+    monkeypatch.setattr(output, "_recording", Stuck())
     viewer.close()
     assert left == [True]
     assert viewer.problem == "Flush timed out - not all log messages were sent"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relocalizer import pytorch
+from slam.bench.recording_cost import RecordingCost, RecordingMeter
 from slam.components import predictor_choice
 from slam.config.schema import SlamConfig
 from slam.run import run_verdict, runner
@@ -18,10 +19,12 @@ from slam.run.run_statistics import RunStatistics
 from slam.system import Slam
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import torch
 
+    from slam.events import Observer
     from slam.input.frame_source import FrameSource
 
 
@@ -48,6 +51,7 @@ class RunCost:
         calibration_cpu_s: part of `cpu_s` for the self-calibration before the run, seconds.
         stages: `read` is the wait for the image, `frame` its complete processing; the others are parts of `frame`.
         peak_memory_mb: peak memory of this process so far, megabytes.
+        recording: cost of the Rerun recording, part of all other times; None without one.
     """
 
     source: str
@@ -69,19 +73,46 @@ class RunCost:
     live_fps: float
     stages: dict[str, StageCost]
     peak_memory_mb: float
+    recording: RecordingCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
+def measure_recorded_run(
+    config: SlamConfig, source: FrameSource, record: Path, *, on_progress: Callable[[int], None] | None = None
+) -> RunCost:
+    """As `measure_run`, with a Rerun recording, whose cost is measured too.
+
+    Raises:
+        UserError: as `measure_run`, and if the file exists or cannot be written.
+    """
+    from slam.viz.rerun_viewer import RerunViewer
+
+    viewer = RerunViewer(
+        record=record, view="none", ground_truth=source.ground_truth, title=source.name, camera=source.camera
+    )
+    meter = RecordingMeter(viewer)
+    try:
+        cost = measure_run(config, source, on_progress=on_progress, observers=[meter])
+    finally:
+        viewer.close()
+    return replace(cost, recording=meter.cost(record, cost.wall_s))
+
+
 def measure_run(
-    config: SlamConfig, source: FrameSource, *, on_progress: Callable[[int], None] | None = None
+    config: SlamConfig,
+    source: FrameSource,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> RunCost:
     """Run SLAM over a source and return only the cost.
 
     Args:
         on_progress: called after each frame with the number of frames so far.
+        observers: receive the events, in addition to the statistics.
 
     Raises:
         UserError: as `Slam.create` and `runner.run`.
@@ -90,7 +121,7 @@ def measure_run(
     started, cpu_before = time.perf_counter(), time.process_time()
     source, calibration = calibrate_first(source, config)
     calibration_cpu_s = time.process_time() - cpu_before
-    slam = Slam.create(config, observers=[statistics], mask=source.mask)
+    slam = Slam.create(config, observers=[statistics, *observers], mask=source.mask)
     set_up(slam, calibration)
     ready_s, cpu_before = time.perf_counter() - started, time.process_time()
     outcome = runner.run(source, slam, on_progress=on_progress)

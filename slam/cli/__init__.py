@@ -26,6 +26,7 @@ from slam.cli import (
     data,
     doctor,
     evaluation,
+    explain,
     maps,
     maps_from_poses,
     plot,
@@ -57,6 +58,7 @@ app.command(short_help="Serve a map over HTTP")(serve.serve)
 app.command(short_help="Estimate the camera of a video or a folder")(calibrate.calibrate)
 app.command(short_help="Show a finished run in Rerun")(view.view)
 app.command(short_help="Draw a finished run from above")(plot.plot)
+app.command(short_help="Explain what went wrong in a run")(explain.explain)
 app.command(short_help="Measure the speed of a run or the network")(bench.bench)
 app.command(short_help="Measure the accuracy on a public benchmark")(benchmark.benchmark)
 app.command(short_help="Train Reloc3r or fine-tune it on your maps")(train.train)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from slam.components.predictor_choice import PredictorChoice
     from slam.config.schema import SlamConfig
     from slam.input.frame_source import FrameSource
+    from slam.progress import TaskProgress
 
 FRAMES = 200  # default number of measured frames
 
@@ -80,6 +83,10 @@ def bench(
             "--training", help="Measure the training of Reloc3r, on a map or run given as SOURCE or on random images."
         ),
     ] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd) of the run, and measure what it costs."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure speed, memory and the time per stage (median, 95th percentile) of a run, without a run folder.
@@ -93,6 +100,8 @@ def bench(
       slam bench room.mp4 -c configs/fast.yaml --max-frames 500 --json
 
       slam bench sequences/room_loop --ablation
+
+      slam bench sequences/room_loop --record room.rrd
 
       slam bench --training --predictor reloc3r-224 --random-weights
 
@@ -113,6 +122,12 @@ def bench(
     if training:
         _bench_training(settings, choice, source, repeats, as_json)
         return
+    if record is not None:
+        from slam.bench.recording_cost import expect_recording_name
+
+        if source is None or ablation:
+            raise ConfigError("bench: --record measures one run over a SOURCE")
+        expect_recording_name(record)
     if source is None and ablation:
         raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
     if source is None:
@@ -130,18 +145,22 @@ def bench(
         if ablation:
             frames.close()
             raise typer.Exit(_bench_ablation(settings, opened, as_json))
-        raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json))
+        raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json, record))
 
 
-def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool) -> int:
-    from slam.bench.cost import measure_run
+def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool, record: Path | None) -> int:
+    from slam.bench.cost import measure_recorded_run, measure_run
     from slam.progress import TaskProgress
 
     count = min(max_frames, frames.length or max_frames)
     say(f"measuring {count} frames")
     progress = TaskProgress(sys.stderr)
     try:
-        cost = measure_run(config, frames, on_progress=lambda done: progress("frames", done, count))
+        on_progress = partial(_show_frames, progress, count)
+        if record is None:
+            cost = measure_run(config, frames, on_progress=on_progress)
+        else:
+            cost = measure_recorded_run(config, frames, record, on_progress=on_progress)
     finally:
         progress.close()
     if as_json:
@@ -156,6 +175,10 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
         complain(f"these are times of a run that is not usable: {cost.reason}")
         return UNUSABLE
     return 0
+
+
+def _show_frames(progress: TaskProgress, count: int, done: int) -> None:
+    progress("frames", done, count)
 
 
 def _bench_ablation(config: SlamConfig, opened: Callable[[], FrameSource], as_json: bool) -> int:

@@ -31,7 +31,6 @@ SECTIONS = (
     "bundle_adjustment", "loop_closing", "relocalization", "metric_scale",
 )  # fmt: skip
 
-ViewerMode = Literal["none", "spawn", "web"]
 Format = Literal["tum", "kitti", "euroc"]
 
 ConfigFiles = Annotated[
@@ -86,6 +85,15 @@ MaskImage = Annotated[
 Topic = Annotated[
     str | None,
     typer.Option("--topic", metavar="TOPIC", help="Topic of the images in a ROS bag.", show_default=False),
+]
+View = Annotated[
+    str,
+    typer.Option(
+        "--view",
+        metavar="VIEW",
+        help="Live view: spawn opens the Rerun viewer; web serves a page to this machine until Ctrl-C after the run, "
+        "web:0.0.0.0 to the network; connect:HOST:PORT sends to a viewer that runs already; none.",
+    ),
 ]
 Stride = Annotated[int, typer.Option("--stride", metavar="N", min=1, help="Process every N-th frame.")]
 Start = Annotated[int, typer.Option("--start", metavar="N", min=0, help="Number of frames to skip at the beginning.")]

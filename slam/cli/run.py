@@ -33,7 +33,7 @@ from slam.cli.options import (
     Start,
     Stride,
     Topic,
-    ViewerMode,
+    View,
     Weights,
     complain,
     expect_new,
@@ -63,7 +63,7 @@ class _RunRequest:
     sources: tuple[str, ...]
     out: Path | None
     camera: Path | None
-    view: ViewerMode
+    view: str
     wait: bool
     record: Path | None
     start: int
@@ -110,10 +110,7 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     topic: Topic = None,
-    view: Annotated[
-        ViewerMode,
-        typer.Option(help="Live view: spawn opens the Rerun viewer; web serves a page until Ctrl-C after the run."),
-    ] = "none",
+    view: View = "none",
     one_pass: Annotated[
         bool,
         typer.Option("--one-pass", help="Do not track again with another camera that the run found; see --camera."),
@@ -240,7 +237,10 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
 
 
 def _check_files(request: _RunRequest) -> None:
-    """Check the output files before anything is read or created."""
+    """Check the output files and the viewer before anything is read or created."""
+    from slam.viz.view_mode import ViewMode
+
+    ViewMode.parse(request.view)
     if request.record is not None:
         if request.record.suffix != ".rrd":
             raise OutputError(f"--record {request.record}: a recording's name ends in .rrd")
@@ -336,10 +336,10 @@ def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> l
     """The viewer, if requested by --view or --record."""
     if request.view == "none" and request.record is None:
         return []
-    from slam.viz.rerun_viewer import RerunViewer
+    from slam.viz.rerun_viewer import open_if_possible
 
-    viewer = RerunViewer(
-        record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
+    viewer = open_if_possible(
+        complain, record=request.record, view=request.view, ground_truth=frames.ground_truth, title=frames.name,
         camera=frames.camera,
     )  # fmt: skip
     viewing.callback(viewer.close)

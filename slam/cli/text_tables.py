@@ -11,6 +11,7 @@ from rich.table import Table
 
 from slam.bench.ablation import AblationRow
 from slam.bench.cost import RunCost, StageCost
+from slam.bench.recording_cost import RecordingCost
 from slam.components.predictor_choice import RANDOM_WEIGHTS
 from slam.run.run_statistics import RunStatistics
 
@@ -225,7 +226,16 @@ def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
         ("time", f"{cost.wall_s:.1f} s, {cost.finish_s:.1f} s of it the last refinement; CPU {cost.cpu_s:.1f} s"),
         ("ready after", f"{cost.ready_s:.1f} s, self-calibration before the run: CPU {cost.calibration_cpu_s:.1f} s"),
         ("peak memory", f"{cost.peak_memory_mb:.0f} MB"),
+        *_recording_rows(cost.recording),
     ]
+
+
+def _recording_rows(cost: RecordingCost | None) -> list[tuple[str, str]]:
+    if cost is None:
+        return []
+    memory = "" if cost.memory_growth_mb is None else f", memory {cost.memory_growth_mb:+.0f} MB"
+    time = f"{cost.wall_s:.1f} s, {100 * cost.share:.1f} % of the rest of the run"
+    return [("recording", f"{time}; {cost.mb_per_100_frames:.2f} MB per 100 frames{memory}")]
 
 
 def part_rows(parts: Sequence[AblationRow]) -> list[tuple[str, ...]]:

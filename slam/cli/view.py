@@ -6,7 +6,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 def view(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     view: Annotated[
-        Literal["spawn", "web"] | None,
+        str | None,
         typer.Option(
-            help="spawn opens the Rerun viewer; web serves a page until Ctrl-C. Default: spawn, without --record.",
+            metavar="VIEW",
+            help="spawn opens the Rerun viewer; web serves a page to this machine until Ctrl-C (web:0.0.0.0 to the "
+            "network); connect:HOST:PORT sends to a viewer that runs already. Default: spawn, without --record.",
             show_default=False,
         ),
     ] = None,
@@ -37,7 +39,7 @@ def view(
 ) -> None:
     """Show a finished run in Rerun, from the files of its folder.
 
-    The event log contains no images and no tracked points; the images of keyframes are read from the map.
+    All panels are made from the run folder: images and tracked points are those of the keyframes.
 
     Examples:
 

@@ -12,13 +12,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from relocalizer.interfaces import Candidate
 from relocalizer.pose_from_matches import EstimatedPose, PoseRejected
 from slam.config.schema import LoopClosingConfig
-from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, Event, GraphOptimized
+from slam.events import EdgeAccepted, EdgeRejected, EstimateRefused, Event, GraphOptimized, LoopExamined
 from slam.loop_closing.loop_detector import LoopDetector
+from slam.loop_closing.loop_examination import LoopExamination
 from slam.loop_closing.loop_verifier import LoopVerifier, Verified
 from slam.loop_closing.pairwise_consistency import Deferred, LoopEvidence
 from slam.loop_closing.pose_graph import LOOP_LIMIT, GraphOptimizer, Solution
+from slam.map.edge_residuals import residuals_of
+from slam.map.frame_measurement import Gate
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracks import Tracks
 from slam.mapping.mapper import Mapper
@@ -51,6 +55,8 @@ class LoopCloser:
         self._publish = publish
         self._evidence = LoopEvidence(single_loop_min_inliers=config.single_loop_min_inliers)
         self._verified: dict[tuple[int, int], Verified] = {}  # deferred loops
+        self._examination = LoopExamination(-1, -1)  # of the newest candidate
+        self._last_reason = ""  # of the newest rejection
 
     def close_loops(self, k: int) -> bool:
         """Detect loops of keyframe k and close the first that is accepted; whether one was closed.
@@ -60,7 +66,7 @@ class LoopCloser:
         """
         candidates = self._detector.candidates(k)
         most = 1 if self._evidence.scene_repeats else len(candidates)
-        return any(self._verify_and_close(candidate.key, k) for candidate in candidates[:most])
+        return any(self._examine(candidate, k) for candidate in candidates[:most])
 
     def join(self, c: int, k: int, found: EstimatedPose) -> bool:
         """Join the segment of keyframe k to that of keyframe c, in which k was relocalized; whether they are joined.
@@ -76,9 +82,30 @@ class LoopCloser:
         self._close_if_accepted(Verified(edge, found))
         return self._map.graph.segment_of[c] == self._map.graph.segment_of[k]
 
+    def _examine(self, candidate: Candidate, k: int) -> bool:
+        """Verify one candidate, close the loop if it is accepted, and publish how it was examined."""
+        self._last_reason, self._evidence.gates = "", []
+        closed = self._verify_and_close(candidate.key, k)
+        similarity = Gate(
+            name="similarity", value=candidate.similarity, limit=self._detector.threshold, passed=True
+        )  # the detector returns no other candidates
+        self._publish(
+            LoopExamined(
+                frame_index=self._map.frame_index_of(k),
+                i=candidate.key,
+                j=k,
+                is_accepted=closed,
+                reason="" if closed else self._last_reason,
+                gates=(similarity, *self._examination.gates, *self._evidence.gates),
+                matches=self._examination.points(self._map),
+            )
+        )
+        return closed
+
     def _verify_and_close(self, c: int, k: int) -> bool:
         """Verify one candidate, and close the loop if it is accepted; whether it was closed."""
         outcome = self._verifier.verify(c, k)
+        self._examination = self._verifier.examination
         if isinstance(outcome, PoseRejected):
             self._reject(c, k, outcome.reason, outcome.landmarks)
             return False
@@ -97,8 +124,10 @@ class LoopCloser:
             evaluated.append(second)
             verdict = self._evaluate(second)
         if isinstance(verdict, Deferred):
+            reason = f"held back: {verdict.reason}"
             for deferred in evaluated:
-                self._hold_back(deferred.edge, verdict)
+                edge = deferred.edge
+                self._reject(edge.i, edge.j, reason, edge.inliers, is_refuted=verdict.is_refuted)
             return False
         return self._close(loop.edge.j, verdict)
 
@@ -126,24 +155,20 @@ class LoopCloser:
             return None
         return outcome
 
-    def _hold_back(self, edge: Edge, verdict: Deferred) -> None:
-        """Publish why a verified loop must wait."""
+    def _reject(self, c: int, k: int, reason: str, landmarks: int, *, is_refuted: bool = False) -> None:
+        """Publish why there is no loop between c and k, and the number of landmarks that supported it."""
+        self._last_reason = reason
         self._publish(
             EdgeRejected(
-                i=edge.i,
-                j=edge.j,
+                i=c,
+                j=k,
                 kind=EdgeKind.LOOP,
-                reason=f"held back: {verdict.reason}",
-                landmarks=edge.inliers,
-                frame_index=self._map.frame_index_of(edge.j),
-                is_refuted=verdict.is_refuted,
+                reason=reason,
+                landmarks=landmarks,
+                frame_index=self._map.frame_index_of(k),
+                is_refuted=is_refuted,
             )
         )
-
-    def _reject(self, c: int, k: int, reason: str, landmarks: int) -> None:
-        """Publish why there is no loop between c and k, and the number of landmarks that supported it."""
-        frame = self._map.frame_index_of(k)
-        self._publish(EdgeRejected(i=c, j=k, kind=EdgeKind.LOOP, reason=reason, landmarks=landmarks, frame_index=frame))
 
     def _close(self, k: int, loops: list[Verified]) -> bool:
         """Add the edges of loops, join their segments, optimize the pose graph and fuse duplicate landmarks.
@@ -189,6 +214,7 @@ class LoopCloser:
                 self._publish(EdgeAccepted(edge=graph.edges[key], frame_index=frame_index))
             return False
         self._publish_changes(frame_index, solution, new)
+        before = residuals_of(graph)
         self._map.apply_pose_graph(solution.world_from_keyframe, solution.loop_weights)
         self._publish(
             GraphOptimized(
@@ -197,6 +223,8 @@ class LoopCloser:
                 error_before=solution.error_before,
                 error_after=solution.error_after,
                 cause=cause,
+                before=before,
+                after=residuals_of(graph),
             )
         )
         return True

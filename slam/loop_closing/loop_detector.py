@@ -16,12 +16,16 @@ class LoopDetector:
 
     As in ORB-SLAM, a candidate must be at least nearly as similar as the neighbors of the new keyframe in the sequence,
     and must not be covisible with it.
+
+    Attributes:
+        threshold: minimum similarity in the last call of `candidates`.
     """
 
     def __init__(self, config: LoopClosingConfig, slam_map: SlamMap, retriever: Retriever) -> None:
         self._config = config
         self._map = slam_map
         self._retriever = retriever
+        self.threshold = 0.0
 
     def add(self, k: int) -> None:
         """Add keyframe k to the retriever."""
@@ -36,7 +40,7 @@ class LoopDetector:
         excluded = frozenset(range(k - config.min_gap + 1, k + config.min_gap))
         descriptor = graph.keyframes[k].descriptor
         recent = [float(descriptor @ graph.keyframes[i].descriptor) for i in (k - 1, k - 2) if i in graph.keyframes]
-        threshold = config.min_similarity * max(recent, default=1.0)
+        self.threshold = threshold = config.min_similarity * max(recent, default=1.0)
         chosen: list[Candidate] = []
         for _ in range(QUERIES):
             found = self._retriever.query(descriptor, QUERIED * config.candidates, excluded)

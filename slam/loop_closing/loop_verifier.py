@@ -25,7 +25,7 @@ from relocalizer.pose_from_matches import (
 from relocalizer.scale import fit_relative_scale
 from relocalizer.triangulation import depths_in
 from slam.config.schema import LoopClosingConfig
-from slam.events import Event, ScaleUnobservable
+from slam.events import Event, PairRelated, ScaleUnobservable
 from slam.loop_closing.edge_information import (
     LOOP_CORRELATION,
     UNKNOWN_LOG_SCALE,
@@ -34,6 +34,7 @@ from slam.loop_closing.edge_information import (
     relative_depth_sigma,
 )
 from slam.loop_closing.edge_path import edge_covariance, log_error
+from slam.loop_closing.loop_examination import LoopExamination
 from slam.loop_closing.pairwise_consistency import squared_distance
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.slam_map import SlamMap
@@ -74,6 +75,7 @@ class LoopVerifier:
         self._map = slam_map
         self._predictor = predictor
         self._publish = publish
+        self.examination = LoopExamination(-1, -1)
 
     def verify(self, c: int, k: int) -> Verified | PoseRejected:
         """Test whether keyframe k observes the place of keyframe c; the cheapest tests come first.
@@ -82,22 +84,32 @@ class LoopVerifier:
             The loop, or the reason why there is none.
         """
         graph, config = self._map.graph, self._config
-        image = self._image_of(k)
+        image, examination = self._image_of(k), LoopExamination(c, k)
+        self.examination = examination
         matches = self._match_candidate(image, c)
         if isinstance(matches, PoseRejected):
             return matches
         estimate = relate(self._predictor, graph.keyframes[c].encoded, graph.keyframes[k].encoded)
+        frame_index = self._map.frame_index_of(k)
+        self._publish(PairRelated(frame_index=frame_index, i=c, j=k, purpose="loop", estimate=estimate))
         if isinstance(estimate, NoEstimate):
+            examination.failed("estimate of the pair")
             return PoseRejected(estimate.reason)
+        examination.at_least("confidence of the pair", estimate.confidence, config.min_confidence)
         if estimate.confidence < config.min_confidence:
             needed = f"{config.min_confidence:g} needed"
             return PoseRejected(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
         covisible = self._map.covisible(c, COVISIBLE_KEYFRAMES)
         matches = match_keyframes(image.features, covisible, self._map, ratio=MATCH_RATIO, earlier=matches).one_to_one()
+        examination.matched(matches)
         found = estimate_pose(matches, image, self._map, reference=c, estimate=estimate, min_inliers=config.min_inliers)
         if isinstance(found, PoseRejected):
+            examination.at_least("landmarks that agree", found.landmarks, config.min_inliers)
             return found
+        examination.agreed(found.matches)
+        examination.at_least("landmarks that agree", found.fit.inlier_count, config.min_inliers)
         cells = occupied_cells(image.features.pixels[found.matches.feature], image.camera)
+        examination.at_least("cells of the image", cells, config.min_cells)
         if cells < config.min_cells:
             landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the image"
             return PoseRejected(f"{landmarks}, {config.min_cells} needed", found.fit.inlier_count)
@@ -114,6 +126,8 @@ class LoopVerifier:
         """
         matches = match_keyframes(image.features, [c], self._map, ratio=MATCH_RATIO)
         enough = max(MIN_FIRST_MATCHES, self._config.min_inliers // 2)
+        self.examination.matched(matches)
+        self.examination.at_least("points recognized", len(matches), enough)
         if len(matches) < enough:
             recognized = len(matches)
             return PoseRejected(f"{recognized} points of keyframe {c} recognized, {enough} needed", recognized)
@@ -136,15 +150,18 @@ class LoopVerifier:
             GUIDED_SEARCH,
         )
         count, needed = refined.fit.inlier_count, int(np.ceil(MIN_GUIDED_RATIO * loop.edge.inliers))
+        self.examination.at_least("closer look: landmarks", count, needed)
         if count < needed:
             return PoseRejected(f"looked at closer, {count} landmarks agree, {needed} needed", count)
         pose_c, scale = self._map.pose_of(c), loop.edge.i_from_j.scale
         c_from_k = pose_c.inverse() @ Similarity.from_rigid(refined.fit.world_from_cam, pose_c.scale * scale)
         change = log_error(loop.edge.i_from_j, c_from_k)[:6]
         distance = squared_distance(change, edge_covariance(loop.edge)[:6, :6])
+        self.examination.at_most("closer look: chi-square", distance, CHI2_6DOF_999)
         if distance > CHI2_6DOF_999:
             reason = f"chi-square {distance:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
             return PoseRejected(f"looked at closer, {reason}", count)
+        self.examination.agreed(refined.matches)
         return Verified(replace(loop.edge, i_from_j=c_from_k), refined)
 
     def loop_edge(self, c: int, k: int, found: EstimatedPose) -> Edge:

@@ -9,7 +9,7 @@ import numpy as np
 from relocalizer.absolute_pose import pose_information
 from relocalizer.interfaces import PosePredictor
 from slam.config.schema import LoopClosingConfig
-from slam.events import EdgeAccepted, EstimateRefused, Event, ScaleUnobservable
+from slam.events import EdgeAccepted, EstimateRefused, Event, PairRelated, ScaleUnobservable
 from slam.loop_closing.edge_information import (
     CORRELATION,
     UNKNOWN_LOG_SCALE,
@@ -60,6 +60,8 @@ class OdometryEdges:
         for i in [before] if before is not None and overlaps else self._map.covisible(k, 1):
             estimate = relate(self._predictor, graph.keyframes[i].encoded, graph.keyframes[k].encoded)
             self._mapper.remember_pair(i, k, estimate)
+            frame_index = self._map.frame_index_of(k)
+            self._publish(PairRelated(frame_index=frame_index, i=i, j=k, purpose="odometry", estimate=estimate))
 
     def add_odometry_edges(self, k: int, window: int) -> None:
         """Set the edges from the newest keyframe, and from the one leaving the window, to their covisible keyframes."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from relocalizer.geometry import FloatArray, Similarity
 from slam.loop_closing.edge_path import adjoint, edge_covariance, log_error
 from slam.loop_closing.edge_paths import OdometryTree
+from slam.map.frame_measurement import Gate
 from slam.map.keyframe_graph import Edge, KeyframeGraph
 
 CHI2_7DOF_999 = 24.32  # 99.9 % quantile of chi-square with 7 degrees of freedom
@@ -220,9 +221,11 @@ class LoopEvidence:
 
     Attributes:
         single_loop_min_inliers: minimum number of landmarks of a loop that is accepted without a second one.
+        gates: the tests of the last call of `evaluate`, in order.
     """
 
     single_loop_min_inliers: int
+    gates: list[Gate] = field(default_factory=list)
     _odometry: OdometryTree = field(default_factory=OdometryTree)
     _loops: dict[tuple[int, int], Edge] = field(default_factory=dict)
     _consistent: dict[frozenset[tuple[int, int]], bool] = field(default_factory=dict)
@@ -236,14 +239,19 @@ class LoopEvidence:
     def evaluate(self, edge: Edge, graph: KeyframeGraph) -> Accepted | Deferred:
         """Decide on a newly verified loop, given the stored ones; the graph must be the same one in every call."""
         self._odometry.follow(graph)
+        self.gates = []
         self._add(edge)
         comparable = self._compare(edge)
         consistent = [key for key in comparable if self._consistent[frozenset([key, (edge.i, edge.j)])]]
         chosen = [edge, *self._largest_consistent_subset(consistent)]
         accepted = [key for key in comparable if key in graph.edges and graph.weight(graph.edges[key]) > 0.5]
         against = len(accepted) - sum(key in consistent for key in accepted)
+        agreeing = len(chosen) - 1
+        if against:
+            name = "loops of its place that agree, against those that contradict"
+            self._gate(name, agreeing, against, against < len(chosen))
         if against >= len(chosen):
-            return Deferred(f"{against} loops of its place contradict it, and {len(chosen) - 1} agree", alone=False)
+            return Deferred(f"{against} loops of its place contradict it, and {agreeing} agree", alone=False)
         supporters = len({e.j for e in chosen})
         distance = map_mahalanobis(edge, graph, self._odometry)
         deferred = self._test_distance(edge, distance, supporters)
@@ -281,11 +289,16 @@ class LoopEvidence:
         """
         alone = supporters < 2
         if distance is None:
+            self._gate("loops that tie the two parts", supporters, 2, not alone)
             return Deferred(f"{supporters} loop ties the two parts, 2 needed", alone=True) if alone else None
         limit = CHI2_7DOF_999 * min(supporters, MAX_SUPPORT)
+        self._gate("chi-square from the map", distance, limit, distance <= limit)
         if distance > limit:
             path = f"chi-square {distance:.1f} from where the path leads"
             return Deferred(f"{path}, limit {limit:.1f} with {supporters} loops that agree", alone=alone)
+        if alone:
+            enough = edge.inliers >= self.single_loop_min_inliers
+            self._gate("landmarks without a second loop", edge.inliers, self.single_loop_min_inliers, enough)
         if alone and edge.inliers < self.single_loop_min_inliers:
             landmarks = f"{edge.inliers} landmarks and no second loop that agrees"
             return Deferred(f"{landmarks}, {self.single_loop_min_inliers} needed alone", alone=True)
@@ -296,10 +309,16 @@ class LoopEvidence:
         rivals = {key: count for key, count in self._refuted.items() if key not in consistent}
         repeats = len({j for _, j in rivals})
         needed = max(rivals.values(), default=0)
-        if repeats < REPEATING or supporters > needed:
+        if repeats < REPEATING:
+            return None
+        self._gate("keyframes that agree, of more than any refuted loop had", supporters, needed, supporters > needed)
+        if supporters > needed:
             return None
         places = f"{repeats} keyframes matched places where they are not"
         return Deferred(f"{supporters} keyframes agree, more than {needed} needed: {places}", alone=False)
+
+    def _gate(self, name: str, value: float, limit: float, passed: bool) -> None:
+        self.gates.append(Gate(name=name, value=float(value), limit=float(limit), passed=passed))
 
     def _compare(self, edge: Edge) -> list[tuple[int, int]]:
         """Compare a loop with all other stored ones; the keys of the comparable ones."""

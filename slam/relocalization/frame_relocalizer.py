@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from relocalizer.averaging import RelativePoseObservation, average_pose
 from relocalizer.confidence import ErrorBound
 from relocalizer.config import RelocalizationConfig
 from relocalizer.geometry import rotation_matrix, translation_of
-from relocalizer.interfaces import Encoded, PairEstimate, PosePredictor, Retriever
+from relocalizer.interfaces import Candidate, Encoded, PairEstimate, PosePredictor, Retriever
 from relocalizer.landmark_localizer import (
     LandmarkLocalizer,
     LandmarkPose,
@@ -27,7 +27,9 @@ from relocalizer.pose_from_matches import (
     match_keyframes,
 )
 from relocalizer.triangulation import depths_in
+from slam.events import PlaceAttempt
 from slam.map.frames import FrameObservation, PoseNotFound
+from slam.map.picture_points import MatchedPoints
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.predictor_checks import relate
@@ -64,7 +66,11 @@ class PlaceMatch:
 
 
 class FrameRelocalizer:
-    """Relocalizes frames: tries the reference keyframe first, then the most similar keyframes by place recognition."""
+    """Relocalizes frames: tries the reference keyframe first, then the most similar keyframes by place recognition.
+
+    Attributes:
+        attempts: the keyframes that the last call of `relocalize` tried, in order.
+    """
 
     def __init__(
         self, config: RelocalizationConfig, slam_map: SlamMap, predictor: PosePredictor, retriever: Retriever
@@ -74,10 +80,13 @@ class FrameRelocalizer:
         self._predictor = predictor
         self._retriever = retriever
         self._localizer = LandmarkLocalizer(slam_map, config)
+        self.attempts: list[PlaceAttempt] = []
+        self._direction: tuple[float, float, float] | None = None  # of the last pair estimate, map axes
 
     def relocalize(self, observation: FrameObservation, active: int) -> RelocalizedFrame | PoseNotFound:
         """The frame's pose from the landmarks of keyframe `active` or of similar keyframes, or why it was not found."""
         image = ObservedImage(observation.features, observation.frame.camera)
+        self.attempts = []
         if len(image.features) < MIN_POINTS:
             return PoseNotFound(f"{len(image.features)} points in the image, {MIN_POINTS} needed")
         encoded = observation.encoded(self._predictor)
@@ -86,10 +95,30 @@ class FrameRelocalizer:
         best: RejectedPose | TooFewLandmarks = TooFewLandmarks("no keyframe to compare with", -1)
         for c in [active, *(candidate.key for candidate in similar)]:
             outcome = self._try(image, encoded, c)
+            self._note_attempt(c, similar, outcome)
             if isinstance(outcome, LandmarkPose):
                 return self._relocalized(observation, image, PlaceMatch(c, outcome))
             best = max(best, outcome, key=lambda refused: refused.landmarks)
         return PoseNotFound(best.reason)
+
+    def _note_attempt(
+        self, c: int, similar: Sequence[Candidate], outcome: LandmarkPose | RejectedPose | TooFewLandmarks
+    ) -> None:
+        self.attempts.append(
+            PlaceAttempt(
+                keyframe_id=c,
+                similarity=next((float(other.similarity) for other in similar if other.key == c), np.nan),
+                landmarks=outcome.inliers if isinstance(outcome, LandmarkPose) else outcome.landmarks,
+                reason="" if isinstance(outcome, LandmarkPose) else outcome.reason,
+                direction_world=self._direction,
+            )
+        )
+
+    def matched_points(self, found: RelocalizedFrame) -> MatchedPoints:
+        """The inlier landmarks of a relocalized frame that its keyframe observes, as pixels in both images."""
+        observed = self._map.landmarks.observed[found.keyframe_id]
+        _, i, j = np.intersect1d(observed.ids, found.landmarks.ids, assume_unique=True, return_indices=True)
+        return MatchedPoints(observed.pixels[i], found.landmarks.pixels[j], np.ones(len(i), bool)).thinned()
 
     def find_in_other_segments(self, k: int, *, min_inliers: int) -> Iterator[PlaceMatch]:
         """Poses of keyframe k at older keyframes of other segments, each with at least `min_inliers` landmarks.
@@ -123,6 +152,7 @@ class FrameRelocalizer:
         The candidate alone is matched first: that takes milliseconds, the predictor much longer, and most candidates
         are wrong.
         """
+        self._direction = None
         own = match_keyframes(image.features, [c], self._map, ratio=self._config.match_ratio)
         if len(own) < MIN_POINTS:
             return TooFewLandmarks(f"{len(own)} points of keyframe {c} recognized, {MIN_POINTS} needed", len(own))
@@ -131,6 +161,9 @@ class FrameRelocalizer:
         if isinstance(estimate, PairEstimate):
             observation = RelativePoseObservation(self._map.pose_of(c).rigid, estimate)
             prediction = PosePrediction({c: estimate}, average_pose([observation]))
+            if estimate.i_from_j_direction is not None:
+                x, y, z = (self._map.pose_of(c).rotation @ estimate.i_from_j_direction).tolist()
+                self._direction = x, y, z
         keyframes = [c, *self._map.covisible(c, COVISIBLE_KEYFRAMES)]
         bound = ErrorBound.of_segment(self._median_depth(c), "map units")
         return self._localizer.locate(image, keyframes, prediction, bound, own)

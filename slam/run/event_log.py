@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from slam.events import Event
+from slam.events import Event, FrameProcessed, KeyframeAdded
 from slam.run.files import LineFile
 from slam.run.plain_values import summarize
 from slam.run.run_folder import RunFolder
@@ -13,12 +14,21 @@ EVENTS = "events.jsonl"
 
 
 class EventLog:
-    """An observer that writes every event to events.jsonl, one line per event, with long arrays summarized."""
+    """An observer that writes every event to events.jsonl, one line per event, with long arrays summarized.
+
+    The tracked points are logged for the frames that became keyframes, whose images the map keeps.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = LineFile(folder.path / EVENTS)
+        self._keyframe_at = -1  # frame index of the newest keyframe
 
     def __call__(self, event: Event) -> None:
+        match event:
+            case KeyframeAdded():
+                self._keyframe_at = event.keyframe.frame_index
+            case FrameProcessed() if event.frame.index != self._keyframe_at:
+                event = replace(event, points=None)
         values = {"event": type(event).__name__, **summarize(event)}
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
 

@@ -1,8 +1,9 @@
 """Replay of a finished run: restores its events from the files of the run folder, without recomputation.
 
-`events.jsonl` contains the events in order, with only the shape of long arrays: tracked points are counted, but not
-shown. The map contains the keyframes' images, their final poses and the landmarks. Without a map (a killed run) the
-poses come from `keyframes.txt`, and `Replay.missing` lists the missing images and landmarks.
+`events.jsonl` contains the events in order, with only the shape of long arrays: tracked points are known in the
+frames that became keyframes, and counted in all others. The map contains the keyframes' images, their final poses and
+the landmarks. Without a map (a killed run) the poses come from `keyframes.txt`, and `Replay.missing` lists the
+missing images and landmarks.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from relocalizer.camera import Camera
 from relocalizer.errors import UserError
 from relocalizer.features import DESCRIPTOR_SIZE, LocalFeatures
 from relocalizer.geometry import Similarity, rotation_from_quaternion_xyzw
-from relocalizer.images import Image
+from relocalizer.images import Image, decode_image
 from relocalizer.maps.map_reader import load_map
 from relocalizer.maps.reference_map import ReferenceMap
 from slam import events
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_tum
 from slam.events import Event
+from slam.map.edge_residuals import EdgeResiduals, residuals_at
 from slam.map.frames import Frame, Keyframe
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
+from slam.run import logged_values
 from slam.run.event_log import EVENTS
+from slam.run.frame_pictures import picture_path
 from slam.run.report import read_report
 from slam.run.run_folder import KEYFRAMES, MAP, TRAJECTORY
 
@@ -87,18 +91,28 @@ class Replay:
             ReplayError: a line of the log cannot be read.
             TrajectoryError: the trajectory cannot be read.
         """
-        reader = _EventReader(self.camera, self._report, self._image_of_frame())
+        reader = _EventReader(self.camera, self._report, self._image_of_frame(), self._descriptor_of)
         yield from reader.read_events(self.folder / EVENTS)
         yield from self._outcome(reader)
 
+    def _descriptor_of(self, keyframe_id: int) -> NDArray[np.float32]:
+        """The place descriptor of a keyframe; of size 1 if it is not known."""
+        if self._map is None or keyframe_id not in self._map.row_of:
+            return np.zeros(1, np.float32)
+        return np.asarray(self._map.keyframes.descriptors[self._map.row_of[keyframe_id]])
+
     def _image_of_frame(self) -> Callable[[int], Image]:
-        """Function from a frame index to its image; empty for frames that are not keyframes."""
+        """Function from a frame index to its image: of keyframes, small ones of a few other frames; else empty."""
         rows: dict[int, int] = {}
         for _, name, value in _lines(self.folder / EVENTS):
             if self._map is not None and name == "KeyframeAdded" and value["keyframe"]["id"] in self._map.row_of:
                 rows[value["keyframe"]["frame_index"]] = self._map.row_of[value["keyframe"]["id"]]
         saved = self._map
-        return lambda index: _NO_IMAGE if saved is None or index not in rows else saved.image(rows[index])
+        return lambda index: self._picture(index) if saved is None or index not in rows else saved.image(rows[index])
+
+    def _picture(self, index: int) -> Image:
+        path = picture_path(self.folder, index)
+        return decode_image(path.read_bytes(), str(path)) if path.is_file() else _NO_IMAGE
 
     def _outcome(self, reader: _EventReader) -> Iterator[Event]:
         """The final map and trajectory."""
@@ -110,6 +124,7 @@ class Replay:
                 error_before=np.nan,
                 error_after=np.nan,
                 cause="the map as the run left it",
+                after=None if self._map is None else _residuals_of_map(self._map),
             )
         if self._map is not None:
             yield events.LandmarksUpdated(
@@ -160,9 +175,15 @@ def open_replay(folder: Path) -> Replay:
 class _EventReader:
     """Creates events from the lines of a log, and indexes its frames and keyframes for the lookup in other files."""
 
-    def __init__(self, camera: Camera, report: Mapping[str, Any], image: Callable[[int], Image]) -> None:
+    def __init__(
+        self,
+        camera: Camera,
+        report: Mapping[str, Any],
+        image: Callable[[int], Image],
+        descriptor: Callable[[int], NDArray[np.float32]],
+    ) -> None:
         self._camera = camera
-        self._image = image
+        self._image, self._descriptor = image, descriptor
         # The log is in map units, the other files in the units of the report.
         self._unit = float((report.get("units") or {}).get("meters_per_unit") or 1.0)
         self.last_frame = -1
@@ -191,10 +212,24 @@ class _EventReader:
                 return events.EdgeAccepted(edge=_edge(value["edge"]), frame_index=value["frame_index"])
             case "EdgeRejected":
                 return events.EdgeRejected(**{**value, "kind": EdgeKind(value["kind"])})
+            case "LoopExamined":
+                gates, matches = logged_values.gates(value["gates"]), logged_values.matched_points(value["matches"])
+                return events.LoopExamined(**{**value, "gates": gates, "matches": matches})
+            case "PairRelated":
+                return events.PairRelated(**{**value, "estimate": logged_values.pair_estimate(value["estimate"])})
+            case "RelocalizationTried":
+                attempts = logged_values.attempts(value["attempts"])
+                matches = logged_values.matched_points(value["matches"])
+                return events.RelocalizationTried(**{**value, "attempts": attempts, "matches": matches})
             case "GraphOptimized":
-                errors = {key: _number(value[key]) for key in ("error_before", "error_after")}
                 return events.GraphOptimized(
-                    frame_index=value["frame_index"], world_from_keyframe={}, cause=value["cause"], **errors
+                    frame_index=value["frame_index"],
+                    world_from_keyframe={},
+                    error_before=logged_values.number(value["error_before"]),
+                    error_after=logged_values.number(value["error_after"]),
+                    cause=value["cause"],
+                    before=logged_values.edge_residuals(value.get("before")),
+                    after=logged_values.edge_residuals(value.get("after")),
                 )
             case "Initialized":
                 return events.Initialized(**{**value, "frame_indices": tuple(value["frame_indices"])})
@@ -215,8 +250,13 @@ class _EventReader:
             pixels=np.zeros((0, 2), np.float32),
             track_ids=np.arange(track_count),
             is_inlier=np.arange(track_count) < inlier_count,
-            depth=self._unit * _number(value["depth"]),
+            depth=self._unit * logged_values.number(value["depth"]),
             stage_ms=value["stage_ms"],
+            camera_rests=value.get("camera_rests", False),
+            overlay_share=value.get("overlay_share") or 0.0,
+            measurement=logged_values.measurement(value.get("measurement")),
+            keyframe_criteria=logged_values.gates(value.get("keyframe_criteria")),
+            points=logged_values.tracked_points(value.get("points")),
         )
 
     def _keyframe(self, value: dict[str, Any]) -> events.KeyframeAdded:
@@ -230,11 +270,12 @@ class _EventReader:
                 timestamp_ns=keyframe["timestamp_ns"],
                 camera=self._camera,
                 encoded=None,
-                descriptor=np.zeros(1, np.float32),
+                descriptor=self._descriptor(keyframe["id"]),
                 features=_NO_FEATURES,
             ),
             world_from_keyframe=pose,
             reason=value["reason"],
+            image=self._image(keyframe["frame_index"]),
         )
 
     def _similarity(self, numbers: list[float]) -> Similarity:
@@ -275,8 +316,23 @@ def _counts(is_inlier: Any) -> tuple[int, int]:
     return int(is_inlier["true"]), int(is_inlier["of"])
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)
+def _residuals_of_map(saved: ReferenceMap) -> EdgeResiduals:
+    """Residuals of the edges of a saved map at its poses."""
+    table = saved.edges
+    edges = [
+        Edge(
+            i=int(table.i[n]),
+            j=int(table.j[n]),
+            i_from_j=Similarity(table.rotations[n], table.translations[n], float(table.scales[n])),
+            sigmas=table.sigmas[n],
+            kind=EdgeKind.LOOP if table.is_loop[n] else EdgeKind.ODOMETRY,
+            inliers=int(table.inliers[n]),
+            evidence_fraction=float(table.shares[n]),
+        )
+        for n in range(len(table.i))
+    ]
+    poses = {k: saved.keyframes.world_from_keyframe(row) for k, row in saved.row_of.items()}
+    return residuals_at(edges, table.weights, poses)
 
 
 def _trajectory(path: Path) -> Trajectory:

@@ -16,9 +16,11 @@ from relocalizer.geometry import rotation_matrix
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
+from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
+from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
@@ -32,6 +34,7 @@ class FrameTracker:
     Attributes:
         overlay_share: fraction of all followed points that are fixed in the image while the scene moves.
         is_resting: whether most of the image was at rest over the last RESTING_FRAMES frames.
+        outlier_tracks: the landmarks that were followed and disagree with the pose; not among `tracks` any more.
     """
 
     def __init__(self, config: SlamConfig, tracker: PointTracker, slam_map: SlamMap) -> None:
@@ -47,27 +50,36 @@ class FrameTracker:
         )
         self._overlay = Overlay(0.5 * config.tracks.window_px)
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
+        self._meter = FrameMeter()
+        self._sharpness = 0.0
         self.is_resting = False
         self._motion: RigidTransform | None = None  # last_from_next: constant velocity model
         self.pose: RigidTransform | None = None  # world_from_cam of the last frame, None while unknown
         self.tracks = Tracks.none()
         self.previous_tracks = Tracks.none()  # tracks of the previous image
         self.inlier_tracks = Tracks.none()  # subset of `tracks`: the landmarks that are inliers of the pose
+        self.outlier_tracks = Tracks.none()
 
     def track(self, frame: Frame) -> None:
         """Follow the tracks into the next image; its pose is estimated afterwards."""
         gray = self._gray_of(frame)
+        self._sharpness = self._tracker.sharpness(gray) if gray.size else 0.0
+        self._meter.see(gray, self._sharpness)
+        self._policy.criteria = ()
         tracks = self.previous_tracks = self._landmarks.with_current_ids(self.tracks)
-        previous_inliers, self.inlier_tracks = self.inlier_tracks, Tracks.none()
+        previous_inliers, self.inlier_tracks, self.outlier_tracks = self.inlier_tracks, Tracks.none(), Tracks.none()
         self.tracks = Tracks.none()
         if len(tracks) and self._gray.shape == gray.shape:
-            pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, self._predicted_pixels(frame, tracks))
+            predicted = self._predicted_pixels(frame, tracks)
+            pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, predicted)
             inside = frame.camera.contains(pixels.astype(np.float64))  # False for NaN
             self.tracks = Tracks(tracks.ids, pixels).where(found & inside)
+            self._meter.followed(tracks.pixels, predicted, pixels, found & inside)
             self._overlay.follow(self._gray, gray)
             self.leave_out(self._overlay.look(self.tracks, previous_inliers, frame.camera))
         self._gray, self._observation = gray, None
         self._update_resting(frame.camera)
+        self._meter.tracked(self.tracks, frame.camera)
 
     def leave_out(self, ids: NDArray[np.int64]) -> None:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
@@ -118,6 +130,20 @@ class FrameTracker:
         return features if usable.all() else features.where(usable)
 
     @property
+    def measurement(self) -> FrameMeasurement:
+        """What was measured in the newest frame."""
+        return self._meter.measurement
+
+    def ages_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of frames (N,) that each track of the newest frame has been followed for."""
+        return self._meter.ages_of(ids)
+
+    @property
+    def keyframe_criteria(self) -> tuple[Gate, ...]:
+        """The criteria by which the newest frame was judged as a keyframe; empty if it was not."""
+        return self._policy.criteria
+
+    @property
     def current(self) -> TrackedPose:
         """Pose of the newest frame, which must be known, and its inlier landmarks."""
         assert self.pose is not None
@@ -162,7 +188,7 @@ class FrameTracker:
             camera=frame.camera,
             keyframe_from_frame_rotation=keyframe_from_world_rotation @ rotation_matrix(self.current.world_from_cam),
             frames_since=frame.index - self._graph.keyframes[k].frame_index,
-            blurred=self._policy.is_blurred(self._tracker.sharpness(self._gray)),
+            blurred=self._policy.is_blurred(self._sharpness),
         )
 
     def refit(self, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
@@ -179,8 +205,9 @@ class FrameTracker:
     def accept(self, found: TrackedPose) -> None:
         """Set the pose of the newest frame, and drop the landmark tracks that are outliers of it."""
         self.set_pose(found.world_from_cam)
-        triangulated = self._landmarks.is_triangulated(self.tracks.ids)
-        self.tracks = self.tracks.where(~triangulated | np.isin(self.tracks.ids, found.landmarks.ids))
+        kept = ~self._landmarks.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
+        self.outlier_tracks = self.tracks.where(~kept)
+        self.tracks = self.tracks.where(kept)
         self.inlier_tracks = found.landmarks
 
     def set_pose(self, pose: RigidTransform) -> None:

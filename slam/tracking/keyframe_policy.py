@@ -11,6 +11,7 @@ from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_angle
 from slam.config.schema import KeyframesConfig
+from slam.map.frame_measurement import Gate
 from slam.map.tracks import Tracks
 
 MAX_PUT_OFF = (
@@ -23,9 +24,14 @@ FEW_LANDMARKS = 40  # number of inlier landmarks below which a keyframe is inser
 
 
 class KeyframePolicy:
-    """Inserts a keyframe on parallax, lost landmarks or rotation; motion blur postpones it by a few frames."""
+    """Inserts a keyframe on parallax, lost landmarks or rotation; motion blur postpones it by a few frames.
+
+    Attributes:
+        criteria: the criteria as they were measured in the last frame; a keyframe is due when one of them is passed.
+    """
 
     def __init__(self, config: KeyframesConfig) -> None:
+        self.criteria: tuple[Gate, ...] = ()
         self._config = config
         self._recent_sharpness: deque[float] = deque(maxlen=30)
         self._put_off = 0
@@ -55,14 +61,13 @@ class KeyframePolicy:
         """
         before, now = common_pixels(in_keyframe, seen)
         survival = len(before) / max(len(in_keyframe), 1)
+        parallax = median_parallax_px(before, now, camera, keyframe_from_frame_rotation)
+        turned = float(np.degrees(rotation_angle(keyframe_from_frame_rotation)))
+        self.criteria = self._measured(survival, turned, parallax)
         is_urgent = survival < URGENT * self._config.min_survival
         if frames_since < self._config.min_gap and not is_urgent:
             return ""
-        reason = self._criterion(
-            survival,
-            median_parallax_px(before, now, camera, keyframe_from_frame_rotation),
-            keyframe_from_frame_rotation,
-        )
+        reason = self._criterion(survival, turned, parallax)
         if reason and blurred and len(seen) >= FEW_LANDMARKS and self._put_off < MAX_PUT_OFF:
             self._put_off += 1
             return ""
@@ -70,11 +75,20 @@ class KeyframePolicy:
             self._put_off = 0
         return reason
 
-    def _criterion(self, survival: float, parallax: float, rotation: FloatArray) -> str:
+    def _measured(self, survival: float, turned: float, parallax: float) -> tuple[Gate, ...]:
+        config = self._config
+        return (
+            Gate(
+                name="landmarks left", value=survival, limit=config.min_survival, passed=survival < config.min_survival
+            ),
+            Gate(name="turned, deg", value=turned, limit=config.rotation_deg, passed=turned > config.rotation_deg),
+            Gate(name="parallax, px", value=parallax, limit=config.parallax_px, passed=parallax > config.parallax_px),
+        )
+
+    def _criterion(self, survival: float, turned: float, parallax: float) -> str:
         config = self._config
         if survival < config.min_survival:
             return f"{survival:.0%} of the keyframe's landmarks are left (limit {config.min_survival:.0%})"
-        turned = float(np.degrees(rotation_angle(rotation)))
         if turned > config.rotation_deg:
             return f"turned by {turned:.1f} deg (limit {config.rotation_deg:g})"
         if parallax > config.parallax_px:

@@ -34,6 +34,10 @@ class Canvas:
         self.recording.set_time("frame", sequence=frame_index)
         self.recording.set_time("time", duration=(timestamp_ns - self._first_ns) * 1e-9)
 
+    def set_frame(self, frame_index: int) -> None:
+        """Log what follows at this frame, whose time is not known."""
+        self.recording.set_time("frame", sequence=frame_index)
+
     def message(self, text: str, level: str) -> None:
         """Log a sentence; `level` is DEBUG, INFO, WARN or ERROR."""
         self.recording.log("log", rr.TextLog(text.encode(errors="backslashreplace").decode(), level=level))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import cv2
 import numpy as np
 import rerun as rr
@@ -11,13 +14,19 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.images import Image, encode_jpeg
 from slam.events import FrameProcessed
+from slam.map.picture_points import MOST_TRACKED
 from slam.map.tracking_status import TrackingState
-from slam.viz.canvas import FINAL, INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
+from slam.viz.canvas import INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
+from slam.viz.tracking_view import TrackingView
 
-JPEG_QUALITY = 75
-MAX_WIDTH = 640  # Width that larger images are shrunk to before they are sent, pixels.
+JPEG_QUALITY = 45
+MAX_WIDTH = 480  # Width that larger images are shrunk to before they are sent, pixels.
+IMAGES_PER_S = 10.0  # Maximum number of images and of their points sent per second of the stream.
+MEMORY_EVERY = 30  # Interval between two plots of the memory, frames.
 LIVE_FRUSTUM = 3.0  # Size of the live camera's frustum, relative to a keyframe's.
 FRUSTUM = 0.06  # Depth of a keyframe's frustum, relative to the median depth of the first landmarks.
+
+MEMORY_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # Bytes on macOS, kilobytes on Linux.
 
 STATE_COLOR = {
     TrackingState.INITIALIZING: WAITING,
@@ -37,11 +46,20 @@ class LiveView:
         self._stages: set[str] = set()
         self._pinhole: tuple[Camera, float] | None = None  # As last sent, with the frustum's depth.
         self._path: list[FloatArray] = []  # Live positions since the last keyframe.
+        self._points = TrackingView(canvas)
+        self._image_ns: int | None = None  # Time of the last image sent.
         for path, name, color in (
             ("plots/tracks/tracked", "tracked", WAITING),
             ("plots/tracks/inliers", "agree with the pose", INLIER),
             ("plots/depth/median", "median depth", OPTIMIZED),
-            ("plots/state", "0 lost, 1 initializing, 2 tracking", FINAL),
+            ("plots/state", "0 lost, 1 initializing, 2 tracking", LIVE),
+            ("plots/motion/moved", "motion of the tracks, px per frame", WAITING),
+            ("plots/motion/surprise", "distance from the prediction, px", OUTLIER),
+            ("plots/motion/residual", "reprojection error, px", INLIER),
+            ("plots/motion/parallax", "parallax to the keyframe, px", OPTIMIZED),
+            ("plots/image/brightness", "mean gray level", LIVE),
+            ("plots/image/sharpness", "sharpness", OPTIMIZED),
+            ("plots/memory_mb", "peak memory of the process, MB", LIVE),
         ):
             self._log(path, rr.SeriesLines(colors=color, names=name), static=True)
 
@@ -51,9 +69,12 @@ class LiveView:
             self._show_pose(event.world_from_cam)
         if not self._canvas.frustum_depth and np.isfinite(event.depth) and event.depth > 0:
             self._canvas.frustum_depth = FRUSTUM * event.depth
-        self._show_image(event.frame.image, event.frame.camera)
-        self._show_tracks(event)
+        if self._is_image_due(event):
+            self._show_image(event.frame.image, event.frame.camera)
+            self._show_tracks(event)
+            self._points.show(event, _shrunk(event.frame.camera).width / event.frame.camera.width)
         self._plot(event)
+        self._plot_measurement(event)
         self._show_state(event.state, event.reason)
 
     def send_path(self) -> None:
@@ -78,6 +99,17 @@ class LiveView:
             relation=rr.TransformRelation.ParentFromChild,
         )
         self._log("world/camera", pose)
+
+    def _is_image_due(self, event: FrameProcessed) -> bool:
+        """Whether the image and its points are sent: at most `IMAGES_PER_S`, and always when the state changes."""
+        if not event.frame.image.size:  # Replayed from an event log: most frames have none.
+            return not len(event.pixels) and self._pinhole is None
+        now, state_changed = event.frame.timestamp_ns, self._state is None or self._state[0] is not event.state
+        due = self._image_ns is None or state_changed or (now - self._image_ns) * IMAGES_PER_S >= 1e9
+        if due or now < (self._image_ns or 0):
+            self._image_ns = now
+            return True
+        return False
 
     def _show_image(self, image: Image, camera: Camera) -> None:
         shown = _shrunk(camera)
@@ -110,7 +142,9 @@ class LiveView:
         scale = _shrunk(camera).width / camera.width
         other = WAITING if event.world_from_cam is None else OUTLIER
         colors = np.where(event.is_inlier[:, None], INLIER, other).astype(np.uint8)
-        points = rr.Points2D((event.pixels + 0.5) * scale, colors=colors, radii=screen_radius(2.0))
+        step = max(1, -(-len(colors) // MOST_TRACKED))
+        pixels = (event.pixels[::step] + 0.5) * scale
+        points = rr.Points2D(pixels, colors=colors[::step], radii=screen_radius(2.0))
         self._log("world/camera/image/tracks", points)
 
     def _plot(self, event: FrameProcessed) -> None:
@@ -125,6 +159,24 @@ class LiveView:
                 self._stages.add(stage)
                 self._log(path, rr.SeriesLines(names=stage), static=True)
             self._log(path, rr.Scalars(milliseconds))
+
+    def _plot_measurement(self, event: FrameProcessed) -> None:
+        found = event.measurement
+        if found is None:
+            return
+        parallax = next((gate.value for gate in event.keyframe_criteria if "parallax" in gate.name), np.nan)
+        for path, value in (
+            ("motion/moved", found.moved_px),
+            ("motion/surprise", found.surprise_px),
+            ("motion/residual", found.residual_px),
+            ("motion/parallax", parallax),
+            ("image/brightness", found.brightness),
+            ("image/sharpness", found.sharpness),
+        ):
+            if np.isfinite(value):
+                self._log(f"plots/{path}", rr.Scalars(value))
+        if event.frame.image.size and event.frame.index % MEMORY_EVERY == 0:
+            self._log("plots/memory_mb", rr.Scalars(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEMORY_UNIT))
 
     def _show_state(self, state: TrackingState, reason: str) -> None:
         if (state, reason) == self._state:

@@ -113,6 +113,11 @@ class MapView:
         self._poses[keyframe.id] = event.world_from_keyframe
         self._log("plots/depth/keyframe_scale", rr.Scalars(event.world_from_keyframe.scale))
 
+    @property
+    def poses(self) -> dict[int, Similarity]:
+        """The current pose of every keyframe."""
+        return self._poses
+
     def move_keyframes(self, world_from_keyframe: Mapping[int, Similarity]) -> None:
         """Set poses of keyframes; `send` draws them."""
         self._poses.update(world_from_keyframe)

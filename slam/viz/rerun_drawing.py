@@ -8,12 +8,18 @@
 | `world/edges/{odometry,loop,rejected}` | edges between keyframes, and rejected loops |
 | `world/landmarks` | colored points |
 | `world/ground_truth` | if known: up to now, aligned to the map by Sim(3), because map units are arbitrary |
-| `plots/*` | tracks, depth and scale, error, milliseconds per stage, state |
-| `log` | reasons, in sentences |
+| `world/camera/image/{ages,residuals}`, `tracking/*` | points by age, reprojection residuals, their histogram |
+| `world/graph/{before,after}/{odometry,loop}`, `graph/*` | edges by residual and weight; ellipsoids |
+| `keyframes/*` | each criterion against its limit; similarity of all keyframes, loops marked |
+| `loops/*` | every candidate: both pictures with the matches, the tests as a table |
+| `predictor/*` | what the pair predictor said, against the map and the ground truth |
+| `relocalization/*`, `world/relocalization/directions` | places tried for a lost frame, and why not |
+| `plots/*` | tracks, motion, brightness, depth and scale, error, milliseconds per stage, memory, state |
+| `log` | reasons, in sentences; a loss is an error, a refused loop a debug line |
 
-Timelines: `frame` (its index) and `time` (seconds since the first frame). Entities that grow with the map (keyframes,
-edges, landmarks) are sent again only after relative growth or motion, so the size of a recording grows about
-linearly: about 55 MB per 1000 images of 640 x 480, of which 40 MB are the images.
+Timelines: `frame` (its index), `time` (seconds since the first frame) and `loop` (number of the loop candidate).
+Entities that grow with the map (keyframes, edges, landmarks) are sent again only after relative growth or motion, so
+the size of a recording grows about linearly (docs/debugging.md has the size).
 """
 
 from __future__ import annotations
@@ -30,9 +36,15 @@ from slam.evaluation.trajectory import Trajectory, runs_without_gaps
 from slam.events import Event
 from slam.map.keyframe_graph import EdgeKind
 from slam.viz.canvas import FINAL, Canvas, screen_radius
+from slam.viz.graph_view import GraphView
 from slam.viz.ground_truth_view import GroundTruthView
+from slam.viz.keyframes_view import KeyframesView
 from slam.viz.live_view import LiveView
+from slam.viz.loops_view import LoopsView
 from slam.viz.map_view import MapView
+from slam.viz.pictures import KeyframePictures
+from slam.viz.predictor_view import PredictorView
+from slam.viz.relocalization_view import RelocalizationView
 
 
 class Drawing:
@@ -53,6 +65,12 @@ class Drawing:
         self._truth = GroundTruthView(self._canvas, ground_truth)
         self._live = LiveView(self._canvas)
         self._map = MapView(self._canvas, self._truth)
+        self._pictures = KeyframePictures()
+        self._loops = LoopsView(self._canvas, self._pictures)
+        self._graph = GraphView(self._canvas)
+        self._keyframes = KeyframesView(self._canvas)
+        self._predictor = PredictorView(self._canvas, ground_truth)
+        self._relocalization = RelocalizationView(self._canvas, self._pictures)
         self._methods: Mapping[type, Callable[[Any], None]] = {
             events.FrameProcessed: self._frame_processed,
             events.Initialized: self._initialized,
@@ -60,6 +78,9 @@ class Drawing:
             events.LandmarksUpdated: self._map.update_landmarks,
             events.EdgeAccepted: self._edge_accepted,
             events.EdgeRejected: self._edge_rejected,
+            events.LoopExamined: self._loop_examined,
+            events.PairRelated: self._predictor.show,
+            events.RelocalizationTried: self._relocalization_tried,
             events.GraphOptimized: self._graph_optimized,
             events.ScaleUnobservable: self._scale_unobservable,
             events.EstimateRefused: self._estimate_refused,
@@ -81,6 +102,12 @@ class Drawing:
     def _frame_processed(self, event: events.FrameProcessed) -> None:
         self._canvas.set_time(event.frame.index, event.frame.timestamp_ns)
         self._live.show_frame(event)
+        self._keyframes.show_criteria(event)
+        self._relocalization.show_picture(event.frame)
+
+    def _relocalization_tried(self, event: events.RelocalizationTried) -> None:
+        self._canvas.set_time(event.frame_index, event.timestamp_ns)
+        self._relocalization.show(event, self._map.poses)
 
     def _initialized(self, event: events.Initialized) -> None:
         self._live.break_path()
@@ -124,7 +151,10 @@ class Drawing:
     def _keyframe_added(self, event: events.KeyframeAdded) -> None:
         self._canvas.set_time(event.keyframe.frame_index, event.keyframe.timestamp_ns)
         self._live.send_path()
+        self._pictures.add(event.keyframe.id, event.image, event.keyframe.camera)
         self._map.add_keyframe(event)
+        self._keyframes.add_keyframe(event)
+        self._predictor.add_keyframe(event.keyframe.id, event.keyframe.timestamp_ns)
         self._inform(f"keyframe {event.keyframe.id}: {event.reason}")
         self._map.send()
 
@@ -135,9 +165,11 @@ class Drawing:
             change = f", error {event.error_before:.4g} to {event.error_after:.4g}"
         self._inform(f"graph optimized: {event.cause}{change}")
         self._map.send()
+        self._graph.show(event, self._map.poses)
 
     def _edge_accepted(self, event: events.EdgeAccepted) -> None:
         self._map.add_edge(event)
+        self._graph.add_edge(event)
         edge = event.edge
         if edge.kind is EdgeKind.LOOP:
             self._inform(f"loop {edge.i} - {edge.j} accepted with {edge.inliers} inliers")
@@ -148,7 +180,11 @@ class Drawing:
         if is_loop:
             self._map.add_rejected_loop(event)
         text = f"{event.kind} {event.i} - {event.j} rejected: {event.reason}"
-        self._canvas.message(text, "INFO" if is_loop else "DEBUG")
+        self._canvas.message(text, "DEBUG")
+
+    def _loop_examined(self, event: events.LoopExamined) -> None:
+        self._loops.show(event)
+        self._keyframes.add_loop(event)
 
     def _scale_unobservable(self, event: events.ScaleUnobservable) -> None:
         self._warn(f"scale unobservable: {event.reason}")
@@ -165,6 +201,8 @@ class Drawing:
         self._canvas.set_time(*self._canvas.latest)
         self._live.send_path()
         self._map.finish()
+        self._keyframes.send()
+        self._predictor.finish(self._map.poses)
         positions = event.world_from_cam[:, :3, 3]
         strips = [positions[run] for run in runs_without_gaps(event.timestamps_ns)]
         final = rr.LineStrips3D(strips, colors=FINAL, radii=screen_radius(1.5))

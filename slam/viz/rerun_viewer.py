@@ -1,176 +1,156 @@
-"""Rerun viewer of a run: opens the sinks (window, web page, file), sets the layout and handles failures.
+"""Rerun viewer of a run: opens the outputs (window, web page, running viewer, file) and isolates their failures.
 
 `slam.viz.rerun_drawing` describes what is drawn.
 """
 
 from __future__ import annotations
 
-import ctypes
-import logging
+import socket
 import subprocess
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 import rerun as rr
-import rerun.blueprint as rrb
 
 from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
 from slam.evaluation.trajectory import Trajectory
 from slam.events import Event
-from slam.plain_text import plain
-from slam.viz.rerun_drawing import Drawing
-from slam.viz.viewer_process import GRPC_PORT, HOST, START_S, WEB_PORT, end, free_port, open_window, serve_page
-
-logger = logging.getLogger(__name__)
-
-ViewerMode = Literal["none", "spawn", "web"]
+from slam.viz.recording_output import RecordingOutput, Sink
+from slam.viz.view_mode import GRPC_PORT, WEB_PORT, ViewKind, ViewMode
+from slam.viz.viewer_process import ViewerNotStarted, end, expect_viewer, free_port, open_window, serve_page
 
 
 class RerunViewer:
     """An observer that shows a run in Rerun, live, into a file, or both.
 
-    A run does not depend on its viewer: when the viewer fails (window closed, disk full), the run continues
-    without it. A warning is logged and `problem` is set, in `close` at the latest.
+    A run does not depend on its viewer: when an output fails (window closed or hanging, disk full), the run and the
+    other output continue without it. A warning is logged and `problem` is set, in `close` at the latest.
 
     Attributes:
         url: address of the page to open, for `view="web"`; empty otherwise. The page is served until `close`.
-        problem: why nothing is shown any more; empty while the viewer works.
     """
 
     def __init__(
-        self, *, record: Path | None, view: ViewerMode, ground_truth: Trajectory | None, title: str, camera: Camera
+        self, *, record: Path | None, view: str, ground_truth: Trajectory | None, title: str, camera: Camera
     ) -> None:
         """Open the file and the viewer.
 
         Args:
             record: the .rrd file to write; None writes no file.
-            view: "spawn" opens a window on this machine, "web" serves a page on this machine.
+            view: a form of `slam.viz.view_mode.FORMS`: "spawn" opens a window on this machine, "web" serves a page to
+                this machine, "web:HOST" to the network of HOST, "connect:HOST:PORT" sends to a running viewer.
             ground_truth: drawn beside the estimate.
             camera: camera of the sequence, stored among the recording's properties; images are sent with their own.
 
         Raises:
             OutputError: the file already exists or cannot be written.
-            UserError: the viewer cannot be started.
+            ViewerNotStarted: the viewer cannot be started or reached. ConfigError: `view` has no known form.
         """
         self.url = ""
-        self.problem = ""
         self._viewer: subprocess.Popen[bytes] | None = None
-        sinks = self._sinks(record, view)
-        self._recording = self._connect(sinks, record)
-        self._closed = not sinks  # Without a sink, Rerun would buffer everything in memory.
-        self._recording.send_recording_name(plain(title))
-        self._drawing = Drawing(self._recording, ground_truth=ground_truth, camera=camera)
+        self._closed = False
+        mode = ViewMode.parse(view)
+        file = None if record is None else _file_sink(record)
+        live = self._live_sink(mode)
+        self._outputs: list[RecordingOutput] = []
+        try:
+            for sink in (file, live):
+                if sink is not None:
+                    output = RecordingOutput(
+                        sink, title=title, ground_truth=ground_truth, camera=camera,
+                        why=self._why_not if sink is live else str,
+                    )  # fmt: skip
+                    self._outputs.append(output)
+        except OutputError as error:
+            if self._viewer is not None:
+                end(self._viewer)
+            raise OutputError(f"{record}: cannot be written ({error})") from None
+
+    @property
+    def problem(self) -> str:
+        """Why an output shows nothing any more; empty while all work."""
+        return next((output.problem for output in self._outputs if output.problem), "")
+
+    @property
+    def recording(self) -> rr.RecordingStream:
+        """The stream of the file, or without one that of the live viewer, for data of one's own.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if not self._outputs:
+            raise ValueError("RerunViewer.recording: neither a file nor a view was asked for")
+        return self._outputs[0].recording
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if self.problem or self._closed:
-            return
-        try:
-            self._drawing.show(event)
-        except Exception as error:  # The run continues without a viewer after any error.
-            self._give_up(error)
+        if not self._closed:
+            for output in self._outputs:
+                output.show(event)
 
     def close(self) -> None:
         """Flush pending data and end the file with its footer; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        started, blocked = time.monotonic(), False
         try:
-            self._recording.flush(timeout_sec=START_S)
-        except Exception as error:
-            self._give_up(error)
-            blocked = time.monotonic() - started >= START_S
+            for output in self._outputs:
+                output.close()
         finally:
-            if blocked:
-                # A full disk blocks Rerun's writer thread forever, about once in a hundred times. Waiting for it would
-                # never end: neither here, nor when the recording is freed (so it is leaked), nor at process exit.
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._recording))
-                rr.unregister_shutdown()
-            else:
-                self._recording.disconnect()
             if self.url and self._viewer is not None:  # A window stays open; the page has no data any more.
                 end(self._viewer)
 
     # --- sinks ----------------------------------------------------------------------------------------
 
-    def _sinks(self, record: Path | None, view: ViewerMode) -> list[rr.FileSink | rr.GrpcSink | rr.GrpcServerSink]:
-        sinks: list[rr.FileSink | rr.GrpcSink | rr.GrpcServerSink] = []
-        if record is not None:
-            sinks.append(_file_sink(record))
-        if view == "none":
-            return sinks
-        port = free_port(GRPC_PORT)
-        uri = f"rerun+http://{HOST}:{port}/proxy"
-        if view == "spawn":
-            self._viewer = open_window(port)
-            return [*sinks, rr.GrpcSink(uri)]
-        web_port = free_port(WEB_PORT)
-        self._viewer = serve_page(uri, web_port)
-        self.url = f"http://{HOST}:{web_port}/?url={quote(uri, safe='')}"
-        return [*sinks, rr.GrpcServerSink(HOST, port)]
+    def _live_sink(self, mode: ViewMode) -> Sink | None:
+        match mode.kind:
+            case ViewKind.CONNECT:
+                expect_viewer(mode)
+                return rr.GrpcSink(mode.uri)
+            case ViewKind.SPAWN:
+                port = free_port(GRPC_PORT)
+                self._viewer = open_window(port)
+                return rr.GrpcSink(ViewMode(ViewKind.SPAWN, port=port).uri)
+            case ViewKind.WEB:
+                return self._serve(mode.host)
+            case ViewKind.NONE:
+                return None
 
-    def _connect(
-        self, sinks: Sequence[rr.FileSink | rr.GrpcSink | rr.GrpcServerSink], record: Path | None
-    ) -> rr.RecordingStream:
-        recording = rr.RecordingStream("reloc3r-slam")
-        try:
-            recording.set_sinks(*sinks, default_blueprint=blueprint())
-        except RuntimeError as error:
-            recording.disconnect()
-            if self._viewer is not None:
-                end(self._viewer)
-            raise OutputError(f"{record}: cannot be written ({_one_line(error)})") from None
-        return recording
+    def _serve(self, host: str) -> rr.GrpcServerSink:
+        """Serve the page and its data on the interface of a host."""
+        port, web_port = free_port(GRPC_PORT, host), free_port(WEB_PORT, host)
+        seen_as = socket.gethostname() if host == "0.0.0.0" else host  # as a browser elsewhere reaches it
+        uri = ViewMode(ViewKind.WEB, seen_as, port).uri
+        self._viewer = serve_page(uri, web_port, host)
+        self.url = f"http://{seen_as}:{web_port}/?url={quote(uri, safe='')}"
+        return rr.GrpcServerSink(host, port)
 
-    def _give_up(self, error: Exception) -> None:
+    def _why_not(self) -> str:
         is_closed = self._viewer is not None and self._viewer.poll() is not None
-        self.problem = "the viewer was closed" if is_closed else _one_line(error)
-        is_rerun = isinstance(error, RuntimeError)  # Raised by Rerun when a sink cannot be written to.
-        logger.warning("Rerun shows no more of this run: %s", self.problem, exc_info=None if is_rerun else error)
+        return "the viewer was closed" if is_closed else ""
 
 
-def blueprint() -> rrb.Blueprint:
-    """Layout of the viewer: the map at the left; image, plots and reasons at the right."""
-    until_now = [
-        rrb.VisibleTimeRange(
-            timeline,
-            start=rrb.TimeRangeBoundary.infinite(),
-            end=rrb.TimeRangeBoundary.cursor_relative(),
-        )
-        for timeline in ("frame", "time")
-    ]
-    world = rrb.Spatial3DView(
-        origin="/world",
-        name="Map",
-        contents=["$origin/**", "- $origin/camera/image/tracks"],
-        overrides={"world/trajectory/live": rrb.VisibleTimeRanges(until_now)},
-        background=[18, 20, 26],
-        line_grid=False,
-    )
-    plots = rrb.Tabs(
-        rrb.TimeSeriesView(origin="/plots/tracks", name="Tracks"),
-        rrb.TimeSeriesView(origin="/plots/time_ms", name="Time, ms"),
-        rrb.TimeSeriesView(origin="/plots/depth", name="Depth and scale"),
-        rrb.TimeSeriesView(origin="/plots/error", name="Error"),
-        rrb.TimeSeriesView(origin="/plots/state", name="State"),
-    )
-    image = rrb.Spatial2DView(origin="/world/camera/image", name="Image")
-    reasons = rrb.TextLogView(origin="/log", name="Reasons")
-    right = rrb.Vertical(image, plots, reasons, row_shares=[3, 2, 2])
-    return rrb.Blueprint(
-        rrb.Horizontal(world, right, column_shares=[3, 2]),
-        rrb.TimePanel(expanded=False, timeline="frame"),
-        collapse_panels=True,
-    )
+def open_if_possible(
+    say: Callable[[str], None],
+    *,
+    record: Path | None,
+    view: str,
+    ground_truth: Trajectory | None,
+    title: str,
+    camera: Camera,
+) -> RerunViewer:
+    """As `RerunViewer`, but for a run that goes on without a viewer that cannot be started, which `say` is told.
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    Raises:
+        OutputError: the file already exists or cannot be written. ConfigError: `view` has no known form.
+    """
+    try:
+        return RerunViewer(record=record, view=view, ground_truth=ground_truth, title=title, camera=camera)
+    except ViewerNotStarted as error:
+        say(f"{error}; the run goes on without a viewer")
+    return RerunViewer(record=record, view=ViewKind.NONE, ground_truth=ground_truth, title=title, camera=camera)
 
 
 def _file_sink(record: Path) -> rr.FileSink:

@@ -11,32 +11,48 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from relocalizer.errors import UserError
+from slam.viz.view_mode import LOOPBACK as HOST
+from slam.viz.view_mode import ViewMode
 
-HOST = "127.0.0.1"  # Local address, so that a run cannot be viewed from the network.
-GRPC_PORT, WEB_PORT = 9876, 9090  # Rerun's default ports; any free port is used when one is taken.
 START_S = 20.0  # Timeout for a viewer to start, seconds.
+CONNECT_S = 3.0  # Timeout for a viewer that runs already to answer, seconds.
 
 
-def free_port(wanted: int) -> int:
-    """The wanted port if it is free, otherwise any free port. Raises UserError when there is none."""
+class ViewerNotStarted(UserError):
+    """A viewer that cannot be started or reached; a run can go on without it."""
+
+
+def free_port(wanted: int, host: str = HOST) -> int:
+    """The wanted port if it is free, otherwise any free port. Raises ViewerNotStarted when there is none."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:
-                probe.bind((HOST, port))
+                probe.bind((host, port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise UserError(f"--view: no free port on {HOST}; use --record FILE.rrd and look later")
+    raise ViewerNotStarted(f"--view: no free port on {host}; use --record FILE.rrd and look later")
+
+
+def expect_viewer(mode: ViewMode) -> None:
+    """Check that a viewer answers. Raises ViewerNotStarted if not: Rerun itself would wait for it at every call."""
+    try:
+        socket.create_connection((mode.host, mode.port), timeout=CONNECT_S).close()
+    except OSError as error:
+        at = f"{mode.host}:{mode.port}"
+        raise ViewerNotStarted(
+            f"--view connect:{at}: no viewer answers there ({error}); start one with rerun --port {mode.port}"
+        ) from None
 
 
 def open_window(port: int) -> subprocess.Popen[bytes]:
     """Start Rerun's native viewer, listening on `port`. It stays open after the run.
 
     Raises:
-        UserError: there is no display, or the viewer does not start.
+        ViewerNotStarted: there is no display, or the viewer does not start.
     """
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError(
+        raise ViewerNotStarted(
             "--view spawn: there is no screen (DISPLAY and WAYLAND_DISPLAY are not set); "
             "use --view web, or --record FILE.rrd and look later"
         )
@@ -44,13 +60,13 @@ def open_window(port: int) -> subprocess.Popen[bytes]:
     return _started([executable(), *options], port, "spawn")
 
 
-def serve_page(uri: str, web_port: int) -> subprocess.Popen[bytes]:
+def serve_page(uri: str, web_port: int, host: str = HOST) -> subprocess.Popen[bytes]:
     """Serve the web viewer, which reads from `uri`, on `web_port`. The caller ends it with the run.
 
     Raises:
-        UserError: the viewer does not start.
+        ViewerNotStarted: the viewer does not start.
     """
-    options = ["--serve-web", uri, "--bind", HOST, "--web-viewer-port", str(web_port)]
+    options = ["--serve-web", uri, "--bind", host, "--web-viewer-port", str(web_port)]
     return _started([executable(), *options], web_port, "web")
 
 
@@ -70,7 +86,7 @@ def _started(command: list[str], port: int, view: str) -> subprocess.Popen[bytes
     code = process.poll()
     end(process)
     how = f"did not answer within {START_S:.0f} s" if code is None else f"ended at once with code {code}"
-    raise UserError(f"--view {view}: the Rerun viewer {how}; use --record FILE.rrd and look later")
+    raise ViewerNotStarted(f"--view {view}: the Rerun viewer {how}; use --record FILE.rrd and look later")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -87,7 +103,7 @@ def executable() -> str:
     """Path of the viewer installed with rerun-sdk, which is not on PATH unless the environment is activated.
 
     Raises:
-        UserError: it is not installed.
+        ViewerNotStarted: it is not installed.
     """
     spec = find_spec("rerun_cli")
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -95,4 +111,4 @@ def executable() -> str:
             path = Path(folder) / name
             if path.is_file():
                 return str(path)
-    raise UserError("--view: the Rerun viewer is not installed; pip install --force-reinstall rerun-sdk")
+    raise ViewerNotStarted("--view: the Rerun viewer is not installed; pip install --force-reinstall rerun-sdk")

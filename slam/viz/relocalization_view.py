@@ -1,0 +1,70 @@
+"""Relocalization in Rerun: the frame beside the keyframe where it was found, the places tried, and why not there."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import rerun as rr
+
+from relocalizer.geometry import Similarity
+from slam.events import RelocalizationTried
+from slam.map.frames import Frame
+from slam.viz.canvas import WAITING, Canvas, screen_radius
+from slam.viz.pictures import KeyframePictures, log_pair, shrunk
+
+EVERY = 10  # interval between two attempts in vain whose pictures are sent, frames
+RAY = 30.0  # length of the ray of a predicted direction, in frustum depths
+
+
+class RelocalizationView:
+    """Shows every attempt to find a frame in the map; the pictures of those in vain only now and then."""
+
+    def __init__(self, canvas: Canvas, pictures: KeyframePictures) -> None:
+        self._canvas = canvas
+        self._pictures = pictures
+        self._tried: RelocalizationTried | None = None
+        self._last = -EVERY
+
+    def show(self, event: RelocalizationTried, poses: dict[int, Similarity]) -> None:
+        """Show the places tried; the picture of the frame comes with it, in `show_picture`."""
+        self._tried = event
+        self._canvas.recording.log("relocalization/table", rr.TextDocument(_table(event), media_type="text/markdown"))
+        rays = [
+            (poses[tried.keyframe_id].translation, np.array(tried.direction_world))
+            for tried in event.attempts
+            if tried.direction_world is not None and tried.keyframe_id in poses
+        ]
+        length = RAY * self._canvas.frustum_depth
+        strips = np.array([(start, start + length * step) for start, step in rays], np.float32).reshape(-1, 2, 3)
+        drawn = rr.LineStrips3D(strips, colors=WAITING, radii=screen_radius(1.0))
+        self._canvas.recording.log("world/relocalization/directions", drawn)
+
+    def show_picture(self, frame: Frame) -> None:
+        """Show the frame of the last attempt beside the keyframe that it resembles most."""
+        event = self._tried
+        if event is None or event.frame_index != frame.index or not frame.image.size:
+            return
+        self._tried = None
+        found = event.keyframe_id >= 0
+        if not event.attempts or not (found or frame.index - self._last >= EVERY):
+            return
+        best = event.keyframe_id if found else max(event.attempts, key=lambda tried: tried.landmarks).keyframe_id
+        picture = self._pictures.get(best)
+        if picture is not None:
+            self._last = frame.index
+            log_pair(self._canvas, "relocalization/pair", picture, shrunk(frame.image, frame.camera), event.matches)
+
+
+def _table(event: RelocalizationTried) -> str:
+    found = event.keyframe_id >= 0
+    head = f"### Frame {event.frame_index}: " + (f"found at keyframe {event.keyframe_id}" if found else "not found")
+    rows = [
+        f"| {tried.keyframe_id} | {_number(tried.similarity)} | {tried.landmarks} | {tried.reason or 'found'} |"
+        for tried in event.attempts
+    ]
+    return "\n".join([head, "", "| keyframe | similarity | landmarks | why not |", "|--:|--:|--:|---|", *rows])
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"

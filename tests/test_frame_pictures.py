@@ -1,0 +1,70 @@
+"""Pictures of the frames in which something happened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_rerun_viewer import frame_event
+
+from relocalizer.errors import OutputError
+from slam.bench.recording_cost import RecordingMeter
+from slam.events import FrameProcessed
+from slam.map.frame_measurement import FrameMeasurement
+from slam.map.tracking_status import TrackingState
+from slam.run.frame_pictures import MOST, FramePictures, picture_path
+from slam.run.run_folder import RunFolder
+
+CALM = FrameMeasurement(gain=1.0, changed=0.0, fineness=0.6)
+
+
+def shown(
+    k: int, measurement: FrameMeasurement = CALM, state: TrackingState = TrackingState.TRACKING
+) -> FrameProcessed:
+    return replace(frame_event(k), measurement=measurement, state=state)
+
+
+def test_the_first_frame_of_a_loss_and_abrupt_changes_are_kept(tmp_path: Path) -> None:
+    pictures = FramePictures(RunFolder(tmp_path))
+    lost = [shown(k, state=TrackingState.LOST) for k in (3, 4)]
+    brighter = shown(6, replace(CALM, gain=1.5))
+    blurred, sharp_again = shown(8, replace(CALM, fineness=0.3)), shown(9)
+    for event in [shown(1), shown(2), *lost, shown(5), brighter, shown(7), blurred, sharp_again]:
+        pictures(event)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["000003.jpg", "000006.jpg", "000008.jpg"]
+    image = cv2.imread(str(picture_path(tmp_path, 3)))
+    assert image is not None
+    assert image.shape == (240, 320, 3)
+
+
+def test_a_calm_run_has_no_pictures_and_a_wild_one_not_many(tmp_path: Path) -> None:
+    calm = FramePictures(RunFolder(tmp_path))
+    for k in range(20):
+        calm(shown(k))
+    assert not (tmp_path / "pictures").exists()
+    for k in range(3 * MOST):
+        calm(shown(k, replace(CALM, changed=0.9)))
+    assert len(list((tmp_path / "pictures").iterdir())) == MOST
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_observer(tmp_path: Path) -> None:
+    (tmp_path / "pictures").write_text("a file in its place")
+    pictures = FramePictures(RunFolder(tmp_path))
+    with pytest.raises(OutputError, match="pictures: cannot be written"):
+        pictures(shown(1, state=TrackingState.LOST))
+
+
+def test_the_cost_of_a_recording_is_that_of_the_calls_of_its_viewer(tmp_path: Path) -> None:
+    kept: list[np.ndarray] = []
+    meter = RecordingMeter(lambda event: kept.append(np.ones(250_000)))
+    for k in range(20):
+        meter(frame_event(k))
+    record = tmp_path / "run.rrd"
+    record.write_bytes(bytes(300_000))
+    cost = meter.cost(record, run_wall_s=10.0)
+    assert (cost.frames, cost.bytes, cost.mb_per_100_frames) == (20, 300_000, pytest.approx(1.5))
+    assert 0 < cost.share < 0.5
+    assert cost.memory_growth_mb is None or 20 < cost.memory_growth_mb < 80
