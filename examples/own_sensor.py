@@ -1,13 +1,10 @@
 """Logs the data of another sensor into the recording of a run: an observer draws it beside everything else.
 
-    python examples/own_sensor.py sequences/room_loop room.rrd
+python examples/own_sensor.py sequences/room_loop room.rrd
 
-A viewer of the run and an observer of one's own are both called with every event, in their order; what the observer
-logs to the viewer's recording appears on the same timelines, and `slam view` tabs stay as they are. Replace
+Both are called with every event, in their order, so that the data appear on the same timelines. Replace
 `simulated_gyroscope` by a reader of your own sensor that answers for the time of a frame.
 """
-
-from __future__ import annotations
 
 import sys
 from pathlib import Path

@@ -302,6 +302,9 @@ def test_images_beyond_those_that_wait_are_sent_away() -> None:
     release = threading.Event()
 
     class Slow:
+        def prepare(self, upload: Upload) -> Upload:
+            return upload
+
         def locate(self, upload: Upload) -> dict[str, Any]:
             release.wait(30)
             return {"found": False, "reason": str(len(upload.image))}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from relocalizer.answer_values import answer_values
 from relocalizer.camera_files import UnsizedCamera, parse_camera_file
+from relocalizer.features import detect_features
 from relocalizer.image_headers import size_of_encoded
-from relocalizer.images import Image, decode_image, shrink, size_within
+from relocalizer.images import Image, decode_image, shrink, size_within, to_gray
 from relocalizer.interfaces import CalibratedImage
-from relocalizer.maps.reference_map import ReferenceMap
+from relocalizer.maps.reference_map import ReferenceMap, features_of
 from relocalizer.plausible_camera import expect_plausible
 from relocalizer.relocalizer import Relocalizer
 from slam.config.schema import InputConfig
@@ -23,8 +25,16 @@ MIN_SIDE_PX = 32  # shorter side of an image below which there is nothing to rec
 CACHED_RECTIFIERS = 8  # image sizes and cameras whose undistortion is remembered
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedImage:
+    """An upload ready to be localized, and a note on the camera that it is seen with."""
+
+    view: CalibratedImage
+    note: str
+
+
 class MapLocalizer:
-    """Answers uploads; used from one thread.
+    """Answers uploads in two steps, `prepare` and `locate`. Each has a thread of its own, as they share nothing.
 
     The camera of an image is, in this order: the one uploaded with it, the default of the service, a camera of the map
     with the same aspect ratio. Without any, the image is accepted if the predictor needs none.
@@ -42,20 +52,26 @@ class MapLocalizer:
         """`camera` is the default; `camera_needed` is whether the predictor of the map needs one."""
         self._map, self._relocalizer, self._config = reference_map, relocalizer, config
         self._camera, self._camera_needed = camera, camera_needed
+        self._features = features_of(reference_map.provenance)
         self._rectifier = lru_cache(maxsize=CACHED_RECTIFIERS)(
             lambda width, height, calibration: Rectifier(width, height, calibration, config)
         )
 
-    def locate(self, upload: Upload) -> dict[str, Any]:
-        """The answer as in `answer_values`, with a note on the camera that was used.
+    def prepare(self, upload: Upload) -> PreparedImage:
+        """The image decoded, undistorted, and with its local features.
 
         Raises:
             UserError: the image or its camera cannot be used.
         """
         calibration = _camera_of(upload.camera) if upload.camera is not None else None
-        image = _decoded(upload.image)
-        view, note = self._rectified(image, calibration)
-        return {**answer_values(self._relocalizer.locate(view), self._map), "camera": note}
+        view, note = self._rectified(_decoded(upload.image), calibration)
+        if view.camera is not None:
+            view = replace(view, features=detect_features(to_gray(view.image), self._features, view.mask))
+        return PreparedImage(view, note)
+
+    def locate(self, prepared: PreparedImage) -> dict[str, Any]:
+        """The answer as in `answer_values`, with the note on the camera."""
+        return {**answer_values(self._relocalizer.locate(prepared.view), self._map), "camera": prepared.note}
 
     def _rectified(self, image: Image, given: Calibration | None) -> tuple[CalibratedImage, str]:
         height, width = image.shape[:2]
