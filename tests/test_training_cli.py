@@ -214,7 +214,7 @@ def test_a_killed_training_is_resumed_to_the_same_bits(place, tmp_path):
 
 @pytest.mark.slow
 def test_the_bundled_room_adapts_a_tiny_network(tmp_path, slam_command):
-    """The whole way of docs/training.md: run, train, run with the weights. Some 100 CPU seconds."""
+    """The whole way of docs/training.md: run, train, run with the weights. Some 75 CPU seconds."""
     room = ROOT / "sequences" / "room_loop"
     assert slam_command("run", room, "--predictor", "geometric", "-o", tmp_path / "room", "-q").code == 0
     ended = slam_command("train", "--from-maps", tmp_path / "room", "-c", ROOT / "configs/training/tiny.yaml",
@@ -222,8 +222,9 @@ def test_the_bundled_room_adapts_a_tiny_network(tmp_path, slam_command):
     assert ended.code == 0, ended.complaint
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     found = json.loads(ended.out)
-    assert found["after"]["direction_deg"] < 0.9 * found["before"]["direction_deg"]
-    assert found["after"]["rotation_deg"] < 0.5 * found["before"]["rotation_deg"]
+    after, before = found["after"], found["before"]
+    assert after["direction_deg"] < min(0.8 * before["direction_deg"], after["guess_direction_deg"])
+    assert after["rotation_deg"] < min(0.5 * before["rotation_deg"], after["guess_rotation_deg"])
     run = slam_command("run", room, "--max-frames", 60, "--predictor", "reloc3r-224", "--weights", tmp_path / "tiny",
                        "-o", tmp_path / "used")  # fmt: skip
     assert run.code in (0, 1), run.complaint
