@@ -82,13 +82,13 @@ def picture_of_the_start(images: list[Image]) -> list[Image]:
 
 
 STORIES = (
-    Story("blur", "Tracking", partial(faults.blur_burst, frames=range(100, 112)), last=113),
+    Story("blur", "Tracking", partial(faults.blur_burst, frames=range(100, 112)), last=110),
     Story("pure_rotation", "Tracking", partial(faults.pure_rotation, frames=range(100, 150)), last=149),
     Story("aliasing", "Loops", picture_of_the_start),
     Story("refused_true_loop", "Loops", every_second, 420, options=("--set", "loop_closing.min_inliers=600"), last=186),
     Story("accepted_false_loop", "Graph", picture_of_the_start, options=("--set", "loop_closing.robust=false")),
     Story("wrong_intrinsics", "Graph", as_it_is, focal=1.2),
-    Story("low_texture", "Relocalization", low_texture, last=120),
+    Story("low_texture", "Plots", low_texture),
     Story("exposure_jump", "Plots", partial(faults.exposure_jump, frames=range(100, 130))),
     Story("dropped_frames", "Plots", partial(faults.frames_dropped, frames=range(100, 112))),
     Story("relocalization_refused", "Relocalization", elsewhere_after_the_dark, 290, last=110),
