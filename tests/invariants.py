@@ -24,6 +24,7 @@ from slam.events import (
     Initialized,
     KeyframeAdded,
     LandmarksUpdated,
+    LoopExamined,
     Relocalized,
     RunFinished,
     TrackingLost,
@@ -261,6 +262,8 @@ class Witness:
                 require(event.inliers > 0 and event.keyframe_id >= 0, f"a place that cannot be: {event}")
             case TrackingLost() | FrameNotLocalized():
                 require(event.reason, "no reason why there is no pose")
+            case LoopExamined():
+                require(bool(event.reason) != event.is_accepted, f"a reason for what succeeded, or none: {event}")
             case RunFinished():
                 self.finished += 1
                 require(np.isfinite(event.world_from_cam).all(), "the final poses are not finite")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from miniatures import View, room_views, write
 from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
-from slam.mapping.gtsam_bundle_adjuster import GtsamBundleAdjuster
 
 from relocalizer.camera import Camera
 from relocalizer.errors import UserError
@@ -25,6 +24,7 @@ from slam.benchmarks.suites import SLAM, open_suite
 from slam.components.assembly import Components
 from slam.input.dataset_calibrations import ICL_NUIM_CAMERA, SEVEN_SCENES_CAMERA
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.run.plain_values import plain
 
 FREE = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
@@ -54,7 +54,7 @@ def oracle_views(monkeypatch: pytest.MonkeyPatch, camera: Camera, frames: int) -
             tracker=OracleTracker(world, descriptor_noise=0.0),
             retriever=FaissRetriever(),
             optimizer=GtsamOptimizer(robust=True),
-            adjuster=GtsamBundleAdjuster(),
+            adjuster=SchurBundleAdjuster(),
         )
 
     monkeypatch.setattr("slam.components.assembly.assemble", assemble)

@@ -14,10 +14,8 @@ from slam.explain.image_faults import Mask, black_rows, covered_rows, spans, spo
 from slam.explain.run_record import RunRecord
 from slam.tracking.image_measurement import ROTATION_EVERY, ROTATION_FRAMES
 
-JUMP, JUMP_SHARE = (
-    3.5,
-    0.02,
-)  # minimum step of a jump: relative to those around it, and as a fraction of the focal length
+# Minimum step of a jump: relative to those around it, and as a fraction of the focal length.
+JUMP, JUMP_SHARE = 3.5, 0.02
 IRREGULAR = 6.0  # minimum log of that ratio, relative to the usual change (log, median) from one step to the next
 CUT = 0.5  # minimum size of a jump that is called a cut, as a fraction of the focal length
 STEPS_AROUND = 6  # number of steps on each side that it is compared with
@@ -153,6 +151,7 @@ def rotating_rows(record: RunRecord) -> Mask:
     """(N,) whether the camera only turns: a rotation explains the tracks over the last frames, and they moved far."""
     m = record.measured
     turned = (m["rotation_only"] >= TURNING) & (m["turned_px"] >= TURNED_SHARE * record.focal_px)
+    turned &= ~(black_rows(record) | covered_rows(record))  # what is left of the image shows too little
     rotating = np.zeros(len(record), bool)
     measured = np.flatnonzero(np.isfinite(m["rotation_only"])).tolist()
     for before, row in pairwise(measured):  # one alone may be a few tracks that happen to agree

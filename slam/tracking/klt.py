@@ -115,7 +115,8 @@ class KltTracker:
 
     def sharpness(self, gray: Image) -> float:
         """Variance of the Laplacian at half resolution, which attenuates noise but not motion blur."""
-        half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        has_half = min(gray.shape) > 1
+        half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) if has_half else gray
         return float(cv2.Laplacian(half, cv2.CV_32F).var())
 
 
