@@ -30,7 +30,7 @@ from slam.events import (
 )
 from slam.map.edge_residuals import residuals_of
 from slam.map.frames import Frame, InitialPair, Keyframe, PoseNotFound
-from slam.map.picture_points import MatchedPoints, TrackedPoints
+from slam.map.image_points import MatchedPoints, TrackedPoints
 from slam.map.slam_map import SlamMap
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
 from slam.result import SlamResult

@@ -18,8 +18,8 @@ from relocalizer.interfaces import NoEstimate, PairEstimate
 from slam.map.edge_residuals import EdgeResiduals
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, Keyframe
+from slam.map.image_points import MatchedPoints, TrackedPoints
 from slam.map.keyframe_graph import Edge, EdgeKind
-from slam.map.picture_points import MatchedPoints, TrackedPoints
 from slam.map.tracking_status import TrackingState
 
 

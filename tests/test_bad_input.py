@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, endless):
     assert "Traceback" not in ended.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["frames"] == 100
-    assert {Path(error["error"].partition(":")[0]).name for error in report["errors"]} == {"events.jsonl", "pictures"}
+    assert {Path(error["error"].partition(":")[0]).name for error in report["errors"]} == {"events.jsonl", "thumbnails"}
 
 
 def test_a_disk_that_is_really_full(tmp_path, images):

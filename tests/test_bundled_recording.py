@@ -156,7 +156,7 @@ def is_green(image: Image) -> np.ndarray:
     return (green > 150) & (green > red + 70) & (green > blue + 70)
 
 
-def test_the_loops_panel_shows_two_pictures_and_their_matches(served: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_loops_panel_shows_two_images_and_their_matches(served: Callable[[str], str], tmp_path: Path) -> None:
     assert "Loops" in TABS
     image = chromium.screenshot(served("Loops"), tmp_path / "loops.png", lambda image: is_green(image).sum() > 1500)
     rows = np.flatnonzero(is_green(image).any(axis=1))
@@ -164,7 +164,7 @@ def test_the_loops_panel_shows_two_pictures_and_their_matches(served: Callable[[
     right = image[rows[0] : rows[-1], 400:710].astype(float)
     assert left.std() > 25
     assert right.std() > 25
-    assert np.abs(left - right).mean() > 10  # not the same picture twice
+    assert np.abs(left - right).mean() > 10  # not the same image twice
 
 
 def test_the_live_panel_shows_the_map_and_the_image(served: Callable[[str], str], tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ from slam.evaluation.trajectory import Trajectory
 from slam.events import GraphOptimized, LoopExamined, PairRelated, PlaceAttempt, RelocalizationTried, RunFinished
 from slam.map.edge_residuals import EdgeResiduals, residuals_at
 from slam.map.frame_measurement import FrameMeasurement, Gate
+from slam.map.image_points import MatchedPoints, TrackedPoints
 from slam.map.keyframe_graph import Edge, EdgeKind
-from slam.map.picture_points import MatchedPoints, TrackedPoints
 from slam.map.tracking_status import TrackingState
 from slam.viz import canvas, recording_output, viewer_process
 from slam.viz.layout import TABS, blueprint
@@ -84,7 +84,7 @@ def examined(i: int, j: int, k: int, *, accepted: bool) -> LoopExamined:
     return LoopExamined(frame_index=k, i=i, j=j, is_accepted=accepted, reason=reason, gates=gates, matches=matches)
 
 
-def test_a_loop_candidate_shows_both_pictures_their_matches_and_its_tests(record: Path) -> None:
+def test_a_loop_candidate_shows_both_images_their_matches_and_its_tests(record: Path) -> None:
     events = [
         keyframe(0, 0, 40), keyframe(1, 5, 200), keyframe(2, 9, 120),
         examined(0, 1, 5, accepted=False), examined(0, 2, 9, accepted=True),
@@ -115,7 +115,7 @@ def test_each_candidate_of_one_frame_can_be_looked_at(record: Path) -> None:
     assert column(record, "/world/camera", "Transform3D:translation", timeline="loop")[0][0] is None
 
 
-def test_without_pictures_a_candidate_is_a_table(record: Path) -> None:
+def test_without_images_a_candidate_is_a_table(record: Path) -> None:
     recorded(record, [keyframe_event(0, 0), keyframe_event(1, 5), examined(0, 1, 5, accepted=False)])
     assert column(record, "/loops/pair", "EncodedImage:blob") == []
     assert len(column(record, "/loops/table", "TextDocument:text")) == 1
@@ -243,7 +243,7 @@ def test_a_relocalization_shows_the_places_tried_and_why_not(record: Path) -> No
     assert len(column(record, "/relocalization/pair", "EncodedImage:blob")) == 1
 
 
-def test_attempts_in_vain_send_few_pictures(record: Path) -> None:
+def test_attempts_in_vain_send_few_images(record: Path) -> None:
     in_vain = (PlaceAttempt(keyframe_id=0, similarity=0.1, landmarks=0, reason="no"),)
     events: list[Any] = [keyframe(0, 0)]
     for k in range(1, 26):

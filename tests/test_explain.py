@@ -37,8 +37,8 @@ from slam.explain.run_record import RunRecord, read_run, record_of
 from slam.map.edge_residuals import EdgeResiduals
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame
+from slam.map.image_points import MatchedPoints
 from slam.map.keyframe_graph import Edge, EdgeKind
-from slam.map.picture_points import MatchedPoints
 from slam.map.tracking_status import TrackingState
 from slam.map.tracks import Tracks
 from slam.tracking.image_measurement import FrameMeter, gain_between, repetition_of

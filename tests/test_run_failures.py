@@ -38,7 +38,7 @@ from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.run import runner
 from slam.run.checkpoints import Checkpoints
 from slam.run.event_log import EventLog
-from slam.run.frame_pictures import FramePictures
+from slam.run.frame_thumbnails import FrameThumbnails
 from slam.run.frames_table import FramesTable
 from slam.run.recorded_run import RunRecorder, RunRequest
 from slam.run.run_folder import RunFolder
@@ -292,7 +292,7 @@ def observers_of_a_run(tmp_path: Path) -> list[str]:
     return [type(observer).__name__ for observer in given]
 
 
-OBSERVERS = ["RunStatistics", "EventLog", "FramesTable", "FramePictures", "Checkpoints"]
+OBSERVERS = ["RunStatistics", "EventLog", "FramesTable", "FrameThumbnails", "Checkpoints"]
 
 
 def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
@@ -301,7 +301,7 @@ def test_the_observers_tested_here_are_those_of_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, monkeypatch, caplog, name):
-    kind = {kind.__name__: kind for kind in (RunStatistics, EventLog, FramesTable, FramePictures, Checkpoints)}[name]
+    kind = {kind.__name__: kind for kind in (RunStatistics, EventLog, FramesTable, FrameThumbnails, Checkpoints)}[name]
     wire = Tripwire(target=name, always=True, from_the_start=True)
     monkeypatch.setattr(kind, "__call__", wire.wrap(name, kind.__call__))
     ended = oracle_run(HELD)
@@ -357,7 +357,7 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
 def test_the_files_tested_here_are_those_that_are_written(oracle_run, tmp_path):
     assert oracle_run().code == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made - {"config.yaml", "events.jsonl", "frames.csv", "pictures"} == {*FILES} - {"camera.yaml"}
+    assert made - {"config.yaml", "events.jsonl", "frames.csv", "thumbnails"} == {*FILES} - {"camera.yaml"}
 
 
 # A lens that is none

@@ -1,8 +1,8 @@
-"""The runs and pictures of docs/debugging.md: faults put into the bundled clip, run, explained and photographed.
+"""The runs and screenshots of docs/debugging.md: faults put into the bundled clip, run, explained and photographed.
 
     python docs/experiments/failure_stories.py --out STORIES                  # runs all stories, a minute each
     python docs/experiments/failure_stories.py --out STORIES --only blur      # one of them
-    python docs/experiments/failure_stories.py --out STORIES --pictures docs/debugging
+    python docs/experiments/failure_stories.py --out STORIES --screenshots docs/debugging
 
 The last takes the screenshots of the runs that are there, in headless Chromium (needs Playwright and Chromium; half a
 minute each), and writes them as JPEG files.
@@ -38,7 +38,7 @@ CLIP = ROOT / "sequences" / "room_loop"
 
 
 class Story(NamedTuple):
-    """A clip, the options of its run, and the tab and frame of its picture."""
+    """A clip, the options of its run, and the tab and frame of its screenshot."""
 
     name: str
     tab: str
@@ -69,7 +69,7 @@ def elsewhere_after_the_dark(images: list[Image]) -> list[Image]:
     return [*images[:100], *(np.zeros_like(images[0]) for _ in range(8)), *images[220:290]]
 
 
-def picture_of_the_start(images: list[Image]) -> list[Image]:
+def image_of_the_start(images: list[Image]) -> list[Image]:
     """Half of the view is a screen that shows the beginning of the clip."""
     half = images[0].shape[1] // 2
 
@@ -84,9 +84,9 @@ def picture_of_the_start(images: list[Image]) -> list[Image]:
 STORIES = (
     Story("blur", "Tracking", partial(faults.blur_burst, frames=range(100, 112)), last=110),
     Story("pure_rotation", "Tracking", partial(faults.pure_rotation, frames=range(100, 150)), last=149),
-    Story("aliasing", "Loops", picture_of_the_start),
+    Story("aliasing", "Loops", image_of_the_start),
     Story("refused_true_loop", "Loops", every_second, 420, options=("--set", "loop_closing.min_inliers=600"), last=186),
-    Story("accepted_false_loop", "Graph", picture_of_the_start, options=("--set", "loop_closing.robust=false")),
+    Story("accepted_false_loop", "Graph", image_of_the_start, options=("--set", "loop_closing.robust=false")),
     Story("wrong_intrinsics", "Graph", as_it_is, focal=1.2),
     Story("low_texture", "Plots", low_texture),
     Story("exposure_jump", "Plots", partial(faults.exposure_jump, frames=range(100, 130))),
@@ -138,7 +138,7 @@ def frame_of(event: Event) -> int:
 
 
 def photograph(story: Story, out: Path, folder: Path) -> None:
-    """Take the picture of a story: its tab, with the run shown up to its last frame."""
+    """Take the screenshot of a story: its tab, with the run shown up to its last frame."""
     recording_output.blueprint = partial(blueprint, story.tab)
     replay = open_replay(out / story.name)
     viewer = RerunViewer(record=None, view="web", ground_truth=None, title=story.name, camera=replay.camera)
@@ -146,12 +146,12 @@ def photograph(story: Story, out: Path, folder: Path) -> None:
         for event in replay.events():
             if story.last is None or frame_of(event) <= story.last:
                 viewer(event)
-        picture = folder / f"{story.name}.png"
-        chromium.screenshot(viewer.url, picture, Settled())
-        image = cv2.imread(str(picture))
+        screenshot = folder / f"{story.name}.png"
+        chromium.screenshot(viewer.url, screenshot, Settled())
+        image = cv2.imread(str(screenshot))
         assert image is not None
-        cv2.imwrite(str(picture.with_suffix(".jpg")), image, [cv2.IMWRITE_JPEG_QUALITY, 70])
-        picture.unlink()
+        cv2.imwrite(str(screenshot.with_suffix(".jpg")), image, [cv2.IMWRITE_JPEG_QUALITY, 70])
+        screenshot.unlink()
     finally:
         viewer.close()
 
@@ -160,16 +160,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--only", choices=[story.name for story in STORIES], action="append", help="one of the stories")
-    parser.add_argument("--pictures", type=Path, help="take the pictures of the runs in --out, into this folder")
+    parser.add_argument("--screenshots", type=Path, help="take screenshots of the runs in --out, into this folder")
     arguments = parser.parse_args()
     for story in STORIES:
         if arguments.only and story.name not in arguments.only:
             continue
-        if arguments.pictures is None:
+        if arguments.screenshots is None:
             run(story, arguments.out)
         else:
-            arguments.pictures.mkdir(exist_ok=True)
-            photograph(story, arguments.out, arguments.pictures)
+            arguments.screenshots.mkdir(exist_ok=True)
+            photograph(story, arguments.out, arguments.screenshots)
 
 
 if __name__ == "__main__":

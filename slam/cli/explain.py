@@ -20,7 +20,7 @@ def explain(
     as_json: AsJson = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write one HTML page with pictures and plots, too."),
+        typer.Option("--html", metavar="FILE", help="Write one HTML page with images and plots, too."),
     ] = None,
 ) -> None:
     """Explain a finished run: what went wrong, in which frames, why, and the setting or way of filming that helps.
@@ -46,7 +46,9 @@ def explain(
     explanation = explanation_of(record, run.resolve().name)
     print(json.dumps(explanation.to_dict(), indent=2) if as_json else text_of(explanation))
     if html is not None:
-        page = html_page(explanation, record, keyframe_jpeg=_keyframe_pictures(run), frame_jpeg=_frame_pictures(run))
+        page = html_page(
+            explanation, record, keyframe_jpeg=_keyframe_thumbnails(run), frame_jpeg=_frame_thumbnails(run)
+        )
         write_atomically(html, page)
         say(f"wrote {html}")
 
@@ -72,15 +74,15 @@ def _mark(share: float) -> str:
     return "#" if share > 0.98 else "+" if share > 0.5 else "-" if share > 0 else "."
 
 
-def _frame_pictures(run: Path) -> Callable[[int], bytes | None]:
-    """Pictures of the few frames of a run that were kept, by frame index."""
-    from slam.run.frame_pictures import picture_path
+def _frame_thumbnails(run: Path) -> Callable[[int], bytes | None]:
+    """Thumbnails of the few frames of a run that were kept, by frame index."""
+    from slam.run.frame_thumbnails import thumbnail_path
 
-    return lambda index: picture_path(run, index).read_bytes() if picture_path(run, index).is_file() else None
+    return lambda index: thumbnail_path(run, index).read_bytes() if thumbnail_path(run, index).is_file() else None
 
 
-def _keyframe_pictures(run: Path) -> Callable[[int], bytes | None]:
-    """Pictures of keyframes from the map of a run, by keyframe id."""
+def _keyframe_thumbnails(run: Path) -> Callable[[int], bytes | None]:
+    """Images of keyframes from the map of a run, by keyframe id."""
     from relocalizer.maps.map_format import jpeg_of
     from relocalizer.maps.map_reader import load_map
     from slam.run.run_folder import MAP

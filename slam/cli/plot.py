@@ -1,4 +1,4 @@
-"""`slam plot`: a picture of a run from above."""
+"""`slam plot`: a image of a run from above."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plot(
 ) -> None:
     """Draw a run from above: path, keyframes, landmarks, loop closures and lost stretches.
 
-    Every run leaves this picture in its folder.
+    Every run leaves this image in its folder.
 
     Examples:
 

@@ -68,7 +68,7 @@ class Finding:
         sentence: what happened, with the figures.
         figures: the numbers that led to it, by name.
         because: for a loss, what caused it, the most likely first; empty if no cause was found.
-        keyframes: ids of keyframes whose pictures show it.
+        keyframes: ids of keyframes whose images show it.
     """
 
     cause: Cause

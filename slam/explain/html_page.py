@@ -1,4 +1,4 @@
-"""The explanation of a run as one HTML page with pictures, which needs no other file and no network."""
+"""The explanation of a run as one HTML page with images, which needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slam.explain.run_record import RunRecord
 
 WIDTH, HEIGHT = 960, 70  # of a plot, pixels
 POINTS = 1000  # maximum number of points of a plotted line
-MOST_PICTURES = 60  # maximum number of pictures on a page
+MOST_IMAGES = 60  # maximum number of images on a page
 PLOTS = (
     ("inliers", "inlier landmarks"),
     ("brightness", "mean gray level"),
@@ -44,11 +44,11 @@ def html_page(
     """The page.
 
     Args:
-        keyframe_jpeg, frame_jpeg: the picture of a keyframe and of a frame as the bytes of a JPEG file; None if there
+        keyframe_jpeg, frame_jpeg: the image of a keyframe and of a frame as the bytes of a JPEG file; None if there
             is none.
     """
-    pictures = _Pictures(keyframe_jpeg, frame_jpeg)
-    found = "".join(_finding(finding, pictures) for finding in explanation.findings)
+    images = _Images(keyframe_jpeg, frame_jpeg)
+    found = "".join(_finding(finding, images) for finding in explanation.findings)
     reasons = f": {escape('; '.join(explanation.reasons))}" if explanation.reasons else ""
     refused = "".join(f"<tr><td>{escape(gate)}<td>{count}" for gate, count in explanation.refused.items())
     parts = (
@@ -67,21 +67,21 @@ def html_page(
     return "".join(parts)
 
 
-class _Pictures:
-    """Pictures of keyframes and frames as HTML, not more than `MOST_PICTURES` on a page."""
+class _Images:
+    """Images of keyframes and frames as HTML, not more than `MOST_IMAGES` on a page."""
 
     def __init__(self, keyframe_jpeg: Callable[[int], bytes | None], frame_jpeg: Callable[[int], bytes | None]) -> None:
         self._keyframe_jpeg, self._frame_jpeg = keyframe_jpeg, frame_jpeg
         self._count = 0
 
     def of(self, finding: Finding) -> str:
-        """The pictures of a finding: the first of its frames that there is, and its keyframes."""
+        """The images of a finding: the first of its frames that there is, and its keyframes."""
         frames = range(finding.first, min(finding.last, finding.first + 3) + 1)
         first = next((self._figure(self._frame_jpeg, k, "frame") for k in frames if self._frame_jpeg(k)), "")
         return first + "".join(self._figure(self._keyframe_jpeg, k, "keyframe") for k in finding.keyframes)
 
     def _figure(self, jpeg: Callable[[int], bytes | None], number: int, kind: str) -> str:
-        data = jpeg(number) if self._count < MOST_PICTURES else None
+        data = jpeg(number) if self._count < MOST_IMAGES else None
         if data is None:
             return ""
         self._count += 1
@@ -89,9 +89,9 @@ class _Pictures:
         return f'<figure><img src="{source}" alt=""><figcaption>{kind} {number}</figcaption></figure>'
 
 
-def _finding(finding: Finding, pictures: _Pictures) -> str:
+def _finding(finding: Finding, images: _Images) -> str:
     figures = ", ".join(f"{escape(name)} {value:.4g}" for name, value in finding.figures.items())
-    shown = pictures.of(finding)
+    shown = images.of(finding)
     return (
         f"<section><p><b>{escape(finding.cause)}</b>, {finding.frames}: {escape(finding.sentence)}</p>"
         f'<p class="figures">{figures}</p><p>What would help: {escape(finding.advice)}</p>{shown}</section>'

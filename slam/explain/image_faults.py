@@ -229,5 +229,5 @@ def _few_features(record: RunRecord, hidden: Mask) -> Iterator[Finding]:
 
 
 def _finding(record: RunRecord, cause: Cause, first: int, last: int, text: str, **figures: float) -> Finding:
-    pictures = record.keyframes_near(first, last)
-    return Finding(cause=cause, first=first, last=last, sentence=text, figures=figures, keyframes=pictures)
+    shown = record.keyframes_near(first, last)
+    return Finding(cause=cause, first=first, last=last, sentence=text, figures=figures, keyframes=shown)

@@ -203,9 +203,9 @@ def _scale_drift(record: RunRecord) -> Iterator[Finding]:
         return
     first, last = sorted((low.keyframe.frame_index, high.keyframe.frame_index))
     text = f"the scale drifted by {drift:.0%} between these frames, and loops ({len(loops)}) corrected it"
-    pictures = (low.keyframe.id, high.keyframe.id)
+    shown = (low.keyframe.id, high.keyframe.id)
     yield Finding(
-        cause=Cause.SCALE_DRIFT, first=first, last=last, sentence=text, figures={"drift": drift}, keyframes=pictures
+        cause=Cause.SCALE_DRIFT, first=first, last=last, sentence=text, figures={"drift": drift}, keyframes=shown
     )
 
 

@@ -75,14 +75,14 @@ def _jumps(record: RunRecord) -> Iterator[Finding]:
 
 def _dropped(record: RunRecord, row: int, text: str, missing: int) -> Finding:
     first, last = record.frames(row, row + 1)
-    pictures = record.keyframes_near(first, last)
+    shown = record.keyframes_near(first, last)
     return Finding(
         cause=Cause.DROPPED_FRAMES,
         first=first,
         last=last,
         sentence=text,
         figures={"missing": missing},
-        keyframes=pictures,
+        keyframes=shown,
     )
 
 
@@ -178,5 +178,5 @@ def _pure_rotation(record: RunRecord) -> Iterator[Finding]:
             f"{without}"
         )
         figures = {"turned_deg": angle, "explained": explained}
-        pictures = record.keyframes_near(a, b)
-        yield Finding(cause=Cause.PURE_ROTATION, first=a, last=b, sentence=text, figures=figures, keyframes=pictures)
+        shown = record.keyframes_near(a, b)
+        yield Finding(cause=Cause.PURE_ROTATION, first=a, last=b, sentence=text, figures=figures, keyframes=shown)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from relocalizer.pose_from_matches import FeatureMatches
 from slam.map.frame_measurement import Gate
-from slam.map.picture_points import MatchedPoints
+from slam.map.image_points import MatchedPoints
 from slam.map.slam_map import SlamMap
 
 

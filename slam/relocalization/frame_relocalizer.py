@@ -29,7 +29,7 @@ from relocalizer.pose_from_matches import (
 from relocalizer.triangulation import depths_in
 from slam.events import PlaceAttempt
 from slam.map.frames import FrameObservation, PoseNotFound
-from slam.map.picture_points import MatchedPoints
+from slam.map.image_points import MatchedPoints
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.predictor_checks import relate

@@ -10,7 +10,7 @@ from relocalizer.interfaces import NoEstimate, PairEstimate
 from slam.events import PlaceAttempt
 from slam.map.edge_residuals import EdgeResiduals
 from slam.map.frame_measurement import FrameMeasurement, Gate
-from slam.map.picture_points import MatchedPoints, TrackedPoints
+from slam.map.image_points import MatchedPoints, TrackedPoints
 
 
 def number(value: float | None) -> float:

@@ -16,7 +16,7 @@ from relocalizer.geometry import Similarity, rigid
 from slam.map.edge_residuals import EdgeResiduals
 from slam.map.frame_measurement import Gate
 from slam.map.frames import Frame, Keyframe
-from slam.map.picture_points import MatchedPoints, TrackedPoints
+from slam.map.image_points import MatchedPoints, TrackedPoints
 
 # Maximum length of an array logged with its values; of longer ones only the shape is logged.
 _MAX_LOGGED_VALUES = 16

@@ -26,7 +26,7 @@ from slam.run.calibration_pass import CalibrationPass, set_up
 from slam.run.checkpoints import Checkpoints
 from slam.run.estimated_camera import EstimatedCamera
 from slam.run.event_log import EventLog
-from slam.run.frame_pictures import FramePictures
+from slam.run.frame_thumbnails import FrameThumbnails
 from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, TRAJECTORY, RunFolder
@@ -217,7 +217,7 @@ class RunRecorder:
                 checkpoints = Checkpoints(folder, self._opening)
                 slam = Slam.create(
                     request.config,
-                    observers=[self._statistics, log, table, FramePictures(folder), checkpoints, *observers()],
+                    observers=[self._statistics, log, table, FrameThumbnails(folder), checkpoints, *observers()],
                     images=images,
                     start_map=request.start_map,
                     localize_only=request.localize_only,

@@ -34,7 +34,7 @@ from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
 from slam.run import logged_values
 from slam.run.event_log import EVENTS
-from slam.run.frame_pictures import picture_path
+from slam.run.frame_thumbnails import thumbnail_path
 from slam.run.report import read_report
 from slam.run.run_folder import KEYFRAMES, MAP, TRAJECTORY
 
@@ -108,10 +108,10 @@ class Replay:
             if self._map is not None and name == "KeyframeAdded" and value["keyframe"]["id"] in self._map.row_of:
                 rows[value["keyframe"]["frame_index"]] = self._map.row_of[value["keyframe"]["id"]]
         saved = self._map
-        return lambda index: self._picture(index) if saved is None or index not in rows else saved.image(rows[index])
+        return lambda index: self._thumbnail(index) if saved is None or index not in rows else saved.image(rows[index])
 
-    def _picture(self, index: int) -> Image:
-        path = picture_path(self.folder, index)
+    def _thumbnail(self, index: int) -> Image:
+        path = thumbnail_path(self.folder, index)
         return decode_image(path.read_bytes(), str(path)) if path.is_file() else _NO_IMAGE
 
     def _outcome(self, reader: _EventReader) -> Iterator[Event]:

@@ -72,7 +72,7 @@ def _keyframes() -> rrb.Horizontal:
 
 
 def _loops() -> rrb.Horizontal:
-    pair = rrb.Spatial2DView(origin="/loops/pair", name="Both pictures and their matches")
+    pair = rrb.Spatial2DView(origin="/loops/pair", name="Both images and their matches")
     table = rrb.TextDocumentView(origin="/loops/table", name="Tests")
     plots = rrb.TimeSeriesView(origin="/loops/plots", name="Candidates")
     return rrb.Horizontal(rrb.Vertical(pair, plots, row_shares=[3, 1]), table, column_shares=[3, 2], name="Loops")

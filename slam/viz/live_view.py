@@ -14,7 +14,7 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.images import Image, encode_jpeg
 from slam.events import FrameProcessed
-from slam.map.picture_points import MOST_TRACKED
+from slam.map.image_points import MOST_TRACKED
 from slam.map.tracking_status import TrackingState
 from slam.viz.canvas import INLIER, LIVE, OPTIMIZED, OUTLIER, WAITING, Canvas, screen_radius
 from slam.viz.tracking_view import TrackingView

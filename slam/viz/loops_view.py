@@ -1,4 +1,4 @@
-"""Loop candidates in Rerun: both pictures with their matches, and the tests as a table."""
+"""Loop candidates in Rerun: both images with their matches, and the tests as a table."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import rerun as rr
 from slam.events import LoopExamined
 from slam.map.frame_measurement import Gate
 from slam.viz.canvas import INLIER, OUTLIER, WAITING, Canvas
-from slam.viz.pictures import KeyframePictures, log_pair
+from slam.viz.thumbnails import KeyframeThumbnails, log_pair
 
 TIMELINE = "loop"  # number of the candidate, so that each of them can be looked at, several in a frame too
-MOST = 3_000  # maximum number of candidates whose pictures are sent; of refused ones each second, third, ... beyond
+MOST = 3_000  # maximum number of candidates whose thumbnails are sent; of refused ones each second, third, ... beyond
 
 
 class LoopsView:
     """Shows every loop candidate, accepted or refused."""
 
-    def __init__(self, canvas: Canvas, pictures: KeyframePictures) -> None:
+    def __init__(self, canvas: Canvas, thumbnails: KeyframeThumbnails) -> None:
         self._canvas = canvas
-        self._pictures = pictures
+        self._thumbnails = thumbnails
         self._count = 0
         for name, color in (("similarity", WAITING), ("accepted", INLIER), ("refused", OUTLIER)):
             canvas.recording.log(f"loops/plots/{name}", rr.SeriesPoints(colors=color, names=name), static=True)
@@ -37,11 +37,11 @@ class LoopsView:
         landmarks = max((gate.value for gate in event.gates if "landmarks" in gate.name), default=0.0)
         log(f"loops/plots/{'accepted' if event.is_accepted else 'refused'}", rr.Scalars(landmarks))
         if event.is_accepted or self._count <= MOST or self._count % (1 + self._count // MOST) == 0:
-            self._show_pictures(event)
+            self._show_thumbnails(event)
         self._canvas.recording.disable_timeline(TIMELINE)
 
-    def _show_pictures(self, event: LoopExamined) -> None:
-        left, right = self._pictures.get(event.i), self._pictures.get(event.j)
+    def _show_thumbnails(self, event: LoopExamined) -> None:
+        left, right = self._thumbnails.get(event.i), self._thumbnails.get(event.j)
         if left is not None and right is not None:
             log_pair(self._canvas, "loops/pair", left, right, event.matches)
 

@@ -11,23 +11,23 @@ from relocalizer.geometry import Similarity
 from slam.events import RelocalizationTried
 from slam.map.frames import Frame
 from slam.viz.canvas import WAITING, Canvas, screen_radius
-from slam.viz.pictures import KeyframePictures, log_pair, shrunk
+from slam.viz.thumbnails import KeyframeThumbnails, log_pair, shrunk
 
-EVERY = 10  # interval between two attempts in vain whose pictures are sent, frames
+EVERY = 10  # interval between two attempts in vain whose thumbnails are sent, frames
 RAY = 30.0  # length of the ray of a predicted direction, in frustum depths
 
 
 class RelocalizationView:
-    """Shows every attempt to find a frame in the map; the pictures of those in vain only now and then."""
+    """Shows every attempt to find a frame in the map; the thumbnails of those in vain only now and then."""
 
-    def __init__(self, canvas: Canvas, pictures: KeyframePictures) -> None:
+    def __init__(self, canvas: Canvas, thumbnails: KeyframeThumbnails) -> None:
         self._canvas = canvas
-        self._pictures = pictures
+        self._thumbnails = thumbnails
         self._tried: RelocalizationTried | None = None
         self._last = -EVERY
 
     def show(self, event: RelocalizationTried, poses: dict[int, Similarity]) -> None:
-        """Show the places tried; the picture of the frame comes with it, in `show_picture`."""
+        """Show the places tried; the thumbnail of the frame comes with it, in `show_thumbnail`."""
         self._tried = event
         self._canvas.recording.log("relocalization/table", rr.TextDocument(_table(event), media_type="text/markdown"))
         rays = [
@@ -40,7 +40,7 @@ class RelocalizationView:
         drawn = rr.LineStrips3D(strips, colors=WAITING, radii=screen_radius(1.0))
         self._canvas.recording.log("world/relocalization/directions", drawn)
 
-    def show_picture(self, frame: Frame) -> None:
+    def show_thumbnail(self, frame: Frame) -> None:
         """Show the frame of the last attempt beside the keyframe that it resembles most."""
         event = self._tried
         if event is None or event.frame_index != frame.index or not frame.image.size:
@@ -50,10 +50,10 @@ class RelocalizationView:
         if not event.attempts or not (found or frame.index - self._last >= EVERY):
             return
         best = event.keyframe_id if found else max(event.attempts, key=lambda tried: tried.landmarks).keyframe_id
-        picture = self._pictures.get(best)
-        if picture is not None:
+        thumbnail = self._thumbnails.get(best)
+        if thumbnail is not None:
             self._last = frame.index
-            log_pair(self._canvas, "relocalization/pair", picture, shrunk(frame.image, frame.camera), event.matches)
+            log_pair(self._canvas, "relocalization/pair", thumbnail, shrunk(frame.image, frame.camera), event.matches)
 
 
 def _table(event: RelocalizationTried) -> str:

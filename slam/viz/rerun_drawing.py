@@ -11,7 +11,7 @@
 | `world/camera/image/{ages,residuals}`, `tracking/*` | points by age, reprojection residuals, their histogram |
 | `world/graph/{before,after}/{odometry,loop}`, `graph/*` | edges by residual and weight; ellipsoids |
 | `keyframes/*` | each criterion against its limit; similarity of all keyframes, loops marked |
-| `loops/*` | every candidate: both pictures with the matches, the tests as a table |
+| `loops/*` | every candidate: both images with the matches, the tests as a table |
 | `predictor/*` | what the pair predictor said, against the map and the ground truth |
 | `relocalization/*`, `world/relocalization/directions` | places tried for a lost frame, and why not |
 | `plots/*` | tracks, motion, brightness, depth and scale, error, milliseconds per stage, memory, state |
@@ -42,9 +42,9 @@ from slam.viz.keyframes_view import KeyframesView
 from slam.viz.live_view import LiveView
 from slam.viz.loops_view import LoopsView
 from slam.viz.map_view import MapView
-from slam.viz.pictures import KeyframePictures
 from slam.viz.predictor_view import PredictorView
 from slam.viz.relocalization_view import RelocalizationView
+from slam.viz.thumbnails import KeyframeThumbnails
 
 
 class Drawing:
@@ -65,12 +65,12 @@ class Drawing:
         self._truth = GroundTruthView(self._canvas, ground_truth)
         self._live = LiveView(self._canvas)
         self._map = MapView(self._canvas, self._truth)
-        self._pictures = KeyframePictures()
-        self._loops = LoopsView(self._canvas, self._pictures)
+        self._thumbnails = KeyframeThumbnails()
+        self._loops = LoopsView(self._canvas, self._thumbnails)
         self._graph = GraphView(self._canvas)
         self._keyframes = KeyframesView(self._canvas)
         self._predictor = PredictorView(self._canvas, ground_truth)
-        self._relocalization = RelocalizationView(self._canvas, self._pictures)
+        self._relocalization = RelocalizationView(self._canvas, self._thumbnails)
         self._methods: Mapping[type, Callable[[Any], None]] = {
             events.FrameProcessed: self._frame_processed,
             events.Initialized: self._initialized,
@@ -103,7 +103,7 @@ class Drawing:
         self._canvas.set_time(event.frame.index, event.frame.timestamp_ns)
         self._live.show_frame(event)
         self._keyframes.show_criteria(event)
-        self._relocalization.show_picture(event.frame)
+        self._relocalization.show_thumbnail(event.frame)
 
     def _relocalization_tried(self, event: events.RelocalizationTried) -> None:
         self._canvas.set_time(event.frame_index, event.timestamp_ns)
@@ -151,7 +151,7 @@ class Drawing:
     def _keyframe_added(self, event: events.KeyframeAdded) -> None:
         self._canvas.set_time(event.keyframe.frame_index, event.keyframe.timestamp_ns)
         self._live.send_path()
-        self._pictures.add(event.keyframe.id, event.image, event.keyframe.camera)
+        self._thumbnails.add(event.keyframe.id, event.image, event.keyframe.camera)
         self._map.add_keyframe(event)
         self._keyframes.add_keyframe(event)
         self._predictor.add_keyframe(event.keyframe.id, event.keyframe.timestamp_ns)

@@ -6,7 +6,7 @@ import numpy as np
 import rerun as rr
 
 from slam.events import FrameProcessed
-from slam.map.picture_points import TrackedPoints
+from slam.map.image_points import TrackedPoints
 from slam.viz.canvas import OUTLIER, Canvas, screen_radius
 from slam.viz.colors import ramp
 

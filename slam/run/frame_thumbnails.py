@@ -1,4 +1,4 @@
-"""Small pictures of the frames in which something happened: pictures/ in the run folder, for `slam explain --html`."""
+"""Thumbnails of the frames in which something happened: thumbnails/ in the run folder, for `slam explain --html`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from slam.map.tracking_status import TrackingState
 from slam.run.files import writing
 from slam.run.run_folder import RunFolder
 
-PICTURES = "pictures"
-MOST = 120  # maximum number of pictures of a run, about 15 kB each
+THUMBNAILS = "thumbnails"
+MOST = 120  # maximum number of thumbnails of a run, about 15 kB each
 WIDTH, JPEG_QUALITY = 320, 70
 # Abrupt changes from one frame to the next: fraction of the image, factor of the brightness, factor of the fineness.
 CHANGED, GAIN, FINENESS = 0.3, 1.2, 0.7
 
 
-class FramePictures:
+class FrameThumbnails:
     """An observer that keeps the first frame of every loss, and frames whose image changed abruptly."""
 
     def __init__(self, folder: RunFolder) -> None:
-        """The folder of the pictures is made with the first of them."""
-        self._folder = folder.path / PICTURES
+        """The folder of the thumbnails is made with the first of them."""
+        self._folder = folder.path / THUMBNAILS
         self._count = 0
         self._state = TrackingState.INITIALIZING
         self._before: FrameMeasurement | None = None
@@ -40,7 +40,7 @@ class FramePictures:
         self._state, self._before = event.state, event.measurement
 
     def _keep(self, frame_index: int, image: Image) -> None:
-        """Write a picture. Raises OutputError if it cannot be written."""
+        """Write a thumbnail. Raises OutputError if it cannot be written."""
         if self._count >= MOST or not image.size:
             return
         self._count += 1
@@ -48,14 +48,14 @@ class FramePictures:
         small = cv2.resize(image, (WIDTH, height), interpolation=cv2.INTER_AREA)
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
-            picture_path(self._folder.parent, frame_index).write_bytes(
+            thumbnail_path(self._folder.parent, frame_index).write_bytes(
                 encode_jpeg(np.asarray(small, np.uint8), JPEG_QUALITY)
             )
 
 
-def picture_path(folder: Path, frame_index: int) -> Path:
-    """The file of a frame's picture in a run folder; most frames have none."""
-    return folder / PICTURES / f"{frame_index:06d}.jpg"
+def thumbnail_path(folder: Path, frame_index: int) -> Path:
+    """The file of a frame's thumbnail in a run folder; most frames have none."""
+    return folder / THUMBNAILS / f"{frame_index:06d}.jpg"
 
 
 def _is_abrupt(before: FrameMeasurement | None, now: FrameMeasurement | None) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of the frames in which something happened."""
+"""Thumbnails of the frames in which something happened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slam.bench.recording_cost import RecordingMeter
 from slam.events import Event, FrameProcessed
 from slam.map.frame_measurement import FrameMeasurement
 from slam.map.tracking_status import TrackingState
-from slam.run.frame_pictures import MOST, FramePictures, picture_path
+from slam.run.frame_thumbnails import MOST, FrameThumbnails, thumbnail_path
 from slam.run.run_folder import RunFolder
 
 CALM = FrameMeasurement(gain=1.0, changed=0.0, fineness=0.6)
@@ -27,33 +27,37 @@ def shown(
 
 
 def test_the_first_frame_of_a_loss_and_abrupt_changes_are_kept(tmp_path: Path) -> None:
-    pictures = FramePictures(RunFolder(tmp_path))
+    thumbnails = FrameThumbnails(RunFolder(tmp_path))
     lost = [shown(k, state=TrackingState.LOST) for k in (3, 4)]
     brighter = shown(6, replace(CALM, gain=1.5))
     blurred, sharp_again = shown(8, replace(CALM, fineness=0.3)), shown(9)
     for event in [shown(1), shown(2), *lost, shown(5), brighter, shown(7), blurred, sharp_again]:
-        pictures(event)
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["000003.jpg", "000006.jpg", "000008.jpg"]
-    image = cv2.imread(str(picture_path(tmp_path, 3)))
+        thumbnails(event)
+    assert sorted(path.name for path in (tmp_path / "thumbnails").iterdir()) == [
+        "000003.jpg",
+        "000006.jpg",
+        "000008.jpg",
+    ]
+    image = cv2.imread(str(thumbnail_path(tmp_path, 3)))
     assert image is not None
     assert image.shape == (240, 320, 3)
 
 
-def test_a_calm_run_has_no_pictures_and_a_wild_one_not_many(tmp_path: Path) -> None:
-    calm = FramePictures(RunFolder(tmp_path))
+def test_a_calm_run_has_no_thumbnails_and_a_wild_one_not_many(tmp_path: Path) -> None:
+    calm = FrameThumbnails(RunFolder(tmp_path))
     for k in range(20):
         calm(shown(k))
-    assert not (tmp_path / "pictures").exists()
+    assert not (tmp_path / "thumbnails").exists()
     for k in range(3 * MOST):
         calm(shown(k, replace(CALM, changed=0.9)))
-    assert len(list((tmp_path / "pictures").iterdir())) == MOST
+    assert len(list((tmp_path / "thumbnails").iterdir())) == MOST
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_observer(tmp_path: Path) -> None:
-    (tmp_path / "pictures").write_text("a file in its place")
-    pictures = FramePictures(RunFolder(tmp_path))
-    with pytest.raises(OutputError, match="pictures: cannot be written"):
-        pictures(shown(1, state=TrackingState.LOST))
+    (tmp_path / "thumbnails").write_text("a file in its place")
+    thumbnails = FrameThumbnails(RunFolder(tmp_path))
+    with pytest.raises(OutputError, match="thumbnails: cannot be written"):
+        thumbnails(shown(1, state=TrackingState.LOST))
 
 
 def test_the_cost_of_a_recording_is_that_of_the_calls_of_its_viewer(
