@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from relocalizer.geometry import FloatArray, skew
+from relocalizer.geometry import FloatArray, inner_products, skew
 
 LOG_FOCAL, DIVISION, DIVISION_R4, OFFSET_X, OFFSET_Y = range(5)
 REACH = 4.0  # width of the Geman-McClure kernel, in standard deviations
@@ -125,10 +125,14 @@ class _Rays:
         """Signed Sampson distances (P, M) to essential matrices (P, 3, 3), and the divisors of the algebraic ones."""
         line_y = self.x @ E[:, :, :2].transpose(0, 2, 1) + E[:, None, :, 2]
         line_x = self.y @ E[:, :2, :] + E[:, None, 2, :]
-        algebraic = _dot(self.y, line_y[..., :2]) + line_y[..., 2]
-        slope_y = self._a_y * line_y[..., :2] - self._b_y * _dot(self._q_y, line_y[..., :2])[..., None] * self._q_y
-        slope_x = self._a_x * line_x[..., :2] - self._b_x * _dot(self._q_x, line_x[..., :2])[..., None] * self._q_x
-        slope = np.maximum(np.sqrt(_dot(slope_x, slope_x) + _dot(slope_y, slope_y)), _SMALL)
+        algebraic = inner_products(self.y, line_y[..., :2]) + line_y[..., 2]
+        slope_y = (
+            self._a_y * line_y[..., :2] - self._b_y * inner_products(self._q_y, line_y[..., :2])[..., None] * self._q_y
+        )
+        slope_x = (
+            self._a_x * line_x[..., :2] - self._b_x * inner_products(self._q_x, line_x[..., :2])[..., None] * self._q_x
+        )
+        slope = np.maximum(np.sqrt(inner_products(slope_x, slope_x) + inner_products(slope_y, slope_y)), _SMALL)
         return np.asarray(algebraic / slope), slope
 
     def products(self) -> FloatArray:
@@ -138,16 +142,11 @@ class _Rays:
         return np.asarray((second[..., :, None] * first[..., None, :]).reshape(*one.shape[:2], 9))
 
 
-def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Inner products (P, M) of vectors (P, M, D); three times faster than `sum` for few components."""
-    return np.asarray(np.einsum("pmd,pmd->pm", a, b))
-
-
 def _undistorted(points: FloatArray, lens: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Points q (P, M, 2) relative to the principal point, their undistorted points on the plane z = 1, and a and b of
     the derivative a I - b q q^T."""
     q, focal = points - lens[OFFSET_X:], np.exp(lens[LOG_FOCAL])
-    squared = _dot(q, q)[..., None]
+    squared = inner_products(q, q)[..., None]
     shrink = 1.0 / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4]))
     slope = 2.0 * lens[DIVISION] + 4.0 * squared * lens[DIVISION_R4]
     return q, q * shrink / focal, shrink / focal, slope * shrink**2 / focal

@@ -77,6 +77,11 @@ def direction_angle(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.arctan2(np.linalg.norm(np.cross(a, b)), float(a @ b)))
 
 
+def inner_products(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Inner products (...) of vectors (..., D); two to three times faster than `sum` for few components."""
+    return np.asarray(np.einsum("...d,...d->...", a, b))
+
+
 def skew(v: ArrayLike) -> FloatArray:
     """The (3, 3) matrix [v]x with [v]x w = v x w."""
     x, y, z = np.asarray(v, dtype=np.float64)

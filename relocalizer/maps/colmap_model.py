@@ -82,7 +82,7 @@ class ColmapModel:
     def _camera_lines(self) -> list[str]:
         lines = ["# Camera list: CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[] (fx, fy, cx, cy)"]
         for number, camera in enumerate(self.cameras, start=1):
-            lines.append(f"{number} PINHOLE {camera.width} {camera.height} {_numbers(_parameters(camera))}")
+            lines.append(f"{number} PINHOLE {camera.width} {camera.height} {exact_numbers(_parameters(camera))}")
         return lines
 
     def _image_lines(self) -> list[str]:
@@ -90,7 +90,7 @@ class ColmapModel:
             "# Image list: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME, then POINTS2D[] as X, Y, POINT3D_ID"
         ]
         for image in self.images:
-            pose = _numbers([*image.quaternion_wxyz, *image.translation])
+            pose = exact_numbers([*image.quaternion_wxyz, *image.translation])
             lines.append(f"{image.number} {pose} {image.camera} {image.name}")
             observations = zip(image.pixels.tolist(), image.points.tolist(), strict=True)
             lines.append(" ".join(f"{x:.6g} {y:.6g} {point}" for (x, y), point in observations))
@@ -101,7 +101,9 @@ class ColmapModel:
         for point in self.points:
             color = " ".join(str(int(channel)) for channel in point.color)
             track = " ".join(f"{image} {number}" for image, number in point.track)
-            lines.append(f"{point.number} {_numbers(point.position)} {color} {point.error_px:.6g} {track}".rstrip())
+            lines.append(
+                f"{point.number} {exact_numbers(point.position)} {color} {point.error_px:.6g} {track}".rstrip()
+            )
         return lines
 
     # --- binary ---------------------------------------------------------------------------------------
@@ -139,6 +141,6 @@ def _parameters(camera: Camera) -> tuple[float, float, float, float]:
     return float(camera.fx), float(camera.fy), float(camera.cx + HALF_PIXEL), float(camera.cy + HALF_PIXEL)
 
 
-def _numbers(values: Sequence[float] | FloatArray) -> str:
+def exact_numbers(values: Sequence[float] | FloatArray) -> str:
     """Numbers with all digits, so that the conversion is lossless."""
     return " ".join(repr(float(value)) for value in values)

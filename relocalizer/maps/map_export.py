@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import MapError, OutputError
 from relocalizer.geometry import FloatArray, quaternion_xyzw_from_rotation
-from relocalizer.maps.colmap_model import HALF_PIXEL, NO_POINT, ColmapImage, ColmapModel, ColmapPoint
+from relocalizer.maps.colmap_model import HALF_PIXEL, NO_POINT, ColmapImage, ColmapModel, ColmapPoint, exact_numbers
 from relocalizer.maps.map_format import jpeg_of
 from relocalizer.maps.reference_map import ReferenceMap
 
@@ -259,7 +259,7 @@ def _tum_lines(times: NDArray[np.int64], poses: FloatArray) -> list[str]:
 
 
 def _kitti_lines(times: NDArray[np.int64], poses: FloatArray) -> list[str]:
-    return [_numbers(pose[:3].ravel()) for pose in poses]
+    return [exact_numbers(pose[:3].ravel()) for pose in poses]
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -291,11 +291,6 @@ def _write_images(m: ReferenceMap, segment: _Segment, folder: Path) -> None:
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     with path.open("x", encoding="utf-8", newline="\n") as file:
         file.write("".join(f"{line}\n" for line in lines))
-
-
-def _numbers(values: Sequence[float] | FloatArray) -> str:
-    """Numbers with all digits, so that the conversion is lossless."""
-    return " ".join(repr(float(value)) for value in values)
 
 
 def _fixed(values: Sequence[float]) -> str:

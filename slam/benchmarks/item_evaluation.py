@@ -40,7 +40,7 @@ def evaluate_item(request: str, item: str) -> dict[str, Any]:
         faults = [_line(fault) for fault in values.pop("faults", [])]
     except UserError as error:
         faults = [_line(str(error))]
-    except Exception as error:  # told in the item's result and at the end of the suite
+    except Exception as error:  # reported in the item's result and at the end of the suite
         faults, internal = [_line(f"internal error: {type(error).__name__}: {error}")], traceback.format_exc()
     return {
         "item": item,

@@ -94,7 +94,7 @@ def _below(folder: Path, level: int) -> Iterator[Path]:
 
 
 def _has_layout(folder: Path, layouts: Sequence[Callable[[Path], object]]) -> bool:
-    """Whether a folder has a layout; one with an error in its files counts, so that the error is told."""
+    """Whether a folder has a layout; one with an error in its files counts, so that the error is reported."""
     try:
         return any(layout(folder) is not None for layout in layouts)
     except UserError:

@@ -211,7 +211,7 @@ def _figures(given: list[str], option: str) -> dict[str, float]:
 
 
 def _fails(figures: Mapping[str, float], limits: Mapping[str, float], floors: Mapping[str, float]) -> bool:
-    """Whether a figure is beyond its limit; each one is told.
+    """Whether a figure is beyond its limit; each one is reported.
 
     Raises:
         ConfigError: the suite has no such figure.

@@ -91,7 +91,7 @@ def evaluate_command(
             complain(str(error) if str(estimate) in str(error) else f"{estimate}: {error}")
             faults += 1
     if found:
-        _tell(found, list(estimates), as_json=as_json, plot=plot, html=html)
+        _report(found, list(estimates), as_json=as_json, plot=plot, html=html)
     if faults:
         raise typer.Exit(USER_ERROR)
     worst = max(own.ate_sim3.rmse for own in found.values())
@@ -135,7 +135,7 @@ def _evaluated(estimate: Path, ground_truth: Path, clock: _Clock) -> Evaluation:
     return result
 
 
-def _tell(
+def _report(
     found: dict[str, Evaluation], estimates: list[Path], *, as_json: bool, plot: Path | None, html: Path | None
 ) -> None:
     """Print the figures, and write the plot and the report."""

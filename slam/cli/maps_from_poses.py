@@ -123,10 +123,10 @@ def from_poses(
     if progress is not None:
         progress.close()
     save_map(out, created)
-    _tell(out, created, quiet=quiet)
+    _report(out, created, quiet=quiet)
 
 
-def _tell(out: Path, created: ReferenceMap, *, quiet: bool) -> None:
+def _report(out: Path, created: ReferenceMap, *, quiet: bool) -> None:
     """Print what the map holds. Exits with code 1 if its landmarks are too few."""
     print(f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}")
     _expect_landmarks(len(created.landmarks), len(created.keyframes))

@@ -25,7 +25,7 @@ COVERED_CHANGE, UNLIKE = 0.25, 0.5
 BLUR_SHARPNESS, BLUR_FINENESS = 0.45, 0.8  # maximum sharpness and fineness of a blurred image, relative to the usual
 PHOTO_FINENESS = 0.5  # the latter for single photographs, whose scenes differ
 VIDEO_FOLLOWED, VIDEO_CHANGED = 0.4, 0.25  # of a video: medians of the fractions of tracks followed, and of the change
-# Blur is told where it is stronger than this (relative sharpness), or where this fraction of the usual tracks broke.
+# Blur is reported where it is stronger (relative sharpness), or where this fraction of the usual tracks broke.
 STRONG_BLUR, HARM, MOST_BURSTS = 0.3, 0.7, 8  # and of more bursts than this only the number
 ABRUPT_BLUR, SHORT_BURST = 0.6, 3  # or where it came from one frame to the next, by this ratio, and stayed (frames)
 SAME_PLACE = 0.95  # minimum correlation of the brightness with the image before, of a blurred image of the same place

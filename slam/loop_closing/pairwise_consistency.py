@@ -29,7 +29,7 @@ WINDOW = 60  # maximum number of loops stored for comparison, the newest ones
 # Standard deviation of the log scale of a loop from which its scale is replaced by that of the path or the other loop.
 LOOSE_LOG_SCALE = 0.2
 # A verified loop is refuted if its squared distance to the map is this many times the largest limit: no drift explains
-# it. Where so many keyframes have refuted loops, the scene repeats itself.
+# it. Where at least this number of keyframes have refuted loops, the scene repeats itself.
 REFUTED = 10.0
 REPEATING = 10
 EXACT_UP_TO = 24  # maximum number of loops for which the largest consistent set is searched exactly

@@ -147,12 +147,10 @@ class UnlocalizedFrames:
         """
         attempts_left, localized, backwards = 2 * len(self._stored), 0, False
         last_attempt: dict[int, int] = {}  # by frame index, the number of successes before it
-        while waiting := [stored for stored in self._stored if last_attempt.get(stored.index) != localized]:
+        while attempts_left > 0 and any(last_attempt.get(stored.index) != localized for stored in self._stored):
             found = []
-            for stored in reversed(waiting) if backwards else waiting:
-                if attempts_left == 0:
-                    break
-                if last_attempt.get(stored.index) == localized:
+            for stored in reversed(self._stored) if backwards else self._stored:
+                if attempts_left == 0 or last_attempt.get(stored.index) == localized:
                     continue
                 attempts_left -= 1
                 last_attempt[stored.index] = localized
@@ -161,6 +159,4 @@ class UnlocalizedFrames:
                     localized += 1
             self.forget(set(found))
             backwards = not backwards
-            if attempts_left == 0:
-                break
         return localized

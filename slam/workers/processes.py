@@ -119,7 +119,7 @@ class _Processes:
 
 
 def _serve(work: Work, request: str, pipe: connection.Connection, threads: int) -> None:
-    """Does the items that come through the pipe, until it is closed or the process is told to end."""
+    """Does the items that come through the pipe, until it is closed or the process is asked to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
