@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=2,
-            help="Maximum number of frames to measure. Default: 200; with --ablation: all frames.",
+            help="Maximum number of frames to measure. Default: 200; with --ablation or --perturb: all frames.",
             show_default=False,
         ),
     ] = None,
@@ -77,6 +78,17 @@ def bench(
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Repeat the run without each component and compare the accuracy.")
     ] = False,
+    perturb: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=100,
+            help="Repeat the run N times on images that differ by noise of one gray level, by JPEG, or by a later "
+            "begin, and compare the results.",
+            show_default=False,
+        ),
+    ] = None,
     training: Annotated[
         bool,
         typer.Option(
@@ -101,6 +113,8 @@ def bench(
 
       slam bench sequences/room_loop --ablation
 
+      slam bench sequences/room_loop --perturb 6
+
       slam bench sequences/room_loop --record room.rrd
 
       slam bench --training --predictor reloc3r-224 --random-weights
@@ -122,30 +136,44 @@ def bench(
     if training:
         _bench_training(settings, choice, source, repeats, as_json)
         return
-    if record is not None:
-        from slam.bench.recording_cost import expect_recording_name
-
-        if source is None or ablation:
-            raise ConfigError("bench: --record measures one run over a SOURCE")
-        expect_recording_name(record)
-    if source is None and ablation:
-        raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
+    has_several_runs = ablation or perturb is not None
+    _check_request(source, ablation, perturb, record)
     if source is None:
         _bench_network(settings, choice, repeats, as_json)
         return
-    count = max_frames or (None if ablation else FRAMES)
+    count = max_frames or (None if has_several_runs else FRAMES)
 
-    def opened() -> FrameSource:
-        return open_source(source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=count)
+    def opened(delay: int = 0) -> FrameSource:
+        return open_source(
+            source, config=settings.input, camera=camera, start=start + delay, stride=stride, max_frames=count
+        )
 
     frames = opened()
     with ExitStack() as closing:
         closing.callback(frames.close)
         introduce(say, settings, frames, choice)
+        if has_several_runs:
+            frames.close()  # each run opens it again
+        if perturb is not None:
+            raise typer.Exit(_bench_perturbed(settings, opened, perturb, as_json))
         if ablation:
-            frames.close()
             raise typer.Exit(_bench_ablation(settings, opened, as_json))
         raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json, record))
+
+
+def _check_request(source: str | None, ablation: bool, perturb: int | None, record: Path | None) -> None:
+    """Raises ConfigError if the options do not go together."""
+    has_several_runs = ablation or perturb is not None
+    if record is not None:
+        from slam.bench.recording_cost import expect_recording_name
+
+        if source is None or has_several_runs:
+            raise ConfigError("bench: --record measures one run over a SOURCE")
+        expect_recording_name(record)
+    if ablation and perturb is not None:
+        raise ConfigError("bench: --ablation and --perturb are two measurements; give one of them")
+    if source is None and has_several_runs:
+        raise ConfigError(f"bench: --{'ablation' if ablation else 'perturb'} runs SLAM over a source; give a SOURCE")
 
 
 def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool, record: Path | None) -> int:
@@ -199,6 +227,29 @@ def _bench_ablation(config: SlamConfig, opened: Callable[[], FrameSource], as_js
         return INTERRUPTED
     if rows[0].reason:
         complain(f"the whole system's own result is not usable: {rows[0].reason}")
+        return UNUSABLE
+    return 0
+
+
+def _bench_perturbed(config: SlamConfig, opened: Callable[[int], FrameSource], count: int, as_json: bool) -> int:
+    from slam.bench.perturbation import measure_perturbed, spreads
+
+    def announce(name: str, number: int, of: int) -> None:
+        say(f"run {number} of {of}: {name}")
+
+    rows = measure_perturbed(config, opened, count, on_run=announce)
+    found = spreads(rows)
+    if as_json:
+        spread_values = {figure: asdict(spread) for figure, spread in found.items()}
+        print(json.dumps({"runs": [row.to_dict() for row in rows], "spread": spread_values}, indent=2))
+    elif rows:
+        from slam.cli.text_tables import perturbed_rows, render, spread_rows
+
+        print(render(perturbed_rows(rows)), render(spread_rows(found)), sep="\n\n")
+    if len(rows) < 1 + count:
+        return INTERRUPTED
+    if rows[0].reason:
+        complain(f"the result of the unchanged images is not usable: {rows[0].reason}")
         return UNUSABLE
     return 0
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from slam.bench.ablation import AblationRow
 from slam.bench.cost import RunCost, StageCost
+from slam.bench.perturbation import PerturbedRow, Spread
 from slam.bench.recording_cost import RecordingCost
 from slam.components.predictor_choice import RANDOM_WEIGHTS
 from slam.run.run_statistics import RunStatistics
@@ -249,6 +250,32 @@ def part_rows(parts: Sequence[AblationRow]) -> list[tuple[str, ...]]:
             (part.name, *errors, _percent(part.coverage), str(part.keyframes), str(part.loops), seconds, part.reason)
         )
     return rows
+
+
+def perturbed_rows(runs: Sequence[PerturbedRow]) -> list[tuple[str, ...]]:
+    """Results of perturbed runs, with the column headings first; errors in the ground truth's unit and in degrees."""
+    heads = ("", "ATE Sim(3)", "deg", "coverage", "maps", "keyframes", "loops", "lost", "CPU s", "why")
+    rows: list[tuple[str, ...]] = [heads]
+    for run in runs:
+        counts = (run.maps, run.keyframes, run.loops, run.losses)
+        errors = (_error(run.ate_sim3), _degrees(run.rotation_deg))
+        rows.append((run.name, *errors, _percent(run.coverage), *map(str, counts), f"{run.cpu_s:.1f}", run.reason))
+    return rows
+
+
+def spread_rows(found: Mapping[str, Spread]) -> list[tuple[str, ...]]:
+    """Spread of each figure over perturbed runs, with the column headings first."""
+    names = {"ate_sim3": "ATE Sim(3)", "rotation_deg": "rotation, deg", "losses": "times lost", "cpu_s": "CPU s"}
+    rows: list[tuple[str, ...]] = [("spread", "least", "median", "most", "most / median")]
+    for figure, spread in found.items():
+        ratio = f"{spread.most / spread.median:.2f}" if spread.median > 0 else "-"
+        values = (f"{value:.4g}" for value in (spread.least, spread.median, spread.most))
+        rows.append((names.get(figure, figure), *values, ratio))
+    return rows
+
+
+def _degrees(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _error(value: float | None) -> str:
