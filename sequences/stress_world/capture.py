@@ -144,7 +144,9 @@ class FilmCamera:
 
     def _render(self, time_s: float, view: Pinhole) -> Singles:
         moved = self._place.displacements(time_s)
-        return self._rasteriser.render(self._path.at(time_s), camera=view, displacements=moved).rgb
+        image = self._rasteriser.render(self._path.at(time_s), camera=view, displacements=moved)
+        image.rgb[image.inverse_depth == 0] = self._place.sky
+        return image.rgb
 
 
 def _fisheye_maps(lens: Lens) -> tuple[Singles, Singles, Singles]:

@@ -46,10 +46,11 @@ Motion = Callable[[float], Floats]  # displacement (3,) in meters at a time in s
 
 @dataclass(eq=False)
 class Place:
-    """Quads that stand still, and groups of them that move: the first and last index of each, and its motion."""
+    """Quads that stand still, groups of them that move (their indices, and their motion), and the color behind all."""
 
     quads: list[Quad] = field(default_factory=list)
     actors: list[tuple[range, Motion]] = field(default_factory=list)
+    sky: tuple[float, float, float] = (0.0, 0.0, 0.0)  # gray levels
 
     def displacements(self, time_s: float) -> Floats | None:
         """(N, 3) how far each quad stands from its place, meters; None where nothing moves."""
@@ -354,7 +355,7 @@ def street(rng: Rng) -> Place:
     width, depth = 2 * BLOCK_M[0] + 3 * STREET_M, BLOCK_M[1] + 2 * STREET_M
     x, y = width * np.eye(3)[0], depth * np.eye(3)[1]
     asphalt = lambda w, h: np.asarray(plaster((0.38, 0.38, 0.4), rng, 2.0)(w, h))  # noqa: E731
-    quads = cut_large(y, x, -y, painting(asphalt, width, depth, 0.03))
+    quads = cut_large(y, x, -y, painting(asphalt, width, depth, 0.06))
     for block in range(2):
         low = np.array([STREET_M + block * (BLOCK_M[0] + STREET_M), STREET_M, 0.0])
         quads += _facades(rng, low, BLOCK_M, outward=True)
@@ -363,7 +364,7 @@ def street(rng: Rng) -> Place:
         place, yaw = _at_the_curb(rng)
         skin = painted(tuple(rng.uniform(0.15, 0.8, 3).tolist()), rng, 4)  # type: ignore[arg-type]
         quads += box(rng, place, (4.2, 1.8, 1.4), yaw, skin=_scaled(skin, 0.2))
-    return Place(quads)
+    return Place(quads, sky=(196.0, 212.0, 228.0))
 
 
 def cut_large(corner: Floats, right: Floats, down: Floats, image: Bytes) -> list[Quad]:
