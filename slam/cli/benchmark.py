@@ -121,7 +121,7 @@ def benchmark(
 
       slam benchmark 7scenes-localization --data 7scenes --step 20 --jobs 4
 
-      slam benchmark tum --data tum --out results/tum --fail-above ate_sim3=0.06
+      slam benchmark tum --data tum -o results/tum --fail-above ate_sim3=0.06
 
       slam benchmark folder --data my_sequences --jobs 2
 

@@ -26,6 +26,7 @@ from slam.cli.options import (
     MaskImage,
     Overrides,
     PredictorName,
+    Preset,
     RandomWeights,
     Refine,
     ScaleFrom,
@@ -102,6 +103,7 @@ def run(
             "-o", "--out", metavar="DIR", help="Run folder to create. Default: runs/NAME-N with the first free N."
         ),
     ] = None,
+    preset: Preset = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     predictor: PredictorName = None,
@@ -175,7 +177,9 @@ def run(
         refine=refine, mask=mask, one_pass=one_pass, topic=topic,
     )  # fmt: skip
 
-    raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
+    raise typer.Exit(
+        _run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet, preset=preset))
+    )
 
 
 def _run(request: _RunRequest, config: SlamConfig) -> int:
