@@ -201,7 +201,7 @@ def test_a_run_leaves_a_whole_run_folder(tmp_path, images, slam_command, straigh
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "config.yaml", "events.jsonl", "report.json", "trajectory.txt", "keyframes.txt", "trajectory_online.txt",
-        "frames.csv", "trajectory.png",
+        "frames.csv", "trajectory.png", "report.html",
     }  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], report["frames"], report["tracked"]) == ("finished", 12, 10)
@@ -223,7 +223,11 @@ def test_a_run_ends_with_a_summary_and_the_next_command(tmp_path, images, slam_c
     out = slam_command("run", images, "-o", tmp_path / "out").out
     assert "8 (66.7 %; 80.0 % since the map began)" in out
     assert "1 time, 2 frames (first: dark)" in out
-    assert out.splitlines()[-1].startswith("next: slam eval ")
+    run = tmp_path / "out"
+    assert f"report: {run / 'report.html'}" in out.splitlines()
+    assert [line for line in out.splitlines() if line.startswith("next: ")] == [
+        f"next: slam explain {run}", f"next: slam view {run}",
+    ]  # fmt: skip
 
 
 KNOWN = LensEvidence(LensState.KNOWN, 1.1, 0.01)

@@ -319,7 +319,8 @@ def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, m
 
 
 FILES = [
-    "trajectory.txt", "keyframes.txt", "trajectory_online.txt", "camera.yaml", "map", "trajectory.png", "report.json",
+    "trajectory.txt", "keyframes.txt", "trajectory_online.txt", "camera.yaml", "map", "trajectory.png", "report.html",
+    "report.json",
 ]  # fmt: skip
 
 
@@ -338,6 +339,8 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
         monkeypatch.setattr(RunFolder, "write_map", wire.wrap("map", RunFolder.write_map))
     if name == "trajectory.png":
         monkeypatch.setattr("slam.run.recorded_run.write_plot", wire.wrap(name, lambda *a: None))
+    if name == "report.html":
+        monkeypatch.setattr("slam.run.recorded_run.write_run_page", wire.wrap(name, lambda *a: None))
     if name == "report.json":
         monkeypatch.setattr("slam.run.recorded_run.closing_report", wire.wrap("report.json", lambda *a, **o: {}))
     ended = oracle_run(HELD)

@@ -30,6 +30,7 @@ from slam.run.frame_thumbnails import FrameThumbnails
 from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, TRAJECTORY, RunFolder
+from slam.run.run_page import PAGE, write_run_page
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
 from slam.run.trajectory_plot import PLOT, write_plot
@@ -260,6 +261,11 @@ class RunRecorder:
             report = self._closing_report(outcome, so_far, evaluation)
         if not report:
             report = failed_report(self._opening, attempts.failures[0].error)
+        already_failed = len(attempts.failures)
+        with attempts(f"writing {PAGE}"):
+            write_run_page(folder.path, report)
+        if len(attempts.failures) > already_failed and "frames" in report:
+            report = self._closing_report(outcome, RunFailures(tuple(attempts.failures), dropped), evaluation)
         with attempts("writing report.json"):
             folder.write_report(report)
         if attempts.failures and attempts.failures[-1].doing == "writing report.json":
