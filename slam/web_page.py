@@ -15,12 +15,16 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #202124; background: #fff; m
 h1 { font-size: 26px; margin-bottom: 4px; } h2 { font-size: 19px; margin-top: 32px; } h3 { font-size: 15px; }
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid #e3e5e8; text-align: left; vertical-align: top; }
-th { white-space: nowrap; } td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
+td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
 .tables { overflow-x: auto; overflow-wrap: normal; } .note { color: #5f6368; font-size: 13px; max-width: 900px; }
 .fault { color: #a50e0e; } code { background: #f1f3f4; padding: 1px 4px; overflow-wrap: anywhere; }
 figure { display: inline-block; vertical-align: top; margin: 6px 10px 6px 0; max-width: 100%; }
 figure img { max-width: 100%; display: block; } figcaption { color: #5f6368; font-size: 13px; max-width: 24rem; }
 svg { max-width: 100%; }
+.facts th { min-width: 7rem; font-weight: 600; }
+@media (max-width: 640px) {
+  .facts th, .facts td { display: block; padding-right: 0; } .facts th { border-bottom: none; padding-bottom: 0; }
+}
 """
 
 
@@ -58,4 +62,4 @@ def facts(values: Mapping[str, str] | Sequence[tuple[str, str]], *, code: Sequen
     """A table of names and values; the values of the names in `code` are shown as code."""
     rows = values.items() if isinstance(values, Mapping) else values
     cells = ((escape(name), f"<code>{escape(value)}</code>" if name in code else escape(value)) for name, value in rows)
-    return f"<table>{''.join(f'<tr><th>{name}</th><td>{value}</td></tr>' for name, value in cells)}</table>"
+    return f'<table class="facts">{"".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)}</table>'
