@@ -62,4 +62,5 @@ def facts(values: Mapping[str, str] | Sequence[tuple[str, str]], *, code: Sequen
     """A table of names and values; the values of the names in `code` are shown as code."""
     rows = values.items() if isinstance(values, Mapping) else values
     cells = ((escape(name), f"<code>{escape(value)}</code>" if name in code else escape(value)) for name, value in rows)
-    return f'<table class="facts">{"".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)}</table>'
+    lines = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)
+    return f'<table class="facts">{lines}</table>'
