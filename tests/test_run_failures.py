@@ -310,7 +310,7 @@ def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, m
         f"{name} raised an error and receives no further events: {name}"
     ]
     assert ended.code == 70
-    assert ended.complaint.startswith(f"slam: internal error: {name}, told of ")
+    assert ended.complaint.startswith(f"slam: internal error: {name}, notified of ")
     assert "the run itself is whole" in ended.complaint
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], len(report["errors"])) == ("finished", 1)

@@ -188,7 +188,7 @@ def _ended(outcome: BenchmarkOutcome, limits: Mapping[str, float], floors: Mappi
         print()
     say(f"{outcome.done} of {outcome.items} items ({outcome.resumed} from before); {outcome.folder / 'report.html'}")
     for line in outcome.retried:
-        say(f"begun again: {line}")
+        say(f"restarted: {line}")
     if outcome.interrupted:
         complain("interrupted; the same command goes on")
         return INTERRUPTED

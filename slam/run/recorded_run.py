@@ -250,7 +250,8 @@ class RunRecorder:
         with attempts("writing events.jsonl"):
             log.close()
         dropped = tuple(
-            Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
+            Failure(f"{observer.name}, notified of {observer.event}", observer.error)
+            for observer in slam.dropped_observers
         )
         found = None
         with attempts("reading off the camera"):

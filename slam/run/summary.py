@@ -22,7 +22,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("frames", f"{report['frames']}" + (" (interrupted)" if report["status"] == "interrupted" else "")),
         ("tracked", f"{report['tracked']} ({percent(report['coverage'])}; "
-                    f"{percent(report['coverage_after_start'])} since the map began)"),
+                    f"{percent(report['coverage_after_start'])} since initialization)"),
         ("keyframes", str(report["keyframes"])),
         ("loops", f"{loops['accepted']} accepted, {loops['rejected']} rejected"),
         ("lost", _lost_words(lost)),
