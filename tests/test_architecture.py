@@ -31,7 +31,7 @@ ALLOWED = {
     "typer": ("slam/cli/",),
     "rich": ("slam/cli/text_tables.py",),
     "poselib": ("relocalizer/two_view.py",),
-    "av": ("slam/input/video_decoding.py",),
+    "av": ("slam/input/video_decoding.py", "slam/run/run_video.py"),
     "rosbags": ("slam/input/ros_bag.py",),
     "starlette": ("slam/serve/",),
     "uvicorn": ("slam/serve/",),

@@ -39,7 +39,7 @@ BLOCK = re.compile(r"(?:^ *<!-- only parsed(?: with (?P<words>[^:]*))?: (?P<why>
                    r"^ *```(?:sh|bash)?\n(?P<lines>.*?)^ *```", re.M | re.S)  # fmt: skip
 SLOW = {"run", "bench", "benchmark", "calibrate", "train", "doctor"}
 CLIP_FRAMES = 40
-OUTPUTS = ("-o", "--out", "--record", "--html", "--plot", "--preview")
+OUTPUTS = ("-o", "--out", "--record", "--html", "--plot", "--preview", "--video")
 
 
 @dataclass(frozen=True)

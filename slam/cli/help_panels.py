@@ -25,7 +25,7 @@ PANELS = {
     "Scale": ("--scale-from",),
     "Output": (
         "--out", "--json", "--quiet", "--plot", "--html", "--preview", "--force", "--format", "--to", "--markdown",
-        "--fail-under", "--fail-above", "--fail-below", "--max-ate", "--unpack",
+        "--fail-under", "--fail-above", "--fail-below", "--max-ate", "--unpack", "--video",
     ),
     "Viewer": ("--view", "--no-wait", "--record"),
     "Advanced": (

@@ -256,6 +256,25 @@ class RunRecorder:
         found = None
         with attempts("reading off the camera"):
             found = EstimatedCamera.of(outcome.result, frames.calibration)
+        report = self._write_reports(folder, outcome, attempts, dropped, evaluation)
+        return RunReport(
+            folder=folder.path,
+            values=report,
+            failures=(*attempts.failures, *dropped),
+            is_complete=not outcome.failures,
+            last_frame_index=outcome.last_frame_index,
+            estimated_camera=found,
+        )
+
+    def _write_reports(
+        self,
+        folder: RunFolder,
+        outcome: RunOutcome,
+        attempts: _Attempts,
+        dropped: tuple[Failure, ...],
+        evaluation: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """Write report.html and report.json; returns the contents of the latter."""
         so_far = RunFailures(tuple(attempts.failures), dropped)
         report: dict[str, Any] = {}
         with attempts("making the report"):
@@ -272,14 +291,7 @@ class RunRecorder:
         if attempts.failures and attempts.failures[-1].doing == "writing report.json":
             with attempts("writing a shorter report.json"):
                 folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
-        return RunReport(
-            folder=folder.path,
-            values=report,
-            failures=(*attempts.failures, *dropped),
-            is_complete=not outcome.failures,
-            last_frame_index=outcome.last_frame_index,
-            estimated_camera=found,
-        )
+        return report
 
     def _write_result(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, attempts: _Attempts) -> None:
         """Write the trajectories, the camera, the map and the plot of them."""
