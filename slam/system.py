@@ -238,7 +238,7 @@ class Slam:
             budget_s=run_cost_s(frames=len(log), keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes)),
             may_calibrate=not prior_keyframes,
             notify=partial(self._events.graph_optimized, log.last_index),
-            on_round=partial(on_progress, "rounds of the last refinement"),
+            on_round=partial(on_progress, "rounds of the final bundle adjustment"),
         )
         if rounds:
             log.undistort(self._map.lens_of)

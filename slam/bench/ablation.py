@@ -43,7 +43,7 @@ class Variant:
 
 WHOLE = Variant("the whole", ())
 PARTS = (
-    Variant("without the last refinement", ("bundle_adjustment.final=never",)),
+    Variant("without the final bundle adjustment", ("bundle_adjustment.final=never",)),
     Variant("without window refinement", ("bundle_adjustment.iterations=0",)),
     Variant("without any refinement", ("bundle_adjustment.iterations=0", "bundle_adjustment.final=never")),
     Variant("without finding what is left of the lens", ("bundle_adjustment.calibrate=never",)),

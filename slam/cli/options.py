@@ -102,7 +102,7 @@ ScaleFrom = Annotated[
     str | None,
     typer.Option(
         "--scale-from",
-        metavar="ANCHOR",
+        metavar="REFERENCE",
         help="Scale the map to meters. frames:A:B=METRES: distance of the camera positions in frames A and B. "
         "marker:DICT_4X4_50:METRES: side of the ArUco or AprilTag markers in the scene. "
         "gps:FILE: a CSV or GPX track on the clock of the images. "
@@ -115,7 +115,7 @@ Refine = Annotated[
     Literal["final", "none"] | None,
     typer.Option(
         "--refine",
-        help="Final refinement of the whole map: final always, none never. "
+        help="Final bundle adjustment of the whole map: final always, none never. "
         "Default: if it takes less time than the run.",
         show_default=False,
     ),
@@ -138,6 +138,15 @@ RayAddress = Annotated[
         "--ray",
         metavar="ADDRESS",
         help="Work on a Ray cluster: its address, or 'local' for one of this machine.",
+        show_default=False,
+    ),
+]
+Preset = Annotated[
+    Literal["fast", "accurate"] | None,
+    typer.Option(
+        "--preset",
+        help="Settings for slow machines and long videos, or for when time matters less. "
+        "--config and --set take precedence.",
         show_default=False,
     ),
 ]
@@ -186,19 +195,22 @@ def load_settings(
     verb: str,
     sections: Collection[str] = SECTIONS,
     quiet: bool = False,
+    preset: str | None = None,
 ) -> SlamConfig:
     """The effective settings of a command. Unused settings raise in overrides, and are reported in files.
 
     Args:
         flags: options converted to overrides by `flags_of`.
         sections: sections of the settings that the command uses.
+        preset: name of the settings that precede `files`.
 
     Raises:
         ConfigError: invalid settings, or overrides that the command does not use.
     """
-    from slam.config.loading import expect_used, load_config
+    from slam.config.loading import expect_used, load_config, preset_file
 
-    config = load_config(files, [*overrides, *flags])
+    first = [preset_file(preset)] if preset else []
+    config = load_config([*first, *files], [*overrides, *flags])
     unused = expect_used(config, overrides, verb, sections)
     if unused and not quiet:
         say(f"not used by {verb}: {', '.join(unused)}")

@@ -30,6 +30,7 @@ from slam.run.frame_thumbnails import FrameThumbnails
 from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, TRAJECTORY, RunFolder
+from slam.run.run_page import PAGE, write_run_page
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
 from slam.run.trajectory_plot import PLOT, write_plot
@@ -249,22 +250,13 @@ class RunRecorder:
         with attempts("writing events.jsonl"):
             log.close()
         dropped = tuple(
-            Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
+            Failure(f"{observer.name}, notified of {observer.event}", observer.error)
+            for observer in slam.dropped_observers
         )
         found = None
         with attempts("reading off the camera"):
             found = EstimatedCamera.of(outcome.result, frames.calibration)
-        so_far = RunFailures(tuple(attempts.failures), dropped)
-        report: dict[str, Any] = {}
-        with attempts("making the report"):
-            report = self._closing_report(outcome, so_far, evaluation)
-        if not report:
-            report = failed_report(self._opening, attempts.failures[0].error)
-        with attempts("writing report.json"):
-            folder.write_report(report)
-        if attempts.failures and attempts.failures[-1].doing == "writing report.json":
-            with attempts("writing a shorter report.json"):
-                folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
+        report = self._write_reports(folder, outcome, attempts, dropped, evaluation)
         return RunReport(
             folder=folder.path,
             values=report,
@@ -273,6 +265,33 @@ class RunRecorder:
             last_frame_index=outcome.last_frame_index,
             estimated_camera=found,
         )
+
+    def _write_reports(
+        self,
+        folder: RunFolder,
+        outcome: RunOutcome,
+        attempts: _Attempts,
+        dropped: tuple[Failure, ...],
+        evaluation: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """Write report.html and report.json; returns the contents of the latter."""
+        so_far = RunFailures(tuple(attempts.failures), dropped)
+        report: dict[str, Any] = {}
+        with attempts("making the report"):
+            report = self._closing_report(outcome, so_far, evaluation)
+        if not report:
+            report = failed_report(self._opening, attempts.failures[0].error)
+        already_failed = len(attempts.failures)
+        with attempts(f"writing {PAGE}"):
+            write_run_page(folder.path, report)
+        if len(attempts.failures) > already_failed and "frames" in report:
+            report = self._closing_report(outcome, RunFailures(tuple(attempts.failures), dropped), evaluation)
+        with attempts("writing report.json"):
+            folder.write_report(report)
+        if attempts.failures and attempts.failures[-1].doing == "writing report.json":
+            with attempts("writing a shorter report.json"):
+                folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
+        return report
 
     def _write_result(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, attempts: _Attempts) -> None:
         """Write the trajectories, the camera, the map and the plot of them."""

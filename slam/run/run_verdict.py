@@ -43,8 +43,8 @@ def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
     if statistics.start_map and statistics.found_in_map < 0 and not statistics.initialized:
         return f"no frame was recognized in the map {statistics.start_map} (the last: {statistics.reason})"
     if statistics.initialized:
-        return "the camera was lost right after the map was begun" + (
+        return "the camera was lost right after the map was initialized" + (
             f" ({statistics.lost[-1].reason})" if statistics.lost else ""
         )
     why = f": {statistics.reason}" if statistics.reason else ""
-    return f"no map could be begun in {outcome.frames} frames{why}"
+    return f"no map was initialized in {outcome.frames} frames{why}"

@@ -239,7 +239,7 @@ class _Run:
         except KeyboardInterrupt:
             self._stop.requested = True
         except Exception as error:
-            self._failures.append(Failure("the last refinement", error))
+            self._failures.append(Failure("the final bundle adjustment", error))
         return self._abort()
 
     def _abort(self) -> SlamResult:
