@@ -216,6 +216,7 @@ def flags_of(
     mask: Path | None = None,
     one_pass: bool = False,
     topic: str | None = None,
+    photos: bool = False,
 ) -> list[str]:
     """Options converted to overrides of settings, which take precedence over --set.
 
@@ -229,6 +230,7 @@ def flags_of(
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
     flags += ["input.second_pass=false"] if one_pass else []
+    flags += ["input.unordered=true"] if photos else []
     flags += [f"input.topic={json.dumps(topic)}"] if topic else []
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []

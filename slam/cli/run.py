@@ -110,6 +110,9 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     topic: Topic = None,
+    photos: Annotated[
+        bool, typer.Option("--photos", help="The images are photos without an order; they are mapped at the end.")
+    ] = False,
     view: View = "none",
     one_pass: Annotated[
         bool,
@@ -172,7 +175,7 @@ def run(
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine, mask=mask, one_pass=one_pass, topic=topic,
+        refine=refine, mask=mask, one_pass=one_pass, topic=topic, photos=photos,
     )  # fmt: skip
 
     raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
