@@ -141,6 +141,10 @@ RayAddress = Annotated[
         show_default=False,
     ),
 ]
+Photos = Annotated[
+    bool,
+    typer.Option("--photos", help="The images are photos without an order: they are matched first, then mapped."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

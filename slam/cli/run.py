@@ -25,6 +25,7 @@ from slam.cli.options import (
     ConfigFiles,
     MaskImage,
     Overrides,
+    Photos,
     PredictorName,
     RandomWeights,
     Refine,
@@ -110,9 +111,7 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     topic: Topic = None,
-    photos: Annotated[
-        bool, typer.Option("--photos", help="The images are photos without an order; they are mapped at the end.")
-    ] = False,
+    photos: Photos = False,
     view: View = "none",
     one_pass: Annotated[
         bool,
@@ -155,7 +154,7 @@ def run(
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
-      slam run 'photos/*.jpg' --camera camera.yaml
+      slam run 'photos/*.jpg' --photos
 
       slam run recording.bag --topic /camera/image_raw
 

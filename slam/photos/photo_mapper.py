@@ -50,7 +50,8 @@ class PhotoMapper:
         self._photos: Sequence[Photo] = ()
         self._views = ViewGraph({}, {})
         self._number_of: dict[int, int] = {}  # by index of a frame, the number of its photo
-        self._keyframe_of: dict[int, int] = {}  # by number of a photo
+        self._keyframe_of: dict[int, int] = {}  # by number of a photo, its keyframe, and the reverse
+        self._photo_of: dict[int, int] = {}
         self._tried: dict[int, set[int]] = {}  # by number of a photo, the mapped photos in which it was not found
         self._rejected: set[tuple[int, int]] = set()  # pairs that cannot initialize a segment
         self._adjusted: dict[int, int] = {}  # by segment, its number of keyframes at the last global adjustment
@@ -60,6 +61,9 @@ class PhotoMapper:
         self._photos = photos
         self._views = views
         self._number_of = {photo.stored.index: n for n, photo in enumerate(photos)}
+        if self._map.graph.keyframes:
+            self._localize_in_map(on_progress)
+        self._grow(on_progress)
         while self._begin_segment():
             self._grow(on_progress)
         return [photo for n, photo in enumerate(photos) if n not in self._keyframe_of]
@@ -78,11 +82,21 @@ class PhotoMapper:
     def overlapping(self, k: int) -> list[int]:
         """The keyframes of other segments whose photos may overlap with that of keyframe k, the likeliest first."""
         graph = self._map.graph
-        n = self._number_of.get(graph.keyframes[k].frame_index)
-        if n is None:  # of the map in which the run started
+        n = self._photo_of.get(k)
+        if n is None:  # a keyframe of the map in which the run started
             return []
         keyframes = [self._keyframe_of[m] for m in self._views.likeliest(n) if m in self._keyframe_of]
         return [c for c in keyframes if graph.segment_of[c] != graph.segment_of[k]][:JOINED]
+
+    def _localize_in_map(self, on_progress: Progress) -> None:
+        """Insert the photos that are recognized in the map in which the run started."""
+        last = self._map.graph.last_id
+        for n, photo in enumerate(self._photos):
+            on_progress("photos looked for in the map", n, len(self._photos))
+            found = self._modules.relocalizer.relocalize(photo.restored(), last)
+            if isinstance(found, RelocalizedFrame):
+                self._modules.events.relocalized(found, 0)
+                self.insert(found, f"recognized {len(found.landmarks)} landmarks")
 
     # --- initialization -------------------------------------------------------------------------------
 
@@ -168,7 +182,8 @@ class PhotoMapper:
     def _activate(self, keyframe: Keyframe, frame: Frame, landmarks: Tracks, reason: str) -> None:
         """Log a new keyframe, add its edges and close its loops."""
         parts, k = self._modules, keyframe.id
-        self._keyframe_of[self._number_of[frame.index]] = k
+        n = self._number_of[frame.index]
+        self._keyframe_of[n], self._photo_of[k] = k, n
         parts.events.keyframe_added(keyframe, reason, frame.image)
         parts.odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
         closed = parts.loop_closer.close_loops(k)
