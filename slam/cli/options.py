@@ -150,6 +150,10 @@ Preset = Annotated[
         show_default=False,
     ),
 ]
+Photos = Annotated[
+    bool,
+    typer.Option("--photos", help="The images are photos without an order: they are matched first, then mapped."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -228,6 +232,7 @@ def flags_of(
     mask: Path | None = None,
     one_pass: bool = False,
     topic: str | None = None,
+    photos: bool = False,
 ) -> list[str]:
     """Options converted to overrides of settings, which take precedence over --set.
 
@@ -241,6 +246,7 @@ def flags_of(
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
     flags += ["input.second_pass=false"] if one_pass else []
+    flags += ["input.unordered=true"] if photos else []
     flags += [f"input.topic={json.dumps(topic)}"] if topic else []
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []

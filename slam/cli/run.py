@@ -19,6 +19,7 @@ from slam.cli.options import (
     ConfigFiles,
     MaskImage,
     Overrides,
+    Photos,
     PredictorName,
     Preset,
     RandomWeights,
@@ -76,6 +77,7 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     topic: Topic = None,
+    photos: Photos = False,
     view: View = "none",
     one_pass: Annotated[
         bool,
@@ -118,7 +120,7 @@ def run(
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
-      slam run 'photos/*.jpg' --camera camera.yaml
+      slam run 'photos/*.jpg' --photos
 
       slam run recording.bag --topic /camera/image_raw
 
@@ -138,7 +140,7 @@ def run(
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine, mask=mask, one_pass=one_pass, topic=topic,
+        refine=refine, mask=mask, one_pass=one_pass, topic=topic, photos=photos,
     )  # fmt: skip
 
     raise typer.Exit(

@@ -27,6 +27,11 @@ class InputConfig(Section):
         description="Track the frames of a video file or folder without a camera again when the run finds another "
         "camera than the one it tracked with.",
     )
+    unordered: bool = Field(
+        False,
+        description="Map the images as photos without an order: all are matched first, and the map grows by the photo "
+        "that matches it best.",
+    )
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."
     )

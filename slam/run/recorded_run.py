@@ -20,6 +20,7 @@ from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Finding, Grade, Verdict
 from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
+from slam.photos.photo_limits import expect_photos
 from slam.progress import Progress, no_progress
 from slam.run import run_verdict, runner
 from slam.run.calibration_pass import CalibrationPass, set_up
@@ -204,6 +205,8 @@ class RunRecorder:
             UserError: the run could not be started (no run folder remains then), or the source gave too few frames.
         """
         request = self._request
+        if request.config.input.unordered:
+            expect_photos(request.frames, localize_only=request.localize_only)
         folder = RunFolder.create(request.out)
         stop = runner.StopRequest()
         with ExitStack() as closing, runner.listening(stop):
