@@ -172,7 +172,7 @@ class FrameProcessor:
         if self._localization_mode is not None:
             self._localization_mode.replenish(frame)
         elif reason := self._reason_to_keep(frame):
-            self._keep(frame, reason)
+            self._keep(self._new_keyframe(frame, self._frame_tracker.extraction(frame), reason))
             return
         self._record_frame(frame)
 
@@ -198,17 +198,16 @@ class FrameProcessor:
 
     # --- keyframes ------------------------------------------------------------------------------------
 
-    def _keep(self, frame: Frame, reason: str) -> None:
+    def _keep(self, new: NewKeyframe) -> None:
         """Insert a tracked frame as a keyframe, now or in another thread."""
-        new = self._new_keyframe(frame, self._frame_tracker.extraction(frame), reason)
         frames = 0 if self._background is None else self._background.frames_to_wait(self._frames_since_keyframe)
         if self._background is None or frames == 0:
             self._insert_keyframe(new)
             return
-        self._frame_tracker.detach(frame, new.world_from_keyframe)
+        self._frame_tracker.detach(new.frame, new.world_from_keyframe)
         self._background.start(new, self.state.keyframe_id, frames)
         self._frames_since_keyframe = 0
-        self._record_frame(frame)
+        self._record_frame(new.frame)
 
     def _new_keyframe(self, frame: Frame, observe: Callable[[], FrameObservation], reason: str) -> NewKeyframe:
         graph, active = self._map.graph, self.state.keyframe_id
@@ -261,7 +260,10 @@ class FrameProcessor:
             self._localization_mode.set_baseline()
         elif reason:
             observation = found.observation
-            self._insert_keyframe(self._new_keyframe(observation.frame, lambda: observation, reason))
+            new = self._new_keyframe(observation.frame, lambda: observation, reason)
+            # Few landmarks are known to track the next frames by; only a live camera cannot wait for more.
+            may_wait = self._background is None or not self._background.is_live or not self._log.live
+            (self._insert_keyframe if may_wait else self._keep)(new)
             return
         self._record_frame(found.observation.frame)
 
