@@ -119,12 +119,14 @@ class BackgroundMapping:
         if job.error is not None or job.keyframe_id is None:
             self._record(job.frames, job.before)
             raise job.error or RuntimeError("BackgroundMapping: the keyframe was not inserted")
-        k = job.keyframe_id
+        k, own = job.keyframe_id, job.new.frame.index
         observed = self._map.landmarks.observed[k]
         landmarks = observed.where(self._map.is_triangulated(observed.ids))
-        [(frame, own), *since] = job.frames
-        reference = ReferenceKeyframe(k, job.new.world_from_keyframe, job.before.segment)
-        self._record([(frame, TrackedPose(own.world_from_cam, landmarks)), *since], reference)
+        # As without the thread, the keyframe's own frame is recorded with all landmarks of the keyframe.
+        frames = [
+            (f, TrackedPose(found.world_from_cam, landmarks) if f.index == own else found) for f, found in job.frames
+        ]
+        self._record(frames, ReferenceKeyframe(k, job.new.world_from_keyframe, job.before.segment))
         return k, job.watch
 
     def _record(self, frames: list[tuple[Frame, TrackedPose]], reference: ReferenceKeyframe) -> None:

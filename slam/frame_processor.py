@@ -106,6 +106,7 @@ class FrameProcessor:
             BaseException: what ended the insertion; tracking uses the map again, as that left it.
         """
         if self._background is None or not self._background.is_busy:
+            self._frame_tracker.attach(None)  # after an exception before the insertion began
             return
         k: int | None = None
         try:

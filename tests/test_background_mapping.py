@@ -24,12 +24,15 @@ from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.events import Event, FrameProcessed, KeyframeAdded, LandmarksUpdated, Relocalized, TrackingLost
+from slam.keyframe_processor import KeyframeProcessor
 from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.mapping.bundle import AdjustedBundle, Bundle
 from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.result import SlamResult
 from slam.run import runner
 from slam.system import Slam
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.tracked_map import MapSnapshot
 
 FRAMES = 60
 
@@ -278,6 +281,38 @@ def test_a_run_keeps_everything_before_an_exception_in_the_thread(world) -> None
     [failure] = outcome.failures
     assert isinstance(failure.error, Boom)
     assert len(outcome.result.trajectory) == outcome.frames
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        (BackgroundMapping, "start"),
+        (BackgroundMapping, "record"),
+        (BackgroundMapping, "take_up"),
+        (FrameTracker, "detach"),
+        (FrameTracker, "attach"),
+        (MapSnapshot, "points_world"),
+        (KeyframeProcessor, "insert"),
+        (KeyframeProcessor, "link"),
+    ],
+)
+def test_a_run_keeps_everything_before_an_exception_around_the_thread(world, monkeypatch, part, method) -> None:
+    calls, real = [0], getattr(part, method)
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise Boom(method)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(part, method, failing)
+    slam = slam_of(world, "fixed")
+    outcome = runner.run(OracleSource(world), slam)
+    [failure] = outcome.failures
+    assert isinstance(failure.error, Boom)
+    assert outcome.frames > 5
+    assert len(outcome.result.trajectory) >= outcome.frames - TAKEN_UP_AFTER
+    check_map(slam)
 
 
 def interrupt(times: int, at_call: int) -> Callable[[int], None]:
