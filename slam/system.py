@@ -140,6 +140,7 @@ class Slam:
         """
         if self._result is not None:
             return self._result
+        self._frame_processor.take_up_keyframe()
         if self._photo_processor is not None:
             self._photo_processor.map_photos(on_progress)
         if self._log.records:
@@ -157,7 +158,12 @@ class Slam:
         return self._conclude(interrupted=True, measure=False)
 
     def remove_incomplete(self) -> None:
-        """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete."""
+        """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete.
+
+        A keyframe that another thread is inserting is waited for and kept; if that fails, its exception is raised,
+        and a second call removes it.
+        """
+        self._frame_processor.take_up_keyframe()
         self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
         self._log.keep_frames_of(self._map.graph.keyframes)
 
@@ -185,7 +191,11 @@ class Slam:
         return self._events.dropped
 
     def saved_map(self) -> ReferenceMap:
-        """The current map, including the map in which the run started, in the format of a saved map."""
+        """The current map, including the map in which the run started, in the format of a saved map.
+
+        A keyframe that another thread is inserting is waited for and part of it, the frames since are not.
+        """
+        self._frame_processor.wait_for_map()
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
         return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
 

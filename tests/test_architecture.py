@@ -112,9 +112,8 @@ def test_modules_import_one_another_without_cycles():
 LAYERS = [
     "plain_text", "progress", "stopwatch", "web_page", "predictor_checks", "config", "evaluation", "map", "events",
     "input", "tracking", "mapping", "result", "relocalization", "event_publisher", "loop_closing", "components",
-    "sessions", "frame_processor", "photos", "system", "run", "explain", "workers", "viz", "bench", "benchmarks",
-    "serve", "cli",
-    "__main__",
+    "sessions", "keyframe_processor", "background_mapping", "frame_processor", "photos", "system", "run", "explain",
+    "workers", "viz", "bench", "benchmarks", "serve", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=2,
-            help="Maximum number of frames to measure. Default: 200; with --ablation or --perturb: all frames.",
+            help="Maximum number of frames to measure. Default: 200; with --ablation, --perturb or --live: all.",
             show_default=False,
         ),
     ] = None,
@@ -86,6 +86,23 @@ def bench(
             max=100,
             help="Repeat the run N times on images that differ by noise of one gray level, by JPEG, or by a later "
             "begin, and compare the results.",
+            show_default=False,
+        ),
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Feed the images of SOURCE at their own rate, as a camera would, and measure how old the poses are.",
+        ),
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FPS",
+            min=0.1,
+            max=1000.0,
+            help="With --live: images per second, instead of the times of SOURCE.",
             show_default=False,
         ),
     ] = None,
@@ -117,6 +134,8 @@ def bench(
 
       slam bench sequences/room_loop --record room.rrd
 
+      slam bench sequences/room_loop --live --rate 30
+
       slam bench --training --predictor reloc3r-224 --random-weights
 
       slam bench --predictor reloc3r-224 --random-weights
@@ -138,10 +157,12 @@ def bench(
         return
     has_several_runs = ablation or perturb is not None
     _check_request(source, ablation, perturb, record)
+    if live or rate is not None:
+        _expect_live_alone(source, live=live, others=has_several_runs or record is not None)
     if source is None:
         _bench_network(settings, choice, repeats, as_json)
         return
-    count = max_frames or (None if has_several_runs else FRAMES)
+    count = max_frames or (None if has_several_runs or live else FRAMES)
 
     def opened(delay: int = 0) -> FrameSource:
         return open_source(
@@ -158,6 +179,8 @@ def bench(
             raise typer.Exit(_bench_perturbed(settings, opened, perturb, as_json))
         if ablation:
             raise typer.Exit(_bench_ablation(settings, opened, as_json))
+        if live:
+            raise typer.Exit(_bench_live(settings, frames, rate, as_json))
         raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json, record))
 
 
@@ -205,7 +228,38 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
     return 0
 
 
-def _show_frames(progress: TaskProgress, count: int, done: int) -> None:
+def _expect_live_alone(source: str | None, *, live: bool, others: bool) -> None:
+    if not live:
+        raise ConfigError("bench: --rate is the rate of --live; give both")
+    if source is None or others:
+        raise ConfigError("bench: --live measures one run over a SOURCE, without --ablation, --perturb and --record")
+
+
+def _bench_live(config: SlamConfig, frames: FrameSource, rate: float | None, as_json: bool) -> int:
+    from slam.bench.live_latency import measure_live
+    from slam.progress import TaskProgress
+
+    say(f"feeding {frames.length or 'all'} images {f'at {rate:g} per second' if rate else 'at their own rate'}")
+    progress = TaskProgress(sys.stderr)
+    try:
+        found = measure_live(config, frames, rate, on_progress=partial(_show_frames, progress, frames.length))
+    finally:
+        progress.close()
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        from slam.cli.text_tables import live_rows, render
+
+        print(render(live_rows(found)))
+    if found.interrupted:
+        return INTERRUPTED
+    if found.reason:
+        complain(f"these are times of a run that is not usable: {found.reason}")
+        return UNUSABLE
+    return 0
+
+
+def _show_frames(progress: TaskProgress, count: int | None, done: int) -> None:
     progress("frames", done, count)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from slam.bench.ablation import AblationRow
 from slam.bench.cost import RunCost, StageCost
+from slam.bench.live_latency import LiveLatency
 from slam.bench.perturbation import PerturbedRow, Spread
 from slam.bench.recording_cost import RecordingCost
 from slam.components.predictor_choice import RANDOM_WEIGHTS
@@ -66,6 +67,21 @@ def bench_rows(cost: RunCost) -> list[tuple[str, str]]:
     ]
 
 
+def live_rows(found: LiveLatency) -> list[tuple[str, str]]:
+    """How a live camera would have been followed."""
+    ages = ", ".join(f"{age:.1f} ms {name}" for name, age in found.age_ms.items()) or "no frame had a pose"
+    late = f"; {found.late} were read too late from the file" if found.late else ""
+    rows = [
+        ("images", f"{found.images} at {found.fps:.1f} per second{late}"),
+        ("dropped", f"{found.dropped}, {found.dropped_tracking} of them after the first pose"),
+        ("tracked", f"{found.tracked} of {found.frames} frames, {counted(found.keyframes, 'keyframe')}"),
+        ("age of a pose", ages),
+    ]
+    if found.ate is not None:
+        rows.append(("ATE, Sim(3)", f"{found.ate:.4f}, live poses {_error(found.ate_live)}"))
+    return rows
+
+
 def _recording_rows(cost: RecordingCost | None) -> list[tuple[str, str]]:
     if cost is None:
         return []
@@ -94,7 +110,7 @@ def perturbed_rows(runs: Sequence[PerturbedRow]) -> list[tuple[str, ...]]:
     for run in runs:
         counts = (run.maps, run.keyframes, run.loops, run.losses)
         errors = (_error(run.ate_sim3), _degrees(run.rotation_deg))
-        rows.append((run.name, *errors, _percent(run.coverage), *map(str, counts), f"{run.cpu_s:.1f}", run.reason))
+        rows.append((run.name, *errors, percent(run.coverage), *map(str, counts), f"{run.cpu_s:.1f}", run.reason))
     return rows
 
 

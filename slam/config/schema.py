@@ -159,6 +159,12 @@ class TrackingConfig(Section):
         le=100000,
         description="Number of lost frames after which a new map segment may be initialized.",
     )
+    mapping_thread: Literal["auto", "off", "fixed", "live"] = Field(
+        "auto",
+        description="Insertion of keyframes in a second thread. off: tracking waits for each; fixed: the result is "
+        "used a fixed number of frames later, the same on every machine; live: as soon as it is there; auto: live for "
+        "a camera or stream, else off.",
+    )
 
 
 class LandmarksConfig(Section):

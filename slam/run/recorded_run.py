@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from slam.components.predictor_choice import PredictorChoice
 from slam.config.loading import dump_config
 from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Finding, Grade, Verdict
+from slam.input.live_stream import with_live_mapping
 from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.photos.photo_limits import expect_photos
@@ -173,7 +174,7 @@ class RunRecorder:
     """Creates the run folder, processes the frames, and writes all files."""
 
     def __init__(self, request: RunRequest) -> None:
-        self._request = request
+        self._request = request = replace(request, config=with_live_mapping(request.config, request.frames))
         self._statistics = RunStatistics(start_map=request.map_name)
         self._opening = {
             **opening_report(request.config, request.frames, request.choice),
