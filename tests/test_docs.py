@@ -53,7 +53,8 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(self.text)
+        """The words of the command, without a file or another command that its output goes to."""
+        return list(itertools.takewhile(lambda word: word not in (">", ">>", "|"), shlex.split(self.text)))
 
 
 def commands_of(page: Path) -> Iterator[Command]:
