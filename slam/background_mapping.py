@@ -11,7 +11,7 @@ from slam.keyframe_processor import KeyframeProcessor, NewKeyframe
 from slam.map.frames import Frame, ReferenceKeyframe, TrackedPose
 from slam.stopwatch import Stopwatch
 
-TAKEN_UP_AFTER = 4  # maximum number of frames after which a keyframe is taken up
+TAKEN_UP_AFTER = 4  # maximum number of frames after which a keyframe is taken up: the fourth frame uses it
 # Fraction of the number of frames between the last two keyframes after which it is taken up at the latest. Where
 # keyframes follow each other closely, few landmarks would be left to track the frames between them by.
 GAP_FRACTION = 1 / 3
@@ -71,8 +71,12 @@ class BackgroundMapping:
         return self._job.ended.is_set() if self.is_live else self._job.frames_since >= self._job.due_after
 
     def frames_to_wait(self, gap: int) -> int:
-        """Number of frames after which a keyframe is taken up, `gap` frames after the last one; 0 for no use of it."""
-        return TAKEN_UP_AFTER if self.is_live else min(TAKEN_UP_AFTER, int(GAP_FRACTION * gap))
+        """Number of the frame after a keyframe, `gap` frames after the last one, at which the keyframe is taken up.
+
+        0 to insert it without the thread: taken up at the very next frame, it would only be waited for.
+        """
+        frames = TAKEN_UP_AFTER if self.is_live else min(TAKEN_UP_AFTER, int(GAP_FRACTION * gap))
+        return frames if frames > 1 else 0
 
     def start(self, new: NewKeyframe, active: int, due_after: int) -> None:
         """Begin to insert a keyframe.

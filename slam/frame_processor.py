@@ -90,7 +90,7 @@ class FrameProcessor:
     # --- keyframes in another thread ------------------------------------------------------------------
 
     @property
-    def _maps_now(self) -> bool:
+    def _is_mapping(self) -> bool:
         """Whether a keyframe is being inserted in another thread, and only a snapshot of the map may be used."""
         return self._background is not None and self._background.is_busy
 
@@ -152,7 +152,7 @@ class FrameProcessor:
         """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
             found = self._frame_tracker.estimate_pose(frame)
-        if isinstance(found, PoseNotFound) and self._maps_now:
+        if isinstance(found, PoseNotFound) and self._is_mapping:
             self.take_up_keyframe()  # its new landmarks may be enough
             with self._watch("pose"):
                 found = self._frame_tracker.estimate_pose(frame)
