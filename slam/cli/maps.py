@@ -139,7 +139,7 @@ def export(
     sizes = segments_by_size(loaded)
     if segment is None and len(sizes) > 1:
         chosen, *others = sizes
-        say(f"segment {chosen} of {len(sizes)}; nothing ties the others to it: --segment {others[0]} exports the next")
+        say(f"segment {chosen} of {len(sizes)}; the others are not connected: --segment {others[0]} exports the next")
 
 
 @map_app.command(short_help="Merge two overlapping maps")

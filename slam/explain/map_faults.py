@@ -83,7 +83,7 @@ def _losses(record: RunRecord, faults: Sequence[Finding]) -> Iterator[Finding]:
 
 def _episode(record: RunRecord, lost_at: int) -> tuple[int, int, str]:
     """First and last lost frame of a loss, and how it ended."""
-    ends = [(e.frame_index, "until a known place was recognized") for e in record.of(Relocalized)]
+    ends = [(e.frame_index, "until the camera was relocalized") for e in record.of(Relocalized)]
     ends += [(e.frame_indices[1], "until a new map was initialized") for e in record.of(Initialized)]
     later = sorted(end for end in ends if end[0] > lost_at)
     if not later:
@@ -185,7 +185,9 @@ def _unjoined(record: RunRecord) -> Iterator[Finding]:
         record.frames(int(outside[0]), int(outside[-1])) if len(outside) else record.frames(0, len(record) - 1)
     )
     sizes = f"{', '.join(map(str, others))} frames"
-    text = f"the path is in {1 + len(others)} parts that no loop joins; the smaller have {sizes}, in units of their own"
+    text = (
+        f"the path is in {1 + len(others)} segments that no loop joins; the smaller have {sizes}, in units of their own"
+    )
     yield Finding(cause=Cause.UNJOINED_MAPS, first=first, last=last, sentence=text, figures={"frames": sum(others)})
 
 

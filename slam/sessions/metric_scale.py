@@ -184,7 +184,7 @@ def _position(result: SlamResult, frame: int, reference: KnownDistance) -> Float
     for n, indices in enumerate(result.segment_frame_indices, start=2):
         if frame in indices:
             raise ScaleError(
-                f"--scale-from {reference.spec}: frame {frame} is in part {n} of the map, which nothing ties to "
+                f"--scale-from {reference.spec}: frame {frame} is in part {n} of the map, which is not connected to "
                 f"the first; {_choice(result)}"
             )
     raise ScaleError(f"--scale-from {reference.spec}: frame {frame} has no pose; {_choice(result)}")
