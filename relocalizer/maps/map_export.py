@@ -149,7 +149,7 @@ def _write_colmap(m: ReferenceMap, segment: _Segment, out: Path, images: Iterabl
     """The layout of COLMAP's datasets, which Gaussian splatting programs expect: sparse/0 and images."""
     out.mkdir(parents=True)
     written = _write_images(images, out / "images")
-    cameras = list(dict.fromkeys([*m.cameras, *(image.camera for image in written)]))
+    cameras = list(dict.fromkeys(image.camera for image in written))
     numbers = {int(m.landmarks.ids[n]): number for number, n in enumerate(segment.landmarks.tolist(), start=1)}
     models = [_colmap_image(m, image, 1 + cameras.index(image.camera), numbers) for image in written]
     tracks: dict[int, list[tuple[int, int]]] = {number: [] for number in numbers.values()}
