@@ -25,6 +25,7 @@ from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.relocalization.frame_relocalizer import RelocalizedFrame
 
+MIN_CONFIDENCE = 0.5  # minimum confidence of the pair estimate; that the landmarks agree on one length confirms it
 MIN_LANDMARKS = 6  # minimum number of landmarks that agree on the length of the baseline, and with the pose
 MIN_RATIO = 0.5  # minimum fraction of the matched landmarks that agree with the pose
 MAX_LENGTH_SIGMA = 0.2  # maximum standard deviation of the length, as a fraction of it
@@ -41,9 +42,9 @@ class MappedPartner:
 def localize_from_pair(
     slam_map: SlamMap, observation: FrameObservation, partner: MappedPartner
 ) -> RelocalizedFrame | None:
-    """The pose of a photo from a confident pair estimate and a few landmarks; None if they do not determine it."""
+    """The pose of a photo from a pair estimate and a few landmarks; None if they do not determine it."""
     estimate, k = partner.estimate, partner.keyframe_id
-    if not estimate.is_confident or estimate.i_from_j_direction is None:
+    if estimate.confidence < MIN_CONFIDENCE or estimate.i_from_j_direction is None:
         return None
     image = ObservedImage(observation.features, observation.frame.camera)
     matches = match_along_lines_of(image, k, estimate.i_from_j_rotation, estimate.i_from_j_direction, slam_map)
