@@ -119,3 +119,19 @@ def test_images_and_source_come_together(run: RunReport, tmp_path: Path) -> None
 def test_an_export_is_turned_upright(run: RunReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("map", "export", run.folder, "--format", "ply", "--up", "-o", tmp_path / "up.ply")
     assert "up is z, estimated from" in capsys.readouterr().err
+
+
+def test_an_export_of_a_run_with_gps_is_in_axes_of_the_earth(
+    run: RunReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["units"]["georeference"] is None
+    place = {"latitude_deg": 47.37, "longitude_deg": 8.54, "height_m": 410.0, "enu_from_world": np.eye(4).tolist()}
+    report["units"]["georeference"] = place
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    call("map", "export", folder, "--format", "ply", "--up", "-o", tmp_path / "up.ply")
+    assert "meters east, north and up of latitude 47.3700000" in capsys.readouterr().err
+    call("map", "export", folder, "--format", "ply", "-o", tmp_path / "as_it_is.ply")
+    assert (tmp_path / "up.ply").read_bytes() == (tmp_path / "as_it_is.ply").read_bytes()  # both axes are the same here

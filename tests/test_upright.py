@@ -13,6 +13,7 @@ from relocalizer.maps.upright import (
     UprightMap,
     UpUnknown,
     estimate_up,
+    in_east_north_up,
     rotation_to,
     transformed,
     upright,
@@ -105,3 +106,14 @@ def test_an_upright_map_is_turned_about_its_origin(axis: str, row: int) -> None:
     assert abs(found.up[row]) == pytest.approx(1.0)
     lengths = [np.linalg.norm(one.keyframes.translations, axis=1) for one in (m, turned.map)]
     assert np.allclose(*lengths)
+
+
+@pytest.mark.parametrize("axis", ["z", "-y"])
+def test_a_georeferenced_map_is_in_axes_of_the_earth(axis: str) -> None:
+    m = small_map()
+    enu_from_world = np.eye(4)
+    enu_from_world[:3, :3] = Rotation.from_euler("xyz", [30, 40, 50], degrees=True).as_matrix()
+    enu_from_world[:3, 3] = [5.0, 6.0, 7.0]
+    enu = m.points_world @ enu_from_world[:3, :3].T + enu_from_world[:3, 3]
+    moved = in_east_north_up(m, enu_from_world, axis=axis).points_world  # type: ignore[arg-type]
+    assert np.allclose(moved, enu if axis == "z" else np.column_stack([enu[:, 0], -enu[:, 2], enu[:, 1]]))

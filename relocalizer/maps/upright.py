@@ -64,6 +64,17 @@ def upright(m: ReferenceMap, *, axis: Literal["z", "-y"], segment: int | None = 
     return UprightMap(transformed(m, chosen, Similarity(rotation, np.zeros(3), 1.0)), found.reason)
 
 
+def in_east_north_up(m: ReferenceMap, enu_from_world: FloatArray, *, axis: Literal["z", "-y"]) -> ReferenceMap:
+    """A metric map with its largest segment in axes east, north and up, or east, down and north where `axis` is -y.
+
+    Args:
+        enu_from_world: (4, 4), rigid.
+    """
+    turn = np.eye(3) if axis == "z" else np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    rotation, translation = turn @ enu_from_world[:3, :3], turn @ enu_from_world[:3, 3]
+    return transformed(m, segment_number(m, None), Similarity(rotation, translation, 1.0))
+
+
 def estimate_up(rotations: FloatArray, positions: FloatArray) -> UpDirection | UpUnknown:
     """The upward direction of a world, from the rotations world_from_cam (N, 3, 3) and positions (N, 3) of its cameras.
 

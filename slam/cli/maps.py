@@ -151,7 +151,7 @@ def export(
 
     loaded = load_map(folder)
     if up:
-        loaded = _upright(loaded, form, segment)
+        loaded = _upright(loaded, form, segment, folder)
     written = _exported(loaded, form, out, segment, source, folder)
     for path in written:
         say(f"wrote {path}")
@@ -184,11 +184,20 @@ def _exported(
         frames.close()
 
 
-def _upright(loaded: ReferenceMap, form: ExportForm, segment: int | None) -> ReferenceMap:
-    """The map with the exported segment turned upright; prints what its upward direction was estimated from."""
-    from relocalizer.maps.upright import UpUnknown, upright
+def _upright(loaded: ReferenceMap, form: ExportForm, segment: int | None, folder: Path) -> ReferenceMap:
+    """The map with the exported segment turned upright; prints what its upward direction was taken from."""
+    from relocalizer.maps.upright import UpUnknown, in_east_north_up, upright
+    from slam.run.georeference import georeference_of
 
     axis: Literal["z", "-y"] = "-y" if form == "colmap" else "z"
+    place = georeference_of(folder)
+    if place is not None and segment is None:
+        axes = "east, down and north" if form == "colmap" else "east, north and up"
+        say(
+            f"x, y and z are meters {axes} of latitude {place.latitude_deg:.7f}, longitude {place.longitude_deg:.7f}, "
+            f"height {place.height_m:.2f} m, from the GPS track of the run"
+        )
+        return in_east_north_up(loaded, place.enu_from_world, axis=axis)
     turned = upright(loaded, axis=axis, segment=segment)
     if isinstance(turned, UpUnknown):
         raise MapError(f"--up: {turned.reason}")
