@@ -56,6 +56,7 @@ _SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard devi
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
 # Prior standard deviations of the five lens parameters, in units of half the image's diagonal.
 _PRIOR_SIGMAS = np.array([1.0, 0.15, 0.1, 0.03, 0.03])
+_SEARCHED = 3  # the initial search uses every n-th match of a pair
 _GRID = 15  # number of focal lengths in the initial search over `FIELD_DEG`
 _EPIPOLAR_PX = 2.0  # maximum distance of an inlier from its epipolar lines, pixels
 _MIN_NOISE_PX = 0.2  # minimum standard deviation of a matched coordinate, pixels
@@ -191,13 +192,14 @@ class SelfCalibration:
         chosen = self._choose(self._prior.mean)
         if isinstance(chosen, NotDetermined):
             return chosen
-        fits = self._minima(chosen)
+        fits = self._minima(chosen.thinned(_SEARCHED))
         best = fits[0]
         again = self._choose(best.lens)
         if isinstance(again, NotDetermined):
             return again
         fit = self._refined(again, fit_poses(again.batch, again.F, best.lens))
-        return self._judged(again, fit, rivals=[(f, float(f.loss.sum() - best.loss.sum())) for f in fits[1:]])
+        worse = [_SEARCHED * float(f.loss.sum() - best.loss.sum()) for f in fits[1:]]
+        return self._judged(again, fit, rivals=list(zip(fits[1:], worse, strict=True)))
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, refined from that of the camera."""
@@ -336,7 +338,7 @@ class SelfCalibration:
             distortion=distortion,
             pairs=len(chosen.batch),
             flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
-            change=find_change(chosen, self._constant_part(fit, distortion), self._prior),
+            change=self._change(chosen, fit, distortion),
         )
 
     def _distortion_of(
@@ -346,6 +348,14 @@ class SelfCalibration:
         information = influence(chosen.batch, fit, free, self._prior)
         sigma = float(sigmas_of(information)[free.index(DIVISION)])
         return free, information, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
+
+    def _change(self, chosen: Chosen, fit: EpipolarFit, distortion: Distortion) -> FocalChange | None:
+        """A change of the focal length that both models of the lens show, with and without what is not clear of it.
+
+        Without a distortion that the images have, windows differ in focal length as their points differ in radius.
+        """
+        change = find_change(chosen, self._constant_part(fit, distortion), self._prior)
+        return change and find_change(chosen, fit.lens, self._prior) and change
 
     def _constant_part(self, fit: EpipolarFit, distortion: Distortion) -> FloatArray:
         """The lens with only a clear distortion, because a changing focal length biases the other parameters."""

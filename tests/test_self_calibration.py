@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
+from relocalizer.epipolar_fit import DIVISION
 from relocalizer.self_calibration import FocalEstimate, NotDetermined, SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
@@ -124,6 +126,18 @@ def test_a_zoom_is_a_change_and_no_focal_length():
     assert found.change.share == pytest.approx(0.3, abs=0.1)
     assert found.change.from_frame < 80 < found.change.to_frame
     assert "the focal length changes by +" in str(found.change)
+
+
+@pytest.mark.parametrize("with_distortion", [True, False])
+def test_a_change_that_one_model_of_the_lens_explains_is_none(with_distortion, monkeypatch):
+    """A faint distortion that is left out of the lens makes windows differ as their points differ in radius."""
+
+    def one_model_only(chosen, lens, prior):
+        return FocalChange(0.1, 0.01, 10, 20) if bool(lens[DIVISION]) == with_distortion else None
+
+    monkeypatch.setattr("relocalizer.self_calibration.find_change", one_model_only)
+    bent = replace(CAMERA, model="radtan", distortion=(0.03, 0.0, 0.0, 0.0))
+    assert SelfCalibration(footage(frames=6, camera=bent), CAMERA).check().change is None
 
 
 def test_the_same_pairs_give_the_same_estimate():
