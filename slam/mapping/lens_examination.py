@@ -26,6 +26,10 @@ MATCH_RATIO = 0.8  # maximum ratio of Lowe's ratio test
 LEFT_BY_CALIBRATIONS = 0.025
 CONTRADICTION = 0.04  # minimum difference of the log focal lengths for the footage to contradict a given one
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
+# Minimum of the same difference for a given focal length to be doubtful, and in standard deviations. A doubtful one is
+# contradicted if bundle adjustment wants another one too, of at least this difference in the same direction; for right
+# calibrations it wants at most 0.9 % (seven sequences).
+DOUBT, DOUBT_SIGMAS, BUNDLE_CONTRADICTION = 0.025, 1.5, 0.02
 # Difference of two estimates of a focal length at which one of them must be wrong, standard deviations.
 DISAGREEMENT_SIGMAS = 4.0
 
@@ -134,8 +138,7 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         reason = "the focal length changes along the footage"
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason, found.change))
     if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
-        reason = f"the footage wants a focal length {ratio:.2f} times as long (+- {100 * found.sigma:.1f} %)"
-        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
+        return LensFinding(_contradicted(ratio, found.sigma))
     left = calibration.distortion()
     if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS:
         reason = (
@@ -145,6 +148,34 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma)
     return LensFinding(evidence, may_have_distortion=left.is_significant)
+
+
+def _contradicted(ratio: float, sigma: float) -> LensEvidence:
+    reason = f"the footage wants a focal length {ratio:.2f} times as long (+- {100 * sigma:.1f} %)"
+    return LensEvidence(LensState.CONTRADICTED, ratio, sigma, reason)
+
+
+def is_doubtful(evidence: LensEvidence) -> bool:
+    """Whether self-calibration speaks against a given focal length, but not beyond doubt."""
+    ratio, sigma = evidence.focal_ratio, evidence.focal_sigma
+    if evidence.state is not LensState.CALIBRATED or evidence.change is not None or ratio is None or sigma is None:
+        return False
+    return bool(abs(np.log(ratio)) > max(DOUBT, DOUBT_SIGMAS * sigma))
+
+
+def confirmed(evidence: LensEvidence, bundle_ratio: float) -> LensEvidence:
+    """Doubtful evidence, contradicted if bundle adjustment wants another focal length in the same direction.
+
+    Two views at a time and all views together fail in different ways, so together they need less of a difference.
+
+    Args:
+        bundle_ratio: as `BundleAdjustment.wanted_focal_ratio` gives it.
+    """
+    ratio, sigma = evidence.focal_ratio, evidence.focal_sigma
+    if ratio is None or sigma is None:
+        return evidence
+    wanted = float(np.log(bundle_ratio)) * float(np.sign(np.log(ratio)))
+    return _contradicted(ratio, sigma) if wanted > BUNDLE_CONTRADICTION else evidence
 
 
 def changed_between(segments: Sequence[tuple[LensEvidence, int, int]]) -> FocalChange | None:
