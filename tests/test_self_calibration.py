@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import DIVISION
-from relocalizer.self_calibration import FocalEstimate, NotDetermined, SelfCalibration, ViewPair
+from relocalizer.self_calibration import AspectEstimate, FocalEstimate, NotDetermined, SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)  # 554 px
@@ -83,6 +83,24 @@ def test_a_camera_that_is_right_is_found_to_be_right():
     assert error < 0.02
     assert deviations < 2.0
     assert not calibration.distortion().is_significant
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.75, 1.25])
+def test_the_aspect_is_told_whatever_is_assumed(ratio):
+    """The images of a camera whose fy is taken to be another."""
+    aspect = SelfCalibration(footage(), replace(CAMERA, fy=ratio * CAMERA.fy)).aspect()
+    error = float(np.log(aspect.ratio / ratio))
+    assert abs(error) < 0.02
+    assert abs(error) < 2.0 * aspect.sigma < 0.06
+
+
+def test_the_aspect_of_too_few_images_is_not_told():
+    assert SelfCalibration(footage(frames=3), CAMERA).aspect() == AspectEstimate()
+
+
+def test_matches_that_are_none_tell_no_aspect(rng):
+    pairs = [ViewPair(n, n + 1, *rng.uniform(0, 480, (2, 80, 2))) for n in range(8)]
+    assert SelfCalibration(pairs, CAMERA).aspect() == AspectEstimate()
 
 
 def test_one_plane_determines_nothing():
