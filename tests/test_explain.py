@@ -304,6 +304,18 @@ def test_a_focal_length_that_the_footage_contradicts_is_told():
     assert (found.figures["given_px"], found.figures["wanted_px"]) == (600.0, 500.0)
 
 
+@pytest.mark.parametrize("wanted", [None, 603.0])
+def test_a_calibration_that_is_wrong_in_something_else_is_told_without_a_focal_length(wanted: float | None):
+    lens = {
+        "state": "contradicted", "focal_px": {"start": 600.0, "final": 600.0, "wanted": wanted}, "focal_sigma": None,
+        "reason": "the footage wants an fx of 0.75 times fy",
+    }  # fmt: skip
+    _, record = a_run(lens=lens)
+    [found] = explain(record, "a run").findings
+    assert found.cause is Cause.WRONG_FOCAL_LENGTH
+    assert found.sentence == "the given calibration does not fit: the footage wants an fx of 0.75 times fy"
+
+
 def loop_examined(i: int, j: int, *gates: tuple[str, float, float, bool], accepted: bool = False) -> LoopExamined:
     tests = tuple(Gate(name=n, value=v, limit=m, passed=p) for n, v, m, p in gates)
     return LoopExamined(
