@@ -7,6 +7,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY relocalizer relocalizer
 COPY slam slam
+COPY configs configs
 RUN pip install --no-cache-dir --constraint constraints.txt '.[serve,heif,ros]' \
     && useradd --create-home slam
 

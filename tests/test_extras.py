@@ -148,3 +148,6 @@ def test_the_image_is_built_from_what_is_there(root: Path) -> None:
     names = [name for source in sources for name in source.split()]
     assert all((root / name).exists() for name in names)
     assert {f"!{name}" for name in names} <= set((root / ".dockerignore").read_text().splitlines())
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for needed in (*build["packages"], *build["force-include"]):  # without them no wheel is built
+        assert needed.split("/")[0] in names, needed
