@@ -8,7 +8,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY relocalizer relocalizer
 COPY slam slam
 COPY configs configs
-RUN pip install --no-cache-dir --constraint constraints.txt '.[serve,heif,ros]' \
+RUN pip install --no-cache-dir --constraint constraints.txt '.[viewer,serve,heif,ros]' \
     && useradd --create-home slam
 
 USER slam
