@@ -233,6 +233,19 @@ def test_photos_mapped_as_such_are_not_proposed_to_be(run: RunReport) -> None:
     assert "--photos" not in json.dumps(run.values["verdict"])
 
 
+def test_photos_of_which_no_two_overlap_are_said_to(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
+    (folder / "camera.yaml").write_text(CAMERA.to_yaml(), encoding="utf-8")
+    report = record_run(folder, out=tmp_path / "run", config=UNORDERED)
+    assert str(report.verdict) == (
+        "failed: no map could be begun: no two of the 3 photos match with enough inliers and parallax"
+    )
+
+
 class Source:
     """What is asked of a source before its photos are mapped."""
 
