@@ -67,6 +67,7 @@ _MIN_INLIER_RATIO = 0.4  # minimum inlier ratio of a pair's epipolar geometry
 _FLAT = 0.8  # inlier ratio of a homography above which a pair is degenerate: planar scene, or no parallax
 _MIN_PAIRS = 5  # minimum number of usable pairs
 _RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
+_NEAR_RIVAL = 10.0 * _RIVAL  # minimum loss difference in the initial search of a minimum to be excluded by that alone
 # Maximum number of minima that are refined, and maximum ratio to the smallest loss for a full refinement.
 _MINIMA, _NEAR = 3, 1.3
 _USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]  # free lens parameters by default
@@ -207,9 +208,11 @@ class SelfCalibration:
         again = self._choose(best.lens)
         if isinstance(again, NotDetermined):
             return again
-        fit = self._refined(again, fit_poses(again.batch, again.F, best.lens))
-        worse = [_SEARCHED * float(f.loss.sum() - best.loss.sum()) for f in fits[1:]]
-        return self._judged(again, fit, rivals=list(zip(fits[1:], worse, strict=True)))
+        near = [f for f in fits[1:] if _SEARCHED * float(f.loss.sum() - best.loss.sum()) < _NEAR_RIVAL]
+        refined = [self._refined(again, fit_poses(again.batch, again.F, f.lens)) for f in [best, *near]]
+        fit = min(refined, key=self._loss)
+        rivals = [(f, float(f.loss.sum() - fit.loss.sum())) for f in refined if f is not fit]
+        return self._judged(again, fit, rivals=rivals)
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, refined from that of the camera."""
