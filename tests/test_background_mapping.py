@@ -150,7 +150,7 @@ def test_a_keyframe_is_taken_up_a_fixed_number_of_frames_later_or_when_it_is_nee
     assert len([frames for frames in found.values() if frames]) > 4
 
 
-def test_a_file_has_no_mapping_thread_and_poses_as_good_as_with_it(world, fixed) -> None:
+def test_a_program_that_calls_step_has_no_mapping_thread_and_poses_as_good_as_with_it(world, fixed) -> None:
     alone, events = run(world, "auto")
     assert set(published_after(events).values()) == {0}
     errors = [evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse for result in (alone, fixed[0])]
@@ -176,7 +176,7 @@ def test_a_live_camera_that_was_lost_is_followed_on(monkeypatch) -> None:
     result, events = run(world, "live")
     back = next(event.frame_index for event in events if isinstance(event, Relocalized))
     assert sum(index >= back for index in result.frame_indices.tolist()) >= 48 - back
-    assert any(reason.startswith("recognized") for reason in started)
+    assert any(reason.startswith("relocalized") for reason in started)
 
 
 # --- events --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from test_run_failures import OracleSource, oracle_build
 from relocalizer.errors import SequenceError
 from slam.bench.live_latency import AgeMeter, PacedCapture, live_stream, measure_live
 from slam.config.schema import SlamConfig
-from slam.input.live_stream import with_live_mapping
+from slam.input.live_stream import with_mapping_thread
 from slam.run.live_threads import SWITCH_INTERVAL_S, shared_by_tracking_and_mapping
 
 FRAMES = 40
@@ -74,12 +74,14 @@ def test_a_live_stream_is_no_file_to_be_fed_as_one() -> None:
     stream.close()
 
 
-def test_only_a_live_stream_is_mapped_live_unless_the_configuration_says_otherwise(world) -> None:
+def test_a_live_stream_is_mapped_live_and_a_file_with_a_fixed_delay_unless_the_configuration_says_otherwise(
+    world,
+) -> None:
     stream, _ = live_stream(OracleSource(world), None)
     asked = SlamConfig.model_validate({"tracking": {"mapping_thread": "fixed"}})
-    assert with_live_mapping(SlamConfig(), stream).tracking.mapping_thread == "live"
-    assert with_live_mapping(asked, stream) == asked
-    assert with_live_mapping(SlamConfig(), OracleSource(world)) == SlamConfig()
+    assert with_mapping_thread(SlamConfig(), stream).tracking.mapping_thread == "live"
+    assert with_mapping_thread(asked, stream) == asked
+    assert with_mapping_thread(SlamConfig(), OracleSource(world)).tracking.mapping_thread == "fixed"
     stream.close()
 
 

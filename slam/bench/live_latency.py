@@ -18,7 +18,7 @@ from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
 from slam.events import Event, FrameProcessed
 from slam.input.frame_source import ALL_IMAGES, FrameSource
-from slam.input.live_stream import LiveStream, with_live_mapping
+from slam.input.live_stream import LiveStream, with_mapping_thread
 from slam.input.rectification import GivenCamera, Rectifier
 from slam.run import run_verdict, runner
 from slam.run.run_statistics import RunStatistics
@@ -186,7 +186,7 @@ def measure_live(
     """
     truth, (stream, capture) = source.ground_truth, live_stream(source, fps)
     statistics, meter = RunStatistics(), AgeMeter(capture.arrived_ns)
-    slam = Slam.create(with_live_mapping(config, stream), observers=[meter, statistics], mask=stream.mask)
+    slam = Slam.create(with_mapping_thread(config, stream), observers=[meter, statistics], mask=stream.mask)
     outcome = runner.run(stream, slam, on_progress=on_progress)
     outcome.raise_failure()
     result, images = outcome.result, len(capture.arrived_ns)

@@ -18,7 +18,7 @@ from slam.components.predictor_choice import PredictorChoice
 from slam.config.loading import dump_config
 from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Finding, Grade, Verdict
-from slam.input.live_stream import with_live_mapping
+from slam.input.live_stream import with_mapping_thread
 from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
 from slam.photos.photo_limits import expect_photos
@@ -174,7 +174,7 @@ class RunRecorder:
     """Creates the run folder, processes the frames, and writes all files."""
 
     def __init__(self, request: RunRequest) -> None:
-        self._request = request = replace(request, config=with_live_mapping(request.config, request.frames))
+        self._request = request = replace(request, config=with_mapping_thread(request.config, request.frames))
         self._statistics = RunStatistics(start_map=request.map_name)
         self._opening = {
             **opening_report(request.config, request.frames, request.choice),
