@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from relocalizer.relocalizer import Relocalization as Relocalization
     from relocalizer.relocalizer import Relocalizer as Relocalizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CalibratedImage": "relocalizer.interfaces",
