@@ -36,6 +36,7 @@ class FrameProcessor:
         self._frame_tracker = modules.frame_tracker
         self._initializer = modules.initializer
         self._rotation_only = modules.rotation_only
+        self._reference_keyframes = modules.reference_keyframes
         self._mapper = modules.mapper
         self._odometry_edges = modules.odometry_edges
         self._loop_detector = modules.loop_detector
@@ -104,7 +105,7 @@ class FrameProcessor:
     def _track(self, frame: Frame) -> None:
         """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
-            found = self._frame_tracker.estimate_pose(frame)
+            found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
         if isinstance(found, TrackedPose):
             self._follow(frame, found)
             return
@@ -122,11 +123,24 @@ class FrameProcessor:
         if self._localization_mode is not None:
             self._localization_mode.replenish(frame)
         elif reason := self._frame_tracker.reason_to_keep(frame, self.state.keyframe_id):
+            if self._follow_known_view(frame):
+                return
             with self._watch("features"):
                 observation = self._frame_tracker.extract(frame)
             self._insert_keyframe(observation, reason)
             return
         self._record_frame(frame)
+
+    def _follow_known_view(self, frame: Frame) -> bool:
+        """Continue from an older keyframe of the same view instead of inserting another; whether there is one."""
+        with self._watch("known view"):
+            view = self._reference_keyframes.find(frame, self.state.keyframe_id)
+        if view is None:
+            return False
+        self.state.set_tracking(view.keyframe_id)
+        self._frame_tracker.reset_to(view.found.world_from_cam, view.tracks)
+        self._record_frame(frame)
+        return True
 
     def _record_frame(self, frame: Frame) -> None:
         """Record the frame's pose relative to its reference keyframe."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,10 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.absolute_pose import PoseFit, optimize_pose, rotate_pixels, search_pose
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.geometry import rotation_matrix
+from relocalizer.geometry import FloatArray, rotation_matrix
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
+from relocalizer.triangulation import depths_in
 from slam.config.schema import SlamConfig
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
@@ -25,7 +26,23 @@ from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
 
+MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnknownDepths:
+    """Points that are observed in the frame but have no depth yet: on the ray of their first observation, anywhere.
+
+    Attributes:
+        points_world: (N, 3) on the rays, at an assumed depth, map units.
+        depth_sigma_world: (N, 3) their standard deviation along the rays: the whole depth.
+        pixels: (N, 2) observations in the newest frame.
+    """
+
+    points_world: FloatArray
+    depth_sigma_world: FloatArray
+    pixels: NDArray[np.float32]
 
 
 class FrameTracker:
@@ -80,6 +97,13 @@ class FrameTracker:
         self._gray, self._observation = gray, None
         self._update_resting(frame.camera)
         self._meter.tracked(self.tracks, frame.camera)
+
+    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32]) -> Tracks:
+        """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2)."""
+        if not len(tracks) or gray.shape != self._gray.shape:
+            return Tracks.none()
+        pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
+        return Tracks(tracks.ids, pixels).where(found)
 
     def leave_out(self, ids: NDArray[np.int64]) -> None:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
@@ -149,17 +173,42 @@ class FrameTracker:
         assert self.pose is not None
         return TrackedPose(self.pose, self.inlier_tracks)
 
-    def estimate_pose(self, frame: Frame) -> TrackedPose | PoseNotFound:
-        """Pose of the newest frame from the landmarks among its tracks, starting at the predicted pose."""
+    def estimate_pose(self, frame: Frame, k: int) -> TrackedPose | PoseNotFound:
+        """Pose of the newest frame from the landmarks among its tracks, starting at the predicted pose.
+
+        Args:
+            k: reference keyframe, whose points without a depth count too.
+        """
         start = self._predicted_pose()
         if start is None:
             return PoseNotFound("no earlier pose to start from")
-        return self.estimate_from(frame, self.tracks, start)
+        return self.estimate_from(frame, self.tracks, start, self._points_without_depth(k))
 
-    def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:
+    def _points_without_depth(self, k: int) -> UnknownDepths | None:
+        """The tracks of keyframe k that are not landmarks yet, at the median depth of its landmarks."""
+        observed, graph = self._landmarks.observed[k], self._graph
+        is_landmark = self._landmarks.is_triangulated(observed.ids)
+        landmarks = observed.ids[is_landmark]
+        _, rows, now = np.intersect1d(
+            observed.ids[~is_landmark], self.tracks.ids, assume_unique=True, return_indices=True
+        )
+        if len(landmarks) == 0 or len(rows) == 0:
+            return None
+        pose = graph.world_from_keyframe[k].rigid
+        depth = float(np.median(depths_in(self._landmarks.points_world(landmarks, graph), pose)))
+        rays = graph.keyframes[k].camera.normalized(observed.pixels[~is_landmark][rows])
+        along = depth * np.hstack([rays, np.ones((len(rays), 1))])
+        return UnknownDepths(np.asarray(pose.apply(along)), along @ rotation_matrix(pose).T, self.tracks.pixels[now])
+
+    def estimate_from(
+        self, frame: Frame, tracks: Tracks, start: RigidTransform, others: UnknownDepths | None = None
+    ) -> TrackedPose | PoseNotFound:
         """Pose (world_from_cam) that minimizes the reprojection error of the tracked landmarks, starting at `start`.
 
         When too few landmarks are inliers, RANSAC gives a second start.
+
+        Args:
+            others: points without a depth, which constrain the pose where the landmarks are few.
         """
         config, noise = self._config.tracking, self._config.tracks.noise_px
         triangulated = tracks.where(self._landmarks.is_triangulated(tracks.ids))
@@ -176,7 +225,24 @@ class FrameTracker:
                 f"{fit.inlier_count} of {len(triangulated)} landmarks agree with a pose, "
                 f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
             )
+        if others is not None and fit.inlier_count < MANY_LANDMARKS:
+            fit = self._refined_with(others, points, triangulated.pixels, frame.camera, fit)
         return TrackedPose(fit.world_from_cam, triangulated.where(fit.inliers))
+
+    def _refined_with(
+        self, others: UnknownDepths, points: FloatArray, pixels: NDArray[np.float32], camera: Camera, fit: PoseFit
+    ) -> PoseFit:
+        """The fit with points without a depth added; their inliers are not reported."""
+        joint = optimize_pose(
+            np.concatenate([points, others.points_world]),
+            np.concatenate([pixels, others.pixels]),
+            camera,
+            fit.world_from_cam,
+            noise_px=self._config.tracks.noise_px,
+            depth_sigma_world=np.concatenate([np.zeros_like(points), others.depth_sigma_world]),
+        )
+        refined = replace(joint, inliers=joint.inliers[: len(points)])
+        return refined if self._has_enough_inliers(refined) else fit
 
     def reason_to_keep(self, frame: Frame, k: int) -> str:
         """Why the newest frame, with a known pose, should be inserted as a keyframe after keyframe k; empty if not."""
