@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
+from slam.tracking.frame_pose import ObservedPoints, UnknownDepths
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
@@ -28,21 +29,6 @@ from slam.tracking.overlay import Overlay
 
 MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UnknownDepths:
-    """Points that are observed in the frame but have no depth yet: on the ray of their first observation, anywhere.
-
-    Attributes:
-        points_world: (N, 3) on the rays, at an assumed depth, map units.
-        depth_sigma_world: (N, 3) their standard deviation along the rays: the whole depth.
-        pixels: (N, 2) observations in the newest frame.
-    """
-
-    points_world: FloatArray
-    depth_sigma_world: FloatArray
-    pixels: NDArray[np.float32]
 
 
 class FrameTracker:
@@ -210,39 +196,26 @@ class FrameTracker:
         Args:
             others: points without a depth, which constrain the pose where the landmarks are few.
         """
-        config, noise = self._config.tracking, self._config.tracks.noise_px
+        config = self._config.tracking
         triangulated = tracks.where(self._landmarks.is_triangulated(tracks.ids))
         if len(triangulated) < config.min_inliers:
             return PoseNotFound(f"{len(triangulated)} landmarks followed, {config.min_inliers} needed")
         points = self._landmarks.points_world(triangulated.ids, self._graph)
-        fit = optimize_pose(points, triangulated.pixels, frame.camera, start, noise_px=noise)
+        observed = ObservedPoints(points, triangulated.pixels, frame.camera, self._config.tracks.noise_px)
+        fit, noise = observed.pose_from(start)
         if not self._has_enough_inliers(fit):
             found = search_pose(points, triangulated.pixels, frame.camera, noise_px=noise)
             if found is not None:
-                fit = optimize_pose(points, triangulated.pixels, frame.camera, found, noise_px=noise)
+                fit, noise = observed.pose_from(found)
         if not self._has_enough_inliers(fit):
             return PoseNotFound(
                 f"{fit.inlier_count} of {len(triangulated)} landmarks agree with a pose, "
                 f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
             )
         if others is not None and fit.inlier_count < MANY_LANDMARKS:
-            fit = self._refined_with(others, points, triangulated.pixels, frame.camera, fit)
+            refined = observed.pose_with(others, fit, noise)
+            fit = refined if self._has_enough_inliers(refined) else fit
         return TrackedPose(fit.world_from_cam, triangulated.where(fit.inliers))
-
-    def _refined_with(
-        self, others: UnknownDepths, points: FloatArray, pixels: NDArray[np.float32], camera: Camera, fit: PoseFit
-    ) -> PoseFit:
-        """The fit with points without a depth added; their inliers are not reported."""
-        joint = optimize_pose(
-            np.concatenate([points, others.points_world]),
-            np.concatenate([pixels, others.pixels]),
-            camera,
-            fit.world_from_cam,
-            noise_px=self._config.tracks.noise_px,
-            depth_sigma_world=np.concatenate([np.zeros_like(points), others.depth_sigma_world]),
-        )
-        refined = replace(joint, inliers=joint.inliers[: len(points)])
-        return refined if self._has_enough_inliers(refined) else fit
 
     def reason_to_keep(self, frame: Frame, k: int) -> str:
         """Why the newest frame, with a known pose, should be inserted as a keyframe after keyframe k; empty if not."""

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.absolute_pose import optimize_pose, rotate_pixels
+from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
@@ -22,6 +22,7 @@ from slam.map.frames import Frame, TrackedPose
 from slam.map.keyframe_images import KeyframeImages
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
+from slam.tracking.frame_pose import ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels, median_parallax_px
 
@@ -118,13 +119,10 @@ class ReferenceKeyframes:
         landmarks = found.where(self._map.is_triangulated(found.ids))
         others = tracker.inlier_tracks.where(~np.isin(tracker.inlier_tracks.ids, landmarks.ids))
         joined = landmarks.joined(others)
-        fit = optimize_pose(
-            self._map.points_world(joined.ids),
-            joined.pixels,
-            frame.camera,
-            tracker.current.world_from_cam,
-            noise_px=config.tracks.noise_px,
+        observed = ObservedPoints(
+            self._map.points_world(joined.ids), joined.pixels, frame.camera, config.tracks.noise_px
         )
+        fit, _ = observed.pose_from(tracker.current.world_from_cam)
         seen = joined.where(fit.inliers)
         before, _ = common_pixels(self._landmarks_of(c), seen)
         limit = 1.0 - MARGIN * (1.0 - config.keyframes.min_survival)
