@@ -96,7 +96,9 @@ def fit_length(
     if int(inliers.sum()) < min_landmarks:
         return NoLength(f"{int(inliers.sum())} landmarks agree on a length, {min_landmarks} needed")
     if not length > 0 or sigma > max_relative_sigma * length:
-        return NoLength(f"length {length:.4f} +- {sigma:.4f}: not told from zero (limit {max_relative_sigma:.0%})")
+        return NoLength(
+            f"length {length:.4f} +- {sigma:.4f}: not distinguishable from zero (limit {max_relative_sigma:.0%})"
+        )
     return LengthFit(length, sigma, inliers)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +46,10 @@ logger = logging.getLogger(__name__)
 MAX_KEYFRAMES_FULL_UPDATE = 200
 
 
+# Where the current thread collects its events; None in a thread that passes them to the observers.
+_collected: ContextVar[list[Event] | None] = ContextVar("collected events", default=None)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DroppedObserver:
     """An observer that raised an exception.
@@ -75,12 +81,25 @@ class EventPublisher:
         self.dropped: list[DroppedObserver] = []
 
     def publish(self, event: Event) -> None:
-        """Pass an event to every observer."""
+        """Pass an event to every observer, or collect it inside of `collecting`."""
+        collected = _collected.get()
+        if collected is not None:
+            collected.append(event)
+            return
         for observer in tuple(self._observers):
             try:
                 observer(event)
             except Exception as error:
                 self._drop(observer, event, error)
+
+    @contextmanager
+    def collecting(self, events: list[Event]) -> Iterator[None]:
+        """Append the events that this thread publishes in this block to `events`, for another thread to publish."""
+        token = _collected.set(events)
+        try:
+            yield
+        finally:
+            _collected.reset(token)
 
     def _drop(self, observer: Observer, event: Event, error: Exception) -> None:
         self._observers = [other for other in self._observers if other is not observer]
@@ -170,7 +189,7 @@ class EventPublisher:
     ) -> None:
         """Publish `FrameProcessed`."""
         pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
-        landmarks = self._map.landmarks.points_world(inliers.ids, self._map.graph)
+        landmarks = tracker.points_world(inliers.ids)
         points = _tracked_points(frame, tracker, pose, landmarks)
         residuals = points.residuals_px[points.is_inlier]
         measurement = replace(

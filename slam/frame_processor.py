@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from relocalizer.geometry import Similarity
+from slam.background_mapping import BackgroundMapping
 from slam.components.modules import Modules
 from slam.config.schema import SlamConfig
-from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe, PoseNotFound, TrackedPose
+from slam.keyframe_processor import KeyframeProcessor, NewKeyframe
+from slam.map.frames import Frame, FrameObservation, InitialPair, PoseNotFound, TrackedPose
 from slam.relocalization.frame_relocalizer import RelocalizedFrame
 from slam.relocalization.localization_mode import LocalizationMode
 from slam.result import FrameResult
@@ -18,7 +22,8 @@ from slam.tracking.tracking_state import TrackingStateMachine
 class FrameProcessor:
     """Takes every frame through the modules of the system, in the order of the tracking state.
 
-    The counterpart of ORB-SLAM's tracking thread; keyframes are inserted and loops closed before the next frame.
+    The counterpart of ORB-SLAM's tracking thread. Keyframes are inserted and loops closed before the next frame, or
+    meanwhile in another thread (`BackgroundMapping`); then whatever needs the map takes the keyframe up first.
 
     Attributes:
         state: the tracking state, which decides what is done with the next frame.
@@ -33,17 +38,21 @@ class FrameProcessor:
         self._log = modules.log
         self._images = modules.images
         self._events = modules.events
+        self._keyframes = KeyframeProcessor(config, modules)
         self._frame_tracker = modules.frame_tracker
         self._initializer = modules.initializer
         self._rotation_only = modules.rotation_only
         self._reference_keyframes = modules.reference_keyframes
         self._mapper = modules.mapper
-        self._odometry_edges = modules.odometry_edges
         self._loop_detector = modules.loop_detector
-        self._loop_closer = modules.loop_closer
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._watch = Stopwatch()
+        self._frames_since_keyframe = 0
+        mode = config.tracking.mapping_thread
+        self._background = (
+            BackgroundMapping(self._keyframes, modules, is_live=mode == "live") if mode in ("fixed", "live") else None
+        )
         restart_after = None if localize_only else config.tracking.restart_after
         self.state = TrackingStateMachine(restart_after=restart_after)
         self._localization_mode = (
@@ -53,6 +62,9 @@ class FrameProcessor:
     def process(self, frame: Frame) -> FrameResult:
         """Process the next frame, publish its events, and return its pose."""
         self._watch = Stopwatch()
+        self._frames_since_keyframe += 1
+        if self._background is not None and self._background.is_due:
+            self.take_up_keyframe()
         with self._watch("tracks"):
             self._frame_tracker.track(frame)
         if self.state.has_map:
@@ -64,6 +76,8 @@ class FrameProcessor:
         if not self.state.is_tracking:
             with self._watch("keep for later"):
                 self._deferred.keep(frame)
+        if self._background is not None:
+            self._background.count_frame()
         self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms)
         return FrameResult(
             frame_index=frame.index,
@@ -73,6 +87,38 @@ class FrameProcessor:
             world_from_cam=self._frame_tracker.pose if self.state.is_tracking else None,
             keyframe_id=self.state.keyframe_id,
         )
+
+    # --- keyframes in another thread ------------------------------------------------------------------
+
+    @property
+    def _maps_now(self) -> bool:
+        """Whether a keyframe is being inserted in another thread, and only a snapshot of the map may be used."""
+        return self._background is not None and self._background.is_busy
+
+    def wait_for_map(self) -> None:
+        """Wait until no other thread changes the map. Raises the exception of the insertion of a keyframe."""
+        if self._background is not None:
+            self._background.wait()
+
+    def take_up_keyframe(self) -> None:
+        """Wait for the keyframe that is being inserted, if any, and track from it and in the changed map from now on.
+
+        Raises:
+            BaseException: what ended the insertion; tracking uses the map again, as that left it.
+        """
+        if self._background is None or not self._background.is_busy:
+            self._frame_tracker.attach(None)  # after an exception before the insertion began
+            return
+        k: int | None = None
+        try:
+            with self._watch("wait for the map"):
+                k, watch = self._background.take_up()
+        finally:
+            if not self._background.is_busy:  # otherwise the wait was interrupted
+                self._frame_tracker.attach(k)
+        for stage, milliseconds in watch.stage_ms.items():
+            self._watch.stage_ms[stage] = self._watch.stage_ms.get(stage, 0.0) + milliseconds
+        self.state.set_tracking(k)
 
     # --- initialization -------------------------------------------------------------------------------
 
@@ -98,7 +144,8 @@ class FrameProcessor:
         self._loop_detector.add(a.id)
         for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
-        self._activate_keyframe(pair.second.frame, b, "second of the first pair")
+        self._keyframes.link(pair.second.frame, b, "second of the first pair", self._watch)
+        self._continue_from_keyframe(pair.second.frame, b.id)
 
     # --- tracking -------------------------------------------------------------------------------------
 
@@ -106,6 +153,10 @@ class FrameProcessor:
         """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
             found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
+        if isinstance(found, PoseNotFound) and self._maps_now:
+            self.take_up_keyframe()  # its new landmarks may be enough
+            with self._watch("pose"):
+                found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
         if isinstance(found, TrackedPose):
             self._follow(frame, found)
             return
@@ -122,12 +173,10 @@ class FrameProcessor:
         self._frame_tracker.accept(found)
         if self._localization_mode is not None:
             self._localization_mode.replenish(frame)
-        elif reason := self._frame_tracker.reason_to_keep(frame, self.state.keyframe_id):
+        elif reason := self._reason_to_keep(frame):
             if self._follow_known_view(frame):
                 return
-            with self._watch("features"):
-                observation = self._frame_tracker.extract(frame)
-            self._insert_keyframe(observation, reason)
+            self._keep(self._new_keyframe(frame, self._frame_tracker.extraction(frame), reason))
             return
         self._record_frame(frame)
 
@@ -142,40 +191,58 @@ class FrameProcessor:
         self._record_frame(frame)
         return True
 
+    def _reason_to_keep(self, frame: Frame) -> str:
+        """Why the frame should be inserted as a keyframe now; empty if not. Takes up a keyframe that is in the way."""
+        tracker = self._frame_tracker
+        reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
+        if not reason or self._background is None or not self._background.is_busy:
+            return reason
+        if self._background.is_live and not self._background.is_due and not tracker.needs_keyframe_now:
+            return ""
+        self.take_up_keyframe()
+        tracker.refine(frame)
+        return tracker.reason_to_keep(frame, self.state.keyframe_id)
+
     def _record_frame(self, frame: Frame) -> None:
         """Record the frame's pose relative to its reference keyframe."""
         tracked = self._frame_tracker.current
-        self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self.state.keyframe_id, self._map.graph)
+        if self._background is not None and self._background.is_busy:
+            self._background.record(frame, tracked)
+        else:
+            self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self.state.keyframe_id, self._map.graph)
 
     # --- keyframes ------------------------------------------------------------------------------------
 
-    def _insert_keyframe(self, observation: FrameObservation, reason: str) -> None:
-        """Insert the frame as a keyframe: landmarks, odometry edges to covisible keyframes, local bundle adjustment."""
-        graph, active = self._map.graph, self.state.keyframe_id
-        pose = Similarity.from_rigid(
-            self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
-        )
-        with self._watch("map"):
-            keyframe = self._mapper.insert(observation, self._frame_tracker.tracks, pose, graph.segment_of[active])
-            self._images.store(keyframe.id, observation.frame.image)
-        with self._watch("predictor"):
-            self._odometry_edges.relate_to_covisible(keyframe.id)
-        with self._watch("refine"):
-            self._mapper.adjustment.local_bundle_adjustment(keyframe.id)
-        self._activate_keyframe(observation.frame, keyframe, reason)
+    def _keep(self, new: NewKeyframe) -> None:
+        """Insert a tracked frame as a keyframe, now or in another thread."""
+        frames = 0 if self._background is None else self._background.frames_to_wait(self._frames_since_keyframe)
+        if self._background is None or frames == 0:
+            self._insert_keyframe(new)
+            return
+        self._frame_tracker.detach(new.frame, new.world_from_keyframe)
+        self._background.start(new, self.state.keyframe_id, frames)
+        self._frames_since_keyframe = 0
+        self._record_frame(new.frame)
 
-    def _activate_keyframe(self, frame: Frame, keyframe: Keyframe, reason: str) -> None:
-        """Add a new keyframe's edges, close its loops, and continue tracking from its updated pose."""
-        slam_map, k = self._map, keyframe.id
-        self._events.keyframe_added(keyframe, reason, frame.image)
-        with self._watch("link"):
-            self._odometry_edges.check_parallax(k, 0.5 * self._config.landmarks.min_parallax_deg)
-            self._odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
-            closed = self._loop_closer.close_loops(k)
-            self._loop_detector.add(k)
-        if closed:
-            with self._watch("refine"):
-                self._mapper.adjustment.local_bundle_adjustment(k)
+    def _new_keyframe(self, frame: Frame, observe: Callable[[], FrameObservation], reason: str) -> NewKeyframe:
+        graph, active = self._map.graph, self.state.keyframe_id
+        pose, scale = self._frame_tracker.current.world_from_cam, graph.world_from_keyframe[active].scale
+        return NewKeyframe(
+            frame=frame,
+            observe=observe,
+            tracks=self._frame_tracker.tracks,
+            world_from_keyframe=Similarity.from_rigid(pose, scale),
+            segment=graph.segment_of[active],
+            reason=reason,
+        )
+
+    def _insert_keyframe(self, new: NewKeyframe) -> None:
+        """Insert a keyframe, and continue tracking from its updated pose."""
+        keyframe = self._keyframes.insert(new, self._watch)
+        self._continue_from_keyframe(new.frame, keyframe.id)
+
+    def _continue_from_keyframe(self, frame: Frame, k: int) -> None:
+        slam_map, self._frames_since_keyframe = self._map, 0
         self.state.set_tracking(k)
         self._frame_tracker.reset_to(slam_map.graph.world_from_keyframe[k].rigid, slam_map.landmarks.observed[k])
         self._record_frame(frame)
@@ -207,7 +274,11 @@ class FrameProcessor:
         if self._localization_mode is not None:
             self._localization_mode.set_baseline()
         elif reason:
-            self._insert_keyframe(found.observation, reason)
+            observation = found.observation
+            new = self._new_keyframe(observation.frame, lambda: observation, reason)
+            # Few landmarks are known to track the next frames by; only a live camera cannot wait for more.
+            may_wait = self._background is None or not self._background.is_live or not self._log.live
+            (self._insert_keyframe if may_wait else self._keep)(new)
             return
         self._record_frame(found.observation.frame)
 

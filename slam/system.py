@@ -20,6 +20,7 @@ from slam.loop_closing.segment_joining import join_segments
 from slam.map.frames import Frame
 from slam.map.keyframe_images import KeyframeImages, MemoryImages
 from slam.mapping.global_refinement import refine_map, run_cost_s
+from slam.photos.photo_processor import PhotoProcessor
 from slam.progress import Progress, no_progress
 from slam.result import FrameResult, SlamResult, collect_result
 from slam.sessions.metric_scale import ScaleReference, in_meters
@@ -108,6 +109,9 @@ class Slam:
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._loop_closer = modules.loop_closer
+        self._photo_processor: PhotoProcessor | None = None
+        if config.input.unordered and not localize_only:
+            self._photo_processor = PhotoProcessor(config, modules, components.predictor)
         self._frame_processor = FrameProcessor(config, modules, localize_only=localize_only)
         self._prior_map = PriorMap()
         if start_map is not None:
@@ -126,7 +130,7 @@ class Slam:
         """
         if self._result is not None:
             raise RuntimeError("Slam.step: the run is finished; make a new Slam, which can start in the saved map")
-        return self._frame_processor.process(frame)
+        return (self._photo_processor or self._frame_processor).process(frame)
 
     def finish(self, *, interrupted: bool = False, on_progress: Progress = no_progress) -> SlamResult:
         """Refine the whole map, update all frame poses, and return the result; later calls return the same result.
@@ -136,8 +140,11 @@ class Slam:
         """
         if self._result is not None:
             return self._result
+        self._frame_processor.take_up_keyframe()
+        if self._photo_processor is not None:
+            self._photo_processor.map_photos(on_progress)
         if self._log.records:
-            self._deferred.relocalize_all(self._frame_processor.continue_from, on_progress)
+            self._relocalize_deferred(on_progress)
             if not self._localize_only:
                 self._complete_map(on_progress)
             self._deferred.report_failures()
@@ -151,7 +158,12 @@ class Slam:
         return self._conclude(interrupted=True, measure=False)
 
     def remove_incomplete(self) -> None:
-        """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete."""
+        """Remove the incomplete keyframe that an exception in `step` left; everything before it is complete.
+
+        A keyframe that another thread is inserting is waited for and kept; if that fails, its exception is raised,
+        and a second call removes it.
+        """
+        self._frame_processor.take_up_keyframe()
         self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
         self._log.keep_frames_of(self._map.graph.keyframes)
 
@@ -179,7 +191,11 @@ class Slam:
         return self._events.dropped
 
     def saved_map(self) -> ReferenceMap:
-        """The current map, including the map in which the run started, in the format of a saved map."""
+        """The current map, including the map in which the run started, in the format of a saved map.
+
+        A keyframe that another thread is inserting is waited for and part of it, the frames since are not.
+        """
+        self._frame_processor.wait_for_map()
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
         return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
 
@@ -226,19 +242,26 @@ class Slam:
 
     # --- final steps ----------------------------------------------------------------------------------
 
+    def _relocalize_deferred(self, on_progress: Progress) -> None:
+        processor = self._photo_processor or self._frame_processor
+        self._deferred.relocalize_all(processor.continue_from, on_progress)
+
     def _complete_map(self, on_progress: Progress) -> None:
         """Join segments, refine the whole map in rounds, and update the pose of every frame in the refined map."""
         mapper, log, prior_keyframes = self._mapper, self._log, self._prior_map.keyframe_ids
         min_inliers = self._config.loop_closing.min_inliers
-        if join_segments(self._map, self._relocalizer, self._loop_closer, min_inliers=min_inliers):
-            self._deferred.relocalize_all(self._frame_processor.continue_from, on_progress)
+        candidates_of = None if self._photo_processor is None else self._photo_processor.overlapping
+        if join_segments(
+            self._map, self._relocalizer, self._loop_closer, min_inliers=min_inliers, candidates_of=candidates_of
+        ):
+            self._relocalize_deferred(on_progress)
         rounds = refine_map(
             mapper,
             self._config.bundle_adjustment,
             budget_s=run_cost_s(frames=len(log), keyframes=len(mapper.map.graph.keyframes) - len(prior_keyframes)),
             may_calibrate=not prior_keyframes,
             notify=partial(self._events.graph_optimized, log.last_index),
-            on_round=partial(on_progress, "rounds of the last refinement"),
+            on_round=partial(on_progress, "rounds of the final bundle adjustment"),
         )
         if rounds:
             log.undistort(self._map.lens_of)

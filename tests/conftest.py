@@ -110,7 +110,7 @@ class StraightSlam:
         )
 
     def finish(self, *, interrupted: bool = False, on_progress: Callable[[str, int, int], None]) -> Any:
-        on_progress("rounds of the last refinement", 0, 1)
+        on_progress("rounds of the final bundle adjustment", 0, 1)
         indices = np.array([index for index, _ in self._tracked], dtype=np.int64)
         poses = np.tile(np.eye(4), (len(indices), 1, 1))
         poses[:, 0, 3] = indices / 10

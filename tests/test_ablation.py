@@ -148,7 +148,7 @@ def test_an_ablation_of_a_system_that_makes_no_map_ends_with_1(images, slam_comm
     straight_slam(waits=100)
     ended = slam_command("bench", images, "--ablation")
     assert ended.code == 1
-    assert ended.complaint.startswith("slam: the whole system's own result is not usable: no map could be begun in 12")
+    assert ended.complaint.startswith("slam: the whole system's own result is not usable: no map was initialized in 12")
 
 
 def test_an_ablation_needs_a_source(slam_command):

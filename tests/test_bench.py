@@ -63,7 +63,7 @@ def test_a_measured_run_without_a_map_says_so_and_ends_with_1(images, slam_comma
     ended = slam_command("bench", images)
     assert ended.code == 1
     assert ended.complaint == (
-        "slam: these are times of a run that is not usable: no map could be begun in 12 frames: too little parallax"
+        "slam: these are times of a run that is not usable: no map was initialized in 12 frames: too little parallax"
     )
 
 

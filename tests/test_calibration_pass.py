@@ -13,7 +13,6 @@ from textured_walk import FOCAL_PX, FRAMES, HEIGHT, WALLS, WIDTH, poses, rendere
 
 from relocalizer.camera import Camera
 from relocalizer.image_headers import focal_length_35mm
-from slam.cli.text_tables import summary_rows
 from slam.config.schema import InputConfig, SlamConfig
 from slam.input.frame_source import FrameSource
 from slam.input.open_source import open_source
@@ -21,6 +20,7 @@ from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.run.calibration_pass import CalibrationPass, calibrate_first
 from slam.run.record_run import record_run
+from slam.run.summary import summary_rows
 
 CONFIG = SlamConfig()
 

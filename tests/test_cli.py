@@ -201,7 +201,7 @@ def test_a_run_leaves_a_whole_run_folder(tmp_path, images, slam_command, straigh
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "config.yaml", "events.jsonl", "report.json", "trajectory.txt", "keyframes.txt", "trajectory_online.txt",
-        "frames.csv", "trajectory.png",
+        "frames.csv", "trajectory.png", "report.html",
     }  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], report["frames"], report["tracked"]) == ("finished", 12, 10)
@@ -221,9 +221,13 @@ def test_a_run_says_what_it_reads_assumes_and_uses(tmp_path, images, slam_comman
 def test_a_run_ends_with_a_summary_and_the_next_command(tmp_path, images, slam_command, straight_slam):
     straight_slam(lost=(7, 8))
     out = slam_command("run", images, "-o", tmp_path / "out").out
-    assert "8 (66.7 %; 80.0 % since the map began)" in out
+    assert "8 (66.7 %; 80.0 % since initialization)" in out
     assert "1 time, 2 frames (first: dark)" in out
-    assert out.splitlines()[-1].startswith("next: slam eval ")
+    run = tmp_path / "out"
+    assert f"report: {run / 'report.html'}" in out.splitlines()
+    assert [line for line in out.splitlines() if line.startswith("next: ")] == [
+        f"next: slam explain {run}", f"next: slam view {run}",
+    ]  # fmt: skip
 
 
 KNOWN = LensEvidence(LensState.KNOWN, 1.1, 0.01)
@@ -349,7 +353,7 @@ def test_a_run_that_never_began_a_map_ends_with_1_and_the_reason(tmp_path, image
     straight_slam(waits=100)
     ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 1
-    assert ended.complaint == ("slam: the run is failed: no map could be begun in 12 frames: too little parallax")
+    assert ended.complaint == ("slam: the run is failed: no map was initialized in 12 frames: too little parallax")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verdict"]["grade"] == "failed"
 
@@ -358,7 +362,7 @@ def test_a_run_lost_right_after_the_start_ends_with_1(tmp_path, images, slam_com
     straight_slam(lost=range(3, 12))
     ended = slam_command("run", images, "-o", tmp_path / "out")
     assert ended.code == 1
-    assert "lost right after the map was begun (dark)" in ended.complaint
+    assert "lost right after the map was initialized (dark)" in ended.complaint
 
 
 @pytest.mark.parametrize("is_there", [False, True])

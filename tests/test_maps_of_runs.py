@@ -17,8 +17,8 @@ from conftest import write_images
 
 from relocalizer.geometry import align_points
 from relocalizer.maps.map_reader import load_map
-from slam.cli.text_tables import map_words
 from slam.evaluation.trajectory_files import read_tum
+from slam.run.summary import map_words
 
 ROOT = Path(__file__).parents[1]
 LOOP, REVISIT = ROOT / "sequences" / "room_loop", ROOT / "sequences" / "room_revisit"

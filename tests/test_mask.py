@@ -17,13 +17,13 @@ from relocalizer.config import FeaturesConfig, GeometricConfig
 from relocalizer.errors import CameraError, MaskError
 from relocalizer.interfaces import CalibratedImage
 from relocalizer.predictors.geometric_predictor import GeometricPredictor
-from slam.cli.text_tables import summary_rows
 from slam.config.schema import InputConfig, TracksConfig
 from slam.input.mask import ignored_in, mask_of
 from slam.input.open_source import open_source
 from slam.input.posed_images import open_posed
 from slam.input.query_images import QueryReader, query_images
 from slam.input.rectification import GivenCamera, Rectifier
+from slam.run.summary import summary_rows
 from slam.tracking.klt import KltTracker
 
 CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 130\ncx: 80\ncy: 60\n"

@@ -123,7 +123,7 @@ def test_how_far_it_is_is_told_of_the_comparing_and_of_the_refining(world):
     merged(world, a, b, on_progress=lambda *step: told.append(step))
     compared = len(b.keyframes)
     assert told[:compared] == [("keyframes compared", k, compared) for k in range(1, compared + 1)]
-    assert told[compared:] == [("rounds of refinement", k, 3) for k in range(3)]
+    assert told[compared:] == [("rounds of bundle adjustment", k, 3) for k in range(3)]
 
 
 def test_maps_without_overlap_are_refused_with_a_reason(world):

@@ -1,8 +1,8 @@
-"""The ROS 2 node of docs/ros.md, with stand-ins for the packages of ROS."""
+"""The ROS 2 node of examples/, with stand-ins for the packages of ROS."""
 
 from __future__ import annotations
 
-import re
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -43,7 +43,7 @@ class StandInNode:
 
 @pytest.fixture
 def node_code(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the block of code in docs/ros.md defines."""
+    """What the program defines."""
     names = {
         "rclpy": {}, "rclpy.node": {"Node": StandInNode}, "nav_msgs.msg": {"Path": Message},
         "geometry_msgs.msg": {"PoseStamped": Message}, "sensor_msgs_py": {},
@@ -55,10 +55,7 @@ def node_code(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         module = ModuleType(name)
         vars(module).update(values)
         monkeypatch.setitem(sys.modules, name, module)
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ros.md").read_text(encoding="utf-8"), re.DOTALL)
-    namespace: dict[str, Any] = {"__name__": "node"}
-    exec(compile(code, "docs/ros.md", "exec"), namespace)
-    return namespace
+    return runpy.run_path(str(ROOT / "examples" / "ros2_node.py"))
 
 
 def header(time_ns: int) -> Message:

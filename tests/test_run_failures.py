@@ -310,7 +310,7 @@ def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, m
         f"{name} raised an error and receives no further events: {name}"
     ]
     assert ended.code == 70
-    assert ended.complaint.startswith(f"slam: internal error: {name}, told of ")
+    assert ended.complaint.startswith(f"slam: internal error: {name}, notified of ")
     assert "the run itself is whole" in ended.complaint
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["status"], len(report["errors"])) == ("finished", 1)
@@ -319,7 +319,8 @@ def test_an_observer_that_fails_is_dropped_and_said_once(oracle_run, tmp_path, m
 
 
 FILES = [
-    "trajectory.txt", "keyframes.txt", "trajectory_online.txt", "camera.yaml", "map", "trajectory.png", "report.json",
+    "trajectory.txt", "keyframes.txt", "trajectory_online.txt", "camera.yaml", "map", "trajectory.png", "report.html",
+    "report.json",
 ]  # fmt: skip
 
 
@@ -338,6 +339,8 @@ def test_a_file_that_cannot_be_made_leaves_the_others(oracle_run, tmp_path, monk
         monkeypatch.setattr(RunFolder, "write_map", wire.wrap("map", RunFolder.write_map))
     if name == "trajectory.png":
         monkeypatch.setattr("slam.run.recorded_run.write_plot", wire.wrap(name, lambda *a: None))
+    if name == "report.html":
+        monkeypatch.setattr("slam.run.recorded_run.write_run_page", wire.wrap(name, lambda *a: None))
     if name == "report.json":
         monkeypatch.setattr("slam.run.recorded_run.closing_report", wire.wrap("report.json", lambda *a, **o: {}))
     ended = oracle_run(HELD)

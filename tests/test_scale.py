@@ -117,7 +117,7 @@ def test_a_camera_that_only_turned_has_no_length():
     pair.seen += rng.normal(0, NOISE, pair.seen.shape)
     found = pair.fit()
     assert isinstance(found, NoLength)
-    assert "not told from zero (limit 50%)" in found.reason
+    assert "not distinguishable from zero (limit 50%)" in found.reason
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -229,6 +229,19 @@ def test_a_sequence_counts_with_the_median_of_its_runs_and_a_lost_one_leaves_no_
     assert lost.tables[0].rows[-1][1] is None
 
 
+def test_the_tracking_table_has_the_shares_the_errors_the_cost_and_why_a_run_is_not_good():
+    figures = {"posed": 1.0, "maps": 2, "cpu_ms": 31.5, "verdict": "partial", "verdict_reasons": ["two maps"]}
+    one = run("desk", 0.1) | figures
+    one["all"] = {**one["all"], "ate_percent": 0.4, "orientation_deg": {"rmse": 1.2}}  # type: ignore[dict-item]
+    earlier = run("xyz", 0.2)  # a result of a version that counted none of them
+    tracking = summarize_runs("title", {}, {"desk": one, "xyz": earlier}, []).tables[2]
+    desk, xyz = (dict(zip(tracking.columns, row, strict=True)) for row in tracking.rows)
+    assert (desk["posed, %"], desk["coverage, %"], desk["maps"]) == (100.0, 90.0, 2)
+    assert (desk["ATE, % of path"], desk["rotation, deg"], desk["CPU ms/frame"]) == (0.4, 1.2, 31.5)
+    assert "desk: partial, two maps." in tracking.note
+    assert (xyz["posed, %"], xyz["ATE, % of path"], xyz["CPU ms/frame"]) == (None, None, None)
+
+
 def test_the_bundled_sequences_are_a_suite():
     found = sequences_of("folder", Path(__file__).parents[1] / "sequences").paths
     assert list(found) == ["room_loop", "room_revisit"]

@@ -233,7 +233,9 @@ def test_the_final_refinement_reports_its_progress():
     looks = [step for step in told if step[0] == "looks for frames without a pose"]
     assert [done for _, done, _ in looks] == list(range(len(looks)))
     assert 5 <= len(looks) <= looks[0][2]
-    assert told[len(looks) :] == [("rounds of the last refinement", done, 3) for done in range(len(told) - len(looks))]
+    assert told[len(looks) :] == [
+        ("rounds of the final bundle adjustment", done, 3) for done in range(len(told) - len(looks))
+    ]
     assert len(told) > len(looks)
 
 

@@ -70,7 +70,7 @@ def test_a_new_map_may_begin_when_the_camera_was_lost_for_as_long_as_set(frames,
 def test_a_map_lost_right_after_its_beginning_may_be_begun_again_at_once_and_is_named():
     where = lost_for(tracked(began_at=95), 1)
     assert where.may_start_new_map
-    assert where.reason == "the map begun with frame 95 did not hold: 3 landmarks followed"
+    assert where.reason == "the map initialized at frame 95 did not hold: 3 landmarks followed"
 
 
 def test_a_map_that_held_for_long_enough_was_not_begun_wrongly():

@@ -56,8 +56,8 @@ def test_the_gravest_reason_comes_first_and_gives_the_grade():
 
 
 def test_without_a_result_nothing_else_matters():
-    verdict = judge(evidence(tracked=0, no_result="no map could be begun"))
-    assert str(verdict) == "failed: no map could be begun"
+    verdict = judge(evidence(tracked=0, no_result="no map was initialized"))
+    assert str(verdict) == "failed: no map was initialized"
 
 
 def test_grades_are_in_order():

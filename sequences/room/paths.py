@@ -49,17 +49,18 @@ TURN_M = 2.5  # a meter of travel moves the image about as much as 1 / TURN_M ra
 DENSE = 4000
 
 
-def handheld(waypoints: Sequence[Waypoint], frames: int, rng: np.random.Generator) -> Floats:
+def handheld(waypoints: Sequence[Waypoint], frames: int, rng: np.random.Generator, *, turn_m: float = TURN_M) -> Floats:
     """Poses world_from_cam (frames, 4, 4), OpenCV camera axes, in the room's frame.
 
     A cubic spline runs through the way points; its parameter is stretched so that the image moves evenly; slow
-    sines of a few millimetres and tenths of a degree make it a hand.
+    sines of a few millimetres and tenths of a degree make it a hand. `turn_m`: what is as far away as the things around
+    the path is, meters.
     """
     points = np.array(waypoints)
     spline = CubicSpline(np.arange(len(points)), points)
     dense = np.linspace(0, len(points) - 1, DENSE)
     values = spline(dense)
-    travel = np.linalg.norm(np.diff(values[:, :3], axis=0), axis=1) / TURN_M
+    travel = np.linalg.norm(np.diff(values[:, :3], axis=0), axis=1) / turn_m
     turning = np.linalg.norm(np.radians(np.diff(values[:, 3:], axis=0)), axis=1)
     cost = np.concatenate([[0], np.cumsum(np.hypot(travel, turning))])
     even = np.interp(np.linspace(0, cost[-1], frames), cost, dense)

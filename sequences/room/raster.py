@@ -127,11 +127,20 @@ def pyramid(image: Bytes) -> list[Bytes]:
 
 
 class Rasteriser:
-    """Draws a fixed set of quads from any camera pose."""
+    """Draws a set of quads from any camera pose.
 
-    def __init__(self, quads: Sequence[Quad], camera: Pinhole) -> None:
+    Args:
+        supersampling: 2, or 1 for images that are averaged or resampled afterwards.
+        anisotropic: filter textures along the pixel's footprint; without it, each quad is sampled from one mip level,
+            which takes a quarter of the time and wants floors and walls in pieces of a meter or two.
+    """
+
+    def __init__(
+        self, quads: Sequence[Quad], camera: Pinhole, *, supersampling: int = SUPERSAMPLING, anisotropic: bool = True
+    ) -> None:
         self.camera = camera
-        self._fine = camera.supersampled(SUPERSAMPLING)
+        self._supersampling = supersampling
+        self._sampled = _sampled if anisotropic else _sampled_once
         self._quads = list(quads)
         self._pyramids = [pyramid(q.albedo) for q in quads]
         self._alphas = [None if q.alpha is None else pyramid(q.alpha) for q in quads]
@@ -140,29 +149,41 @@ class Rasteriser:
         self._downs = np.stack([q.down for q in quads])
         self._two_sided = np.array([q.two_sided for q in quads])
 
-    def render(self, world_from_cam: Floats) -> Image:
-        """The view of a camera with OpenCV axes at the (4, 4) pose `world_from_cam`."""
-        target = _Target(
-            np.zeros((self._fine.height, self._fine.width), np.float32),
-            np.full((self._fine.height, self._fine.width), -1, np.int32),
-        )
-        planes = self._draw_depth(world_from_cam, target)
-        self._shade(planes, target)
-        samples = target.inverse_depth.reshape(self.camera.height, SUPERSAMPLING, self.camera.width, -1)
-        return Image(_reduced(target.rgb), samples.mean(axis=(1, 3)))
+    def render(
+        self, world_from_cam: Floats, *, camera: Pinhole | None = None, displacements: Floats | None = None
+    ) -> Image:
+        """The view of a camera with OpenCV axes at the (4, 4) pose `world_from_cam`.
 
-    def _draw_depth(self, world_from_cam: Floats, target: _Target) -> dict[int, _Affine]:
+        Args:
+            camera: instead of the rasteriser's own.
+            displacements: (N, 3) how far each quad stands from its place, meters.
+        """
+        view = self.camera if camera is None else camera
+        fine = view.supersampled(self._supersampling)
+        target = _Target(
+            np.zeros((fine.height, fine.width), np.float32), np.full((fine.height, fine.width), -1, np.int32)
+        )
+        planes = self._draw_depth(world_from_cam, fine, displacements, target)
+        self._shade(planes, target)
+        samples = target.inverse_depth.reshape(view.height, self._supersampling, view.width, -1)
+        return Image(_reduced(target.rgb) if self._supersampling == 2 else target.rgb, samples.mean(axis=(1, 3)))
+
+    def _draw_depth(
+        self, world_from_cam: Floats, fine: Pinhole, displacements: Floats | None, target: _Target
+    ) -> dict[int, _Affine]:
         cam_from_world = world_from_cam[:3, :3].T
-        p = (self._origins - world_from_cam[:3, 3]) @ cam_from_world.T
+        origins = self._origins if displacements is None else self._origins + displacements
+        p = (origins - world_from_cam[:3, 3]) @ cam_from_world.T
         r, d = self._rights @ cam_from_world.T, self._downs @ cam_from_world.T
         facing = np.einsum("ij,ij->i", np.cross(d, r), p) < 0
+        corners = np.stack([p, p + r, p + r + d, p + d], axis=1)
         planes = {}
-        for k in np.flatnonzero(facing | self._two_sided):
-            box = _screen_box(np.stack([p[k], p[k] + r[k], p[k] + r[k] + d[k], p[k] + d[k]]), self._fine)
+        for k in np.flatnonzero((facing | self._two_sided) & _may_be_seen(corners, fine)):
+            box = _screen_box(corners[k], fine)
             edges = np.stack([r[k], d[k], p[k]], axis=1)
             if box is None or abs(np.linalg.det(edges)) < 1e-12:
                 continue
-            rows = np.linalg.inv(self._fine.K @ edges).astype(np.float32)
+            rows = np.linalg.inv(fine.K @ edges).astype(np.float32)
             planes[int(k)] = _Affine(rows[0], rows[1], rows[2])
             self._draw_quad(int(k), planes[int(k)], box, target)
         return planes
@@ -197,8 +218,23 @@ class Rasteriser:
         for k, start, end in zip(owners, starts, ends, strict=True):
             if k >= 0:
                 pixels = order[start:end]
-                rgb[pixels] = _sampled(self._pyramids[k], planes[int(k)], pixels, self._fine.width)
+                rgb[pixels] = self._sampled(self._pyramids[k], planes[int(k)], pixels, target.quad.shape[1])
         target.rgb = rgb.reshape(*target.quad.shape, 3)
+
+
+def _may_be_seen(corners: Floats, camera: Pinhole) -> NDArray[np.bool_]:
+    """Mask (N,) of the quads, corners (N, 4, 3) in camera axes, that are not all on the far side of a frustum plane."""
+    x, y, z = np.moveaxis(corners, 2, 0)
+    seen = (z >= NEAR_M).any(axis=1)
+    left, top = -camera.cx - 1, -camera.cy - 1
+    for side in (
+        camera.fx * x - left * z,
+        (camera.width - camera.cx + 1) * z - camera.fx * x,
+        camera.fy * y - top * z,
+        (camera.height - camera.cy + 1) * z - camera.fy * y,
+    ):
+        seen &= (side >= 0).any(axis=1)
+    return np.asarray(seen)
 
 
 def _screen_box(corners: Floats, camera: Pinhole) -> tuple[int, int, int, int] | None:
@@ -257,6 +293,23 @@ def _sampled(levels: list[Bytes], plane: _Affine, pixels: NDArray[np.int32], row
         offset = np.float32((i + 0.5) / probes - 0.5)
         total += _trilinear(levels, u + offset * du, v + offset * dv, lod)
     return total / np.float32(probes)
+
+
+def _sampled_once(levels: list[Bytes], plane: _Affine, pixels: NDArray[np.int32], row: int) -> Singles:
+    """Texture colors (N, 3) at flat pixel indices, all from the mip level that fits the pixel in their middle."""
+    y, x = np.divmod(pixels, row)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    z = 1 / (plane.w[0] * x + plane.w[1] * y + plane.w[2])
+    u = (plane.u[0] * x + plane.u[1] * y + plane.u[2]) * z
+    v = (plane.v[0] * x + plane.v[1] * y + plane.v[2]) * z
+    h, w = levels[0].shape[:2]
+    k = len(pixels) // 2
+    lengths = [
+        float(np.hypot((plane.u[i] - u[k] * plane.w[i]) * z[k] * w, (plane.v[i] - v[k] * plane.w[i]) * z[k] * h))
+        for i in (0, 1)
+    ]
+    level = round(0.5 * np.log2(max(lengths[0] * lengths[1], 1.0)))
+    return _bilinear(levels[min(level, len(levels) - 1)], u, v)
 
 
 def _trilinear(levels: list[Bytes], u: Singles, v: Singles, lod: Singles) -> Singles:

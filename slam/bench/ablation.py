@@ -7,7 +7,6 @@ written.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,13 @@ import numpy as np
 
 from relocalizer.errors import TrajectoryError
 from relocalizer.geometry import FloatArray
+from slam.bench.complete_run import run_completely
 from slam.config.loading import with_overrides
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
 from slam.run import run_verdict, runner
-from slam.run.calibration_pass import calibrate_first, set_up
 from slam.run.run_statistics import RunStatistics
-from slam.system import Slam
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +43,7 @@ class Variant:
 
 WHOLE = Variant("the whole", ())
 PARTS = (
-    Variant("without the last refinement", ("bundle_adjustment.final=never",)),
+    Variant("without the final bundle adjustment", ("bundle_adjustment.final=never",)),
     Variant("without window refinement", ("bundle_adjustment.iterations=0",)),
     Variant("without any refinement", ("bundle_adjustment.iterations=0", "bundle_adjustment.final=never")),
     Variant("without finding what is left of the lens", ("bundle_adjustment.calibrate=never",)),
@@ -108,20 +106,13 @@ def measure_parts(
     for number, part in enumerate(everything, start=1):
         if on_run:
             on_run(part, number, len(everything))
-        statistics = RunStatistics()
-        cpu_before = time.process_time()
-        frames, calibration = calibrate_first(open_frames(), config)
-        slam = Slam.create(with_overrides(config, part.settings), observers=[statistics], mask=frames.mask)
-        set_up(slam, calibration)
-        outcome = runner.run(frames, slam)
-        outcome.raise_failure()
-        cpu_s = time.process_time() - cpu_before
-        outcome = runner.with_metric_scale(outcome, slam, config.metric_scale.scale_from, frames.ground_truth)
+        run = run_completely(with_overrides(config, part.settings), open_frames())
+        outcome, statistics, truth = run.outcome, run.statistics, run.truth
         if outcome.interrupted:
             break
-        result, truth = outcome.result, frames.ground_truth
+        result = outcome.result
         row = _row(part, outcome, statistics, result.trajectory, truth)
-        rows.append(replace(row, wall_s=outcome.wall_s, cpu_s=cpu_s))
+        rows.append(replace(row, wall_s=outcome.wall_s, cpu_s=run.cpu_s))
         if part is WHOLE:
             rows.append(_row(Variant(LIVE, ()), outcome, statistics, result.online, truth))
             alike = with_equal_steps(result)

@@ -13,6 +13,7 @@ from relocalizer import pytorch
 from slam.bench.recording_cost import RecordingCost, RecordingMeter
 from slam.components import predictor_choice
 from slam.config.schema import SlamConfig
+from slam.input.live_stream import with_live_mapping
 from slam.run import run_verdict, runner
 from slam.run.calibration_pass import calibrate_first, set_up
 from slam.run.run_statistics import RunStatistics
@@ -120,6 +121,7 @@ def measure_run(
     statistics = RunStatistics()
     started, cpu_before = time.perf_counter(), time.process_time()
     source, calibration = calibrate_first(source, config)
+    config = with_live_mapping(config, source)
     calibration_cpu_s = time.process_time() - cpu_before
     slam = Slam.create(config, observers=[statistics, *observers], mask=source.mask)
     set_up(slam, calibration)

@@ -7,20 +7,14 @@ from html import escape
 from typing import Any
 
 from slam.benchmarks.suite import Cell, Summary, Table
+from slam.web_page import facts, web_page
 
+_CODE = ("command", "commit")
 MOST_FAULTS = 200  # Number of faults that are listed.
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #202124; background: #fff; max-width: 1200px; margin: 24px auto;
-  padding: 0 24px; }
-h1 { font-size: 26px; margin-bottom: 4px; } h2 { font-size: 19px; margin-top: 32px; } h3 { font-size: 15px; }
-table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 12px; border-bottom: 1px solid #e3e5e8; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #70757a; } td.number, th.number { text-align: right; }
-  td.number { white-space: nowrap; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 16px; }
+th { border-bottom: 2px solid #70757a; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)); gap: 16px; }
 .plots svg { width: 100%; height: auto; border: 1px solid #e3e5e8; }
-.tables { overflow-x: auto; } .note { color: #5f6368; font-size: 13px; max-width: 900px; margin-top: 2px; }
-.fault { color: #a50e0e; } code { background: #f1f3f4; padding: 1px 4px; overflow-wrap: anywhere; }
 """
 
 
@@ -33,15 +27,9 @@ def html_report(summary: Summary, values: Mapping[str, Any]) -> str:
     body += ['<div class="tables">', *(_table(table) for table in summary.tables), "</div>"]
     if summary.plots:
         body += ["<h2>Plots</h2>", '<div class="plots">', *(plot.svg() for plot in summary.plots), "</div>"]
-    body += ["<h2>Protocol</h2>", _pairs(summary.protocol), "<h2>Origin</h2>"]
-    body += [_pairs(_origin(session)) for session in values["sessions"]]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(summary.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
-    )
+    body += ["<h2>Protocol</h2>", facts(summary.protocol, code=_CODE), "<h2>Origin</h2>"]
+    body += [facts(_origin(session), code=_CODE) for session in values["sessions"]]
+    return web_page(summary.title, body, style=_STYLE)
 
 
 def _duration(seconds: float) -> str:
@@ -61,7 +49,7 @@ def _faults(faults: Sequence[str], retried: Sequence[str]) -> str:
         more = f"<li>and {len(faults) - MOST_FAULTS} more</li>" if len(faults) > MOST_FAULTS else ""
         parts.append(f"<h2>Not evaluated</h2><ul>{listed}{more}</ul>")
     if retried:
-        parts.append(f"<h2>Begun again</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in retried)}</ul>")
+        parts.append(f"<h2>Restarted</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in retried)}</ul>")
     return "".join(parts)
 
 
@@ -101,12 +89,3 @@ def _origin(session: Mapping[str, Any]) -> dict[str, str]:
         "machine": session["machine"],
         "versions": f"Python {session['python']}, {packages}",
     }
-
-
-def _pairs(values: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{_code(name, value)}</td></tr>" for name, value in values.items())
-    return f"<table>{rows}</table>"
-
-
-def _code(name: str, value: str) -> str:
-    return f"<code>{escape(value)}</code>" if name in ("command", "commit") else escape(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,9 +72,11 @@ class SlamSuite:
         if folder.exists():  # of a run that was killed, or failed
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        cpu_before = time.process_time()
         report = record_run(path, out=folder, config=config.model_copy(update={"seed": seed}))
+        cpu_ms = 1e3 * (time.process_time() - cpu_before) / max(report.frames, 1)
         _raise_failure(report)
-        values = {"sequence": name, "seed": seed, **_facts(report)}
+        values = {"sequence": name, "seed": seed, "cpu_ms": cpu_ms, **_facts(report)}
         if truth is None:
             values |= {"reason": NO_TRUTH, "all": None, "keyframes_errors": None}
             values |= {"plot": None, "kitti": None, "online": None}
@@ -139,6 +142,8 @@ def _facts(report: RunReport) -> dict[str, Any]:
         "frames": report.frames,
         "tracked": report.tracked,
         "coverage": report.coverage,
+        "posed": (report.tracked + sum(values["other_segments"])) / max(report.frames, 1),
+        "maps": (report.tracked > 0) + len(values["other_segments"]),
         "keyframes": values["keyframes"],
         "lost_episodes": len(lost),
         "lost_frames": values["lost_frames"],
@@ -146,6 +151,7 @@ def _facts(report: RunReport) -> dict[str, Any]:
         "fps": values["fps"],
         "wall_s": values["wall_s"],
         "verdict": str(report.verdict.grade),
+        "verdict_reasons": list(report.verdict.reasons),
         "units": values["units"].get("name", ""),
         "path_length": values["path_length"],
     }
@@ -160,9 +166,12 @@ def _row(result: Result) -> dict[str, Cell]:
         errors |= {f"ate_se3_{name}": found and found["ate_se3"]["rmse"]}
     best, along = result["all"], result["kitti"]
     names = ("sequence", "seed", "frames", "tracked", "coverage", "keyframes", "lost_episodes", "lost_frames", "loops")
+    added = ("posed", "maps", "cpu_ms")  # results of earlier versions have none
     return {
         **{name: result[name] for name in names},
+        **{name: result.get(name) for name in added},
         **errors,
+        "ate_percent": result["all"] and result["all"].get("ate_percent"),
         "scale": best and best["scale"],
         "rpe_frame_translation": best and best["rpe_frame"]["translation"]["rmse"],
         "rpe_frame_rotation_deg": best and best["rpe_frame"]["rotation_deg"]["rmse"],

@@ -123,25 +123,41 @@ _RELATIVE: Mapping[str, Callable[[Result], float | None]] = {
 def _tracking(runs: Runs) -> Table:
     rows: list[list[Cell]] = []
     for name, own in runs.items():
-        coverage = float(np.median([100 * result["coverage"] for result in own]))
+        shares = [_percent(own, "posed"), _percent(own, "coverage"), _median(own, lambda r: r.get("maps"))]
+        errors = [_median(own, _ate_percent), _median(own, _rotation_deg)]
         counts = [
             int(np.median([r[key] for r in own])) for key in ("lost_episodes", "lost_frames", "keyframes", "loops")
         ]
-        fps = float(np.median([result["fps"] for result in own]))
-        rows.append([name, own[0]["frames"], round(coverage, 1), *counts, fps, own[0]["verdict"]])
+        speed = [float(np.median([result["fps"] for result in own])), _median(own, lambda r: r.get("cpu_ms"))]
+        rows.append([name, own[0]["frames"], *shares, *errors, *counts, *speed, own[0]["verdict"]])
     columns = (
-        "sequence",
-        "frames",
-        "coverage, %",
-        "times lost",
-        "frames lost",
-        "keyframes",
-        "loops",
-        "frames/s",
-        "verdict",
+        "sequence", "frames", "posed, %", "coverage, %", "maps", "ATE, % of path", "rotation, deg", "times lost",
+        "frames lost", "keyframes", "loops", "frames/s", "CPU ms/frame", "verdict",
+    )  # fmt: skip
+    note = (
+        "Posed: share of all frames with a pose in any map; coverage: in the largest one. ATE: RMSE after Sim(3), per "
+        "length of the true path; rotation: RMSE of the orientations. CPU: of the whole run, reading included."
     )
-    note = "Coverage: share of all frames with a pose in the largest map."
-    return Table("Tracking", columns, rows, note)
+    reasons = [
+        f"{name}: {own[0]['verdict']}, {'; '.join(own[0]['verdict_reasons'])}."
+        for name, own in runs.items()
+        if own[0]["verdict"] != "good" and own[0].get("verdict_reasons")
+    ]
+    return Table("Tracking", columns, rows, " ".join([note, *reasons]))
+
+
+def _percent(runs: Sequence[Result], key: str) -> float | None:
+    share = _median(runs, lambda result: result.get(key))
+    return None if share is None else round(100 * share, 1)
+
+
+def _ate_percent(result: Result) -> float | None:
+    return result["all"].get("ate_percent") if result["all"] else None
+
+
+def _rotation_deg(result: Result) -> float | None:
+    found = result["all"] and result["all"].get("orientation_deg")
+    return found["rmse"] if found else None
 
 
 def _plots(results: Mapping[str, Result]) -> list[Plot]:

@@ -38,6 +38,7 @@ from slam.cli import (
     view,
     weights,
 )
+from slam.cli.help_panels import in_panels
 from slam.cli.options import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, complain
 from slam.cli.streams import lasting_streams
 from slam.cli.threads import limit_blas_threads
@@ -46,7 +47,6 @@ app = typer.Typer(
     name="slam",
     help="Monocular visual SLAM: estimates a trajectory and a map from a video or a folder of images.\n\n"
     "Start with: slam run VIDEO_OR_FOLDER",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -70,6 +70,8 @@ app.add_typer(maps.map_app, name="map", short_help="Saved maps: show, export, me
 app.add_typer(data.data_app, name="data", short_help="Data sets of the benchmarks: describe, fetch")
 app.add_typer(weights.weights_app, name="weights", short_help="Reloc3r's weights: find, fetch, verify, export")
 app.command(short_help="Check the installation")(doctor.doctor)
+for _commands in (app, maps.map_app, data.data_app, weights.weights_app):
+    in_panels(_commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

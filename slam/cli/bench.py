@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,7 @@ def bench(
         typer.Option(
             metavar="N",
             min=2,
-            help="Maximum number of frames to measure. Default: 200; with --ablation: all frames.",
+            help="Maximum number of frames to measure. Default: 200; with --ablation, --perturb or --live: all.",
             show_default=False,
         ),
     ] = None,
@@ -77,6 +78,34 @@ def bench(
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Repeat the run without each component and compare the accuracy.")
     ] = False,
+    perturb: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=100,
+            help="Repeat the run N times on images that differ by noise of one gray level, by JPEG, or by a later "
+            "begin, and compare the results.",
+            show_default=False,
+        ),
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Feed the images of SOURCE at their own rate, as a camera would, and measure how old the poses are.",
+        ),
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FPS",
+            min=0.1,
+            max=1000.0,
+            help="With --live: images per second, instead of the times of SOURCE.",
+            show_default=False,
+        ),
+    ] = None,
     training: Annotated[
         bool,
         typer.Option(
@@ -101,7 +130,11 @@ def bench(
 
       slam bench sequences/room_loop --ablation
 
+      slam bench sequences/room_loop --perturb 6
+
       slam bench sequences/room_loop --record room.rrd
+
+      slam bench sequences/room_loop --live --rate 30
 
       slam bench --training --predictor reloc3r-224 --random-weights
 
@@ -122,30 +155,48 @@ def bench(
     if training:
         _bench_training(settings, choice, source, repeats, as_json)
         return
-    if record is not None:
-        from slam.bench.recording_cost import expect_recording_name
-
-        if source is None or ablation:
-            raise ConfigError("bench: --record measures one run over a SOURCE")
-        expect_recording_name(record)
-    if source is None and ablation:
-        raise ConfigError("bench: --ablation runs SLAM over a source; give a SOURCE")
+    has_several_runs = ablation or perturb is not None
+    _check_request(source, ablation, perturb, record)
+    if live or rate is not None:
+        _expect_live_alone(source, live=live, others=has_several_runs or record is not None)
     if source is None:
         _bench_network(settings, choice, repeats, as_json)
         return
-    count = max_frames or (None if ablation else FRAMES)
+    count = max_frames or (None if has_several_runs or live else FRAMES)
 
-    def opened() -> FrameSource:
-        return open_source(source, config=settings.input, camera=camera, start=start, stride=stride, max_frames=count)
+    def opened(delay: int = 0) -> FrameSource:
+        return open_source(
+            source, config=settings.input, camera=camera, start=start + delay, stride=stride, max_frames=count
+        )
 
     frames = opened()
     with ExitStack() as closing:
         closing.callback(frames.close)
         introduce(say, settings, frames, choice)
+        if has_several_runs:
+            frames.close()  # each run opens it again
+        if perturb is not None:
+            raise typer.Exit(_bench_perturbed(settings, opened, perturb, as_json))
         if ablation:
-            frames.close()
             raise typer.Exit(_bench_ablation(settings, opened, as_json))
+        if live:
+            raise typer.Exit(_bench_live(settings, frames, rate, as_json))
         raise typer.Exit(_bench_run(settings, frames, count or FRAMES, as_json, record))
+
+
+def _check_request(source: str | None, ablation: bool, perturb: int | None, record: Path | None) -> None:
+    """Raises ConfigError if the options do not go together."""
+    has_several_runs = ablation or perturb is not None
+    if record is not None:
+        from slam.bench.recording_cost import expect_recording_name
+
+        if source is None or has_several_runs:
+            raise ConfigError("bench: --record measures one run over a SOURCE")
+        expect_recording_name(record)
+    if ablation and perturb is not None:
+        raise ConfigError("bench: --ablation and --perturb are two measurements; give one of them")
+    if source is None and has_several_runs:
+        raise ConfigError(f"bench: --{'ablation' if ablation else 'perturb'} runs SLAM over a source; give a SOURCE")
 
 
 def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json: bool, record: Path | None) -> int:
@@ -177,7 +228,38 @@ def _bench_run(config: SlamConfig, frames: FrameSource, max_frames: int, as_json
     return 0
 
 
-def _show_frames(progress: TaskProgress, count: int, done: int) -> None:
+def _expect_live_alone(source: str | None, *, live: bool, others: bool) -> None:
+    if not live:
+        raise ConfigError("bench: --rate is the rate of --live; give both")
+    if source is None or others:
+        raise ConfigError("bench: --live measures one run over a SOURCE, without --ablation, --perturb and --record")
+
+
+def _bench_live(config: SlamConfig, frames: FrameSource, rate: float | None, as_json: bool) -> int:
+    from slam.bench.live_latency import measure_live
+    from slam.progress import TaskProgress
+
+    say(f"feeding {frames.length or 'all'} images {f'at {rate:g} per second' if rate else 'at their own rate'}")
+    progress = TaskProgress(sys.stderr)
+    try:
+        found = measure_live(config, frames, rate, on_progress=partial(_show_frames, progress, frames.length))
+    finally:
+        progress.close()
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        from slam.cli.text_tables import live_rows, render
+
+        print(render(live_rows(found)))
+    if found.interrupted:
+        return INTERRUPTED
+    if found.reason:
+        complain(f"these are times of a run that is not usable: {found.reason}")
+        return UNUSABLE
+    return 0
+
+
+def _show_frames(progress: TaskProgress, count: int | None, done: int) -> None:
     progress("frames", done, count)
 
 
@@ -199,6 +281,29 @@ def _bench_ablation(config: SlamConfig, opened: Callable[[], FrameSource], as_js
         return INTERRUPTED
     if rows[0].reason:
         complain(f"the whole system's own result is not usable: {rows[0].reason}")
+        return UNUSABLE
+    return 0
+
+
+def _bench_perturbed(config: SlamConfig, opened: Callable[[int], FrameSource], count: int, as_json: bool) -> int:
+    from slam.bench.perturbation import measure_perturbed, spreads
+
+    def announce(name: str, number: int, of: int) -> None:
+        say(f"run {number} of {of}: {name}")
+
+    rows = measure_perturbed(config, opened, count, on_run=announce)
+    found = spreads(rows)
+    if as_json:
+        spread_values = {figure: asdict(spread) for figure, spread in found.items()}
+        print(json.dumps({"runs": [row.to_dict() for row in rows], "spread": spread_values}, indent=2))
+    elif rows:
+        from slam.cli.text_tables import perturbed_rows, render, spread_rows
+
+        print(render(perturbed_rows(rows)), render(spread_rows(found)), sep="\n\n")
+    if len(rows) < 1 + count:
+        return INTERRUPTED
+    if rows[0].reason:
+        complain(f"the result of the unchanged images is not usable: {rows[0].reason}")
         return UNUSABLE
     return 0
 

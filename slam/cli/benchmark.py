@@ -121,7 +121,7 @@ def benchmark(
 
       slam benchmark 7scenes-localization --data 7scenes --step 20 --jobs 4
 
-      slam benchmark tum --data tum --out results/tum --fail-above ate_sim3=0.06
+      slam benchmark tum --data tum -o results/tum --fail-above ate_sim3=0.06
 
       slam benchmark folder --data my_sequences --jobs 2
 
@@ -188,7 +188,7 @@ def _ended(outcome: BenchmarkOutcome, limits: Mapping[str, float], floors: Mappi
         print()
     say(f"{outcome.done} of {outcome.items} items ({outcome.resumed} from before); {outcome.folder / 'report.html'}")
     for line in outcome.retried:
-        say(f"begun again: {line}")
+        say(f"restarted: {line}")
     if outcome.interrupted:
         complain("interrupted; the same command goes on")
         return INTERRUPTED

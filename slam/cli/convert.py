@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from slam.cli.options import Format, Times, expect_new, say
+from slam.cli.options import AsJson, Format, Times, expect_new, say
 
 
 def convert(
@@ -21,6 +22,7 @@ def convert(
         Format | None, typer.Option("--to", help="Format of OUT. Default: from its suffix.", show_default=False)
     ] = None,
     times: Times = None,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a trajectory between TUM, KITTI and EuRoC.
 
@@ -52,3 +54,6 @@ def convert(
         frames = len(trajectory) + missing
         say(f"{poses.path}: {missing} of {frames} frames have no pose, so a line of {target} is no longer a frame")
     say(f"wrote {target}: {trajectory}")
+    if as_json:
+        values = {"file": str(target), "format": format, "poses": len(trajectory), "length": trajectory.length}
+        print(json.dumps(values, indent=2))

@@ -74,9 +74,9 @@ def data_fetch(
 
     Examples:
 
-      slam data fetch tum-desk --out tum --unpack
+      slam data fetch tum-desk -o tum --unpack
 
-      slam data fetch scannet1500-pairs --out scannet1500
+      slam data fetch scannet1500-pairs -o scannet1500
 
     Files are compared with the published sizes and checksums, and with those of the first download, which are kept in
     fetched.json. Nothing is fetched by any other command.

@@ -32,7 +32,12 @@ def evaluate_command(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Report with tables and plots, of one or several estimates, as one .html."),
+        typer.Option(
+            "-o",
+            "--html",
+            metavar="FILE",
+            help="Report with tables and plots, of one or several estimates, as one .html.",
+        ),
     ] = None,
     max_ate: Annotated[
         float | None, typer.Option(metavar="ATE", min=0, help="Exit with code 1 if the ATE (Sim(3), RMSE) is larger.")
@@ -64,7 +69,7 @@ def evaluate_command(
 
       slam eval runs/kitti07 poses/07.txt
 
-      slam eval runs/desk-1 runs/desk-2 groundtruth.txt --html desk.html
+      slam eval runs/desk-1 runs/desk-2 groundtruth.txt -o desk.html
 
     Several estimates give a line each, their mean, median and spread. Each has its own alignment.
 

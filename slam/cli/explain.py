@@ -20,7 +20,7 @@ def explain(
     as_json: AsJson = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write one HTML page with images and plots, too."),
+        typer.Option("-o", "--html", metavar="FILE", help="Write one HTML page with images and plots, too."),
     ] = None,
 ) -> None:
     """Explain a finished run: what went wrong, in which frames, why, and the setting or way of filming that helps.

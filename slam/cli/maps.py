@@ -109,6 +109,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Export a map: COLMAP model with images, nerfstudio transforms.json, point cloud (PLY), trajectory (TUM, KITTI).
 
@@ -128,6 +129,8 @@ def export(
     written = export_map(loaded, form, out, segment=segment)
     for path in written:
         say(f"wrote {path}")
+    if as_json:
+        print(json.dumps({"format": form, "files": [str(path) for path in written]}, indent=2))
     if form == "kitti":  # KITTI files have no timestamps to identify the frames
         for path, numbers in zip(written, frame_numbers(loaded, segment), strict=True):
             if not np.array_equal(numbers, np.arange(len(numbers))):
@@ -152,6 +155,7 @@ def merge(
     weights: Weights = None,
     random_weights: RandomWeights = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge two overlapping maps, from several sessions or several cameras, into one.
 
@@ -160,6 +164,7 @@ def merge(
       slam map merge runs/monday runs/tuesday -o maps/office
     """
     expect_new(out, makes_folders=True)
+    from relocalizer.maps.map_facts import facts_of
     from relocalizer.maps.map_reader import load_map
     from relocalizer.maps.map_writer import save_map
     from slam.components.predictor_choice import with_predictor_of
@@ -173,6 +178,9 @@ def merge(
     if not quiet:
         apart = f"; {merged.apart} segments of {second} stay apart" if merged.apart else ""
         say(f"{len(merged.loops)} overlaps found{apart}")
+    if as_json:
+        print(json.dumps({"map": str(out), "overlaps": len(merged.loops), **facts_of(merged.map)}, indent=2))
+        return
     counts = f"{len(merged.map.keyframes)} keyframes, {len(merged.map.landmarks)} landmarks"
     provenance = merged.map.provenance
     but = f", but for {len(provenance.unanchored)} segments" if provenance.unanchored else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +11,7 @@ import typer
 
 from slam.cli.options import (
     UNUSABLE,
+    AsJson,
     CameraFile,
     ConfigFiles,
     Jobs,
@@ -77,6 +79,7 @@ def from_poses(
     jobs: Jobs = 1,
     ray: RayAddress = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create a map from images with known poses, for relocalization of other images.
 
@@ -123,12 +126,19 @@ def from_poses(
     if progress is not None:
         progress.close()
     save_map(out, created)
-    _report(out, created, quiet=quiet)
+    _report(out, created, quiet=quiet, as_json=as_json)
 
 
-def _report(out: Path, created: ReferenceMap, *, quiet: bool) -> None:
+def _report(out: Path, created: ReferenceMap, *, quiet: bool, as_json: bool) -> None:
     """Print what the map holds. Exits with code 1 if its landmarks are too few."""
-    print(f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}")
+    if as_json:
+        from relocalizer.maps.map_facts import facts_of
+
+        print(json.dumps({"map": str(out), **facts_of(created)}, indent=2))
+    else:
+        print(
+            f"{out}: {len(created.keyframes)} keyframes, {len(created.landmarks)} landmarks, {created.provenance.units}"
+        )
     _expect_landmarks(len(created.landmarks), len(created.keyframes))
     if not quiet:
         say(f"next: slam relocalize {out} IMAGES")

@@ -102,7 +102,7 @@ ScaleFrom = Annotated[
     str | None,
     typer.Option(
         "--scale-from",
-        metavar="ANCHOR",
+        metavar="REFERENCE",
         help="Scale the map to meters. frames:A:B=METRES: distance of the camera positions in frames A and B. "
         "marker:DICT_4X4_50:METRES: side of the ArUco or AprilTag markers in the scene. "
         "gps:FILE: a CSV or GPX track on the clock of the images. "
@@ -115,7 +115,7 @@ Refine = Annotated[
     Literal["final", "none"] | None,
     typer.Option(
         "--refine",
-        help="Final refinement of the whole map: final always, none never. "
+        help="Final bundle adjustment of the whole map: final always, none never. "
         "Default: if it takes less time than the run.",
         show_default=False,
     ),
@@ -140,6 +140,19 @@ RayAddress = Annotated[
         help="Work on a Ray cluster: its address, or 'local' for one of this machine.",
         show_default=False,
     ),
+]
+Preset = Annotated[
+    Literal["fast", "accurate"] | None,
+    typer.Option(
+        "--preset",
+        help="Settings for slow machines and long videos, or for when time matters less. "
+        "--config and --set take precedence.",
+        show_default=False,
+    ),
+]
+Photos = Annotated[
+    bool,
+    typer.Option("--photos", help="The images are photos without an order: they are matched first, then mapped."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -186,19 +199,22 @@ def load_settings(
     verb: str,
     sections: Collection[str] = SECTIONS,
     quiet: bool = False,
+    preset: str | None = None,
 ) -> SlamConfig:
     """The effective settings of a command. Unused settings raise in overrides, and are reported in files.
 
     Args:
         flags: options converted to overrides by `flags_of`.
         sections: sections of the settings that the command uses.
+        preset: name of the settings that precede `files`.
 
     Raises:
         ConfigError: invalid settings, or overrides that the command does not use.
     """
-    from slam.config.loading import expect_used, load_config
+    from slam.config.loading import expect_used, load_config, preset_file
 
-    config = load_config(files, [*overrides, *flags])
+    first = [preset_file(preset)] if preset else []
+    config = load_config([*first, *files], [*overrides, *flags])
     unused = expect_used(config, overrides, verb, sections)
     if unused and not quiet:
         say(f"not used by {verb}: {', '.join(unused)}")
@@ -216,6 +232,7 @@ def flags_of(
     mask: Path | None = None,
     one_pass: bool = False,
     topic: str | None = None,
+    photos: bool = False,
 ) -> list[str]:
     """Options converted to overrides of settings, which take precedence over --set.
 
@@ -229,6 +246,7 @@ def flags_of(
     flags += ["predictor.random_weights=true"] if random_weights else []
     flags += [f"input.mask={json.dumps(str(mask))}"] if mask else []
     flags += ["input.second_pass=false"] if one_pass else []
+    flags += ["input.unordered=true"] if photos else []
     flags += [f"input.topic={json.dumps(topic)}"] if topic else []
     flags += [f"metric_scale.scale_from={json.dumps(scale_from)}"] if scale_from else []
     flags += [f"bundle_adjustment.final={'always' if refine == 'final' else 'never'}"] if refine else []

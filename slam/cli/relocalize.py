@@ -149,7 +149,7 @@ def _parts(
     with closing(workers(localize_part, request.to_text(), opened.items)) as finished:
         for one in finished:
             for death in one.deaths:
-                say(f"begun again: {death}")
+                say(f"restarted: {death}")
             lost = [NotFound(one.fault)] * len(opened.of(one.item))
             yield one.item, LocalizedPart(lost, ()) if one.result is None else one.result
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from relocalizer.errors import MapError, OutputError
 from slam.cli.options import (
-    INTERNAL_ERROR,
     INTERRUPTED,
     UNUSABLE,
-    USER_ERROR,
     AsJson,
     CameraFile,
     ConfigFiles,
     MaskImage,
     Overrides,
+    Photos,
     PredictorName,
+    Preset,
     RandomWeights,
     Refine,
     ScaleFrom,
@@ -42,6 +38,8 @@ from slam.cli.options import (
     load_settings,
     say,
 )
+from slam.cli.run_arguments import RunArguments
+from slam.cli.run_summary import report_failures, summarize
 from slam.evaluation.verdict import Grade
 
 if TYPE_CHECKING:
@@ -54,38 +52,6 @@ if TYPE_CHECKING:
     from slam.run.recorded_run import RunReport
     from slam.run.two_pass_recorder import TwoPassRecorder
     from slam.viz.rerun_viewer import RerunViewer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RunRequest:
-    """Arguments of `slam run`."""
-
-    sources: tuple[str, ...]
-    out: Path | None
-    camera: Path | None
-    view: str
-    wait: bool
-    record: Path | None
-    start: int
-    stride: int
-    max_frames: int | None
-    quiet: bool
-    as_json: bool
-    map: Path | None
-    localize_only: bool
-    fail_under: str
-
-    @property
-    def source(self) -> str:
-        """The sources as they can be given to a shell."""
-        return shlex.join(self.sources)
-
-    def say(self, line: str) -> None:
-        if not self.quiet:
-            say(line)
-
-    def say_second_pass(self, reason: str) -> None:
-        self.say(f"{reason}: the frames are tracked again (not with --one-pass)")
 
 
 def run(
@@ -102,6 +68,7 @@ def run(
             "-o", "--out", metavar="DIR", help="Run folder to create. Default: runs/NAME-N with the first free N."
         ),
     ] = None,
+    preset: Preset = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     predictor: PredictorName = None,
@@ -110,6 +77,7 @@ def run(
     camera: CameraFile = None,
     mask: MaskImage = None,
     topic: Topic = None,
+    photos: Photos = False,
     view: View = "none",
     one_pass: Annotated[
         bool,
@@ -152,7 +120,7 @@ def run(
 
       slam run rgbd_dataset_freiburg2_desk --view spawn -o runs/desk
 
-      slam run 'photos/*.jpg' --camera camera.yaml
+      slam run 'photos/*.jpg' --photos
 
       slam run recording.bag --topic /camera/image_raw
 
@@ -165,20 +133,22 @@ def run(
     Ctrl-C ends a run after the current frame, and the results so far are saved (exit code 130). The summary begins
     with a verdict (good, partial, poor or failed) and its reasons; the exit code is 1 if it is worse than --fail-under.
     """
-    request = _RunRequest(
+    request = RunArguments(
         sources=tuple(source), out=out, camera=camera, view=view, wait=not no_wait, record=record,
         start=start, stride=stride, max_frames=max_frames, quiet=quiet, as_json=as_json,
         map=map, localize_only=localize_only, fail_under=fail_under,
     )  # fmt: skip
     flags = flags_of(
         predictor=predictor, weights=weights, random_weights=random_weights, seed=seed, scale_from=scale_from,
-        refine=refine, mask=mask, one_pass=one_pass, topic=topic,
+        refine=refine, mask=mask, one_pass=one_pass, topic=topic, photos=photos,
     )  # fmt: skip
 
-    raise typer.Exit(_run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet)))
+    raise typer.Exit(
+        _run(request, load_settings(config, overrides, flags, verb="slam run", quiet=quiet, preset=preset))
+    )
 
 
-def _run(request: _RunRequest, config: SlamConfig) -> int:
+def _run(request: RunArguments, config: SlamConfig) -> int:
     """Open the source, run, and return the exit code."""
     from slam.components import predictor_choice
     from slam.input.open_source import open_source
@@ -216,7 +186,7 @@ def _run(request: _RunRequest, config: SlamConfig) -> int:
         return _record(request, recorder, frames)
 
 
-def _with_depth_of_source(request: _RunRequest, config: SlamConfig) -> SlamConfig:
+def _with_depth_of_source(request: RunArguments, config: SlamConfig) -> SlamConfig:
     """`--scale-from depth` names the data set of the source."""
     if config.metric_scale.scale_from != "depth":
         return config
@@ -224,7 +194,7 @@ def _with_depth_of_source(request: _RunRequest, config: SlamConfig) -> SlamConfi
     return config.model_copy(update={"metric_scale": scale})
 
 
-def _start_map(request: _RunRequest) -> ReferenceMap | None:
+def _start_map(request: RunArguments) -> ReferenceMap | None:
     if request.map is None:
         if request.localize_only:
             raise MapError("--localize-only: in which map? add --map DIR, a map or a run folder")
@@ -236,7 +206,7 @@ def _start_map(request: _RunRequest) -> ReferenceMap | None:
     return start_map
 
 
-def _check_files(request: _RunRequest) -> None:
+def _check_files(request: RunArguments) -> None:
     """Check the output files and the viewer before anything is read or created."""
     from slam.viz.view_mode import ViewMode
 
@@ -247,7 +217,7 @@ def _check_files(request: _RunRequest) -> None:
         expect_new(request.record, option="--record", makes_folders=request.record.parent == request.out)
 
 
-def _record(request: _RunRequest, recorder: TwoPassRecorder, frames: FrameSource) -> int:
+def _record(request: RunArguments, recorder: TwoPassRecorder, frames: FrameSource) -> int:
     """Run with the viewer, print the summary, and return the exit code."""
     from slam.run import runner
 
@@ -269,7 +239,7 @@ def _record(request: _RunRequest, recorder: TwoPassRecorder, frames: FrameSource
         if not page:
             viewing.close()  # so that a recording is complete before the summary
         if "frames" in report:
-            _summarize(request, recorded.folder, report)
+            summarize(request, recorded.folder, report)
         code = _exit_code(request, recorded, recorder.second)
         if page:
             say(f"the run is shown at {page} until Ctrl-C")
@@ -277,15 +247,15 @@ def _record(request: _RunRequest, recorder: TwoPassRecorder, frames: FrameSource
     return code
 
 
-def _exit_code(request: _RunRequest, recorded: RunReport, second: RunReport | None) -> int:
+def _exit_code(request: RunArguments, recorded: RunReport, second: RunReport | None) -> int:
     """The exit code of a recorded run; prints the reason if it is not 0, and why a second pass was not kept."""
     report = recorded.values
     if recorded.failures:
-        return _report_failures(request, recorded)
+        return report_failures(request, recorded)
     if second is not None and second.folder != recorded.folder:
         complain(f"the second pass was not kept, its files are in {second.folder} ({second.outcome})")
         if second.failures:
-            return _report_failures(request, second)
+            return report_failures(request, second)
         if second.status == "interrupted":
             return INTERRUPTED
     if report["units"]["problem"]:
@@ -299,40 +269,13 @@ def _exit_code(request: _RunRequest, recorded: RunReport, second: RunReport | No
     return UNUSABLE if report["units"]["problem"] else 0
 
 
-def _keep_recording_of_first_pass(request: _RunRequest) -> None:
+def _keep_recording_of_first_pass(request: RunArguments) -> None:
     """Rename the recording of the first pass, so that the second is written under the name that was asked for."""
     if request.record is not None and request.record.exists():
         request.record.replace(request.record.with_suffix(".first_pass.rrd"))
 
 
-def _report_failures(request: _RunRequest, recorded: RunReport) -> int:
-    """Print the failures, tracebacks first, and how to continue; returns the exit code."""
-    for failure in recorded.failures:
-        if failure.is_internal:
-            say(failure.traceback.rstrip())
-    for failure in recorded.failures[1:]:
-        complain(f"and {failure.sentence}")
-    internal = any(failure.is_internal for failure in recorded.failures)
-    kind = "internal error: " if recorded.failures[0].is_internal else ""
-    complain(f"{kind}{recorded.failures[0].sentence}; {_remaining_results(request, recorded)}")
-    return INTERNAL_ERROR if internal else USER_ERROR
-
-
-def _remaining_results(request: _RunRequest, recorded: RunReport) -> str:
-    report, folder = recorded.values, recorded.folder
-    if report["status"] != "failed":  # only an observer failed, on which the result does not depend
-        return f"the run itself is whole, in {folder}"
-    has_map = " and a map" if recorded.has_map else ""
-    poses = f"{report['tracked']} poses" if "tracked" in report else "the poses"
-    kept = f"{poses}{has_map} are kept in {folder}"
-    if recorded.is_complete:
-        return kept
-    start = recorded.last_frame_index + 1
-    in_map = f" --map {folder}" if recorded.has_map else f" --map {request.map}" if request.map else ""
-    return f"{kept}; to go on: slam run {request.source} --start {start}{in_map}"
-
-
-def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> list[RerunViewer]:
+def _viewers(request: RunArguments, frames: FrameSource, viewing: ExitStack) -> list[RerunViewer]:
     """The viewer, if requested by --view or --record."""
     if request.view == "none" and request.record is None:
         return []
@@ -349,7 +292,7 @@ def _viewers(request: _RunRequest, frames: FrameSource, viewing: ExitStack) -> l
 
 
 def _with_progress(
-    request: _RunRequest,
+    request: RunArguments,
     recorder: TwoPassRecorder,
     frames: FrameSource,
     observers: Callable[[], Sequence[Observer]],
@@ -368,30 +311,3 @@ def _with_progress(
         return recorder.run(observers=observers, on_progress=show, on_finishing=progress)
     finally:
         progress.close()
-
-
-def _summarize(request: _RunRequest, folder: Path, report: dict[str, Any]) -> None:
-    from slam.run.report import report_text
-
-    if request.as_json:
-        print(json.dumps(json.loads(report_text(report)), indent=2))  # in ASCII, for any terminal
-        return
-    if request.quiet:
-        return
-    from slam.cli.text_tables import render, summary_rows
-
-    print(render(summary_rows(report), title=str(folder)))
-    if report["status"] == "failed":
-        return
-    is_usable = not Grade(report["verdict"]["grade"]).is_below(Grade.PARTIAL)
-    if request.record is not None:
-        viewer = "rerun" if shutil.which("rerun") else Path(sys.executable).with_name("rerun")
-        print(f"\nnext: {viewer} {request.record}")
-    elif is_usable and report["evaluation"] is None:
-        print(f"\nnext: slam eval {folder} GROUNDTRUTH --plot {folder / 'errors.png'}")
-    elif is_usable:
-        print(f"\nnext: slam view {folder}")
-    else:  # a recording shows every image, and where initialization or the map failed
-        in_map = f" --map {request.map}" if request.map else ""
-        only = " --localize-only" if request.localize_only else ""
-        print(f"\nnext: slam run {request.source}{in_map}{only} --record {folder.name}.rrd")

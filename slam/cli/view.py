@@ -31,7 +31,9 @@ def view(
         ),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: exit at the end of the replay.")] = False,
-    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
+    record: Annotated[
+        Path | None, typer.Option("-o", "--record", metavar="FILE", help="Write a Rerun recording (.rrd).")
+    ] = None,
     ground_truth: Annotated[
         Path | None,
         typer.Option("--ground-truth", metavar="FILE", help="Trajectory file with the ground truth to show."),
@@ -45,7 +47,7 @@ def view(
 
       slam view runs/desk
 
-      slam view runs/desk --record desk.rrd
+      slam view runs/desk -o desk.rrd
 
       slam view runs/desk --view web --ground-truth groundtruth.txt
     """

@@ -104,7 +104,7 @@ def weights_fetch(source: WeightsSource) -> None:
 def weights_export(
     source: WeightsSource,
     format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="Output format.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Output folder.")],
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Image size. Default: 224x224 or 512x384.")
     ] = None,
@@ -115,9 +115,9 @@ def weights_export(
 
     Examples:
 
-      slam weights export reloc3r-512 --format onnx --out exported
+      slam weights export reloc3r-512 --format onnx -o exported
 
-      slam weights export reloc3r-512 --format openvino --out ov --size 512x288
+      slam weights export reloc3r-512 --format openvino -o ov --size 512x288
     """
     pytorch.expect_installed("slam weights export")
     from relocalizer.network.export import export_checkpoint

@@ -30,6 +30,7 @@ _SCALARS = (
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", _NUMBER_START),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 )
+PRESETS = ("fast", "accurate")
 _PLAIN_WORD = re.compile(r"[a-z][a-z0-9_-]*")
 _BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
@@ -60,6 +61,19 @@ class _Loader(yaml.SafeLoader):
 
 for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def preset_file(name: str) -> Path:
+    """The YAML file of a preset: in the installed package, or in `configs/` of a checkout.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "presets", package.parents[1] / "configs"):
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    raise ConfigError(f"--preset {name}: there are {', '.join(PRESETS)}")
 
 
 def load_config(files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> SlamConfig:

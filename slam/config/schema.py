@@ -27,6 +27,11 @@ class InputConfig(Section):
         description="Track the frames of a video file or folder without a camera again when the run finds another "
         "camera than the one it tracked with.",
     )
+    unordered: bool = Field(
+        False,
+        description="Map the images as photos without an order: all are matched first, and the map grows by the photo "
+        "that matches it best.",
+    )
     max_side_px: int = Field(
         1280, ge=160, le=4096, description="Maximum length of the longer side; larger images are shrunk to it, pixels."
     )
@@ -153,6 +158,12 @@ class TrackingConfig(Section):
         ge=1,
         le=100000,
         description="Number of lost frames after which a new map segment may be initialized.",
+    )
+    mapping_thread: Literal["auto", "off", "fixed", "live"] = Field(
+        "auto",
+        description="Insertion of keyframes in a second thread. off: tracking waits for each; fixed: the result is "
+        "used a fixed number of frames later, the same on every machine; live: as soon as it is there; auto: live for "
+        "a camera or stream, else off.",
     )
 
 

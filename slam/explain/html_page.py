@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -12,6 +11,7 @@ from relocalizer.geometry import FloatArray
 from slam.explain.explanation import Explanation
 from slam.explain.finding import Finding
 from slam.explain.run_record import RunRecord
+from slam.web_page import figure, web_page
 
 WIDTH, HEIGHT = 960, 70  # of a plot, pixels
 POINTS = 1000  # maximum number of points of a plotted line
@@ -23,13 +23,9 @@ PLOTS = (
     ("moved_px", "motion of the tracks, px per frame"),
     ("residual_px", "reprojection error, px"),
 )
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1f24 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }
+_STYLE = """
 section { border-left: 4px solid #d9822b; padding: .1rem 1rem; margin: 1rem 0; background: #faf7f2 }
-figure { display: inline-block; margin: .4rem .6rem .4rem 0 } figure img { width: 220px; display: block }
-figcaption, .figures, .axis { color: #667; font-size: .85rem }
+.figures, .axis { color: #5f6368; font-size: 13px }
 svg { display: block; background: #f4f5f7; margin-bottom: .2rem; max-width: 100% }
 """
 
@@ -52,8 +48,7 @@ def html_page(
     reasons = f": {escape('; '.join(explanation.reasons))}" if explanation.reasons else ""
     refused = "".join(f"<tr><td>{escape(gate)}<td>{count}" for gate, count in explanation.refused.items())
     parts = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(explanation.name)}</title>',
-        f"<style>{STYLE}</style><h1>{escape(explanation.name)}: {escape(explanation.verdict)}</h1>",
+        f"<h1>{escape(explanation.name)}: {escape(explanation.verdict)}</h1>",
         f"<p>{explanation.frames} frames, {explanation.keyframes} keyframes{reasons}</p>",
         "".join(f"<p>Note: {escape(remark)}</p>" for remark in explanation.remarks),
         "<h2>Frames over time</h2>",
@@ -62,9 +57,8 @@ def html_page(
         found,
         f"<h2>Loops</h2><p>{explanation.loops_accepted} accepted</p>",
         f"<table><tr><th>refused at<th>candidates{refused}</table>" if refused else "",
-        "</html>\n",
     )
-    return "".join(parts)
+    return web_page(explanation.name, parts, style=_STYLE)
 
 
 class _Images:
@@ -85,8 +79,7 @@ class _Images:
         if data is None:
             return ""
         self._count += 1
-        source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-        return f'<figure><img src="{source}" alt=""><figcaption>{kind} {number}</figcaption></figure>'
+        return figure(data, f"{kind} {number}", width=220)
 
 
 def _finding(finding: Finding, images: _Images) -> str:

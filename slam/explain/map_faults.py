@@ -84,7 +84,7 @@ def _losses(record: RunRecord, faults: Sequence[Finding]) -> Iterator[Finding]:
 def _episode(record: RunRecord, lost_at: int) -> tuple[int, int, str]:
     """First and last lost frame of a loss, and how it ended."""
     ends = [(e.frame_index, "until a known place was recognized") for e in record.of(Relocalized)]
-    ends += [(e.frame_indices[1], "until a new map was begun") for e in record.of(Initialized)]
+    ends += [(e.frame_indices[1], "until a new map was initialized") for e in record.of(Initialized)]
     later = sorted(end for end in ends if end[0] > lost_at)
     if not later:
         return lost_at, int(record.index[-1]), "to the end"
@@ -116,7 +116,7 @@ def _initialization(record: RunRecord) -> Iterator[Finding]:
         weak = event.parallax_deg < WEAK_PARALLAX_DEG or event.landmarks < WEAK_LANDMARKS
         if not weak and ended is None:
             continue
-        text = f"the map begun with frames {first} and {second} is weak: {event.landmarks} landmarks, "
+        text = f"the map initialized from frames {first} and {second} is weak: {event.landmarks} landmarks, "
         text += f"parallax {event.parallax_deg:.2f} deg"
         text += "" if ended is None else f"; tracking was lost {ended - second} frames later"
         yield Finding(
@@ -149,7 +149,7 @@ def _nothing(record: RunRecord, faults: Sequence[Finding]) -> Iterator[Finding]:
         return
     first, last = record.frames(0, len(record) - 1)
     because = _causes_within(faults, first, last) or _rest_of(record, len(record))
-    text = f"no map was begun: {_commonest_reason(record, len(record))}"
+    text = f"no map was initialized: {_commonest_reason(record, len(record))}"
     yield Finding(cause=Cause.ROLLING_START, first=first, last=last, sentence=text, because=because)
 
 
@@ -210,7 +210,7 @@ def _scale_drift(record: RunRecord) -> Iterator[Finding]:
 
 
 def _parts(record: RunRecord) -> list[list[KeyframeAdded]]:
-    """The keyframes, in parts that begin where a map was begun: parts have units of their own until they are joined."""
+    """The keyframes, in parts that begin where a map was initialized; parts have own units until they are joined."""
     parts: list[list[KeyframeAdded]] = []
     for event in record.events:
         if isinstance(event, Initialized):

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
 from relocalizer.images import bgr_to_rgb
+from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory import Trajectory
-from slam.input.frame_source import Selection
+from slam.input.frame_source import FrameSource, Selection
 from slam.input.rectification import Rectifier
 from slam.map.frames import Frame
 
@@ -22,6 +23,13 @@ log = logging.getLogger(__name__)
 JOIN_TIMEOUT_S = (
     2.0  # Timeout for the reader thread to end, seconds. One blocked in the driver is abandoned (a daemon).
 )
+
+
+def with_live_mapping(config: SlamConfig, source: FrameSource) -> SlamConfig:
+    """The configuration for a source: for a live stream, `auto` becomes the mapping thread that never makes it wait."""
+    if not isinstance(source, LiveStream) or config.tracking.mapping_thread != "auto":
+        return config
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"mapping_thread": "live"})})
 
 
 class VideoCapture(Protocol):

@@ -13,7 +13,7 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import Similarity, rigid, rotation_matrix, stack_matrices, translation_of
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
-from slam.map.frames import Frame, FrameRecord
+from slam.map.frames import Frame, FrameRecord, ReferenceKeyframe, TrackedPose
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.tracks import Tracks
 
@@ -55,18 +55,26 @@ class FrameLog:
             pose: world_from_cam, map units.
             seen: observations of the landmarks that the pose was estimated from.
         """
+        reference = ReferenceKeyframe(
+            keyframe_id, graph.world_from_keyframe[keyframe_id], graph.segment_of[keyframe_id]
+        )
+        self.add_tracked(frame, TrackedPose(pose, seen), reference)
+
+    def add_tracked(self, frame: Frame, found: TrackedPose, reference: ReferenceKeyframe) -> None:
+        """Store a frame relative to a keyframe whose pose may have changed since the frame was tracked."""
+        pose, seen = found.world_from_cam, found.landmarks
         step = max(1, -(-len(seen) // MAX_OBSERVATIONS_PER_FRAME))
         record = FrameRecord(
             index=frame.index,
             timestamp_ns=frame.timestamp_ns,
-            keyframe_id=keyframe_id,
-            keyframe_from_frame=relative_to_keyframe(graph.world_from_keyframe[keyframe_id], pose),
+            keyframe_id=reference.id,
+            keyframe_from_frame=relative_to_keyframe(reference.world_from_keyframe, pose),
         )
         n = bisect(self.records, frame.timestamp_ns, key=lambda r: r.timestamp_ns)
         self.records.insert(n, record)
         self._observations.insert(n, Tracks(seen.ids[::step].copy(), seen.pixels[::step].copy()))
         self._cameras.insert(n, frame.camera)
-        self._live.insert(n, (graph.segment_of[keyframe_id], pose) if self.live else None)
+        self._live.insert(n, (reference.segment, pose) if self.live else None)
 
     def keep_frames_of(self, keyframe_ids: Collection[int]) -> None:
         """Drop all records except those stored relative to these keyframes."""

@@ -10,6 +10,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
+from relocalizer.geometry import Similarity
 from relocalizer.images import Image
 from relocalizer.interfaces import CalibratedImage, Encoded, PairEstimate, PosePredictor
 from slam.map.tracks import Tracks
@@ -98,6 +99,15 @@ class FrameRecord:
     timestamp_ns: int
     keyframe_id: int
     keyframe_from_frame: RigidTransform
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceKeyframe:
+    """The keyframe that frames are stored relative to, with its pose and its segment when they were tracked."""
+
+    id: int
+    world_from_keyframe: Similarity
+    segment: int
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -205,6 +205,10 @@ class LandmarkMap:
                 track_ids = self.feature_tracks[k]
                 self.feature_tracks[k] = np.where(track_ids >= 0, self._replaced_by[track_ids], track_ids)
 
+    def current_ids(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Current ids (N,) of tracks (N,), which change when landmarks are fused."""
+        return self._replaced_by[ids]
+
     def with_current_ids(self, tracks: Tracks) -> Tracks:
         """The tracks under their current ids; of two that were fused, the one whose id was kept."""
         ids = self._replaced_by[tracks.ids]

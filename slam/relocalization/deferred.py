@@ -97,6 +97,12 @@ class StoredFrame:
     camera: Camera
     name: str = ""
 
+    @classmethod
+    def of(cls, frame: Frame) -> StoredFrame:
+        """A frame with pixels, compressed."""
+        jpeg = encode_jpeg(frame.image, QUALITY)
+        return cls(frame.index, frame.timestamp_ns, jpeg, frame.camera, frame.name)
+
     def frame(self) -> Frame:
         """The frame with its image decoded."""
         image = decode_image(self.jpeg, f"frame {self.index}")
@@ -130,9 +136,7 @@ class UnlocalizedFrames:
             self._every *= 2
             if (self._offered - 1) % self._every:
                 return
-        self._stored.append(
-            StoredFrame(frame.index, frame.timestamp_ns, encode_jpeg(frame.image, QUALITY), frame.camera, frame.name)
-        )
+        self._stored.append(StoredFrame.of(frame))
 
     def forget(self, indices: set[int]) -> None:
         """Drop the frames with these indices, which have a pose now."""

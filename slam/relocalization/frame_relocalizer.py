@@ -83,23 +83,33 @@ class FrameRelocalizer:
         self.attempts: list[PlaceAttempt] = []
         self._direction: tuple[float, float, float] | None = None  # of the last pair estimate, map axes
 
-    def relocalize(self, observation: FrameObservation, active: int) -> RelocalizedFrame | PoseNotFound:
-        """The frame's pose from the landmarks of keyframe `active` or of similar keyframes, or why it was not found."""
+    def relocalize(
+        self, observation: FrameObservation, active: int, *, among: Sequence[int] | None = None
+    ) -> RelocalizedFrame | PoseNotFound:
+        """The frame's pose from the landmarks of keyframe `active` or of similar keyframes, or why it was not found.
+
+        Args:
+            among: the keyframes to try after `active`, in place of the most similar ones.
+        """
         image = ObservedImage(observation.features, observation.frame.camera)
         self.attempts = []
         if len(image.features) < MIN_POINTS:
             return PoseNotFound(f"{len(image.features)} points in the image, {MIN_POINTS} needed")
         encoded = observation.encoded(self._predictor)
-        descriptor, _ = observation.descriptor(self._predictor)
-        similar = self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
+        similar = self._most_similar(observation, active) if among is None else []
         best: RejectedPose | TooFewLandmarks = TooFewLandmarks("no keyframe to compare with", -1)
-        for c in [active, *(candidate.key for candidate in similar)]:
+        for c in [active, *(among or (candidate.key for candidate in similar))]:
             outcome = self._try(image, encoded, c)
             self._note_attempt(c, similar, outcome)
             if isinstance(outcome, LandmarkPose):
                 return self._relocalized(observation, image, PlaceMatch(c, outcome))
             best = max(best, outcome, key=lambda refused: refused.landmarks)
         return PoseNotFound(best.reason)
+
+    def _most_similar(self, observation: FrameObservation, active: int) -> list[Candidate]:
+        """The most similar keyframes but `active`."""
+        descriptor, _ = observation.descriptor(self._predictor)
+        return self._retriever.query(descriptor, self._config.candidates, frozenset([active]))
 
     def _note_attempt(
         self, c: int, similar: Sequence[Candidate], outcome: LandmarkPose | RejectedPose | TooFewLandmarks
@@ -120,26 +130,36 @@ class FrameRelocalizer:
         _, i, j = np.intersect1d(observed.ids, found.landmarks.ids, assume_unique=True, return_indices=True)
         return MatchedPoints(observed.pixels[i], found.landmarks.pixels[j], np.ones(len(i), bool)).thinned()
 
-    def find_in_other_segments(self, k: int, *, min_inliers: int) -> Iterator[PlaceMatch]:
+    def find_in_other_segments(
+        self, k: int, *, min_inliers: int, among: Sequence[int] | None = None
+    ) -> Iterator[PlaceMatch]:
         """Poses of keyframe k at older keyframes of other segments, each with at least `min_inliers` landmarks.
 
-        Tries the most similar keyframes, and those nearest in time: one segment may begin where another ends.
+        Args:
+            among: the keyframes to try; by default the most similar ones, and those nearest in time, because one
+                segment may begin where another ends.
         """
         graph = self._map.graph
         keyframe = graph.keyframes[k]
         image = ObservedImage(keyframe.features, keyframe.camera)
+        for c in self._likely_in_other_segments(k) if among is None else among:
+            if c >= k or graph.segment_of[c] == graph.segment_of[k]:  # newer, or joined meanwhile
+                continue
+            outcome = self._try(image, keyframe.encoded, c)
+            if isinstance(outcome, LandmarkPose) and outcome.inliers >= min_inliers:
+                yield PlaceMatch(c, outcome)
+
+    def _likely_in_other_segments(self, k: int) -> list[int]:
+        """Older keyframes of other segments: those most similar to keyframe k, and those nearest to it in time."""
+        graph = self._map.graph
+        keyframe = graph.keyframes[k]
         others = [i for i in graph.keyframes if i < k and graph.segment_of[i] != graph.segment_of[k]]
         excluded = frozenset(graph.keyframes) - frozenset(others)
         similar = self._retriever.query(keyframe.descriptor, self._config.candidates, excluded)
         nearest_in_time = sorted(others, key=lambda i: abs(graph.keyframes[i].frame_index - keyframe.frame_index))[
             :NEAREST_IN_TIME
         ]
-        for c in dict.fromkeys([*(candidate.key for candidate in similar), *nearest_in_time]):
-            if graph.segment_of[c] == graph.segment_of[k]:  # joined meanwhile
-                continue
-            outcome = self._try(image, keyframe.encoded, c)
-            if isinstance(outcome, LandmarkPose) and outcome.inliers >= min_inliers:
-                yield PlaceMatch(c, outcome)
+        return list(dict.fromkeys([*(candidate.key for candidate in similar), *nearest_in_time]))
 
     def observed_ratio(self, found: RelocalizedFrame) -> float:
         """Fraction (0 to 1) of the landmarks of the matched keyframe that the relocalized frame observes."""

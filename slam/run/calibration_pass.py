@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig
 from relocalizer.errors import CameraError
-from relocalizer.features import LocalFeatures, detect_features, match_features
+from relocalizer.features import LocalFeatures, detect_features, match_features, ordinary
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image, to_gray
 from relocalizer.intrinsics_correction import CorrectionStep
 from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
+from relocalizer.vlad import shipped_vlad
 from slam.config.schema import SlamConfig
 from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.mask import Mask
@@ -38,6 +39,8 @@ MAX_TRIALS = 6  # maximum number of gaps tried in a group
 MIN_MATCHES = 60  # minimum number of matches of a pair
 # Range of the median displacement between images one gap apart, and its middle, as fractions of the longer side.
 NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
+# Maximum number of photos without an order that are matched, and the number of others that each is matched to.
+MOST_PHOTOS, SIMILAR_PHOTOS = 40, 4
 USED_SIGMA = 0.5 * PRIOR_SIGMA  # maximum standard deviation of an estimate that replaces the assumption
 
 
@@ -116,25 +119,40 @@ def calibrate_first(source: FrameSource, config: SlamConfig) -> tuple[FrameSourc
         return source, None
     if not source.can_be_reread or source.length is None:
         return source, None
-    camera, calibration = estimate_camera(source, source.length, config.features)
+    sampled = photo_pairs if config.input.unordered else sampled_pairs
+    camera, calibration = estimate_camera(source, source.length, config.features, sampled=sampled)
     if not calibration.is_used:
         return source, calibration
     return source.with_calibration(GivenCamera(camera, calibration.sentence)), calibration
 
 
+class PairSampler(Protocol):
+    """Chooses pairs of a source's images, and matches them."""
+
+    def __call__(
+        self, source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress
+    ) -> list[ViewPair]: ...
+
+
 def estimate_camera(
-    source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+    source: RereadableSource,
+    length: int,
+    config: FeaturesConfig,
+    *,
+    sampled: PairSampler | None = None,
+    on_progress: Progress = no_progress,
 ) -> tuple[Camera, CalibrationPass]:
     """The camera of a source's original images from pairs of its images, and how it was found.
 
     Args:
         source: a source whose camera is assumed; `length` is the number of its images.
-        on_progress: called for each group of images.
+        sampled: how the pairs are chosen: `sampled_pairs`, the default, or `photo_pairs`.
+        on_progress: called for each group of images, or for each image.
 
     Returns:
         The camera, still `assumed` because it is an estimate. If the estimate is not used, it is that of the source.
     """
-    pairs = sampled_pairs(source, length, config, on_progress=on_progress)
+    pairs = (sampled or sampled_pairs)(source, length, config, on_progress=on_progress)
     finding = examine_assumed(pairs, source.camera)
     start = source.calibration.mean_focal
     unused = CalibrationPass(start, start, len(pairs), finding.evidence)
@@ -163,6 +181,40 @@ def sampled_pairs(
     with source.random_access() as read:
         groups = _Groups(_Images(read, config, source.mask), length, max(source.camera.width, source.camera.height))
         return groups.pairs(on_progress)
+
+
+def photo_pairs(
+    source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+) -> list[ViewPair]:
+    """Matched pairs of images without an order: each of some images with the most similar ones among them.
+
+    Pairs between which the image hardly moves are left out: they say nothing about the camera.
+    """
+    positions = np.unique(np.linspace(0, length - 1, min(length, MOST_PHOTOS)).astype(int)).tolist()
+    pairs = []
+    with source.random_access() as read:
+        images = _Images(read, config, source.mask)
+        for number, position in enumerate(positions):
+            on_progress("photos", number, len(positions))
+            images.features(position)
+        for first, second in _most_similar(images, positions, config):
+            pair = images.match(first, second)
+            if len(pair.pixels_first) < MIN_MATCHES:
+                continue
+            if displacement(pair) >= NEAREST * max(source.camera.width, source.camera.height):
+                pairs.append(pair)
+    return pairs
+
+
+def _most_similar(images: _Images, positions: list[int], config: FeaturesConfig) -> list[tuple[int, int]]:
+    """Each position with those whose images have the most similar place descriptors, in order."""
+    vlad = shipped_vlad()
+    descriptors = np.stack([vlad.describe(ordinary(images.features(position), config)) for position in positions])
+    similarity = descriptors @ descriptors.T
+    np.fill_diagonal(similarity, -np.inf)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, : min(SIMILAR_PHOTOS, len(positions) - 1)]
+    pairs = {(min(n, m), max(n, m)) for n, row in enumerate(order.tolist()) for m in row}
+    return [(positions[n], positions[m]) for n, m in sorted(pairs)]
 
 
 class _Images:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from slam.components.predictor_choice import PredictorChoice
 from slam.config.loading import dump_config
 from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Finding, Grade, Verdict
+from slam.input.live_stream import with_live_mapping
 from slam.input.mask import masked_share
 from slam.map.keyframe_images import FolderImages
+from slam.photos.photo_limits import expect_photos
 from slam.progress import Progress, no_progress
 from slam.run import run_verdict, runner
 from slam.run.calibration_pass import CalibrationPass, set_up
@@ -30,6 +32,7 @@ from slam.run.frame_thumbnails import FrameThumbnails
 from slam.run.frames_table import FramesTable
 from slam.run.report import RunFailures, closing_report, failed_report, opening_report
 from slam.run.run_folder import KEYFRAMES_ON_THE_WAY, MAP, TRAJECTORY, RunFolder
+from slam.run.run_page import PAGE, write_run_page
 from slam.run.run_statistics import RunStatistics
 from slam.run.runner import Failure, RunOutcome
 from slam.run.trajectory_plot import PLOT, write_plot
@@ -171,7 +174,7 @@ class RunRecorder:
     """Creates the run folder, processes the frames, and writes all files."""
 
     def __init__(self, request: RunRequest) -> None:
-        self._request = request
+        self._request = request = replace(request, config=with_live_mapping(request.config, request.frames))
         self._statistics = RunStatistics(start_map=request.map_name)
         self._opening = {
             **opening_report(request.config, request.frames, request.choice),
@@ -203,6 +206,8 @@ class RunRecorder:
             UserError: the run could not be started (no run folder remains then), or the source gave too few frames.
         """
         request = self._request
+        if request.config.input.unordered:
+            expect_photos(request.frames, localize_only=request.localize_only)
         folder = RunFolder.create(request.out)
         stop = runner.StopRequest()
         with ExitStack() as closing, runner.listening(stop):
@@ -249,22 +254,13 @@ class RunRecorder:
         with attempts("writing events.jsonl"):
             log.close()
         dropped = tuple(
-            Failure(f"{observer.name}, told of {observer.event}", observer.error) for observer in slam.dropped_observers
+            Failure(f"{observer.name}, notified of {observer.event}", observer.error)
+            for observer in slam.dropped_observers
         )
         found = None
         with attempts("reading off the camera"):
             found = EstimatedCamera.of(outcome.result, frames.calibration)
-        so_far = RunFailures(tuple(attempts.failures), dropped)
-        report: dict[str, Any] = {}
-        with attempts("making the report"):
-            report = self._closing_report(outcome, so_far, evaluation)
-        if not report:
-            report = failed_report(self._opening, attempts.failures[0].error)
-        with attempts("writing report.json"):
-            folder.write_report(report)
-        if attempts.failures and attempts.failures[-1].doing == "writing report.json":
-            with attempts("writing a shorter report.json"):
-                folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
+        report = self._write_reports(folder, outcome, attempts, dropped, evaluation)
         return RunReport(
             folder=folder.path,
             values=report,
@@ -273,6 +269,33 @@ class RunRecorder:
             last_frame_index=outcome.last_frame_index,
             estimated_camera=found,
         )
+
+    def _write_reports(
+        self,
+        folder: RunFolder,
+        outcome: RunOutcome,
+        attempts: _Attempts,
+        dropped: tuple[Failure, ...],
+        evaluation: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """Write report.html and report.json; returns the contents of the latter."""
+        so_far = RunFailures(tuple(attempts.failures), dropped)
+        report: dict[str, Any] = {}
+        with attempts("making the report"):
+            report = self._closing_report(outcome, so_far, evaluation)
+        if not report:
+            report = failed_report(self._opening, attempts.failures[0].error)
+        already_failed = len(attempts.failures)
+        with attempts(f"writing {PAGE}"):
+            write_run_page(folder.path, report)
+        if len(attempts.failures) > already_failed and "frames" in report:
+            report = self._closing_report(outcome, RunFailures(tuple(attempts.failures), dropped), evaluation)
+        with attempts("writing report.json"):
+            folder.write_report(report)
+        if attempts.failures and attempts.failures[-1].doing == "writing report.json":
+            with attempts("writing a shorter report.json"):
+                folder.write_report(failed_report(self._opening, attempts.failures[-1].error))
+        return report
 
     def _write_result(self, folder: RunFolder, slam: Slam, outcome: RunOutcome, attempts: _Attempts) -> None:
         """Write the trajectories, the camera, the map and the plot of them."""

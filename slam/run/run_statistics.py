@@ -21,6 +21,8 @@ from slam.events import (
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.tracking_status import TrackingState
 
+TORN = 0.25  # fraction of the tracks found again below which two consecutive images hardly overlap
+
 
 @dataclass(frozen=True, slots=True)
 class LostEpisode:
@@ -47,6 +49,7 @@ class RunStatistics:
         weak_frames: number of frames whose pose has few inlier landmarks, or none.
         start_map: name of the map in which the run started; empty if it started without one.
         found_in_map: index of the first frame relocalized in it, -1 while there is none.
+        torn: number of frames in which hardly a track of the previous image was found again.
         stage_ms: wall time by stage, one value per frame that ran the stage, milliseconds.
         resting: number of frames in which the camera was at rest.
         overlay: sum, over all frames, of the fraction of points that were fixed in the image while the scene moved.
@@ -66,6 +69,7 @@ class RunStatistics:
     scale_unobservable: int = 0
     lost_frames: int = 0
     weak_frames: int = 0
+    torn: int = 0
     start_map: str = ""
     found_in_map: int = -1
     lost: list[LostEpisode] = field(default_factory=list)
@@ -109,6 +113,8 @@ class RunStatistics:
         self.state, self.reason = event.state, event.reason
         self.lost_frames += event.state is TrackingState.LOST
         self.resting += event.camera_rests
+        measurement = event.measurement
+        self.torn += measurement is not None and measurement.followed < TORN  # False for NaN
         self.overlay += event.overlay_share
         if event.world_from_cam is not None:
             self.tracked += 1

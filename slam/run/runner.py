@@ -19,6 +19,7 @@ import numpy as np
 from relocalizer.errors import SequenceError, UserError
 from slam.events import FramesSkipped
 from slam.progress import Progress, no_progress
+from slam.run.live_threads import shared_by_tracking_and_mapping
 
 if TYPE_CHECKING:
     from slam.evaluation.trajectory import Trajectory
@@ -174,7 +175,8 @@ class _Run:
     def outcome(self, on_finishing: Progress) -> RunOutcome:
         started = time.perf_counter()
         with listening(self._stop):
-            self._feed()
+            with shared_by_tracking_and_mapping(self._source):
+                self._feed()
             _publish_skipped(self._source, self._slam)
             if len(self._stamps) < 2 and not self._stop.requested and not self._failures:
                 raise SequenceError(_too_few_frames(self._source, len(self._stamps)))
@@ -239,7 +241,7 @@ class _Run:
         except KeyboardInterrupt:
             self._stop.requested = True
         except Exception as error:
-            self._failures.append(Failure("the last refinement", error))
+            self._failures.append(Failure("the final bundle adjustment", error))
         return self._abort()
 
     def _abort(self) -> SlamResult:

@@ -7,7 +7,7 @@ installation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -40,6 +40,8 @@ class TopView:
         path: pieces (n, 2) of the path between which frames have no pose, in order.
         lost: number of frames without a pose between a piece and the next.
         keyframes: (N, 2). landmarks: (M, 2). loops: (L, 2, 2), the two keyframes of each loop closure.
+        path_ns, keyframes_ns, landmarks_ns: times of the poses of all pieces, of the keyframes, and of each landmark's
+            anchor keyframe, for `until`; empty where they are not known.
     """
 
     title: str
@@ -50,11 +52,30 @@ class TopView:
     keyframes: FloatArray
     landmarks: FloatArray
     loops: FloatArray
+    path_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    keyframes_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    landmarks_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def until(self, time_ns: int) -> TopView:
+        """What there was at a time, at its final place; at least the first pose. Loop closures are left out."""
+        left, pieces = max(int((self.path_ns <= time_ns).sum()), 1), []
+        for piece in self.path:
+            pieces += [piece[:left]] if left > 0 else []
+            left -= len(piece)
+        return replace(
+            self,
+            path=pieces,
+            lost=self.lost[: len(pieces) - 1],
+            keyframes=self.keyframes[self.keyframes_ns <= time_ns],
+            landmarks=self.landmarks[self.landmarks_ns <= time_ns],
+            loops=np.zeros((0, 2, 2)),
+        )
 
 
-def draw_top_view(view: TopView) -> Image:
-    """The drawing, RGB (H, W, 3)."""
-    canvas = _Canvas(*extent(np.concatenate([*view.path, view.keyframes]), view.landmarks))
+def draw_top_view(view: TopView, *, limits_of: TopView | None = None) -> Image:
+    """The drawing, RGB (H, W, 3); its axes are those of `limits_of` if that is given."""
+    whole = limits_of or view
+    canvas = _Canvas(*extent(np.concatenate([*whole.path, whole.keyframes]), whole.landmarks))
     canvas.grid()
     canvas.dots(view.landmarks, LANDMARK)
     for before, after in zip(view.path, view.path[1:], strict=False):

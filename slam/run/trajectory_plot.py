@@ -76,7 +76,16 @@ def top_view(folder: Path, reference_map: ReferenceMap | None, name: str) -> Top
         keyframes=positions @ axes.T,
         landmarks=in_map.landmarks @ axes.T,
         loops=in_map.loops @ axes.T,
+        path_ns=trajectory.timestamps_ns,
+        keyframes_ns=_keyframe_times(in_map, keyframes),
+        landmarks_ns=in_map.landmarks_ns,
     )
+
+
+def _keyframe_times(in_map: _MapPart, keyframes: Trajectory | None) -> NDArray[np.int64]:
+    if len(in_map.keyframes):
+        return in_map.keyframes_ns
+    return np.zeros(0, np.int64) if keyframes is None else keyframes.timestamps_ns
 
 
 def _count(number: int, what: str) -> str:
@@ -116,10 +125,14 @@ def _pieces(trajectory: Trajectory, frames: NDArray[np.int64]) -> tuple[list[sli
 
 
 class _MapPart:
-    """Keyframes (N, 3), thinned landmarks (M, 3) and loop closures (L, 2, 3) of the map in the trajectory's world."""
+    """Keyframes (N, 3), thinned landmarks (M, 3) and loop closures (L, 2, 3) of the map in the trajectory's world.
+
+    `keyframes_ns` (N,) and `landmarks_ns` (M,) are the times of the keyframes and of the anchors of the landmarks.
+    """
 
     def __init__(self) -> None:
         self.keyframes, self.landmarks, self.loops = _NONE, _NONE, np.zeros((0, 2, 3))
+        self.keyframes_ns = self.landmarks_ns = np.zeros(0, np.int64)
         self.landmark_count = 0
 
     @classmethod
@@ -131,10 +144,13 @@ class _MapPart:
             return part
         table = reference_map.keyframes
         part.keyframes = table.translations[table.segment == segment]
+        part.keyframes_ns = table.timestamps_ns[table.segment == segment]
         ids = table.ids[table.segment == segment]
         rows = np.flatnonzero(np.isin(reference_map.landmarks.anchor, ids))
         part.landmark_count = len(rows)
-        part.landmarks = reference_map.points_world[thinned(rows, MOST_LANDMARKS)]
+        rows = thinned(rows, MOST_LANDMARKS)
+        part.landmarks = reference_map.points_world[rows]
+        part.landmarks_ns = table.timestamps_ns[np.searchsorted(table.ids, reference_map.landmarks.anchor[rows])]
         edges = reference_map.edges
         chosen = edges.is_loop & np.isin(edges.i, ids) & np.isin(edges.j, ids)
         ends = [[reference_map.row_of[int(k)] for k in side[chosen]] for side in (edges.i, edges.j)]

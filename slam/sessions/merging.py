@@ -94,7 +94,7 @@ def _refine(mapper: Mapper, config: BundleAdjustmentConfig, frames: int, on_prog
         budget_s=run_cost_s(frames=frames, keyframes=len(mapper.map.graph.keyframes)),
         may_calibrate=False,
         notify=lambda before, after, cause: None,
-        on_round=partial(on_progress, "rounds of refinement"),
+        on_round=partial(on_progress, "rounds of bundle adjustment"),
     )
 
 

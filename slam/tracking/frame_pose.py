@@ -1,4 +1,4 @@
-"""Pose of one frame from the points that it observes, landmarks and points without a depth, at the noise of the frame."""
+"""Pose of one frame from the landmarks, and the points without a depth, that it observes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.absolute_pose import PoseFit, optimize_pose
+from relocalizer.absolute_pose import PoseFit, optimize_pose, search_pose
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray
+from relocalizer.geometry import FloatArray, rotation_matrix
+from relocalizer.triangulation import depths_in
+from slam.config.schema import TrackingConfig
+from slam.map.frames import PoseNotFound, TrackedPose
+from slam.map.tracks import Tracks
+from slam.tracking.tracked_map import ReferenceView, TrackedMap
 
 # Ratio of the median of the error length to the standard deviation of a coordinate, for a normal distribution.
 MEDIAN_OF_LENGTH = 1.1774
 # Maximum ratio of the noise of a frame to that of a sharp one. Blur and a rolling shutter in a fast turn displace all
 # points of a frame by some pixels; larger errors are wrong tracks.
 MAX_NOISE_RATIO = 3.0
+MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,3 +90,74 @@ class ObservedPoints:
         error = np.linalg.norm(self.camera.project(in_cam[front]) - self.pixels[front], axis=1)
         noise = float(np.median(error)) / MEDIAN_OF_LENGTH
         return float(np.clip(noise, self.noise_px, MAX_NOISE_RATIO * self.noise_px))
+
+
+class FramePoseEstimator:
+    """Poses of frames from the landmarks among their tracks."""
+
+    def __init__(self, config: TrackingConfig, noise_px: float) -> None:
+        self._config = config
+        self._noise_px = noise_px
+
+    def estimate(
+        self,
+        view: TrackedMap,
+        camera: Camera,
+        tracks: Tracks,
+        start: RigidTransform,
+        others: UnknownDepths | None = None,
+    ) -> TrackedPose | PoseNotFound:
+        """Pose (world_from_cam) that minimizes the reprojection error of the tracked landmarks, starting at `start`.
+
+        When too few landmarks are inliers, RANSAC gives a second start.
+
+        Args:
+            others: points without a depth, which constrain the pose as well where landmarks are few.
+        """
+        config = self._config
+        landmarks = tracks.where(view.is_triangulated(tracks.ids))
+        if len(landmarks) < config.min_inliers:
+            return PoseNotFound(f"{len(landmarks)} landmarks followed, {config.min_inliers} needed")
+        observed = ObservedPoints(view.points_world(landmarks.ids), landmarks.pixels, camera, self._noise_px)
+        fit, noise = observed.pose_from(start)
+        if not self._has_enough_inliers(fit):
+            found = search_pose(observed.points_world, landmarks.pixels, camera, noise_px=noise)
+            if found is not None:
+                fit, noise = observed.pose_from(found)
+        if not self._has_enough_inliers(fit):
+            return PoseNotFound(
+                f"{fit.inlier_count} of {len(landmarks)} landmarks agree with a pose, "
+                f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
+            )
+        if others is not None and fit.inlier_count < MANY_LANDMARKS:
+            refined = observed.pose_with(others, fit, noise)
+            fit = refined if self._has_enough_inliers(refined) else fit
+        return TrackedPose(fit.world_from_cam, landmarks.where(fit.inliers))
+
+    def refit(self, view: TrackedMap, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
+        """Pose of a past frame from the landmarks among its tracks; `pose` when too few are left."""
+        tracks = tracks.where(view.is_triangulated(tracks.ids))
+        if len(tracks) < self._config.min_inliers:
+            return pose
+        fit = optimize_pose(view.points_world(tracks.ids), tracks.pixels, camera, pose, noise_px=self._noise_px)
+        return fit.world_from_cam if fit.inlier_count >= self._config.min_inliers else pose
+
+    def _has_enough_inliers(self, fit: PoseFit) -> bool:
+        config = self._config
+        return fit.inlier_count >= max(config.min_inliers, config.min_inlier_ratio * len(fit.inliers))
+
+
+def points_without_depth(view: TrackedMap, reference: ReferenceView, tracks: Tracks) -> UnknownDepths | None:
+    """The points that a keyframe observes without a depth, and their observations among `tracks` of a later frame.
+
+    They are put at the median depth of the keyframe's landmarks; None without any.
+    """
+    observed, pose = reference.without_depth, reference.world_from_keyframe
+    landmarks = reference.landmarks.ids
+    _, rows, now = np.intersect1d(observed.ids, tracks.ids, assume_unique=True, return_indices=True)
+    if len(landmarks) == 0 or len(rows) == 0:
+        return None
+    depth = float(np.median(depths_in(view.points_world(landmarks), pose)))
+    rays = reference.camera.normalized(observed.pixels[rows])
+    along = depth * np.hstack([rays, np.ones((len(rays), 1))])
+    return UnknownDepths(np.asarray(pose.apply(along)), along @ rotation_matrix(pose).T, tracks.pixels[now])

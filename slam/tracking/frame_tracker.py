@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.absolute_pose import PoseFit, optimize_pose, rotate_pixels, search_pose
+from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.geometry import FloatArray, rotation_matrix
+from relocalizer.geometry import FloatArray, Similarity, rotation_matrix
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.config.schema import SlamConfig
+from slam.map.frame_log import relative_to_keyframe
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.tracking.frame_pose import ObservedPoints, UnknownDepths
+from slam.tracking.frame_pose import FramePoseEstimator, points_without_depth
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
+from slam.tracking.tracked_map import DepartedFrame, MapSnapshot, ReferenceView, TrackedMap, reference_view
 
-MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
 
 
 class FrameTracker:
     """State of the newest frame: gray image, tracks, pose, inlier landmarks, and the motion model.
+
+    While another thread changes the map (from `detach` to `attach`), frames are tracked in a snapshot of it.
 
     Attributes:
         overlay_share: fraction of all followed points that are fixed in the image while the scene moves.
@@ -46,6 +50,10 @@ class FrameTracker:
         self._map = slam_map
         self._graph = slam_map.graph
         self._landmarks = slam_map.landmarks
+        self._view: TrackedMap = slam_map
+        self._departed: DepartedFrame | None = None
+        self._left_out: list[NDArray[np.int64]] = []  # ids of landmarks to be removed from the map, after a snapshot
+        self._estimator = FramePoseEstimator(config.tracking, config.tracks.noise_px)
         self._policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
         self._observation: FrameObservation | None = (
@@ -55,6 +63,7 @@ class FrameTracker:
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
         self._meter = FrameMeter()
         self._sharpness = 0.0
+        self._is_blurred: bool | None = None  # of the newest frame; judged when it may become a keyframe
         self.is_resting = False
         self._motion: RigidTransform | None = None  # last_from_next: constant velocity model
         self.pose: RigidTransform | None = None  # world_from_cam of the last frame, None while unknown
@@ -69,7 +78,7 @@ class FrameTracker:
         self._sharpness = self._tracker.sharpness(gray) if gray.size else 0.0
         self._meter.see(gray, self._sharpness)
         self._policy.criteria = ()
-        tracks = self.previous_tracks = self._landmarks.with_current_ids(self.tracks)
+        tracks = self.previous_tracks = self._view.with_current_ids(self.tracks)
         previous_inliers, self.inlier_tracks, self.outlier_tracks = self.inlier_tracks, Tracks.none(), Tracks.none()
         self.tracks = Tracks.none()
         if len(tracks) and self._gray.shape == gray.shape:
@@ -80,22 +89,18 @@ class FrameTracker:
             self._meter.followed(tracks.pixels, predicted, pixels, found & inside)
             self._overlay.follow(self._gray, gray)
             self.leave_out(self._overlay.look(self.tracks, previous_inliers, frame.camera))
-        self._gray, self._observation = gray, None
+        self._gray, self._observation, self._is_blurred = gray, None, None
         self._update_resting(frame.camera)
         self._meter.tracked(self.tracks, frame.camera)
-
-    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32]) -> Tracks:
-        """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2)."""
-        if not len(tracks) or gray.shape != self._gray.shape:
-            return Tracks.none()
-        pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
-        return Tracks(tracks.ids, pixels).where(found)
 
     def leave_out(self, ids: NDArray[np.int64]) -> None:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
         if len(ids):
             self.tracks = self.tracks.where(~np.isin(self.tracks.ids, ids))
-            self._map.remove_landmarks(ids)
+            if self._departed is None:
+                self._map.remove_landmarks(ids)
+            else:
+                self._left_out.append(ids)
 
     def leave_out_overlay(self, pixels: NDArray[np.float32]) -> None:
         """Mark pixels (N, 2) of the newest image as overlay: no new tracks start around them."""
@@ -117,6 +122,14 @@ class FrameTracker:
             self._observation = FrameObservation(frame, self._detect(self._gray, frame.camera), self.tracks)
         self._observation = self.without_overlay(replace(self._observation, tracks=self.tracks))
         return self._observation
+
+    def extraction(self, frame: Frame) -> Callable[[], FrameObservation]:
+        """`extract` for the newest frame, to be called in another thread while this tracker goes on."""
+        if self._observation is not None and self._observation.frame is frame:
+            observation = self.extract(frame)
+            return lambda: observation
+        gray, tracks, cleared = self._gray, self.tracks, self._overlay.clearing()
+        return lambda: FrameObservation(frame, cleared(self._detect(gray, frame.camera)), tracks)
 
     def extract_from(self, frame: Frame) -> FrameObservation:
         """Observation of a frame outside the stream order: its features, and no tracks."""
@@ -148,6 +161,10 @@ class FrameTracker:
         """Number of frames (N,) that each track of the newest frame has been followed for."""
         return self._meter.ages_of(ids)
 
+    def points_world(self, ids: NDArray[np.int64]) -> FloatArray:
+        """Points (N, 3), map units, of landmarks among the tracks of the newest frame."""
+        return self._view.points_world(ids)
+
     @property
     def keyframe_criteria(self) -> tuple[Gate, ...]:
         """The criteria by which the newest frame was judged as a keyframe; empty if it was not."""
@@ -160,94 +177,70 @@ class FrameTracker:
         return TrackedPose(self.pose, self.inlier_tracks)
 
     def estimate_pose(self, frame: Frame, k: int) -> TrackedPose | PoseNotFound:
-        """Pose of the newest frame from the landmarks among its tracks, starting at the predicted pose.
-
-        Args:
-            k: reference keyframe, whose points without a depth count too.
-        """
+        """Pose of the newest frame from its tracks, starting at the predicted pose; k is its reference keyframe."""
         start = self._predicted_pose()
         if start is None:
             return PoseNotFound("no earlier pose to start from")
-        return self.estimate_from(frame, self.tracks, start, self._points_without_depth(k))
+        others = points_without_depth(self._view, self._view_of(k), self.tracks)
+        return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
 
-    def _points_without_depth(self, k: int) -> UnknownDepths | None:
-        """The tracks of keyframe k that are not landmarks yet, at the median depth of its landmarks."""
-        observed, graph = self._landmarks.observed[k], self._graph
-        is_landmark = self._landmarks.is_triangulated(observed.ids)
-        landmarks = observed.ids[is_landmark]
-        _, rows, now = np.intersect1d(
-            observed.ids[~is_landmark], self.tracks.ids, assume_unique=True, return_indices=True
-        )
-        if len(landmarks) == 0 or len(rows) == 0:
-            return None
-        pose = graph.world_from_keyframe[k].rigid
-        depth = float(np.median(depths_in(self._landmarks.points_world(landmarks, graph), pose)))
-        rays = graph.keyframes[k].camera.normalized(observed.pixels[~is_landmark][rows])
-        along = depth * np.hstack([rays, np.ones((len(rays), 1))])
-        return UnknownDepths(np.asarray(pose.apply(along)), along @ rotation_matrix(pose).T, self.tracks.pixels[now])
+    def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:
+        """Pose (world_from_cam) from the landmarks among some tracks of a frame, starting at `start`."""
+        return self._estimator.estimate(self._view, frame.camera, tracks, start)
 
-    def estimate_from(
-        self, frame: Frame, tracks: Tracks, start: RigidTransform, others: UnknownDepths | None = None
-    ) -> TrackedPose | PoseNotFound:
-        """Pose (world_from_cam) that minimizes the reprojection error of the tracked landmarks, starting at `start`.
-
-        When too few landmarks are inliers, RANSAC gives a second start.
-
-        Args:
-            others: points without a depth, which constrain the pose where the landmarks are few.
-        """
-        config = self._config.tracking
-        triangulated = tracks.where(self._landmarks.is_triangulated(tracks.ids))
-        if len(triangulated) < config.min_inliers:
-            return PoseNotFound(f"{len(triangulated)} landmarks followed, {config.min_inliers} needed")
-        points = self._landmarks.points_world(triangulated.ids, self._graph)
-        observed = ObservedPoints(points, triangulated.pixels, frame.camera, self._config.tracks.noise_px)
-        fit, noise = observed.pose_from(start)
-        if not self._has_enough_inliers(fit):
-            found = search_pose(points, triangulated.pixels, frame.camera, noise_px=noise)
-            if found is not None:
-                fit, noise = observed.pose_from(found)
-        if not self._has_enough_inliers(fit):
-            return PoseNotFound(
-                f"{fit.inlier_count} of {len(triangulated)} landmarks agree with a pose, "
-                f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
-            )
-        if others is not None and fit.inlier_count < MANY_LANDMARKS:
-            refined = observed.pose_with(others, fit, noise)
-            fit = refined if self._has_enough_inliers(refined) else fit
-        return TrackedPose(fit.world_from_cam, triangulated.where(fit.inliers))
+    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32]) -> Tracks:
+        """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2)."""
+        if not len(tracks) or gray.shape != self._gray.shape:
+            return Tracks.none()
+        pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
+        return Tracks(tracks.ids, pixels).where(found)
 
     def reason_to_keep(self, frame: Frame, k: int) -> str:
-        """Why the newest frame, with a known pose, should be inserted as a keyframe after keyframe k; empty if not."""
-        in_keyframe = self._landmarks.observed[k]
-        keyframe_from_world_rotation = self._graph.world_from_keyframe[k].rotation.T
+        """Why the newest frame, with a known pose, should be inserted as a keyframe; empty if not.
+
+        It is compared with keyframe k, or with the frame that is being inserted as a keyframe.
+        """
+        view = self._view_of(k)
+        if self._is_blurred is None:
+            self._is_blurred = self._policy.is_blurred(self._sharpness)
         return self._policy.reason_to_keep(
             seen=self.current.landmarks,
-            in_keyframe=in_keyframe.where(self._landmarks.is_triangulated(in_keyframe.ids)),
+            in_keyframe=view.landmarks,
             camera=frame.camera,
-            keyframe_from_frame_rotation=keyframe_from_world_rotation @ rotation_matrix(self.current.world_from_cam),
-            frames_since=frame.index - self._graph.keyframes[k].frame_index,
-            blurred=self._policy.is_blurred(self._sharpness),
+            keyframe_from_frame_rotation=rotation_matrix(view.world_from_keyframe.inv() * self.current.world_from_cam),
+            frames_since=frame.index - view.frame_index,
+            blurred=self._is_blurred,
         )
+
+    @property
+    def needs_keyframe_now(self) -> bool:
+        """Whether so few landmarks are left in the newest frame that the keyframe of `reason_to_keep` must not wait."""
+        return self._policy.is_urgent
+
+    def _view_of(self, k: int) -> ReferenceView:
+        """Keyframe k, or the frame that is being inserted as a keyframe."""
+        return self._departed.view if self._departed is not None else reference_view(self._map, k)
 
     def refit(self, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
         """Pose of a past frame in the current map, from the landmarks it observed; `pose` when too few are left."""
-        config, noise = self._config.tracking, self._config.tracks.noise_px
-        tracks = self._landmarks.with_current_ids(tracks)
-        tracks = tracks.where(self._landmarks.is_triangulated(tracks.ids))
-        if len(tracks) < config.min_inliers:
-            return pose
-        points = self._landmarks.points_world(tracks.ids, self._graph)
-        fit = optimize_pose(points, tracks.pixels, camera, pose, noise_px=noise)
-        return fit.world_from_cam if fit.inlier_count >= config.min_inliers else pose
+        return self._estimator.refit(self._map, self._landmarks.with_current_ids(tracks), camera, pose)
 
     def accept(self, found: TrackedPose) -> None:
         """Set the pose of the newest frame, and drop the landmark tracks that are outliers of it."""
         self.set_pose(found.world_from_cam)
-        kept = ~self._landmarks.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
+        kept = ~self._view.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
         self.outlier_tracks = self.tracks.where(~kept)
         self.tracks = self.tracks.where(kept)
         self.inlier_tracks = found.landmarks
+
+    def refine(self, frame: Frame) -> None:
+        """Estimate the pose of the newest frame, which is known, again in the map that `attach` brought."""
+        assert self.pose is not None
+        found = self.estimate_from(frame, self.tracks, self.pose)
+        if isinstance(found, TrackedPose):
+            self.pose = found.world_from_cam
+            kept = ~self._view.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
+            self.tracks, self.inlier_tracks = self.tracks.where(kept), found.landmarks
 
     def set_pose(self, pose: RigidTransform) -> None:
         """Set the pose of the newest frame, and update the constant velocity model with it."""
@@ -258,7 +251,7 @@ class FrameTracker:
         """Replace the pose and the tracks of the newest frame after a change of the map; the motion model stays."""
         self.pose = pose
         self.tracks = tracks
-        self.inlier_tracks = tracks.where(self._landmarks.is_triangulated(tracks.ids))
+        self.inlier_tracks = tracks.where(self._view.is_triangulated(tracks.ids))
 
     def reset_motion(self) -> None:
         """After a loss: forget the pose, the motion model and the tracks."""
@@ -266,9 +259,69 @@ class FrameTracker:
         self._motion = None
         self.tracks = Tracks.none()
 
-    def _has_enough_inliers(self, fit: PoseFit) -> bool:
-        config = self._config.tracking
-        return fit.inlier_count >= max(config.min_inliers, config.min_inlier_ratio * len(fit.inliers))
+    # --- while another thread changes the map ---------------------------------------------------------
+
+    def detach(self, frame: Frame, world_from_keyframe: Similarity) -> None:
+        """Track in a snapshot of the map from now on, because the newest frame is inserted as a keyframe elsewhere.
+
+        Args:
+            world_from_keyframe: the pose of the newest frame, with the scale that the keyframe will have.
+        """
+        is_landmark = self._map.is_triangulated(self.tracks.ids)
+        self._view = MapSnapshot.of(self._map, self.tracks)
+        self._departed = DepartedFrame(
+            view=ReferenceView(
+                frame_index=frame.index,
+                camera=frame.camera,
+                world_from_keyframe=world_from_keyframe.rigid,
+                landmarks=self.tracks.where(is_landmark),
+                without_depth=self.tracks.where(~is_landmark),
+            ),
+            gray=self._gray,
+            world_from_keyframe=world_from_keyframe,
+            tracks=self.tracks,
+        )
+
+    def attach(self, k: int | None) -> None:
+        """Track in the map again, in which the frame of `detach` is keyframe k now; None if it was not inserted.
+
+        The newest pose keeps its place relative to the keyframe. Tracks that keyframe k does not observe any more are
+        dropped; those that it got when it was inserted are followed from its image into the newest one.
+        """
+        departed, self._departed, self._view = self._departed, None, self._map
+        if self._left_out:
+            left_out = np.concatenate(self._left_out)
+            self._left_out = []
+            self._map.remove_landmarks(self._landmarks.current_ids(left_out))
+        if departed is None or k is None or self.pose is None:
+            return
+        self.previous_tracks = self._map.with_current_ids(self.previous_tracks)
+        observed, tracks = self._landmarks.observed[k], self._map.with_current_ids(self.tracks)
+        tracks = tracks.where(np.isin(tracks.ids, observed.ids))
+        started = observed.where(~np.isin(observed.ids, self._landmarks.current_ids(departed.tracks.ids)))
+        keyframe_from_cam = relative_to_keyframe(departed.world_from_keyframe, self.pose)
+        pose = self._graph.world_from_keyframe[k].compose_rigid(keyframe_from_cam)
+        self.reset_to(pose, tracks.joined(self._caught_up(departed, started, k, pose)))
+
+    def _caught_up(self, departed: DepartedFrame, tracks: Tracks, k: int, pose: RigidTransform) -> Tracks:
+        """Tracks of keyframe k followed from its image directly into the newest one.
+
+        A track without a position is expected at the median depth of the keyframe's landmarks.
+        """
+        if len(tracks) == 0 or self._gray is departed.gray or self._gray.shape != departed.gray.shape:
+            return tracks if self._gray is departed.gray else Tracks.none()
+        world_from_keyframe = self._graph.world_from_keyframe[k].rigid
+        known = self._landmarks.is_triangulated(tracks.ids)
+        points = np.empty((len(tracks), 3))
+        points[known] = self._map.points_world(tracks.ids[known])
+        landmarks = self._map.points_world(self._map.observed_landmarks([k]))
+        depth = float(np.median(depths_in(landmarks, world_from_keyframe))) if len(landmarks) else 1.0
+        rays = np.column_stack([departed.view.camera.normalized(tracks.pixels[~known]), np.ones(int((~known).sum()))])
+        points[~known] = world_from_keyframe.apply(depth * rays).reshape(-1, 3)
+        guess = _projected(points, pose, departed.view.camera, tracks.pixels)
+        guess = np.where(departed.view.camera.contains(guess.astype(np.float64))[:, None], guess, tracks.pixels)
+        pixels, found = self._tracker.follow(departed.gray, self._gray, tracks.pixels, guess)
+        return Tracks(tracks.ids, pixels).where(found & departed.view.camera.contains(pixels.astype(np.float64)))
 
     def _predicted_pose(self) -> RigidTransform | None:
         if self.pose is None or self._motion is None:
@@ -281,10 +334,19 @@ class FrameTracker:
         if predicted is None or self._motion is None:
             return tracks.pixels
         pixels = rotate_pixels(tracks.pixels, frame.camera, rotation_matrix(self._motion).T)
-        triangulated = self._landmarks.is_triangulated(tracks.ids)
-        points = self._landmarks.points_world(tracks.ids[triangulated], self._graph)
-        in_cam = np.asarray(predicted.inv().apply(points)).reshape(-1, 3)
-        in_front = in_cam[:, 2] > 1e-3
-        pixels[np.flatnonzero(triangulated)[in_front]] = frame.camera.project(in_cam[in_front])
+        triangulated = self._view.is_triangulated(tracks.ids)
+        points = self._view.points_world(tracks.ids[triangulated])
+        pixels[triangulated] = _projected(points, predicted, frame.camera, pixels[triangulated])
         inside = frame.camera.contains(pixels.astype(np.float64))
         return np.where(inside[:, None], pixels, tracks.pixels)
+
+
+def _projected(
+    points: FloatArray, world_from_cam: RigidTransform, camera: Camera, otherwise: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Pixels (N, 2) of points (N, 3), map units; for those that are not in front of the camera, `otherwise` (N, 2)."""
+    in_cam = np.asarray(world_from_cam.inv().apply(points)).reshape(-1, 3)
+    in_front = in_cam[:, 2] > 1e-3
+    pixels = otherwise.copy()
+    pixels[in_front] = camera.project(in_cam[in_front])
+    return pixels

@@ -105,6 +105,14 @@ class Initializer:
             followed.add_between(frame, self._frame_tracker.tracks)
         return outcome
 
+    def pair_of(self, first: FrameObservation, second: FrameObservation) -> InitialPair | NotInitialized:
+        """The initial pair of two images that are matched by their descriptors; the references are forgotten."""
+        self.restart()
+        self._set_reference(first)
+        outcome = self._try_reference(self._references[0], second)
+        self.restart()
+        return outcome
+
     def _set_reference(self, observation: FrameObservation) -> NotInitialized:
         """Use this frame as the reference that is tracked."""
         features = observation.features

@@ -28,10 +28,12 @@ class KeyframePolicy:
 
     Attributes:
         criteria: the criteria as they were measured in the last frame; a keyframe is due when one of them is passed.
+        is_urgent: whether so few landmarks were left in the last judged frame that a keyframe must not be put off.
     """
 
     def __init__(self, config: KeyframesConfig) -> None:
         self.criteria: tuple[Gate, ...] = ()
+        self.is_urgent = False
         self._config = config
         self._recent_sharpness: deque[float] = deque(maxlen=30)
         self._put_off = 0
@@ -64,8 +66,8 @@ class KeyframePolicy:
         parallax = median_parallax_px(before, now, camera, keyframe_from_frame_rotation)
         turned = float(np.degrees(rotation_angle(keyframe_from_frame_rotation)))
         self.criteria = self._measured(survival, turned, parallax)
-        is_urgent = survival < URGENT * self._config.min_survival
-        if frames_since < self._config.min_gap and not is_urgent:
+        self.is_urgent = survival < URGENT * self._config.min_survival
+        if frames_since < self._config.min_gap and not self.is_urgent:
             return ""
         reason = self._criterion(survival, turned, parallax)
         if reason and blurred and len(seen) >= FEW_LANDMARKS and self._put_off < MAX_PUT_OFF:

@@ -7,7 +7,9 @@ Such tracks are followed here, separately from the scene's tracks, so that no ne
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -107,11 +109,11 @@ class Overlay:
 
     def cleared(self, features: LocalFeatures) -> LocalFeatures:
         """The features that do not lie on the overlay."""
-        if len(self._points.found) == 0 or len(features) == 0:
-            return features
-        distance, _ = cKDTree(self._points.found).query(features.pixels)
-        keep = distance > self._radius_px
-        return LocalFeatures(features.pixels[keep], features.descriptors[keep], features.scales[keep])
+        return self.clearing()(features)
+
+    def clearing(self) -> Callable[[LocalFeatures], LocalFeatures]:
+        """`cleared` for the overlay as it is now, whatever is found later."""
+        return partial(_without_points, self._points.found, self._radius_px)
 
     def _find(self, earlier: Tracks, tracks: Tracks, inliers: Tracks, camera: Camera) -> NDArray[np.int64]:
         """Ids of the tracks that were static in enough looks, including this one."""
@@ -136,6 +138,14 @@ class Overlay:
         """Count a look for the positions of lost points, and forget those without looks left."""
         self._points.left[self._points.left < FADING] -= 1
         self._points = self._points.where(self._points.left > 0)
+
+
+def _without_points(overlay: Pixels, radius_px: float, features: LocalFeatures) -> LocalFeatures:
+    """The features farther than `radius_px` from all points (N, 2) of the overlay."""
+    if len(overlay) == 0 or len(features) == 0:
+        return features
+    distance, _ = cKDTree(overlay).query(features.pixels)
+    return features.where(distance > radius_px)
 
 
 def _follow_static(before: Image, after: Image, pixels: Pixels) -> tuple[Pixels, NDArray[np.bool_]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix
@@ -134,13 +135,11 @@ class ReferenceKeyframes:
 
     def _is_apart(self, tracks: Tracks, kept: Tracks) -> NDArray[np.bool_]:
         """Mask (N,) of the tracks that are not among `kept`, as the same track or as the same point."""
-        from scipy.spatial import cKDTree
-
-        new = ~np.isin(tracks.ids, kept.ids)
+        new = np.asarray(~np.isin(tracks.ids, kept.ids))
         if len(kept) == 0 or len(tracks) == 0:
             return new
         distance, _ = cKDTree(kept.pixels).query(tracks.pixels)
-        apart = new & (distance > 0.5 * self._config.tracks.min_distance_px)
+        apart = np.asarray(new & (distance > 0.5 * self._config.tracks.min_distance_px))
         room = max(0, self._config.tracks.max_tracks - len(kept))
         apart[np.flatnonzero(apart)[room:]] = False
         return apart

@@ -82,7 +82,7 @@ class TrackingStateMachine:
         """The first frame without a pose: tracking is lost."""
         self._initialization_failed = self._initialization_failed or frame_index - self._began_at < MIN_MAP_AGE_FRAMES
         if frame_index - self._began_at < MIN_MAP_AGE_FRAMES:
-            reason = f"the map begun with frame {self._began_at} did not hold: {reason}"
+            reason = f"the map initialized at frame {self._began_at} did not hold: {reason}"
         self.state, self.reason = TrackingState.LOST, reason
         self.frames_lost += 1
 

@@ -1,4 +1,4 @@
-"""Workers of a Ray cluster: each item is a task, and a task whose worker dies is begun again.
+"""Workers of a Ray cluster: each item is a task, and a task whose worker dies is restarted.
 
 Results come back to this machine. The package must be installed on all machines, and folders that the work reads or
 writes must have the same path on them.

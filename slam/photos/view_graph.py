@@ -1,0 +1,117 @@
+"""The view graph: which photos overlap. Pairs are found by their descriptors, and verified by the pair predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relocalizer.features import LocalFeatures, match_features
+from relocalizer.interfaces import Encoded, NoEstimate, PosePredictor
+from slam.predictor_checks import relate
+from slam.progress import Progress, no_progress
+
+# Up to this number of photos every pair is matched. Above it a photo is matched to those with the most similar place
+# descriptors, which miss a third of the pairs that overlap, but hardly ever all of one photo.
+EXHAUSTIVE_PHOTOS = 40
+RETRIEVED = 20
+NEXT_IN_ORDER = 2  # number of the following files that each photo is matched to: many people walk as they take photos
+MIN_MATCHES = 16  # minimum number of matches of a pair that is verified
+VERIFIED = 8  # maximum number of pairs verified per photo, those with the most matches; a pair counts for both photos
+MIN_CONFIDENCE = 0.1  # minimum confidence of a verified pair
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoFeatures:
+    """What a photo is matched by: its local features, the predictor's encoding, and its place descriptor (D,)."""
+
+    features: LocalFeatures
+    encoded: Encoded
+    descriptor: NDArray[np.float32]
+
+
+class ViewGraph:
+    """Photos, by their number from 0, and the pairs of them that overlap (the scene graph of COLMAP)."""
+
+    def __init__(self, weights: Mapping[tuple[int, int], float], counts: Mapping[tuple[int, int], int]) -> None:
+        """Args:
+        weights: of the pairs (i, j), i < j, that overlap: the number of their matches times their confidence.
+        counts: number of matches of all pairs that were matched.
+        """
+        self._counts: dict[int, dict[int, int]] = {}
+        for (i, j), count in counts.items():
+            self._counts.setdefault(i, {})[j] = count
+            self._counts.setdefault(j, {})[i] = count
+        self._partners: dict[int, dict[int, float]] = {}
+        for (i, j), weight in weights.items():
+            self._partners.setdefault(i, {})[j] = weight
+            self._partners.setdefault(j, {})[i] = weight
+
+    def partners(self, i: int) -> Mapping[int, float]:
+        """The photos that overlap with photo i, with the weights of the pairs."""
+        return self._partners.get(i, {})
+
+    def likeliest(self, i: int) -> list[int]:
+        """The photos that may overlap with photo i: the verified ones, then those with the most matches."""
+        verified, counts = self.partners(i), self._counts.get(i, {})
+        return sorted(counts, key=lambda j: (-verified.get(j, 0.0), -counts[j], j))
+
+    def pairs(self, among: Iterable[int]) -> list[tuple[int, int]]:
+        """The overlapping pairs (i, j), i < j, of some photos, in descending order of weight."""
+        members = set(among)
+        found = [(i, j) for i in members for j in self.partners(i) if i < j and j in members]
+        return sorted(found, key=lambda pair: (-self._partners[pair[0]][pair[1]], pair))
+
+
+def build_view_graph(
+    photos: Sequence[PhotoFeatures], predictor: PosePredictor, *, ratio: float, on_progress: Progress = no_progress
+) -> ViewGraph:
+    """The view graph of photos.
+
+    Args:
+        ratio: maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.
+    """
+    pairs = pairs_to_match([photo.descriptor for photo in photos])
+    counts = {}
+    for done, (i, j) in enumerate(pairs):
+        on_progress("pairs of photos matched", done, len(pairs))
+        counts[i, j] = len(match_features(photos[i].features, photos[j].features, ratio=ratio))
+    best = best_pairs(counts, VERIFIED)
+    weights = {}
+    for done, (i, j) in enumerate(best):
+        on_progress("pairs of photos verified", done, len(best))
+        estimate = relate(predictor, photos[i].encoded, photos[j].encoded)
+        if not isinstance(estimate, NoEstimate) and estimate.confidence >= MIN_CONFIDENCE:
+            weights[i, j] = estimate.confidence * (estimate.inliers or counts[i, j])
+    return ViewGraph(weights, counts)
+
+
+def pairs_to_match(descriptors: Sequence[NDArray[np.float32]]) -> list[tuple[int, int]]:
+    """The pairs of photos (i, j), i < j, that are worth matching, in order.
+
+    All pairs of a small collection; of a larger one each photo with those of the most similar place descriptors (unit
+    vectors), and with its neighbors in the order of the files, as in COLMAP's vocabulary tree matching.
+    """
+    count = len(descriptors)
+    if count <= EXHAUSTIVE_PHOTOS:
+        return list(combinations(range(count), 2))
+    stacked = np.stack(descriptors)
+    chosen = {(i, j) for i in range(count) for j in range(i + 1, min(i + 1 + NEXT_IN_ORDER, count))}
+    for i in range(count):
+        similarity = stacked @ stacked[i]
+        similarity[i] = -np.inf
+        most_similar = np.argsort(-similarity, kind="stable")[:RETRIEVED].tolist()
+        chosen |= {(min(i, j), max(i, j)) for j in most_similar}
+    return sorted(chosen)
+
+
+def best_pairs(counts: Mapping[tuple[int, int], int], most: int) -> list[tuple[int, int]]:
+    """The pairs with enough matches that are among the `most` best ones of either photo, in order."""
+    of_photo: dict[int, list[tuple[int, tuple[int, int]]]] = {}
+    for pair, count in counts.items():
+        for i in pair if count >= MIN_MATCHES else ():
+            of_photo.setdefault(i, []).append((-count, pair))
+    return sorted({pair for ranked in of_photo.values() for _, pair in sorted(ranked)[:most]})
