@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Literal
 
 from slam.components.modules import Modules
 from slam.events import Event
@@ -11,7 +12,7 @@ from slam.keyframe_processor import KeyframeProcessor, NewKeyframe
 from slam.map.frames import Frame, ReferenceKeyframe, TrackedPose
 from slam.stopwatch import Stopwatch
 
-TAKEN_UP_AFTER = 4  # maximum number of frames after which a keyframe is taken up
+TAKEN_UP_AFTER = 4  # maximum number of frames after which a keyframe is taken up: the fourth frame uses it
 # Fraction of the number of frames between the last two keyframes after which it is taken up at the latest. Where
 # keyframes follow each other closely, few landmarks would be left to track the frames between them by.
 GAP_FRACTION = 1 / 3
@@ -50,8 +51,12 @@ class BackgroundMapping:
             so that the same frames give the same bytes on every machine.
     """
 
-    def __init__(self, keyframes: KeyframeProcessor, modules: Modules, *, is_live: bool) -> None:
-        self.is_live = is_live
+    def __init__(
+        self, mode: Literal["auto", "off", "fixed", "live"], keyframes: KeyframeProcessor, modules: Modules
+    ) -> None:
+        """`mode`: the setting `tracking.mapping_thread`; with `off` and `auto` there is no thread."""
+        self.is_live = mode == "live"
+        self._is_used = mode in ("fixed", "live")
         self._keyframes = keyframes
         self._events = modules.events
         self._log = modules.log
@@ -71,8 +76,14 @@ class BackgroundMapping:
         return self._job.ended.is_set() if self.is_live else self._job.frames_since >= self._job.due_after
 
     def frames_to_wait(self, gap: int) -> int:
-        """Number of frames after which a keyframe is taken up, `gap` frames after the last one; 0 for no use of it."""
-        return TAKEN_UP_AFTER if self.is_live else min(TAKEN_UP_AFTER, int(GAP_FRACTION * gap))
+        """Number of the frame after a keyframe, `gap` frames after the last one, at which the keyframe is taken up.
+
+        0 to insert it in the caller's thread: taken up at the very next frame, it would only be waited for.
+        """
+        if not self._is_used:
+            return 0
+        frames = TAKEN_UP_AFTER if self.is_live else min(TAKEN_UP_AFTER, int(GAP_FRACTION * gap))
+        return frames if frames > 1 else 0
 
     def start(self, new: NewKeyframe, active: int, due_after: int) -> None:
         """Begin to insert a keyframe.

@@ -36,23 +36,17 @@ class FrameProcessor:
         self._config = config
         self._map = modules.map
         self._log = modules.log
-        self._images = modules.images
         self._events = modules.events
         self._keyframes = KeyframeProcessor(config, modules)
         self._frame_tracker = modules.frame_tracker
         self._initializer = modules.initializer
         self._rotation_only = modules.rotation_only
         self._reference_keyframes = modules.reference_keyframes
-        self._mapper = modules.mapper
-        self._loop_detector = modules.loop_detector
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._watch = Stopwatch()
         self._frames_since_keyframe = 0
-        mode = config.tracking.mapping_thread
-        self._background = (
-            BackgroundMapping(self._keyframes, modules, is_live=mode == "live") if mode in ("fixed", "live") else None
-        )
+        self._background = BackgroundMapping(config.tracking.mapping_thread, self._keyframes, modules)
         restart_after = None if localize_only else config.tracking.restart_after
         self.state = TrackingStateMachine(restart_after=restart_after)
         self._localization_mode = (
@@ -63,7 +57,7 @@ class FrameProcessor:
         """Process the next frame, publish its events, and return its pose."""
         self._watch = Stopwatch()
         self._frames_since_keyframe += 1
-        if self._background is not None and self._background.is_due:
+        if self._background.is_due:
             self.take_up_keyframe()
         with self._watch("tracks"):
             self._frame_tracker.track(frame)
@@ -76,8 +70,7 @@ class FrameProcessor:
         if not self.state.is_tracking:
             with self._watch("keep for later"):
                 self._deferred.keep(frame)
-        if self._background is not None:
-            self._background.count_frame()
+        self._background.count_frame()
         self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms)
         return FrameResult(
             frame_index=frame.index,
@@ -90,15 +83,9 @@ class FrameProcessor:
 
     # --- keyframes in another thread ------------------------------------------------------------------
 
-    @property
-    def _maps_now(self) -> bool:
-        """Whether a keyframe is being inserted in another thread, and only a snapshot of the map may be used."""
-        return self._background is not None and self._background.is_busy
-
     def wait_for_map(self) -> None:
         """Wait until no other thread changes the map. Raises the exception of the insertion of a keyframe."""
-        if self._background is not None:
-            self._background.wait()
+        self._background.wait()
 
     def take_up_keyframe(self) -> None:
         """Wait for the keyframe that is being inserted, if any, and track from it and in the changed map from now on.
@@ -106,7 +93,7 @@ class FrameProcessor:
         Raises:
             BaseException: what ended the insertion; tracking uses the map again, as that left it.
         """
-        if self._background is None or not self._background.is_busy:
+        if not self._background.is_busy:
             self._frame_tracker.attach(None)  # after an exception before the insertion began
             return
         k: int | None = None
@@ -116,8 +103,7 @@ class FrameProcessor:
         finally:
             if not self._background.is_busy:  # otherwise the wait was interrupted
                 self._frame_tracker.attach(k)
-        for stage, milliseconds in watch.stage_ms.items():
-            self._watch.stage_ms[stage] = self._watch.stage_ms.get(stage, 0.0) + milliseconds
+        self._watch.add(watch)
         self.state.set_tracking(k)
 
     # --- initialization -------------------------------------------------------------------------------
@@ -134,14 +120,8 @@ class FrameProcessor:
     def _begin_map(self, pair: InitialPair) -> None:
         """Insert the first two keyframes of a segment with their landmarks, and localize the frames between them."""
         graph = self._map.graph
-        with self._watch("map"):
-            a, b = self._mapper.begin_segment(pair)
-            self._images.store(a.id, pair.first.frame.image)
-            self._images.store(b.id, pair.second.frame.image)
+        a, b = self._keyframes.begin_segment(pair, self._watch)
         self.state.map_initialized(a.id, pair.second.frame.index)
-        self._events.initialized(pair, a.id, b.id)
-        self._events.keyframe_added(a, "first of the first pair", pair.first.frame.image)
-        self._loop_detector.add(a.id)
         for frame, found in localize_initial_frames(pair, self._frame_tracker, graph.world_from_keyframe[a.id].rigid):
             self._log.add(frame, found.world_from_cam, found.landmarks, a.id, graph)
         self._keyframes.link(pair.second.frame, b, "second of the first pair", self._watch)
@@ -153,7 +133,7 @@ class FrameProcessor:
         """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
             found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
-        if isinstance(found, PoseNotFound) and self._maps_now:
+        if isinstance(found, PoseNotFound) and self._background.is_busy:
             self.take_up_keyframe()  # its new landmarks may be enough
             with self._watch("pose"):
                 found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
@@ -195,9 +175,9 @@ class FrameProcessor:
         """Why the frame should be inserted as a keyframe now; empty if not. Takes up a keyframe that is in the way."""
         tracker = self._frame_tracker
         reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
-        if not reason or self._background is None or not self._background.is_busy:
+        if not reason or not self._background.is_busy:
             return reason
-        if self._background.is_live and not self._background.is_due and not tracker.needs_keyframe_now:
+        if self._background.is_live and not self._background.is_due and not tracker.keyframe_policy.is_urgent:
             return ""
         self.take_up_keyframe()
         tracker.refine(frame)
@@ -206,7 +186,7 @@ class FrameProcessor:
     def _record_frame(self, frame: Frame) -> None:
         """Record the frame's pose relative to its reference keyframe."""
         tracked = self._frame_tracker.current
-        if self._background is not None and self._background.is_busy:
+        if self._background.is_busy:
             self._background.record(frame, tracked)
         else:
             self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self.state.keyframe_id, self._map.graph)
@@ -215,8 +195,8 @@ class FrameProcessor:
 
     def _keep(self, new: NewKeyframe) -> None:
         """Insert a tracked frame as a keyframe, now or in another thread."""
-        frames = 0 if self._background is None else self._background.frames_to_wait(self._frames_since_keyframe)
-        if self._background is None or frames == 0:
+        frames = self._background.frames_to_wait(self._frames_since_keyframe)
+        if frames == 0:
             self._insert_keyframe(new)
             return
         self._frame_tracker.detach(new.frame, new.world_from_keyframe)
@@ -277,7 +257,7 @@ class FrameProcessor:
             observation = found.observation
             new = self._new_keyframe(observation.frame, lambda: observation, reason)
             # Few landmarks are known to track the next frames by; only a live camera cannot wait for more.
-            may_wait = self._background is None or not self._background.is_live or not self._log.live
+            may_wait = not self._background.is_live or not self._log.live
             (self._insert_keyframe if may_wait else self._keep)(new)
             return
         self._record_frame(found.observation.frame)

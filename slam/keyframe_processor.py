@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from relocalizer.geometry import Similarity
 from slam.components.modules import Modules
 from slam.config.schema import SlamConfig
-from slam.map.frames import Frame, FrameObservation, Keyframe
+from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe
 from slam.map.tracks import Tracks
 from slam.stopwatch import Stopwatch
 
@@ -48,6 +48,17 @@ class KeyframeProcessor:
         self._odometry_edges = modules.odometry_edges
         self._loop_detector = modules.loop_detector
         self._loop_closer = modules.loop_closer
+
+    def begin_segment(self, pair: InitialPair, watch: Stopwatch) -> tuple[Keyframe, Keyframe]:
+        """Insert the first two keyframes of a segment with their landmarks; the second one is not linked yet."""
+        with watch("map"):
+            a, b = self._mapper.begin_segment(pair)
+            self._images.store(a.id, pair.first.frame.image)
+            self._images.store(b.id, pair.second.frame.image)
+        self._events.initialized(pair, a.id, b.id)
+        self._events.keyframe_added(a, "first of the first pair", pair.first.frame.image)
+        self._loop_detector.add(a.id)
+        return a, b
 
     def insert(self, new: NewKeyframe, watch: Stopwatch) -> Keyframe:
         """Insert a keyframe: landmarks, odometry edges to covisible keyframes, local bundle adjustment, its loops."""

@@ -20,3 +20,8 @@ class Stopwatch:
             yield
         finally:
             self.stage_ms[stage] = self.stage_ms.get(stage, 0.0) + 1e3 * (perf_counter() - start)
+
+    def add(self, other: Stopwatch) -> None:
+        """Add the times of another stopwatch."""
+        for stage, milliseconds in other.stage_ms.items():
+            self.stage_ms[stage] = self.stage_ms.get(stage, 0.0) + milliseconds

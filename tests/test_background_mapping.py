@@ -146,17 +146,13 @@ def test_a_keyframe_is_taken_up_a_fixed_number_of_frames_later_or_when_it_is_nee
     indices = [event.keyframe.frame_index for event in fixed[1] if isinstance(event, KeyframeAdded)]
     gaps = dict(zip(indices[1:], np.diff(indices).tolist(), strict=True))
     due = {index: min(TAKEN_UP_AFTER, int(GAP_FRACTION * gaps[index])) for index in found}
-    assert len(found) > 5
-    assert found == due
+    assert found == {index: frames if frames > 1 else 0 for index, frames in due.items()}
+    assert len([frames for frames in found.values() if frames]) > 4
 
 
-def test_without_the_thread_a_keyframe_is_there_at_its_own_frame(world) -> None:
-    for mode in ("auto", "off"):
-        assert set(published_after(run(world, mode)[1]).values()) == {0}
-
-
-def test_poses_are_as_good_as_without_the_thread(world, fixed) -> None:
-    alone, _ = run(world, "off")
+def test_a_file_has_no_mapping_thread_and_poses_as_good_as_with_it(world, fixed) -> None:
+    alone, events = run(world, "auto")
+    assert set(published_after(events).values()) == {0}
     errors = [evaluate(result.trajectory, world.ground_truth).ate_sim3.rmse for result in (alone, fixed[0])]
     assert len(fixed[0].trajectory) == len(alone.trajectory) == FRAMES
     assert errors[1] < max(1.2 * errors[0], 0.001 * world.ground_truth.length)
@@ -216,9 +212,9 @@ def stepped_to_a_keyframe(slam: Slam, world: OracleWorld, after: int = 20) -> in
     was_busy = True
     for frame in world.frames():
         slam.step(frame)
-        if frame.index > after and slam._frame_processor._maps_now and not was_busy:
+        if frame.index > after and slam._frame_processor._background.is_busy and not was_busy:
             return frame.index
-        was_busy = slam._frame_processor._maps_now
+        was_busy = slam._frame_processor._background.is_busy
     raise AssertionError("no keyframe was started")
 
 
@@ -237,7 +233,7 @@ def test_saving_the_map_on_the_way_waits_for_the_keyframe_and_changes_nothing(wo
     slam = slam_of(world, "fixed")
     for frame in world.frames():
         slam.step(frame)
-        if slam._frame_processor._maps_now and frame.index > 40:
+        if slam._frame_processor._background.is_busy and frame.index > 40:
             saved = slam.saved_map()
             assert len(saved.keyframes) == len(slam._map.graph.keyframes)
     slam.save_map(tmp_path / "map")
@@ -346,7 +342,7 @@ def test_live_frames_get_poses_while_a_keyframe_is_inserted_and_it_is_taken_up_w
     frames = world.frames()
     for frame in frames:
         slam.step(frame)
-        if slam._frame_processor._maps_now:
+        if slam._frame_processor._background.is_busy:
             break
     before = sum(isinstance(event, KeyframeAdded) for event in events)
     results = [slam.step(next(frames)) for _ in range(3)]
@@ -366,11 +362,12 @@ def test_live_and_fixed_find_the_same_path(world) -> None:
 
 
 def test_frames_that_only_get_poses_in_a_map_start_no_thread(world, monkeypatch) -> None:
+    world = world_of(world.poses[:25])
     mapped = slam_of(world, "off")
     for frame in world.frames():
         mapped.step(frame)
-    mapped.finish()
+    mapped.abort()
     slam = slam_of(world, "live", start_map=mapped.saved_map(), localize_only=True)
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"a thread is started: {thread.name}"))
     results = [slam.step(frame) for frame in world.frames()]
-    assert sum(result.is_tracked for result in results) > FRAMES - 5
+    assert sum(result.is_tracked for result in results) > 20

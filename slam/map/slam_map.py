@@ -121,10 +121,6 @@ class SlamMap:
         """Which of these tracks (N,) are landmarks."""
         return self.landmarks.is_triangulated(landmarks)
 
-    def with_current_ids(self, tracks: Tracks) -> Tracks:
-        """The tracks under their current ids; of two that were fused, the one whose id was kept."""
-        return self.landmarks.with_current_ids(tracks)
-
     def points_world(self, landmarks: NDArray[np.int64]) -> FloatArray:
         """Points (N, 3) of landmarks, map units."""
         return self.landmarks.points_world(landmarks, self.graph)

@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity, rotation_matrix
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
-from relocalizer.triangulation import depths_in
 from slam.config.schema import SlamConfig
-from slam.map.frame_log import relative_to_keyframe
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
@@ -28,7 +25,7 @@ from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
-from slam.tracking.tracked_map import DepartedFrame, MapSnapshot, ReferenceView, TrackedMap, reference_view
+from slam.tracking.tracked_map import TrackedMap
 
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
 
@@ -39,6 +36,7 @@ class FrameTracker:
     While another thread changes the map (from `detach` to `attach`), frames are tracked in a snapshot of it.
 
     Attributes:
+        keyframe_policy: decides whether the newest frame becomes a keyframe.
         overlay_share: fraction of all followed points that are fixed in the image while the scene moves.
         is_resting: whether most of the image was at rest over the last RESTING_FRAMES frames.
         outlier_tracks: the landmarks that were followed and disagree with the pose; not among `tracks` any more.
@@ -47,14 +45,11 @@ class FrameTracker:
     def __init__(self, config: SlamConfig, tracker: PointTracker, slam_map: SlamMap) -> None:
         self._config = config
         self._tracker = tracker
-        self._map = slam_map
         self._graph = slam_map.graph
         self._landmarks = slam_map.landmarks
-        self._view: TrackedMap = slam_map
-        self._departed: DepartedFrame | None = None
-        self._left_out: list[NDArray[np.int64]] = []  # ids of landmarks to be removed from the map, after a snapshot
+        self._view = TrackedMap(slam_map)
         self._estimator = FramePoseEstimator(config.tracking, config.tracks.noise_px)
-        self._policy = KeyframePolicy(config.keyframes)
+        self.keyframe_policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
         self._observation: FrameObservation | None = (
             None  # of the newest frame; made when its features are first needed
@@ -77,7 +72,7 @@ class FrameTracker:
         gray = self._gray_of(frame)
         self._sharpness = self._tracker.sharpness(gray) if gray.size else 0.0
         self._meter.see(gray, self._sharpness)
-        self._policy.criteria = ()
+        self.keyframe_policy.criteria = ()
         tracks = self.previous_tracks = self._view.with_current_ids(self.tracks)
         previous_inliers, self.inlier_tracks, self.outlier_tracks = self.inlier_tracks, Tracks.none(), Tracks.none()
         self.tracks = Tracks.none()
@@ -97,10 +92,7 @@ class FrameTracker:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
         if len(ids):
             self.tracks = self.tracks.where(~np.isin(self.tracks.ids, ids))
-            if self._departed is None:
-                self._map.remove_landmarks(ids)
-            else:
-                self._left_out.append(ids)
+            self._view.remove_landmarks(ids)
 
     def leave_out_overlay(self, pixels: NDArray[np.float32]) -> None:
         """Mark pixels (N, 2) of the newest image as overlay: no new tracks start around them."""
@@ -119,21 +111,20 @@ class FrameTracker:
     def extract(self, frame: Frame) -> FrameObservation:
         """Observation of the newest frame: its features and its current tracks."""
         if self._observation is None or self._observation.frame is not frame:
-            self._observation = FrameObservation(frame, self._detect(self._gray, frame.camera), self.tracks)
+            self._observation = FrameObservation(
+                frame, _features_of(self._gray, frame.camera, self._tracker), self.tracks
+            )
         self._observation = self.without_overlay(replace(self._observation, tracks=self.tracks))
         return self._observation
 
     def extraction(self, frame: Frame) -> Callable[[], FrameObservation]:
         """`extract` for the newest frame, to be called in another thread while this tracker goes on."""
-        if self._observation is not None and self._observation.frame is frame:
-            observation = self.extract(frame)
-            return lambda: observation
         gray, tracks, cleared = self._gray, self.tracks, self._overlay.clearing()
-        return lambda: FrameObservation(frame, cleared(self._detect(gray, frame.camera)), tracks)
+        return lambda: FrameObservation(frame, cleared(_features_of(gray, frame.camera, self._tracker)), tracks)
 
     def extract_from(self, frame: Frame) -> FrameObservation:
         """Observation of a frame outside the stream order: its features, and no tracks."""
-        features = self._detect(self._gray_of(frame), frame.camera)
+        features = _features_of(self._gray_of(frame), frame.camera, self._tracker)
         return self.without_overlay(FrameObservation(frame, features, Tracks.none()))
 
     def without_overlay(self, observation: FrameObservation) -> FrameObservation:
@@ -142,15 +133,6 @@ class FrameTracker:
 
     def _gray_of(self, frame: Frame) -> Image:
         return self._tracker.gray(frame.image) if frame.image.size else np.zeros((0, 0), np.uint8)
-
-    def _detect(self, gray: Image, camera: Camera) -> LocalFeatures:
-        """Features with finite values inside the image; none for an image without pixels."""
-        if gray.size == 0:
-            return LocalFeatures.none()
-        features = self._tracker.detect(gray)
-        inside = camera.contains(features.pixels.astype(np.float64))
-        usable = inside & np.isfinite(features.scales) & np.isfinite(features.descriptors).all(axis=1)
-        return features if usable.all() else features.where(usable)
 
     @property
     def measurement(self) -> FrameMeasurement:
@@ -168,7 +150,7 @@ class FrameTracker:
     @property
     def keyframe_criteria(self) -> tuple[Gate, ...]:
         """The criteria by which the newest frame was judged as a keyframe; empty if it was not."""
-        return self._policy.criteria
+        return self.keyframe_policy.criteria
 
     @property
     def current(self) -> TrackedPose:
@@ -181,11 +163,11 @@ class FrameTracker:
         start = self._predicted_pose()
         if start is None:
             return PoseNotFound("no earlier pose to start from")
-        others = points_without_depth(self._view, self._view_of(k), self.tracks)
+        others = points_without_depth(self._view, self._view.reference(k), self.tracks)
         return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
 
     def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:
-        """Pose (world_from_cam) from the landmarks among some tracks of a frame, starting at `start`."""
+        """Pose (world_from_cam) of a frame from the landmarks among some tracks in it, starting at `start`."""
         return self._estimator.estimate(self._view, frame.camera, tracks, start)
 
     def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32]) -> Tracks:
@@ -200,10 +182,10 @@ class FrameTracker:
 
         It is compared with keyframe k, or with the frame that is being inserted as a keyframe.
         """
-        view = self._view_of(k)
+        view = self._view.reference(k)
         if self._is_blurred is None:
-            self._is_blurred = self._policy.is_blurred(self._sharpness)
-        return self._policy.reason_to_keep(
+            self._is_blurred = self.keyframe_policy.is_blurred(self._sharpness)
+        return self.keyframe_policy.reason_to_keep(
             seen=self.current.landmarks,
             in_keyframe=view.landmarks,
             camera=frame.camera,
@@ -212,35 +194,19 @@ class FrameTracker:
             blurred=self._is_blurred,
         )
 
-    @property
-    def needs_keyframe_now(self) -> bool:
-        """Whether so few landmarks are left in the newest frame that the keyframe of `reason_to_keep` must not wait."""
-        return self._policy.is_urgent
-
-    def _view_of(self, k: int) -> ReferenceView:
-        """Keyframe k, or the frame that is being inserted as a keyframe."""
-        return self._departed.view if self._departed is not None else reference_view(self._map, k)
-
     def refit(self, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
         """Pose of a past frame in the current map, from the landmarks it observed; `pose` when too few are left."""
-        return self._estimator.refit(self._map, self._landmarks.with_current_ids(tracks), camera, pose)
+        return self._estimator.refit(self._view, self._view.with_current_ids(tracks), camera, pose)
 
     def accept(self, found: TrackedPose) -> None:
         """Set the pose of the newest frame, and drop the landmark tracks that are outliers of it."""
         self.set_pose(found.world_from_cam)
+        self._keep_inliers(found)
+
+    def _keep_inliers(self, found: TrackedPose) -> None:
         kept = ~self._view.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
         self.outlier_tracks = self.tracks.where(~kept)
-        self.tracks = self.tracks.where(kept)
-        self.inlier_tracks = found.landmarks
-
-    def refine(self, frame: Frame) -> None:
-        """Estimate the pose of the newest frame, which is known, again in the map that `attach` brought."""
-        assert self.pose is not None
-        found = self.estimate_from(frame, self.tracks, self.pose)
-        if isinstance(found, TrackedPose):
-            self.pose = found.world_from_cam
-            kept = ~self._view.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
-            self.tracks, self.inlier_tracks = self.tracks.where(kept), found.landmarks
+        self.tracks, self.inlier_tracks = self.tracks.where(kept), found.landmarks
 
     def set_pose(self, pose: RigidTransform) -> None:
         """Set the pose of the newest frame, and update the constant velocity model with it."""
@@ -259,69 +225,28 @@ class FrameTracker:
         self._motion = None
         self.tracks = Tracks.none()
 
-    # --- while another thread changes the map ---------------------------------------------------------
-
     def detach(self, frame: Frame, world_from_keyframe: Similarity) -> None:
-        """Track in a snapshot of the map from now on, because the newest frame is inserted as a keyframe elsewhere.
+        """Track in a snapshot of the map from now on, because another thread inserts the newest frame as a keyframe.
 
-        Args:
-            world_from_keyframe: the pose of the newest frame, with the scale that the keyframe will have.
+        `world_from_keyframe` is the pose of the newest frame, with the scale that the keyframe will have.
         """
-        is_landmark = self._map.is_triangulated(self.tracks.ids)
-        self._view = MapSnapshot.of(self._map, self.tracks)
-        self._departed = DepartedFrame(
-            view=ReferenceView(
-                frame_index=frame.index,
-                camera=frame.camera,
-                world_from_keyframe=world_from_keyframe.rigid,
-                landmarks=self.tracks.where(is_landmark),
-                without_depth=self.tracks.where(~is_landmark),
-            ),
-            gray=self._gray,
-            world_from_keyframe=world_from_keyframe,
-            tracks=self.tracks,
-        )
+        self._view.detach(frame, self._gray, self.tracks, world_from_keyframe)
 
     def attach(self, k: int | None) -> None:
-        """Track in the map again, in which the frame of `detach` is keyframe k now; None if it was not inserted.
-
-        The newest pose keeps its place relative to the keyframe. Tracks that keyframe k does not observe any more are
-        dropped; those that it got when it was inserted are followed from its image into the newest one.
-        """
-        departed, self._departed, self._view = self._departed, None, self._map
-        if self._left_out:
-            left_out = np.concatenate(self._left_out)
-            self._left_out = []
-            self._map.remove_landmarks(self._landmarks.current_ids(left_out))
-        if departed is None or k is None or self.pose is None:
+        """Track in the map again, where the frame of `detach` is keyframe k now; None if it was not inserted."""
+        detached = self._view.attach()
+        if detached is None or k is None or self.pose is None:
             return
-        self.previous_tracks = self._map.with_current_ids(self.previous_tracks)
-        observed, tracks = self._landmarks.observed[k], self._map.with_current_ids(self.tracks)
-        tracks = tracks.where(np.isin(tracks.ids, observed.ids))
-        started = observed.where(~np.isin(observed.ids, self._landmarks.current_ids(departed.tracks.ids)))
-        keyframe_from_cam = relative_to_keyframe(departed.world_from_keyframe, self.pose)
-        pose = self._graph.world_from_keyframe[k].compose_rigid(keyframe_from_cam)
-        self.reset_to(pose, tracks.joined(self._caught_up(departed, started, k, pose)))
+        self.previous_tracks = self._view.with_current_ids(self.previous_tracks)
+        pose = self._view.moved(self.pose, k, detached)
+        self.reset_to(pose, self._view.caught_up(self.tracks, k, detached, self._gray, pose, self._tracker.follow))
 
-    def _caught_up(self, departed: DepartedFrame, tracks: Tracks, k: int, pose: RigidTransform) -> Tracks:
-        """Tracks of keyframe k followed from its image directly into the newest one.
-
-        A track without a position is expected at the median depth of the keyframe's landmarks.
-        """
-        if len(tracks) == 0 or self._gray is departed.gray or self._gray.shape != departed.gray.shape:
-            return tracks if self._gray is departed.gray else Tracks.none()
-        world_from_keyframe = self._graph.world_from_keyframe[k].rigid
-        known = self._landmarks.is_triangulated(tracks.ids)
-        points = np.empty((len(tracks), 3))
-        points[known] = self._map.points_world(tracks.ids[known])
-        landmarks = self._map.points_world(self._map.observed_landmarks([k]))
-        depth = float(np.median(depths_in(landmarks, world_from_keyframe))) if len(landmarks) else 1.0
-        rays = np.column_stack([departed.view.camera.normalized(tracks.pixels[~known]), np.ones(int((~known).sum()))])
-        points[~known] = world_from_keyframe.apply(depth * rays).reshape(-1, 3)
-        guess = _projected(points, pose, departed.view.camera, tracks.pixels)
-        guess = np.where(departed.view.camera.contains(guess.astype(np.float64))[:, None], guess, tracks.pixels)
-        pixels, found = self._tracker.follow(departed.gray, self._gray, tracks.pixels, guess)
-        return Tracks(tracks.ids, pixels).where(found & departed.view.camera.contains(pixels.astype(np.float64)))
+    def refine(self, frame: Frame) -> None:
+        """Estimate the pose of the newest frame again, after `attach`."""
+        found = self.estimate_from(frame, self.tracks, self.current.world_from_cam)
+        if isinstance(found, TrackedPose):
+            self.pose = found.world_from_cam
+            self._keep_inliers(found)
 
     def _predicted_pose(self) -> RigidTransform | None:
         if self.pose is None or self._motion is None:
@@ -333,20 +258,14 @@ class FrameTracker:
         predicted = self._predicted_pose()
         if predicted is None or self._motion is None:
             return tracks.pixels
-        pixels = rotate_pixels(tracks.pixels, frame.camera, rotation_matrix(self._motion).T)
-        triangulated = self._view.is_triangulated(tracks.ids)
-        points = self._view.points_world(tracks.ids[triangulated])
-        pixels[triangulated] = _projected(points, predicted, frame.camera, pixels[triangulated])
-        inside = frame.camera.contains(pixels.astype(np.float64))
-        return np.where(inside[:, None], pixels, tracks.pixels)
+        return self._view.predicted_pixels(tracks, frame.camera, predicted, rotation_matrix(self._motion))
 
 
-def _projected(
-    points: FloatArray, world_from_cam: RigidTransform, camera: Camera, otherwise: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Pixels (N, 2) of points (N, 3), map units; for those that are not in front of the camera, `otherwise` (N, 2)."""
-    in_cam = np.asarray(world_from_cam.inv().apply(points)).reshape(-1, 3)
-    in_front = in_cam[:, 2] > 1e-3
-    pixels = otherwise.copy()
-    pixels[in_front] = camera.project(in_cam[in_front])
-    return pixels
+def _features_of(gray: Image, camera: Camera, tracker: PointTracker) -> LocalFeatures:
+    """Features with finite values inside the image; none for an image without pixels."""
+    if gray.size == 0:
+        return LocalFeatures.none()
+    features = tracker.detect(gray)
+    inside = camera.contains(features.pixels.astype(np.float64))
+    usable = inside & np.isfinite(features.scales) & np.isfinite(features.descriptors).all(axis=1)
+    return features if usable.all() else features.where(usable)
