@@ -154,34 +154,27 @@ class FrameProcessor:
         if self._localization_mode is not None:
             self._localization_mode.replenish(frame)
         elif reason := self._reason_to_keep(frame):
-            if self._follow_known_view(frame):
-                return
             self._keep(self._new_keyframe(frame, self._frame_tracker.extraction(frame), reason))
             return
         self._record_frame(frame)
 
-    def _follow_known_view(self, frame: Frame) -> bool:
-        """Continue from an older keyframe of the same view instead of inserting another; whether there is one."""
-        with self._watch("known view"):
-            view = self._reference_keyframes.find(frame, self.state.keyframe_id)
-        if view is None:
-            return False
-        self.state.set_tracking(view.keyframe_id)
-        self._frame_tracker.reset_to(view.found.world_from_cam, view.tracks)
-        self._record_frame(frame)
-        return True
-
     def _reason_to_keep(self, frame: Frame) -> str:
-        """Why the frame should be inserted as a keyframe now; empty if not. Takes up a keyframe that is in the way."""
+        """Why the frame should be inserted as a keyframe now; empty if not, or if another keyframe has the same view.
+
+        Takes up a keyframe that is in the way.
+        """
         tracker = self._frame_tracker
         reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
-        if not reason or not self._background.is_busy:
-            return reason
-        if self._background.is_live and not self._background.is_due and not tracker.keyframe_policy.is_urgent:
-            return ""
-        self.take_up_keyframe()
-        tracker.refine(frame)
-        return tracker.reason_to_keep(frame, self.state.keyframe_id)
+        if reason and self._background.is_busy:
+            if self._background.is_live and not self._background.is_due and not tracker.keyframe_policy.is_urgent:
+                return ""
+            self.take_up_keyframe()
+            tracker.refine(frame)
+            reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
+        if reason:
+            with self._watch("known view"):
+                return "" if self._reference_keyframes.follow(frame, self.state) else reason
+        return reason
 
     def _record_frame(self, frame: Frame) -> None:
         """Record the frame's pose relative to its reference keyframe."""

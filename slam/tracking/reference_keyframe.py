@@ -26,6 +26,7 @@ from slam.map.tracks import Tracks
 from slam.tracking.frame_pose import ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels, median_parallax_px
+from slam.tracking.tracking_state import TrackingStateMachine
 
 COVISIBLE = 12  # number of keyframes, by shared landmarks, whose covisible keyframes are considered
 TRIED = 2  # maximum number of keyframes that are searched in the image
@@ -58,6 +59,15 @@ class ReferenceKeyframes:
         self._images = images
         self._frame_tracker = tracker
         self._gray: OrderedDict[int, Image] = OrderedDict()
+
+    def follow(self, frame: Frame, state: TrackingStateMachine) -> bool:
+        """Track from an older keyframe of the same view from now on; False, and nothing changes, if there is none."""
+        view = self.find(frame, state.keyframe_id)
+        if view is None:
+            return False
+        state.set_tracking(view.keyframe_id)
+        self._frame_tracker.reset_to(view.found.world_from_cam, view.tracks)
+        return True
 
     def find(self, frame: Frame, active: int) -> KnownView | None:
         """The view of an older keyframe in the newest frame, whose pose is known; None if it shows a new view."""
