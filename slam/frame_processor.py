@@ -72,14 +72,7 @@ class FrameProcessor:
                 self._deferred.keep(frame)
         self._background.count_frame()
         self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms)
-        return FrameResult(
-            frame_index=frame.index,
-            timestamp_ns=frame.timestamp_ns,
-            state=self.state.state,
-            reason=self.state.reason,
-            world_from_cam=self._frame_tracker.pose if self.state.is_tracking else None,
-            keyframe_id=self.state.keyframe_id,
-        )
+        return FrameResult.of(frame, self.state, self._frame_tracker.pose)
 
     # --- keyframes in another thread ------------------------------------------------------------------
 
