@@ -94,7 +94,12 @@ class BackgroundMapping:
         """
         before = ReferenceKeyframe(active, self._map.graph.world_from_keyframe[active], new.segment)
         self._job = job = _Job(new, before, due_after)
-        threading.Thread(target=self._insert, args=(job,), name=f"keyframe of frame {new.frame.index}").start()
+        thread = threading.Thread(target=self._insert, args=(job,), name=f"keyframe of frame {new.frame.index}")
+        try:
+            thread.start()
+        except Exception:  # the system has no thread left: there is nothing to wait for
+            self._job = None
+            raise
 
     def record(self, frame: Frame, found: TrackedPose) -> None:
         """Keep the pose of a tracked frame, to be recorded relative to the keyframe."""

@@ -282,6 +282,7 @@ def test_a_run_keeps_everything_before_an_exception_in_the_thread(world) -> None
 @pytest.mark.parametrize(
     ("part", "method"),
     [
+        (threading.Thread, "start"),
         (BackgroundMapping, "start"),
         (BackgroundMapping, "record"),
         (BackgroundMapping, "take_up"),
