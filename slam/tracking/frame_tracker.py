@@ -69,7 +69,7 @@ class FrameTracker:
 
     def track(self, frame: Frame) -> None:
         """Follow the tracks into the next image; its pose is estimated afterwards."""
-        gray = self._gray_of(frame)
+        gray = self.gray(frame.image)
         self._sharpness = self._tracker.sharpness(gray) if gray.size else 0.0
         self._meter.see(gray, self._sharpness)
         self.keyframe_policy.criteria = ()
@@ -124,15 +124,16 @@ class FrameTracker:
 
     def extract_from(self, frame: Frame) -> FrameObservation:
         """Observation of a frame outside the stream order: its features, and no tracks."""
-        features = _features_of(self._gray_of(frame), frame.camera, self._tracker)
+        features = _features_of(self.gray(frame.image), frame.camera, self._tracker)
         return self.without_overlay(FrameObservation(frame, features, Tracks.none()))
 
     def without_overlay(self, observation: FrameObservation) -> FrameObservation:
         """The observation without the features that lie on the overlay detected so far."""
         return observation.with_features(self._overlay.cleared(observation.features))
 
-    def _gray_of(self, frame: Frame) -> Image:
-        return self._tracker.gray(frame.image) if frame.image.size else np.zeros((0, 0), np.uint8)
+    def gray(self, image: Image) -> Image:
+        """The gray image in which points of an image (H, W, 3) are followed; without pixels, one without pixels."""
+        return self._tracker.gray(image) if image.size else np.zeros((0, 0), np.uint8)
 
     @property
     def measurement(self) -> FrameMeasurement:

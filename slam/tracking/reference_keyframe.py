@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix
-from relocalizer.images import Image
+from relocalizer.images import Image, decode_image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, TrackedPose
 from slam.map.keyframe_images import KeyframeImages
@@ -166,8 +165,8 @@ class ReferenceKeyframes:
     def _gray_of(self, c: int) -> Image:
         """The gray image of keyframe c."""
         if c not in self._gray:
-            data = np.frombuffer(self._images.jpeg(c), np.uint8)
-            self._gray[c] = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+            image = decode_image(self._images.jpeg(c), f"keyframe {c}")
+            self._gray[c] = self._frame_tracker.gray(image)
             while len(self._gray) > CACHED_IMAGES:
                 self._gray.popitem(last=False)
         self._gray.move_to_end(c)
