@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,12 @@ class Chosen:
     batch: PairBatch
     F: FloatArray
     frames: NDArray[np.int64]
+
+    def thinned(self, every: int) -> Chosen:
+        """The same pairs with every n-th of their matches."""
+        batch = self.batch
+        fewer = replace(batch, x=batch.x[:, ::every], y=batch.y[:, ::every], weight=batch.weight[:, ::every])
+        return replace(self, batch=fewer)
 
 
 def sigmas_of(pairs: Influence) -> FloatArray:

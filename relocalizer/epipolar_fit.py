@@ -1,10 +1,10 @@
 """Joint fit of the relative poses of many image pairs and of their common lens, by Sampson distances of matches.
 
-All pairs are refined at once, in arrays padded to the same number of points. The lens is a vector of five parameters:
+All pairs are refined at once, in arrays padded to the same number of points. The lens is a vector of six parameters:
 the logarithm of the focal length, two coefficients of radial distortion in the division model (Fitzgibbon,
 "Simultaneous linear estimation of multiple view geometry and lens distortion", CVPR 2001), undistorted = distorted /
-(1 + a r^2 + b r^4) with r = |distorted|, and the offset of the principal point. Points, focal length and offset have
-the same unit of length in the image plane.
+(1 + a r^2 + b r^4) with r = |distorted|, the offset of the principal point, and the logarithm of a stretch of the y
+axis. Points, focal length and offset have the same unit of length in the image plane.
 
 For every pair y_j . E x_i = 0 with E = [d]x R, R = j_from_i_rotation and d the direction of the translation. Sampson
 distances (Sampson 1982) are measured in the distorted image, with the bounded loss of Geman and McClure, so that wrong
@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 
 from relocalizer.geometry import FloatArray, inner_products, skew
 
-LOG_FOCAL, DIVISION, DIVISION_R4, OFFSET_X, OFFSET_Y = range(5)
+LOG_FOCAL, DIVISION, DIVISION_R4, OFFSET_X, OFFSET_Y, LOG_STRETCH = range(6)
 REACH = 4.0  # width of the Geman-McClure kernel, in standard deviations
 _STEP = 1e-6  # step of the numerical derivatives
 # Maximum change per step: of a pose, radians; of the logarithm of the focal length or of a distortion coefficient.
@@ -69,7 +69,7 @@ class PairBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EpipolarFit:
-    """Rotations (P, 3, 3) and unit directions (P, 3), second from first; the lens (5,); the loss of each pair (P,)."""
+    """Rotations (P, 3, 3) and unit directions (P, 3), second from first; the lens (6,); the loss of each pair (P,)."""
 
     rotation: FloatArray
     direction: FloatArray
@@ -90,7 +90,7 @@ class EpipolarFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LensPrior:
-    """A weak Gaussian prior of the lens parameters: mean and standard deviations, (5,)."""
+    """A weak Gaussian prior of the lens parameters: mean and standard deviations, (6,)."""
 
     mean: FloatArray
     sigma: FloatArray
@@ -118,6 +118,7 @@ class _Rays:
     """The points of a batch undistorted to the plane z = 1 under one lens, with the derivatives of that mapping."""
 
     def __init__(self, batch: PairBatch, lens: FloatArray) -> None:
+        self._stretch = _stretch(lens)
         self._q_x, self.x, self._a_x, self._b_x = _undistorted(batch.x, lens)
         self._q_y, self.y, self._a_y, self._b_y = _undistorted(batch.y, lens)
 
@@ -132,6 +133,7 @@ class _Rays:
         slope_x = (
             self._a_x * line_x[..., :2] - self._b_x * inner_products(self._q_x, line_x[..., :2])[..., None] * self._q_x
         )
+        slope_x, slope_y = slope_x * self._stretch, slope_y * self._stretch  # distances are measured in the image
         slope = np.maximum(np.sqrt(inner_products(slope_x, slope_x) + inner_products(slope_y, slope_y)), _SMALL)
         return np.asarray(algebraic / slope), slope
 
@@ -143,13 +145,18 @@ class _Rays:
 
 
 def _undistorted(points: FloatArray, lens: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Points q (P, M, 2) relative to the principal point, their undistorted points on the plane z = 1, and a and b of
-    the derivative a I - b q q^T."""
-    q, focal = points - lens[OFFSET_X:], np.exp(lens[LOG_FOCAL])
+    """Points q (P, M, 2) relative to the principal point, stretched, their undistorted points on the plane z = 1, and a
+    and b of the derivative a I - b q q^T."""
+    q, focal = (points - lens[[OFFSET_X, OFFSET_Y]]) * _stretch(lens), np.exp(lens[LOG_FOCAL])
     squared = inner_products(q, q)[..., None]
     shrink = 1.0 / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4]))
     slope = 2.0 * lens[DIVISION] + 4.0 * squared * lens[DIVISION_R4]
     return q, q * shrink / focal, shrink / focal, slope * shrink**2 / focal
+
+
+def _stretch(lens: FloatArray) -> FloatArray:
+    """Factors (2,) of the axes."""
+    return np.array([1.0, np.exp(lens[LOG_STRETCH])])
 
 
 def undistorted(points: FloatArray, lens: FloatArray) -> FloatArray:

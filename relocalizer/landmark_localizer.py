@@ -125,17 +125,17 @@ class LandmarkLocalizer:
         matches = recognized.where(is_triangulated)
         features, needed = _distinct_features(matches), min(MIN_HYPOTHESIS, self._config.min_inliers)
         if features < needed:
-            return TooFewLandmarks(f"{features} landmarks recognized, {needed} needed", features)
+            return TooFewLandmarks(f"{features} landmarks matched, {needed} needed", features)
         best = self._fit(matches, image, prediction)
         is_predicted = best is None or _distinct_features(matches.where(best.inliers)) < needed
         if is_predicted:
             best = self._fit_to_prediction(matches, image, prediction) or best
         if best is None:
-            return TooFewLandmarks(f"no pose agrees with the {features} landmarks recognized", 0)
+            return TooFewLandmarks(f"no pose agrees with the {features} landmarks matched", 0)
         inliers = matches.where(best.inliers)
         count = _distinct_features(inliers)
         if count < needed:
-            return TooFewLandmarks(f"{count} of {features} recognized landmarks agree, {needed} needed", count)
+            return TooFewLandmarks(f"{count} of {features} matched landmarks agree, {needed} needed", count)
         evidence = self._evidence(best, matches, image, prediction, bound)
         if contradiction := self._contradiction(evidence):
             return RejectedPose(contradiction, count)
@@ -277,7 +277,7 @@ class LandmarkLocalizer:
         """Why matches by descriptors are not enough evidence for a pose; empty when they are."""
         config = self._config
         if evidence.inliers < config.min_inliers:
-            return f"{evidence.inliers} of {evidence.matches} recognized landmarks agree, {config.min_inliers} needed"
+            return f"{evidence.inliers} of {evidence.matches} matched landmarks agree, {config.min_inliers} needed"
         if evidence.cells < config.min_cells:
             cells = CELLS[0] * CELLS[1]
             return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"

@@ -216,15 +216,15 @@ def estimate_pose(
     matches = matches.where(source.is_triangulated(matches.landmark))
     count = len(matches)
     if count < min_inliers:
-        return PoseRejected(f"{count} landmarks recognized, {min_inliers} needed", count)
+        return PoseRejected(f"{count} landmarks matched, {min_inliers} needed", count)
     points, pixels = source.points_world(matches.landmark), image.features.pixels[matches.feature]
     predicted = pose_from_estimate(points, pixels, image.camera, source.pose_of(reference), estimate)
     start, prior = predicted or (search_pose(points, pixels, image.camera, noise_px=FEATURE_NOISE_PX), None)
     if start is None:
-        return PoseRejected(f"no pose agrees with the {count} landmarks recognized")
+        return PoseRejected(f"no pose agrees with the {count} landmarks matched")
     fit = optimize_pose(points, pixels, image.camera, start, noise_px=FEATURE_NOISE_PX, prior=prior)
     if fit.inlier_count < min_inliers:
-        agree = f"{fit.inlier_count} of {count} recognized landmarks agree"
+        agree = f"{fit.inlier_count} of {count} matched landmarks agree"
         return PoseRejected(f"{agree}, {min_inliers} needed", fit.inlier_count)
     return EstimatedPose(fit, matches.where(fit.inliers))
 

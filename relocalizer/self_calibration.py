@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
@@ -28,6 +29,7 @@ from relocalizer.epipolar_fit import (
     DIVISION,
     DIVISION_R4,
     LOG_FOCAL,
+    LOG_STRETCH,
     OFFSET_X,
     OFFSET_Y,
     EpipolarFit,
@@ -54,8 +56,9 @@ _SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard devi
 # Minimum size of a clear distortion, in standard deviations and as the division coefficient. A model without distortion
 # is then excluded; a small distortion can also be the effect of a rolling shutter.
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
-# Prior standard deviations of the five lens parameters, in units of half the image's diagonal.
-_PRIOR_SIGMAS = np.array([1.0, 0.15, 0.1, 0.03, 0.03])
+# Prior standard deviations of the six lens parameters, in units of half the image's diagonal.
+_PRIOR_SIGMAS = np.array([1.0, 0.15, 0.1, 0.03, 0.03, 0.3])
+_SEARCHED = 3  # the initial search uses every n-th match of a pair
 _GRID = 15  # number of focal lengths in the initial search over `FIELD_DEG`
 _EPIPOLAR_PX = 2.0  # maximum distance of an inlier from its epipolar lines, pixels
 _MIN_NOISE_PX = 0.2  # minimum standard deviation of a matched coordinate, pixels
@@ -102,6 +105,14 @@ class Distortion:
     def is_clear(self) -> bool:
         """Whether the distortion is so large that other effects cannot explain it."""
         return abs(self.division) > max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class AspectEstimate:
+    """The estimated ratio of fx to fy, relative to that of the camera; `sigma` is that of its logarithm."""
+
+    ratio: float = 1.0
+    sigma: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,24 +195,25 @@ class SelfCalibration:
         self._pairs = sorted(pairs, key=lambda pair: pair.first + pair.second)
         self._camera = camera
         self._unit = 0.5 * float(np.hypot(camera.width, camera.height))
-        self._prior = LensPrior(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0]), _PRIOR_SIGMAS)
+        self._prior = LensPrior(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0, 0.0]), _PRIOR_SIGMAS)
 
     def estimate(self) -> FocalEstimate | NotDetermined:
         """The focal length, searched over all plausible angles of view."""
-        chosen = self._choose(self._prior.mean)
+        chosen = self._chosen
         if isinstance(chosen, NotDetermined):
             return chosen
-        fits = self._minima(chosen)
+        fits = self._minima(chosen.thinned(_SEARCHED))
         best = fits[0]
         again = self._choose(best.lens)
         if isinstance(again, NotDetermined):
             return again
         fit = self._refined(again, fit_poses(again.batch, again.F, best.lens))
-        return self._judged(again, fit, rivals=[(f, float(f.loss.sum() - best.loss.sum())) for f in fits[1:]])
+        worse = [_SEARCHED * float(f.loss.sum() - best.loss.sum()) for f in fits[1:]]
+        return self._judged(again, fit, rivals=list(zip(fits[1:], worse, strict=True)))
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, refined from that of the camera."""
-        chosen = self._choose(self._prior.mean)
+        chosen = self._chosen
         if isinstance(chosen, NotDetermined):
             return chosen
         start = fit_poses(chosen.batch, chosen.F, self._prior.mean)
@@ -209,7 +221,7 @@ class SelfCalibration:
 
     def distortion(self) -> Distortion:
         """The residual distortion, for a correct focal length and principal point."""
-        chosen = self._choose(self._prior.mean)
+        chosen = self._chosen
         if isinstance(chosen, NotDetermined):
             return Distortion()
         free = [DIVISION]
@@ -218,7 +230,28 @@ class SelfCalibration:
         [sigma] = sigmas_of(influence(chosen.batch, fit, free, self._prior))
         return Distortion(float(fit.lens[DIVISION]), float(sigma))
 
+    def aspect(self) -> AspectEstimate:
+        """The ratio of the focal lengths in x and y; of infinite sigma where no lens explains the matched points."""
+        chosen = self._chosen
+        if isinstance(chosen, NotDetermined):
+            return AspectEstimate()
+        free = [*_USUAL, LOG_STRETCH]
+        fit = fit_poses(chosen.batch, chosen.F, self._prior.mean)
+        for _ in range(2):  # poses in a local minimum are estimated again in between
+            fit = refine_lens(chosen.batch, fit, free, self._prior, iterations=20)
+            fit = best_of(fit, fit_poses(chosen.batch, chosen.F, fit.lens))
+        fit = refine_lens(chosen.batch, fit, free, self._prior, iterations=20)
+        if misfit_of(chosen.batch, fit) > MISFIT:
+            return AspectEstimate()
+        sigma = sigmas_of(influence(chosen.batch, fit, free, self._prior))[-1]
+        return AspectEstimate(float(np.exp(fit.lens[LOG_STRETCH])), float(np.hypot(sigma, _MODEL_SIGMA)))
+
     # --- the pairs -------------------------------------------------------------------------------------
+
+    @cached_property
+    def _chosen(self) -> Chosen | NotDetermined:
+        """The usable pairs without distortion."""
+        return self._choose(self._prior.mean)
 
     def _choose(self, lens: FloatArray) -> Chosen | NotDetermined:
         """The usable pairs, with their inlier matches under the distortion of a lens."""
@@ -291,7 +324,7 @@ class SelfCalibration:
         grid = np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
         middle = int(np.argmin(np.abs(grid - self._prior.mean[LOG_FOCAL])))
         fits: dict[int, EpipolarFit] = {}
-        start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0, 0.0]))
+        start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0, 0.0, 0.0]))
         fits[middle] = refine_lens(chosen.batch, start, [DIVISION], self._prior, iterations=3)
         for direction in (range(middle, _GRID), range(middle, -1, -1)):
             for n, following in pairwise(direction):
@@ -336,7 +369,7 @@ class SelfCalibration:
             distortion=distortion,
             pairs=len(chosen.batch),
             flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
-            change=find_change(chosen, self._constant_part(fit, distortion), self._prior),
+            change=self._change(chosen, fit, distortion),
         )
 
     def _distortion_of(
@@ -346,6 +379,14 @@ class SelfCalibration:
         information = influence(chosen.batch, fit, free, self._prior)
         sigma = float(sigmas_of(information)[free.index(DIVISION)])
         return free, information, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
+
+    def _change(self, chosen: Chosen, fit: EpipolarFit, distortion: Distortion) -> FocalChange | None:
+        """A change of the focal length that both models of the lens show, with and without what is not clear of it.
+
+        Without a distortion that the images have, windows differ in focal length as their points differ in radius.
+        """
+        change = find_change(chosen, self._constant_part(fit, distortion), self._prior)
+        return change and find_change(chosen, fit.lens, self._prior) and change
 
     def _constant_part(self, fit: EpipolarFit, distortion: Distortion) -> FloatArray:
         """The lens with only a clear distortion, because a changing focal length biases the other parameters."""

@@ -251,7 +251,7 @@ class Relocalized:
     """The camera was relocalized after tracking was lost.
 
     Attributes:
-        keyframe_id: keyframe whose place was recognized.
+        keyframe_id: keyframe at which the camera was relocalized.
         inliers: number of landmarks that agree with the pose.
         frames_lost: number of frames without a pose before this one.
     """

@@ -231,7 +231,7 @@ class FrameProcessor:
             self._events.relocalized(found, self.state.frames_lost)
         self._rotation_only.stop()
         self._frame_tracker.reset_motion()
-        self.continue_from(found, f"recognized {len(found.landmarks)} landmarks ({why.reason})")
+        self.continue_from(found, f"relocalized with {len(found.landmarks)} landmarks ({why.reason})")
 
     def continue_from(self, found: RelocalizedFrame, reason: str) -> None:
         """Continue from a relocalized frame; insert it as a keyframe if there is a reason and the map may grow."""

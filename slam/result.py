@@ -59,6 +59,21 @@ class FrameResult:
         return self.world_from_cam is not None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Georeference:
+    """Where a metric map lies on the earth.
+
+    Attributes:
+        latitude_deg, longitude_deg, height_m: origin of the axes east, north and up; WGS 84, height as in the track.
+        enu_from_world: (4, 4), rigid; from the world of the map in meters to meters east, north and up of the origin.
+    """
+
+    latitude_deg: float
+    longitude_deg: float
+    height_m: float
+    enu_from_world: FloatArray
+
+
 @dataclass(frozen=True, slots=True)
 class Units:
     """Units of the lengths of a result.
@@ -66,11 +81,13 @@ class Units:
     Attributes:
         source: source of the metric scale, in words; empty for map units.
         meters_per_unit: factor by which the run was scaled to meters; None if it was not scaled.
+        georeference: where the map lies on the earth; None if the source of the scale does not say.
     """
 
     name: Literal["map units", "meters"] = "map units"
     source: str = ""
     meters_per_unit: float | None = None
+    georeference: Georeference | None = None
 
     @property
     def note(self) -> str:

@@ -221,6 +221,8 @@ def test_the_command_prints_the_tables_and_fails_by_a_limit(data, tmp_path, slam
     assert "Pose AUC, %" in ended.out
     assert "Reloc3r-512" in ended.out
     assert "5 of 5 items (0 from before)" in ended.err
+    ended = slam_command(*words, "--json")
+    assert json.loads(ended.out) == json.loads((tmp_path / "out" / "results.json").read_text())
     ended = slam_command(*words, "--fail-below", "auc20_plain=100.5")
     assert ended.code == 1
     assert "5 of 5 items (5 from before)" in ended.err

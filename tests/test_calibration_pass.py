@@ -12,9 +12,13 @@ from PIL import Image as pillow
 from textured_walk import FOCAL_PX, FRAMES, HEIGHT, WALLS, WIDTH, poses, rendered, textures, write_clip, write_walk
 
 from relocalizer.camera import Camera
+from relocalizer.config import FeaturesConfig
+from relocalizer.features import LocalFeatures, detect_features
 from relocalizer.image_headers import focal_length_35mm
+from relocalizer.images import Image
 from slam.config.schema import InputConfig, SlamConfig
 from slam.input.frame_source import FrameSource
+from slam.input.mask import Mask
 from slam.input.open_source import open_source
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
@@ -86,6 +90,21 @@ def test_random_access_gives_the_images_of_the_iteration(walk: Path, tmp_path: P
         with fresh.random_access() as read:
             for position in (3, 1, 4, 0):
                 np.testing.assert_array_equal(read(position), images[position])
+
+
+def test_groups_that_overlap_share_their_images(walk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten groups of three images are wanted; and those that are found no nearer than a gap are searched once."""
+    searched: list[tuple[int, ...]] = []
+
+    def counted(gray: Image, config: FeaturesConfig, mask: Mask | None = None) -> LocalFeatures:
+        searched.append(gray.shape)
+        assert config.max_features <= 600
+        return detect_features(gray, config, mask)
+
+    monkeypatch.setattr("slam.run.calibration_pass.detect_features", counted)
+    _, calibration = calibrated(open_source(walk))
+    assert calibration.pairs >= 24
+    assert len(searched) <= 24
 
 
 # No estimate

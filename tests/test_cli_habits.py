@@ -19,6 +19,7 @@ from relocalizer.errors import ConfigError
 from relocalizer.maps.map_writer import save_map
 from slam.cli import app
 from slam.cli.help_panels import PANELS
+from slam.cli.terminal import with_colored_verdict
 from slam.config.loading import PRESETS, dump_config, load_config, preset_file
 
 
@@ -85,6 +86,15 @@ def test_headings_are_bold_on_a_terminal_and_plain_with_no_color(slam_command):
     assert "\x1b[1mOutput" in on_a_terminal()
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")
     assert "\x1b" not in slam_command("plot", "--help").out
+
+
+SUMMARY = "runs/a\nverdict  partial: good light\nframes   good"
+
+
+def test_the_verdict_is_in_color_on_a_terminal_alone(monkeypatch):
+    assert with_colored_verdict(SUMMARY) == SUMMARY
+    monkeypatch.setattr("slam.cli.terminal.has_colors", lambda: True)
+    assert with_colored_verdict(SUMMARY) == SUMMARY.replace("partial", "\x1b[33m\x1b[1mpartial\x1b[0m")
 
 
 @pytest.mark.parametrize(

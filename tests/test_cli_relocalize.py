@@ -205,7 +205,7 @@ def test_the_file_of_poses_says_what_its_lengths_are(slam_command, room, parts, 
 def test_when_nothing_is_found_the_exit_code_is_one_and_no_file_is_made(slam_command, room_map, blank, tmp_path):
     ended = slam_command("relocalize", room_map, blank, "--out", tmp_path / "poses.txt")
     assert ended.code == 1
-    assert "blank.png: not found: 0 landmarks recognized, 8 needed" in ended.out
+    assert "blank.png: not found: 0 landmarks matched, 8 needed" in ended.out
     assert ended.complaint == "slam: no image was found in the map"
     assert not (tmp_path / "poses.txt").exists()
 

@@ -226,7 +226,7 @@ def test_the_similarity_of_the_keyframes_is_a_heat_map_with_the_loops_in_it(reco
 
 def test_a_relocalization_shows_the_places_tried_and_why_not(record: Path) -> None:
     tried = (
-        PlaceAttempt(keyframe_id=0, similarity=np.nan, landmarks=7, reason="7 landmarks recognized, 12 needed"),
+        PlaceAttempt(keyframe_id=0, similarity=np.nan, landmarks=7, reason="7 landmarks matched, 12 needed"),
         PlaceAttempt(keyframe_id=1, similarity=0.4, landmarks=30, reason="", direction_world=(0.0, 0.0, 1.0)),
     )
     matches = MatchedPoints(np.full((4, 2), 9, np.float32), np.full((4, 2), 11, np.float32), np.ones(4, bool))
@@ -236,7 +236,7 @@ def test_a_relocalization_shows_the_places_tried_and_why_not(record: Path) -> No
     recorded(record, [frame_event(0), keyframe(0, 0), keyframe(1, 2, 90), found, frame_event(6)])
     [(_, table)] = column(record, "/relocalization/table", "TextDocument:text")
     assert "### Frame 6: found at keyframe 1" in table[0]
-    assert "| 0 |  | 7 | 7 landmarks recognized, 12 needed |" in table[0]
+    assert "| 0 |  | 7 | 7 landmarks matched, 12 needed |" in table[0]
     [(_, rays)] = column(record, "/world/relocalization/directions", "LineStrips3D:strips")
     step = np.array(rays[0][1]) - rays[0][0]
     np.testing.assert_allclose(step / np.linalg.norm(step), [0, 0, 1], atol=1e-6)

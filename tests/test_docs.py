@@ -12,6 +12,7 @@ short clip of the bundled sequence, a run of it, a map, a photograph.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -52,7 +53,8 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(self.text)
+        """The words of the command, without a file or another command that its output goes to."""
+        return list(itertools.takewhile(lambda word: word not in (">", ">>", "|"), shlex.split(self.text)))
 
 
 def commands_of(page: Path) -> Iterator[Command]:
@@ -170,6 +172,24 @@ def test_a_command_runs(command: Command, world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in RUN if is_slow(c)], ids=lambda command: command.text)
 def test_a_long_command_runs(command: Command, world: Path, tmp_path: Path) -> None:
     run_in_copy(command, world, tmp_path)
+
+
+def test_a_merged_map_is_described_in_json(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(world / "runs" / name) for name in ("monday", "tuesday")]
+    assert run_slam(tmp_path, ["map", "merge", *runs, "-o", "office", "--json", "-q"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["map"] == "office"
+    assert described["overlaps"] > 0
+    assert described["counts"]["keyframes"] > 0
+
+
+@pytest.mark.slow
+def test_a_map_of_posed_images_is_described_in_json(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(world / "images"), str(world / "poses.txt")]
+    assert run_slam(tmp_path, ["map", "from-poses", *given, "-o", "shop", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["keyframes"] == CLIP_FRAMES // 5
 
 
 # --- links ---------------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def test_a_loss_is_told_with_its_frames_and_its_cause():
         (Cause.BLACKOUT, 20, 23, ()),
         (Cause.LOSS, 20, 25, (Cause.BLACKOUT,)),
     ]
-    assert "until a known place was recognized: because of blackout" in found[1].sentence
+    assert "until the camera was relocalized: because of blackout" in found[1].sentence
     assert found[1].advice == ADVICE[Cause.BLACKOUT]
 
 
@@ -304,6 +304,18 @@ def test_a_focal_length_that_the_footage_contradicts_is_told():
     assert (found.figures["given_px"], found.figures["wanted_px"]) == (600.0, 500.0)
 
 
+@pytest.mark.parametrize("wanted", [None, 603.0])
+def test_a_calibration_that_is_wrong_in_something_else_is_told_without_a_focal_length(wanted: float | None):
+    lens = {
+        "state": "contradicted", "focal_px": {"start": 600.0, "final": 600.0, "wanted": wanted}, "focal_sigma": None,
+        "reason": "the footage wants an fx of 0.75 times fy",
+    }  # fmt: skip
+    _, record = a_run(lens=lens)
+    [found] = explain(record, "a run").findings
+    assert found.cause is Cause.WRONG_FOCAL_LENGTH
+    assert found.sentence == "the given calibration does not fit: the footage wants an fx of 0.75 times fy"
+
+
 def loop_examined(i: int, j: int, *gates: tuple[str, float, float, bool], accepted: bool = False) -> LoopExamined:
     tests = tuple(Gate(name=n, value=v, limit=m, passed=p) for n, v, m, p in gates)
     return LoopExamined(
@@ -314,11 +326,11 @@ def loop_examined(i: int, j: int, *gates: tuple[str, float, float, bool], accept
 def test_refused_loops_are_counted_by_gate_and_places_that_look_alike_are_told():
     frames, _ = a_run()
     keyframes = [keyframe_event(n, 2 * n) for n in range(25)]
-    few = loop_examined(0, 20, ("similarity", 0.3, 0.2, True), ("points recognized", 9, 15, False))
+    few = loop_examined(0, 20, ("similarity", 0.3, 0.2, True), ("points matched", 9, 15, False))
     alike = loop_examined(1, 24, ("landmarks that agree", 60, 30, True), ("chi-square from the map", 99, 24.3, False))
     record = record_of([*keyframes, few, few, alike, *frames, finished(frames)], {}, focal_px=500.0)
     explanation = explain(record, "a run")
-    assert explanation.refused == {"points recognized": 2, "chi-square from the map": 1}
+    assert explanation.refused == {"points matched": 2, "chi-square from the map": 1}
     [found] = explanation.findings
     assert (found.cause, found.first, found.last, found.keyframes) == (Cause.SIMILAR_PLACES, 2, 48, (1, 24))
     accepted = loop_examined(2, 23, accepted=True)

@@ -46,7 +46,7 @@ def test_pytorch_is_not_in_a_default_installation(root: Path) -> None:
 
 def test_doctor_knows_every_extra_and_all_that_is_in_it(root: Path) -> None:
     extras = project(root)["optional-dependencies"]
-    assert doctor.EXTRAS.keys() == extras.keys() - {"dev"}
+    assert doctor.EXTRAS.keys() == extras.keys() - {"dev", "docs"}  # those are for developers
     distribution_of = {module: distribution for module, distribution, _ in doctor._LIBRARIES}
     for name, modules in doctor.EXTRAS.items():
         needed = names_of(extras[name]) - {"reloc3r-slam"}

@@ -89,7 +89,7 @@ def test_what_is_recognized_goes_on_as_tracks_with_and_without_a_place(walk):
 def test_a_frame_of_nowhere_is_not_located_and_a_reason_is_told(walk):
     found = relocalizer(walk, Fixed(7, 5)).relocalize(walk.seen(FAR), active=4)
     assert isinstance(found, PoseNotFound)
-    assert re.fullmatch(r"\d+ points of keyframe 4 recognized, 12 needed", found.reason)
+    assert re.fullmatch(r"\d+ points of keyframe 4 matched, 12 needed", found.reason)
 
 
 def test_a_dark_frame_is_not_located():

@@ -38,6 +38,7 @@ class CountingMapper:
         self.assumed_focal_sigma: float | None = None
         self.steps: list[tuple[int, CorrectionStep]] = []
         self.refined: list[int] = []
+        self.asked: list[tuple[int, int]] = []
         self.calibrated: list[tuple[int, IntrinsicsPrior]] = []
 
     @property
@@ -57,6 +58,10 @@ class CountingMapper:
         self.steps.append((segment, step))
         self.lenses[segment] = IntrinsicsCorrection().then(step, self.graph.keyframes[0].camera)
         return ""
+
+    def wanted_focal_ratio(self, segment: int) -> float:
+        self.asked.append((segment, len(self.refined)))
+        return 0.96
 
     def global_bundle_adjustment(self, segment: int, *, lens: IntrinsicsPrior | None = None) -> tuple[float, float]:
         self.refined.append(segment)
@@ -160,6 +165,15 @@ def test_segments_that_want_different_focal_lengths_are_told(footage):
         change = mapper.map.lens_evidence[segment].change
         assert change.share == pytest.approx(0.3)
         assert (change.from_frame, change.to_frame) == (4, 5)
+
+
+def test_a_doubt_about_a_given_camera_is_settled_when_the_map_is_refined(footage):
+    doubt = LensEvidence(LensState.CALIBRATED, 0.94, 0.02)
+    footage(PLAIN, LensFinding(doubt))
+    mapper = CountingMapper(seen=10)
+    rounds(mapper, final_rounds=1, calibrate="auto")
+    assert mapper.asked == [(1, 2)]
+    assert [mapper.map.lens_evidence[s].state for s in (0, 1)] == [LensState.CALIBRATED, LensState.CONTRADICTED]
 
 
 @pytest.mark.parametrize(

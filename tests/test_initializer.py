@@ -309,7 +309,7 @@ def test_when_nothing_is_recognized_it_starts_again_with_the_frame_at_hand():
     walk = [look_along(CENTER + np.array([0.0, 0.06 * k, 0.0]), np.array([-1.0, 0.0, 0.0])) for k in range(1, 15)]
     begun = start(world_of([*poses, *walk]), rotation_sigma_deg=0.05, direction_sigma_deg=0.3)
     outcomes = begun.take_all()
-    assert re.fullmatch(r"tracks broke: \d+ points recognized, 30 needed", outcomes[2].reason)
+    assert re.fullmatch(r"tracks broke: \d+ points matched, 30 needed", outcomes[2].reason)
     pair = outcomes[-1]
     assert isinstance(pair, InitialPair)
     assert pair.first.frame.index == 2

@@ -10,23 +10,34 @@ import pytest
 from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.self_calibration import Distortion, FocalEstimate, NotDetermined
+from relocalizer.self_calibration import AspectEstimate, Distortion, FocalEstimate, NotDetermined
 from slam.evaluation.verdict import Grade
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.mapping.lens_examination import LensFinding, changed_between, examine_assumed, examine_given, matched_pairs
+from slam.mapping.lens_examination import (
+    LensFinding,
+    changed_between,
+    confirmed,
+    examine_assumed,
+    examine_given,
+    is_doubtful,
+    matched_pairs,
+)
 
 CAMERA = Camera(width=640, height=480, fx=500.0, fy=500.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)
 NONE = Distortion(0.001, 0.01)
+SQUARE = AspectEstimate(1.005, 0.01)
 ZOOM = FocalChange(0.3, 0.02, 80, 120)
 
 
 @pytest.fixture
 def footage(monkeypatch):
-    """Says what a self-calibration of the footage finds, and which distortion with the focal length held."""
+    """Says what a self-calibration of the footage finds, and which distortion and aspect."""
 
-    def says(found, left=NONE):
-        stub = SimpleNamespace(estimate=lambda: found, check=lambda: found, distortion=lambda: left)
+    def says(found, left=NONE, aspect=SQUARE):
+        stub = SimpleNamespace(
+            estimate=lambda: found, check=lambda: found, distortion=lambda: left, aspect=lambda: aspect
+        )
         monkeypatch.setattr("slam.mapping.lens_examination.SelfCalibration", lambda pairs, camera: stub)
 
     return says
@@ -138,6 +149,52 @@ def test_a_given_camera_is_refocused_only_when_that_is_allowed(footage):
     assert examine_given([], CAMERA).step.is_nothing
     allowed = examine_given([], CAMERA, may_refocus=True)
     assert (allowed.evidence.state, allowed.step.is_nothing) == (LensState.KNOWN, False)
+
+
+@pytest.mark.parametrize("flaw", ["", "no focal length explains it"])
+def test_an_aspect_that_the_footage_contradicts_is_named(flaw, footage):
+    footage(estimate(540.0, flaw=flaw), aspect=AspectEstimate(1.33, 0.02))
+    evidence = examine_given([], CAMERA).evidence
+    assert evidence.state is LensState.CONTRADICTED
+    assert evidence.reason.startswith("the footage wants an fx of 1.33 (+- 2 %) times fy, not of 1.00 times")
+
+
+@pytest.mark.parametrize("aspect", [AspectEstimate(1.33, 0.1), AspectEstimate(1.03, 0.005), AspectEstimate()])
+def test_an_aspect_that_is_hardly_told_contradicts_nothing(aspect, footage):
+    footage(estimate(500.0), aspect=aspect)
+    assert examine_given([], CAMERA).evidence.state is LensState.CALIBRATED
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sigma", "doubtful"),
+    [(1.05, 0.02, True), (0.95, 0.02, True), (1.02, 0.005, False), (1.05, 0.04, False), (1.0, 0.01, False)],
+)
+def test_a_given_focal_length_is_doubtful_by_less_than_what_contradicts_it(ratio, sigma, doubtful):
+    assert is_doubtful(LensEvidence(LensState.CALIBRATED, ratio, sigma)) is doubtful
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        LensEvidence(),
+        LensEvidence(LensState.KNOWN, 1.05, 0.01),
+        LensEvidence(LensState.CONTRADICTED, 1.2, 0.01),
+        LensEvidence(LensState.CALIBRATED, 1.05, 0.02, change=ZOOM),
+    ],
+)
+def test_only_a_given_focal_length_is_doubtful(evidence):
+    assert not is_doubtful(evidence)
+
+
+@pytest.mark.parametrize(("bundle_ratio", "contradicted"), [(0.97, True), (0.985, False), (1.0, False), (1.03, False)])
+def test_a_doubt_is_settled_by_all_views_together(bundle_ratio, contradicted):
+    doubt = LensEvidence(LensState.CALIBRATED, 0.94, 0.03)
+    settled = confirmed(doubt, bundle_ratio)
+    if contradicted:
+        reason = "the footage wants a focal length 0.94 times as long (+- 3.0 %)"
+        assert settled == LensEvidence(LensState.CONTRADICTED, 0.94, 0.03, reason)
+    else:
+        assert settled == doubt
 
 
 # Segments, and pairs

@@ -466,7 +466,7 @@ def test_a_place_that_only_looks_similar_is_rejected_with_the_number_and_the_thr
     [event] = refused(half, Told(2)).of(EdgeRejected)
     assert (event.i, event.j, event.kind) == (2, 19, EdgeKind.LOOP)
     assert event.frame_index == 19 * STEP
-    assert re.fullmatch(r"\d points of keyframe 2 recognized, 15 needed", event.reason)
+    assert re.fullmatch(r"\d points of keyframe 2 matched, 15 needed", event.reason)
     assert event.reason.startswith(f"{event.landmarks} ")
 
 
@@ -581,7 +581,7 @@ def test_a_candidate_much_less_similar_than_the_neighbors_is_not_verified(half):
     assert refused(half, Told(2, similarity=0.3)).events == []
     found = refused(half, Told(2, similarity=0.3), min_similarity=0.2).events
     assert [type(event) for event in found] == [EdgeRejected, LoopExamined]
-    assert [(gate.name, gate.passed) for gate in found[1].gates] == [("similarity", True), ("points recognized", False)]
+    assert [(gate.name, gate.passed) for gate in found[1].gates] == [("similarity", True), ("points matched", False)]
 
 
 def test_covisible_keyframes_do_not_crowd_out_other_candidates(half, monkeypatch):

@@ -483,6 +483,24 @@ def test_a_wrong_focal_length_is_put_right_and_the_map_follows():
     assert {keyframe.camera.assumed for keyframe in mapper.map.graph.keyframes.values()} == {False}
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.05])
+def test_all_views_together_tell_the_focal_length_they_want_and_nothing_changes(ratio):
+    mapper = build(room(), range(0, 8 * STEP, STEP)).mapper
+    for k, keyframe in mapper.map.graph.keyframes.items():
+        given = keyframe.camera.refocused((ratio, ratio))
+        mapper.map.graph.keyframes[k] = replace(keyframe, camera=given)
+    poses, error_px = dict(mapper.map.graph.world_from_keyframe), reprojection_px(mapper.map, list(range(8)))
+    assert mapper.adjustment.wanted_focal_ratio(0) == pytest.approx(1.0 / ratio, abs=0.01)
+    assert mapper.map.graph.world_from_keyframe == poses
+    assert reprojection_px(mapper.map, list(range(8))) == error_px
+    assert mapper.map.lenses == {}
+
+
+def test_two_keyframes_without_landmarks_want_no_other_focal_length(halves):
+    halves.map.remove_landmarks(halves.map.landmarks.landmark_ids())
+    assert halves.adjustment.wanted_focal_ratio(1) == 1.0
+
+
 def test_a_correction_that_is_no_lens_changes_nothing_and_says_why(halves):
     cameras = [keyframe.camera for keyframe in halves.map.graph.keyframes.values()]
     assert halves.adjustment.correct_lens(1, CorrectionStep(radial=(-3.0, 0.0))) == "the lens found has no inverse"

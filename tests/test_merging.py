@@ -136,7 +136,7 @@ def test_of_the_places_that_were_none_the_one_that_most_landmarks_spoke_for_is_n
         return EdgeRejected(i=i, j=90, kind=EdgeKind.LOOP, reason=reason, landmarks=landmarks, frame_index=0)
 
     events = [
-        rejected(1, 12, "12 points of keyframe 1 recognized, 15 needed"),
+        rejected(1, 12, "12 points of keyframe 1 matched, 15 needed"),
         rejected(2, 40, "held back: 40 landmarks and no second loop that agrees, 60 needed alone"),
         rejected(3, 0, "confidence 0.05 of the pair estimate, 0.1 needed"),
     ]

@@ -89,7 +89,7 @@ def test_words_that_are_no_anchor_are_told_what_there_is(text):
         parse_scale_reference(text)
     assert str(caught.value) == (
         f"--scale-from {text}: expected frames:A:B=METRES (a known distance between two frames), "
-        "marker:DICTIONARY:METRES (side of ArUco or AprilTag markers), gps:FILE (CSV or GPX), "
+        "marker:DICTIONARY:METRES (side of ArUco or AprilTag markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), "
         "depth:FOLDER (RGB-D data set), "
         "or groundtruth:METRES (evaluation only)"
     )
@@ -253,7 +253,7 @@ def test_a_frame_without_a_pose_is_named_with_those_that_have_one(run):
 
 
 def test_a_frame_of_another_part_of_the_map_is_refused(run):
-    assert "frame 41 is in part 2 of the map, which nothing ties to the first" in refusal(
+    assert "frame 41 is in part 2 of the map, which is not connected to the first" in refusal(
         collect_result(*run), KnownDistance(0, 41, 1.0)
     )
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from textured_walk import FOCAL_PX, HEIGHT, WALLS, WIDTH, poses, rendered, textures
 
 from relocalizer.camera import Camera
 from relocalizer.errors import ConfigError, SequenceError
 from relocalizer.geometry import FloatArray
+from relocalizer.interfaces import PairEstimate
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
@@ -62,6 +64,17 @@ def frames_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def estimate(*, inliers: int) -> PairEstimate:
+    return PairEstimate(
+        i_from_j_rotation=Rotation.from_euler("y", 20, degrees=True).as_matrix(),
+        i_from_j_direction=np.array([0.6, 0.0, 0.8]),
+        confidence=0.5,
+        rotation_sigma_rad=0.01,
+        direction_sigma_rad=0.1,
+        inliers=inliers,
+    )
+
+
 # --- the view graph -----------------------------------------------------------------------------------
 
 
@@ -95,11 +108,17 @@ def test_the_pairs_with_the_most_matches_of_either_photo_are_verified() -> None:
 
 
 def test_the_view_graph_ranks_pairs_and_partners() -> None:
-    views = ViewGraph({(0, 1): 30.0, (1, 2): 60.0}, {(0, 1): 40, (1, 2): 61, (0, 2): 12, (0, 3): 14})
+    counts = {(0, 1): 40, (1, 2): 61, (0, 2): 12, (0, 3): 14}
+    views = ViewGraph({(0, 1): estimate(inliers=36), (1, 2): estimate(inliers=0)}, counts)
     assert views.pairs([0, 1, 2]) == [(1, 2), (0, 1)]
     assert views.pairs([0, 2]) == []
-    assert views.partners(1) == {0: 30.0, 2: 60.0}
+    assert views.partners(1) == pytest.approx({0: 18.0, 2: 30.5})  # a predictor without inliers: the matches
     assert views.likeliest(0) == [1, 3, 2]
+    forward, backward = views.estimate(0, 1), views.estimate(1, 0)
+    assert forward is not None
+    assert backward is not None
+    assert np.allclose(backward.i_from_j_direction, -forward.i_from_j_rotation.T @ forward.i_from_j_direction)
+    assert views.estimate(0, 2) is None
 
 
 # --- a run --------------------------------------------------------------------------------------------

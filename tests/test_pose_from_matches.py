@@ -177,7 +177,7 @@ def test_too_few_recognized_landmarks_are_counted(walk):
     matches = matched(walk, NEAR, [4])
     placed = matches.where(walk.mapper.map.landmarks.is_triangulated(matches.landmark))
     few = placed.where(np.arange(len(placed)) < 7)
-    assert localized(walk, NEAR, matches=few) == PoseRejected("7 landmarks recognized, 20 needed", landmarks=7)
+    assert localized(walk, NEAR, matches=few) == PoseRejected("7 landmarks matched, 20 needed", landmarks=7)
 
 
 def test_landmarks_that_agree_on_no_pose_are_refused_with_both_numbers(walk):
@@ -187,7 +187,7 @@ def test_landmarks_that_agree_on_no_pose_are_refused_with_both_numbers(walk):
     found = localized(walk, NEAR, matches=wrong, min_inliers=30)
     assert isinstance(found, PoseRejected)
     assert re.search(
-        r"^\d+ of \d+ recognized landmarks agree, 30 needed$|^no pose agrees with the \d+ landmarks recognized$",
+        r"^\d+ of \d+ matched landmarks agree, 30 needed$|^no pose agrees with the \d+ landmarks matched$",
         found.reason,
     )
 

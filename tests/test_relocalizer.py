@@ -157,7 +157,7 @@ def test_many_images_are_encoded_and_related_in_one_call_each(room):
 def test_an_image_that_shows_nothing_is_not_found_and_says_why():
     points = room_points(np.random.default_rng(3), 2500)
     room = Room(OracleWorld(room_path(240), points, blind=frozenset([51])))
-    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks recognized, 8 needed")
+    assert room.relocalizer().locate(room.view(51)) == NotFound("0 landmarks matched, 8 needed")
 
 
 def test_without_landmarks_an_image_that_no_keyframe_knows_is_not_found_either():

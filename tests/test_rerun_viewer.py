@@ -485,7 +485,7 @@ def test_the_reasons_are_in_the_log_with_their_level(record: Path) -> None:
         ("WARN", "an estimate was not used: bundle adjustment: poses are not finite"),
         ("WARN", "3 frames skipped: a.jpg: cut off"),
         ("ERROR", "lost: no tracks"),
-        ("INFO", "frame 6, which had no pose, recognized at keyframe 1 with 31 inliers"),
+        ("INFO", "frame 6, which had no pose, relocalized at keyframe 1 with 31 inliers"),
         ("INFO", "finished: 5 frames have a pose"),
         ("INFO", "one map unit is 0.25 m: 2 m given between frames 0 and 5"),
     ]

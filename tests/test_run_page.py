@@ -124,6 +124,15 @@ def test_the_next_steps_are_commands_with_their_paths_quoted(folder):
         found.make_context("slam", arguments)
 
 
+def test_a_recording_is_opened_instead_of_the_replay(folder):
+    for grade in (Grade.GOOD, Grade.POOR):
+        report = {**RUN, "verdict": {"grade": grade, "reasons": []}}
+        shown = [step.command for step in next_steps(report, folder, viewer="rerun a.rrd")]
+        usual = [step.command for step in next_steps(report, folder)]
+        view = f"slam view '{folder}'"
+        assert shown == ["rerun a.rrd" if command == view else command for command in usual]
+
+
 def test_the_steps_after_a_second_pass_name_the_folder_it_ends_up_in(folder):
     (second := folder / "second_pass").mkdir()
     assert commands(Grade.GOOD, second)[0] == ["slam", "view", str(folder)]

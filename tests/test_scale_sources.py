@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -235,13 +236,59 @@ def test_a_track_that_is_none_is_refused_before_the_run(tmp_path: Path, text: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_track_of_another_clock_or_of_a_camera_at_rest_gives_no_scale(
+def test_the_offset_of_a_track_of_another_clock_is_estimated_or_given(
     finished: tuple[SlamMap, SlamResult], tmp_path: Path
 ) -> None:
     result, places, times = drive(finished, at_s=0)
-    track = write_track(tmp_path / "a.csv", places, times + START_S * 10**9)
+    track = write_track(tmp_path / "track.csv", places, times + START_S * 10**9, noise_m=0.1)
+    for reference in (GpsTrack(track), parse_scale_reference(f"gps:{track}@{START_S}")):
+        assert isinstance(reference, GpsTrack)
+        estimate = reference.measure(_of((finished[0], result)))
+        assert estimate.meters_per_unit == pytest.approx(30 / SMALLER, rel=0.02)
+    estimated = GpsTrack(track).measure(_of((finished[0], result))).evidence
+    assert f"set forward by {START_S}.0 s" in estimated or f"set forward by {START_S - 1}.9" in estimated
     with pytest.raises(ScaleError, match=r"0 poses are at times of the track, 6 needed; .*are both on one clock\?"):
+        GpsTrack(track, offset_s=77.0).measure(_of((finished[0], result)))
+
+
+def test_an_offset_that_the_paths_do_not_show_is_asked_for(
+    finished: tuple[SlamMap, SlamResult], tmp_path: Path
+) -> None:
+    result, places, times = drive(finished, at_s=0)
+    wandering = np.cumsum(np.random.default_rng(1).normal(0, 1, places.shape), axis=0)
+    track = write_track(tmp_path / "track.csv", wandering, times + START_S * 10**9)
+    with pytest.raises(ScaleError, match="give the seconds to add to the times of the images"):
         GpsTrack(track).measure(_of((finished[0], result)))
+
+
+def test_a_track_gives_a_map_its_place_on_the_earth(finished: tuple[SlamMap, SlamResult], tmp_path: Path) -> None:
+    result, places, times = drive(finished)
+    track = write_track(tmp_path / "track.csv", places, times, noise_m=0.1)
+    found = GpsTrack(track).measure(_of((finished[0], result))).georeference
+    assert found is not None
+    in_meters = result.trajectory.positions * 30 / SMALLER
+    enu = in_meters @ found.enu_from_world[:3, :3].T + found.enu_from_world[:3, 3]
+    north_m = np.radians(found.latitude_deg - 47.37) * 6_378_137.0
+    assert np.allclose(enu[:, 1] + north_m, places[:, 1], atol=0.6)
+    assert np.allclose(enu[:, 2] + found.height_m, places[:, 2], atol=0.4)
+
+
+def test_a_straight_way_has_no_place_on_the_earth_as_it_may_roll(
+    finished: tuple[SlamMap, SlamResult], tmp_path: Path
+) -> None:
+    result, _, times = drive(finished)
+    line = np.linspace(0, 1, len(times))[:, None] * [1.0, 2.0, 0.1]
+    matrices = np.tile(np.eye(4), (len(times), 1, 1))
+    matrices[:, :3, 3] = line
+    straight = replace(result, trajectory=Trajectory(times, matrices))
+    track = write_track(tmp_path / "track.csv", 30 * line, times, noise_m=0.2)
+    estimate = GpsTrack(track).measure(_of((finished[0], straight)))
+    assert estimate.meters_per_unit == pytest.approx(30, rel=0.02)
+    assert estimate.georeference is None
+    assert "too straight" in estimate.evidence
+
+
+def test_a_track_of_a_camera_at_rest_gives_no_scale(finished: tuple[SlamMap, SlamResult], tmp_path: Path) -> None:
     result, places, times = drive(finished)
     track = write_track(tmp_path / "b.csv", 0.0 * places, times, noise_m=3.0)
     with pytest.raises(ScaleError, match="the track does not determine the scale"):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
-from relocalizer.self_calibration import FocalEstimate, NotDetermined, SelfCalibration, ViewPair
+from relocalizer.epipolar_fit import DIVISION
+from relocalizer.self_calibration import AspectEstimate, FocalEstimate, NotDetermined, SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)  # 554 px
@@ -83,6 +85,24 @@ def test_a_camera_that_is_right_is_found_to_be_right():
     assert not calibration.distortion().is_significant
 
 
+@pytest.mark.parametrize("ratio", [1.0, 0.75, 1.25])
+def test_the_aspect_is_told_whatever_is_assumed(ratio):
+    """The images of a camera whose fy is taken to be another."""
+    aspect = SelfCalibration(footage(), replace(CAMERA, fy=ratio * CAMERA.fy)).aspect()
+    error = float(np.log(aspect.ratio / ratio))
+    assert abs(error) < 0.02
+    assert abs(error) < 2.0 * aspect.sigma < 0.06
+
+
+def test_the_aspect_of_too_few_images_is_not_told():
+    assert SelfCalibration(footage(frames=3), CAMERA).aspect() == AspectEstimate()
+
+
+def test_matches_that_are_none_tell_no_aspect(rng):
+    pairs = [ViewPair(n, n + 1, *rng.uniform(0, 480, (2, 80, 2))) for n in range(8)]
+    assert SelfCalibration(pairs, CAMERA).aspect() == AspectEstimate()
+
+
 def test_one_plane_determines_nothing():
     wall = np.column_stack([POINTS[:, :2], np.full(len(POINTS), 4.0)])
     found = SelfCalibration(footage(points=wall), ASSUMED).estimate()
@@ -124,6 +144,18 @@ def test_a_zoom_is_a_change_and_no_focal_length():
     assert found.change.share == pytest.approx(0.3, abs=0.1)
     assert found.change.from_frame < 80 < found.change.to_frame
     assert "the focal length changes by +" in str(found.change)
+
+
+@pytest.mark.parametrize("with_distortion", [True, False])
+def test_a_change_that_one_model_of_the_lens_explains_is_none(with_distortion, monkeypatch):
+    """A faint distortion that is left out of the lens makes windows differ as their points differ in radius."""
+
+    def one_model_only(chosen, lens, prior):
+        return FocalChange(0.1, 0.01, 10, 20) if bool(lens[DIVISION]) == with_distortion else None
+
+    monkeypatch.setattr("relocalizer.self_calibration.find_change", one_model_only)
+    bent = replace(CAMERA, model="radtan", distortion=(0.03, 0.0, 0.0, 0.0))
+    assert SelfCalibration(footage(frames=6, camera=bent), CAMERA).check().change is None
 
 
 def test_the_same_pairs_give_the_same_estimate():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from relocalizer.camera import Camera
 from relocalizer.errors import MapError, OutputError
 from relocalizer.geometry import FloatArray, quaternion_xyzw_from_rotation
 from relocalizer.maps.colmap_model import HALF_PIXEL, NO_POINT, ColmapImage, ColmapModel, ColmapPoint, exact_numbers
@@ -28,6 +29,35 @@ OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PosedImage:
+    """An image of an export.
+
+    Attributes:
+        name: stem of its file, without characters that COLMAP or a file system would not take.
+        camera: its pinhole camera. world_from_cam: (4, 4).
+        jpeg: the image as a JPEG file.
+        row: row of its keyframe; None for another frame, which has no observations in the map.
+    """
+
+    name: str
+    camera: Camera
+    world_from_cam: FloatArray
+    jpeg: bytes
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Written:
+    """An image whose file is written: its number from 1 on, its file name, and what `PosedImage` says of it."""
+
+    number: int
+    file_name: str
+    camera: Camera
+    world_from_cam: FloatArray
+    row: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Segment:
     """Rows of a segment's keyframes, and of the landmarks anchored in them."""
 
@@ -35,13 +65,24 @@ class _Segment:
     landmarks: NDArray[np.int64]
 
 
-def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, segment: int | None = None) -> list[Path]:
+def export_map(
+    reference_map: ReferenceMap,
+    form: ExportFormat,
+    out: Path,
+    *,
+    segment: int | None = None,
+    images: Iterable[PosedImage] | None = None,
+) -> list[Path]:
     """Export a segment of a map, by default the one with the most keyframes; returns the files or the folder written.
 
     `colmap` writes a folder with images/ and sparse/0, the model as text and binary; `nerfstudio` one with
     transforms.json, points3D.ply and images/; `ply` a file of colored points. `tum` and `kitti` write the poses of all
     frames, or of the keyframes when the map has no frames, in order of time, to one file per session (OUT, OUT_2, ...),
     because sessions may have different clocks.
+
+    Args:
+        images: the images of `colmap` and `nerfstudio`, written as they come; by default those of the keyframes, as
+            they are stored in the map.
 
     Raises:
         MapError: the map has no keyframes or no such segment, or an image cannot be read.
@@ -51,9 +92,10 @@ def export_map(reference_map: ReferenceMap, form: ExportFormat, out: Path, *, se
     if form not in get_args(ExportFormat):
         raise ValueError(f"export_map: no format {form!r}")
     exported = _segment_of(reference_map, segment)
+    chosen = stored_images(reference_map, exported.rows) if images is None else images
     writers: Mapping[str, Callable[[ReferenceMap, _Segment, Path], list[Path]]] = {
-        "colmap": _write_colmap,
-        "nerfstudio": _write_nerfstudio,
+        "colmap": lambda m, p, o: _write_colmap(m, p, o, chosen),
+        "nerfstudio": lambda m, p, o: _write_nerfstudio(m, p, o, chosen),
         "ply": _write_ply,
         "tum": lambda m, p, o: _write_trajectories(m, p, o, _tum_lines),
         "kitti": lambda m, p, o: _write_trajectories(m, p, o, _kitti_lines),
@@ -74,53 +116,80 @@ def segments_by_size(reference_map: ReferenceMap) -> dict[int, int]:
     return {int(numbers[n]): int(counts[n]) for n in order}
 
 
-def _segment_of(m: ReferenceMap, segment: int | None) -> _Segment:
+def segment_number(m: ReferenceMap, segment: int | None) -> int:
+    """The number of a segment; of the one with the most keyframes for None.
+
+    Raises:
+        MapError: the map has no keyframes or no such segment.
+    """
     sizes = segments_by_size(m)
     if not sizes:
         raise MapError("map: it holds no keyframes, so there is nothing to export")
     if segment is not None and segment not in sizes:
         raise MapError(f"map: no segment {segment}; it has {', '.join(map(str, sorted(sizes)))}")
-    chosen = next(iter(sizes)) if segment is None else segment
+    return next(iter(sizes)) if segment is None else segment
+
+
+def _segment_of(m: ReferenceMap, segment: int | None) -> _Segment:
+    chosen = segment_number(m, segment)
     rows = np.flatnonzero(m.keyframes.segment == chosen)
     return _Segment(rows, np.flatnonzero(np.isin(m.landmarks.anchor, m.keyframes.ids[rows])))
+
+
+def stored_images(m: ReferenceMap, rows: NDArray[np.int64]) -> Iterator[PosedImage]:
+    """The images of keyframes (N,) as they are stored in a map."""
+    for row in rows.tolist():
+        yield PosedImage(_name_of_keyframe(m, row), m.camera_of(row), _pose_matrix(m, row), jpeg_of(m, row), row)
 
 
 # --- COLMAP -------------------------------------------------------------------------------------------
 
 
-def _write_colmap(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+def _write_colmap(m: ReferenceMap, segment: _Segment, out: Path, images: Iterable[PosedImage]) -> list[Path]:
     """The layout of COLMAP's datasets, which Gaussian splatting programs expect: sparse/0 and images."""
+    out.mkdir(parents=True)
+    written = _write_images(images, out / "images")
+    cameras = list(dict.fromkeys(image.camera for image in written))
     numbers = {int(m.landmarks.ids[n]): number for number, n in enumerate(segment.landmarks.tolist(), start=1)}
-    images = [_colmap_image(m, row, numbers) for row in segment.rows.tolist()]
+    models = [_colmap_image(m, image, 1 + cameras.index(image.camera), numbers) for image in written]
     tracks: dict[int, list[tuple[int, int]]] = {number: [] for number in numbers.values()}
-    for image in images:
-        for n in np.flatnonzero(image.points != NO_POINT).tolist():
-            tracks[int(image.points[n])].append((image.number, n))
+    for model in models:
+        for n in np.flatnonzero(model.points != NO_POINT).tolist():
+            tracks[int(model.points[n])].append((model.number, n))
     points, errors = m.points_world, mean_errors_px(m)
     landmarks = [
         ColmapPoint(number, points[n], m.landmarks.colors[n], float(errors[n]), tracks[number])
         for number, n in enumerate(segment.landmarks.tolist(), start=1)
     ]
-    out.mkdir(parents=True)
-    ColmapModel(m.cameras, images, landmarks).write(out / "sparse" / "0")
-    _write_images(m, segment, out / "images")
+    ColmapModel(cameras, models, landmarks).write(out / "sparse" / "0")
     return [out]
 
 
-def _colmap_image(m: ReferenceMap, row: int, numbers: Mapping[int, int]) -> ColmapImage:
-    """A keyframe with its observations; `numbers` are the ids of the points, by landmark."""
-    cam_from_world = m.keyframes.rotations[row].T
-    own = slice(int(m.observations.offsets[row]), int(m.observations.offsets[row + 1]))
-    points = [numbers.get(track, NO_POINT) for track in m.observations.landmark[own].tolist()]
+def _colmap_image(m: ReferenceMap, image: _Written, camera: int, numbers: Mapping[int, int]) -> ColmapImage:
+    """An image with its observations, those of its keyframe; `numbers` are the ids of the points, by landmark."""
+    cam_from_world = image.world_from_cam[:3, :3].T
+    pixels, landmarks = np.zeros((0, 2)), np.zeros(0, np.int64)
+    if image.row is not None:
+        own = slice(int(m.observations.offsets[image.row]), int(m.observations.offsets[image.row + 1]))
+        landmarks = m.observations.landmark[own]
+        pixels = _pixels_in(image.camera, m.camera_of(image.row), m.observations.pixels[own].astype(np.float64))
     return ColmapImage(
-        number=row + 1,
-        camera=int(m.keyframes.camera[row]) + 1,
-        name=_image_name(m, row),
+        number=image.number,
+        camera=camera,
+        name=image.file_name,
         quaternion_wxyz=np.roll(quaternion_xyzw_from_rotation(cam_from_world), 1),
-        translation=-cam_from_world @ m.keyframes.translations[row],
-        pixels=m.observations.pixels[own].astype(np.float64) + HALF_PIXEL,
-        points=np.array(points, dtype=np.int64),
+        translation=-cam_from_world @ image.world_from_cam[:3, 3],
+        pixels=pixels + HALF_PIXEL,
+        points=np.array([numbers.get(track, NO_POINT) for track in landmarks.tolist()], dtype=np.int64),
     )
+
+
+def _pixels_in(camera: Camera, stored: Camera, pixels: FloatArray) -> FloatArray:
+    """Pixels (N, 2) of the stored image of a keyframe as pixels of another image of the same view."""
+    if camera == stored:
+        return pixels
+    rays = np.column_stack([stored.normalized(pixels), np.ones(len(pixels))])
+    return camera.project(rays)
 
 
 def mean_errors_px(m: ReferenceMap) -> FloatArray:
@@ -142,28 +211,27 @@ def mean_errors_px(m: ReferenceMap) -> FloatArray:
 # --- nerfstudio ---------------------------------------------------------------------------------------
 
 
-def _write_nerfstudio(m: ReferenceMap, segment: _Segment, out: Path) -> list[Path]:
+def _write_nerfstudio(m: ReferenceMap, segment: _Segment, out: Path, images: Iterable[PosedImage]) -> list[Path]:
     """https://docs.nerf.studio/quickstart/data_conventions.html; each frame has its own camera."""
     out.mkdir(parents=True)
-    frames = [_nerfstudio_frame(m, row) for row in segment.rows.tolist()]
+    frames = [_nerfstudio_frame(image) for image in _write_images(images, out / "images")]
     transforms = {"camera_model": "OPENCV", "ply_file_path": "points3D.ply", "frames": frames}
     (out / "transforms.json").write_text(json.dumps(transforms, indent=1) + "\n", encoding="utf-8")
     _write_ply(m, segment, out / "points3D.ply")
-    _write_images(m, segment, out / "images")
     return [out]
 
 
-def _nerfstudio_frame(m: ReferenceMap, row: int) -> dict[str, object]:
-    camera = m.camera_of(row)
+def _nerfstudio_frame(image: _Written) -> dict[str, object]:
+    camera = image.camera
     return {
-        "file_path": f"images/{_image_name(m, row)}",
+        "file_path": f"images/{image.file_name}",
         "w": camera.width,
         "h": camera.height,
         "fl_x": camera.fx,
         "fl_y": camera.fy,
         "cx": camera.cx + HALF_PIXEL,
         "cy": camera.cy + HALF_PIXEL,
-        "transform_matrix": (_pose_matrix(m, row) @ OPENGL_FROM_OPENCV).tolist(),
+        "transform_matrix": (image.world_from_cam @ OPENGL_FROM_OPENCV).tolist(),
     }
 
 
@@ -208,6 +276,19 @@ def frame_numbers(reference_map: ReferenceMap, segment: int | None = None) -> li
         MapError: as `export_map`.
     """
     return [session.numbers for session in _sessions(reference_map, _segment_of(reference_map, segment))]
+
+
+def frame_poses(reference_map: ReferenceMap, segment: int | None = None) -> tuple[NDArray[np.int64], FloatArray]:
+    """Numbers (T,) in the source and world_from_cam (T, 4, 4) of the frames of a segment; of the keyframes if the map
+    has no other frames.
+
+    Raises:
+        MapError: as `export_map`; or the map holds several sessions, so that a number is not one image.
+    """
+    if len(reference_map.sessions) > 1:
+        raise MapError("map: it holds several runs, so a number of a frame is not one image; export the keyframes")
+    sessions = _sessions(reference_map, _segment_of(reference_map, segment))
+    return sessions[0].numbers, sessions[0].world_from_cam
 
 
 def _sessions(m: ReferenceMap, segment: _Segment) -> list[_Poses]:
@@ -265,27 +346,33 @@ def _kitti_lines(times: NDArray[np.int64], poses: FloatArray) -> list[str]:
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _image_name(m: ReferenceMap, row: int) -> str:
-    """Name of the exported image: that of its file, as a JPEG file, or the keyframe's id if it has none of its own.
-
-    COLMAP separates names by blanks, so characters other than letters, digits, points and hyphens become `_`.
-    """
+def _name_of_keyframe(m: ReferenceMap, row: int) -> str:
+    """Name of an exported keyframe: that of its image's file, or the keyframe's id if it has none of its own."""
     by_id = f"{int(m.keyframes.ids[row]):06d}"
-    stem = _stem(m.image_name(row))
+    stem = stem_of(m.image_name(row))
     if not stem:
-        return f"{by_id}.jpg"
-    is_unique = sum(_stem(name) == stem for name in m.image_names) == 1
-    return f"{stem}.jpg" if is_unique else f"{by_id}_{stem}.jpg"
+        return by_id
+    is_unique = sum(stem_of(name) == stem for name in m.image_names) == 1
+    return stem if is_unique else f"{by_id}_{stem}"
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """The name of a file without its suffix; characters other than letters, digits, points and hyphens become `_`.
+
+    COLMAP separates names by blanks.
+    """
     return re.sub(r"[^\w.-]", "_", name.rpartition(".")[0] or name)
 
 
-def _write_images(m: ReferenceMap, segment: _Segment, folder: Path) -> None:
+def _write_images(images: Iterable[PosedImage], folder: Path) -> list[_Written]:
+    """Write the images as they come, numbered from 1 on."""
     folder.mkdir()
-    for row in segment.rows.tolist():
-        (folder / _image_name(m, row)).write_bytes(jpeg_of(m, row))
+    written = []
+    for number, image in enumerate(images, start=1):
+        file_name = f"{image.name}.jpg"
+        (folder / file_name).write_bytes(image.jpeg)
+        written.append(_Written(number, file_name, image.camera, image.world_from_cam, image.row))
+    return written
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

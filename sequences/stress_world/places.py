@@ -107,6 +107,11 @@ def repeated(material: Material, period_m: float) -> Material:
     return make
 
 
+def some_color(rng: Rng) -> Color:
+    red, green, blue = rng.uniform(0.2, 0.8, 3).tolist()
+    return red, green, blue
+
+
 def some_material(rng: Rng) -> Material:
     """One of the materials that walls have, in colors of its own."""
     inks: list[Color] = [(float(r), float(g), float(b)) for r, g, b in rng.uniform(0.15, 0.75, (4, 3))]
@@ -290,15 +295,36 @@ def room_with_mirror(rng: Rng) -> Place:
     return Place([*quads, *mirrored(quads, ROOM[0])])
 
 
+Walk = tuple[
+    tuple[float, float], tuple[float, float], float
+]  # where it begins, how far it goes, seconds there and back
+AT_A_DISTANCE: Sequence[Walk] = (
+    ((5.0, 4.3), (-4.0, 0.0), 8.0),
+    ((5.5, 1.0), (0.0, 3.0), 7.0),
+    ((5.0, 0.7), (-4.0, 0.0), 9.0),
+    ((0.65, 1.0), (0.0, 3.0), 7.0),
+    ((3.3, 2.35), (0.1, 0.4), 6.0),
+)
+IN_THE_MIDDLE: Sequence[Walk] = (
+    ((3.1, 2.2), (0.9, 0.9), 5.0),
+    ((4.6, 3.4), (-1.6, -0.4), 7.0),
+    ((2.2, 3.2), (0.4, -1.3), 6.0),
+)
+
+
 def room_with_people(rng: Rng) -> Place:
-    """The room, through which three people walk to and fro."""
-    place = rich_room(rng)
-    for start, step, period in (
-        ((3.1, 2.2), (0.9, 0.9), 5.0),
-        ((4.6, 3.4), (-1.6, -0.4), 7.0),
-        ((2.2, 3.2), (0.4, -1.3), 6.0),
-    ):
-        shirt = plaid(tuple(rng.uniform(0.2, 0.8, 3).tolist()), [(0.1, 0.1, 0.2), (0.9, 0.8, 0.7)], rng)  # type: ignore[arg-type]
+    """The room with five people, four of them along its walls; they cover a fifth of the image, at most 29 %."""
+    return _with_people(rich_room(rng), AT_A_DISTANCE, rng)
+
+
+def room_with_crowd(rng: Rng) -> Place:
+    """The room, and three people who walk about in its middle; they cover a third of the image, at most 60 %."""
+    return _with_people(rich_room(rng), IN_THE_MIDDLE, rng)
+
+
+def _with_people(place: Place, walks: Sequence[Walk], rng: Rng) -> Place:
+    for start, step, period in walks:
+        shirt = plaid(some_color(rng), [(0.1, 0.1, 0.2), (0.9, 0.8, 0.7)], rng)
         trousers = fabric((0.2, 0.22, 0.3), rng, (0.35, 0.35, 0.4))
         foot = np.array([*start, 0.0])
         first = len(place.quads)
@@ -362,7 +388,7 @@ def street(rng: Rng) -> Place:
     quads += _facades(rng, np.zeros(3), (width, depth), outward=False)
     for _ in range(40):
         place, yaw = _at_the_curb(rng)
-        skin = painted(tuple(rng.uniform(0.15, 0.8, 3).tolist()), rng, 4)  # type: ignore[arg-type]
+        skin = painted(some_color(rng), rng, 4)
         quads += box(rng, place, (4.2, 1.8, 1.4), yaw, skin=_scaled(skin, 0.2))
     return Place(quads, sky=(196.0, 212.0, 228.0))
 

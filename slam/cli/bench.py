@@ -22,6 +22,7 @@ from slam.cli.options import (
     MaskImage,
     Overrides,
     PredictorName,
+    Preset,
     RandomWeights,
     Seed,
     Start,
@@ -53,6 +54,7 @@ def bench(
             metavar="SOURCE", help="Source as for `slam run`. Without it, the Reloc3r network is measured alone."
         ),
     ] = None,
+    preset: Preset = None,
     config: ConfigFiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
     predictor: PredictorName = None,
@@ -149,7 +151,7 @@ def bench(
     from slam.components.predictor_choice import choose_predictor, with_predictor, with_runtime
     from slam.input.open_source import open_source
 
-    settings = load_settings(config, overrides, flags, verb="slam bench")
+    settings = load_settings(config, overrides, flags, verb="slam bench", preset=preset)
     choice = choose_predictor(settings)
     settings, choice = with_runtime(with_predictor(settings, choice.kind), choice)
     if training:

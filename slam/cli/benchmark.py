@@ -16,6 +16,7 @@ from slam.cli.options import (
     INTERRUPTED,
     UNUSABLE,
     USER_ERROR,
+    AsJson,
     ConfigFiles,
     Jobs,
     Overrides,
@@ -112,6 +113,7 @@ def benchmark(
     fail_above: Limits = [],  # noqa: B006
     fail_below: Floors = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and results.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy on a public benchmark; `slam bench` measures speed.
 
@@ -155,7 +157,7 @@ def benchmark(
     )
     session = session_values(sys.argv[1:], settings)
     outcome = run_benchmark(request, workers_of(jobs, ray), session, _Progress(quiet))
-    raise typer.Exit(_ended(outcome, limits, floors))
+    raise typer.Exit(_ended(outcome, limits, floors, as_json=as_json))
 
 
 class _Progress:
@@ -175,8 +177,7 @@ class _Progress:
             self._progress("items", done, total, item)
 
 
-def _ended(outcome: BenchmarkOutcome, limits: Mapping[str, float], floors: Mapping[str, float]) -> int:
-    """Print the tables, and return the exit code."""
+def _print_tables(outcome: BenchmarkOutcome) -> None:
     from slam.benchmarks.html_report import cell_text
     from slam.cli.text_tables import render
 
@@ -186,6 +187,18 @@ def _ended(outcome: BenchmarkOutcome, limits: Mapping[str, float], floors: Mappi
         if table.note:
             print(table.note)
         print()
+
+
+def _ended(
+    outcome: BenchmarkOutcome, limits: Mapping[str, float], floors: Mapping[str, float], *, as_json: bool
+) -> int:
+    """Print the tables or results.json, and return the exit code."""
+    if as_json:
+        from slam.benchmarks.results_folder import RESULTS
+
+        print((outcome.folder / RESULTS).read_text(encoding="utf-8"), end="")
+    else:
+        _print_tables(outcome)
     say(f"{outcome.done} of {outcome.items} items ({outcome.resumed} from before); {outcome.folder / 'report.html'}")
     for line in outcome.retried:
         say(f"restarted: {line}")

@@ -6,12 +6,12 @@ not want. These are the plain sections of the help.
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import typer
 import typer.core
+
+from slam.cli.terminal import heading
 
 # An option is in the same panel of every command; those of no panel are special to their command.
 PANELS = {
@@ -46,7 +46,7 @@ class PanelCommand(typer.core.TyperCommand):
             if (record := parameter.get_help_record(ctx)) is not None:
                 rows.setdefault(_panel_of(parameter), []).append(record)
         for panel in sorted(rows, key=_ORDER.index):
-            with formatter.section(_heading(panel)):
+            with formatter.section(heading(panel)):
                 formatter.write_dl(rows[panel])
 
 
@@ -60,10 +60,3 @@ def _panel_of(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return "Arguments"
     return next((_PANEL_OF[option] for option in parameter.opts if option in _PANEL_OF), "Options")
-
-
-def _heading(text: str) -> str:
-    """The heading, bold on a terminal unless NO_COLOR is set (https://no-color.org)."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    return typer.style(text, bold=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from relocalizer.errors import ConfigError, MapError
 from slam.cli.options import (
     AsJson,
     ConfigFiles,
@@ -109,6 +110,24 @@ def export(
             show_default=False,
         ),
     ] = None,
+    images: Annotated[
+        Literal["keyframes", "all"],
+        typer.Option(
+            "--images",
+            help="With colmap and nerfstudio: the stored images of the keyframes, or all images with a pose at full "
+            "size, undistorted, read again from --source.",
+        ),
+    ] = "keyframes",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", metavar="SOURCE", help="With --images all: the source of the run.", show_default=False
+        ),
+    ] = None,
+    up: Annotated[
+        bool,
+        typer.Option("--up", help="Turn the map upright: z up, or y down for colmap, as its own programs do."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export a map: COLMAP model with images, nerfstudio transforms.json, point cloud (PLY), trajectory (TUM, KITTI).
@@ -117,16 +136,24 @@ def export(
 
       slam map export runs/desk-1 --format colmap -o desk_colmap
 
+      slam map export runs/desk-1 --format nerfstudio --images all --source desk.mp4 --up -o desk_splat
+
       slam map export runs/desk-1 --format ply -o desk.ply
     """
     expect_new(out, makes_folders=True)
+    if (images == "all") != (source is not None):
+        raise ConfigError("--images all reads all images again from --source SOURCE: give both or neither")
+    if source is not None and form not in ("colmap", "nerfstudio"):
+        raise ConfigError(f"--images all: {form} holds no images; expected --format colmap or nerfstudio")
     import numpy as np
 
-    from relocalizer.maps.map_export import export_map, frame_numbers, segments_by_size
+    from relocalizer.maps.map_export import frame_numbers, segments_by_size
     from relocalizer.maps.map_reader import load_map
 
     loaded = load_map(folder)
-    written = export_map(loaded, form, out, segment=segment)
+    if up:
+        loaded = _upright(loaded, form, segment, folder)
+    written = _exported(loaded, form, out, segment, source, folder)
     for path in written:
         say(f"wrote {path}")
     if as_json:
@@ -139,7 +166,46 @@ def export(
     sizes = segments_by_size(loaded)
     if segment is None and len(sizes) > 1:
         chosen, *others = sizes
-        say(f"segment {chosen} of {len(sizes)}; nothing ties the others to it: --segment {others[0]} exports the next")
+        say(f"segment {chosen} of {len(sizes)}; the others are not connected: --segment {others[0]} exports the next")
+
+
+def _exported(
+    loaded: ReferenceMap, form: ExportForm, out: Path, segment: int | None, source: str | None, folder: Path
+) -> list[Path]:
+    """Export a map, with the images of its keyframes or with those that are read again from a source."""
+    from relocalizer.maps.map_export import export_map
+
+    if source is None:
+        return export_map(loaded, form, out, segment=segment)
+    from slam.run.posed_frames import open_again, posed_images
+
+    frames = open_again(source, folder)
+    say(frames.description)
+    try:
+        return export_map(loaded, form, out, segment=segment, images=posed_images(loaded, frames, segment=segment))
+    finally:
+        frames.close()
+
+
+def _upright(loaded: ReferenceMap, form: ExportForm, segment: int | None, folder: Path) -> ReferenceMap:
+    """The map with the exported segment turned upright; prints what its upward direction was taken from."""
+    from relocalizer.maps.upright import UpUnknown, in_east_north_up, upright
+    from slam.run.georeference import georeference_of
+
+    axis: Literal["z", "-y"] = "-y" if form == "colmap" else "z"
+    place = georeference_of(folder)
+    if place is not None and segment is None:
+        axes = "east, down and north" if form == "colmap" else "east, north and up"
+        say(
+            f"x, y and z are meters {axes} of latitude {place.latitude_deg:.7f}, longitude {place.longitude_deg:.7f}, "
+            f"height {place.height_m:.2f} m, from the GPS track of the run"
+        )
+        return in_east_north_up(loaded, place.enu_from_world, axis=axis)
+    turned = upright(loaded, axis=axis, segment=segment)
+    if isinstance(turned, UpUnknown):
+        raise MapError(f"--up: {turned.reason}")
+    say(f"up is {axis}, estimated from {turned.reason}")
+    return turned.map
 
 
 @map_app.command(short_help="Merge two overlapping maps")

@@ -25,7 +25,7 @@ def plot(
         ),
     ] = None,
 ) -> None:
-    """Draw a run from above: path, keyframes, landmarks, loop closures and lost stretches.
+    """Draw a run from above: path, keyframes, landmarks, loop closures and lost intervals.
 
     Every run leaves this image in its folder.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slam.cli.options import INTERNAL_ERROR, USER_ERROR, complain, say
+from slam.cli.terminal import with_colored_verdict
 from slam.evaluation.verdict import Grade
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def summarize(request: RunArguments, folder: Path, report: dict[str, Any]) -> No
     from slam.run.run_page import PAGE
     from slam.run.summary import summary_rows
 
-    print(render(summary_rows(report), title=str(folder)))
+    print(with_colored_verdict(render(summary_rows(report), title=str(folder))))
     if report["status"] == "failed":
         return
     print(f"\nreport: {folder / PAGE}")
@@ -40,11 +41,12 @@ def summarize(request: RunArguments, folder: Path, report: dict[str, Any]) -> No
 def _next_commands(request: RunArguments, folder: Path, report: dict[str, Any]) -> list[str]:
     from slam.run.next_steps import next_steps
 
-    commands = [step.command for step in next_steps(report, folder)]
+    viewer = ""
     if request.record is not None:
-        viewer = "rerun" if shutil.which("rerun") else str(Path(sys.executable).with_name("rerun"))
-        return [shlex.join([viewer, str(request.record)]), *commands[1:]]
-    if Grade(report["verdict"]["grade"]).is_below(Grade.PARTIAL):
+        rerun = "rerun" if shutil.which("rerun") else str(Path(sys.executable).with_name("rerun"))
+        viewer = shlex.join([rerun, str(request.record)])
+    commands = [step.command for step in next_steps(report, folder, viewer=viewer)]
+    if not viewer and Grade(report["verdict"]["grade"]).is_below(Grade.PARTIAL):
         # A recording shows every image, and where initialization or the map failed.
         in_map = f" --map {shlex.quote(str(request.map))}" if request.map else ""
         only = " --localize-only" if request.localize_only else ""

@@ -58,7 +58,10 @@ class Evidence:
         lost_frames: number of frames without a live pose because tracking was lost.
         weak_frames: number of live poses from fewer than `WEAK_LANDMARKS` landmarks, or from none (position held).
         overlay_share: fraction of the tracked points that are static in the image while the scene moves.
+        unexplained_share: fraction of the points followed for long that disagree with the pose, median of the frames.
         refuted_keyframes: number of keyframes with a verified loop that no drift explains.
+        contradicted_keyframes: number of the other keyframes with a verified loop that was held back, because the path
+            leads elsewhere.
         loops: number of closed loops.
         reprojection_px: RMS reprojection error over the largest segment's observations, pixels; None if the run was
             aborted and it was not measured.
@@ -74,7 +77,9 @@ class Evidence:
     lost_frames: int = 0
     weak_frames: int = 0
     overlay_share: float = 0.0
+    unexplained_share: float = 0.0
     refuted_keyframes: int = 0
+    contradicted_keyframes: int = 0
     loops: int = 0
     reprojection_px: float | None = 0.0
     noise_px: float = 1.0
@@ -88,8 +93,10 @@ _COVERAGE = (0.9, 0.5)
 _WEAK = (0.2, 0.6)
 _LOST = (0.1, 0.4)
 _OVERLAY = 0.1  # Fraction of static points at which a run is partial.
+_UNEXPLAINED = (0.5, 0.75)
 _LOSSES = 3  # Number of tracking losses at which a run is partial, regardless of their duration.
 _REPEATING = 10  # Number of keyframes with refuted loops from which the scene repeats itself.
+_CONTRADICTED = 5  # Number of keyframes with loops that were held back, and none closed, at which a run is partial.
 # RMS reprojection error relative to the assumed noise at which a run is partial, and poor. Outliers beyond three
 # standard deviations are excluded from it.
 _REPROJECTION = (1.35, 2.0)
@@ -110,7 +117,9 @@ def _findings(evidence: Evidence) -> Iterator[Finding]:
         _losses(evidence),
         _weakness(evidence),
         _overlay(evidence),
+        _unexplained(evidence),
         _repetition(evidence),
+        _drift(evidence),
         _reprojection(evidence),
     ):
         if found is not None:
@@ -153,6 +162,16 @@ def _overlay(evidence: Evidence) -> Finding | None:
     return Finding(Grade.PARTIAL, reason)
 
 
+def _unexplained(evidence: Evidence) -> Finding | None:
+    if evidence.unexplained_share < _UNEXPLAINED[0]:
+        return None
+    reason = (
+        f"{evidence.unexplained_share:.0%} of the points that could be followed for long do not move as the scene "
+        "would with these poses: much of the image moves by itself, and the map may be that of a moving object"
+    )
+    return Finding(Grade.POOR if evidence.unexplained_share >= _UNEXPLAINED[1] else Grade.PARTIAL, reason)
+
+
 def _repetition(evidence: Evidence) -> Finding | None:
     if evidence.refuted_keyframes < _REPEATING:
         return None
@@ -163,6 +182,17 @@ def _repetition(evidence: Evidence) -> Finding | None:
         return Finding(Grade.GOOD, f"{repeats}, and no loop could be closed")
     number = f"{evidence.loops} closed loop{'s' * (evidence.loops != 1)}"
     return Finding(Grade.PARTIAL, f"{repeats}, and the {number} may be false")
+
+
+def _drift(evidence: Evidence) -> Finding | None:
+    count = evidence.contradicted_keyframes
+    if count < _CONTRADICTED or evidence.loops or evidence.refuted_keyframes >= _REPEATING:
+        return None
+    reason = (
+        f"{count} keyframes recognized earlier places, but the path leads elsewhere and no loop was closed: the map "
+        "has drifted by more than it should (a zoom, a wrong calibration, moving objects), or places look alike"
+    )
+    return Finding(Grade.PARTIAL, reason)
 
 
 def _reprojection(evidence: Evidence) -> Finding | None:

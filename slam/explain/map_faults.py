@@ -32,6 +32,7 @@ LEADING = 10  # minimum number of frames without a pose before the first that is
 DRIFT = 0.05  # minimum change of the scale by loops that is reported, relative
 BENT_CHI_SQUARE = 1000.0  # minimum squared residual of an edge that the rest of the map contradicts
 ALIKE_LANDMARKS = 20  # minimum number of landmarks that agree with a refused loop for its places to look alike
+SAME_FOCAL = 0.02  # maximum relative difference of a focal length that is not what contradicts a calibration
 NEAR_LOOP = 3  # maximum distance of both ends from those of an accepted loop of the same place, keyframes
 ALIKE_GATES = ("chi-square", "closer look", "contradict")  # gates that refuse places that only look alike
 
@@ -83,7 +84,7 @@ def _losses(record: RunRecord, faults: Sequence[Finding]) -> Iterator[Finding]:
 
 def _episode(record: RunRecord, lost_at: int) -> tuple[int, int, str]:
     """First and last lost frame of a loss, and how it ended."""
-    ends = [(e.frame_index, "until a known place was recognized") for e in record.of(Relocalized)]
+    ends = [(e.frame_index, "until the camera was relocalized") for e in record.of(Relocalized)]
     ends += [(e.frame_indices[1], "until a new map was initialized") for e in record.of(Initialized)]
     later = sorted(end for end in ends if end[0] > lost_at)
     if not later:
@@ -185,7 +186,9 @@ def _unjoined(record: RunRecord) -> Iterator[Finding]:
         record.frames(int(outside[0]), int(outside[-1])) if len(outside) else record.frames(0, len(record) - 1)
     )
     sizes = f"{', '.join(map(str, others))} frames"
-    text = f"the path is in {1 + len(others)} parts that no loop joins; the smaller have {sizes}, in units of their own"
+    text = (
+        f"the path is in {1 + len(others)} segments that no loop joins; the smaller have {sizes}, in units of their own"
+    )
     yield Finding(cause=Cause.UNJOINED_MAPS, first=first, last=last, sentence=text, figures={"frames": sum(others)})
 
 
@@ -296,12 +299,14 @@ def _focal_length(record: RunRecord) -> Iterator[Finding]:
         return
     first, last = record.frames(0, len(record) - 1)
     start, wanted = float(focal.get("start") or 0.0), float(focal.get("wanted") or 0.0)
-    if lens.get("state") == LensState.CONTRADICTED and wanted:
-        text = (
-            f"the given focal length of {start:.0f} px does not fit: the images want {wanted:.0f} px "
-            f"(+- {100 * (sigma or 0.0):.1f} %), {abs(wanted / start - 1):.0%} {'less' if wanted < start else 'more'}; "
-            f"{lens['reason']}"
-        )
+    if lens.get("state") == LensState.CONTRADICTED:
+        text = f"the given calibration does not fit: {lens['reason']}"
+        if wanted and abs(wanted / start - 1.0) > SAME_FOCAL:
+            text = (
+                f"the given focal length of {start:.0f} px does not fit: the images want {wanted:.0f} px "
+                f"(+- {100 * (sigma or 0.0):.1f} %), {abs(wanted / start - 1):.0%} "
+                f"{'less' if wanted < start else 'more'}; {lens['reason']}"
+            )
         figures = {"given_px": start, "wanted_px": wanted, "reprojection_px": reprojection}
         yield Finding(cause=Cause.WRONG_FOCAL_LENGTH, first=first, last=last, sentence=text, figures=figures)
     elif lens.get("state") == LensState.GUESS and (sigma is None or sigma >= UNDETERMINED_SIGMA):

@@ -127,10 +127,10 @@ class LoopVerifier:
         matches = match_keyframes(image.features, [c], self._map, ratio=MATCH_RATIO)
         enough = max(MIN_FIRST_MATCHES, self._config.min_inliers // 2)
         self.examination.matched(matches)
-        self.examination.at_least("points recognized", len(matches), enough)
+        self.examination.at_least("points matched", len(matches), enough)
         if len(matches) < enough:
             recognized = len(matches)
-            return PoseRejected(f"{recognized} points of keyframe {c} recognized, {enough} needed", recognized)
+            return PoseRejected(f"{recognized} points of keyframe {c} matched, {enough} needed", recognized)
         return matches
 
     def _refine_pose(self, loop: Verified) -> Verified | PoseRejected:

@@ -28,6 +28,7 @@ MAX_SUPPORT = 3
 WINDOW = 60  # maximum number of loops stored for comparison, the newest ones
 # Standard deviation of the log scale of a loop from which its scale is replaced by that of the path or the other loop.
 LOOSE_LOG_SCALE = 0.2
+DISTANCE_GATE = "chi-square from the map"  # the gate that a verified loop far from where the path leads does not pass
 # A verified loop is refuted if its squared distance to the map is this many times the largest limit: no drift explains
 # it. Where at least this number of keyframes have refuted loops, the scene repeats itself.
 REFUTED = 10.0
@@ -292,7 +293,7 @@ class LoopEvidence:
             self._gate("loops that tie the two parts", supporters, 2, not alone)
             return Deferred(f"{supporters} loop ties the two parts, 2 needed", alone=True) if alone else None
         limit = CHI2_7DOF_999 * min(supporters, MAX_SUPPORT)
-        self._gate("chi-square from the map", distance, limit, distance <= limit)
+        self._gate(DISTANCE_GATE, distance, limit, distance <= limit)
         if distance > limit:
             path = f"chi-square {distance:.1f} from where the path leads"
             return Deferred(f"{path}, limit {limit:.1f} with {supporters} loops that agree", alone=alone)

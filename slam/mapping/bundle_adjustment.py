@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from relocalizer.camera import Camera
 from relocalizer.geometry import MAX_COORDINATE, FloatArray, Similarity
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
+from relocalizer.self_calibration import PRIOR_SIGMA
 from slam.config.schema import SlamConfig
 from slam.events import EstimateRefused, Event
 from slam.map.slam_map import SlamMap
@@ -18,6 +19,7 @@ from slam.mapping.bundle import (
     AdjustedBundle,
     Bundle,
     BundleAdjuster,
+    FocalPrior,
     IntrinsicsPrior,
     reprojection_errors,
     structure_only_adjustment,
@@ -88,6 +90,27 @@ class BundleAdjustment:
             self._refine_lens(members, lens)
         ids, bundle = bundle_of(self._map, members, [])
         return self._refine(members, ids, bundle, iterations=config.final_iterations)
+
+    def wanted_focal_ratio(self, segment: int) -> float:
+        """Ratio of the focal length that fits all views of a segment together to that of its camera.
+
+        The map stays as it is. Its observations were selected with the present focal length, so the ratio is biased
+        towards 1, by about half. It is 1 where the views do not determine the focal length.
+        """
+        members = self._map.graph.segment(segment)
+        if len(members) < 2:
+            return 1.0
+        _, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
+        if not len(bundle.points_world):
+            return 1.0
+        prior = IntrinsicsPrior(focal=FocalPrior(bundle.cameras[members[0]].mean_focal, PRIOR_SIGMA))
+        config = self._config
+        refined = self._adjuster.refine(
+            replace(bundle, lens=prior, pairs=()),  # pair estimates were made with the present focal length
+            noise_px=config.tracks.noise_px,
+            iterations=config.bundle_adjustment.final_iterations,
+        )
+        return 1.0 if refined.problem else float(np.mean(refined.lens.focal_ratio))
 
     def correct_lens(self, segment: int, step: CorrectionStep) -> str:
         """Apply a correction of the intrinsics to all keyframes of a segment, and adapt poses and landmarks to it.

@@ -16,8 +16,10 @@ from slam.mapping.lens_examination import (
     LEFT_BY_CALIBRATIONS,
     LensFinding,
     changed_between,
+    confirmed,
     examine_assumed,
     examine_given,
+    is_doubtful,
     matched_pairs,
 )
 from slam.mapping.mapper import Mapper
@@ -70,6 +72,7 @@ def refine_map(
         done += 1
         before, after = max(before for before, _ in errors), max(after for _, after in errors)
         notify(before, after, f"final refinement, round {done} of {config.final_rounds} (errors: pixels)")
+    _settle_doubts(mapper, segments)
     return done
 
 
@@ -111,6 +114,14 @@ def calibrate(
             priors[segment] = IntrinsicsPrior(focal=focal)
     _compare_segments(mapper, segments)
     return priors
+
+
+def _settle_doubts(mapper: Mapper, segments: list[int]) -> None:
+    """Ask bundle adjustment where self-calibration doubts a given focal length."""
+    for s in segments:
+        evidence = mapper.map.lens_evidence.get(s)
+        if evidence is not None and is_doubtful(evidence):
+            mapper.map.set_lens_evidence(s, confirmed(evidence, mapper.adjustment.wanted_focal_ratio(s)))
 
 
 def _focal_prior(camera: Camera, evidence: LensEvidence) -> FocalPrior | None:

@@ -12,7 +12,14 @@ from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.self_calibration import KNOWN_SIGMA, PRIOR_SIGMA, FocalEstimate, SelfCalibration, ViewPair
+from relocalizer.self_calibration import (
+    KNOWN_SIGMA,
+    PRIOR_SIGMA,
+    AspectEstimate,
+    FocalEstimate,
+    SelfCalibration,
+    ViewPair,
+)
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import LensEvidence, LensState
 
@@ -24,8 +31,13 @@ MATCH_RATIO = 0.8  # maximum ratio of Lowe's ratio test
 # Maximum displacement of the image corners by the distortion that a calibration leaves uncorrected, as a fraction of
 # half the diagonal; it is 0.013 in KITTI and 0.018 in 7-Scenes.
 LEFT_BY_CALIBRATIONS = 0.025
-CONTRADICTION = 0.04  # minimum difference of the log focal lengths for the footage to contradict a given one
+# Minimum difference of the log focal lengths for the footage to contradict a given one; also of their ratio in x and y.
+CONTRADICTION = 0.04
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
+# Minimum of the same difference for a given focal length to be doubtful, and in standard deviations. A doubtful one is
+# contradicted if bundle adjustment wants another one too, of at least this difference in the same direction; for right
+# calibrations it wants at most 0.9 % (seven sequences).
+DOUBT, DOUBT_SIGMAS, BUNDLE_CONTRADICTION = 0.025, 1.5, 0.02
 # Difference of two estimates of a focal length at which one of them must be wrong, standard deviations.
 DISAGREEMENT_SIGMAS = 4.0
 
@@ -127,15 +139,18 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
             return finding
     calibration = SelfCalibration(pairs, camera)
     found = calibration.check()
-    if not isinstance(found, FocalEstimate) or found.flaw:
+    if not isinstance(found, FocalEstimate):
+        return LensFinding(LensEvidence())
+    if found.change is None and (reason := _contradicted_aspect(calibration.aspect(), camera)):
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, reason=reason))
+    if found.flaw:
         return LensFinding(LensEvidence())
     ratio = found.focal_px / camera.mean_focal
     if found.change is not None:
         reason = "the focal length changes along the footage"
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason, found.change))
     if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
-        reason = f"the footage wants a focal length {ratio:.2f} times as long (+- {100 * found.sigma:.1f} %)"
-        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
+        return LensFinding(_contradicted(ratio, found.sigma))
     left = calibration.distortion()
     if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS:
         reason = (
@@ -145,6 +160,43 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma)
     return LensFinding(evidence, may_have_distortion=left.is_significant)
+
+
+def _contradicted_aspect(aspect: AspectEstimate, camera: Camera) -> str:
+    """Why the ratio of fx and fy of a given camera is contradicted; empty if it is not."""
+    if abs(np.log(aspect.ratio)) <= max(CONTRADICTION, CONTRADICTION_SIGMAS * aspect.sigma):
+        return ""
+    given = camera.fx / camera.fy
+    wanted = f"{given * aspect.ratio:.2f} (+- {100 * aspect.sigma:.0f} %)"
+    return f"the footage wants an fx of {wanted} times fy, not of {given:.2f} times; is it of images of another shape?"
+
+
+def _contradicted(ratio: float, sigma: float) -> LensEvidence:
+    reason = f"the footage wants a focal length {ratio:.2f} times as long (+- {100 * sigma:.1f} %)"
+    return LensEvidence(LensState.CONTRADICTED, ratio, sigma, reason)
+
+
+def is_doubtful(evidence: LensEvidence) -> bool:
+    """Whether self-calibration speaks against a given focal length, but not beyond doubt."""
+    ratio, sigma = evidence.focal_ratio, evidence.focal_sigma
+    if evidence.state is not LensState.CALIBRATED or evidence.change is not None or ratio is None or sigma is None:
+        return False
+    return bool(abs(np.log(ratio)) > max(DOUBT, DOUBT_SIGMAS * sigma))
+
+
+def confirmed(evidence: LensEvidence, bundle_ratio: float) -> LensEvidence:
+    """Doubtful evidence, contradicted if bundle adjustment wants another focal length in the same direction.
+
+    Two views at a time and all views together fail in different ways, so together they need less of a difference.
+
+    Args:
+        bundle_ratio: as `BundleAdjustment.wanted_focal_ratio` gives it.
+    """
+    ratio, sigma = evidence.focal_ratio, evidence.focal_sigma
+    if ratio is None or sigma is None:
+        return evidence
+    wanted = float(np.log(bundle_ratio)) * float(np.sign(np.log(ratio)))
+    return _contradicted(ratio, sigma) if wanted > BUNDLE_CONTRADICTION else evidence
 
 
 def changed_between(segments: Sequence[tuple[LensEvidence, int, int]]) -> FocalChange | None:

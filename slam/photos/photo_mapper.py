@@ -14,8 +14,9 @@ from relocalizer.geometry import Similarity
 from slam.components.modules import Modules
 from slam.config.schema import SlamConfig
 from slam.events import FrameLocalizedLater
-from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe, PoseNotFound
+from slam.map.frames import Frame, FrameObservation, InitialPair, Keyframe
 from slam.map.tracks import Tracks
+from slam.photos.pair_localization import MappedPartner, localize_from_pair
 from slam.photos.view_graph import ViewGraph
 from slam.progress import Progress, no_progress
 from slam.relocalization.deferred import StoredFrame
@@ -147,15 +148,27 @@ class PhotoMapper:
         """Localize and insert the photos that match the map, best first, until none is found any more."""
         while (n := self._next()) is not None:
             on_progress("photos", len(self._keyframe_of), len(self._photos))
-            candidates = self._candidates(n)
-            found = self._modules.relocalizer.relocalize(
-                self._photos[n].restored(), candidates[0][1], among=[k for _, k in candidates[1:]]
-            )
-            if isinstance(found, PoseNotFound):
-                self._tried.setdefault(n, set()).update(m for m, _ in candidates)
+            partners = self._mapped_partners(n)
+            found = self._localize(self._photos[n].restored(), n, partners)
+            if found is None:
+                self._tried.setdefault(n, set()).update(partners)
                 continue
             keyframe = self.insert(found, f"recognized {len(found.landmarks)} landmarks")
             self._adjust_if_grown(self._map.graph.segment_of[keyframe.id])
+
+    def _localize(self, observation: FrameObservation, n: int, partners: list[int]) -> RelocalizedFrame | None:
+        """The pose of photo n in the map, from the landmarks of its partners or else from one of its pairs."""
+        first, *others = [self._keyframe_of[m] for m in partners]
+        found = self._modules.relocalizer.relocalize(observation, first, among=others)
+        if isinstance(found, RelocalizedFrame):
+            return found
+        for m in partners:
+            estimate = self._views.estimate(m, n)
+            assert estimate is not None
+            from_pair = localize_from_pair(self._map, observation, MappedPartner(self._keyframe_of[m], estimate))
+            if from_pair is not None:
+                return from_pair
+        return None
 
     def _next(self) -> int | None:
         """The photo without a pose that has the most matches with mapped photos it was not looked for in yet."""
@@ -173,11 +186,10 @@ class PhotoMapper:
         partners = self._views.partners(n)
         return {m: weight for m, weight in partners.items() if m in self._keyframe_of and m not in tried}
 
-    def _candidates(self, n: int) -> list[tuple[int, int]]:
-        """The numbers and the keyframes of the best mapped partners of photo n, in descending order of matches."""
+    def _mapped_partners(self, n: int) -> list[int]:
+        """The mapped photos in which photo n is looked for next, those with the most matches first."""
         open_partners = self._open(n)
-        best = sorted(open_partners, key=lambda m: (-open_partners[m], m))[:CANDIDATES]
-        return [(m, self._keyframe_of[m]) for m in best]
+        return sorted(open_partners, key=lambda m: (-open_partners[m], m))[:CANDIDATES]
 
     def _activate(self, keyframe: Keyframe, frame: Frame, landmarks: Tracks, reason: str) -> None:
         """Log a new keyframe, add its edges and close its loops."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.features import LocalFeatures, match_features
-from relocalizer.interfaces import Encoded, NoEstimate, PosePredictor
+from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor
 from slam.predictor_checks import relate
 from slam.progress import Progress, no_progress
 
@@ -36,22 +36,33 @@ class PhotoFeatures:
 class ViewGraph:
     """Photos, by their number from 0, and the pairs of them that overlap (the scene graph of COLMAP)."""
 
-    def __init__(self, weights: Mapping[tuple[int, int], float], counts: Mapping[tuple[int, int], int]) -> None:
+    def __init__(
+        self, estimates: Mapping[tuple[int, int], PairEstimate], counts: Mapping[tuple[int, int], int]
+    ) -> None:
         """Args:
-        weights: of the pairs (i, j), i < j, that overlap: the number of their matches times their confidence.
+        estimates: i_from_j of the pairs (i, j), i < j, that overlap.
         counts: number of matches of all pairs that were matched.
         """
+        self._estimates = dict(estimates)
         self._counts: dict[int, dict[int, int]] = {}
+        self._partners: dict[int, dict[int, float]] = {}
         for (i, j), count in counts.items():
             self._counts.setdefault(i, {})[j] = count
             self._counts.setdefault(j, {})[i] = count
-        self._partners: dict[int, dict[int, float]] = {}
-        for (i, j), weight in weights.items():
+        for (i, j), estimate in estimates.items():
+            weight = estimate.confidence * (estimate.inliers or counts[i, j])
             self._partners.setdefault(i, {})[j] = weight
             self._partners.setdefault(j, {})[i] = weight
 
+    def estimate(self, i: int, j: int) -> PairEstimate | None:
+        """i_from_j of a pair that overlaps; None for any other pair."""
+        if i > j:
+            reverse = self._estimates.get((j, i))
+            return None if reverse is None else reverse.reversed()
+        return self._estimates.get((i, j))
+
     def partners(self, i: int) -> Mapping[int, float]:
-        """The photos that overlap with photo i, with the weights of the pairs."""
+        """The photos that overlap with photo i, each with the number of matches of the pair times its confidence."""
         return self._partners.get(i, {})
 
     def likeliest(self, i: int) -> list[int]:
@@ -60,7 +71,7 @@ class ViewGraph:
         return sorted(counts, key=lambda j: (-verified.get(j, 0.0), -counts[j], j))
 
     def pairs(self, among: Iterable[int]) -> list[tuple[int, int]]:
-        """The overlapping pairs (i, j), i < j, of some photos, in descending order of weight."""
+        """The overlapping pairs (i, j), i < j, of some photos, in descending order of the weights of `partners`."""
         members = set(among)
         found = [(i, j) for i in members for j in self.partners(i) if i < j and j in members]
         return sorted(found, key=lambda pair: (-self._partners[pair[0]][pair[1]], pair))
@@ -80,13 +91,13 @@ def build_view_graph(
         on_progress("pairs of photos matched", done, len(pairs))
         counts[i, j] = len(match_features(photos[i].features, photos[j].features, ratio=ratio))
     best = best_pairs(counts, VERIFIED)
-    weights = {}
+    estimates = {}
     for done, (i, j) in enumerate(best):
         on_progress("pairs of photos verified", done, len(best))
         estimate = relate(predictor, photos[i].encoded, photos[j].encoded)
         if not isinstance(estimate, NoEstimate) and estimate.confidence >= MIN_CONFIDENCE:
-            weights[i, j] = estimate.confidence * (estimate.inliers or counts[i, j])
-    return ViewGraph(weights, counts)
+            estimates[i, j] = estimate
+    return ViewGraph(estimates, counts)
 
 
 def pairs_to_match(descriptors: Sequence[NDArray[np.float32]]) -> list[tuple[int, int]]:

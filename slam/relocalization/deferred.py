@@ -83,7 +83,7 @@ class DeferredRelocalizer:
             )
         )
         is_covered = self._relocalizer.observed_ratio(found) > COVERED_RATIO
-        on_found(found, "" if is_covered else f"recognized {len(found.landmarks)} landmarks, looking back")
+        on_found(found, "" if is_covered else f"relocalized later with {len(found.landmarks)} landmarks")
         return True
 
 

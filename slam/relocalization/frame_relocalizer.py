@@ -175,7 +175,7 @@ class FrameRelocalizer:
         self._direction = None
         own = match_keyframes(image.features, [c], self._map, ratio=self._config.match_ratio)
         if len(own) < MIN_POINTS:
-            return TooFewLandmarks(f"{len(own)} points of keyframe {c} recognized, {MIN_POINTS} needed", len(own))
+            return TooFewLandmarks(f"{len(own)} points of keyframe {c} matched, {MIN_POINTS} needed", len(own))
         estimate = relate(self._predictor, self._map.graph.keyframes[c].encoded, encoded)
         prediction = PosePrediction({})
         if isinstance(estimate, PairEstimate):

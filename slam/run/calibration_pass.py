@@ -32,11 +32,16 @@ from slam.progress import Progress, no_progress
 from slam.system import Slam
 
 # Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
-IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 12, 16
+IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 10, 12
 OFFSETS = (0, 1, 3)  # positions of the images of a group, gaps; their pairs are 1, 2 and 3 gaps apart
 MAX_GAP = 64  # maximum gap between two images of a group, images
 MAX_TRIALS = 6  # maximum number of gaps tried in a group
-MIN_MATCHES = 60  # minimum number of matches of a pair
+MIN_MATCHES = 40  # minimum number of matches of a pair
+# Area of the image in which features are detected, pixels, and their maximum number: the focal length is as accurate as
+# from the features of a keyframe, at a third of their cost. An image with fewer than a third of them is searched again
+# at full resolution.
+DETECTION_AREA_PX, MAX_FEATURES = 100_000, 600
+MIN_SCALE = 0.25  # minimum scale of that image
 # Range of the median displacement between images one gap apart, and its middle, as fractions of the longer side.
 NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
 # Maximum number of photos without an order that are matched, and the number of others that each is matched to.
@@ -178,8 +183,10 @@ def sampled_pairs(
     """Matched pairs of images in groups spread evenly over the footage."""
     if length < 2:
         return []
+    camera = source.camera
     with source.random_access() as read:
-        groups = _Groups(_Images(read, config, source.mask), length, max(source.camera.width, source.camera.height))
+        images = _Images(read, _cheaper(config, camera), source.mask)
+        groups = _Groups(images, length, max(camera.width, camera.height))
         return groups.pairs(on_progress)
 
 
@@ -217,6 +224,16 @@ def _most_similar(images: _Images, positions: list[int], config: FeaturesConfig)
     return [(positions[n], positions[m]) for n, m in sorted(pairs)]
 
 
+def _cheaper(config: FeaturesConfig, camera: Camera) -> FeaturesConfig:
+    """The settings of the local features of the pass."""
+    scale = max(MIN_SCALE, float(np.sqrt(DETECTION_AREA_PX / (camera.width * camera.height))))
+    fewer = {
+        "detection_scale": min(scale, config.detection_scale),
+        "max_features": min(MAX_FEATURES, config.max_features),
+    }
+    return config.model_copy(update=fewer)
+
+
 class _Images:
     """Local features of single images and their matches, each computed once."""
 
@@ -241,6 +258,11 @@ class _Images:
             self._matched[first, second] = ViewPair(first, second, x, y)
         return self._matched[first, second]
 
+    def known_near(self, position: int, gap: int) -> int:
+        """The nearest position within `gap` whose features are known, else the position itself."""
+        near = [p for p in self._features if abs(p - position) <= gap]
+        return min(near, key=lambda p: (abs(p - position), p), default=position)
+
     def forget_before(self, position: int) -> None:
         """Free the features of the images before a position."""
         self._features = {p: features for p, features in self._features.items() if p >= position}
@@ -261,7 +283,7 @@ class _Groups:
             first = round((number + 0.5) / count * self._length - 0.5 * span)
             first = max(0, min(first, self._length - 1 - span))
             self._images.forget_before(first - MAX_GAP)
-            for pair in self._group(first):
+            for pair in self._group(self._images.known_near(first, self._gap)):
                 pairs[pair.first, pair.second] = pair
             on_progress("groups of images", number + 1, count)
         return list(pairs.values())

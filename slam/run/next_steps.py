@@ -25,15 +25,16 @@ class NextStep:
     command: str
 
 
-def next_steps(report: Mapping[str, Any], folder: Path) -> list[NextStep]:
+def next_steps(report: Mapping[str, Any], folder: Path, *, viewer: str = "") -> list[NextStep]:
     """What fits a run: to look at it, to find what went wrong, to use its map.
 
     Args:
         report: contents of its report.json.
         folder: the run folder.
+        viewer: command that shows the run; by default the replay of its folder.
     """
     run = shlex.quote(str(folder.parent if folder.name == SECOND_PASS else folder))
-    view = NextStep("see the run in Rerun", f"slam view {run}")
+    view = NextStep("see the run in Rerun", viewer or f"slam view {run}")
     explain = NextStep("what went wrong, in which frames, and what would help", f"slam explain {run}")
     if "verdict" not in report:
         return [explain]

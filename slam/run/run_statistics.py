@@ -14,14 +14,17 @@ from slam.events import (
     FrameProcessed,
     Initialized,
     KeyframeAdded,
+    LoopExamined,
     Relocalized,
     ScaleUnobservable,
     TrackingLost,
 )
+from slam.loop_closing.pairwise_consistency import DISTANCE_GATE
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.tracking_status import TrackingState
 
 TORN = 0.25  # fraction of the tracks found again below which two consecutive images hardly overlap
+LONG_FOLLOWED = 15  # Number of frames after which a point of the static scene is a landmark, if there is parallax.
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class RunStatistics:
         reason: reason why the newest frame has no pose; empty when it has one.
         lost_frames: number of frames without a pose because tracking was lost.
         refuted_keyframes: keyframes with a verified loop that no drift explains.
+        contradicted_keyframes: keyframes with a verified loop that was held back because the path leads elsewhere.
         weak_frames: number of frames whose pose has few inlier landmarks, or none.
         start_map: name of the map in which the run started; empty if it started without one.
         found_in_map: index of the first frame relocalized in it, -1 while there is none.
@@ -53,6 +57,8 @@ class RunStatistics:
         stage_ms: wall time by stage, one value per frame that ran the stage, milliseconds.
         resting: number of frames in which the camera was at rest.
         overlay: sum, over all frames, of the fraction of points that were fixed in the image while the scene moved.
+        unexplained: of each frame with a pose, the fraction of the points followed for `LONG_FOLLOWED` or more that
+            are no inliers; frames with fewer than `WEAK_LANDMARKS` such points are left out.
     """
 
     frames: int = 0
@@ -66,6 +72,7 @@ class RunStatistics:
     loops_accepted: int = 0
     loops_rejected: int = 0
     refuted_keyframes: set[int] = field(default_factory=set)
+    contradicted_keyframes: set[int] = field(default_factory=set)
     scale_unobservable: int = 0
     lost_frames: int = 0
     weak_frames: int = 0
@@ -76,6 +83,15 @@ class RunStatistics:
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
     resting: int = 0
     overlay: float = 0.0
+    unexplained: list[float] = field(default_factory=list)
+    _ages: dict[int, int] = field(
+        default_factory=dict
+    )  # number of frames that each track of the newest was followed for
+
+    @property
+    def unexplained_share(self) -> float:
+        """Median of `unexplained`; 0 where there is none."""
+        return float(np.median(self.unexplained)) if self.unexplained else 0.0
 
     @property
     def overlay_share(self) -> float:
@@ -97,6 +113,9 @@ class RunStatistics:
                 self.loops_rejected += event.kind is EdgeKind.LOOP
                 if event.is_refuted:
                     self.refuted_keyframes.add(event.j)
+            case LoopExamined():
+                if any(gate.name == DISTANCE_GATE and not gate.passed for gate in event.gates):
+                    self.contradicted_keyframes.add(event.j)
             case ScaleUnobservable():
                 self.scale_unobservable += 1
             case TrackingLost():
@@ -108,6 +127,16 @@ class RunStatistics:
             case _:
                 pass
 
+    def _count_unexplained(self, event: FrameProcessed) -> None:
+        ids = event.track_ids.tolist()
+        ages = [self._ages.get(track, 0) + 1 for track in ids]
+        self._ages = dict(zip(ids, ages, strict=True))
+        if event.world_from_cam is None or event.reason or event.camera_rests:
+            return  # lost, or tracked by other means than landmarks
+        is_long_followed = np.array(ages, dtype=np.int64) >= LONG_FOLLOWED
+        if is_long_followed.sum() >= WEAK_LANDMARKS:
+            self.unexplained.append(1.0 - float(event.is_inlier[is_long_followed].mean()))
+
     def _count_frame(self, event: FrameProcessed) -> None:
         self.frames += 1
         self.state, self.reason = event.state, event.reason
@@ -116,6 +145,7 @@ class RunStatistics:
         measurement = event.measurement
         self.torn += measurement is not None and measurement.followed < TORN  # False for NaN
         self.overlay += event.overlay_share
+        self._count_unexplained(event)
         if event.world_from_cam is not None:
             self.tracked += 1
             self.weak_frames += int(event.is_inlier.sum()) < WEAK_LANDMARKS

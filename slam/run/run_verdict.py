@@ -30,7 +30,9 @@ def verdict_of(
         lost_frames=statistics.lost_frames,
         weak_frames=statistics.weak_frames,
         overlay_share=statistics.overlay_share,
+        unexplained_share=statistics.unexplained_share,
         refuted_keyframes=len(statistics.refuted_keyframes),
+        contradicted_keyframes=len(statistics.contradicted_keyframes - statistics.refuted_keyframes),
         loops=statistics.loops_accepted,
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
@@ -60,7 +62,7 @@ def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
     if len(outcome.result.trajectory) >= 2:
         return ""
     if statistics.start_map and statistics.found_in_map < 0 and not statistics.initialized:
-        return f"no frame was recognized in the map {statistics.start_map} (the last: {statistics.reason})"
+        return f"no frame was relocalized in the map {statistics.start_map} (the last: {statistics.reason})"
     if statistics.initialized:
         return "the camera was lost right after the map was initialized" + (
             f" ({statistics.lost[-1].reason})" if statistics.lost else ""

@@ -30,11 +30,11 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += _image_rows(report)
     if report["other_segments"]:
         frames = counted(sum(report["other_segments"]), "frame")
-        rows.append(("apart", f"{frames} in {counted(len(report['other_segments']), 'other map')} of their own"))
+        rows.append(("other segments", f"{frames} in {counted(len(report['other_segments']), 'segment')} of own units"))
     rows.append(("path", _path_words(report["path_length"], report["units"])))
     if words := _lens_words(report["lens"]):
         rows.append(("camera", words))
-    rows += [("camera, apart", words) for lens in report["other_lenses"] if (words := _other_lens_words(lens))]
+    rows += [("camera, others", words) for lens in report["other_lenses"] if (words := _other_lens_words(lens))]
     if first := report.get("first_pass"):
         tracked, grade = percent(first.coverage), first.verdict.grade
         rows.append(("first pass", f"{grade}, {tracked} tracked, in first_pass/; {first.reason}"))

@@ -1,4 +1,4 @@
-"""The drawing of a run from above: path, keyframes, landmarks, loops and lost stretches, with axes and a legend.
+"""The drawing of a run from above: path, keyframes, landmarks, loops and lost intervals, with axes and a legend.
 
 Shapes are drawn with OpenCV and text with Pillow, whose own font is legible; matplotlib is not part of a default
 installation.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.errors import SequenceError
-from relocalizer.geometry import FloatArray, align_points
+from relocalizer.geometry import FloatArray, Similarity, align_points
 from slam.evaluation.trajectory import Trajectory, nanoseconds_from_seconds, seconds_from_nanoseconds
 from slam.input.text_rows import text_of
+from slam.result import Georeference
+from slam.sessions.clock_offset import OffsetUnknown, estimate_offset_s
 from slam.sessions.scale_estimate import LARGEST_SIGMA, FinishedMap, ScaleError, ScaleEstimate
 
 FEWEST_POINTS = 6  # minimum number of poses that have a place on the track
 LONGEST_GAP_S = 3.0  # maximum time between two points of the track between which positions are interpolated, seconds
+STRAIGHT = (
+    2.0  # minimum ratio of the width of a path to its distance from the track for it to have a place on the earth
+)
 OUTLYING = 4.0  # ratio of an error to its median from which a point is left out
 EQUATOR_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3  # semi-major axis and squared eccentricity of WGS 84
 # Names of columns, in lower case and without a unit in brackets.
@@ -29,16 +34,29 @@ LATITUDES, LONGITUDES = ("latitude", "lat"), ("longitude", "lon", "lng", "long")
 HEIGHTS = ("altitude", "alt", "ele", "elevation", "height")
 
 
+def parse_gps_track(text: str) -> GpsTrack:
+    """The track `FILE` or `FILE@SECONDS`; a file whose name ends so is taken as it is."""
+    if (given := re.fullmatch(r"(.+)@([+-]?[0-9]+(?:\.[0-9]*)?)", text)) and not Path(text).expanduser().is_file():
+        return GpsTrack(Path(given[1]).expanduser(), float(given[2]))
+    return GpsTrack(Path(text).expanduser())
+
+
 @dataclass(frozen=True, slots=True)
 class GpsTrack:
-    """Scale reference: the track in a CSV or GPX file, whose times are on the clock of the images."""
+    """Scale reference: the track in a CSV or GPX file.
+
+    Attributes:
+        offset_s: seconds to be added to the times of the images to be on the clock of the track; None if both clocks
+            are the same, or else for it to be estimated.
+    """
 
     path: Path
+    offset_s: float | None = None
 
     @property
     def spec(self) -> str:
         """The reference as an argument of `--scale-from`."""
-        return f"gps:{self.path}"
+        return f"gps:{self.path}" + ("" if self.offset_s is None else f"@{self.offset_s:g}")
 
     @property
     def source(self) -> str:
@@ -52,19 +70,37 @@ class GpsTrack:
     def measure(self, finished: FinishedMap) -> ScaleEstimate:
         """The scale of the largest segment. Raises ScaleError if the track does not determine it."""
         track, estimate = self._track(), finished.result.trajectory
-        positions, has_position = track.at(estimate.timestamps_ns)
-        count = int(has_position.sum())
-        if count < FEWEST_POINTS:
-            raise ScaleError(
-                f"--scale-from {self.spec}: {count} poses are at times of the track, {FEWEST_POINTS} needed; poses "
-                f"from {_span(estimate.timestamps_ns)}, track from {_span(track.times_ns)}: are both on one clock?"
-            )
-        found = _fitted(positions[has_position], estimate.positions[has_position])
+        offset_s = self._offset_s(track, estimate)
+        positions, has_position = track.at(estimate.timestamps_ns + round(offset_s * 1e9))
+        found = _fitted(track, positions[has_position], estimate.positions[has_position])
         if found is None or found.sigma is None or found.sigma > LARGEST_SIGMA:
             known = "" if found is None or found.sigma is None else f" (to {100 * found.sigma:.0f} % only)"
             raise ScaleError(
                 f"--scale-from {self.spec}: the track does not determine the scale{known}; "
                 "the camera must move much farther than the error of the GPS"
+            )
+        if self.offset_s is None and offset_s:
+            clock = f"the clock of the images set forward by {offset_s:.1f} s, by the shapes of the paths"
+            return replace(found, evidence=f"{found.evidence}, {clock}")
+        return found
+
+    def _offset_s(self, track: _Track, estimate: Trajectory) -> float:
+        """Seconds to be added to the times of the images. Raises ScaleError if they are not known."""
+        given = self.offset_s or 0.0
+        count = int(track.at(estimate.timestamps_ns + round(given * 1e9))[1].sum())
+        if count >= FEWEST_POINTS:
+            return given
+        problem = (
+            f"--scale-from {self.spec}: {count} poses are at times of the track, {FEWEST_POINTS} needed; poses "
+            f"from {_span(estimate.timestamps_ns)}, track from {_span(track.times_ns)}"
+        )
+        if self.offset_s is not None or len(estimate) < FEWEST_POINTS:
+            raise ScaleError(f"{problem}: are both on one clock?")
+        found = estimate_offset_s(estimate.timestamps_ns, estimate.positions, track.times_ns, track.at)
+        if isinstance(found, OffsetUnknown):
+            raise ScaleError(
+                f"{problem}, and their offset cannot be told from the paths ({found.reason}): give the seconds to add "
+                f"to the times of the images, gps:{self.path}@SECONDS"
             )
         return found
 
@@ -80,10 +116,17 @@ class GpsTrack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Track:
-    """A track: times (N,), nanoseconds since 1970, ascending; positions (N, 3), meters east, north and up."""
+    """A track.
+
+    Attributes:
+        times_ns: (N,) nanoseconds since 1970, ascending.
+        positions: (N, 3) meters east, north and up of `origin`.
+        origin: latitude and longitude, degrees, and height, meters (3,).
+    """
 
     times_ns: NDArray[np.int64]
     positions: FloatArray
+    origin: FloatArray
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, float, float, float]]) -> _Track:
@@ -94,7 +137,7 @@ class _Track:
         values = np.array(list(ordered.values()))
         if not np.isfinite(values).all() or (np.abs(values[:, 0]) > 90).any() or (np.abs(values[:, 1]) > 180).any():
             raise ValueError("expected latitudes up to 90 and longitudes up to 180 degrees")
-        return cls(np.array(list(ordered), dtype=np.int64), _local_m(values))
+        return cls(np.array(list(ordered), dtype=np.int64), _local_m(values), values.mean(axis=0))
 
     def at(self, times_ns: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Places (M, 3) at some times, interpolated, and whether the track has points near them."""
@@ -120,7 +163,7 @@ def _local_m(values: FloatArray) -> FloatArray:
     return np.column_stack([np.radians(offset[:, 1]) * east_m, np.radians(offset[:, 0]) * north_m, offset[:, 2]])
 
 
-def _fitted(track: FloatArray, positions: FloatArray) -> ScaleEstimate | None:
+def _fitted(whole: _Track, track: FloatArray, positions: FloatArray) -> ScaleEstimate | None:
     """The scale between positions (N, 3) of the track and positions (N, 3) in map units; None if nothing moves.
 
     Outlying points are left out once. Errors of GPS change slowly, so the number of independent ones follows from their
@@ -148,7 +191,25 @@ def _fitted(track: FloatArray, positions: FloatArray) -> ScaleEstimate | None:
     dependence = (1.0 + max(0.0, min(correlation, 0.99))) / (1.0 - max(0.0, min(correlation, 0.99)))
     sigma = float(np.sqrt(variance * dependence / spread)) / track_from_map.scale
     rms = float(np.sqrt((residuals**2).sum(axis=1).mean()))
-    return ScaleEstimate(track_from_map.scale, sigma, f"{int(kept.sum())} poses, {rms:.2g} m apart from it")
+    evidence = f"{int(kept.sum())} poses, {rms:.2g} m apart from it"
+    width_m = track_from_map.scale * _width(positions[kept])
+    if width_m < STRAIGHT * rms:
+        straight = f"{width_m:.2g} m wide, too straight for its place on the earth"
+        return ScaleEstimate(track_from_map.scale, sigma, f"{evidence}, {straight}")
+    return ScaleEstimate(track_from_map.scale, sigma, evidence, _georeference(whole, track_from_map))
+
+
+def _width(positions: FloatArray) -> float:
+    """Root mean square (in the units of the positions (N, 3)) of the second principal coordinate of a path."""
+    spread = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)
+    return float(spread[1] / np.sqrt(len(positions)))
+
+
+def _georeference(track: _Track, track_from_map: Similarity) -> Georeference:
+    enu_from_world = np.eye(4)
+    enu_from_world[:3, :3], enu_from_world[:3, 3] = track_from_map.rotation, track_from_map.translation
+    latitude, longitude, height = track.origin.tolist()
+    return Georeference(latitude, longitude, height, enu_from_world)
 
 
 def _csv_rows(text: str) -> list[tuple[int, float, float, float]]:

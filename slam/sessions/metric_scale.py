@@ -21,14 +21,15 @@ from slam.evaluation.trajectory import Trajectory
 from slam.map.slam_map import SlamMap
 from slam.result import SlamResult, Units
 from slam.sessions.depth_scale import DepthFolder
-from slam.sessions.gps_scale import GpsTrack
+from slam.sessions.gps_scale import GpsTrack, parse_gps_track
 from slam.sessions.marker_scale import MarkerSize
 from slam.sessions.scale_estimate import FinishedMap, ScaleEstimate
 from slam.sessions.scale_estimate import ScaleError as ScaleError
 
 EXPECTED = (
     "frames:A:B=METRES (a known distance between two frames), marker:DICTIONARY:METRES (side of ArUco or AprilTag "
-    "markers), gps:FILE (CSV or GPX), depth:FOLDER (RGB-D data set), or groundtruth:METRES (evaluation only)"
+    "markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), depth:FOLDER (RGB-D data set), or groundtruth:METRES "
+    "(evaluation only)"
 )
 MIN_DISTANCE = 1e-4  # minimum distance between two frames to determine the scale, as a fraction of the path's length
 MATCH_S = 0.02  # maximum time difference between a frame and its ground truth, seconds
@@ -114,7 +115,7 @@ def parse_scale_reference(text: str) -> ScaleReference | None:
     elif marker := re.fullmatch(rf"marker:(\w+):({_NUMBER})(?::([0-9]{{1,6}}))?", text):
         reference = MarkerSize(marker[1], float(marker[2]), None if marker[3] is None else int(marker[3]))
     elif text.removeprefix("gps:") not in ("", text):
-        return GpsTrack(Path(text.removeprefix("gps:")).expanduser())
+        return parse_gps_track(text.removeprefix("gps:"))
     elif text.removeprefix("depth:") not in ("", text):
         return DepthFolder(Path(text.removeprefix("depth:")).expanduser())
     else:
@@ -160,7 +161,7 @@ def in_meters(
         keyframe_trajectory=result.keyframe_trajectory.transformed(scaling),
         online=result.online.transformed(scaling),
         landmark_points=scaling.apply(result.landmark_points),
-        units=Units("meters", source, meters_per_unit),
+        units=Units("meters", source, meters_per_unit, estimate.georeference),
     )
 
 
@@ -184,7 +185,7 @@ def _position(result: SlamResult, frame: int, reference: KnownDistance) -> Float
     for n, indices in enumerate(result.segment_frame_indices, start=2):
         if frame in indices:
             raise ScaleError(
-                f"--scale-from {reference.spec}: frame {frame} is in part {n} of the map, which nothing ties to "
+                f"--scale-from {reference.spec}: frame {frame} is in part {n} of the map, which is not connected to "
                 f"the first; {_choice(result)}"
             )
     raise ScaleError(f"--scale-from {reference.spec}: frame {frame} has no pose; {_choice(result)}")

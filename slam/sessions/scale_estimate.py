@@ -9,7 +9,7 @@ from relocalizer.errors import UserError
 from relocalizer.images import Image
 from slam.evaluation.trajectory import Trajectory
 from slam.map.slam_map import SlamMap
-from slam.result import SlamResult
+from slam.result import Georeference, SlamResult
 
 LARGEST_SIGMA = 0.2  # largest standard deviation of the logarithm of a scale that is accepted
 
@@ -40,11 +40,13 @@ class ScaleEstimate:
     Attributes:
         sigma: standard deviation of the logarithm of `meters_per_unit`; None if it is not known.
         evidence: what it was measured from, in words.
+        georeference: where the scaled map lies on the earth, if it was measured from that.
     """
 
     meters_per_unit: float
     sigma: float | None = None
     evidence: str = ""
+    georeference: Georeference | None = None
 
     def source_in_words(self, reference: str) -> str:
         """What the scale was measured from, with its uncertainty."""

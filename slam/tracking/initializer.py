@@ -168,7 +168,7 @@ class Initializer:
         tracks = Tracks(first.observation.tracks.ids[pairs[:, 0]], features.pixels[pairs[:, 1]])
         needed = min(self._config.min_confirming, self._config.min_landmarks)
         if len(tracks) < needed:
-            return NotInitialized(f"{len(tracks)} points recognized, {needed} needed")
+            return NotInitialized(f"{len(tracks)} points matched, {needed} needed")
         return self._try(first, replace(observation, tracks=tracks), by_descriptors=True)
 
     def _is_overlay(

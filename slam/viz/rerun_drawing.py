@@ -136,7 +136,7 @@ class Drawing:
     def _frame_localized_later(self, event: events.FrameLocalizedLater) -> None:
         self._map.resume_segment(event.keyframe_id)
         self._inform(
-            f"frame {event.frame_index}, which had no pose, recognized at keyframe {event.keyframe_id} "
+            f"frame {event.frame_index}, which had no pose, relocalized at keyframe {event.keyframe_id} "
             f"with {event.inliers} inliers"
         )
 
