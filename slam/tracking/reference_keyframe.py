@@ -27,7 +27,10 @@ from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels, median_parallax_px
 from slam.tracking.tracking_state import TrackingStateMachine
 
-COVISIBLE = 12  # number of keyframes, by shared landmarks, whose covisible keyframes are considered
+COVISIBLE = 12  # number of keyframes considered, those that observe the most landmarks of the frame
+# Minimum fraction of the landmarks of a keyframe that the frame tracks already. With fewer, the path has drifted since
+# the keyframe or may have; then a new keyframe is inserted, for which the loop is closed.
+MIN_SHARED = 0.3
 TRIED = 2  # maximum number of keyframes that are searched in the image
 CACHED_IMAGES = 16  # number of decoded keyframe images that stay in memory
 # A keyframe is the reference again only well within the criteria of a new one: the next frames move on.
@@ -78,12 +81,10 @@ class ReferenceKeyframes:
 
     def _similar_views(self, frame: Frame, active: int) -> list[int]:
         """Keyframes from whose pose the frame looks nearly alike, by their landmarks in the image, most first."""
-        seen = self._frame_tracker.inlier_tracks
-        near = self._map.observers(seen.ids, COVISIBLE)
-        around = {other for c in near for other in self._map.covisible(c, COVISIBLE)} | set(near)
+        seen = self._frame_tracker.inlier_tracks.ids
         segment = self._map.graph.segment_of[active]
         scored = []
-        for c in sorted(around):
+        for c in self._map.observers(seen, COVISIBLE):
             if c in self._images and self._map.graph.segment_of[c] == segment:
                 count = self._visible(frame, c)
                 if count:
@@ -97,6 +98,8 @@ class ReferenceKeyframes:
         if np.degrees(rotation_angle(keyframe_from_frame)) > MARGIN * config.rotation_deg:
             return 0
         tracks = self._landmarks_of(c)
+        if np.isin(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
+            return 0
         pixels, inside = self._projected(frame, tracks.ids, tracked)
         if inside.sum() < max(MIN_VISIBLE * len(tracks), self._config.tracking.min_inliers):
             return 0
