@@ -22,6 +22,7 @@ MEDIAN_OF_LENGTH = 1.1774
 # Maximum ratio of the noise of a frame to that of a sharp one. Blur and a rolling shutter in a fast turn displace all
 # points of a frame by some pixels; larger errors are wrong tracks.
 MAX_NOISE_RATIO = 3.0
+MANY_INLIERS = 0.75  # fraction of inliers from which a frame has the noise of a sharp one
 MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 
 
@@ -61,10 +62,13 @@ class ObservedPoints:
     def pose_from(self, start: RigidTransform) -> tuple[PoseFit, float]:
         """The pose by `optimize_pose` from an initial world_from_cam, and the noise of the frame, pixels.
 
-        The noise is estimated from the errors, and the inliers are those at this noise.
+        Where few points are inliers at the noise of a sharp frame, the noise is estimated from the errors, and the
+        inliers are those at this noise.
         """
         fit = optimize_pose(self.points_world, self.pixels, self.camera, start, noise_px=self.noise_px)
-        noise = self._noise_of(fit.world_from_cam)
+        noise = self.noise_px
+        if fit.inliers.mean() < MANY_INLIERS:
+            noise = self._noise_of(fit.world_from_cam)
         if noise > self.noise_px:
             fit = optimize_pose(self.points_world, self.pixels, self.camera, fit.world_from_cam, noise_px=noise)
         return fit, noise
