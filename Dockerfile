@@ -7,7 +7,8 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY relocalizer relocalizer
 COPY slam slam
-RUN pip install --no-cache-dir --constraint constraints.txt '.[serve,heif,ros]' \
+COPY configs configs
+RUN pip install --no-cache-dir --constraint constraints.txt '.[viewer,serve,heif,ros]' \
     && useradd --create-home slam
 
 USER slam

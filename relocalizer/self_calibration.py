@@ -47,15 +47,11 @@ from relocalizer.epipolar_fit import (
     undistorted,
 )
 from relocalizer.geometry import FloatArray
+from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, NotDetermined
 
 FIELD_DEG = (20.0, 170.0)  # range of plausible angles of view along the longer side, degrees
-KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
 PRIOR_SIGMA = 0.3  # standard deviation of the logarithm of an assumed focal length: 45 to 78 degrees for 60
 _MODEL_SIGMA = 0.01  # relative error of the camera model itself: rolling shutter, separate center of distortion
-_SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
-# Minimum size of a clear distortion, in standard deviations and as the division coefficient. A model without distortion
-# is then excluded; a small distortion can also be the effect of a rolling shutter.
-_CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
 # Prior standard deviations of the six lens parameters, in units of half the image's diagonal.
 _PRIOR_SIGMAS = np.array([1.0, 0.15, 0.1, 0.03, 0.03, 0.3])
 _SEARCHED = 3  # the initial search uses every n-th match of a pair
@@ -67,6 +63,7 @@ _MIN_INLIER_RATIO = 0.4  # minimum inlier ratio of a pair's epipolar geometry
 _FLAT = 0.8  # inlier ratio of a homography above which a pair is degenerate: planar scene, or no parallax
 _MIN_PAIRS = 5  # minimum number of usable pairs
 _RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
+_NEAR_RIVAL = 10.0 * _RIVAL  # minimum loss difference in the initial search of a minimum to be excluded by that alone
 # Maximum number of minima that are refined, and maximum ratio to the smallest loss for a full refinement.
 _MINIMA, _NEAR = 3, 1.3
 _USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]  # free lens parameters by default
@@ -82,76 +79,6 @@ class ViewPair:
     second: int
     pixels_first: FloatArray
     pixels_second: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class Distortion:
-    """Radial distortion of the division model about the principal point, in units of half the image's diagonal.
-
-    undistorted = distorted / (1 + division r^2 + division_r4 r^4) with r = |distorted|, so -0.1 moves the corners out
-    by a tenth. `sigma` is the standard deviation of `division`.
-    """
-
-    division: float = 0.0
-    sigma: float = float("inf")
-    division_r4: float = 0.0
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the distortion differs significantly from zero."""
-        return abs(self.division) > _SIGNIFICANT * self.sigma
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the distortion is so large that other effects cannot explain it."""
-        return abs(self.division) > max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
-
-
-@dataclass(frozen=True, slots=True)
-class AspectEstimate:
-    """The estimated ratio of fx to fy, relative to that of the camera; `sigma` is that of its logarithm."""
-
-    ratio: float = 1.0
-    sigma: float = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class FocalEstimate:
-    """An estimated focal length.
-
-    Attributes:
-        focal_px: mean of the focal lengths in x and y, pixels.
-        sigma: standard deviation of its logarithm.
-        distortion: jointly estimated distortion.
-        pairs: number of image pairs used.
-        flaw: reason to reject the estimate independent of sigma; empty without one.
-        change: change of the focal length along the sequence, if there is one.
-    """
-
-    focal_px: float
-    sigma: float
-    distortion: Distortion
-    pairs: int
-    flaw: str = ""
-    change: FocalChange | None = None
-
-    @property
-    def is_known(self) -> bool:
-        return not self.rejection
-
-    @property
-    def rejection(self) -> str:
-        """The reason why the focal length does not count as known; empty when it does."""
-        if self.flaw or self.sigma <= KNOWN_SIGMA:
-            return self.flaw
-        return f"its standard deviation is {100 * self.sigma:.1f} %, {100 * KNOWN_SIGMA:.0f} % needed"
-
-
-@dataclass(frozen=True, slots=True)
-class NotDetermined:
-    """The focal length could not be estimated."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,9 +134,11 @@ class SelfCalibration:
         again = self._choose(best.lens)
         if isinstance(again, NotDetermined):
             return again
-        fit = self._refined(again, fit_poses(again.batch, again.F, best.lens))
-        worse = [_SEARCHED * float(f.loss.sum() - best.loss.sum()) for f in fits[1:]]
-        return self._judged(again, fit, rivals=list(zip(fits[1:], worse, strict=True)))
+        near = [f for f in fits[1:] if _SEARCHED * float(f.loss.sum() - best.loss.sum()) < _NEAR_RIVAL]
+        refined = [self._refined(again, fit_poses(again.batch, again.F, f.lens)) for f in [best, *near]]
+        fit = min(refined, key=self._loss)
+        rivals = [(f, float(f.loss.sum() - fit.loss.sum())) for f in refined if f is not fit]
+        return self._judged(again, fit, rivals=rivals)
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, refined from that of the camera."""

@@ -16,12 +16,15 @@ from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures, detect_features
 from relocalizer.image_headers import focal_length_35mm
 from relocalizer.images import Image
+from relocalizer.intrinsics_correction import CorrectionStep
+from relocalizer.self_calibration import ViewPair
 from slam.config.schema import InputConfig, SlamConfig
 from slam.input.frame_source import FrameSource
 from slam.input.mask import Mask
 from slam.input.open_source import open_source
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping.lens_examination import LensFinding
 from slam.run.calibration_pass import CalibrationPass, calibrate_first
 from slam.run.record_run import record_run
 from slam.run.summary import summary_rows
@@ -105,6 +108,24 @@ def test_groups_that_overlap_share_their_images(walk: Path, monkeypatch: pytest.
     _, calibration = calibrated(open_source(walk))
     assert calibration.pairs >= 24
     assert len(searched) <= 24
+
+
+def test_an_uncertain_estimate_is_made_again_with_images_in_between(
+    walk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[tuple[int, int]]] = []
+
+    def uncertain(pairs: list[ViewPair], camera: Camera) -> LensFinding:
+        given.append([(pair.first, pair.second) for pair in pairs])
+        sigma = 0.1 if len(given) == 1 else 0.02
+        return LensFinding(LensEvidence(LensState.KNOWN, 0.5, sigma), CorrectionStep((0.5, 0.5)))
+
+    monkeypatch.setattr("slam.run.calibration_pass.examine_assumed", uncertain)
+    _, calibration = calibrated(open_source(walk))
+    first, second = given
+    assert second[: len(first)] == first
+    assert len(second) == len(set(second)) == calibration.pairs > 1.3 * len(first)
+    assert calibration.focal_sigma == 0.02
 
 
 # No estimate

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from relocalizer.confidence import AveragedEvidence, LandmarkEvidence
+from relocalizer.config import RelocalizationConfig
+from relocalizer.landmark_localizer import LandmarkLocalizer
+from slam.map.slam_map import SlamMap
 
 WELL = LandmarkEvidence(inliers=80, matches=120, cells=25, rival=4, views=6, disagreement_deg=0.4, position_sigma=0.02)
 AVERAGED = AveragedEvidence(views=6, covisible=8, position_sigma=0.05)
@@ -51,3 +55,14 @@ def test_more_keyframes_that_agree_are_more_confidence():
 @pytest.mark.parametrize("evidence", [WELL, AVERAGED, replace(WELL, inliers=0, cells=0), replace(AVERAGED, views=0)])
 def test_a_confidence_is_a_probability(evidence):
     assert 0.0 <= evidence.confidence <= 1.0
+
+
+def test_few_matches_without_a_pair_estimate_are_judged_after_guided_matching():
+    """15 of 60 matches on a plane agreed with a pose that was 23 degrees off, while no pair could be related."""
+    localizer = LandmarkLocalizer(SlamMap(), RelocalizationConfig())
+    evidence = LandmarkEvidence(
+        inliers=15, matches=60, cells=7, rival=4, views=0, disagreement_deg=np.nan, position_sigma=0.26
+    )
+    assert "needed without a pair estimate" in localizer._insufficiency(evidence)
+    assert localizer._insufficiency(replace(evidence, views=1)) == ""
+    assert localizer._insufficiency(replace(evidence, inliers=30)) == ""

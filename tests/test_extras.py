@@ -40,7 +40,9 @@ def names_of(requirements: list[str]) -> set[str]:
 
 
 def test_pytorch_is_not_in_a_default_installation(root: Path) -> None:
-    assert names_of(project(root)["dependencies"]).isdisjoint({"torch", "safetensors", "huggingface-hub", "matplotlib"})
+    assert names_of(project(root)["dependencies"]).isdisjoint(
+        {"torch", "safetensors", "huggingface-hub", "matplotlib", "rerun-sdk", "pyarrow"}
+    )
     assert {"torch", "safetensors", "huggingface-hub"} == names_of(project(root)["optional-dependencies"]["reloc3r"])
 
 
@@ -75,7 +77,7 @@ def test_a_run_does_not_import_pytorch(root: Path, tmp_path: Path) -> None:
         "import sys\n"
         "class Refuses:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'safetensors', 'huggingface_hub'):\n"
+        "        if name.split('.')[0] in ('torch', 'safetensors', 'huggingface_hub', 'rerun', 'pyarrow'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Refuses())\n"
         "from slam import record_run, open_source\n"
@@ -127,6 +129,24 @@ def test_commands_about_weights_say_it_too(slam_command: Any, tmp_path: Path) ->
         assert re.search(NEEDS, ended.complaint), ended.complaint
 
 
+def test_without_rerun_the_viewer_says_how_to_install_it(
+    slam_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slam.viz.installation.is_installed", lambda: False)
+    for what, verb in (
+        ("--view", ["run", tmp_path, "--view", "web"]),
+        ("--record", ["run", tmp_path, "--record", tmp_path / "run.rrd"]),
+        ("slam view", ["view", tmp_path]),
+        ("--record", ["bench", tmp_path, "--record", tmp_path / "run.rrd"]),
+    ):
+        ended = slam_command(*verb)
+        assert ended.code == 2
+        assert ended.complaint == (
+            f"slam: {what} needs Rerun, which is not installed: pip install 'reloc3r-slam[viewer]'"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- what is around the package --------------------------------------------------------------------------
 
 
@@ -148,3 +168,6 @@ def test_the_image_is_built_from_what_is_there(root: Path) -> None:
     names = [name for source in sources for name in source.split()]
     assert all((root / name).exists() for name in names)
     assert {f"!{name}" for name in names} <= set((root / ".dockerignore").read_text().splitlines())
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for needed in (*build["packages"], *build["force-include"]):  # without them no wheel is built
+        assert needed.split("/")[0] in names, needed

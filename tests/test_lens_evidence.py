@@ -10,7 +10,7 @@ import pytest
 from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.self_calibration import AspectEstimate, Distortion, FocalEstimate, NotDetermined
+from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined
 from slam.evaluation.verdict import Grade
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import (

@@ -9,25 +9,31 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from oracle import OraclePredictor, OracleTracker, OracleWorld, room_path, room_points
 from scipy.spatial.transform import Rotation
 from textured_walk import FOCAL_PX, HEIGHT, WALLS, WIDTH, poses, rendered, textures
 
 from relocalizer.camera import Camera
 from relocalizer.errors import ConfigError, SequenceError
-from relocalizer.geometry import FloatArray
+from relocalizer.geometry import FloatArray, stack_matrices
 from relocalizer.interfaces import PairEstimate
+from relocalizer.retrieval import FaissRetriever
+from slam.components.assembly import Components
 from slam.config.schema import SlamConfig
 from slam.evaluation.metrics import evaluate
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_trajectory
 from slam.events import FrameNotLocalized
 from slam.input.open_source import open_source
+from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.lens_evidence import LensState
+from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.photos.photo_limits import MAX_PHOTOS, expect_photos
 from slam.photos.view_graph import EXHAUSTIVE_PHOTOS, RETRIEVED, ViewGraph, best_pairs, pairs_to_match
 from slam.run.calibration_pass import calibrate_first
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
+from slam.system import Slam
 
 CAMERA = Camera(width=WIDTH, height=HEIGHT, fx=FOCAL_PX, fy=FOCAL_PX, cx=(WIDTH - 1) / 2, cy=(HEIGHT - 1) / 2)
 UNORDERED = SlamConfig.model_validate({"input": {"unordered": True}})
@@ -183,6 +189,26 @@ def test_photos_continue_a_map(run: RunReport, few: Path, tmp_path: Path) -> Non
     assert again.values["map"]["poses_in_map"]
 
 
+def test_a_predictor_without_matches_maps_photos_too() -> None:
+    """A network gives poses of pairs and counts no inliers."""
+    world = OracleWorld(room_path(48, 0.4), room_points(np.random.default_rng(3), 2500), pixel_noise=0.3)
+    components = Components(
+        predictor=OraclePredictor(world),
+        tracker=OracleTracker(world),
+        retriever=FaissRetriever(),
+        optimizer=GtsamOptimizer(),
+        adjuster=SchurBundleAdjuster(),
+    )
+    slam = Slam(UNORDERED, components)
+    photos = list(world.frames())[::4]
+    for n in np.random.default_rng(0).permutation(len(photos)):
+        assert not slam.step(photos[n]).is_tracked
+    result = slam.finish()
+    assert len(result.trajectory) == len(photos)
+    truth = Trajectory(result.trajectory.timestamps_ns, stack_matrices([world.poses[i] for i in result.frame_indices]))
+    assert evaluate(result.trajectory, truth).to_dict()["ate_sim3"]["rmse"] < 0.05
+
+
 # --- the camera ---------------------------------------------------------------------------------------
 
 
@@ -205,6 +231,19 @@ def test_photos_mapped_in_the_order_of_their_files_are_said_to_have_none(photos:
 
 def test_photos_mapped_as_such_are_not_proposed_to_be(run: RunReport) -> None:
     assert "--photos" not in json.dumps(run.values["verdict"])
+
+
+def test_photos_of_which_no_two_overlap_are_said_to(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
+    (folder / "camera.yaml").write_text(CAMERA.to_yaml(), encoding="utf-8")
+    report = record_run(folder, out=tmp_path / "run", config=UNORDERED)
+    assert str(report.verdict) == (
+        "failed: no map could be begun: no two of the 3 photos match with enough inliers and parallax"
+    )
 
 
 class Source:

@@ -7,8 +7,11 @@ import pytest
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
-from slam.events import FrameProcessed
+from slam.events import FrameProcessed, LoopExamined
+from slam.loop_closing.pairwise_consistency import DISTANCE_GATE
+from slam.map.frame_measurement import Gate
 from slam.map.frames import Frame
+from slam.map.image_points import MatchedPoints
 from slam.map.tracking_status import TrackingState
 from slam.run.run_statistics import LONG_FOLLOWED, RunStatistics
 
@@ -53,3 +56,23 @@ def test_frames_tracked_without_landmarks_say_nothing():
 
 def test_a_few_old_points_say_nothing():
     assert counted([processed(k, 0, points=20) for k in range(40)]).unexplained == []
+
+
+def examined(j: int, name: str, *, passed: bool) -> LoopExamined:
+    gates = (Gate(name="landmarks that agree", value=80, limit=30, passed=True),)
+    gates += (Gate(name=name, value=300, limit=73, passed=passed),)
+    return LoopExamined(
+        frame_index=j, i=0, j=j, is_accepted=passed, reason="", gates=gates, matches=MatchedPoints.none()
+    )
+
+
+def test_keyframes_whose_verified_loops_the_path_contradicts_are_counted_once():
+    statistics = RunStatistics()
+    for event in (
+        examined(7, DISTANCE_GATE, passed=False),
+        examined(7, DISTANCE_GATE, passed=False),
+        examined(8, DISTANCE_GATE, passed=True),
+        examined(9, "cells of the image", passed=False),
+    ):
+        statistics(event)
+    assert statistics.contradicted_keyframes == {7}

@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation
 from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import DIVISION
-from relocalizer.self_calibration import AspectEstimate, FocalEstimate, NotDetermined, SelfCalibration, ViewPair
+from relocalizer.lens_estimates import AspectEstimate, FocalEstimate, NotDetermined
+from relocalizer.self_calibration import SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)  # 554 px

@@ -35,7 +35,7 @@ def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
         ({"unexplained_share": 0.2}, Grade.GOOD, ""),
         ({"unexplained_share": 0.6}, Grade.PARTIAL, "60% of the points that could be followed for long do not move as"),
         ({"unexplained_share": 0.8}, Grade.POOR, "80% of the points that could be followed for long do not move as"),
-        ({"contradicted_keyframes": 4}, Grade.GOOD, ""),
+        ({"contradicted_keyframes": 2}, Grade.GOOD, ""),
         (
             {"contradicted_keyframes": 6},
             Grade.PARTIAL,

@@ -171,6 +171,11 @@ CLIPS = (
     ),
     Clip(name="low_texture", about="painted walls, few things", place=places.bare_room),
     Clip(name="repeated_texture", about="one tile on all walls and the floor", place=places.room_alike),
+    Clip(
+        name="passers_by",
+        about="four people walk along the walls, 6 % of the image",
+        place=places.room_with_passers_by,
+    ),
     Clip(name="moving_people", about="five people walk about, a fifth of the image", place=places.room_with_people),
     Clip(name="crowd", about="three people walk before the lens, a third of the image", place=places.room_with_crowd),
     Clip(name="mirror", about="a mirror of 2.6 x 1.7 m", place=places.room_with_mirror),

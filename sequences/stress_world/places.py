@@ -298,18 +298,23 @@ def room_with_mirror(rng: Rng) -> Place:
 Walk = tuple[
     tuple[float, float], tuple[float, float], float
 ]  # where it begins, how far it goes, seconds there and back
-AT_A_DISTANCE: Sequence[Walk] = (
+ALONG_THE_WALLS: Sequence[Walk] = (
     ((5.0, 4.3), (-4.0, 0.0), 8.0),
     ((5.5, 1.0), (0.0, 3.0), 7.0),
     ((5.0, 0.7), (-4.0, 0.0), 9.0),
     ((0.65, 1.0), (0.0, 3.0), 7.0),
-    ((3.3, 2.35), (0.1, 0.4), 6.0),
 )
+AT_A_DISTANCE: Sequence[Walk] = (*ALONG_THE_WALLS, ((3.3, 2.35), (0.1, 0.4), 6.0))
 IN_THE_MIDDLE: Sequence[Walk] = (
     ((3.1, 2.2), (0.9, 0.9), 5.0),
     ((4.6, 3.4), (-1.6, -0.4), 7.0),
     ((2.2, 3.2), (0.4, -1.3), 6.0),
 )
+
+
+def room_with_passers_by(rng: Rng) -> Place:
+    """The room with four people along its walls; they cover 6 % of the image, at most 12 %."""
+    return _with_people(rich_room(rng), ALONG_THE_WALLS, rng)
 
 
 def room_with_people(rng: Rng) -> Place:

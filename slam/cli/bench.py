@@ -191,6 +191,9 @@ def _check_request(source: str | None, ablation: bool, perturb: int | None, reco
     has_several_runs = ablation or perturb is not None
     if record is not None:
         from slam.bench.recording_cost import expect_recording_name
+        from slam.viz.installation import expect_installed
+
+        expect_installed("--record")
 
         if source is None or has_several_runs:
             raise ConfigError("bench: --record measures one run over a SOURCE")

@@ -18,7 +18,7 @@ PANELS = {
     "Input": (
         "--max-frames", "--stride", "--start", "--topic", "--times", "--time-offset", "--max-difference",
         "--ground-truth", "--data", "--limit", "--pairs", "--step", "--from", "--segment", "--min-distance",
-        "--min-angle",
+        "--min-angle", "--photos",
     ),
     "Camera": ("--camera", "--mask", "--one-pass", "--board"),
     "Map": ("--map", "--localize-only", "--units"),

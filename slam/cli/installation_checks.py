@@ -32,7 +32,7 @@ _LIBRARIES = (
     ("cv2", "opencv-python-headless", True),
     ("gtsam", "gtsam", True),
     ("faiss", "faiss-cpu", True),
-    ("rerun", "rerun-sdk", True),
+    ("rerun", "rerun-sdk", False),
     ("pydantic", "pydantic", True),
     ("yaml", "PyYAML", True),
     ("PIL", "pillow", True),
@@ -54,6 +54,7 @@ _LIBRARIES = (
 )
 # The modules that make each extra of pyproject.toml.
 EXTRAS = {
+    "viewer": ("rerun",),
     "reloc3r": ("torch", "safetensors", "huggingface_hub"),
     "serve": ("starlette", "uvicorn", "python_multipart"),
     "eval": ("matplotlib",),
@@ -64,6 +65,7 @@ EXTRAS = {
     "onnx": ("torch", "safetensors", "huggingface_hub", "onnx", "onnxruntime", "onnxscript"),
 }
 _OPTIONAL_FIX = {
+    "rerun": "optional, for --view, --record and slam view: pip install 'reloc3r-slam[viewer]'",
     **dict.fromkeys(EXTRAS["reloc3r"], "optional, for Reloc3r: pip install 'reloc3r-slam[reloc3r]'"),
     **dict.fromkeys(EXTRAS["serve"], "optional, for slam serve: pip install 'reloc3r-slam[serve]'"),
     "pillow_heif": "optional, for HEIC images: pip install pillow-heif",
@@ -252,7 +254,7 @@ def _viewer() -> Check:
     found = shutil.which("rerun") or shutil.which("rerun", path=str(Path(sys.executable).parent))
     if found:
         return Check("viewer", True, found)
-    fix = "pip install rerun-sdk puts `rerun` beside python; without it use --view web or --record"
+    fix = "pip install 'reloc3r-slam[viewer]' puts `rerun` beside python"
     return Check("viewer", False, "no `rerun` command found", fix, needed=False)
 
 

@@ -136,7 +136,7 @@ def export(
 
       slam map export runs/desk-1 --format colmap -o desk_colmap
 
-      slam map export runs/desk-1 --format nerfstudio --images all --source desk.mp4 --up -o desk_splat
+      slam map export runs/desk-1 --images all --source desk.mp4 --up -o splat
 
       slam map export runs/desk-1 --format ply -o desk.ply
     """

@@ -208,10 +208,13 @@ def _start_map(request: RunArguments) -> ReferenceMap | None:
 
 def _check_files(request: RunArguments) -> None:
     """Check the output files and the viewer before anything is read or created."""
-    from slam.viz.view_mode import ViewMode
+    from slam.viz.installation import expect_installed
+    from slam.viz.view_mode import ViewKind, ViewMode
 
-    ViewMode.parse(request.view)
+    if ViewMode.parse(request.view).kind is not ViewKind.NONE:
+        expect_installed("--view")
     if request.record is not None:
+        expect_installed("--record")
         if request.record.suffix != ".rrd":
             raise OutputError(f"--record {request.record}: a recording's name ends in .rrd")
         expect_new(request.record, option="--record", makes_folders=request.record.parent == request.out)

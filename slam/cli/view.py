@@ -51,6 +51,9 @@ def view(
 
       slam view runs/desk --view web --ground-truth groundtruth.txt
     """
+    from slam.viz.installation import expect_installed
+
+    expect_installed("slam view")
     from slam.run.replay import open_replay
     from slam.run.runner import wait_for_stop_signal
     from slam.viz.rerun_viewer import RerunViewer

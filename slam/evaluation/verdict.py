@@ -96,7 +96,7 @@ _OVERLAY = 0.1  # Fraction of static points at which a run is partial.
 _UNEXPLAINED = (0.5, 0.75)
 _LOSSES = 3  # Number of tracking losses at which a run is partial, regardless of their duration.
 _REPEATING = 10  # Number of keyframes with refuted loops from which the scene repeats itself.
-_CONTRADICTED = 5  # Number of keyframes with loops that were held back, and none closed, at which a run is partial.
+_CONTRADICTED = 3  # Number of keyframes with loops that were held back, and none closed, at which a run is partial.
 # RMS reprojection error relative to the assumed noise at which a run is partial, and poor. Outliers beyond three
 # standard deviations are excluded from it.
 _REPROJECTION = (1.35, 2.0)

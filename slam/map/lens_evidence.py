@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from relocalizer.calibration_windows import FocalChange
-from relocalizer.self_calibration import KNOWN_SIGMA
+from relocalizer.lens_estimates import KNOWN_SIGMA
 from slam.evaluation.verdict import Finding, Grade
 
 # Relative standard deviation of a guessed focal length from which the map's shape may be visibly wrong.

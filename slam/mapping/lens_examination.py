@@ -12,14 +12,8 @@ from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.self_calibration import (
-    KNOWN_SIGMA,
-    PRIOR_SIGMA,
-    AspectEstimate,
-    FocalEstimate,
-    SelfCalibration,
-    ViewPair,
-)
+from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, FocalEstimate
+from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration, ViewPair
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import LensEvidence, LensState
 

@@ -23,7 +23,7 @@ from slam.relocalization.deferred import StoredFrame
 from slam.relocalization.frame_relocalizer import RelocalizedFrame
 
 INITIAL_PAIRS = 10  # number of pairs among which the initial pair of a segment is chosen
-ENOUGH_PARALLAX_DEG = 8.0  # parallax of an initial pair beyond which only its number of inliers counts
+ENOUGH_PARALLAX_DEG = 8.0  # parallax of an initial pair beyond which only its number of tracks counts
 CANDIDATES = 5  # maximum number of mapped photos in which a photo is looked for at a time
 JOINED = 3  # maximum number of keyframes of other segments in which a keyframe is looked for
 GROWTH = 1.2  # growth of a segment until its next global bundle adjustment
@@ -114,7 +114,7 @@ class PhotoMapper:
             initial = self._initial_pair(pair)
             if initial is None:
                 continue
-            score = initial.estimate.inliers * min(1.0, initial.parallax_deg / ENOUGH_PARALLAX_DEG)
+            score = len(initial.second.tracks) * min(1.0, initial.parallax_deg / ENOUGH_PARALLAX_DEG)
             if best is None or score > best_score:
                 best, best_score = initial, score
         if best is None:

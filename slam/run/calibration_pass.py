@@ -46,6 +46,7 @@ MIN_SCALE = 0.25  # minimum scale of that image
 NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
 # Maximum number of photos without an order that are matched, and the number of others that each is matched to.
 MOST_PHOTOS, SIMILAR_PHOTOS = 40, 4
+MORE_SIGMA = 0.06  # minimum standard deviation of an estimate for which more images are used
 USED_SIGMA = 0.5 * PRIOR_SIGMA  # maximum standard deviation of an estimate that replaces the assumption
 
 
@@ -149,6 +150,8 @@ def estimate_camera(
 ) -> tuple[Camera, CalibrationPass]:
     """The camera of a source's original images from pairs of its images, and how it was found.
 
+    More images are used where the estimate is uncertain, because a wrong one costs a second pass over all frames.
+
     Args:
         source: a source whose camera is assumed; `length` is the number of its images.
         sampled: how the pairs are chosen: `sampled_pairs`, the default, or `photo_pairs`.
@@ -159,6 +162,11 @@ def estimate_camera(
     """
     pairs = (sampled or sampled_pairs)(source, length, config, on_progress=on_progress)
     finding = examine_assumed(pairs, source.camera)
+    if sampled is None and (finding.evidence.focal_sigma or 0.0) > MORE_SIGMA:
+        known = {(pair.first, pair.second) for pair in pairs}
+        more = sampled_pairs(source, length, config, on_progress=on_progress, between=True)
+        pairs += [pair for pair in more if (pair.first, pair.second) not in known]
+        finding = examine_assumed(pairs, source.camera)
     start = source.calibration.mean_focal
     unused = CalibrationPass(start, start, len(pairs), finding.evidence)
     if finding.step.is_nothing or (finding.evidence.focal_sigma or 0.0) > USED_SIGMA:
@@ -178,16 +186,21 @@ def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
 
 
 def sampled_pairs(
-    source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+    source: RereadableSource,
+    length: int,
+    config: FeaturesConfig,
+    *,
+    on_progress: Progress = no_progress,
+    between: bool = False,
 ) -> list[ViewPair]:
-    """Matched pairs of images in groups spread evenly over the footage."""
+    """Matched pairs of images in groups spread evenly over the footage, or in groups between these."""
     if length < 2:
         return []
     camera = source.camera
     with source.random_access() as read:
         images = _Images(read, _cheaper(config, camera), source.mask)
         groups = _Groups(images, length, max(camera.width, camera.height))
-        return groups.pairs(on_progress)
+        return groups.pairs(on_progress, shift=0.5 if between else 0.0)
 
 
 def photo_pairs(
@@ -275,17 +288,18 @@ class _Groups:
         self._images, self._length, self._side_px = images, length, side_px
         self._gap = 1
 
-    def pairs(self, on_progress: Progress) -> list[ViewPair]:
+    def pairs(self, on_progress: Progress, *, shift: float) -> list[ViewPair]:
+        """The pairs of all groups, which are `shift` group distances earlier than evenly spread."""
         count = int(np.clip(self._length // IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS))
         pairs: dict[tuple[int, int], ViewPair] = {}
         for number in range(count):
             span = OFFSETS[-1] * self._gap
-            first = round((number + 0.5) / count * self._length - 0.5 * span)
+            first = round((number + 0.5 - shift) / count * self._length - 0.5 * span)
             first = max(0, min(first, self._length - 1 - span))
             self._images.forget_before(first - MAX_GAP)
             for pair in self._group(self._images.known_near(first, self._gap)):
                 pairs[pair.first, pair.second] = pair
-            on_progress("groups of images", number + 1, count)
+            on_progress("more groups of images" if shift else "groups of images", number + 1, count)
         return list(pairs.values())
 
     def _group(self, first: int) -> list[ViewPair]:

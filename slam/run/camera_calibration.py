@@ -17,8 +17,8 @@ from relocalizer.board_calibration import (
 from relocalizer.camera import Camera, Undistorter
 from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import Image
+from relocalizer.lens_estimates import KNOWN_SIGMA
 from relocalizer.plausible_camera import angles_across_deg, expect_plausible
-from relocalizer.self_calibration import KNOWN_SIGMA
 from slam.config.schema import SlamConfig
 from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.rectification import GivenCamera

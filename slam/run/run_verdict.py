@@ -36,7 +36,9 @@ def verdict_of(
         loops=statistics.loops_accepted,
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
-        no_result=RANDOM_WEIGHTS if random else _with_advice(no_result(outcome, statistics), advice),
+        no_result=RANDOM_WEIGHTS
+        if random
+        else _with_advice(no_result(outcome, statistics, photos=config.input.unordered), advice),
         notes=(*early, *lens.findings, *(Finding(Grade.PARTIAL, sentence) for sentence in advice), *findings),
     )
     return judge(evidence)
@@ -57,8 +59,12 @@ def _with_advice(no_result: str, advice: Sequence[str]) -> str:
     return "; ".join([no_result, *advice]) if no_result else ""
 
 
-def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
-    """Reason why the result is not usable; empty if it is."""
+def no_result(outcome: RunOutcome, statistics: RunStatistics, *, photos: bool = False) -> str:
+    """Reason why the result is not usable; empty if it is.
+
+    Args:
+        photos: whether the frames were mapped as photos without an order.
+    """
     if len(outcome.result.trajectory) >= 2:
         return ""
     if statistics.start_map and statistics.found_in_map < 0 and not statistics.initialized:
@@ -67,5 +73,7 @@ def no_result(outcome: RunOutcome, statistics: RunStatistics) -> str:
         return "the camera was lost right after the map was initialized" + (
             f" ({statistics.lost[-1].reason})" if statistics.lost else ""
         )
+    if photos:
+        return f"no map could be begun: no two of the {outcome.frames} photos match with enough inliers and parallax"
     why = f": {statistics.reason}" if statistics.reason else ""
     return f"no map was initialized in {outcome.frames} frames{why}"

@@ -1,0 +1,83 @@
+"""What self-calibration estimates of a camera: focal length, distortion and aspect, each with its uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relocalizer.calibration_windows import FocalChange
+
+KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
+_SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
+# Minimum size of a clear distortion, in standard deviations and as the division coefficient. A model without distortion
+# is then excluded; a small distortion can also be the effect of a rolling shutter.
+_CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Distortion:
+    """Radial distortion of the division model about the principal point, in units of half the image's diagonal.
+
+    undistorted = distorted / (1 + division r^2 + division_r4 r^4) with r = |distorted|, so -0.1 moves the corners out
+    by a tenth. `sigma` is the standard deviation of `division`.
+    """
+
+    division: float = 0.0
+    sigma: float = float("inf")
+    division_r4: float = 0.0
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the distortion differs significantly from zero."""
+        return abs(self.division) > _SIGNIFICANT * self.sigma
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the distortion is so large that other effects cannot explain it."""
+        return abs(self.division) > max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class AspectEstimate:
+    """The estimated ratio of fx to fy, relative to that of the camera; `sigma` is that of its logarithm."""
+
+    ratio: float = 1.0
+    sigma: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class FocalEstimate:
+    """An estimated focal length.
+
+    Attributes:
+        focal_px: mean of the focal lengths in x and y, pixels.
+        sigma: standard deviation of its logarithm.
+        distortion: jointly estimated distortion.
+        pairs: number of image pairs used.
+        flaw: reason to reject the estimate independent of sigma; empty without one.
+        change: change of the focal length along the sequence, if there is one.
+    """
+
+    focal_px: float
+    sigma: float
+    distortion: Distortion
+    pairs: int
+    flaw: str = ""
+    change: FocalChange | None = None
+
+    @property
+    def is_known(self) -> bool:
+        return not self.rejection
+
+    @property
+    def rejection(self) -> str:
+        """The reason why the focal length does not count as known; empty when it does."""
+        if self.flaw or self.sigma <= KNOWN_SIGMA:
+            return self.flaw
+        return f"its standard deviation is {100 * self.sigma:.1f} %, {100 * KNOWN_SIGMA:.0f} % needed"
+
+
+@dataclass(frozen=True, slots=True)
+class NotDetermined:
+    """The focal length could not be estimated."""
+
+    reason: str
