@@ -41,6 +41,7 @@ class FrameProcessor:
         self._frame_tracker = modules.frame_tracker
         self._initializer = modules.initializer
         self._rotation_only = modules.rotation_only
+        self._reference_keyframes = modules.reference_keyframes
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._watch = Stopwatch()
@@ -71,14 +72,7 @@ class FrameProcessor:
                 self._deferred.keep(frame)
         self._background.count_frame()
         self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms)
-        return FrameResult(
-            frame_index=frame.index,
-            timestamp_ns=frame.timestamp_ns,
-            state=self.state.state,
-            reason=self.state.reason,
-            world_from_cam=self._frame_tracker.pose if self.state.is_tracking else None,
-            keyframe_id=self.state.keyframe_id,
-        )
+        return FrameResult.of(frame, self.state, self._frame_tracker.pose)
 
     # --- keyframes in another thread ------------------------------------------------------------------
 
@@ -131,11 +125,11 @@ class FrameProcessor:
     def _track(self, frame: Frame) -> None:
         """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
-            found = self._frame_tracker.estimate_pose(frame)
+            found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
         if isinstance(found, PoseNotFound) and self._background.is_busy:
             self.take_up_keyframe()  # its new landmarks may be enough
             with self._watch("pose"):
-                found = self._frame_tracker.estimate_pose(frame)
+                found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
         if isinstance(found, TrackedPose):
             self._follow(frame, found)
             return
@@ -158,16 +152,22 @@ class FrameProcessor:
         self._record_frame(frame)
 
     def _reason_to_keep(self, frame: Frame) -> str:
-        """Why the frame should be inserted as a keyframe now; empty if not. Takes up a keyframe that is in the way."""
+        """Why the frame should be inserted as a keyframe now; empty if not, or if another keyframe has the same view.
+
+        Takes up a keyframe that is in the way.
+        """
         tracker = self._frame_tracker
         reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
-        if not reason or not self._background.is_busy:
-            return reason
-        if self._background.is_live and not self._background.is_due and not tracker.keyframe_policy.is_urgent:
-            return ""
-        self.take_up_keyframe()
-        tracker.refine(frame)
-        return tracker.reason_to_keep(frame, self.state.keyframe_id)
+        if reason and self._background.is_busy:
+            if self._background.is_live and not self._background.is_due and not tracker.keyframe_policy.is_urgent:
+                return ""
+            self.take_up_keyframe()
+            tracker.refine(frame)
+            reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
+        if reason:
+            with self._watch("known view"):
+                return "" if self._reference_keyframes.follow(frame, self.state) else reason
+        return reason
 
     def _record_frame(self, frame: Frame) -> None:
         """Record the frame's pose relative to its reference keyframe."""

@@ -14,11 +14,13 @@ from relocalizer.geometry import FloatArray, stack_matrices
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frame_log import FrameLog
+from slam.map.frames import Frame
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.lens_evidence import LensEvidence
 from slam.map.slam_map import SlamMap
 from slam.map.tracking_status import TrackingState
 from slam.mapping.bundle_adjustment import reprojection_px
+from slam.tracking.tracking_state import TrackingStateMachine
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -38,6 +40,18 @@ class FrameResult:
     reason: str
     world_from_cam: RigidTransform | None
     keyframe_id: int
+
+    @staticmethod
+    def of(frame: Frame, state: TrackingStateMachine, pose: RigidTransform | None) -> FrameResult:
+        """The result of a processed frame; `pose` (world_from_cam) is passed on while the camera is tracked."""
+        return FrameResult(
+            frame_index=frame.index,
+            timestamp_ns=frame.timestamp_ns,
+            state=state.state,
+            reason=state.reason,
+            world_from_cam=pose if state.is_tracking else None,
+            keyframe_id=state.keyframe_id,
+        )
 
     @property
     def is_tracked(self) -> bool:

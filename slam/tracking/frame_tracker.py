@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.absolute_pose import PoseFit, optimize_pose, search_pose
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, Similarity, rotation_matrix
@@ -21,6 +20,7 @@ from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
+from slam.tracking.frame_pose import FramePoseEstimator, points_without_depth
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
@@ -48,6 +48,7 @@ class FrameTracker:
         self._graph = slam_map.graph
         self._landmarks = slam_map.landmarks
         self._view = TrackedMap(slam_map)
+        self._estimator = FramePoseEstimator(config.tracking, config.tracks.noise_px)
         self.keyframe_policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
         self._observation: FrameObservation | None = (
@@ -68,7 +69,7 @@ class FrameTracker:
 
     def track(self, frame: Frame) -> None:
         """Follow the tracks into the next image; its pose is estimated afterwards."""
-        gray = self._gray_of(frame)
+        gray = self.gray(frame.image)
         self._sharpness = self._tracker.sharpness(gray) if gray.size else 0.0
         self._meter.see(gray, self._sharpness)
         self.keyframe_policy.criteria = ()
@@ -123,15 +124,16 @@ class FrameTracker:
 
     def extract_from(self, frame: Frame) -> FrameObservation:
         """Observation of a frame outside the stream order: its features, and no tracks."""
-        features = _features_of(self._gray_of(frame), frame.camera, self._tracker)
+        features = _features_of(self.gray(frame.image), frame.camera, self._tracker)
         return self.without_overlay(FrameObservation(frame, features, Tracks.none()))
 
     def without_overlay(self, observation: FrameObservation) -> FrameObservation:
         """The observation without the features that lie on the overlay detected so far."""
         return observation.with_features(self._overlay.cleared(observation.features))
 
-    def _gray_of(self, frame: Frame) -> Image:
-        return self._tracker.gray(frame.image) if frame.image.size else np.zeros((0, 0), np.uint8)
+    def gray(self, image: Image) -> Image:
+        """The gray image in which points of an image (H, W, 3) are followed; without pixels, one without pixels."""
+        return self._tracker.gray(image) if image.size else np.zeros((0, 0), np.uint8)
 
     @property
     def measurement(self) -> FrameMeasurement:
@@ -157,34 +159,24 @@ class FrameTracker:
         assert self.pose is not None
         return TrackedPose(self.pose, self.inlier_tracks)
 
-    def estimate_pose(self, frame: Frame) -> TrackedPose | PoseNotFound:
-        """Pose of the newest frame from the landmarks among its tracks, starting at the predicted pose."""
+    def estimate_pose(self, frame: Frame, k: int) -> TrackedPose | PoseNotFound:
+        """Pose of the newest frame from its tracks, starting at the predicted pose; k is its reference keyframe."""
         start = self._predicted_pose()
         if start is None:
             return PoseNotFound("no earlier pose to start from")
-        return self.estimate_from(frame, self.tracks, start)
+        others = points_without_depth(self._view, self._view.reference(k), self.tracks)
+        return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
 
     def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:
-        """Pose (world_from_cam) that minimizes the reprojection error of the tracked landmarks, starting at `start`.
+        """Pose (world_from_cam) of a frame from the landmarks among some tracks in it, starting at `start`."""
+        return self._estimator.estimate(self._view, frame.camera, tracks, start)
 
-        When too few landmarks are inliers, RANSAC gives a second start.
-        """
-        config, noise = self._config.tracking, self._config.tracks.noise_px
-        triangulated = tracks.where(self._view.is_triangulated(tracks.ids))
-        if len(triangulated) < config.min_inliers:
-            return PoseNotFound(f"{len(triangulated)} landmarks followed, {config.min_inliers} needed")
-        points = self._view.points_world(triangulated.ids)
-        fit = optimize_pose(points, triangulated.pixels, frame.camera, start, noise_px=noise)
-        if not self._has_enough_inliers(fit):
-            found = search_pose(points, triangulated.pixels, frame.camera, noise_px=noise)
-            if found is not None:
-                fit = optimize_pose(points, triangulated.pixels, frame.camera, found, noise_px=noise)
-        if not self._has_enough_inliers(fit):
-            return PoseNotFound(
-                f"{fit.inlier_count} of {len(triangulated)} landmarks agree with a pose, "
-                f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
-            )
-        return TrackedPose(fit.world_from_cam, triangulated.where(fit.inliers))
+    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32]) -> Tracks:
+        """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2)."""
+        if not len(tracks) or gray.shape != self._gray.shape:
+            return Tracks.none()
+        pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
+        return Tracks(tracks.ids, pixels).where(found)
 
     def reason_to_keep(self, frame: Frame, k: int) -> str:
         """Why the newest frame, with a known pose, should be inserted as a keyframe; empty if not.
@@ -198,22 +190,14 @@ class FrameTracker:
             seen=self.current.landmarks,
             in_keyframe=view.landmarks,
             camera=frame.camera,
-            keyframe_from_frame_rotation=view.world_from_keyframe_rotation.T
-            @ rotation_matrix(self.current.world_from_cam),
+            keyframe_from_frame_rotation=rotation_matrix(view.world_from_keyframe.inv() * self.current.world_from_cam),
             frames_since=frame.index - view.frame_index,
             blurred=self._is_blurred,
         )
 
     def refit(self, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
         """Pose of a past frame in the current map, from the landmarks it observed; `pose` when too few are left."""
-        config, noise = self._config.tracking, self._config.tracks.noise_px
-        tracks = self._landmarks.with_current_ids(tracks)
-        tracks = tracks.where(self._landmarks.is_triangulated(tracks.ids))
-        if len(tracks) < config.min_inliers:
-            return pose
-        points = self._landmarks.points_world(tracks.ids, self._graph)
-        fit = optimize_pose(points, tracks.pixels, camera, pose, noise_px=noise)
-        return fit.world_from_cam if fit.inlier_count >= config.min_inliers else pose
+        return self._estimator.refit(self._view, self._view.with_current_ids(tracks), camera, pose)
 
     def accept(self, found: TrackedPose) -> None:
         """Set the pose of the newest frame, and drop the landmark tracks that are outliers of it."""
@@ -264,10 +248,6 @@ class FrameTracker:
         if isinstance(found, TrackedPose):
             self.pose = found.world_from_cam
             self._keep_inliers(found)
-
-    def _has_enough_inliers(self, fit: PoseFit) -> bool:
-        config = self._config.tracking
-        return fit.inlier_count >= max(config.min_inliers, config.min_inlier_ratio * len(fit.inliers))
 
     def _predicted_pose(self) -> RigidTransform | None:
         if self.pose is None or self._motion is None:

@@ -55,13 +55,16 @@ class ReferenceView:
     """The keyframe with which later frames are compared, to decide whether one of them becomes a keyframe.
 
     Attributes:
+        world_from_keyframe: its pose, map units.
         landmarks: the landmarks that it observes.
-        world_from_keyframe_rotation: (3, 3).
+        without_depth: the points that it observes and that are not triangulated.
     """
 
     frame_index: int
+    camera: Camera
+    world_from_keyframe: RigidTransform
     landmarks: Tracks
-    world_from_keyframe_rotation: FloatArray
+    without_depth: Tracks
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -112,16 +115,22 @@ class TrackedMap:
     def reference(self, k: int) -> ReferenceView:
         """What a frame is compared with: keyframe k, or the frame that is being inserted as a keyframe."""
         if (detached := self._detached) is not None:
+            is_landmark = detached.snapshot.is_triangulated(detached.tracks.ids)
             return ReferenceView(
                 frame_index=detached.index,
-                landmarks=detached.tracks.where(detached.snapshot.is_triangulated(detached.tracks.ids)),
-                world_from_keyframe_rotation=detached.world_from_keyframe.rotation,
+                camera=detached.camera,
+                world_from_keyframe=detached.world_from_keyframe.rigid,
+                landmarks=detached.tracks.where(is_landmark),
+                without_depth=detached.tracks.where(~is_landmark),
             )
         observed = self._map.landmarks.observed[k]
+        is_landmark = self._map.is_triangulated(observed.ids)
         return ReferenceView(
             frame_index=self._map.frame_index_of(k),
-            landmarks=observed.where(self._map.is_triangulated(observed.ids)),
-            world_from_keyframe_rotation=self._map.pose_of(k).rotation,
+            camera=self._map.camera_of(k),
+            world_from_keyframe=self._map.pose_of(k).rigid,
+            landmarks=observed.where(is_landmark),
+            without_depth=observed.where(~is_landmark),
         )
 
     def predicted_pixels(

@@ -1,0 +1,176 @@
+"""Choice of the reference keyframe: a view that the map already has needs no new keyframe.
+
+As in ORB-SLAM, the reference keyframe of a frame is one that shares many landmarks with it, not necessarily the newest.
+When a keyframe is due, older keyframes of the same view are searched first: one of them takes the place of the new
+keyframe if, relative to it, none would be due. So the map grows with the space that was seen, not with time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from relocalizer.absolute_pose import rotate_pixels
+from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix
+from relocalizer.images import Image, decode_image
+from slam.config.schema import SlamConfig
+from slam.map.frames import Frame, TrackedPose
+from slam.map.keyframe_images import KeyframeImages
+from slam.map.slam_map import SlamMap
+from slam.map.tracks import Tracks
+from slam.tracking.frame_pose import ObservedPoints
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.keyframe_policy import common_pixels, median_parallax_px
+from slam.tracking.tracking_state import TrackingStateMachine
+
+COVISIBLE = 12  # number of keyframes considered, those that observe the most landmarks of the frame
+# Minimum fraction of the landmarks of a keyframe that the frame tracks already. With fewer, the path has drifted since
+# the keyframe or may have; then a new keyframe is inserted, for which the loop is closed.
+MIN_SHARED = 0.3
+TRIED = 2  # maximum number of keyframes that are searched in the image
+CACHED_IMAGES = 16  # number of decoded keyframe images that stay in memory
+# A keyframe is the reference again only well within the criteria of a new one: the next frames move on.
+MARGIN = 0.75
+MIN_VISIBLE = 0.85  # minimum fraction of the landmarks of a keyframe that project into the image, to search for them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownView:
+    """A frame that shows the view of keyframe `keyframe_id`.
+
+    Attributes:
+        found: the pose from its landmarks and those tracked before.
+        tracks: the tracks to continue with, those of the keyframe included.
+    """
+
+    keyframe_id: int
+    found: TrackedPose
+    tracks: Tracks
+
+
+class ReferenceKeyframes:
+    """Finds the keyframe that shows the same view as the newest frame."""
+
+    def __init__(self, config: SlamConfig, slam_map: SlamMap, images: KeyframeImages, tracker: FrameTracker) -> None:
+        self._config = config
+        self._map = slam_map
+        self._images = images
+        self._frame_tracker = tracker
+        self._gray: OrderedDict[int, Image] = OrderedDict()
+
+    def follow(self, frame: Frame, state: TrackingStateMachine) -> bool:
+        """Track from an older keyframe of the same view from now on; False, and nothing changes, if there is none."""
+        view = self.find(frame, state.keyframe_id)
+        if view is None:
+            return False
+        state.set_tracking(view.keyframe_id)
+        self._frame_tracker.reset_to(view.found.world_from_cam, view.tracks)
+        return True
+
+    def find(self, frame: Frame, active: int) -> KnownView | None:
+        """The view of an older keyframe in the newest frame, whose pose is known; None if it shows a new view."""
+        for c in self._similar_views(frame, active)[:TRIED]:
+            view = self._search(frame, c)
+            if view is not None:
+                return view
+        return None
+
+    def _similar_views(self, frame: Frame, active: int) -> list[int]:
+        """Keyframes from whose pose the frame looks nearly alike, by their landmarks in the image, most first."""
+        seen = self._frame_tracker.inlier_tracks.ids
+        segment = self._map.graph.segment_of[active]
+        scored = []
+        for c in self._map.observers(seen, COVISIBLE):
+            if c in self._images and self._map.graph.segment_of[c] == segment:
+                count = self._visible(frame, c)
+                if count:
+                    scored.append((-count, -c))
+        return [-c for _, c in sorted(scored)]
+
+    def _visible(self, frame: Frame, c: int) -> int:
+        """Number of landmarks of keyframe c that project into the frame; 0 if the views differ too much."""
+        config, tracked = self._config.keyframes, self._frame_tracker.current
+        keyframe_from_frame = self._keyframe_from_frame(c)
+        if np.degrees(rotation_angle(keyframe_from_frame)) > MARGIN * config.rotation_deg:
+            return 0
+        tracks = self._landmarks_of(c)
+        if np.isin(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
+            return 0
+        pixels, inside = self._projected(frame, tracks.ids, tracked)
+        if inside.sum() < max(MIN_VISIBLE * len(tracks), self._config.tracking.min_inliers):
+            return 0
+        parallax = median_parallax_px(
+            tracks.pixels[inside], pixels[inside].astype(np.float32), frame.camera, keyframe_from_frame
+        )
+        return int(inside.sum()) if parallax < MARGIN * config.parallax_px else 0
+
+    def _landmarks_of(self, c: int) -> Tracks:
+        tracks = self._map.landmarks.observed[c]
+        return tracks.where(self._map.is_triangulated(tracks.ids))
+
+    def _keyframe_from_frame(self, c: int) -> FloatArray:
+        return self._map.pose_of(c).rotation.T @ rotation_matrix(self._frame_tracker.current.world_from_cam)
+
+    def _projected(
+        self, frame: Frame, ids: NDArray[np.int64], tracked: TrackedPose
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Pixels (N, 2) of landmarks in the frame, and the mask (N,) of those inside the image."""
+        in_cam = np.asarray(tracked.world_from_cam.inv().apply(self._map.points_world(ids))).reshape(-1, 3)
+        front = in_cam[:, 2] > 1e-3
+        pixels = frame.camera.project(np.where(front[:, None], in_cam, (0.0, 0.0, 1.0)))
+        return pixels, front & frame.camera.contains(pixels)
+
+    def _search(self, frame: Frame, c: int) -> KnownView | None:
+        """Follow the tracks of keyframe c from its image into the frame; None if too few of its landmarks are found."""
+        tracker, config = self._frame_tracker, self._config
+        tracks = self._map.landmarks.observed[c]
+        found = tracker.follow_from(self._gray_of(c), tracks, self._predicted(frame, c, tracks))
+        landmarks = found.where(self._map.is_triangulated(found.ids))
+        others = tracker.inlier_tracks.where(~np.isin(tracker.inlier_tracks.ids, landmarks.ids))
+        joined = landmarks.joined(others)
+        observed = ObservedPoints(
+            self._map.points_world(joined.ids), joined.pixels, frame.camera, config.tracks.noise_px
+        )
+        fit, _ = observed.pose_from(tracker.current.world_from_cam)
+        seen = joined.where(fit.inliers)
+        before, _ = common_pixels(self._landmarks_of(c), seen)
+        limit = 1.0 - MARGIN * (1.0 - config.keyframes.min_survival)
+        if len(before) < max(limit * len(self._landmarks_of(c)), config.tracking.min_inliers):
+            return None
+        pose = TrackedPose(fit.world_from_cam, seen)
+        kept = found.where(~self._map.is_triangulated(found.ids) | np.isin(found.ids, seen.ids))
+        return KnownView(c, pose, kept.joined(tracker.tracks.where(self._is_apart(tracker.tracks, kept))))
+
+    def _is_apart(self, tracks: Tracks, kept: Tracks) -> NDArray[np.bool_]:
+        """Mask (N,) of the tracks that are not among `kept`, as the same track or as the same point."""
+        new = np.asarray(~np.isin(tracks.ids, kept.ids))
+        if len(kept) == 0 or len(tracks) == 0:
+            return new
+        distance, _ = cKDTree(kept.pixels).query(tracks.pixels)
+        apart = np.asarray(new & (distance > 0.5 * self._config.tracks.min_distance_px))
+        room = max(0, self._config.tracks.max_tracks - len(kept))
+        apart[np.flatnonzero(apart)[room:]] = False
+        return apart
+
+    def _predicted(self, frame: Frame, c: int, tracks: Tracks) -> NDArray[np.float32]:
+        """Predicted pixels (N, 2) of the tracks of keyframe c in the frame; of points without depth by rotation."""
+        frame_from_keyframe = self._keyframe_from_frame(c).T
+        pixels = rotate_pixels(tracks.pixels, frame.camera, frame_from_keyframe)
+        known = np.flatnonzero(self._map.is_triangulated(tracks.ids))
+        projected, inside = self._projected(frame, tracks.ids[known], self._frame_tracker.current)
+        pixels[known[inside]] = projected[inside]
+        return pixels
+
+    def _gray_of(self, c: int) -> Image:
+        """The gray image of keyframe c."""
+        if c not in self._gray:
+            image = decode_image(self._images.jpeg(c), f"keyframe {c}")
+            self._gray[c] = self._frame_tracker.gray(image)
+            while len(self._gray) > CACHED_IMAGES:
+                self._gray.popitem(last=False)
+        self._gray.move_to_end(c)
+        return self._gray[c]
