@@ -185,7 +185,13 @@ class EventPublisher:
         )
 
     def frame_processed(
-        self, frame: Frame, state: TrackingStateMachine, tracker: FrameTracker, stage_ms: Mapping[str, float]
+        self,
+        frame: Frame,
+        state: TrackingStateMachine,
+        tracker: FrameTracker,
+        stage_ms: Mapping[str, float],
+        *,
+        is_keyframe: bool = False,
     ) -> None:
         """Publish `FrameProcessed`."""
         pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
@@ -214,6 +220,7 @@ class EventPublisher:
                 measurement=measurement,
                 keyframe_criteria=tracker.keyframe_criteria,
                 points=points.thinned(),
+                is_keyframe=is_keyframe,
             )
         )
 

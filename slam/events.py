@@ -42,6 +42,7 @@ class FrameProcessed:
         measurement: what was measured in the frame, for a diagnosis.
         keyframe_criteria: criteria by which the frame was judged as a keyframe; empty if it was not.
         points: a sample of the tracked points, with their ages and reprojections.
+        is_keyframe: whether the frame was inserted as a keyframe, or is being inserted in another thread.
     """
 
     frame: Frame
@@ -59,6 +60,7 @@ class FrameProcessed:
     measurement: FrameMeasurement | None = None
     keyframe_criteria: tuple[Gate, ...] = ()
     points: TrackedPoints | None = None
+    is_keyframe: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

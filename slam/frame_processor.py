@@ -71,7 +71,8 @@ class FrameProcessor:
             with self._watch("keep for later"):
                 self._deferred.keep(frame)
         self._background.count_frame()
-        self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms)
+        is_kept = self._frames_since_keyframe == 0
+        self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms, is_keyframe=is_kept)
         return FrameResult.of(frame, self.state, self._frame_tracker.pose)
 
     # --- keyframes in another thread ------------------------------------------------------------------
@@ -204,8 +205,7 @@ class FrameProcessor:
 
     def _insert_keyframe(self, new: NewKeyframe) -> None:
         """Insert a keyframe, and continue tracking from its updated pose."""
-        keyframe = self._keyframes.insert(new, self._watch)
-        self._continue_from_keyframe(new.frame, keyframe.id)
+        self._continue_from_keyframe(new.frame, self._keyframes.insert(new, self._watch).id)
 
     def _continue_from_keyframe(self, frame: Frame, k: int) -> None:
         slam_map, self._frames_since_keyframe = self._map, 0

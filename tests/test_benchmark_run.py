@@ -268,7 +268,7 @@ def test_every_option_of_the_run_is_part_of_the_identity():
     [options] = [c for name, c in get_command(app).commands.items() if name == "benchmark"]  # type: ignore[attr-defined]
     names = {parameter.name for parameter in options.params}
     in_settings = {"config", "overrides", "predictor", "weights", "random_weights", "seed"}
-    without_effect = {"out", "jobs", "ray", "fail_above", "fail_below", "quiet", "help"}
+    without_effect = {"out", "as_json", "jobs", "ray", "fail_above", "fail_below", "quiet", "help"}
     identity = BenchmarkRequest(suite="", data="", out="").identity
     compared = names - in_settings - without_effect
     assert compared == set(identity) - {"config"}

@@ -162,7 +162,7 @@ def estimate_camera(
     """
     pairs = (sampled or sampled_pairs)(source, length, config, on_progress=on_progress)
     finding = examine_assumed(pairs, source.camera)
-    if sampled is None and (finding.evidence.focal_sigma or 0.0) > MORE_SIGMA:
+    if sampled is not photo_pairs and (finding.evidence.focal_sigma or 0.0) > MORE_SIGMA:
         known = {(pair.first, pair.second) for pair in pairs}
         more = sampled_pairs(source, length, config, on_progress=on_progress, between=True)
         pairs += [pair for pair in more if (pair.first, pair.second) not in known]

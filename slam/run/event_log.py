@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from slam.events import Event, FrameProcessed, KeyframeAdded
+from slam.events import Event, FrameProcessed
 from slam.run.files import LineFile
 from slam.run.plain_values import summarize
 from slam.run.run_folder import RunFolder
@@ -21,14 +21,10 @@ class EventLog:
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = LineFile(folder.path / EVENTS)
-        self._keyframe_at = -1  # frame index of the newest keyframe
 
     def __call__(self, event: Event) -> None:
-        match event:
-            case KeyframeAdded():
-                self._keyframe_at = event.keyframe.frame_index
-            case FrameProcessed() if event.frame.index != self._keyframe_at:
-                event = replace(event, points=None)
+        if isinstance(event, FrameProcessed) and not event.is_keyframe:
+            event = replace(event, points=None)
         values = {"event": type(event).__name__, **summarize(event)}
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
 

@@ -257,6 +257,7 @@ class _EventReader:
             measurement=logged_values.measurement(value.get("measurement")),
             keyframe_criteria=logged_values.gates(value.get("keyframe_criteria")),
             points=logged_values.tracked_points(value.get("points")),
+            is_keyframe=value.get("is_keyframe", False),
         )
 
     def _keyframe(self, value: dict[str, Any]) -> events.KeyframeAdded:
