@@ -74,14 +74,14 @@ def test_a_live_stream_is_no_file_to_be_fed_as_one() -> None:
     stream.close()
 
 
-def test_a_live_stream_is_mapped_live_and_a_file_with_a_fixed_delay_unless_the_configuration_says_otherwise(
+def test_only_a_live_stream_is_mapped_live_unless_the_configuration_says_otherwise(
     world,
 ) -> None:
     stream, _ = live_stream(OracleSource(world), None)
     asked = SlamConfig.model_validate({"tracking": {"mapping_thread": "fixed"}})
     assert with_mapping_thread(SlamConfig(), stream).tracking.mapping_thread == "live"
     assert with_mapping_thread(asked, stream) == asked
-    assert with_mapping_thread(SlamConfig(), OracleSource(world)).tracking.mapping_thread == "fixed"
+    assert with_mapping_thread(SlamConfig(), OracleSource(world)) == SlamConfig()
     stream.close()
 
 

@@ -163,7 +163,7 @@ class TrackingConfig(Section):
         "auto",
         description="Insertion of keyframes in a second thread. off: tracking waits for each; fixed: the result is "
         "used a fixed number of frames later, the same on every machine; live: as soon as it is there; auto: live for "
-        "a camera or stream, fixed for files, and off in a program that calls Slam.step.",
+        "a camera or stream, else off.",
     )
 
 

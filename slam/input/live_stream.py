@@ -26,15 +26,10 @@ JOIN_TIMEOUT_S = (
 
 
 def with_mapping_thread(config: SlamConfig, source: FrameSource) -> SlamConfig:
-    """The configuration for a source, with the mapping thread that `auto` stands for.
-
-    It is the one that never makes a live stream wait, and for all other sources the one with the same result on every
-    machine.
-    """
-    if config.tracking.mapping_thread != "auto":
+    """The configuration for a source: for a live stream, `auto` becomes the mapping thread that never makes it wait."""
+    if not isinstance(source, LiveStream) or config.tracking.mapping_thread != "auto":
         return config
-    mode = "live" if isinstance(source, LiveStream) else "fixed"
-    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"mapping_thread": mode})})
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"mapping_thread": "live"})})
 
 
 class VideoCapture(Protocol):
