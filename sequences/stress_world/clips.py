@@ -77,7 +77,7 @@ class Clip:
 
 
 def film(clip: Clip, seed: int, frames: int | None = None) -> Iterator[Shot]:
-    """The frames of a clip; the same seed gives the same bytes. `frames`: no more than so many."""
+    """The frames of a clip; the same seed gives the same bytes. `frames` is their maximum number."""
     camera_path = clip.path(np.random.default_rng([seed, 1]))
     camera = FilmCamera(clip.place(np.random.default_rng([seed, 2])), camera_path, clip.lens, clip.shutter)
     rng = np.random.default_rng([seed, 3])

@@ -196,7 +196,7 @@ def measure_perturbed(
     """Run SLAM on the unchanged images and on `count` perturbations. Ctrl-C returns the rows measured so far.
 
     Args:
-        open_frames: opens the source again for every run, with so many images left out at its beginning.
+        open_frames: opens the source again for every run, with a number of images left out at its beginning.
         on_run: called before each run with its name, its number from 1, and the number of runs.
 
     Raises:

@@ -23,7 +23,7 @@ def join_segments(
 
     Args:
         min_inliers: minimum number of landmarks that the pose of a keyframe in the other segment must agree with.
-        candidates_of: the older keyframes in which a keyframe is looked for; by default the most similar ones, and
+        candidates_of: the older keyframes in which a keyframe is localized; by default the most similar ones, and
             those nearest in time.
 
     Returns:

@@ -24,8 +24,8 @@ from slam.relocalization.frame_relocalizer import RelocalizedFrame
 
 INITIAL_PAIRS = 10  # number of pairs among which the initial pair of a segment is chosen
 ENOUGH_PARALLAX_DEG = 8.0  # parallax of an initial pair beyond which only its number of tracks counts
-CANDIDATES = 5  # maximum number of mapped photos in which a photo is looked for at a time
-JOINED = 3  # maximum number of keyframes of other segments in which a keyframe is looked for
+CANDIDATES = 5  # maximum number of mapped photos in which a photo is localized at a time
+JOINED = 3  # maximum number of keyframes of other segments in which a keyframe is localized
 GROWTH = 1.2  # growth of a segment until its next global bundle adjustment
 
 
@@ -93,7 +93,7 @@ class PhotoMapper:
         """Insert the photos that are recognized in the map in which the run started."""
         last = self._map.graph.last_id
         for n, photo in enumerate(self._photos):
-            on_progress("photos looked for in the map", n, len(self._photos))
+            on_progress("photos localized in the map", n, len(self._photos))
             found = self._modules.relocalizer.relocalize(photo.restored(), last)
             if isinstance(found, RelocalizedFrame):
                 self._modules.events.relocalized(found, 0)
@@ -171,7 +171,7 @@ class PhotoMapper:
         return None
 
     def _next(self) -> int | None:
-        """The photo without a pose that has the most matches with mapped photos it was not looked for in yet."""
+        """The photo without a pose that has the most matches with mapped photos it was not compared with yet."""
         support = {
             n: sum(sorted(self._open(n).values())[-CANDIDATES:])
             for n in range(len(self._photos))
@@ -181,13 +181,13 @@ class PhotoMapper:
         return best if best is not None and support[best] else None
 
     def _open(self, n: int) -> dict[int, float]:
-        """The mapped photos that photo n matches and was not looked for in yet, with their weights."""
+        """The mapped photos that photo n matches and was not compared with yet, with their weights."""
         tried = self._tried.get(n, set())
         partners = self._views.partners(n)
         return {m: weight for m, weight in partners.items() if m in self._keyframe_of and m not in tried}
 
     def _mapped_partners(self, n: int) -> list[int]:
-        """The mapped photos in which photo n is looked for next, those with the most matches first."""
+        """The mapped photos that photo n is compared with next, those with the most matches first."""
         open_partners = self._open(n)
         return sorted(open_partners, key=lambda m: (-open_partners[m], m))[:CANDIDATES]
 
