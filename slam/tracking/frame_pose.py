@@ -23,6 +23,9 @@ MEDIAN_OF_LENGTH = 1.1774
 # points of a frame by some pixels; larger errors are wrong tracks.
 MAX_NOISE_RATIO = 3.0
 MANY_INLIERS = 0.75  # fraction of inliers from which a frame has the noise of a sharp one
+# Standard deviation of an unknown depth, as a multiple of the depth that is assumed: so large that a wrong assumption does
+# not bias the pose, and so small that a camera that hardly moves still gets its rotation from both coordinates.
+UNKNOWN_DEPTH = 30.0
 MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 
 
@@ -30,7 +33,7 @@ MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a d
 class UnknownDepths:
     """Points that a frame observes but that have no depth yet: anywhere on the ray of an earlier observation.
 
-    With the standard deviation of their depth as large as the depth, they constrain the pose as epipolar lines do, and
+    With a standard deviation of their depth beyond the depth, they constrain the pose as epipolar lines do, and
     the rotation of a camera that turns on the spot fully. Montiel, Civera and Davison, "Unified inverse depth
     parametrization for monocular SLAM", RSS 2006.
 
@@ -164,4 +167,5 @@ def points_without_depth(view: TrackedMap, reference: ReferenceView, tracks: Tra
     depth = float(np.median(depths_in(view.points_world(landmarks), pose)))
     rays = reference.camera.normalized(observed.pixels[rows])
     along = depth * np.hstack([rays, np.ones((len(rays), 1))])
-    return UnknownDepths(np.asarray(pose.apply(along)), along @ rotation_matrix(pose).T, tracks.pixels[now])
+    sigma = UNKNOWN_DEPTH * along @ rotation_matrix(pose).T
+    return UnknownDepths(np.asarray(pose.apply(along)), sigma, tracks.pixels[now])
