@@ -67,7 +67,7 @@ def test_points_without_a_depth_improve_the_pose_of_a_camera_that_turns_on_the_s
     pose = rigid(exp_so3(np.array([0.02, 0.08, -0.01])), np.zeros(3))
     found = np.array([fitted(np.random.default_rng(n), pose, landmarks=20, others=2000) for n in range(20)])
     alone, together = np.median(found[:, 0], axis=0), np.median(found[:, 1], axis=0)
-    # A point whose depth may be anything constrains the pose across its epipolar line only: half of what a landmark does.
+    # A point whose depth may be anything constrains the pose across its epipolar line only: half of a landmark.
     assert (together < 0.65 * alone).all()  # rotation and position
 
 

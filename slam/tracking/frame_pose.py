@@ -23,8 +23,8 @@ MEDIAN_OF_LENGTH = 1.1774
 # points of a frame by some pixels; larger errors are wrong tracks.
 MAX_NOISE_RATIO = 3.0
 MANY_INLIERS = 0.75  # fraction of inliers from which a frame has the noise of a sharp one
-# Standard deviation of an unknown depth, as a multiple of the depth that is assumed: so large that a wrong assumption does
-# not bias the pose, and so small that a camera that hardly moves still gets its rotation from both coordinates.
+# Standard deviation of an unknown depth, as a multiple of the assumed depth: so large that the assumption does not bias
+# the pose, and so small that a camera that does not move at all gets its rotation from both coordinates.
 UNKNOWN_DEPTH = 30.0
 MANY_LANDMARKS = 150  # number of inlier landmarks from which points without a depth hardly change the pose
 
