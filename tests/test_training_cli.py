@@ -223,8 +223,7 @@ def test_the_bundled_room_adapts_a_tiny_network(tmp_path, slam_command):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     found = json.loads(ended.out)
     after, before = found["after"], found["before"]
-    # On three maps of this room by 18, 23 and 57 %; whether it beats a guess too is luck.
-    assert after["direction_deg"] < before["direction_deg"]
+    assert after["direction_deg"] < 0.8 * before["direction_deg"]  # whether it beats a guess too is luck
     assert after["rotation_deg"] < 0.5 * before["rotation_deg"]
     run = slam_command("run", room, "--max-frames", 60, "--predictor", "reloc3r-224", "--weights", tmp_path / "tiny",
                        "-o", tmp_path / "used")  # fmt: skip

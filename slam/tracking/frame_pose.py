@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,14 +113,14 @@ class FramePoseEstimator:
         camera: Camera,
         tracks: Tracks,
         start: RigidTransform,
-        others: UnknownDepths | None = None,
+        others: Callable[[], UnknownDepths | None] = lambda: None,
     ) -> TrackedPose | PoseNotFound:
         """Pose (world_from_cam) that minimizes the reprojection error of the tracked landmarks, starting at `start`.
 
         When too few landmarks are inliers, RANSAC gives a second start.
 
         Args:
-            others: points without a depth, which constrain the pose as well where landmarks are few.
+            others: computes the points without a depth, which constrain the pose as well where landmarks are few.
         """
         config = self._config
         landmarks = tracks.where(view.is_triangulated(tracks.ids))
@@ -136,8 +137,8 @@ class FramePoseEstimator:
                 f"{fit.inlier_count} of {len(landmarks)} landmarks agree with a pose, "
                 f"{config.min_inliers} and {config.min_inlier_ratio:.0%} needed"
             )
-        if others is not None and fit.inlier_count < MANY_LANDMARKS:
-            refined = observed.pose_with(others, fit, noise)
+        if fit.inlier_count < MANY_LANDMARKS and (points := others()) is not None:
+            refined = observed.pose_with(points, fit, noise)
             fit = refined if self._has_enough_inliers(refined) else fit
         return TrackedPose(fit.world_from_cam, landmarks.where(fit.inliers))
 

@@ -20,7 +20,7 @@ from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
-from slam.tracking.frame_pose import FramePoseEstimator, points_without_depth
+from slam.tracking.frame_pose import FramePoseEstimator, UnknownDepths, points_without_depth
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
@@ -164,7 +164,10 @@ class FrameTracker:
         start = self._predicted_pose()
         if start is None:
             return PoseNotFound("no earlier pose to start from")
-        others = points_without_depth(self._view, self._view.reference(k), self.tracks)
+
+        def others() -> UnknownDepths | None:
+            return points_without_depth(self._view, self._view.reference(k), self.tracks)
+
         return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
 
     def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:

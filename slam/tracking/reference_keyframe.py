@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 
 from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_angle, rotation_matrix
+from relocalizer.guided_matching import expected_in
 from relocalizer.images import Image, decode_image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, TrackedPose
@@ -100,13 +101,11 @@ class ReferenceKeyframes:
         tracks = self._landmarks_of(c)
         if np.isin(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
             return 0
-        pixels, inside = self._projected(frame, tracks.ids, tracked)
-        if inside.sum() < max(MIN_VISIBLE * len(tracks), self._config.tracking.min_inliers):
+        rows, pixels = expected_in(self._map.points_world(tracks.ids), tracked.world_from_cam, frame.camera)
+        if len(rows) < max(MIN_VISIBLE * len(tracks), self._config.tracking.min_inliers):
             return 0
-        parallax = median_parallax_px(
-            tracks.pixels[inside], pixels[inside].astype(np.float32), frame.camera, keyframe_from_frame
-        )
-        return int(inside.sum()) if parallax < MARGIN * config.parallax_px else 0
+        parallax = median_parallax_px(tracks.pixels[rows], pixels.astype(np.float32), frame.camera, keyframe_from_frame)
+        return len(rows) if parallax < MARGIN * config.parallax_px else 0
 
     def _landmarks_of(self, c: int) -> Tracks:
         tracks = self._map.landmarks.observed[c]
@@ -114,15 +113,6 @@ class ReferenceKeyframes:
 
     def _keyframe_from_frame(self, c: int) -> FloatArray:
         return self._map.pose_of(c).rotation.T @ rotation_matrix(self._frame_tracker.current.world_from_cam)
-
-    def _projected(
-        self, frame: Frame, ids: NDArray[np.int64], tracked: TrackedPose
-    ) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """Pixels (N, 2) of landmarks in the frame, and the mask (N,) of those inside the image."""
-        in_cam = np.asarray(tracked.world_from_cam.inv().apply(self._map.points_world(ids))).reshape(-1, 3)
-        front = in_cam[:, 2] > 1e-3
-        pixels = frame.camera.project(np.where(front[:, None], in_cam, (0.0, 0.0, 1.0)))
-        return pixels, front & frame.camera.contains(pixels)
 
     def _search(self, frame: Frame, c: int) -> KnownView | None:
         """Follow the tracks of keyframe c from its image into the frame; None if too few of its landmarks are found."""
@@ -161,8 +151,9 @@ class ReferenceKeyframes:
         frame_from_keyframe = self._keyframe_from_frame(c).T
         pixels = rotate_pixels(tracks.pixels, frame.camera, frame_from_keyframe)
         known = np.flatnonzero(self._map.is_triangulated(tracks.ids))
-        projected, inside = self._projected(frame, tracks.ids[known], self._frame_tracker.current)
-        pixels[known[inside]] = projected[inside]
+        points, pose = self._map.points_world(tracks.ids[known]), self._frame_tracker.current.world_from_cam
+        rows, projected = expected_in(points, pose, frame.camera)
+        pixels[known[rows]] = projected
         return pixels
 
     def _gray_of(self, c: int) -> Image:
