@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, direction_angle, exp_so3, inner_products, log_so3, nearest_rotation, skew
+from relocalizer.geometry import FloatArray, direction_angle, exp_so3, log_so3, nearest_rotation, skew
 
 try:
     import poselib
@@ -135,14 +135,15 @@ def refine_motion(
     direction.
     """
     R, d = np.asarray(rotation, dtype=np.float64), np.asarray(direction, dtype=np.float64)
-    residual, jacobian, basis = _linearize(matches, R, d)
+    products = _Products.of(matches)
+    residual, jacobian, basis = products.linearize(R, d)
     cost, damping = _truncated(residual, threshold_px), 1e-4
     for _ in range(iterations):
         near = np.abs(residual) < threshold_px
         H, g = jacobian[:, near] @ jacobian[:, near].T, jacobian[:, near] @ residual[near]
         step = -np.linalg.solve(H + damping * np.diag(np.diag(H)) + 1e-9 * np.eye(5), g)
         moved_R, moved_d = R @ exp_so3(step[:3]), _unit(d + basis @ step[3:])
-        moved = _linearize(matches, moved_R, moved_d)
+        moved = products.linearize(moved_R, moved_d)
         moved_cost = _truncated(moved[0], threshold_px)
         if moved_cost > cost:
             damping *= 10.0
@@ -177,18 +178,21 @@ def estimate_rotation(
     for step_number in range(iterations):
         residual, jacobian = _linearize_rotation(matches, R)
         width = threshold_px * max(1.0, 8.0 * 0.6**step_number)
-        weight = 1.0 / (1.0 + (residual**2).sum(axis=1) / width**2) ** 2
-        H = np.einsum("n,nkp,nkq->pq", weight, jacobian, jacobian)
-        step = -np.linalg.solve(H + 1e-9 * np.eye(3), np.einsum("n,nkp,nk->p", weight, jacobian, residual))
+        weight = 1.0 / (1.0 + (residual**2).sum(axis=0) / width**2) ** 2
+        weighted = (jacobian * weight).reshape(3, -1)
+        H, g = weighted @ jacobian.reshape(3, -1).T, weighted @ residual.ravel()
+        # The rotation about the ray of a single point is unobservable, and H singular.
+        step = -np.linalg.solve(H + (1e-9 + 1e-12 * np.trace(H)) * np.eye(3), g)
         R = nearest_rotation(R @ exp_so3(step))
         if width <= threshold_px and np.abs(step).max() < 1e-10:
             break
     residual, jacobian = _linearize_rotation(matches, R)
-    residual_px = np.asarray(np.linalg.norm(residual, axis=1))
+    residual_px = np.asarray(np.linalg.norm(residual, axis=0))
     # Twice the threshold: the error has both coordinates of both images, an epipolar distance has only one.
     inliers = residual_px < 2.0 * threshold_px
-    H = np.einsum("nkp,nkq->pq", jacobian[inliers], jacobian[inliers])
-    noise = _noise(residual[inliers].ravel(), 2.0 * threshold_px)
+    derivatives = jacobian[:, :, inliers].reshape(3, -1)
+    H = derivatives @ derivatives.T
+    noise = _noise(residual[:, inliers].ravel(), 2.0 * threshold_px)
     variance = np.diag(_covariance(H, noise)).mean()
     # An undetectable translation rotates the fit by a fraction of the noise, independent of the number of matches.
     translation_bias = 0.5 * noise / matches.camera_i.mean_focal
@@ -255,7 +259,7 @@ def sampson_residuals(matches: Matches, rotation: FloatArray, direction: FloatAr
     Hartley and Zisserman, "Multiple View Geometry", 2nd edition, equation 11.9, square root with sign.
     The standard deviation of the distance is that of one pixel coordinate.
     """
-    return _linearize(matches, rotation, direction)[0]
+    return _Products.of(matches).linearize(rotation, direction)[0]
 
 
 def in_front(matches: Matches, rotation: FloatArray, direction: FloatArray) -> BoolArray:
@@ -308,42 +312,56 @@ def _poselib_camera(camera: Camera) -> dict[str, Any]:
     return {"model": "PINHOLE", "width": camera.width, "height": camera.height, "params": numbers}
 
 
-def _linearize(matches: Matches, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Sampson residuals (N,), their derivatives (5, N), and the tangent basis (3, 2) of the direction.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Products:
+    """What the Sampson residuals of matches are linear in, besides the fundamental matrix.
 
-    The first three derivatives are for R exp(w), the last two for d + basis u.
+    Attributes:
+        x_i, x_j: homogeneous pixels (3, N).
+        x_ij: products (9, N) of their components, those of a component of x_i together.
+        inverse_i, inverse_j: inverse camera matrices (3, 3).
     """
-    basis = _tangent_basis(d)
-    moves = [skew(d) @ R @ skew(axis) for axis in np.eye(3)] + [skew(axis) @ R for axis in basis.T]
-    x_i, x_j = _homogeneous(matches.pixels_i), _homogeneous(matches.pixels_j)
-    inverse_i, inverse_j = np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix)
-    F = inverse_i.T @ skew(d) @ R @ inverse_j
-    line_i, line_j = x_j @ F.T, x_i @ F
-    size = np.sqrt(
-        np.maximum(inner_products(line_i[:, :2], line_i[:, :2]) + inner_products(line_j[:, :2], line_j[:, :2]), 1e-24)
-    )
-    residual = np.asarray(inner_products(x_i, line_i) / size)
-    jacobian = np.empty((5, len(matches)))
-    for k, move in enumerate(moves):
-        dF = inverse_i.T @ move @ inverse_j
-        d_line_i, d_line_j = x_j @ dF.T, x_i @ dF
-        d_size = inner_products(line_i[:, :2], d_line_i[:, :2]) + inner_products(line_j[:, :2], d_line_j[:, :2])
-        jacobian[k] = inner_products(x_i, d_line_i) / size - residual * d_size / size**2
-    return residual, jacobian, basis
+
+    x_i: FloatArray
+    x_j: FloatArray
+    x_ij: FloatArray
+    inverse_i: FloatArray
+    inverse_j: FloatArray
+
+    @staticmethod
+    def of(matches: Matches) -> _Products:
+        x_i = np.ascontiguousarray(_homogeneous(matches.pixels_i).T)
+        x_j = np.ascontiguousarray(_homogeneous(matches.pixels_j).T)
+        x_ij = (x_i[:, None] * x_j).reshape(9, -1)
+        return _Products(x_i, x_j, x_ij, np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix))
+
+    def linearize(self, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Sampson residuals (N,), their derivatives (5, N), and the tangent basis (3, 2) of the direction.
+
+        The first three derivatives are for R exp(w), the last two for d + basis u.
+        """
+        basis, cross_d = _tangent_basis(d), skew(d)
+        essential = [cross_d @ R, *(cross_d @ R @ skew(axis) for axis in np.eye(3)), *(skew(b) @ R for b in basis.T)]
+        F = self.inverse_i.T @ np.stack(essential) @ self.inverse_j  # (6, 3, 3): the value, and five derivatives
+        value = F.reshape(6, 9) @ self.x_ij
+        lines_i = (F[:, :2].reshape(12, 3) @ self.x_j).reshape(6, 2, -1)
+        lines_j = (F.transpose(0, 2, 1)[:, :2].reshape(12, 3) @ self.x_i).reshape(6, 2, -1)
+        size = np.sqrt(np.maximum((lines_i[0] ** 2).sum(axis=0) + (lines_j[0] ** 2).sum(axis=0), 1e-24))
+        residual = value[0] / size
+        d_size = (lines_i[0] * lines_i[1:]).sum(axis=1) + (lines_j[0] * lines_j[1:]).sum(axis=1)
+        return residual, (value[1:] - residual / size * d_size) / size, basis
 
 
 def _linearize_rotation(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Residuals (N, 2), pixels of i, of j's rotated rays, and their derivatives (N, 2, 3) for R exp(w)."""
-    rays = matches.rays_j
-    x, y, z = (rays @ R.T).T
-    z = np.maximum(z, 1e-6)  # rays behind the camera project far away and get no weight
-    camera = matches.camera_i
-    residual = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=1) - matches.pixels_i
-    d_pixel = np.zeros((len(matches), 2, 3))
-    d_pixel[:, 0, 0], d_pixel[:, 0, 2] = camera.fx / z, -camera.fx * x / z**2
-    d_pixel[:, 1, 1], d_pixel[:, 1, 2] = camera.fy / z, -camera.fy * y / z**2
-    d_rotated = np.stack([rays @ (R @ skew(axis)).T for axis in np.eye(3)], axis=2)
-    return residual, d_pixel @ d_rotated
+    """Residuals (2, N), pixels of i, of j's rotated rays, and their derivatives (3, 2, N) for R exp(w)."""
+    rays, camera = matches.rays_j.T, matches.camera_i
+    rotated = R @ rays
+    z = np.maximum(rotated[2], 1e-6)  # rays behind the camera project far away and get no weight
+    focal = np.array([[camera.fx], [camera.fy]])
+    slope = rotated[:2] / z
+    residual = focal * slope + np.array([[camera.cx], [camera.cy]]) - matches.pixels_i.T
+    moved = (R @ np.stack([skew(axis) for axis in np.eye(3)])) @ rays
+    return residual, focal / z * (moved[:, :2] - slope * moved[:, 2:])
 
 
 def _truncated(residual: FloatArray, threshold_px: float) -> float:
@@ -387,5 +405,5 @@ def _unit(vector: FloatArray) -> FloatArray:
 def _tangent_basis(direction: FloatArray) -> FloatArray:
     """Two unit vectors (3, 2) orthogonal to the direction and to each other."""
     away = np.eye(3)[np.argmin(np.abs(direction))]
-    first = _unit(np.cross(direction, away))
-    return np.stack([first, np.cross(direction, first)], axis=1)
+    first = _unit(skew(direction) @ away)
+    return np.stack([first, skew(direction) @ first], axis=1)

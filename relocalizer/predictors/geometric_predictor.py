@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ _ENOUGH_INLIERS = (12.0, 4.0)
 _ENOUGH_CELLS = (7.2, 1.3)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class GeometricEncoded:
     """The geometric predictor's encoding of an image.
 
@@ -75,6 +76,10 @@ class GeometricPredictor:
         self._features = features
         self._config = config
         self._vlad = vlad
+        # The estimates of pairs (i, j) of images in use, i.order <= j.order: photos are compared more than once.
+        self._known: WeakKeyDictionary[
+            GeometricEncoded, WeakKeyDictionary[GeometricEncoded, PairEstimate | NoEstimate]
+        ] = WeakKeyDictionary()
 
     def encode(self, views: Sequence[CalibratedImage]) -> list[Encoded]:
         """Local features of each image.
@@ -131,6 +136,12 @@ class GeometricPredictor:
         if i.order > j.order:
             estimate = self._relate(j, i)
             return estimate if isinstance(estimate, NoEstimate) else estimate.reversed()
+        known = self._known.setdefault(i, WeakKeyDictionary())
+        if j not in known:
+            known[j] = self._compute(i, j)
+        return known[j]
+
+    def _compute(self, i: GeometricEncoded, j: GeometricEncoded) -> PairEstimate | NoEstimate:
         found = match_features(i.features, j.features, ratio=self._config.match_ratio)
         matches = Matches(
             i.features.pixels[found[:, 0]].astype(np.float64),

@@ -14,13 +14,16 @@ from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredic
 from slam.predictor_checks import relate
 from slam.progress import Progress, no_progress
 
-# Up to this number of photos every pair is matched. Above it a photo is matched to those with the most similar place
-# descriptors, which miss a third of the pairs that overlap, but hardly ever all of one photo.
-EXHAUSTIVE_PHOTOS = 40
-RETRIEVED = 20
-NEXT_IN_ORDER = 2  # number of the following files that each photo is matched to: many people walk as they take photos
-MIN_MATCHES = 16  # minimum number of matches of a pair that is verified
-VERIFIED = 8  # maximum number of pairs verified per photo, those with the most matches; a pair counts for both photos
+# Up to this number of photos every pair is compared. Above it a photo is compared with those with the most similar
+# place descriptors, which miss a third of the pairs that overlap, but hardly ever all of one photo.
+EXHAUSTIVE_PHOTOS = 300
+RETRIEVED = 40
+NEXT_IN_ORDER = (
+    2  # number of the following files that a photo is compared with: many people walk as they take photos
+)
+COARSE_FEATURES = 300  # number of features of a photo by which it is compared, those of the largest scale
+MIN_MATCHES = 5  # minimum number of coarse matches of a pair that is verified
+VERIFIED = 10  # maximum number of pairs verified per photo, those with the most matches; a pair counts for both photos
 MIN_CONFIDENCE = 0.1  # minimum confidence of a verified pair
 
 
@@ -41,7 +44,7 @@ class ViewGraph:
     ) -> None:
         """Args:
         estimates: i_from_j of the pairs (i, j), i < j, that overlap.
-        counts: number of matches of all pairs that were matched.
+        counts: number of coarse matches of all pairs that were compared.
         """
         self._estimates = dict(estimates)
         self._counts: dict[int, dict[int, int]] = {}
@@ -82,14 +85,18 @@ def build_view_graph(
 ) -> ViewGraph:
     """The view graph of photos.
 
+    Pairs are compared by their coarse features, and only the best of every photo are verified with all features
+    (preemptive feature matching, Wu, "Towards linear-time incremental structure from motion", 2013).
+
     Args:
         ratio: maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.
     """
-    pairs = pairs_to_match([photo.descriptor for photo in photos])
+    pairs = pairs_to_compare([photo.descriptor for photo in photos])
+    coarse = [coarse_features(photo.features) for photo in photos]
     counts = {}
     for done, (i, j) in enumerate(pairs):
-        on_progress("pairs of photos matched", done, len(pairs))
-        counts[i, j] = len(match_features(photos[i].features, photos[j].features, ratio=ratio))
+        on_progress("pairs of photos compared", done, len(pairs))
+        counts[i, j] = len(match_features(coarse[i], coarse[j], ratio=ratio))
     best = best_pairs(counts, VERIFIED)
     estimates = {}
     for done, (i, j) in enumerate(best):
@@ -100,8 +107,14 @@ def build_view_graph(
     return ViewGraph(estimates, counts)
 
 
-def pairs_to_match(descriptors: Sequence[NDArray[np.float32]]) -> list[tuple[int, int]]:
-    """The pairs of photos (i, j), i < j, that are worth matching, in order.
+def coarse_features(features: LocalFeatures) -> LocalFeatures:
+    """The features of the largest scale, at most `COARSE_FEATURES`, in their order."""
+    largest = np.argsort(-features.scales, kind="stable")[:COARSE_FEATURES]
+    return features.where(np.isin(np.arange(len(features)), largest))
+
+
+def pairs_to_compare(descriptors: Sequence[NDArray[np.float32]]) -> list[tuple[int, int]]:
+    """The pairs of photos (i, j), i < j, that are worth comparing, in order.
 
     All pairs of a small collection; of a larger one each photo with those of the most similar place descriptors (unit
     vectors), and with its neighbors in the order of the files, as in COLMAP's vocabulary tree matching.
