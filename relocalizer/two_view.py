@@ -332,8 +332,8 @@ class _Products:
     def of(matches: Matches) -> _Products:
         x_i = np.ascontiguousarray(_homogeneous(matches.pixels_i).T)
         x_j = np.ascontiguousarray(_homogeneous(matches.pixels_j).T)
-        x_ij = (x_i[:, None] * x_j).reshape(9, -1)
-        return _Products(x_i, x_j, x_ij, np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix))
+        inverse_i, inverse_j = np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix)
+        return _Products(x_i, x_j, (x_i[:, None] * x_j).reshape(9, -1), np.asarray(inverse_i), np.asarray(inverse_j))
 
     def linearize(self, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Sampson residuals (N,), their derivatives (5, N), and the tangent basis (3, 2) of the direction.

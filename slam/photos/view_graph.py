@@ -18,12 +18,10 @@ from slam.progress import Progress, no_progress
 # place descriptors, which miss a third of the pairs that overlap, but hardly ever all of one photo.
 EXHAUSTIVE_PHOTOS = 300
 RETRIEVED = 40
-NEXT_IN_ORDER = (
-    2  # number of the following files that a photo is compared with: many people walk as they take photos
-)
+NEXT_IN_ORDER = 2  # number of the following files that a photo is compared with: many people walk as they take photos
 COARSE_FEATURES = 300  # number of features of a photo by which it is compared, those of the largest scale
 MIN_MATCHES = 5  # minimum number of coarse matches of a pair that is verified
-VERIFIED = 10  # maximum number of pairs verified per photo, those with the most matches; a pair counts for both photos
+VERIFIED = 8  # maximum number of pairs verified per photo, those with the most matches; a pair counts for both photos
 MIN_CONFIDENCE = 0.1  # minimum confidence of a verified pair
 
 
