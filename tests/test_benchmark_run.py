@@ -258,6 +258,7 @@ def test_a_fault_ends_with_code_2_after_all_items(data, tmp_path, slam_command):
     )
     assert ended.code == 2
     assert "4 of 5 items" in ended.err
+    assert "line 6: 3 columns" in ended.err  # each fault has a line, also of a list, which is no item's
     assert "2 faults; the first:" in ended.complaint
     page = (tmp_path / "out/report.html").read_text()
     assert "line 6: 3 columns" in page
