@@ -11,7 +11,8 @@ Every block of a page
 gets the tables of that results.json, which `slam benchmark` wrote, its path relative to the page, with the command and
 the commit that made it. A block `<!-- results: overview of a.json b.json orbslam3.json -->` gets one table with a row
 per sequence of SLAM suites, and beside it the results of other systems (`docs/peer_results.py`); `FORMS` has what such
-a block can show. `--check` changes nothing and exits with code 1 if a page is not up to date.
+a block can show; files that are missing are left out. `--check` changes nothing and exits with code 1 if a page is not
+up to date.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from slam.benchmarks.result_files import markdown_tables
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 BLOCK = re.compile(r"(<!-- results: (?:(\w+) of )?([^>]+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+NOT_MEASURED = "Not measured for this version."  # Text of a block none of whose files is there.
 Row = Mapping[str, Any]  # The cells of a sequence by column, of all tables of its results.
 
 # Folder of a sequence: what it is, and the unit of its ground truth ("" where it is not a known one).
@@ -113,7 +115,10 @@ def page_with_tables(page: Path) -> str:
     """The text of a page with its blocks renewed."""
 
     def renewed(block: re.Match[str]) -> str:
-        values = [json.loads((page.parent / name).read_text(encoding="utf-8")) for name in block[3].split()]
+        files = [path for name in block[3].split() if (path := page.parent / name).is_file()]
+        values = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        if not values:
+            return f"{block[1]}\n{NOT_MEASURED}\n\n{block[4]}"
         text = _overview(block[2], values) if block[2] else "\n\n".join(_whole(one) for one in values)
         return f"{block[1]}\n{text}\n\n{block[4]}"
 
