@@ -10,10 +10,10 @@ endif
 # each would only wait for each other.
 PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: help demo test check format docs site clean
+.PHONY: help demo test check format docs results results-tables site clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,13 @@ format: $(VENV)/.developed ## put the sources in shape
 
 docs: $(VENV)/.installed ## the generated pages
 	$(BIN)/slam config --markdown > docs/configuration.md
+
+results: $(VENV)/.installed ## measure the figures of README and docs/results.md; SEQUENCES=DIR STRESS=DIR
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python docs/measure_results.py \
+		$(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(STRESS),--stress $(STRESS))
+
+results-tables: $(VENV)/.installed ## put docs/results/*.json into README and docs/results.md
+	$(BIN)/python docs/results_tables.py
 
 $(VENV)/.documented: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

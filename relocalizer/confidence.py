@@ -2,7 +2,7 @@
 
 A pose is correct when its place is the right one and its error is within the bound. The probability of the former is
 a logistic regression on poses from sparse maps and degraded images of five sequences, and on images of other places;
-that of the latter follows from the position's standard deviation. docs/results.md has the reliability on another
+that of the latter follows from the position's standard deviation. docs/experiments.md has the reliability on another
 sequence.
 """
 

@@ -13,8 +13,8 @@ from relocalizer.interfaces import Candidate
 
 # Maximum number of coordinates (keyframes times descriptor length) for exact search: 2,048 VLADs, or 8,192 vectors of
 # length 1,024. A query takes 1.1 ms of one core at this size and 2.6 ms at twice the size. Codes need half of that at
-# this size already, but can miss a result, so they are used only where exact search becomes slow (docs/results.md,
-# "Cost of long runs and retrieval").
+# this size already, but can miss a result, so they are used only where exact search becomes slow (docs/experiments.md,
+# "Long runs and retrieval").
 EXACT_NUMBERS = 1 << 23
 MOST_CODED = 2560  # maximum number of coordinates with a bit each; those with the largest variance are chosen
 QUERY_BITS = 2  # bits per coordinate of the query in the comparison with bits; one more when all coordinates are coded
@@ -30,7 +30,7 @@ class FaissRetriever:
     One bit per coordinate gives a shortlist; one byte per coordinate selects from it the few candidates that are
     compared in full. The bits are those of Gao and Long, "RaBitQ: quantizing high-dimensional vectors with a
     theoretical error bound for approximate nearest neighbor search", 2024. The search is exhaustive: VLADs of a video
-    have neither clusters for an inverted file nor a low-dimensional subspace (docs/results.md). With a GPU build of
+    have neither clusters for an inverted file nor a low-dimensional subspace (docs/experiments.md). With a GPU build of
     FAISS and a GPU, search is always exact and runs there.
 
     Descriptors are stored by reference, so they must not be modified after `add`. The index is not saved: the same

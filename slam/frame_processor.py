@@ -219,7 +219,7 @@ class FrameProcessor:
     def _relocalize(self, frame: Frame) -> RelocalizedFrame | PoseNotFound:
         """Relocalize the frame in the map; only in some frames during rotation-only tracking."""
         if not self._rotation_only.should_relocalize:
-            return PoseNotFound("no place is looked for in this frame of a turn")
+            return PoseNotFound("no relocalization in this frame of a rotation")
         with self._watch("recognize"):
             found = self._relocalizer.relocalize(self._frame_tracker.extract(frame), self.state.keyframe_id)
         self._events.relocalization_tried(frame, self._relocalizer, found)

@@ -252,13 +252,14 @@ def test_a_fault_ends_with_code_2_after_all_items(data, tmp_path, slam_command):
     root = tmp_path / "scannet"
     shutil.copytree(data[0], root)
     (root / "scene0709_00/frame-000030.jpg").unlink()
-    (root / "scannet_test_pairs_with_gt.txt").open("a").write("a b c\n")
+    (root / "scannet_test_pairs_with_gt.txt").open("a").write("a b c\nd e\n")
     ended = slam_command(
         "benchmark", "scannet1500", "--data", root, "--out", tmp_path / "out", "--predictor", "geometric"
     )
     assert ended.code == 2
     assert "4 of 5 items" in ended.err
-    assert "2 faults; the first:" in ended.complaint
+    assert "line 7: 2 columns" in ended.err  # each fault has a line, also of a list, which is no item's
+    assert "3 faults; the first:" in ended.complaint
     page = (tmp_path / "out/report.html").read_text()
     assert "line 6: 3 columns" in page
 

@@ -245,7 +245,7 @@ def test_a_loss_is_told_with_its_frames_and_its_cause():
     for k in range(20, 24):
         dark = replace(frames[k].measurement, brightness=1.0, dark=1.0, sharpness=0.1, flat=1.0)  # type: ignore[type-var]
         frames[k] = replace(frames[k], measurement=dark)
-    lost = TrackingLost(frame_index=20, timestamp_ns=0, reason="0 landmarks followed, 15 needed")
+    lost = TrackingLost(frame_index=20, timestamp_ns=0, reason="0 landmarks tracked, 15 needed")
     back = Relocalized(frame_index=26, timestamp_ns=0, keyframe_id=2, inliers=50, frames_lost=6)
     found = findings_of([*frames[:20], lost, *frames[20:26], back, *frames[26:], finished(frames)])
     assert [(f.cause, f.first, f.last, f.because) for f in found] == [
@@ -258,10 +258,10 @@ def test_a_loss_is_told_with_its_frames_and_its_cause():
 
 def test_a_loss_without_a_cause_says_so():
     frames, _ = a_run(range(20, 60))
-    lost = TrackingLost(frame_index=20, timestamp_ns=0, reason="9 landmarks followed, 15 needed")
+    lost = TrackingLost(frame_index=20, timestamp_ns=0, reason="9 landmarks tracked, 15 needed")
     [found] = findings_of([*frames[:20], lost, *frames[20:], finished(frames)])
     assert found.sentence == (
-        "tracking was lost for 40 frames, to the end: no cause was seen in the images (9 landmarks followed, 15 needed)"
+        "tracking was lost for 40 frames, to the end: no cause was seen in the images (9 landmarks tracked, 15 needed)"
     )
 
 

@@ -25,7 +25,7 @@ from slam.system import Slam
 KEYFRAMES = 50  # of the walk, about
 SEEN_AGAIN = 40  # keyframe from which on the walk revisits its beginning
 LOOKED_CLOSER = (
-    r"looked at closer, (\d+ landmarks agree, \d+ needed|chi-square [\d.]+ from where they put it, limit 22\.5)"
+    r"guided matching: (\d+ landmarks agree, \d+ needed|chi-square [\d.]+ from where they put it, limit 22\.5)"
 )
 
 

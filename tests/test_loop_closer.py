@@ -507,8 +507,8 @@ def test_landmarks_in_one_corner_of_the_image_give_no_loop(seen_again):
 
 def test_a_loop_without_a_second_consistent_one_is_deferred_with_the_number_and_the_threshold(seen_again):
     [event] = refused(seen_again, Told(0), single_loop_min_inliers=900, min_gap=35).of(EdgeRejected)
-    assert re.fullmatch(r"held back: \d+ landmarks and no second loop that agrees, 900 needed alone", event.reason)
-    assert event.reason.startswith(f"held back: {event.landmarks} ")
+    assert re.fullmatch(r"deferred: \d+ landmarks and no second loop that agrees, 900 needed alone", event.reason)
+    assert event.reason.startswith(f"deferred: {event.landmarks} ")
 
 
 def moved(loop, meters):
@@ -545,7 +545,7 @@ def test_a_loop_off_by_more_than_its_covariance_is_rejected_with_the_number_and_
     verifier = seen_again.verifier
     loop = verifier.verify(0, seen_again.graph.last_id)
     outcome = verifier._refine_pose(moved(loop, 8 * loop.edge.sigmas[3]))
-    assert re.fullmatch(r"looked at closer, chi-square \d+\.\d from where they put it, limit 22\.5", outcome.reason)
+    assert re.fullmatch(r"guided matching: chi-square \d+\.\d from where they put it, limit 22\.5", outcome.reason)
 
 
 def asked_a_second_time(connected, c, k):
@@ -658,7 +658,7 @@ def test_one_loop_alone_joins_no_segments_however_many_landmarks_it_has():
     here = (OTHER_WORLD @ Similarity.from_rigid(connected.builder.world.poses[1])).rigid
     k = add(connected, 1, pose=Similarity.from_rigid(here), segment=1, follow=False)
     assert not connected.loop_closer.close_loops(k)
-    assert connected.of(EdgeRejected)[-1].reason == "held back: 1 loop ties the two parts, 2 needed"
+    assert connected.of(EdgeRejected)[-1].reason == "deferred: 1 loop ties the two parts, 2 needed"
     assert set(connected.graph.segment_of.values()) == {0, 1}
 
 

@@ -137,12 +137,12 @@ def test_of_the_places_that_were_none_the_one_that_most_landmarks_spoke_for_is_n
 
     events = [
         rejected(1, 12, "12 points of keyframe 1 matched, 15 needed"),
-        rejected(2, 40, "held back: 40 landmarks and no second loop that agrees, 60 needed alone"),
+        rejected(2, 40, "deferred: 40 landmarks and no second loop that agrees, 60 needed alone"),
         rejected(3, 0, "confidence 0.05 of the pair estimate, 0.1 needed"),
     ]
     assert why_no_overlap(events, keyframes=9) == (
         "3 places looked alike, none held (the nearest: keyframes 2 and 90, "
-        "held back: 40 landmarks and no second loop that agrees, 60 needed alone)"
+        "deferred: 40 landmarks and no second loop that agrees, 60 needed alone)"
     )
     assert why_no_overlap([], keyframes=9) == "none of 9 keyframes looks like a place of the other map"
 

@@ -30,17 +30,17 @@ def commands(program: str) -> list[str]:
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 @pytest.mark.parametrize("command", commands("make"))
 def test_a_documented_target_exists(command):
-    assert set(command.split()[1:]) <= make_targets()
+    assert {word for word in command.split()[1:] if "=" not in word} <= make_targets()
 
 
 def test_targets_in_running_text_exist():
     for page in PAGES:
-        for target in re.findall(r"`make ([a-z]+)`", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"`make ([a-z-]+)[^`]*`", page.read_text(encoding="utf-8")):
             assert target in make_targets(), f"{page.name}: make {target}"
 
 

@@ -229,6 +229,13 @@ def test_a_sequence_counts_with_the_median_of_its_runs_and_a_lost_one_leaves_no_
     assert lost.tables[0].rows[-1][1] is None
 
 
+def test_a_sequence_without_ground_truth_is_not_in_the_mean():
+    without = run("walk", None) | {"reason": "no ground truth"}
+    summary = summarize_runs("title", {}, {"desk": run("desk", 0.1), "xyz": run("xyz", 0.3), "walk": without}, [])
+    assert summary.figures["ate_sim3"] == pytest.approx(0.2)
+    assert summary.tables[0].rows[-1][:2] == ["mean", pytest.approx(0.2)]
+
+
 def test_the_tracking_table_has_the_shares_the_errors_the_cost_and_why_a_run_is_not_good():
     figures = {"posed": 1.0, "maps": 2, "cpu_ms": 31.5, "verdict": "partial", "verdict_reasons": ["two maps"]}
     one = run("desk", 0.1) | figures

@@ -230,7 +230,7 @@ def test_the_final_refinement_reports_its_progress():
     world = world_of([*path[:60], *path[115:120], *path[55:135]])
     told: list[tuple[str, int, int]] = []
     run(world, on_progress=lambda *step: told.append(step))
-    looks = [step for step in told if step[0] == "looks for frames without a pose"]
+    looks = [step for step in told if step[0] == "relocalizing frames without a pose"]
     assert [done for _, done, _ in looks] == list(range(len(looks)))
     assert 5 <= len(looks) <= looks[0][2]
     assert told[len(looks) :] == [

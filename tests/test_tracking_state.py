@@ -15,7 +15,7 @@ def tracked(*, restart_after: int | None = 5, began_at: int = 3) -> TrackingStat
 
 
 def lost_for(where: TrackingStateMachine, frames: int, *, since: int = 100) -> TrackingStateMachine:
-    where.set_lost(since, "3 landmarks followed")
+    where.set_lost(since, "3 landmarks tracked")
     for _ in range(frames - 1):
         where.still_lost("nothing looks alike")
     return where
@@ -38,7 +38,7 @@ def test_a_lost_camera_keeps_the_reason_of_the_first_frame_whatever_is_waited_fo
     where = lost_for(tracked(), 3)
     where.set_waiting("tracks moved 2 px")
     assert where.is_lost
-    assert where.reason == "3 landmarks followed"
+    assert where.reason == "3 landmarks tracked"
 
 
 def test_losing_does_not_forget_the_keyframe_seen_last():
@@ -70,13 +70,13 @@ def test_a_new_map_may_begin_when_the_camera_was_lost_for_as_long_as_set(frames,
 def test_a_map_lost_right_after_its_beginning_may_be_begun_again_at_once_and_is_named():
     where = lost_for(tracked(began_at=95), 1)
     assert where.may_start_new_map
-    assert where.reason == "the map initialized at frame 95 did not hold: 3 landmarks followed"
+    assert where.reason == "the map initialized at frame 95 did not hold: 3 landmarks tracked"
 
 
 def test_a_map_that_held_for_long_enough_was_not_begun_wrongly():
     where = lost_for(tracked(began_at=100 - MIN_MAP_AGE_FRAMES), 1)
     assert not where.may_start_new_map
-    assert where.reason == "3 landmarks followed"
+    assert where.reason == "3 landmarks tracked"
 
 
 def test_the_next_map_is_given_its_time_again():
@@ -102,4 +102,4 @@ def test_once_found_in_the_map_a_later_loss_is_told_as_any_other():
     where = TrackingStateMachine(restart_after=5)
     where.set_lost_in_map(41)
     where.set_tracking(40)
-    assert lost_for(where, 3).reason == "3 landmarks followed"
+    assert lost_for(where, 3).reason == "3 landmarks tracked"

@@ -33,8 +33,8 @@ def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
         ({"weak_frames": 80}, Grade.POOR, "80% of the frames rest on fewer than 30 landmarks"),
         ({"overlay_share": 0.3}, Grade.PARTIAL, "30% of the points stand still in the image while the world moves"),
         ({"unexplained_share": 0.2}, Grade.GOOD, ""),
-        ({"unexplained_share": 0.6}, Grade.PARTIAL, "60% of the points that could be followed for long do not move as"),
-        ({"unexplained_share": 0.8}, Grade.POOR, "80% of the points that could be followed for long do not move as"),
+        ({"unexplained_share": 0.6}, Grade.PARTIAL, "60% of the points with long tracks do not move as"),
+        ({"unexplained_share": 0.8}, Grade.POOR, "80% of the points with long tracks do not move as"),
         ({"contradicted_keyframes": 2}, Grade.GOOD, ""),
         (
             {"contradicted_keyframes": 6},

@@ -5,7 +5,7 @@
 
 The share is that of the false loops among all loops; the true ones are those that a clean run verifies. Each false loop
 looks confirmed by matching: 30 to 120 landmarks at their pixels under the false pose, with a true loop's noise.
-The image is still looked at closer, unless it is `--deceived` altogether. False ones that are accepted take their
+The image is still guided matching: unless it is `--deceived` altogether. False ones that are accepted take their
 landmarks with them, as in life. They are at another place altogether, or with `--slips` (the truth's unit) and
 `--turns` (degrees) of the right place and a pose that is off by so much.
 `--oracle` runs the walk of tests/oracle.py with noisy tracks.
@@ -151,7 +151,7 @@ def report(events: list[Event], liar: FalseLoops) -> None:
         elif isinstance(event, EdgeRejected) and ("held" in event.reason or "left out" in event.reason):
             kind = "false or true" if (event.i, event.j) in liar.told else "true"
             print(f"  {kind} {event.i}-{event.j}: {event.reason}", flush=True)
-        elif isinstance(event, EdgeRejected) and "looked at closer" in event.reason:
+        elif isinstance(event, EdgeRejected) and "guided matching" in event.reason:
             kind = "false" if liar.refused.get((event.i, event.j)) == event.reason else "true"
             print(f"  {kind} {event.i}-{event.j}: {event.reason}", flush=True)
 

@@ -1,4 +1,4 @@
-"""What docs/results.md says about relocalization, measured.
+"""What docs/experiments.md says about relocalization, measured.
 
 python docs/experiments/relocalization.py database REDKITCHEN --others SEQUENCE... [--stride N]
 python docs/experiments/relocalization.py corridor CORRIDOR

@@ -6,9 +6,7 @@ decoder one after the other. Random weights suffice, because the speed does not 
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from relocalizer.geometry import FloatArray, direction_angle, rotation_angle
 from relocalizer.network.computation import Network, Runtime, RuntimeChoice, network_of
 from relocalizer.network.model import RawPose, Reloc3r, Tokens, use_explicit_attention
 from relocalizer.network.precision import onednn_keeps_float32, onednn_products
+from relocalizer.process_memory import peak_memory_bytes
 
 KEYFRAMES = 10  # number of candidate keyframes in a relocalization
 PAIRS_AT_A_TIME = 2  # batch size on a CPU
@@ -143,7 +142,7 @@ def measure_network(
             networks[runtime] = _ready(load, model, runtime, device, images, timings, onednn)
             with onednn_products(onednn):
                 change_deg[runtime] = _pose_change_deg(exact, _poses(networks[runtime], images))
-            peak = peak or _peak_bytes()
+            peak = peak or peak_memory_bytes()
         for _ in range(repeats):
             naive = timings.time("naive", device, lambda: _naive_pair(model, *images[:2]))
             for runtime, network in networks.items():
@@ -159,7 +158,7 @@ def measure_network(
         naive_pair_cpu_s=timings.median_cpu("naive"),
         pose_difference=max(float(np.abs(a - b).max()) for a, b in zip(naive, exact[:2], strict=True)),
         peak_bytes=peak,
-        peak_bytes_all=_peak_bytes(),
+        peak_bytes_all=peak_memory_bytes(),
         ways=[_times_of(runtime, timings, change_deg[runtime], by_wall=device.type != "cpu") for runtime in ways],
     )
 
@@ -254,8 +253,3 @@ def _pose_change_deg(exact: Sequence[FloatArray], found: Sequence[FloatArray]) -
     rotation = max(rotation_angle(a[:3, :3].T @ b[:3, :3]) for a, b in pairs)
     direction = max(direction_angle(a[:3, 3], b[:3, 3]) for a, b in pairs)
     return float(np.degrees(rotation)), float(np.degrees(direction))
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -44,13 +44,16 @@ class Variant:
 WHOLE = Variant("the whole", ())
 PARTS = (
     Variant("without the final bundle adjustment", ("bundle_adjustment.final=never",)),
-    Variant("without window refinement", ("bundle_adjustment.iterations=0",)),
-    Variant("without any refinement", ("bundle_adjustment.iterations=0", "bundle_adjustment.final=never")),
-    Variant("without finding what is left of the lens", ("bundle_adjustment.calibrate=never",)),
+    Variant("without local bundle adjustment", ("bundle_adjustment.iterations=0",)),
+    Variant("without any bundle adjustment", ("bundle_adjustment.iterations=0", "bundle_adjustment.final=never")),
+    Variant("without estimating residual distortion", ("bundle_adjustment.calibrate=never",)),
     Variant("without loops", ("loop_closing.candidates=0",)),
-    Variant("with every loop that looks like one closed", ("loop_closing.robust=false",)),
-    Variant("without pair priors in refinements", ("bundle_adjustment.pair_priors=false",)),
-    Variant("without finding landmarks again", ("landmarks.search_keyframes=0", "bundle_adjustment.final_covisible=0")),
+    Variant("with every verified loop closed", ("loop_closing.robust=false",)),
+    Variant("without pair priors in bundle adjustment", ("bundle_adjustment.pair_priors=false",)),
+    Variant(
+        "without matching landmarks by projection",
+        ("landmarks.search_keyframes=0", "bundle_adjustment.final_covisible=0"),
+    ),
 )
 
 

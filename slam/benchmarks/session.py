@@ -77,8 +77,10 @@ def weights_sha256(config: SlamConfig) -> str:
 
 def machine() -> str:
     """Platform, processor, number of cores and memory, in one line."""
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return f"{platform.platform()}, {_processor()}, {os.cpu_count()} cores, {memory_gb:.0f} GB"
+    known = f"{platform.platform()}, {_processor()}, {os.cpu_count()} cores"
+    if not hasattr(os, "sysconf"):  # Windows
+        return known
+    return f"{known}, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
 
 
 def _processor() -> str:

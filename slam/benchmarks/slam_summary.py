@@ -54,9 +54,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
+def _with_truth(runs: Runs) -> Runs:
+    """The sequences that can have an error."""
+    return {name: own for name, own in runs.items() if any(result["reason"] != NO_TRUTH for result in own)}
+
+
 def _figures(runs: Runs) -> dict[str, float]:
     """Means over the sequences; one that lost a sequence is infinite, so that it exceeds any limit."""
-    with_truth = {name: own for name, own in runs.items() if any(result["reason"] != NO_TRUTH for result in own)}
+    with_truth = _with_truth(runs)
     if not with_truth:
         return {}
     figures = {}
@@ -74,8 +79,9 @@ def _accuracy(runs: Runs, missing: Sequence[str]) -> Table:
     for name, own in runs.items():
         errors = [_median(own, _rmse(kind, f"ate_{a}")) for a in ("sim3", "se3") for kind, _ in KINDS]
         rows.append([name, *errors, _median(own, lambda r: r["all"]["scale"] if r["all"] else None), _spread(own)])
-    if len(rows) > 1:
-        columns_of_errors = list(zip(*(row[1:7] for row in rows), strict=True))
+    counted = [row for row, name in zip(rows, runs, strict=True) if name in _with_truth(runs)]
+    if len(counted) > 1:
+        columns_of_errors = list(zip(*(row[1:7] for row in counted), strict=True))
         rows.append(["mean", *(_mean(column) for column in columns_of_errors), None, ""])
     notes = ["RMSE of the positions in the unit of the ground truth; a dash is a sequence without a result."]
     if missing:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 PAIRS = ("scannet1500", "megadepth1500", "re10k", "acid", "co3d", "re10k10", "pairs")
 LOCALIZATION = ("7scenes-localization", "cambridge")
 SLAM = ("tum", "euroc", "kitti", "7scenes", "icl", "folder")
+MOST_FAULTS = 20  # Faults that are printed at the end; report.html has more.
 Limits = Annotated[
     list[str],
     typer.Option(
@@ -206,6 +207,8 @@ def _ended(
         complain("interrupted; the same command goes on")
         return INTERRUPTED
     if outcome.faults:
+        for fault in outcome.faults[:MOST_FAULTS]:
+            say(f"not evaluated: {fault}")
         complain(f"{len(outcome.faults)} faults; the first: {outcome.faults[0]}")
         return INTERNAL_ERROR if outcome.internal else USER_ERROR
     return UNUSABLE if _fails(outcome.summary.figures, limits, floors) else 0

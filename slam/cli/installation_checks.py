@@ -65,6 +65,7 @@ EXTRAS = {
     "onnx": ("torch", "safetensors", "huggingface_hub", "onnx", "onnxruntime", "onnxscript"),
 }
 _OPTIONAL_FIX = {
+    "gtsam": "pip install gtsam; it has no wheel for Windows, where slam run needs WSL",
     "rerun": "optional, for --view, --record and slam view: pip install 'reloc3r-slam[viewer]'",
     **dict.fromkeys(EXTRAS["reloc3r"], "optional, for Reloc3r: pip install 'reloc3r-slam[reloc3r]'"),
     **dict.fromkeys(EXTRAS["serve"], "optional, for slam serve: pip install 'reloc3r-slam[serve]'"),

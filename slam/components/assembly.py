@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from relocalizer.errors import ConfigError
 from relocalizer.predictors import plugins
 from slam.components.predictor_choice import choose_predictor
 from slam.config.schema import SlamConfig
@@ -47,7 +48,13 @@ def assemble(config: SlamConfig, *, mask: Mask | None = None) -> Components:
         UserError: the requested predictor is not available; the message states why.
     """
     from relocalizer.retrieval import FaissRetriever
-    from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+
+    try:
+        from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
+    except ModuleNotFoundError as error:
+        if error.name != "gtsam":
+            raise
+        raise ConfigError("SLAM needs GTSAM, which has no wheel for Windows; use WSL, Linux or macOS") from None
     from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
     from slam.tracking.klt import KltTracker
 

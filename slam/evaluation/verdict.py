@@ -166,7 +166,7 @@ def _unexplained(evidence: Evidence) -> Finding | None:
     if evidence.unexplained_share < _UNEXPLAINED[0]:
         return None
     reason = (
-        f"{evidence.unexplained_share:.0%} of the points that could be followed for long do not move as the scene "
+        f"{evidence.unexplained_share:.0%} of the points with long tracks do not move as the scene "
         "would with these poses: much of the image moves by itself, and the map may be that of a moving object"
     )
     return Finding(Grade.POOR if evidence.unexplained_share >= _UNEXPLAINED[1] else Grade.PARTIAL, reason)

@@ -34,7 +34,7 @@ BENT_CHI_SQUARE = 1000.0  # minimum squared residual of an edge that the rest of
 ALIKE_LANDMARKS = 20  # minimum number of landmarks that agree with a refused loop for its places to look alike
 SAME_FOCAL = 0.02  # maximum relative difference of a focal length that is not what contradicts a calibration
 NEAR_LOOP = 3  # maximum distance of both ends from those of an accepted loop of the same place, keyframes
-ALIKE_GATES = ("chi-square", "closer look", "contradict")  # gates that refuse places that only look alike
+ALIKE_GATES = ("chi-square", "guided matching", "contradict")  # gates that refuse places that only look alike
 
 # Causes of a loss, the most certain first.
 CAUSES = (

@@ -13,7 +13,8 @@ COVISIBLE = 15  # number of shared landmarks from which two keyframes count as c
 UNKNOWN_LOG_SCALE = 0.5  # standard deviation of the log scale of an edge whose scale is not measured
 MIN_SIGMA = 1e-5  # minimum standard deviation of the rotation (radians) and of the translation (map units) of an edge
 # Correlation of the errors of the landmarks in one image, which share the lens, motion blur and the poses they were
-# triangulated from. n landmarks are worth n / (1 + 0.1 (n - 1)) independent ones (docs/results.md, "Loops").
+# triangulated from. n landmarks are worth n / (1 + 0.1 (n - 1)) independent ones (docs/experiments.md, "Covariances
+# of edges").
 CORRELATION = 0.1
 # Correlation of the errors of the landmarks of a loop. It is lower: they were triangulated at one end and matched
 # individually at the other.

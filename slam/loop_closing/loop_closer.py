@@ -124,7 +124,7 @@ class LoopCloser:
             evaluated.append(second)
             verdict = self._evaluate(second)
         if isinstance(verdict, Deferred):
-            reason = f"held back: {verdict.reason}"
+            reason = f"deferred: {verdict.reason}"
             for deferred in evaluated:
                 edge = deferred.edge
                 self._reject(edge.i, edge.j, reason, edge.inliers, is_refuted=verdict.is_refuted)

@@ -150,17 +150,17 @@ class LoopVerifier:
             GUIDED_SEARCH,
         )
         count, needed = refined.fit.inlier_count, int(np.ceil(MIN_GUIDED_RATIO * loop.edge.inliers))
-        self.examination.at_least("closer look: landmarks", count, needed)
+        self.examination.at_least("guided matching: landmarks", count, needed)
         if count < needed:
-            return PoseRejected(f"looked at closer, {count} landmarks agree, {needed} needed", count)
+            return PoseRejected(f"guided matching: {count} landmarks agree, {needed} needed", count)
         pose_c, scale = self._map.pose_of(c), loop.edge.i_from_j.scale
         c_from_k = pose_c.inverse() @ Similarity.from_rigid(refined.fit.world_from_cam, pose_c.scale * scale)
         change = log_error(loop.edge.i_from_j, c_from_k)[:6]
         distance = squared_distance(change, edge_covariance(loop.edge)[:6, :6])
-        self.examination.at_most("closer look: chi-square", distance, CHI2_6DOF_999)
+        self.examination.at_most("guided matching: chi-square", distance, CHI2_6DOF_999)
         if distance > CHI2_6DOF_999:
             reason = f"chi-square {distance:.1f} from where they put it, limit {CHI2_6DOF_999:.1f}"
-            return PoseRejected(f"looked at closer, {reason}", count)
+            return PoseRejected(f"guided matching: {reason}", count)
         self.examination.agreed(refined.matches)
         return Verified(replace(loop.edge, i_from_j=c_from_k), refined)
 

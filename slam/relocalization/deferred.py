@@ -57,7 +57,7 @@ class DeferredRelocalizer:
         max_attempts, attempts = 2 * len(self._unlocalized), count()
 
         def retry(frame: Frame) -> bool:
-            on_progress("looks for frames without a pose", next(attempts), max_attempts)
+            on_progress("relocalizing frames without a pose", next(attempts), max_attempts)
             return self._retry(frame, on_found)
 
         self._unlocalized.relocalize_all(retry)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relocalizer.errors import SequenceError, UserError
+from relocalizer.process_memory import peak_memory_bytes
 from slam.events import FramesSkipped
 from slam.progress import Progress, no_progress
 from slam.run.live_threads import shared_by_tracking_and_mapping
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from slam.result import SlamResult
     from slam.system import Slam
 
-# SIGHUP is sent by a closed terminal. Windows has no SIGHUP and is not supported.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGHUP is sent by a closed terminal; Windows has none.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -300,5 +299,4 @@ def _too_few_frames(source: FrameSource, count: int) -> str:
 
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes on Linux
+    return peak_memory_bytes() / 2**20

@@ -21,11 +21,12 @@ from slam.evaluation.top_view import extent
 
 Color = tuple[int, int, int]
 
-SIZE = (1400, 1050)  # width and height of the image, pixels
-FRAME = (110, 100, 1360, 890)  # left, top, right and bottom of the axes, pixels
+SIZE = (1000, 800)  # width and height of the image, pixels; not larger, so that its text is legible on a phone
+FRAME = (98, 122, 980, 656)  # left, top, right and bottom of the axes, pixels
 INK, SOFT, GRID, PAPER = (27, 31, 36), (95, 103, 115), (226, 229, 233), (255, 255, 255)
 LANDMARK, PATH, KEYFRAME, LOOP, LOST = (163, 170, 180), (31, 119, 180), (12, 60, 105), (210, 40, 150), (214, 39, 40)
 START, END = (44, 150, 60), (225, 120, 0)
+TEXT = 22  # height of the text, pixels
 TICKS = 7  # approximate number of ticks along the longer axis
 DASH_PX = 10.0
 SHIFT = 4  # fractional bits of OpenCV's coordinates
@@ -169,15 +170,16 @@ class _Canvas:
             self._sample(shape, color, np.array([place[0], place[1]]))
         sheet = pillow.fromarray(self._image)
         pen = ImageDraw.Draw(sheet)
-        pen.text((left, 20), _fitting(view.title, 30), INK, _font(30))
-        pen.text((left, 62), _fitting(view.facts, 20), SOFT, _font(20))
+        pen.text((left, 14), _fitting(view.title, 30), INK, _font(30))
+        for k, line in enumerate(_two_lines(view.facts)):
+            pen.text((left, 54 + 30 * k), _fitting(line, TEXT), SOFT, _font(TEXT))
         self._label_ticks(pen)
-        pen.text((0.5 * (left + right), bottom + 34), f"right ({view.units})", INK, _font(20), anchor="ma")
+        pen.text((0.5 * (left + right), bottom + 34), f"right ({view.units})", INK, _font(TEXT), anchor="ma")
         sideways = pillow.new("RGB", (400, 30), PAPER)
-        ImageDraw.Draw(sideways).text((200, 2), f"ahead ({view.units})", INK, _font(20), anchor="ma")
+        ImageDraw.Draw(sideways).text((200, 2), f"ahead ({view.units})", INK, _font(TEXT), anchor="ma")
         sheet.paste(sideways.rotate(90, expand=True), (8, int(0.5 * (top + bottom)) - 200))
         for (_, _, text), (u, v) in zip(entries, places, strict=True):
-            pen.text((u + 34, v), text, INK, _font(20), anchor="lm")
+            pen.text((u + 34, v), text, INK, _font(TEXT), anchor="lm")
         return np.asarray(sheet, dtype=np.uint8)
 
     def _label_ticks(self, pen: ImageDraw.ImageDraw) -> None:
@@ -190,7 +192,7 @@ class _Canvas:
                 u, v = self._pixels(point[None])[0]
                 text = f"{tick + 0.0:.{decimals}f}" if abs(tick) > 0.5 * self._step else "0"
                 spot, anchor = ((u, bottom + 8), "ma") if axis == 0 else ((left - 10, v), "rm")
-                pen.text(spot, text, SOFT, _font(18), anchor=anchor)
+                pen.text(spot, text, SOFT, _font(TEXT - 2), anchor=anchor)
 
     def _sample(self, shape: str, color: Color, place: FloatArray) -> None:
         """The sample of a legend entry, 24 pixels wide, to the right of `place`."""
@@ -225,12 +227,21 @@ def _places(texts: Sequence[str]) -> list[tuple[float, float]]:
     left, _, right, bottom = FRAME
     u, v, places = float(left), bottom + 90.0, []
     for text in texts:
-        width = 34 + _font(20).getlength(text) + 36
+        width = 34 + _font(TEXT).getlength(text) + 36
         if u > left and u + width > right + 36:
             u, v = float(left), v + 34
         places.append((u, v))
         u += width
     return places
+
+
+def _two_lines(facts: str) -> list[str]:
+    """The facts in two lines, divided at a comma, if they are wider than the axes."""
+    parts = facts.split(", ")
+    if len(parts) < 2 or _font(TEXT).getlength(facts) <= FRAME[2] - FRAME[0]:
+        return [facts]
+    half = (len(parts) + 1) // 2
+    return [", ".join(parts[:half]) + ",", ", ".join(parts[half:])]
 
 
 def _fitting(text: str, size: int) -> str:

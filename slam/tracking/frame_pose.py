@@ -125,7 +125,7 @@ class FramePoseEstimator:
         config = self._config
         landmarks = tracks.where(view.is_triangulated(tracks.ids))
         if len(landmarks) < config.min_inliers:
-            return PoseNotFound(f"{len(landmarks)} landmarks followed, {config.min_inliers} needed")
+            return PoseNotFound(f"{len(landmarks)} landmarks tracked, {config.min_inliers} needed")
         observed = ObservedPoints(view.points_world(landmarks.ids), landmarks.pixels, camera, self._noise_px)
         fit, noise = observed.pose_from(start)
         if not self._has_enough_inliers(fit):

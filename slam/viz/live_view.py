@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
 import cv2
 import numpy as np
 import rerun as rr
@@ -13,6 +10,7 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.images import Image, encode_jpeg
+from relocalizer.process_memory import peak_memory_bytes
 from slam.events import FrameProcessed
 from slam.map.image_points import MOST_TRACKED
 from slam.map.tracking_status import TrackingState
@@ -26,7 +24,6 @@ MEMORY_EVERY = 30  # Interval between two plots of the memory, frames.
 LIVE_FRUSTUM = 3.0  # Size of the live camera's frustum, relative to a keyframe's.
 FRUSTUM = 0.06  # Depth of a keyframe's frustum, relative to the median depth of the first landmarks.
 
-MEMORY_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # Bytes on macOS, kilobytes on Linux.
 
 STATE_COLOR = {
     TrackingState.INITIALIZING: WAITING,
@@ -176,7 +173,7 @@ class LiveView:
             if np.isfinite(value):
                 self._log(f"plots/{path}", rr.Scalars(value))
         if event.frame.image.size and event.frame.index % MEMORY_EVERY == 0:
-            self._log("plots/memory_mb", rr.Scalars(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEMORY_UNIT))
+            self._log("plots/memory_mb", rr.Scalars(peak_memory_bytes() / 2**20))
 
     def _show_state(self, state: TrackingState, reason: str) -> None:
         if (state, reason) == self._state:

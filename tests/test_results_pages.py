@@ -1,0 +1,91 @@
+"""The tables of README.md and docs/results.md agree with the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "results_tables.py"))
+
+
+def values(sequence: str, error: float | None, coverage: float) -> dict[str, Any]:
+    """Results as `slam benchmark folder` writes them, of one sequence."""
+    session = {"command": "slam benchmark folder", "commit": "abc", "machine": "a machine"}
+    return {
+        "tables": [
+            {
+                "title": "Absolute trajectory error",
+                "columns": ["sequence", "Sim(3), all frames"],
+                "rows": [[sequence, error], ["mean", error]],
+                "note": "",
+            },
+            {
+                "title": "Tracking",
+                "columns": ["sequence", "frames", "coverage, %"],
+                "rows": [[sequence, 420, coverage]],
+                "note": "",
+            },
+        ],
+        "sessions": [session],
+    }
+
+
+def test_the_pages_agree_with_the_committed_results(tables: dict[str, Any]) -> None:
+    """`make results-tables` mends it."""
+    for page in tables["PAGES"]:
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- results: ") == text.count("<!-- end of results -->") > 0
+        assert tables["page_with_tables"](page) == text, page.name
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_committed_results_are_complete_and_name_no_machine_path(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"[\s\"'=](/(?!/)\w+/|[A-Z]:\\)", text)
+    found = json.loads(text)
+    assert found["tables"]
+    assert found.get("done") == found.get("items")
+    assert found.get("faults", []) == []
+
+
+def test_every_committed_result_is_shown(tables: dict[str, Any]) -> None:
+    shown = "".join(page.read_text(encoding="utf-8") for page in tables["PAGES"])
+    assert [path.name for path in RESULTS if f"results/{path.name}" not in shown] == []
+
+
+def test_an_overview_has_a_row_per_sequence_and_a_column_per_other_system(
+    tables: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "ours.json").write_text(json.dumps(values("room_loop", 0.00312, 100.0)))
+    (tmp_path / "more.json").write_text(json.dumps(values("my|desk", None, 0.0)))
+    (tmp_path / "peer.json").write_text(json.dumps({"system": "Peer", **values("room_loop", 0.25, 95.51)}))
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- results: summary of ours.json more.json peer.json -->\nold\n<!-- end of results -->\nb\n")
+    lines = tables["page_with_tables"](page).splitlines()
+    assert lines[0] == "a"
+    assert lines[-1] == "b"
+    assert lines[3:7] == [
+        "| sequence | frames | coverage | ATE | Peer |",
+        "|---|--:|--:|--:|---|",
+        "| bundled room | 420 | 100 % | 3.1 mm | 0.25 m at 95.5 % |",
+        "| my\\|desk | 420 | 0 % | – |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(0.0031, "m", "3.1 mm"), (0.0994, "m", "99 mm"), (0.12, "m", "0.12 m"), (0.007, "", "0.0070"), (None, "m", "–")],
+)
+def test_lengths_have_two_digits(tables: dict[str, Any], value: float | None, unit: str, text: str) -> None:
+    assert tables["length"](value, unit) == text
