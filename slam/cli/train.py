@@ -190,8 +190,8 @@ def _report(result: TrainingResult, *, as_json: bool, quiet: bool) -> int:
         for name, found in (("before", before), ("after", after)):
             areas = "/".join(f"{area:.1f}" for area in found["auc"])
             print(
-                f"{name}: rotation {found['rotation_deg']:.2f} deg, direction {found['direction_deg']:.2f} deg "
-                f"(medians of {found['pairs']} held-out pairs), AUC@5/10/20 {areas}, median loss {found['median_loss']:.3f}"
+                f"{name}: rotation {found['rotation_deg']:.2f} deg, direction {found['direction_deg']:.2f} deg, "
+                f"loss {found['median_loss']:.3f} (medians of {found['pairs']} held-out pairs), AUC@5/10/20 {areas}"
             )
         print(
             f"guess: rotation {after['guess_rotation_deg']:.2f} deg, direction {after['guess_direction_deg']:.2f} deg "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -18,6 +16,7 @@ import numpy as np
 
 from relocalizer.errors import SequenceError, UserError
 from slam.events import FramesSkipped
+from slam.process_memory import peak_memory_mb
 from slam.progress import Progress, no_progress
 from slam.run.live_threads import shared_by_tracking_and_mapping
 
@@ -296,9 +295,3 @@ def _too_few_frames(source: FrameSource, count: int) -> str:
         f"{source.name}: {count or 'no'} usable {'image' if count == 1 else 'images'}{unreadable}; "
         "SLAM needs at least two, taken from different places"
     )
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, kilobytes on Linux

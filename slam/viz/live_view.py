@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
 import cv2
 import numpy as np
 import rerun as rr
@@ -22,11 +19,9 @@ from slam.viz.tracking_view import TrackingView
 JPEG_QUALITY = 45
 MAX_WIDTH = 480  # Width that larger images are shrunk to before they are sent, pixels.
 IMAGES_PER_S = 10.0  # Maximum number of images and of their points sent per second of the stream.
-MEMORY_EVERY = 30  # Interval between two plots of the memory, frames.
+MEMORY_EVERY = 30  # Maximum interval between two plots of the memory, frames.
 LIVE_FRUSTUM = 3.0  # Size of the live camera's frustum, relative to a keyframe's.
 FRUSTUM = 0.06  # Depth of a keyframe's frustum, relative to the median depth of the first landmarks.
-
-MEMORY_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # Bytes on macOS, kilobytes on Linux.
 
 STATE_COLOR = {
     TrackingState.INITIALIZING: WAITING,
@@ -175,8 +170,8 @@ class LiveView:
         ):
             if np.isfinite(value):
                 self._log(f"plots/{path}", rr.Scalars(value))
-        if event.frame.image.size and event.frame.index % MEMORY_EVERY == 0:
-            self._log("plots/memory_mb", rr.Scalars(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEMORY_UNIT))
+        if event.frame.index % MEMORY_EVERY == 0 and np.isfinite(found.memory_mb):
+            self._log("plots/memory_mb", rr.Scalars(found.memory_mb))
 
     def _show_state(self, state: TrackingState, reason: str) -> None:
         if (state, reason) == self._state:
