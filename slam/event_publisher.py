@@ -34,6 +34,7 @@ from slam.map.edge_residuals import residuals_of
 from slam.map.frames import Frame, InitialPair, Keyframe, PoseNotFound
 from slam.map.image_points import MatchedPoints, TrackedPoints
 from slam.map.slam_map import SlamMap
+from slam.process_memory import peak_memory_mb
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
 from slam.result import SlamResult
 from slam.tracking.frame_tracker import FrameTracker
@@ -166,9 +167,14 @@ class EventPublisher:
         """Publish `LandmarksUpdated`."""
         landmarks = self._map.landmarks
         ids = landmarks.landmark_ids()
-        points = landmarks.points_world(ids, self._map.graph)
         self.publish(
-            LandmarksUpdated(frame_index=frame_index, ids=ids, points_world=points, colors=landmarks.color[ids])
+            LandmarksUpdated(
+                frame_index=frame_index,
+                ids=ids,
+                points_world=landmarks.points_world(ids, self._map.graph),
+                colors=landmarks.color[ids],
+                depth_sigmas=landmarks.depth_sigma_world(ids, self._map.graph),
+            )
         )
 
     def graph_optimized(self, frame_index: int, before: float, after: float, cause: str) -> None:
@@ -202,6 +208,7 @@ class EventPublisher:
             tracker.measurement,
             landmarks=len(inliers) + len(tracker.outlier_tracks),
             residual_px=float(f"{np.median(residuals):.4g}") if len(residuals) else np.nan,
+            memory_mb=float(round(peak_memory_mb())),
         )
         self.publish(
             FrameProcessed(

@@ -95,12 +95,18 @@ class KeyframeAdded:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LandmarksUpdated:
-    """All landmarks of the map: ids (N,), points_world (N, 3) in map units, colors (N, 3) uint8 RGB."""
+    """All landmarks of the map: ids (N,), points_world (N, 3) in map units, colors (N, 3) uint8 RGB.
+
+    Attributes:
+        depth_sigmas: (N, 3), one standard deviation of each along the ray of the keyframe that first saw it, as a
+            vector, map units; None where they are not known.
+    """
 
     frame_index: int
     ids: NDArray[np.int64]
     points_world: FloatArray
     colors: NDArray[np.uint8]
+    depth_sigmas: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -110,10 +110,10 @@ def test_modules_import_one_another_without_cycles():
 
 # Folders and top modules of slam, each importing only those before it; the picture is in docs/architecture.md.
 LAYERS = [
-    "plain_text", "progress", "stopwatch", "web_page", "predictor_checks", "config", "evaluation", "map", "events",
-    "input", "tracking", "mapping", "result", "relocalization", "event_publisher", "loop_closing", "components",
-    "sessions", "keyframe_processor", "background_mapping", "frame_processor", "photos", "system", "run", "explain",
-    "workers", "viz", "bench", "benchmarks", "serve", "cli", "__main__",
+    "plain_text", "process_memory", "progress", "stopwatch", "web_page", "predictor_checks", "config",
+    "evaluation", "map", "events", "input", "tracking", "mapping", "result", "relocalization", "event_publisher",
+    "loop_closing", "components", "sessions", "keyframe_processor", "background_mapping", "frame_processor",
+    "photos", "system", "run", "explain", "workers", "viz", "bench", "benchmarks", "serve", "cli", "__main__",
 ]  # fmt: skip
 
 

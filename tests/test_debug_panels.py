@@ -23,12 +23,15 @@ from test_rerun_viewer import (
     a_run,
     column,
     edge_event,
+    finished_event,
     frame_event,
     keyframe_event,
+    landmarks_event,
     pose_at,
     recorded,
     rerun_command,
     sentences,
+    strips,
     viewer_of,
 )
 
@@ -36,13 +39,21 @@ from relocalizer.errors import ConfigError
 from relocalizer.geometry import Similarity
 from relocalizer.interfaces import NoEstimate, PairEstimate
 from slam.evaluation.trajectory import Trajectory
-from slam.events import GraphOptimized, LoopExamined, PairRelated, PlaceAttempt, RelocalizationTried, RunFinished
+from slam.events import (
+    GraphOptimized,
+    LandmarksUpdated,
+    LoopExamined,
+    PairRelated,
+    PlaceAttempt,
+    RelocalizationTried,
+    RunFinished,
+)
 from slam.map.edge_residuals import EdgeResiduals, residuals_at
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.image_points import MatchedPoints, TrackedPoints
 from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
-from slam.viz import canvas, recording_output, viewer_process
+from slam.viz import canvas, map_view, recording_output, viewer_process
 from slam.viz.layout import TABS, blueprint
 from slam.viz.rerun_viewer import open_if_possible
 from slam.viz.view_mode import ViewKind, ViewMode
@@ -274,6 +285,56 @@ def test_the_layout_has_a_tab_for_every_question() -> None:
     tabs = [view.name for view in blueprint().root_container.contents]
     assert tuple(tabs) == TABS
     assert TABS == ("Live", "Tracking", "Keyframes", "Loops", "Graph", "Predictor", "Relocalization", "Plots", "Log")
+
+
+def landmarks_with_sigmas(k: int, count: int) -> LandmarksUpdated:
+    """Landmarks on the z axis, each with a standard deviation of a tenth of its depth, the last far larger."""
+    points = np.zeros((count, 3))
+    points[:, 2] = 1.0 + np.arange(count) / count
+    sigmas = 0.1 * points
+    sigmas[-1] = [0.0, 0.0, 1e6]
+    colors = np.zeros((count, 3), np.uint8)
+    return LandmarksUpdated(
+        frame_index=k, ids=np.arange(count), points_world=points, colors=colors, depth_sigmas=sigmas
+    )  # fmt: skip
+
+
+def test_the_uncertainty_of_a_landmark_is_a_line_of_one_sigma_to_both_sides(record: Path) -> None:
+    recorded(record, [keyframe(0, 0), landmarks_with_sigmas(0, 10), finished_event(range(1))])
+    lines = strips(record, "/world/uncertainty")
+    assert len(lines) == 10
+    assert np.allclose(lines[5], [[0, 0, 1.35], [0, 0, 1.65]])
+    assert np.ptp(lines[9]) < 10.0  # a depth that is hardly known draws no line to the end of the world
+
+
+def test_the_uncertainty_is_sent_when_the_map_grew_and_at_the_end_and_is_bounded(record: Path) -> None:
+    grown = [landmarks_with_sigmas(0, 5_000 + 100 * n) for n in range(20)]
+    events = [keyframe(0, 0)]
+    for n, event in enumerate(grown, start=1):
+        events += [keyframe(n, n), event]
+    recorded(record, [*events, finished_event(range(21))])
+    sent = [value for _, value in column(record, "/world/uncertainty", "LineStrips3D:strips")]
+    assert len(sent) == 3  # the first, 30 % more, and the last
+    assert max(len(lines) for lines in sent) <= map_view.MOST_UNCERTAIN
+
+
+def test_landmarks_without_sigmas_draw_none(record: Path) -> None:
+    recorded(record, [keyframe(0, 0), landmarks_event(0, 10), finished_event(range(1))])
+    assert column(record, "/world/uncertainty", "LineStrips3D:strips") == []
+
+
+def test_the_memory_of_a_run_is_plotted_from_what_was_measured_in_it(record: Path) -> None:
+    """Of a finished run that is replayed too, where this process has another memory and frames have no image."""
+    events = [
+        replace(
+            frame_event(k),
+            measurement=FrameMeasurement(memory_mb=100.0 + k),
+            frame=frame_event(k).frame.without_image(),
+        )
+        for k in range(61)
+    ]
+    recorded(record, events)
+    assert column(record, "/plots/memory_mb", "Scalars:scalars") == [(0, [100.0]), (30, [130.0]), (60, [160.0])]
 
 
 # --- where a run is shown -----------------------------------------------------------------------------

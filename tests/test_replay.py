@@ -133,6 +133,8 @@ def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, to
     assert not end.interrupted
     landmarks = of(told, LandmarksUpdated)[0]
     assert np.array_equal(landmarks.points_world, reference.points_world)
+    assert np.array_equal(landmarks.depth_sigmas, reference.depth_sigmas_world)
+    assert all(event.measurement.memory_mb > 10 for event in of(told, FrameProcessed))
     assert len(landmarks.ids) > 200
 
 

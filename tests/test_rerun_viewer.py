@@ -400,6 +400,15 @@ def test_what_grows_with_the_map_is_sent_ever_more_rarely(record: Path) -> None:
         assert 60 <= len(column(record, entity, component)) <= 90
 
 
+def test_few_rows_wait_to_be_written_however_fast_the_frames_come(record: Path) -> None:
+    """What waits takes memory, and how much comes until the next write must not depend on the clock."""
+    recorded(record, [frame_event(k) for k in range(300)])
+    chunks = rc.RrdReader(record).stream().filter(content="/plots/tracks/tracked").to_chunks()
+    rows = [chunk.num_rows for chunk in chunks if not chunk.is_static]
+    assert sum(rows) == 300
+    assert max(rows) <= recording_output.FILE_ROWS + 1
+
+
 def test_the_last_landmarks_are_there_at_the_end(record: Path) -> None:
     recorded(record, [keyframe_event(0, 0), landmarks_event(0, 5), landmarks_event(0, 77), finished_event(range(1))])
     assert len(column(record, "/world/landmarks", "Points3D:positions")[-1][1]) == 77

@@ -94,7 +94,7 @@ def test_weights_that_are_not_better_end_with_1(place, tmp_path, slam_command, m
 def result_of(folder):
     from relocalizer.training.session import TrainingResult
 
-    found = {"rotation_deg": 1.0, "direction_deg": 2.0, "pairs": 3, "auc": (0.0, 1.0, 2.0), "loss": 0.5}
+    found = {"rotation_deg": 1.0, "direction_deg": 2.0, "pairs": 3, "auc": (0.0, 1.0, 2.0), "median_loss": 0.5}
     found |= {"guess_rotation_deg": 20.0, "guess_direction_deg": 90.0}
     return TrainingResult(
         folder=folder, steps=1, before=found, after=found, skipped=0, broken=0, license="CC BY-NC-SA 4.0"

@@ -14,15 +14,16 @@ import pytest
 import torch
 from map_samples import in_two_segments, small_map
 from test_training_loop import losses_in, opener, settings
-from training_world import pair_set, walk
+from training_world import CAMERA, pair_set, walk
 
 from relocalizer.camera import Camera
-from relocalizer.errors import ConfigError, SequenceError, TrainingError
+from relocalizer.errors import ConfigError, SequenceError, TrainingError, TrajectoryError
 from relocalizer.geometry import direction_angle, rotation_angle
+from relocalizer.maps.colmap_model import NO_POINT, ColmapImage, ColmapModel, ColmapPoint
 from relocalizer.maps.map_writer import save_map
 from relocalizer.network.model import Architecture
 from relocalizer.training.color_jitter import ColorJitter
-from relocalizer.training.config import checked_config, dump_config, merged, parse_changes, read_config
+from relocalizer.training.config import SourceConfig, checked_config, dump_config, merged, parse_changes, read_config
 from relocalizer.training.data_sources import image_side, image_sizes
 from relocalizer.training.evaluation import area_under_recall
 from relocalizer.training.loss import relative_pose
@@ -32,6 +33,7 @@ from relocalizer.training.pair_selection import PairRule, frustum_overlap, pairs
 from relocalizer.training.posed_data import pairs_of_images, pairs_of_map, split
 from relocalizer.training.session import train
 from relocalizer.training.token_cache import TokenCache
+from slam.input.posed_pairs import open_posed_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -159,6 +161,99 @@ def test_posed_images_make_pairs_by_gap_and_overlap():
     assert set(gaps.tolist()) <= {1, 2, 3, 5, 7, 10, 15, 20, 25, 30}
     assert len(set(gaps.tolist())) > 4
     assert max(Counter(found.pairs.ravel().tolist()).values()) <= 2 * 12
+
+
+def colmap_project(folder, form, *, depth=2.0, shared=20):
+    """Images that see one wall with the poses of `walk`, and their model; images 0 to 5 see other points than 6 to 11.
+
+    Images 5 and 6 have `shared` points in common, the others of the two halves none.
+    """
+    import cv2
+
+    images, ordered = walk(12), []
+    (folder / "images").mkdir(parents=True)
+    positions = np.concatenate([image.world_from_cam.apply([[0.0, 0, depth]] * 40) for image in (images[0], images[6])])
+    for k, posed in enumerate(images):
+        cv2.imwrite(str(folder / "images" / posed.name), posed.read()[:, :, ::-1])
+        first, last = (0, 40 + shared * (k == 5)) if k < 6 else (40, 80)
+        seen = np.append(np.arange(first, last) + 7, NO_POINT)  # COLMAP's ids have gaps
+        cam_from_world = posed.world_from_cam.inv()
+        ordered.append(
+            ColmapImage(
+                number=k + 1, camera=1, name=posed.name,
+                quaternion_wxyz=cam_from_world.rotation.as_quat(scalar_first=True),
+                translation=cam_from_world.translation, pixels=np.ones((len(seen), 2)), points=seen,
+            )
+        )  # fmt: skip
+    points = [
+        ColmapPoint(
+            number=k + 7,
+            position=p,
+            color=np.zeros(3, np.uint8),
+            error_px=0.5,
+            track=[(6 * (k // 40) + n, k % 40) for n in (1, 2)],
+        )
+        for k, p in enumerate(positions)
+    ]
+    ColmapModel([CAMERA], ordered, points).write(folder / "sparse" / "0")
+    for path in (folder / "sparse" / "0").iterdir():
+        if path.suffix != f".{form}":
+            path.unlink()
+    return SourceConfig(layout="posed", root=folder / "images", poses=folder)
+
+
+@pytest.mark.parametrize("form", ["txt", "bin"])
+def test_images_of_a_colmap_model_make_pairs_by_their_tracks(form, tmp_path):
+    found = open_posed_pairs("walk", colmap_project(tmp_path, form))
+    expected = [[i, j] for i in range(12) for j in range(i + 1, 12) if (i < 6) == (j < 6) or i == 5]
+    assert found.pairs.tolist() == expected  # by their frusta alone all neighbors would be pairs
+    np.testing.assert_allclose(found[0].second.world_from_cam, walk(2)[1].world_from_cam.as_matrix(), atol=1e-9)
+    far = open_posed_pairs("walk", colmap_project(tmp_path / "far", form, depth=1000.0))
+    assert found.has_direction.all()
+    assert not far.has_direction.any()  # all baselines are short where the points are far
+
+
+def test_a_colmap_model_that_pycolmap_writes_gives_the_same_pairs(tmp_path):
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed")
+    ours = colmap_project(tmp_path, "txt", shared=0)
+    own, theirs = tmp_path / "sparse" / "0", tmp_path / "theirs"
+    theirs.mkdir()
+    pycolmap.Reconstruction(str(own)).write_binary(str(theirs))
+    again = open_posed_pairs("walk", SourceConfig(layout="posed", root=ours.root, poses=theirs))
+    assert again.pairs.tolist() == open_posed_pairs("walk", ours).pairs.tolist()
+
+
+def test_a_colmap_model_without_tracks_makes_pairs_by_gap_and_overlap(tmp_path):
+    source = colmap_project(tmp_path, "txt")
+    model = tmp_path / "sparse" / "0"
+    lines = (model / "images.txt").read_text().splitlines()
+    (model / "images.txt").write_text("".join(f"{line}\n" if k % 2 else "\n" for k, line in enumerate(lines))[1:])
+    (model / "points3D.txt").unlink()
+    found = open_posed_pairs("walk", source)
+    assert found.pairs.tolist() == pairs_of_images("walk", walk(12)).pairs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("images.txt", lambda text: text.replace(" 7 ", " 7 8 ", 1), "expected the observations of an image"),
+        ("images.txt", lambda text: text.replace(" 7 ", " seven ", 1), "expected the observations of an image"),
+        ("points3D.txt", lambda text: "7 0.5 x 1\n", "expected POINT3D_ID X Y Z"),
+        ("points3D.txt", lambda text: None, "points3D.bin: cannot be read"),
+        ("points3D.bin", lambda data: data[:-3], "cut off"),
+        ("points3D.bin", lambda data: data[:100], "cut off"),
+        ("points3D.bin", lambda data: data + b"12345678", "cut off"),
+    ],
+)
+def test_damaged_tracks_of_a_colmap_model_are_one_line(file, damage, sentence, tmp_path):
+    path = tmp_path / "sparse" / "0" / file
+    source = colmap_project(tmp_path, path.suffix[1:])
+    damaged = damage(path.read_text() if path.suffix == ".txt" else path.read_bytes())
+    path.unlink()
+    if damaged is not None:
+        path.write_text(damaged) if path.suffix == ".txt" else path.write_bytes(damaged)
+    with pytest.raises(TrajectoryError, match=sentence):
+        open_posed_pairs("walk", source)
 
 
 # --- splits -------------------------------------------------------------------------------------------

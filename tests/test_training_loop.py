@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,11 +126,27 @@ def test_a_training_leaves_the_best_and_the_last_weights_a_log_and_two_states(wh
     lines = read_lines(folder / "log.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
     assert [line["step"] for line in lines if "held_out" in line] == [0, 2, 4, 6, 8, 10]
-    best = min(line["held_out"]["loss"] for line in lines if "held_out" in line and line["step"])
+    best = min(line["held_out"]["median_loss"] for line in lines if "held_out" in line and line["step"])
     metadata = json.loads((folder / "training.json").read_text())
-    assert metadata["held_out"]["loss"] == best == result.after["loss"]
+    assert metadata["held_out"]["median_loss"] == best == result.after["median_loss"]
     assert metadata["data"] == {"box": 8}
     assert metadata["license"] == "none: random weights"
+
+
+def test_the_weights_of_the_least_median_loss_are_kept(tmp_path, monkeypatch):
+    """A few held-out pairs that are wrong altogether raise the mean while all others get better."""
+    losses = iter([(8.0, 8.0), (2.0, 1.5), (2.5, 0.5), (2.2, 0.9)])  # mean and median, before and after each epoch
+    trainer, place = open_training(settings(epochs=3), tmp_path / "t", ALONE, open_posed=opener())
+    found = place.evaluator(place.network, place.inputs, place.held_out_loader, "clamped")
+
+    def evaluated(*_):
+        mean, median = next(losses)
+        return replace(found, loss=mean, median_loss=median)
+
+    monkeypatch.setattr(type(place.evaluator), "__call__", evaluated)
+    position = trainer.run()
+    assert position.best_evaluation["median_loss"] == position.best == 0.5
+    assert json.loads((tmp_path / "t" / "training.json").read_text())["step"] == 4
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(whole, tmp_path):

@@ -38,6 +38,7 @@ class PosedImage:
         read: returns the undistorted image, RGB (H, W, 3).
         camera: the pinhole camera of the undistorted image.
         world_from_cam: its pose; the map has the same world and units.
+        landmarks: ids of the landmarks that it sees, sorted; None where the source has none.
         mask: (H, W); features are extracted only where it is nonzero.
     """
 
@@ -47,6 +48,7 @@ class PosedImage:
     world_from_cam: RigidTransform
     timestamp_ns: int = 0
     mask: NDArray[np.uint8] | None = None
+    landmarks: Ids | None = None
 
 
 def expect_two(images: Sequence[PosedImage], unreadable: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ class MapIndex:
 
     def depth_sigma_world(self, landmarks: Ids) -> FloatArray:
         """One standard deviation (N, 3) of landmark rows along their anchors' rays, in the world, map units."""
-        return np.asarray(self._depth_sigma_world[landmarks])
+        return np.asarray(self.map.depth_sigmas_world[landmarks])
 
     def _tracked_features(self, row: int) -> TrackedFeatures:
         """The features of keyframe `row`, with the landmark rows of those whose tracks are triangulated."""
@@ -103,16 +103,6 @@ class MapIndex:
     def depth_of(self, segment: int) -> float:
         """Median over a segment's keyframes of their landmark distance, in the segment's units."""
         return float(np.median(self.depths[self.map.keyframes.segment == segment]))
-
-    @cached_property
-    def _depth_sigma_world(self) -> FloatArray:
-        """Displacement (M, 3) of each landmark by one sigma along its anchor's ray, in the world, map units."""
-        table, keyframes = self.map.landmarks, self.map.keyframes
-        anchor = np.array([self.map.row_of[int(a)] for a in table.anchor], dtype=np.int64)
-        # With inverse depth w, dz = z^2 dw, and the point moves by the fraction dz / z of its coordinates.
-        local = table.points_in_anchor * (table.points_in_anchor[:, 2] * table.inverse_depth_sigma)[:, None]
-        turned = np.einsum("nij,nj->ni", keyframes.rotations[anchor].reshape(-1, 3, 3), local)
-        return np.asarray(turned * keyframes.scales[anchor][:, None])
 
 
 def _rows(reference_map: ReferenceMap) -> Ids:

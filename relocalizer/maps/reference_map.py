@@ -274,6 +274,16 @@ class ReferenceMap:
         rotated = np.einsum("nij,nj->ni", self.keyframes.rotations[rows].reshape(-1, 3, 3), local)
         return np.asarray(rotated + self.keyframes.translations[rows].reshape(-1, 3))
 
+    @cached_property
+    def depth_sigmas_world(self) -> FloatArray:
+        """Displacement (M, 3) of each landmark by one sigma along its anchor's ray, in the world, map units."""
+        table, keyframes = self.landmarks, self.keyframes
+        rows = np.array([self.row_of[int(a)] for a in table.anchor], dtype=np.int64)
+        # With inverse depth w, dz = z^2 dw, and the point moves by the fraction dz / z of its coordinates.
+        local = table.points_in_anchor * (table.points_in_anchor[:, 2] * table.inverse_depth_sigma)[:, None]
+        rotated = np.einsum("nij,nj->ni", keyframes.rotations[rows].reshape(-1, 3, 3), local)
+        return np.asarray(rotated * keyframes.scales[rows][:, None])
+
 
 def quantized(descriptors: NDArray[np.float32]) -> NDArray[np.uint8]:
     """RootSIFT rows (N, 128) as bytes; entries are at most 1, and a quantization step of 1/256 is far below noise."""

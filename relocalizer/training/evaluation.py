@@ -26,7 +26,7 @@ class Evaluation:
     """Errors of held-out pairs.
 
     Attributes:
-        loss: mean loss of the pairs, radians.
+        loss, median_loss: mean and median loss of the pairs, radians.
         rotation_deg, direction_deg: medians of the errors of 1_from_2, degrees; the direction without pairs that have
             no baseline.
         guess_rotation_deg, guess_direction_deg: the same of a guess that the camera did not turn and moved forward.
@@ -36,6 +36,7 @@ class Evaluation:
 
     pairs: int
     loss: float
+    median_loss: float
     rotation_deg: float
     direction_deg: float
     guess_rotation_deg: float
@@ -74,6 +75,7 @@ class Evaluator:
         return Evaluation(
             pairs=len(found),
             loss=float(loss.mean()),
+            median_loss=float(np.median(loss)),
             rotation_deg=float(np.median(rotation)),
             direction_deg=_median(direction[known]),
             guess_rotation_deg=float(np.median(guess_rotation)),

@@ -84,6 +84,36 @@ def pairs_of_images(name: str, images: Sequence[PosedImage], rule: PairRule | No
     pairs = pairs_by_frustum([image.camera for image in ordered], poses, depth, rule or PairRule())
     if len(pairs) == 0:
         raise TrainingError(f"{name}: no two of its {len(images)} images overlap enough")
+    return _set_of_images(name, ordered, pairs, depth)
+
+
+def pairs_of_tracks(
+    name: str, images: Sequence[PosedImage], points: tuple[Ids, FloatArray], rule: PairRule | None = None
+) -> PairSet:
+    """Pairs of images with poses, in order of time, that see common landmarks.
+
+    Args:
+        points: ids (N,), sorted, and positions (N, 3) of the landmarks, in the world of the poses.
+
+    Raises:
+        TrainingError: no two images see enough common landmarks.
+    """
+    ordered = sorted(images, key=lambda image: image.timestamp_ns)
+    ids, positions = points
+    nothing = np.zeros(0, np.int64)
+    seen = [np.intersect1d(nothing if image.landmarks is None else image.landmarks, ids) for image in ordered]
+    pairs = pairs_by_covisibility(seen, rule or PairRule())
+    if len(pairs) == 0:
+        raise TrainingError(f"{name}: no two of its {len(images)} images see enough common landmarks")
+    found = [positions[np.searchsorted(ids, of_image)] for of_image in seen]
+    poses = stack_matrices([image.world_from_cam for image in ordered])
+    depths = [_median_depth(p, pose[:3, :3], pose[:3, 3]) for p, pose in zip(found, poses, strict=True)]
+    return _set_of_images(name, ordered, pairs, np.array(depths))
+
+
+def _set_of_images(name: str, ordered: Sequence[PosedImage], pairs: Ids, depth: float | FloatArray) -> PairSet:
+    """Pairs (P, 2) of posed images, with the scene depth of all or of each (N,)."""
+    poses = stack_matrices([image.world_from_cam for image in ordered])
 
     def identity(number: int) -> str:
         image = ordered[number]
@@ -100,7 +130,7 @@ def pairs_of_images(name: str, images: Sequence[PosedImage], rule: PairRule | No
             world_from_cam=poses[number],
         )
 
-    known = with_direction(centers, pairs, depth)
+    known = with_direction(poses[:, :3, 3], pairs, depth)
     return PairSet(name=name, pairs=pairs, view=view, identity=identity, has_direction=known)
 
 
@@ -148,11 +178,14 @@ def _landmarks_of(reference_map: ReferenceMap, row: int) -> Ids:
 
 def _depth(reference_map: ReferenceMap, row: int, ids: Ids) -> float:
     """Median depth of the landmarks that a keyframe sees, map units; infinite without any."""
-    if len(ids) == 0:
-        return float("inf")
     keyframes = reference_map.keyframes
     points = reference_map.points_world[np.searchsorted(reference_map.landmarks.ids, ids)]
-    return float(np.median((points - keyframes.translations[row]) @ keyframes.rotations[row][:, 2]))
+    return _median_depth(points, keyframes.rotations[row], keyframes.translations[row])
+
+
+def _median_depth(points_world: FloatArray, rotation: FloatArray, center: FloatArray) -> float:
+    """Median depth of points (N, 3) in a camera, of which rotation and center are world_from_cam; infinite of none."""
+    return float(np.median((points_world - center) @ rotation[:, 2])) if len(points_world) else float("inf")
 
 
 def _identity_in_map(reference_map: ReferenceMap, row: int) -> str:

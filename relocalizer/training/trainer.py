@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int, str], None]  # (name of the task, steps done
 
 LOG = "log.jsonl"
 ANGLES = ("rotation1_deg", "rotation2_deg", "direction1_deg", "direction2_deg")
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 SMALLEST_SCALE = 2.0**-10  # scale of float16 losses below which a step that is not finite counts as one
 
 _log = logging.getLogger(__name__)
@@ -220,14 +220,17 @@ class Trainer:
         self.save()
 
     def _evaluate(self, log: JsonLines | None) -> None:
-        """Evaluate, and keep the weights if they are the best so far."""
+        """Evaluate, and keep the weights if they are the best so far.
+
+        The median loss decides, as published: in a mean a few pairs that are wrong altogether outweigh all others.
+        """
         place, position = self._place, self.position
         found: Evaluation = place.evaluator(place.network, place.inputs, place.held_out_loader, self._config.angles)
         self._write(log, {"step": position.step, "epoch": self._epoch, "held_out": found.as_dict()})
         if position.step == 0:
             position.before = found.as_dict()
-        elif found.loss < position.best:
-            position.best, position.best_evaluation = found.loss, found.as_dict()
+        elif found.median_loss < position.best:
+            position.best, position.best_evaluation = found.median_loss, found.as_dict()
             self._write_weights(place.folder)
 
     @property

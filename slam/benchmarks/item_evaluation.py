@@ -15,7 +15,7 @@ from slam.benchmarks.results_folder import DONE, FAILED
 from slam.benchmarks.suite import BenchmarkRequest, Suite
 from slam.benchmarks.suites import open_suite
 from slam.plain_text import plain
-from slam.run.runner import peak_memory_mb
+from slam.process_memory import peak_memory_mb
 
 
 def to_text(request: BenchmarkRequest) -> str:

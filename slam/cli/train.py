@@ -190,8 +190,8 @@ def _report(result: TrainingResult, *, as_json: bool, quiet: bool) -> int:
         for name, found in (("before", before), ("after", after)):
             areas = "/".join(f"{area:.1f}" for area in found["auc"])
             print(
-                f"{name}: rotation {found['rotation_deg']:.2f} deg, direction {found['direction_deg']:.2f} deg "
-                f"(medians of {found['pairs']} held-out pairs), AUC@5/10/20 {areas}, loss {found['loss']:.3f}"
+                f"{name}: rotation {found['rotation_deg']:.2f} deg, direction {found['direction_deg']:.2f} deg, "
+                f"loss {found['median_loss']:.3f} (medians of {found['pairs']} held-out pairs), AUC@5/10/20 {areas}"
             )
         print(
             f"guess: rotation {after['guess_rotation_deg']:.2f} deg, direction {after['guess_direction_deg']:.2f} deg "
@@ -200,7 +200,7 @@ def _report(result: TrainingResult, *, as_json: bool, quiet: bool) -> int:
         print(f"{result.folder}: weights of {result.steps} steps, license: {result.license}")
     if result.skipped or result.broken:
         say(f"{result.skipped} steps were not finite, {result.broken} pairs could not be used")
-    if after["loss"] >= before["loss"]:
+    if after["median_loss"] >= before["median_loss"]:
         complain("held-out pairs are not better than before: these weights are of no use")
         return UNUSABLE
     if after["rotation_deg"] > after["guess_rotation_deg"] or after["direction_deg"] > after["guess_direction_deg"]:

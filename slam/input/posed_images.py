@@ -25,6 +25,7 @@ from relocalizer.geometry import FloatArray, rigid, rotation_from_quaternion_wxy
 from relocalizer.gray_levels import GrayLevels
 from relocalizer.images import Image, read_image
 from relocalizer.maps.image_matching import PosedImage
+from relocalizer.maps.reference_map import Ids
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import read_trajectory, with_times
@@ -58,6 +59,7 @@ class _Entry:
     world_from_cam: RigidTransform
     timestamp_ns: int
     calibration: GivenCamera | None = None
+    landmarks: Ids | None = None
 
 
 def open_posed(
@@ -173,7 +175,7 @@ def _colmap(images: Path, model: Path) -> list[_Entry]:
         numbers = _numbers(image.place, list(image.pose))
         cam_from_world = rigid(_rotation(image.place, numbers[:4]), numbers[4:])
         path = path_inside(images, image.name, image.place)
-        entries.append(_Entry(path, cam_from_world.inv(), 0, image.camera))
+        entries.append(_Entry(path, cam_from_world.inv(), 0, image.camera, image.points))
     return _numbered(images, sorted(entries, key=lambda entry: str(entry.path)), str(model))
 
 
@@ -322,4 +324,5 @@ def _posed(entry: _Entry, optics: _Optics) -> PosedImage:
         world_from_cam=entry.world_from_cam,
         timestamp_ns=entry.timestamp_ns,
         mask=optics.rectifier.mask,
+        landmarks=entry.landmarks,
     )

@@ -45,6 +45,7 @@ class FrameMeasurement:
             fraction of them that a pure rotation of the camera explains.
         landmarks: number of tracks that are landmarks, before the pose was estimated.
         residual_px: median reprojection error of the inlier landmarks.
+        memory_mb: peak memory of the process so far, megabytes.
     """
 
     brightness: float = np.nan
@@ -63,3 +64,4 @@ class FrameMeasurement:
     rotation_only: float = np.nan
     landmarks: float = 0
     residual_px: float = np.nan
+    memory_mb: float = np.nan

@@ -132,6 +132,7 @@ class Replay:
                 ids=self._map.landmarks.ids,
                 points_world=self._map.points_world,
                 colors=self._map.landmarks.colors,
+                depth_sigmas=self._map.depth_sigmas_world,
             )
         path = _trajectory(self.folder / TRAJECTORY)
         yield events.RunFinished(

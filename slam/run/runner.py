@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relocalizer.errors import SequenceError, UserError
-from relocalizer.process_memory import peak_memory_bytes
 from slam.events import FramesSkipped
+from slam.process_memory import peak_memory_mb
 from slam.progress import Progress, no_progress
 from slam.run.live_threads import shared_by_tracking_and_mapping
 
@@ -295,8 +295,3 @@ def _too_few_frames(source: FrameSource, count: int) -> str:
         f"{source.name}: {count or 'no'} usable {'image' if count == 1 else 'images'}{unreadable}; "
         "SLAM needs at least two, taken from different places"
     )
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, megabytes."""
-    return peak_memory_bytes() / 2**20

@@ -41,14 +41,17 @@ def _map(name: str, contents: list[str]) -> rrb.Spatial3DView:
 def _live() -> rrb.Horizontal:
     hidden = ["tracks", "ages", "residuals"]
     without_points = [f"- $origin/camera/image/{name}" for name in hidden]
-    world = _map("Map", ["$origin/**", *without_points, "- $origin/graph/**"])
+    world = _map("Map", ["$origin/**", *without_points, "- $origin/graph/**", "- $origin/uncertainty"])
+    uncertainty = _map(
+        "Uncertainty of landmarks", ["$origin/uncertainty", "$origin/keyframes", "$origin/trajectory/optimized"]
+    )
     image = rrb.Spatial2DView(
         origin="/world/camera/image", name="Image", contents=["$origin/**", "- $origin/ages", "- $origin/residuals"]
     )
     tracks = rrb.TimeSeriesView(origin="/plots/tracks", name="Tracks")
     reasons = rrb.TextLogView(origin="/log", name="Reasons")
     right = rrb.Vertical(image, tracks, reasons, row_shares=[3, 2, 2])
-    return rrb.Horizontal(world, right, column_shares=[3, 2], name="Live")
+    return rrb.Horizontal(rrb.Tabs(world, uncertainty), right, column_shares=[3, 2], name="Live")
 
 
 def _tracking() -> rrb.Horizontal:

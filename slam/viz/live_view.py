@@ -10,7 +10,6 @@ from scipy.spatial.transform import RigidTransform
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
 from relocalizer.images import Image, encode_jpeg
-from relocalizer.process_memory import peak_memory_bytes
 from slam.events import FrameProcessed
 from slam.map.image_points import MOST_TRACKED
 from slam.map.tracking_status import TrackingState
@@ -20,10 +19,9 @@ from slam.viz.tracking_view import TrackingView
 JPEG_QUALITY = 45
 MAX_WIDTH = 480  # Width that larger images are shrunk to before they are sent, pixels.
 IMAGES_PER_S = 10.0  # Maximum number of images and of their points sent per second of the stream.
-MEMORY_EVERY = 30  # Interval between two plots of the memory, frames.
+MEMORY_EVERY = 30  # Maximum interval between two plots of the memory, frames.
 LIVE_FRUSTUM = 3.0  # Size of the live camera's frustum, relative to a keyframe's.
 FRUSTUM = 0.06  # Depth of a keyframe's frustum, relative to the median depth of the first landmarks.
-
 
 STATE_COLOR = {
     TrackingState.INITIALIZING: WAITING,
@@ -172,8 +170,8 @@ class LiveView:
         ):
             if np.isfinite(value):
                 self._log(f"plots/{path}", rr.Scalars(value))
-        if event.frame.image.size and event.frame.index % MEMORY_EVERY == 0:
-            self._log("plots/memory_mb", rr.Scalars(peak_memory_bytes() / 2**20))
+        if event.frame.index % MEMORY_EVERY == 0 and np.isfinite(found.memory_mb):
+            self._log("plots/memory_mb", rr.Scalars(found.memory_mb))
 
     def _show_state(self, state: TrackingState, reason: str) -> None:
         if (state, reason) == self._state:

@@ -17,9 +17,13 @@ from slam.viz.canvas import LOOP, ODOMETRY, OPTIMIZED, REJECTED, Canvas, Color, 
 from slam.viz.ground_truth_view import GroundTruthView
 
 MAX_LANDMARKS = 50_000  # Maximum number of landmarks sent; more are thinned evenly.
+MOST_UNCERTAIN = 2_000  # Maximum number of landmarks whose uncertainty is sent; more are thinned evenly.
+UNCERTAINTY_GROWTH = 0.3  # Relative growth of the number of landmarks at which their uncertainty is sent again.
+LONGEST_SIGMA = 20.0  # Length that longer standard deviations are cut to, relative to their median.
 MAX_REJECTED = 2_000  # Maximum number of rejected edges drawn, the newest.
 GROWTH = 0.05  # Relative growth of the number of keyframes at which the map is sent again.
 MOVED = 0.005  # Displacement of a keyframe, relative to the map's extent, at which the map is sent again.
+UNCERTAIN = (230, 140, 90)
 SEGMENT_COLORS = ((200, 160, 90), (60, 160, 255), (255, 120, 200), (120, 230, 230))
 # The corners of a pyramid (0 is its apex) in an order that draws every edge in one stroke.
 FRUSTUM_STROKE = [1, 2, 3, 4, 1, 0, 2, 3, 0, 4]
@@ -88,7 +92,9 @@ class MapView:
         self._edges: dict[tuple[int, int], EdgeKind] = {}
         self._rejected: deque[tuple[int, int]] = deque(maxlen=MAX_REJECTED)
         self._landmarks: LandmarksUpdated | None = None  # The newest, until it is sent.
+        self._newest: LandmarksUpdated | None = None
         self._landmarks_are_due = True
+        self._uncertain = 0  # Number of landmarks when their uncertainty was sent last.
         scale = rr.SeriesLines(colors=LOOP, names="keyframe scale")
         self._log("plots/depth/keyframe_scale", scale, static=True)
 
@@ -135,7 +141,7 @@ class MapView:
 
     def update_landmarks(self, event: LandmarksUpdated) -> None:
         """Replace the landmarks; they are drawn when the map was sent since the last time."""
-        self._landmarks = event
+        self._landmarks = self._newest = event
         if self._landmarks_are_due:
             self._send_landmarks()
 
@@ -146,6 +152,8 @@ class MapView:
         if self._poses:
             self.send(always=True)
         self._send_landmarks()
+        if self._newest is not None:
+            self._send_uncertainty(self._newest)
 
     def send(self, *, always: bool = False) -> None:
         """Send keyframes, trajectory, edges and ground truth, one batch each, if the map changed enough."""
@@ -215,3 +223,18 @@ class MapView:
         step = max(1, -(-len(event.ids) // MAX_LANDMARKS))
         points = rr.Points3D(event.points_world[::step], colors=event.colors[::step], radii=screen_radius(1.5))
         self._log("world/landmarks", points)
+        if len(event.ids) >= (1.0 + UNCERTAINTY_GROWTH) * self._uncertain:
+            self._send_uncertainty(event)
+
+    def _send_uncertainty(self, event: LandmarksUpdated) -> None:
+        """Draw a line from minus to plus one standard deviation of each landmark's depth, where it is known."""
+        if event.depth_sigmas is None:
+            return
+        self._uncertain = len(event.ids)
+        step = max(1, -(-len(event.ids) // MOST_UNCERTAIN))
+        points, shown = event.points_world[::step], event.depth_sigmas[::step]
+        lengths = np.linalg.norm(shown, axis=1)
+        longest = LONGEST_SIGMA * np.median(lengths) if len(lengths) else 0.0
+        shown = shown * np.minimum(1.0, longest / np.maximum(lengths, 1e-12))[:, None]
+        strips = np.stack([points - shown, points + shown], axis=1).astype(np.float32)
+        self._log("world/uncertainty", rr.LineStrips3D(strips, colors=UNCERTAIN, radii=screen_radius(0.6)))

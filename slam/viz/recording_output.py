@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 Sink = rr.FileSink | rr.GrpcSink | rr.GrpcServerSink
 
 FILE_FLUSH_S = 8.0  # interval between two writes to a file: larger pieces take less space, and a killed run loses more
+# Rows of an entity that are written at once, even before that. A row that waits takes kilobytes whatever is in it, some
+# 80 kB for all rows of a frame, so without this bound a fast run would let the memory grow by hundreds of megabytes.
+FILE_ROWS = 128
 FULL = 64  # number of waiting events from which frames are sent without their image
 MOST_WAITING = 4_000  # number of waiting events at which a viewer is given up
 
@@ -141,6 +144,7 @@ def _opened(sink: Sink, flush_s: float | None) -> rr.RecordingStream:
     batcher = rr.ChunkBatcherConfig.DEFAULT()
     if flush_s is not None:
         batcher.flush_tick = flush_s
+        batcher.flush_num_rows = FILE_ROWS
     recording = rr.RecordingStream("reloc3r-slam", batcher_config=batcher)
     try:
         recording.set_sinks(sink, default_blueprint=blueprint())

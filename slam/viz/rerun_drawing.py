@@ -6,7 +6,7 @@
 | `world/trajectory/{live,optimized,final}` | as tracked; through the keyframes; every frame, at the end |
 | `world/keyframes` | one small frustum per keyframe |
 | `world/edges/{odometry,loop,rejected}` | edges between keyframes, and rejected loops |
-| `world/landmarks` | colored points |
+| `world/landmarks`, `world/uncertainty` | colored points; one sigma of their depth, shown on demand |
 | `world/ground_truth` | if known: up to now, aligned to the map by Sim(3), because map units are arbitrary |
 | `world/camera/image/{ages,residuals}`, `tracking/*` | points by age, reprojection residuals, their histogram |
 | `world/graph/{before,after}/{odometry,loop}`, `graph/*` | edges by residual and weight; ellipsoids |

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 
-from slam.run.runner import peak_memory_mb
+from slam.process_memory import peak_memory_mb
 from slam.workers.work import ATTEMPTS, Finished, Work, Workers
 
 WORKER_MEMORY_MB = 6000.0  # Peak memory above which a worker is replaced by a new one, megabytes.
