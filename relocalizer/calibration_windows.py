@@ -22,6 +22,7 @@ from relocalizer.epipolar_fit import (
 from relocalizer.geometry import FloatArray
 
 _BLOCKS = 8  # maximum number of jackknife blocks
+_WORSE_SIGMAS = 2.0  # minimum loss difference of a fit that is clearly worse, standard deviations
 MISFIT = 1.0  # maximum loss per match in the median pair; 0.4 for Gaussian noise, 0.5 to 0.7 for images
 _WINDOWS, _WINDOW_PAIRS = 6, 5  # maximum number of time windows, and minimum number of pairs in each
 _WINDOW_SIGMA = 0.02  # relative error of a window's focal length due to model errors
@@ -88,6 +89,18 @@ def sigmas_of(pairs: Influence) -> FloatArray:
     inflation = float(stdtrit(blocks - 1, ndtr(2.0))) / 2.0
     jackknife = inflation * np.sqrt((blocks - 1) / blocks * (steps**2).sum(axis=0))
     return np.asarray(np.maximum(jackknife, np.sqrt(np.diag(np.linalg.inv(pairs.total)))))
+
+
+def is_worse(fit: EpipolarFit, best: EpipolarFit, least: float) -> bool:
+    """Whether a fit explains the pairs clearly worse than the best one, whose loss is lower by `least` at least.
+
+    By Vuong's test of models that are not nested ("Likelihood ratio tests for model selection and non-nested
+    hypotheses", 1989) over blocks of time: a few pairs with large losses must not decide.
+    """
+    worse = fit.loss - best.loss
+    blocks = np.array([part.sum() for part in np.array_split(worse, min(_BLOCKS, len(worse)))])
+    deviation = float(np.sqrt(len(blocks)) * blocks.std(ddof=1))
+    return bool(worse.sum() >= max(least, _WORSE_SIGMAS * deviation))
 
 
 def find_change(chosen: Chosen, lens: FloatArray, prior: LensPrior) -> FocalChange | None:

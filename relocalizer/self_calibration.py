@@ -23,7 +23,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from relocalizer.calibration_windows import MISFIT, Chosen, FocalChange, find_change, misfit_of, sigmas_of
+from relocalizer.calibration_windows import MISFIT, Chosen, FocalChange, find_change, is_worse, misfit_of, sigmas_of
 from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import (
     DIVISION,
@@ -137,8 +137,7 @@ class SelfCalibration:
         near = [f for f in fits[1:] if _SEARCHED * float(f.loss.sum() - best.loss.sum()) < _NEAR_RIVAL]
         refined = [self._refined(again, fit_poses(again.batch, again.F, f.lens)) for f in [best, *near]]
         fit = min(refined, key=self._loss)
-        rivals = [(f, float(f.loss.sum() - fit.loss.sum())) for f in refined if f is not fit]
-        return self._judged(again, fit, rivals=rivals)
+        return self._judged(again, fit, rivals=[f for f in refined if f is not fit])
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, refined from that of the camera."""
@@ -270,10 +269,9 @@ class SelfCalibration:
 
     # --- uncertainty ------------------------------------------------------------------------------------
 
-    def _judged(
-        self, chosen: Chosen, fit: EpipolarFit, *, rivals: Sequence[tuple[EpipolarFit, float]]
-    ) -> FocalEstimate:
-        """The estimate, with its uncertainty, from a fit of all lens parameters."""
+    def _judged(self, chosen: Chosen, fit: EpipolarFit, *, rivals: Sequence[EpipolarFit]) -> FocalEstimate:
+        """The estimate, with its uncertainty, from a fit of all lens parameters; `rivals` are fits at other minima."""
+        best = fit
         logs = [float(fit.lens[LOG_FOCAL])]
         free, information, distortion = self._distortion_of(chosen, fit, _USUAL)
         if distortion.is_clear:
@@ -297,7 +295,7 @@ class SelfCalibration:
             sigma=sigma,
             distortion=distortion,
             pairs=len(chosen.batch),
-            flaw=self._flaw(chosen, fit, focal, [f for f, worse in rivals if worse < _RIVAL * scatter]),
+            flaw=self._flaw(chosen, fit, focal, [f for f in rivals if not is_worse(f, best, _RIVAL * scatter)]),
             change=self._change(chosen, fit, distortion),
         )
 

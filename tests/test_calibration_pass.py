@@ -110,14 +110,16 @@ def test_groups_that_overlap_share_their_images(walk: Path, monkeypatch: pytest.
     assert len(searched) <= 24
 
 
+@pytest.mark.parametrize("first_sigma", [0.1, None])
 def test_an_uncertain_estimate_is_made_again_with_images_in_between(
-    walk: Path, monkeypatch: pytest.MonkeyPatch
+    walk: Path, monkeypatch: pytest.MonkeyPatch, first_sigma: float | None
 ) -> None:
+    """So is one that is none, because another focal length explains the first images as well."""
     given: list[list[tuple[int, int]]] = []
 
     def uncertain(pairs: list[ViewPair], camera: Camera) -> LensFinding:
         given.append([(pair.first, pair.second) for pair in pairs])
-        sigma = 0.1 if len(given) == 1 else 0.02
+        sigma = first_sigma if len(given) == 1 else 0.02
         return LensFinding(LensEvidence(LensState.KNOWN, 0.5, sigma), CorrectionStep((0.5, 0.5)))
 
     monkeypatch.setattr("slam.run.calibration_pass.examine_assumed", uncertain)

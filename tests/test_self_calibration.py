@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from relocalizer.calibration_windows import FocalChange
+from relocalizer.calibration_windows import FocalChange, is_worse
 from relocalizer.camera import Camera
-from relocalizer.epipolar_fit import DIVISION
+from relocalizer.epipolar_fit import DIVISION, EpipolarFit
 from relocalizer.lens_estimates import AspectEstimate, FocalEstimate, NotDetermined
 from relocalizer.self_calibration import SelfCalibration, ViewPair
 
@@ -157,6 +157,21 @@ def test_a_change_that_one_model_of_the_lens_explains_is_none(with_distortion, m
     monkeypatch.setattr("relocalizer.self_calibration.find_change", one_model_only)
     bent = replace(CAMERA, model="radtan", distortion=(0.03, 0.0, 0.0, 0.0))
     assert SelfCalibration(footage(frames=6, camera=bent), CAMERA).check().change is None
+
+
+def fit_with_losses(losses):
+    return EpipolarFit(np.tile(np.eye(3), (len(losses), 1, 1)), np.zeros((len(losses), 3)), np.zeros(6), losses)
+
+
+def test_a_few_pairs_do_not_exclude_another_focal_length():
+    """A quarter of the pairs is for one of the fits, the others are for the other."""
+    best = fit_with_losses(np.full(24, 50.0))
+    even = fit_with_losses(best.loss + np.tile([1.0, 2.0], 12))
+    few = fit_with_losses(best.loss + np.repeat([-3.0, 15.0], [18, 6]))
+    assert is_worse(even, best, 8.0)
+    assert not is_worse(even, best, 50.0)
+    assert few.loss.sum() == even.loss.sum()
+    assert not is_worse(few, best, 8.0)
 
 
 def test_the_same_pairs_give_the_same_estimate():

@@ -162,7 +162,7 @@ def estimate_camera(
     """
     pairs = (sampled or sampled_pairs)(source, length, config, on_progress=on_progress)
     finding = examine_assumed(pairs, source.camera)
-    if sampled is not photo_pairs and (finding.evidence.focal_sigma or 0.0) > MORE_SIGMA:
+    if sampled is not photo_pairs and needs_more(finding.evidence):
         known = {(pair.first, pair.second) for pair in pairs}
         more = sampled_pairs(source, length, config, on_progress=on_progress, between=True)
         pairs += [pair for pair in more if (pair.first, pair.second) not in known]
@@ -177,6 +177,11 @@ def estimate_camera(
     except CameraError as error:
         return source.calibration, replace(unused, evidence=LensEvidence(LensState.GUESS, reason=str(error)))
     return camera, replace(unused, focal_px=camera.mean_focal, is_used=True, radial=finding.step.radial)
+
+
+def needs_more(evidence: LensEvidence) -> bool:
+    """Whether more images may determine what these do not: the estimate is uncertain, or there is none."""
+    return evidence.change is None and (evidence.focal_sigma is None or evidence.focal_sigma > MORE_SIGMA)
 
 
 def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
