@@ -21,6 +21,10 @@ NEAR_LEVELS = 2  # number of pyramid levels in the search near a predicted pixel
 # Maximum distance of a point from its predicted pixel for that search, as a fraction of the window: what moved farther
 # may have met another part of the texture, and is searched with all levels.
 NEAR_WINDOWS = 0.4
+# OpenCV computes rows of a window by eight pixels at a time and what is left of them one by one, which takes as long.
+VECTOR_PX = 8
+# The search for a point ends after so many iterations, or with a step below so many pixels.
+ITERATIONS, STEP_PX = 15, 0.02
 
 
 class PointTracker(Protocol):
@@ -99,15 +103,14 @@ class KltTracker:
         self, before: Image, after: Image, start: Pixels, guess: Pixels, levels: int
     ) -> tuple[Pixels, NDArray[np.bool_]]:
         """Points (N, 2) in `after`, searched from a guess, and a mask (N,) of those found."""
-        window = self._config.window_px
         found, status, _ = cv2.calcOpticalFlowPyrLK(
             before,
             after,
             start.reshape(-1, 1, 2),
             guess.reshape(-1, 1, 2).copy(),
-            winSize=(window, window),
+            winSize=window_size(self._config.window_px),
             maxLevel=min(levels, self._config.pyramid_levels) - 1,
-            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
+            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ITERATIONS, STEP_PX),
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
             minEigThreshold=1e-4,
         )
@@ -118,6 +121,12 @@ class KltTracker:
         has_half = min(gray.shape) > 1
         half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) if has_half else gray
         return float(cv2.Laplacian(half, cv2.CV_32F).var())
+
+
+def window_size(side: int) -> tuple[int, int]:
+    """Width and height of a window with about the area of a square of this side, and a width that is fast."""
+    width = VECTOR_PX * max(1, round(side / VECTOR_PX))
+    return width, max(3, round(side * side / width))
 
 
 def choose_new(
