@@ -69,23 +69,26 @@ class KltTracker:
         """As `PointTracker.follow`; points near their guess cost half, because they need few pyramid levels."""
         start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 2)
         found, ok = np.ascontiguousarray(guess, np.float32).reshape(-1, 2).copy(), np.zeros(len(start), bool)
-        far = np.ones(len(start), bool)
+        far, levels = np.ones(len(start), bool), self._config.pyramid_levels
         if not np.array_equal(found, start):  # a guess other than the place before is a prediction
             first = found.copy()
-            found, ok = self._search(before, after, start, first, levels=NEAR_LEVELS)
+            found, ok = self._search(before, after, start, first, levels=NEAR_LEVELS, back_levels=1)
             far = ~ok | (np.linalg.norm(found - first, axis=1) > NEAR_WINDOWS * self._config.window_px)
             found[far] = first[far]
-        found[far], ok[far] = self._search(before, after, start[far], found[far], levels=self._config.pyramid_levels)
+        found[far], ok[far] = self._search(before, after, start[far], found[far], levels=levels, back_levels=levels)
         return found, ok if self._mask is None else ok & self._is_unmasked(found, self._mask)
 
     def _search(
-        self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int
+        self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int, back_levels: int
     ) -> tuple[Pixels, NDArray[np.bool_]]:
-        """Pixels (N, 2) in `after`, and the mask (N,) of those that pass the forward-backward check."""
+        """Pixels (N, 2) in `after`, and the mask (N,) of those that pass the forward-backward check.
+
+        The backward pass begins where it should end: with one level it is cheap, and too lenient after a wide step.
+        """
         if len(start) == 0:
             return start.copy(), np.zeros(0, bool)
         found, status = self._flow(before, after, start, guess, levels)
-        back, back_status = self._flow(after, before, found, start, levels)
+        back, back_status = self._flow(after, before, found, start, back_levels)
         height, width = after.shape
         inside = ((found >= 1) & (found <= (width - 2, height - 2))).all(axis=1)
         near = np.linalg.norm(back - start, axis=1) < self._config.forward_backward_px
