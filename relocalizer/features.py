@@ -214,10 +214,11 @@ def match_features(
         return np.empty((0, 2), dtype=np.int64)
     similarity = left @ right.T
     best_right, clear_left = _nearest(similarity, ratio)
-    best_left, clear_right = _nearest(np.ascontiguousarray(similarity.T), ratio)
-    rows = np.arange(len(left))
-    kept = clear_left & (best_left[best_right] == rows) & clear_right[best_right]
-    return np.stack([rows[kept], best_right[kept]], axis=1)
+    rows = np.flatnonzero(clear_left)
+    columns = best_right[rows]
+    best_left, clear_right = _nearest(np.ascontiguousarray(similarity[:, columns].T), ratio)
+    kept = clear_right & (best_left == rows)
+    return np.stack([rows[kept], columns[kept]], axis=1)
 
 
 def _nearest(similarity: NDArray[np.float32], ratio: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
