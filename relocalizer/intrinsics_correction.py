@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from relocalizer.camera import Camera, CameraModel
 from relocalizer.errors import CameraError
@@ -226,6 +225,8 @@ def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera 
 
     A pinhole model becomes radtan, to represent the distortion. None when the fit fails.
     """
+    from scipy.optimize import least_squares  # takes 0.05 s and 9 MB to import
+
     model: CameraModel = "fisheye" if start.model == "fisheye" else "radtan"
     count = max(len(start.distortion), 4 if model == "fisheye" else 5)
 
