@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import MAX_COORDINATE, FloatArray, exp_so3, rigid, rotation_matrix, translation_of
+from relocalizer.geometry import (
+    MAX_COORDINATE,
+    FloatArray,
+    exp_so3,
+    inner_products,
+    rigid,
+    rotation_matrix,
+    translation_of,
+)
 from relocalizer.interfaces import PairEstimate
 
 CHI2_2DOF_95 = 5.991
@@ -70,10 +78,13 @@ def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: flo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PoseProblem:
-    """Observations `pixels` (N, 2) of landmarks `points_world` (N, 3) in one image; other fields as `optimize_pose`."""
+    """Observations of landmarks `points_world` (N, 3) in one image.
+
+    `centered` (N, 2) are their pixels relative to the principal point; other fields as in `optimize_pose`.
+    """
 
     points_world: FloatArray
-    pixels: FloatArray
+    centered: FloatArray
     camera: Camera
     noise_px: float
     depth_sigma_world: FloatArray | None
@@ -81,14 +92,13 @@ class _PoseProblem:
     def residuals(self, R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Residuals (N, 2), Jacobians (N, 2, 6) and chi-square errors (N,), infinite behind the camera."""
         focal = np.array([self.camera.fx, self.camera.fy])
-        center = np.array([self.camera.cx, self.camera.cy])
         p = self.points_world @ R.T + t
         z = np.maximum(p[:, 2], 1e-6)
         normalized = p[:, :2] / z[:, None]
-        residual, J = normalized * focal + center - self.pixels, _jacobians(normalized, z, focal)
+        residual, J = normalized * focal - self.centered, _jacobians(normalized, z, focal)
         if self.depth_sigma_world is not None:
             residual, J = _whitened(residual, J, self.depth_sigma_world @ R.T, self.noise_px)
-        squared = (residual**2).sum(axis=1) / self.noise_px**2
+        squared = inner_products(residual, residual) / self.noise_px**2
         return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
 
 
@@ -119,7 +129,8 @@ def optimize_pose(
     """
     R = rotation_matrix(start).T
     t = -R @ translation_of(start)
-    problem = _PoseProblem(points_world, np.asarray(pixels, dtype=np.float64), camera, noise_px, depth_sigma_world)
+    centered = np.asarray(pixels, dtype=np.float64) - [camera.cx, camera.cy]
+    problem = _PoseProblem(points_world, centered, camera, noise_px, depth_sigma_world)
     H = np.zeros((6, 6))
     converged, inlier_rounds = False, 0
     for step in range(iterations + 2):
@@ -174,9 +185,10 @@ def pose_information(
 
 def _normal_equations(J: FloatArray, residual: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
     """H (6, 6) and gradient (6,) of the weighted squared reprojection error, for a left perturbation."""
-    flat = J.reshape(-1, 6)
-    weighted = flat * np.repeat(weight, 2)[:, None]
-    return weighted.T @ flat, weighted.T @ residual.ravel()
+    rows = J.transpose(1, 2, 0)
+    weighted = rows * weight
+    H = weighted[0] @ rows[0].T + weighted[1] @ rows[1].T
+    return H, weighted[0] @ residual[:, 0] + weighted[1] @ residual[:, 1]
 
 
 def _whitened(
@@ -200,13 +212,14 @@ def _jacobians(normalized: FloatArray, z: FloatArray, focal: FloatArray) -> Floa
 
     The last three columns are also the derivatives by the point, in camera axes.
     """
-    x, y = normalized.T
-    inverse = 1.0 / z
-    zero = np.zeros_like(x)
-    J = np.empty((len(z), 2, 6))
-    J[:, 0] = focal[0] * np.stack([-x * y, 1 + x * x, -y, inverse, zero, -x * inverse], axis=1)
-    J[:, 1] = focal[1] * np.stack([-(1 + y * y), x * y, x, zero, inverse, -y * inverse], axis=1)
-    return J
+    x, y = focal[:, None] * normalized.T
+    inverse, across = 1.0 / z, x * normalized[:, 1]
+    J = np.zeros((2, 6, len(z)))  # derivative by derivative, which is faster to fill and to multiply
+    J[0, 0], J[0, 1], J[0, 2] = -across, focal[0] + x * normalized[:, 0], -focal[0] * normalized[:, 1]
+    J[0, 3], J[0, 5] = focal[0] * inverse, -x * inverse
+    J[1, 0], J[1, 1], J[1, 2] = -focal[1] - y * normalized[:, 1], y * normalized[:, 0], focal[1] * normalized[:, 0]
+    J[1, 4], J[1, 5] = focal[1] * inverse, -y * inverse
+    return J.transpose(2, 0, 1)
 
 
 def _left_difference(R: FloatArray, t: FloatArray, prior: RigidTransform) -> FloatArray:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from relocalizer.geometry import FloatArray, inner_products, skew
+from relocalizer.geometry import FloatArray, skew
 
 LOG_FOCAL, DIVISION, DIVISION_R4, OFFSET_X, OFFSET_Y, LOG_STRETCH = range(6)
 REACH = 4.0  # width of the Geman-McClure kernel, in standard deviations
@@ -114,49 +114,66 @@ class Influence:
     total: FloatArray
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Undistorted:
+    """The points of one image of each pair, coordinate by coordinate, which is three times as fast as point by point.
+
+    Attributes:
+        q_x, q_y: (P, M) relative to the principal point, stretched.
+        rays: (P, 3, M) undistorted, on the plane z = 1.
+        a, b: (P, M) of the derivative a I - b q q^T of the undistorted points.
+    """
+
+    q_x: FloatArray
+    q_y: FloatArray
+    rays: FloatArray
+    a: FloatArray
+    b: FloatArray
+
+    @staticmethod
+    def of(points: FloatArray, lens: FloatArray) -> _Undistorted:
+        """From points (P, M, 2) relative to the assumed principal point."""
+        focal, stretch = np.exp(lens[[LOG_FOCAL, LOG_STRETCH]])
+        q_x, q_y = points[..., 0] - lens[OFFSET_X], (points[..., 1] - lens[OFFSET_Y]) * stretch
+        squared = q_x * q_x + q_y * q_y
+        shrink = 1.0 / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4]))
+        slope = 2.0 * lens[DIVISION] + 4.0 * squared * lens[DIVISION_R4]
+        a = shrink / focal
+        rays = np.stack([q_x * a, q_y * a, np.ones_like(a)], axis=1)
+        return _Undistorted(q_x, q_y, rays, a, slope * shrink * a)
+
+    def squared_slope(self, line: FloatArray, stretch: float) -> FloatArray:
+        """Squared derivative (P, M), by the point in the image, of its product with a line (P, 3, M)."""
+        along = self.b * (self.q_x * line[:, 0] + self.q_y * line[:, 1])
+        slope_x, slope_y = self.a * line[:, 0] - along * self.q_x, self.a * line[:, 1] - along * self.q_y
+        return np.asarray(slope_x * slope_x + stretch**2 * slope_y * slope_y)
+
+
 class _Rays:
     """The points of a batch undistorted to the plane z = 1 under one lens, with the derivatives of that mapping."""
 
     def __init__(self, batch: PairBatch, lens: FloatArray) -> None:
-        self._stretch = _stretch(lens)
-        self._q_x, self.x, self._a_x, self._b_x = _undistorted(batch.x, lens)
-        self._q_y, self.y, self._a_y, self._b_y = _undistorted(batch.y, lens)
+        self._stretch = float(np.exp(lens[LOG_STRETCH]))
+        self._first, self._second = _Undistorted.of(batch.x, lens), _Undistorted.of(batch.y, lens)
+
+    @property
+    def homogeneous(self) -> tuple[FloatArray, FloatArray]:
+        """The points (P, M, 3), z = 1, of the two images."""
+        return self._first.rays.transpose(0, 2, 1), self._second.rays.transpose(0, 2, 1)
 
     def sampson(self, E: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Signed Sampson distances (P, M) to essential matrices (P, 3, 3), and the divisors of the algebraic ones."""
-        line_y = self.x @ E[:, :, :2].transpose(0, 2, 1) + E[:, None, :, 2]
-        line_x = self.y @ E[:, :2, :] + E[:, None, 2, :]
-        algebraic = inner_products(self.y, line_y[..., :2]) + line_y[..., 2]
-        slope_y = (
-            self._a_y * line_y[..., :2] - self._b_y * inner_products(self._q_y, line_y[..., :2])[..., None] * self._q_y
-        )
-        slope_x = (
-            self._a_x * line_x[..., :2] - self._b_x * inner_products(self._q_x, line_x[..., :2])[..., None] * self._q_x
-        )
-        slope_x, slope_y = slope_x * self._stretch, slope_y * self._stretch  # distances are measured in the image
-        slope = np.maximum(np.sqrt(inner_products(slope_x, slope_x) + inner_products(slope_y, slope_y)), _SMALL)
+        line_y, line_x = E @ self._first.rays, E.transpose(0, 2, 1) @ self._second.rays
+        x, y, _ = self._second.rays.transpose(1, 0, 2)
+        algebraic = x * line_y[:, 0] + y * line_y[:, 1] + line_y[:, 2]
+        squared = self._first.squared_slope(line_x, self._stretch) + self._second.squared_slope(line_y, self._stretch)
+        slope = np.maximum(np.sqrt(squared), _SMALL)
         return np.asarray(algebraic / slope), slope
 
     def products(self) -> FloatArray:
         """Coefficients (P, M, 9) of the algebraic distance as a linear function of the entries of E, row by row."""
-        one = np.ones((*self.x.shape[:2], 1))
-        first, second = np.concatenate([self.x, one], axis=2), np.concatenate([self.y, one], axis=2)
-        return np.asarray((second[..., :, None] * first[..., None, :]).reshape(*one.shape[:2], 9))
-
-
-def _undistorted(points: FloatArray, lens: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Points q (P, M, 2) relative to the principal point, stretched, their undistorted points on the plane z = 1, and a
-    and b of the derivative a I - b q q^T."""
-    q, focal = (points - lens[[OFFSET_X, OFFSET_Y]]) * _stretch(lens), np.exp(lens[LOG_FOCAL])
-    squared = inner_products(q, q)[..., None]
-    shrink = 1.0 / (1.0 + squared * (lens[DIVISION] + squared * lens[DIVISION_R4]))
-    slope = 2.0 * lens[DIVISION] + 4.0 * squared * lens[DIVISION_R4]
-    return q, q * shrink / focal, shrink / focal, slope * shrink**2 / focal
-
-
-def _stretch(lens: FloatArray) -> FloatArray:
-    """Factors (2,) of the axes."""
-    return np.array([1.0, np.exp(lens[LOG_STRETCH])])
+        each = self._second.rays[:, :, None] * self._first.rays[:, None]
+        return np.asarray(each.reshape(len(each), 9, -1).transpose(0, 2, 1))
 
 
 def undistorted(points: FloatArray, lens: FloatArray) -> FloatArray:
@@ -301,9 +318,7 @@ def _essential_derivatives(fit: EpipolarFit) -> FloatArray:
 def _rotations_alone(batch: PairBatch, lens: FloatArray) -> FloatArray:
     """Rotations (P, 3, 3) that best align the rays of each pair (Kabsch), iteratively reweighted."""
     rays = _Rays(batch, lens)
-    one = np.ones((*rays.x.shape[:2], 1))
-    first, second = (np.concatenate([points, one], axis=2) for points in (rays.x, rays.y))
-    first, second = (v / np.linalg.norm(v, axis=2, keepdims=True) for v in (first, second))
+    first, second = (v / np.linalg.norm(v, axis=2, keepdims=True) for v in rays.homogeneous)
     weight, rotation = batch.weight, np.tile(np.eye(3), (len(batch), 1, 1))
     for _ in range(5):
         U, _, Vt = np.linalg.svd((second * weight[..., None]).transpose(0, 2, 1) @ first)

@@ -17,6 +17,8 @@ from scipy.spatial.transform import RigidTransform, Rotation
 FloatArray = NDArray[np.float64]
 
 MAX_COORDINATE = 1e12  # upper bound of the absolute value of a coordinate in a map, and of a scale
+ORTHONORMAL = 1e-14  # maximum error of a product of two rows of a rotation matrix
+_IDENTITY = np.eye(3)
 
 
 def frozen_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> FloatArray:
@@ -43,10 +45,25 @@ def frozen_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> 
 
 
 def rigid(rotation: ArrayLike, translation: ArrayLike) -> RigidTransform:
-    """The transform x -> rotation @ x + translation, from a (3, 3) matrix and a (3,) vector."""
+    """The transform x -> rotation @ x + translation, from a (3, 3) matrix and a (3,) vector.
+
+    A matrix that is no rotation, which rounding may leave, is replaced by one near it.
+    """
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation, translation
-    return RigidTransform.from_matrix(matrix)
+    return _rigid_of(matrix)
+
+
+def product(a_from_b: RigidTransform, b_from_c: RigidTransform) -> RigidTransform:
+    """a_from_c; twice as fast as the operator, which normalizes rotations that need none."""
+    return _rigid_of(np.asarray(a_from_b.as_matrix() @ b_from_c.as_matrix()))
+
+
+def _rigid_of(matrix: FloatArray) -> RigidTransform:
+    """The transform of a (4, 4) matrix. SciPy's normalization of its rotation takes most of the time of making one."""
+    R = matrix[:3, :3]
+    is_rotation = np.abs(R @ R.T - _IDENTITY).max() < ORTHONORMAL and np.linalg.det(R) > 0
+    return RigidTransform(matrix, normalize=not is_rotation)
 
 
 def identity() -> RigidTransform:

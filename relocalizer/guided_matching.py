@@ -48,9 +48,9 @@ def similar_nearby(
     among = np.arange(len(features)) if among is None else among
     if len(pixels) == 0 or len(among) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    near = cKDTree(features.pixels[among]).query_ball_point(pixels, radius_px, return_sorted=True)
-    rows = np.repeat(np.arange(len(pixels)), [len(n) for n in near])
-    columns = among[np.array([c for n in near for c in n], dtype=np.int64)]
+    near = cKDTree(pixels).sparse_distance_matrix(cKDTree(features.pixels[among]), radius_px, output_type="ndarray")
+    near = near[np.lexsort((near["j"], near["i"]))]
+    rows, columns = near["i"].astype(np.int64), among[near["j"]]
     similarity = np.einsum("nd,nd->n", descriptors[rows], features.descriptors[columns])
     enough = np.flatnonzero(similarity > min_similarity)
     order = enough[np.argsort(-similarity[enough], kind="stable")]

@@ -68,11 +68,19 @@ def resting(before: NDArray[np.floating], now: NDArray[np.floating], camera: Cam
     if len(flow) == 0:
         return 0.0, np.zeros(0)
     cell = _cells(now, camera)
-    typical = np.median([np.median(flow[cell == c], axis=0) for c in np.unique(cell)], axis=0)
+    typical = np.median(np.column_stack([_medians_of(axis, cell) for axis in flow.T]), axis=0)
     if float(np.linalg.norm(typical)) > SHAKE_PX:
         return 0.0, np.asarray(np.linalg.norm(flow, axis=1))
     moved = np.asarray(np.linalg.norm(flow - typical, axis=1))
     return share_of_image(now, moved < RESTING_PX, camera), moved
+
+
+def _medians_of(values: FloatArray, cell: NDArray[np.int64]) -> FloatArray:
+    """Median of the values (N,) of each occupied cell, in order of the cells (N,)."""
+    order = np.lexsort((values, cell))
+    starts = np.flatnonzero(np.diff(cell[order], prepend=-1))
+    counts = np.diff(starts, append=len(cell))
+    return np.asarray((values[order[starts + (counts - 1) // 2]] + values[order[starts + counts // 2]]) / 2.0)
 
 
 def share_of_image(pixels: NDArray[np.floating], chosen: BoolArray, camera: Camera) -> float:

@@ -9,14 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from relocalizer.camera import Camera, CameraModel
 from relocalizer.errors import CameraError
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
 
-NEWTON_STEPS = 20  # number of Newton iterations; convergence is quadratic for a nearly undistorted lens
+NEWTON_STEPS = 20  # maximum number of Newton iterations
+NEWTON_CONVERGED = 1e-9  # step after which the next one would be a rounding error: convergence is quadratic
 GRID_PX = 20  # spacing of the points to which a calibration is fitted, pixels
 MIN_SLOPE = 0.1  # minimum radial derivative of the distortion; it reaches zero where the image folds
 MARGIN = 1.1  # range in which a correction must be invertible, relative to the farthest pixel's distance
@@ -67,7 +67,10 @@ class CorrectionStep:
             for _ in range(NEWTON_STEPS):
                 squared = radius**2
                 slope = np.maximum(1 + squared * (3 * k1 + 5 * squared * k2), MIN_SLOPE)
-                radius += (distorted_radius - radius * (1 + squared * (k1 + squared * k2))) / slope
+                step = (distorted_radius - radius * (1 + squared * (k1 + squared * k2))) / slope
+                radius += step
+                if np.abs(step).max(initial=0.0) < NEWTON_CONVERGED:
+                    break
             return np.asarray(distorted * (radius / np.maximum(distorted_radius, 1e-12))[:, None] * focal + center)
 
     def distorted_pixels(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
@@ -222,6 +225,8 @@ def fitted(start: Camera, directions: FloatArray, pixels: FloatArray) -> Camera 
 
     A pinhole model becomes radtan, to represent the distortion. None when the fit fails.
     """
+    from scipy.optimize import least_squares  # takes 0.05 s and 9 MB to import
+
     model: CameraModel = "fisheye" if start.model == "fisheye" else "radtan"
     count = max(len(start.distortion), 4 if model == "fisheye" else 5)
 

@@ -99,11 +99,17 @@ class FrameLog:
         Args:
             lens_of: the correction of a keyframe's camera, by keyframe id.
         """
-        for n, (record, seen) in enumerate(zip(self.records, self._observations, strict=True)):
-            lens = lens_of(record.keyframe_id)
-            if lens.has_corrections:
-                self._observations[n] = Tracks(seen.ids, lens.undistorted_pixels(seen.pixels).astype(np.float32))
-                self._cameras[n] = lens.camera
+        frames_of: dict[IntrinsicsCorrection, list[int]] = {}
+        for n, record in enumerate(self.records):
+            frames_of.setdefault(lens_of(record.keyframe_id), []).append(n)
+        for lens, frames in frames_of.items():
+            if not lens.has_corrections:
+                continue
+            seen, camera = [self._observations[n] for n in frames], lens.camera
+            pixels = lens.undistorted_pixels(np.concatenate([tracks.pixels for tracks in seen])).astype(np.float32)
+            ends = np.cumsum([len(tracks) for tracks in seen])[:-1]
+            for n, tracks, moved in zip(frames, seen, np.split(pixels, ends), strict=True):
+                self._observations[n], self._cameras[n] = Tracks(tracks.ids, moved.copy()), camera
 
     def refit(self, graph: KeyframeGraph, fit: Callable[[Tracks, Camera, RigidTransform], RigidTransform]) -> None:
         """Replace every frame's pose by `fit(observations, camera, current pose)`."""

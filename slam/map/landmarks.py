@@ -146,10 +146,13 @@ class LandmarkMap:
 
     def points_world(self, ids: NDArray[np.int64], graph: KeyframeGraph) -> FloatArray:
         """Positions (N, 3) of landmarks, map units."""
-        points = np.empty((len(ids), 3))
-        for anchor, rows in self._by_anchor(ids):
-            points[rows] = graph.world_from_keyframe[anchor].apply(self.point_in_anchor[ids[rows]])
-        return points
+        if len(ids) == 0:
+            return np.zeros((0, 3))
+        anchors, row = np.unique(self.anchor[ids], return_inverse=True)
+        poses = [graph.world_from_keyframe[anchor] for anchor in anchors.tolist()]
+        scaled = np.array([pose.scale * pose.rotation for pose in poses])
+        moved = np.einsum("nij,nj->ni", scaled[row], self.point_in_anchor[ids])
+        return np.asarray(moved + np.array([pose.translation for pose in poses])[row])
 
     def _by_anchor(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Anchors of landmarks, in order, each with the rows of `ids` anchored there, in order."""

@@ -34,8 +34,9 @@ LENS_LANDMARKS = 200
 ADAPTING_ITERATIONS = 30  # maximum number of iterations after a change of the focal length, which deforms the whole map
 # Minimum distance between fixed keyframes, as a fraction of the window's length, for them to fix its scale.
 MIN_FIXED_BASELINE = 0.25
-# Relative decrease of the error at which local bundle adjustment stops; it runs again with the next keyframe.
-WINDOW_TOLERANCE = 1e-3
+# Relative decrease of the error at which bundle adjustment of a window, and of a round at the end, stops: it runs again
+# with the next keyframe, and with the next round.
+WINDOW_TOLERANCE, ROUND_TOLERANCE = 1e-3, 1e-3
 
 
 class BundleAdjustment:
@@ -89,7 +90,9 @@ class BundleAdjustment:
         if lens is not None:
             self._refine_lens(members, lens)
         ids, bundle = bundle_of(self._map, members, [])
-        return self._refine(members, ids, bundle, iterations=config.final_iterations)
+        return self._refine(
+            members, ids, bundle, iterations=config.final_iterations, relative_tolerance=ROUND_TOLERANCE
+        )
 
     def wanted_focal_ratio(self, segment: int) -> float:
         """Ratio of the focal length that fits all views of a segment together to that of its camera.
@@ -157,7 +160,8 @@ class BundleAdjustment:
         bundle = replace(bundle, lens=prior)
         if prior.focal is not None:  # the pair estimates were made with the previous focal length
             bundle = replace(bundle, pairs=())
-        self._refine(members, ids, bundle, iterations=self._config.bundle_adjustment.final_iterations)
+        iterations = self._config.bundle_adjustment.final_iterations
+        self._refine(members, ids, bundle, iterations=iterations, relative_tolerance=ROUND_TOLERANCE)
         self._refine_remaining_points(members, [])
 
     def _refine_remaining_points(self, free: list[int], fixed: list[int]) -> None:

@@ -57,12 +57,13 @@ class LandmarkFusion:
 
     def _unobserved_landmarks(self, k: int, covisible: int) -> NDArray[np.int64]:
         """Landmarks of the keyframes most covisible with k that k does not observe itself, in order of id."""
-        tracks = self._map.landmarks.observed[k]
-        observed = tracks.ids[self._map.landmarks.is_triangulated(tracks.ids)]
-        pool = [self._map.landmarks.observed[i].ids for i in self._map.covisible(k, covisible)]
-        ids = np.unique(np.concatenate([*pool, np.zeros(0, np.int64)]))
-        ids = ids[self._map.landmarks.is_triangulated(ids)]
-        return np.setdiff1d(ids, observed, assume_unique=True)
+        landmarks = self._map.landmarks
+        is_wanted = np.zeros(len(landmarks.anchor), bool)
+        for i in self._map.covisible(k, covisible):
+            is_wanted[landmarks.observed[i].ids] = True
+        is_wanted[landmarks.observed[k].ids] = False
+        ids = np.flatnonzero(is_wanted)
+        return ids[landmarks.is_triangulated(ids)]
 
     def _is_landmark(self, track_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these track ids (N,), -1 for none, are triangulated."""

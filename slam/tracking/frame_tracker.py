@@ -12,7 +12,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.geometry import FloatArray, Similarity, rotation_matrix
+from relocalizer.geometry import FloatArray, Similarity, product, rotation_matrix
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
@@ -189,11 +189,12 @@ class FrameTracker:
         view = self._view.reference(k)
         if self._is_blurred is None:
             self._is_blurred = self.keyframe_policy.is_blurred(self._sharpness)
+        turned = rotation_matrix(view.world_from_keyframe).T @ rotation_matrix(self.current.world_from_cam)
         return self.keyframe_policy.reason_to_keep(
             seen=self.current.landmarks,
             in_keyframe=view.landmarks,
             camera=frame.camera,
-            keyframe_from_frame_rotation=rotation_matrix(view.world_from_keyframe.inv() * self.current.world_from_cam),
+            keyframe_from_frame_rotation=turned,
             frames_since=frame.index - view.frame_index,
             blurred=self._is_blurred,
         )
@@ -214,7 +215,7 @@ class FrameTracker:
 
     def set_pose(self, pose: RigidTransform) -> None:
         """Set the pose of the newest frame, and update the constant velocity model with it."""
-        self._motion = None if self.pose is None else self.pose.inv() * pose
+        self._motion = None if self.pose is None else product(self.pose.inv(), pose)
         self.pose = pose
 
     def reset_to(self, pose: RigidTransform, tracks: Tracks) -> None:
@@ -255,7 +256,7 @@ class FrameTracker:
     def _predicted_pose(self) -> RigidTransform | None:
         if self.pose is None or self._motion is None:
             return self.pose
-        return self.pose * self._motion
+        return product(self.pose, self._motion)
 
     def _predicted_pixels(self, frame: Frame, tracks: Tracks) -> NDArray[np.float32]:
         """Predicted pixels (N, 2) of the tracks under the constant velocity model."""

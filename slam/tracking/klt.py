@@ -21,6 +21,10 @@ NEAR_LEVELS = 2  # number of pyramid levels in the search near a predicted pixel
 # Maximum distance of a point from its predicted pixel for that search, as a fraction of the window: what moved farther
 # may have met another part of the texture, and is searched with all levels.
 NEAR_WINDOWS = 0.4
+# OpenCV computes rows of a window by eight pixels at a time and what is left of them one by one, which takes as long.
+VECTOR_PX = 8
+# The search for a point ends after so many iterations, or with a step below so many pixels.
+ITERATIONS, STEP_PX = 15, 0.02
 
 
 class PointTracker(Protocol):
@@ -65,23 +69,26 @@ class KltTracker:
         """As `PointTracker.follow`; points near their guess cost half, because they need few pyramid levels."""
         start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 2)
         found, ok = np.ascontiguousarray(guess, np.float32).reshape(-1, 2).copy(), np.zeros(len(start), bool)
-        far = np.ones(len(start), bool)
+        far, levels = np.ones(len(start), bool), self._config.pyramid_levels
         if not np.array_equal(found, start):  # a guess other than the place before is a prediction
             first = found.copy()
-            found, ok = self._search(before, after, start, first, levels=NEAR_LEVELS)
+            found, ok = self._search(before, after, start, first, levels=NEAR_LEVELS, back_levels=1)
             far = ~ok | (np.linalg.norm(found - first, axis=1) > NEAR_WINDOWS * self._config.window_px)
             found[far] = first[far]
-        found[far], ok[far] = self._search(before, after, start[far], found[far], levels=self._config.pyramid_levels)
+        found[far], ok[far] = self._search(before, after, start[far], found[far], levels=levels, back_levels=levels)
         return found, ok if self._mask is None else ok & self._is_unmasked(found, self._mask)
 
     def _search(
-        self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int
+        self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int, back_levels: int
     ) -> tuple[Pixels, NDArray[np.bool_]]:
-        """Pixels (N, 2) in `after`, and the mask (N,) of those that pass the forward-backward check."""
+        """Pixels (N, 2) in `after`, and the mask (N,) of those that pass the forward-backward check.
+
+        The backward pass begins where it should end: with one level it is cheap, and too lenient after a wide step.
+        """
         if len(start) == 0:
             return start.copy(), np.zeros(0, bool)
         found, status = self._flow(before, after, start, guess, levels)
-        back, back_status = self._flow(after, before, found, start, levels)
+        back, back_status = self._flow(after, before, found, start, back_levels)
         height, width = after.shape
         inside = ((found >= 1) & (found <= (width - 2, height - 2))).all(axis=1)
         near = np.linalg.norm(back - start, axis=1) < self._config.forward_backward_px
@@ -99,15 +106,14 @@ class KltTracker:
         self, before: Image, after: Image, start: Pixels, guess: Pixels, levels: int
     ) -> tuple[Pixels, NDArray[np.bool_]]:
         """Points (N, 2) in `after`, searched from a guess, and a mask (N,) of those found."""
-        window = self._config.window_px
         found, status, _ = cv2.calcOpticalFlowPyrLK(
             before,
             after,
             start.reshape(-1, 1, 2),
             guess.reshape(-1, 1, 2).copy(),
-            winSize=(window, window),
+            winSize=window_size(self._config.window_px),
             maxLevel=min(levels, self._config.pyramid_levels) - 1,
-            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
+            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ITERATIONS, STEP_PX),
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
             minEigThreshold=1e-4,
         )
@@ -118,6 +124,12 @@ class KltTracker:
         has_half = min(gray.shape) > 1
         half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) if has_half else gray
         return float(cv2.Laplacian(half, cv2.CV_32F).var())
+
+
+def window_size(side: int) -> tuple[int, int]:
+    """Width and height of a window with about the area of a square of this side, and a width that is fast."""
+    width = VECTOR_PX * max(1, round(side / VECTOR_PX))
+    return width, max(3, round(side * side / width))
 
 
 def choose_new(
