@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray, direction_angle, exp_so3, log_so3, nearest_rotation, skew
+from relocalizer.sampson import SampsonTerms
 
 try:
     import poselib
@@ -135,15 +136,15 @@ def refine_motion(
     direction.
     """
     R, d = np.asarray(rotation, dtype=np.float64), np.asarray(direction, dtype=np.float64)
-    products = _Products.of(matches)
-    residual, jacobian, basis = products.linearize(R, d)
+    terms = SampsonTerms.of(matches.pixels_i, matches.pixels_j, matches.camera_i, matches.camera_j)
+    residual, jacobian, basis = terms.linearize(R, d)
     cost, damping = _truncated(residual, threshold_px), 1e-4
     for _ in range(iterations):
         near = np.abs(residual) < threshold_px
         H, g = jacobian[:, near] @ jacobian[:, near].T, jacobian[:, near] @ residual[near]
         step = -np.linalg.solve(H + damping * np.diag(np.diag(H)) + 1e-9 * np.eye(5), g)
         moved_R, moved_d = R @ exp_so3(step[:3]), _unit(d + basis @ step[3:])
-        moved = products.linearize(moved_R, moved_d)
+        moved = terms.linearize(moved_R, moved_d)
         moved_cost = _truncated(moved[0], threshold_px)
         if moved_cost > cost:
             damping *= 10.0
@@ -254,12 +255,9 @@ def pose_angle(a: Motion, b: Motion) -> float:
 
 
 def sampson_residuals(matches: Matches, rotation: FloatArray, direction: FloatArray) -> FloatArray:
-    """Signed Sampson distances (N,) of the matches, pixels.
-
-    Hartley and Zisserman, "Multiple View Geometry", 2nd edition, equation 11.9, square root with sign.
-    The standard deviation of the distance is that of one pixel coordinate.
-    """
-    return _Products.of(matches).linearize(rotation, direction)[0]
+    """Signed Sampson distances (N,) of the matches, pixels."""
+    terms = SampsonTerms.of(matches.pixels_i, matches.pixels_j, matches.camera_i, matches.camera_j)
+    return terms.linearize(rotation, direction)[0]
 
 
 def in_front(matches: Matches, rotation: FloatArray, direction: FloatArray) -> BoolArray:
@@ -312,46 +310,6 @@ def _poselib_camera(camera: Camera) -> dict[str, Any]:
     return {"model": "PINHOLE", "width": camera.width, "height": camera.height, "params": numbers}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Products:
-    """What the Sampson residuals of matches are linear in, besides the fundamental matrix.
-
-    Attributes:
-        x_i, x_j: homogeneous pixels (3, N).
-        x_ij: products (9, N) of their components, those of a component of x_i together.
-        inverse_i, inverse_j: inverse camera matrices (3, 3).
-    """
-
-    x_i: FloatArray
-    x_j: FloatArray
-    x_ij: FloatArray
-    inverse_i: FloatArray
-    inverse_j: FloatArray
-
-    @staticmethod
-    def of(matches: Matches) -> _Products:
-        x_i = np.ascontiguousarray(_homogeneous(matches.pixels_i).T)
-        x_j = np.ascontiguousarray(_homogeneous(matches.pixels_j).T)
-        inverse_i, inverse_j = np.linalg.inv(matches.camera_i.matrix), np.linalg.inv(matches.camera_j.matrix)
-        return _Products(x_i, x_j, (x_i[:, None] * x_j).reshape(9, -1), np.asarray(inverse_i), np.asarray(inverse_j))
-
-    def linearize(self, R: FloatArray, d: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Sampson residuals (N,), their derivatives (5, N), and the tangent basis (3, 2) of the direction.
-
-        The first three derivatives are for R exp(w), the last two for d + basis u.
-        """
-        basis, cross_d = _tangent_basis(d), skew(d)
-        essential = [cross_d @ R, *(cross_d @ R @ skew(axis) for axis in np.eye(3)), *(skew(b) @ R for b in basis.T)]
-        F = self.inverse_i.T @ np.stack(essential) @ self.inverse_j  # (6, 3, 3): the value, and five derivatives
-        value = F.reshape(6, 9) @ self.x_ij
-        lines_i = (F[:, :2].reshape(12, 3) @ self.x_j).reshape(6, 2, -1)
-        lines_j = (F.transpose(0, 2, 1)[:, :2].reshape(12, 3) @ self.x_i).reshape(6, 2, -1)
-        size = np.sqrt(np.maximum((lines_i[0] ** 2).sum(axis=0) + (lines_j[0] ** 2).sum(axis=0), 1e-24))
-        residual = value[0] / size
-        d_size = (lines_i[0] * lines_i[1:]).sum(axis=1) + (lines_j[0] * lines_j[1:]).sum(axis=1)
-        return residual, (value[1:] - residual / size * d_size) / size, basis
-
-
 def _linearize_rotation(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Residuals (2, N), pixels of i, of j's rotated rays, and their derivatives (3, 2, N) for R exp(w)."""
     rays, camera = matches.rays_j.T, matches.camera_i
@@ -400,10 +358,3 @@ def _unit_rows(rows: FloatArray) -> FloatArray:
 
 def _unit(vector: FloatArray) -> FloatArray:
     return np.asarray(vector / np.linalg.norm(vector))
-
-
-def _tangent_basis(direction: FloatArray) -> FloatArray:
-    """Two unit vectors (3, 2) orthogonal to the direction and to each other."""
-    away = np.eye(3)[np.argmin(np.abs(direction))]
-    first = _unit(skew(direction) @ away)
-    return np.stack([first, skew(direction) @ first], axis=1)
