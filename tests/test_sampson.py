@@ -37,7 +37,7 @@ def test_distances_are_those_of_the_definition(terms: SampsonTerms) -> None:
 def test_derivatives_are_those_of_finite_differences(terms: SampsonTerms) -> None:
     _, jacobian, basis = terms.linearize(ROTATION, DIRECTION)
     assert basis.T @ basis == pytest.approx(np.eye(2), abs=1e-12)
-    assert basis.T @ DIRECTION == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert np.abs(basis.T @ DIRECTION).max() < 1e-12
     step = 1e-6
     for k in range(5):
         w, u = (step * np.eye(5)[k])[:3], (step * np.eye(5)[k])[3:]
