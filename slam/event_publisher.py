@@ -142,6 +142,7 @@ class EventPublisher:
                 matches=relocalizer.matched_points(found)
                 if isinstance(found, RelocalizedFrame)
                 else MatchedPoints.none(),
+                world_from_cam=found.world_from_cam if isinstance(found, RelocalizedFrame) else None,
             )
         )
 

@@ -183,6 +183,7 @@ class PlaceAttempt:
         landmarks: number of landmarks that supported a pose.
         reason: why the frame is not there; empty for the keyframe where it was found.
         direction_world: unit vector from the keyframe to the frame as the predictor said, map axes; None without one.
+        confidence: of what the predictor said; NaN where it was not asked or said nothing.
     """
 
     keyframe_id: int
@@ -190,6 +191,7 @@ class PlaceAttempt:
     landmarks: int
     reason: str
     direction_world: tuple[float, float, float] | None = None
+    confidence: float = np.nan
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -200,6 +202,7 @@ class RelocalizationTried:
         keyframe_id: keyframe at whose place it was found; -1 if it was not found.
         attempts: the keyframes tried, in their order.
         matches: inlier landmarks in that keyframe and in the frame; none if it was not found.
+        world_from_cam: the pose found, map units; None if it was not found.
     """
 
     frame_index: int
@@ -207,6 +210,7 @@ class RelocalizationTried:
     keyframe_id: int
     attempts: tuple[PlaceAttempt, ...]
     matches: MatchedPoints
+    world_from_cam: RigidTransform | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -183,6 +183,12 @@ def estimate(turn: float, direction: tuple[float, float, float] = (1.0, 0.0, 0.0
     )  # fmt: skip
 
 
+def test_the_sigma_of_the_scale_is_plotted_from_keyframe_to_keyframe(record: Path) -> None:
+    edges = [edge_event(i, j, EdgeKind.ODOMETRY, j) for i, j in ((0, 1), (0, 2), (1, 2))]
+    recorded(record, [*(keyframe(n, n) for n in range(3)), *edges, edge_event(0, 2, EdgeKind.LOOP, 2)])
+    assert len(column(record, "/plots/depth/scale_sigma", "Scalars:scalars")) == 2
+
+
 def test_the_predictor_is_compared_with_the_final_map_and_with_the_truth(record: Path) -> None:
     still = Similarity.identity()
     beside = Similarity(np.eye(3), np.array([2.0, 0, 0]), 1.0)
@@ -238,16 +244,22 @@ def test_the_similarity_of_the_keyframes_is_a_heat_map_with_the_loops_in_it(reco
 def test_a_relocalization_shows_the_places_tried_and_why_not(record: Path) -> None:
     tried = (
         PlaceAttempt(keyframe_id=0, similarity=np.nan, landmarks=7, reason="7 landmarks matched, 12 needed"),
-        PlaceAttempt(keyframe_id=1, similarity=0.4, landmarks=30, reason="", direction_world=(0.0, 0.0, 1.0)),
+        PlaceAttempt(
+            keyframe_id=1, similarity=0.4, landmarks=30, reason="", direction_world=(0.0, 0.0, 1.0), confidence=0.8
+        ),
     )
     matches = MatchedPoints(np.full((4, 2), 9, np.float32), np.full((4, 2), 11, np.float32), np.ones(4, bool))
     found = RelocalizationTried(
-        frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, keyframe_id=1, attempts=tried, matches=matches
-    )
+        frame_index=6, timestamp_ns=START_NS + 6 * FRAME_NS, keyframe_id=1, attempts=tried, matches=matches,
+        world_from_cam=pose_at(6),
+    )  # fmt: skip
     recorded(record, [frame_event(0), keyframe(0, 0), keyframe(1, 2, 90), found, frame_event(6)])
     [(_, table)] = column(record, "/relocalization/table", "TextDocument:text")
     assert "### Frame 6: found at keyframe 1" in table[0]
-    assert "| 0 |  | 7 | 7 landmarks matched, 12 needed |" in table[0]
+    assert "| 0 |  |  | 7 | 7 landmarks matched, 12 needed |" in table[0]
+    assert "| 1 | 0.400 | 0.800 | 30 | found |" in table[0]
+    [(_, found_at)] = column(record, "/world/relocalization/found", "Points3D:positions")
+    np.testing.assert_allclose(found_at, [pose_at(6).translation], atol=1e-6)
     [(_, rays)] = column(record, "/world/relocalization/directions", "LineStrips3D:strips")
     step = np.array(rays[0][1]) - rays[0][0]
     np.testing.assert_allclose(step / np.linalg.norm(step), [0, 0, 1], atol=1e-6)

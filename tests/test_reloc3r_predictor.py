@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from relocalizer.network.weights import load_model, random_model
 from relocalizer.predictors.pair_uncertainty import Calibration, ErrorLevel, PairCalibration, TwoWayPose, estimate_of
 from relocalizer.predictors.preprocessing import network_input, prepare_loose
 from relocalizer.predictors.reloc3r_predictor import Reloc3rPredictor
+from relocalizer.training.output_files import write_weights
 
 TINY = Architecture(enc_embed_dim=32, enc_depth=2, enc_num_heads=2, dec_embed_dim=24, dec_depth=2, dec_num_heads=2)
 PARITY = os.environ.get("RELOC3R_PARITY")
@@ -317,6 +319,13 @@ def test_a_checkpoint_of_the_other_network_is_refused(model: Reloc3r, tmp_path: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_patches_that_do_not_divide_the_images_are_refused(tmp_path: Path) -> None:
+    odd = random_model(replace(TINY, patch_size=6), seed=0)
+    write_weights(tmp_path, odd.architecture, odd.state_dict(), {"license": "none"})
+    with pytest.raises(WeightsError, match="patches of 6 pixels do not divide 224 x 224, the images of reloc3r-224"):
+        Reloc3rPredictor.load("reloc3r-224", weights=tmp_path)
+
+
 def test_cuda_asked_for_and_absent_is_said_before_weights_are_looked_for() -> None:
     with pytest.raises(DeviceError, match="this machine has 0 CUDA devices"):
         Reloc3rPredictor.load("reloc3r-224", weights="/no/such/folder", device="cuda")

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import rerun.chunk as rc
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import OutputError
 from relocalizer.geometry import Similarity
@@ -27,10 +28,14 @@ from slam.events import (
     LandmarksUpdated,
     LoopExamined,
     PairRelated,
+    PlaceAttempt,
+    RelocalizationTried,
     RunFinished,
     ScaleSet,
 )
+from slam.map.image_points import MatchedPoints
 from slam.map.keyframe_graph import EdgeKind
+from slam.run.plain_values import summarize
 from slam.run.replay import ReplayError, open_replay
 
 FRAMES = 70
@@ -120,6 +125,19 @@ def test_what_happened_comes_in_the_order_of_the_log(finished, told):
     expected = [name for name in logged if name not in at_the_end]
     assert [type(event).__name__ for event in told] == [*expected, "GraphOptimized", *at_the_end]
     assert len(of(told, Initialized)) == len(of(told, ScaleSet)) == 1
+
+
+def test_a_search_for_a_lost_frame_comes_back_with_its_places_and_the_pose_found_there(copied):
+    tried = PlaceAttempt(keyframe_id=0, similarity=0.4, landmarks=30, reason="", confidence=0.8)
+    found = RelocalizationTried(
+        frame_index=9, timestamp_ns=1, keyframe_id=0, attempts=(tried,), matches=MatchedPoints.none(),
+        world_from_cam=RigidTransform.from_translation([1.0, 2.0, 3.0]),
+    )  # fmt: skip
+    line = json.dumps({"event": "RelocalizationTried", **summarize(found)}) + "\n"
+    [again] = of(list(open_replay(edited(copied, lambda lines: [*lines, line])).events()), RelocalizationTried)
+    meters = json.loads((copied / "report.json").read_text())["units"]["meters_per_unit"]
+    assert again.attempts == (tried,)
+    assert again.world_from_cam.translation == pytest.approx(meters * np.array([1.0, 2.0, 3.0]))
 
 
 def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, told):

@@ -54,7 +54,9 @@ def related(weights, monkeypatch=None):
 @pytest.fixture
 def patch_of_seven(monkeypatch):
     """Images of the predictor whose sides are multiples of the small network's patches."""
-    monkeypatch.setattr("relocalizer.predictors.preprocessing.TRAINED_SIZES", {224: ((96, 72),), 512: ((96, 72),)})
+    for module in ("preprocessing", "reloc3r_predictor"):
+        sizes = {224: ((96, 72),), 512: ((96, 72),)}
+        monkeypatch.setattr(f"relocalizer.predictors.{module}.TRAINED_SIZES", sizes)
 
 
 def test_the_predictor_gives_the_confidence_of_the_head_and_the_same_poses(trained, patch_of_seven):
@@ -82,7 +84,7 @@ def test_damaged_metadata_beside_weights_are_one_line(trained, tmp_path):
         training_note(locate(tmp_path))
 
 
-def test_a_head_of_other_weights_is_refused(trained, tmp_path):
+def test_a_head_of_other_weights_is_refused(trained, patch_of_seven, tmp_path):
     _, out, _ = trained
     model = Reloc3r(settings().architecture.sizes())
     initialize(model, seed=5)

@@ -156,6 +156,7 @@ class Reloc3rPredictor:
                 f"weights: {weights or kind}: trained for {size} pixels, so not {kind}; "
                 "choose another predictor or other weights"
             )
+        _expect_whole_patches(model, cast(Kind, kind), str(weights or kind))
         checkpoint = resolve(weights or kind)
         confidence = confidence_beside(checkpoint, model, computation.runtime.backend, announce or _log.warning)
         network = _ready_network(model, cast(Kind, kind), computation)
@@ -341,6 +342,17 @@ class _LosslessImage:
         pixels = cv2.imdecode(self._png, cv2.IMREAD_COLOR)
         assert pixels is not None
         return np.asarray(pixels, dtype=np.uint8)
+
+
+def _expect_whole_patches(model: Reloc3r, kind: Kind, weights: str) -> None:
+    """Raises WeightsError if the patches of a network of another size do not divide the images of the predictor."""
+    patch = model.architecture.patch_size
+    for width, height in TRAINED_SIZES[224 if kind == "reloc3r-224" else 512]:
+        if width % patch or height % patch:
+            raise WeightsError(
+                f"weights: {weights}: patches of {patch} pixels do not divide {width} x {height}, the images of "
+                f"{kind}; train with patch_size 8 or 16"
+            )
 
 
 def _ready_network(model: Reloc3r, kind: Kind, computation: RuntimeChoice) -> Network:

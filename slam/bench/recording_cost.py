@@ -22,7 +22,7 @@ class RecordingCost:
         bytes: size of the file.
         mb_per_100_frames: the same per 100 frames, megabytes (10^6 bytes).
         memory_growth_mb: growth of the memory of the process during the calls of the viewer, megabytes; None where the
-            system does not tell.
+            system does not tell. An upper bound: what the threads of the viewer free between the calls does not count.
     """
 
     frames: int

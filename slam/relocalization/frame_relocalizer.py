@@ -82,6 +82,7 @@ class FrameRelocalizer:
         self._localizer = LandmarkLocalizer(slam_map, config)
         self.attempts: list[PlaceAttempt] = []
         self._direction: tuple[float, float, float] | None = None  # of the last pair estimate, map axes
+        self._confidence = np.nan  # of the last pair estimate
 
     def relocalize(
         self, observation: FrameObservation, active: int, *, among: Sequence[int] | None = None
@@ -121,6 +122,7 @@ class FrameRelocalizer:
                 landmarks=outcome.inliers if isinstance(outcome, LandmarkPose) else outcome.landmarks,
                 reason="" if isinstance(outcome, LandmarkPose) else outcome.reason,
                 direction_world=self._direction,
+                confidence=self._confidence,
             )
         )
 
@@ -172,13 +174,14 @@ class FrameRelocalizer:
         The candidate alone is matched first: that takes milliseconds, the predictor much longer, and most candidates
         are wrong.
         """
-        self._direction = None
+        self._direction, self._confidence = None, np.nan
         own = match_keyframes(image.features, [c], self._map, ratio=self._config.match_ratio)
         if len(own) < MIN_POINTS:
             return TooFewLandmarks(f"{len(own)} points of keyframe {c} matched, {MIN_POINTS} needed", len(own))
         estimate = relate(self._predictor, self._map.graph.keyframes[c].encoded, encoded)
         prediction = PosePrediction({})
         if isinstance(estimate, PairEstimate):
+            self._confidence = float(estimate.confidence)
             observation = RelativePoseObservation(self._map.pose_of(c).rigid, estimate)
             prediction = PosePrediction({c: estimate}, average_pose([observation]))
             if estimate.i_from_j_direction is not None:

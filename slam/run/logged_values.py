@@ -63,6 +63,7 @@ def attempts(values: list[dict[str, Any]]) -> tuple[PlaceAttempt, ...]:
             landmarks=value["landmarks"],
             reason=value["reason"],
             direction_world=None if value["direction_world"] is None else tuple(value["direction_world"]),
+            confidence=number(value.get("confidence")),
         )
         for value in values
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
 from relocalizer.errors import UserError
@@ -221,7 +222,9 @@ class _EventReader:
             case "RelocalizationTried":
                 attempts = logged_values.attempts(value["attempts"])
                 matches = logged_values.matched_points(value["matches"])
-                return events.RelocalizationTried(**{**value, "attempts": attempts, "matches": matches})
+                pose = self._pose(value.get("world_from_cam"))
+                changed = {"attempts": attempts, "matches": matches, "world_from_cam": pose}
+                return events.RelocalizationTried(**{**value, **changed})
             case "GraphOptimized":
                 return events.GraphOptimized(
                     frame_index=value["frame_index"],
@@ -241,12 +244,11 @@ class _EventReader:
         self.last_frame = max(self.last_frame, index)
         self.index_at[timestamp_ns] = index
         inlier_count, track_count = _counts(value["is_inlier"])
-        pose = value["world_from_cam"]
         return events.FrameProcessed(
             frame=Frame(index=index, timestamp_ns=timestamp_ns, image=self._image(index), camera=self._camera),
             state=TrackingState(value["state"]),
             reason=value["reason"],
-            world_from_cam=None if pose is None else self._similarity([*pose, 1.0]).rigid,
+            world_from_cam=self._pose(value["world_from_cam"]),
             keyframe_id=value["keyframe_id"],
             pixels=np.zeros((0, 2), np.float32),
             track_ids=np.arange(track_count),
@@ -279,6 +281,9 @@ class _EventReader:
             reason=value["reason"],
             image=self._image(keyframe["frame_index"]),
         )
+
+    def _pose(self, numbers: list[float] | None) -> RigidTransform | None:
+        return None if numbers is None else self._similarity([*numbers, 1.0]).rigid
 
     def _similarity(self, numbers: list[float]) -> Similarity:
         pose = _similarity(numbers)

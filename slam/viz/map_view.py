@@ -97,6 +97,8 @@ class MapView:
         self._uncertain = 0  # Number of landmarks when their uncertainty was sent last.
         scale = rr.SeriesLines(colors=LOOP, names="keyframe scale")
         self._log("plots/depth/keyframe_scale", scale, static=True)
+        sigma = rr.SeriesLines(colors=ODOMETRY, names="sigma of the log scale from keyframe to keyframe")
+        self._log("plots/depth/scale_sigma", sigma, static=True)
 
     # --- changes of the map ---------------------------------------------------------------------------
 
@@ -132,6 +134,8 @@ class MapView:
         """Add an edge; `send` draws it. A loop joins the segments of its ends."""
         edge = event.edge
         self._edges[edge.i, edge.j] = edge.kind
+        if edge.kind is EdgeKind.ODOMETRY and edge.j - edge.i == 1:
+            self._log("plots/depth/scale_sigma", rr.Scalars(float(edge.sigmas[6])))
         if edge.kind is EdgeKind.LOOP:
             self._segments.join(edge.i, edge.j)
 

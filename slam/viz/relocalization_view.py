@@ -10,7 +10,7 @@ import rerun as rr
 from relocalizer.geometry import Similarity
 from slam.events import RelocalizationTried
 from slam.map.frames import Frame
-from slam.viz.canvas import WAITING, Canvas, screen_radius
+from slam.viz.canvas import INLIER, WAITING, Canvas, screen_radius
 from slam.viz.thumbnails import KeyframeThumbnails, log_pair, shrunk
 
 EVERY = 10  # interval between two attempts in vain whose thumbnails are sent, frames
@@ -39,6 +39,9 @@ class RelocalizationView:
         strips = np.array([(start, start + length * step) for start, step in rays], np.float32).reshape(-1, 2, 3)
         drawn = rr.LineStrips3D(strips, colors=WAITING, radii=screen_radius(1.0))
         self._canvas.recording.log("world/relocalization/directions", drawn)
+        centers = [] if event.world_from_cam is None else [event.world_from_cam.translation]
+        found = rr.Points3D(np.array(centers, np.float32).reshape(-1, 3), colors=INLIER, radii=screen_radius(6.0))
+        self._canvas.recording.log("world/relocalization/found", found)
 
     def show_thumbnail(self, frame: Frame) -> None:
         """Show the frame of the last attempt beside the keyframe that it resembles most."""
@@ -60,10 +63,13 @@ def _table(event: RelocalizationTried) -> str:
     found = event.keyframe_id >= 0
     head = f"### Frame {event.frame_index}: " + (f"found at keyframe {event.keyframe_id}" if found else "not found")
     rows = [
-        f"| {tried.keyframe_id} | {_number(tried.similarity)} | {tried.landmarks} | {tried.reason or 'found'} |"
+        f"| {tried.keyframe_id} | {_number(tried.similarity)} | {_number(tried.confidence)} | {tried.landmarks} "
+        f"| {tried.reason or 'found'} |"
         for tried in event.attempts
     ]
-    return "\n".join([head, "", "| keyframe | similarity | landmarks | why not |", "|--:|--:|--:|---|", *rows])
+    return "\n".join(
+        [head, "", "| keyframe | similarity | confidence | landmarks | why not |", "|--:|--:|--:|--:|---|", *rows]
+    )
 
 
 def _number(value: float) -> str:

@@ -13,7 +13,7 @@
 | `keyframes/*` | each criterion against its limit; similarity of all keyframes, loops marked |
 | `loops/*` | every candidate: both images with the matches, the tests as a table |
 | `predictor/*` | what the pair predictor said, against the map and the ground truth |
-| `relocalization/*`, `world/relocalization/directions` | places tried for a lost frame, and why not |
+| `relocalization/*`, `world/relocalization/*` | places tried for a lost frame, and why not; its pose when found |
 | `plots/*` | tracks, motion, brightness, depth and scale, error, milliseconds per stage, memory, state |
 | `log` | reasons, in sentences; a loss is an error, a refused loop a debug line |
 
