@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 BLOCK = re.compile(r"(<!-- results: (?:(\w+) of )?([^>]+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 NOT_MEASURED = "Not measured for this version."  # Text of a block none of whose files is there.
+NO_BREAK = "\N{NO-BREAK SPACE}"  # Between a number and its unit, which narrow tables would part.
 Row = Mapping[str, Any]  # The cells of a sequence by column, of all tables of its results.
 
 # Folder of a sequence: what it is, and the unit of its ground truth ("" where it is not a known one).
@@ -68,7 +69,8 @@ def length(value: float | None, unit: str) -> str:
         return "–"
     if unit != "m":
         return f"{value:#.2g}"
-    return f"{1e3 * value:#.2g}".rstrip(".") + " mm" if value < 0.0995 else f"{value:#.2g} m"
+    text = f"{1e3 * value:#.2g}".rstrip(".") + " mm" if value < 0.0995 else f"{value:#.2g} m"
+    return text.replace(" ", NO_BREAK)
 
 
 def _title(row: Row) -> str:
@@ -80,7 +82,7 @@ def _length(column: str) -> Callable[[Row], str]:
 
 
 def _number(column: str, form: str = "{:.4g}") -> Callable[[Row], str]:
-    return lambda row: "–" if row.get(column) is None else form.format(row[column])
+    return lambda row: "–" if row.get(column) is None else form.format(row[column]).replace(" ", NO_BREAK)
 
 
 NAME = Column("sequence", _title, right=False)
