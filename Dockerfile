@@ -9,9 +9,9 @@ COPY relocalizer relocalizer
 COPY slam slam
 COPY configs configs
 RUN pip install --no-cache-dir --constraint constraints.txt '.[viewer,serve,heif,ros]' \
-    && useradd --create-home slam
+    && useradd --create-home --uid 1000 slam
 
-USER slam
+USER 1000
 WORKDIR /data
 ENV OPENBLAS_NUM_THREADS=1
 ENTRYPOINT ["slam"]

@@ -51,7 +51,9 @@ def keep(values: dict[str, Any], name: str, data: str) -> None:
     Args:
         data: what stands for the folder in the command.
     """
-    session = {**values["sessions"][-1], "command": f"slam benchmark folder --data {data}"}
+    session = values["sessions"][-1]
+    system, _, machine = session["machine"].partition(", ")  # the first part is the platform with its kernel
+    session |= {"command": f"slam benchmark folder --data {data}", "machine": f"{system.split('-')[0]}, {machine}"}
     kept = {key: values[key] for key in KEPT if key in values} | {"sessions": [session]}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -92,7 +92,8 @@ def peer_results(system: str, folder: Path, truths: Sequence[Path]) -> dict[str,
         "rows": [row_of(name, folder, truths) for name in names],
         "note": note,
     }
-    session = {"command": f"{system}, median of the runs of each sequence", "commit": "", "machine": machine()}
+    here = machine().partition(", ")[2]  # without the platform
+    session = {"command": f"{system}, median of the runs of each sequence", "commit": "", "machine": here}
     return {"title": system, "system": system, "tables": [table], "sessions": [session]}
 
 

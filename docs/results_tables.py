@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 BLOCK = re.compile(r"(<!-- results: (?:(\w+) of )?([^>]+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 NOT_MEASURED = "Not measured for this version."  # Text of a block none of whose files is there.
+NO_BREAK = "\N{NO-BREAK SPACE}"  # Between a number and its unit, which narrow tables would part.
 Row = Mapping[str, Any]  # The cells of a sequence by column, of all tables of its results.
 
 # Folder of a sequence: what it is, and the unit of its ground truth ("" where it is not a known one).
@@ -68,7 +69,8 @@ def length(value: float | None, unit: str) -> str:
         return "–"
     if unit != "m":
         return f"{value:#.2g}"
-    return f"{1e3 * value:#.2g}".rstrip(".") + " mm" if value < 0.0995 else f"{value:#.2g} m"
+    text = f"{1e3 * value:#.2g}".rstrip(".") + " mm" if value < 0.0995 else f"{value:#.2g} m"
+    return text.replace(" ", NO_BREAK)
 
 
 def _title(row: Row) -> str:
@@ -80,7 +82,7 @@ def _length(column: str) -> Callable[[Row], str]:
 
 
 def _number(column: str, form: str = "{:.4g}") -> Callable[[Row], str]:
-    return lambda row: "–" if row.get(column) is None else form.format(row[column])
+    return lambda row: "–" if row.get(column) is None else form.format(row[column]).replace(" ", NO_BREAK)
 
 
 NAME = Column("sequence", _title, right=False)
@@ -88,20 +90,24 @@ CLIP = Column("clip", lambda row: row["sequence"], right=False)
 FRAMES = Column("frames", _number("frames"))
 COVERAGE = Column("coverage", _number("coverage, %", "{:.3g} %"))
 ATE = Column("ATE", _length("Sim(3), all frames"))
-ATE_PERCENT = Column("ATE, of path", _number("ATE, % of path", "{:.2g} %"))
+ATE_PERCENT = Column("of path", _number("ATE, % of path", "{:.2g} %"))
 ROTATION = Column("rotation", _number("rotation, deg", "{:.2g}°"))
-CPU = Column("CPU, ms a frame", _number("CPU ms/frame", "{:.0f}"))
+CPU = Column("CPU, ms per frame", _number("CPU ms/frame", "{:.0f}"))
 VERDICT = Column("verdict", lambda row: str(row["verdict"]), right=False)
 PEER = Column(
     "{}", lambda row: "no map" if row.get("Sim(3), all frames") is None and not row["coverage, %"] else
     f"{ATE.text(row)} at {COVERAGE.text(row)}", right=False, peer=True,
 )  # fmt: skip
-PEER_CPU = Column("{}, CPU, ms a frame", CPU.text, peer=True)
+PEER_CPU = Column("{}", CPU.text, peer=True)
+WITHOUT_ORIGIN = ("summary", "runs")  # Forms of tables that stand beside one with the commands.
 FORMS: Mapping[str, Sequence[Column]] = {
     "summary": (NAME, FRAMES, COVERAGE, ATE, PEER),
     "overview": (
-        NAME, FRAMES, COVERAGE, ATE, Column("live poses", _length("Sim(3), live poses")), ATE_PERCENT, ROTATION,
-        Column("keyframes", _number("keyframes")), Column("loops", _number("loops")), CPU, VERDICT, PEER, PEER_CPU,
+        NAME, FRAMES, COVERAGE, ATE, PEER, Column("live poses", _length("Sim(3), live poses")), ATE_PERCENT, ROTATION,
+    ),
+    "runs": (
+        NAME, Column("keyframes", _number("keyframes")), Column("loops", _number("loops")),
+        Column("lost", _number("times lost")), CPU, PEER_CPU, VERDICT,
     ),
     "uncalibrated": (NAME, FRAMES, COVERAGE, ATE, ATE_PERCENT, ROTATION, CPU, VERDICT),
     "clips": (
@@ -145,7 +151,7 @@ def _overview(form: str, files: Sequence[Mapping[str, Any]]) -> str:
     for row in (row for values in own for row in _rows(values).values()):
         shown = [(column, peers[name].get(row["sequence"]) if name else row) for column, name in columns]
         lines.append(_line("" if of is None else column.text(of) for column, of in shown))
-    if form == "summary":
+    if form in WITHOUT_ORIGIN:
         return "\n".join(lines)
     return "\n".join([*lines, "", *(f"{_origin(values)}  " for values in files)]).rstrip()
 
