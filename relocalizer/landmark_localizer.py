@@ -34,8 +34,8 @@ from relocalizer.pose_from_matches import (
 )
 
 AGREEMENT_RAD = float(np.radians(3.0))  # maximum angle between an estimated and a refined rotation, radians
-# Minimum number of inliers by descriptors where no keyframe has a pair estimate: a plane, or a part of the image, can
-# agree with a pose that is entirely wrong. Fewer are judged after guided matching.
+# Minimum number of inliers by descriptors where no pair estimate agrees with the pose: a plane, or a part of the image,
+# can agree with a pose that is entirely wrong. Fewer are judged after guided matching.
 MIN_ALONE = 30
 LINE_KEYFRAMES = 2  # maximum number of keyframes matched along epipolar lines, those with the most confident estimates
 
@@ -281,8 +281,11 @@ class LandmarkLocalizer:
         config = self._config
         if evidence.inliers < config.min_inliers:
             return f"{evidence.inliers} of {evidence.matches} matched landmarks agree, {config.min_inliers} needed"
-        if not evidence.views and evidence.inliers < MIN_ALONE:
-            return f"{evidence.inliers} matched landmarks agree, {MIN_ALONE} needed without a pair estimate"
+        is_alone = not evidence.views or evidence.disagreement_deg > config.max_disagreement_deg
+        if is_alone and evidence.inliers < MIN_ALONE:
+            return (
+                f"{evidence.inliers} matched landmarks agree, {MIN_ALONE} needed without a pair estimate of that pose"
+            )
         if evidence.cells < config.min_cells:
             cells = CELLS[0] * CELLS[1]
             return f"its landmarks lie in {evidence.cells} of {cells} parts of the image, {config.min_cells} needed"

@@ -449,6 +449,15 @@ def test_points_moved_alone_return_to_where_their_observations_put_them(rng):
     assert np.abs(structure_only_adjustment(off, noise_px=0.8, iterations=20) - points).max() < 1e-3
 
 
+def test_points_alone_are_found_in_two_iterations_though_their_depths_are_uncertain(rng):
+    points = rng.uniform([-5, -5, 40], [5, 5, 80], (40, 3))
+    bundle = bundle_of(arc(4), points)
+    off = replace(bundle, points_world=points * rng.uniform(0.9, 1.1, (40, 1)))
+    assert reprojection_errors(off, off.world_from_cam, off.points_world).max() > 1.0
+    found = structure_only_adjustment(off, noise_px=0.8)
+    assert reprojection_errors(off, off.world_from_cam, found).max() < 0.02
+
+
 def test_one_wrong_observation_hardly_moves_a_point(rng):
     points = rng.uniform([-1, -1, 4], [2, 1, 8], (10, 3))
     bundle = bundle_of(arc(6), points)

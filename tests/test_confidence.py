@@ -64,5 +64,7 @@ def test_few_matches_without_a_pair_estimate_are_judged_after_guided_matching():
         inliers=15, matches=60, cells=7, rival=4, views=0, disagreement_deg=np.nan, position_sigma=0.26
     )
     assert "needed without a pair estimate" in localizer._insufficiency(evidence)
-    assert localizer._insufficiency(replace(evidence, views=1)) == ""
+    agreeing = replace(evidence, views=1, disagreement_deg=2.0)
+    assert localizer._insufficiency(agreeing) == ""
+    assert "needed without a pair estimate" in localizer._insufficiency(replace(agreeing, disagreement_deg=26.0))
     assert localizer._insufficiency(replace(evidence, inliers=30)) == ""

@@ -44,6 +44,22 @@ def test_the_same_image_gives_the_same_bytes(rng):
     assert first.descriptors.tobytes() == second.descriptors.tobytes()
 
 
+@pytest.mark.parametrize(("scale", "alike"), [(0.7, 0.97), (0.5, 0.95), (1.0, 0.95)])
+def test_descriptors_are_those_of_sift_in_the_doubled_image(rng, scale, alike):
+    image = speckled(rng)
+    features = detect_features(image, FeaturesConfig(max_features=200, detection_scale=scale))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    sift = cv2.SIFT.create(contrastThreshold=0.01, enable_precise_upscale=True)
+    keypoints = sift.detect(small, None)
+    points = (np.float32([k.pt for k in keypoints]) + 0.5) / scale - 0.5
+    # A keypoint with several orientations is there several times; the last of them is kept.
+    nearest = [np.flatnonzero(np.abs(points - p).max(axis=1) < 1e-3)[-1] for p in features.pixels]
+    _, raw = sift.compute(small, [keypoints[n] for n in nearest])
+    similarity = (root_sift(raw) * features.descriptors).sum(axis=1)
+    assert np.median(similarity) > alike
+    assert np.quantile(similarity, 0.05) > alike - 0.03
+
+
 def test_a_blank_image_has_no_features():
     features = detect_features(np.full((120, 160), 77, np.uint8), FeaturesConfig())
     assert len(features) == 0

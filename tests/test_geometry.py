@@ -22,6 +22,7 @@ from relocalizer.geometry import (
     identity,
     log_so3,
     nearest_rotation,
+    product,
     quaternion_xyzw_from_rotation,
     rigid,
     rotation_angle,
@@ -361,3 +362,18 @@ def test_a_frozen_array_says_which_shape_it_wanted() -> None:
 def test_a_frozen_array_refuses_what_is_not_finite(bad: float) -> None:
     with pytest.raises(ValueError, match="it: holds NaN or infinity"):
         frozen_array("it", [0.0, bad], (2,))
+
+
+def test_a_product_is_that_of_the_operator_and_its_rotation_stays_one():
+    step = rigid(exp_so3([0.3, -0.2, 0.1]), [0.1, 0.2, -0.3])
+    fast, slow = identity(), identity()
+    for _ in range(300):
+        fast, slow = product(fast, step), slow * step
+    np.testing.assert_allclose(fast.as_matrix(), slow.as_matrix(), atol=1e-11)
+    R = rotation_matrix(fast)
+    np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-13)
+
+
+def test_a_matrix_that_is_hardly_a_rotation_becomes_one():
+    R = rotation_matrix(rigid(exp_so3([0.3, -0.2, 0.1]) + 1e-6, [1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-14)

@@ -10,7 +10,7 @@ from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures
 from slam.config.schema import TracksConfig
 from slam.map.tracks import Tracks
-from slam.tracking.klt import KltTracker, choose_new
+from slam.tracking.klt import KltTracker, choose_new, window_size
 
 WIDTH, HEIGHT, RIM = 320, 240, 100
 CONFIG = TracksConfig()
@@ -236,3 +236,11 @@ def test_new_tracks_are_those_whose_name_and_pixel_are_free():
     others = Tracks(np.array([2, 3, 4]), np.array([[1, 1], [8, 3], [3, 8]], np.float32))
     assert tracks.with_new(others).ids.tolist() == [1, 2, 4]
     assert tracks.with_new(others).pixels[2].tolist() == [3, 8]
+
+
+@pytest.mark.parametrize("side", [5, 9, 15, 21, 31, 61])
+def test_a_window_has_the_area_of_its_square_and_a_width_that_is_fast(side):
+    width, height = window_size(side)
+    assert width % 8 == 0
+    assert height >= 3
+    assert abs(width * height / side**2 - 1.0) < (0.05 if side > 5 else 0.1)

@@ -23,6 +23,7 @@ class Observations:
         self._previous_entry = np.full(1024, -1, np.int32)  # by entry
         self._keyframe = np.zeros(1024, np.int32)  # by entry
         self._entries = 0
+        self._is_known = np.zeros(1024, bool)  # by track, scratch space; all False between calls
         for k, tracks in (observed or {}).items():
             self[k] = tracks
 
@@ -32,7 +33,7 @@ class Observations:
     def __setitem__(self, k: int, tracks: Tracks) -> None:
         """Set the tracks that keyframe k observes."""
         known = self._tracks.get(k)
-        new = tracks.ids if known is None else np.setdiff1d(tracks.ids, known.ids, assume_unique=True)
+        new = tracks.ids if known is None else self._without(tracks.ids, known.ids)
         self._tracks[k] = tracks
         if len(new) == 0:
             return
@@ -44,6 +45,16 @@ class Observations:
         self._previous_entry[entries] = self._newest_entry[new]
         self._keyframe[entries] = k
         self._newest_entry[new] = entries
+
+    def _without(self, ids: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tracks (N,) that are not among the known ones (M,), in order."""
+        if len(self._is_known) < len(self._newest_entry):
+            self._is_known = np.zeros(len(self._newest_entry), bool)
+        inside = ids < len(self._is_known)  # all known ones are
+        self._is_known[known] = True
+        new = ids[~inside | ~self._is_known[np.where(inside, ids, 0)]]
+        self._is_known[known] = False
+        return new
 
     def keys(self) -> KeysView[int]:
         """Ids of the keyframes."""

@@ -64,8 +64,11 @@ class Structure:
     def rows_of(self, blocks: FloatArray) -> Matrix:
         """Matrix (3 N, 6 P) of blocks (F, 3, 6) of the observations from moving poses."""
         shape = (3 * self.point_count, POSE * self.pose_count)
-        matrix = sparse.bsr_array((blocks, self.pose, self._starts), shape=shape)
-        return matrix.toarray() if self.pose_count <= MAX_DENSE_ROWS else matrix
+        if self.pose_count > MAX_DENSE_ROWS:
+            return sparse.bsr_array((blocks, self.pose, self._starts), shape=shape)
+        dense = np.zeros((self.point_count, 3, self.pose_count, POSE))
+        dense[self.point, :, self.pose] = blocks  # a keyframe observes a landmark once
+        return dense.reshape(shape)
 
     def matrix_of(self, i: NDArray[np.int64], j: NDArray[np.int64], blocks: FloatArray) -> Matrix:
         """Matrix (6 P, 6 P) with blocks (B, 6, 6) at the poses (B,) i and j added up; those of fixed poses left out."""
