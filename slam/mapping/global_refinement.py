@@ -116,7 +116,8 @@ def calibrate(
         elif focal := _focal_prior(mapper.map.graph.keyframes[first].camera, evidence):
             priors[segment] = IntrinsicsPrior(focal=focal)
         if segment in priors and camera.assumed:
-            priors[segment] = replace(priors[segment], principal=_principal_prior(camera))
+            focal = _focal_prior(mapper.map.graph.keyframes[first].camera, evidence)
+            priors[segment] = replace(priors[segment], focal=focal, principal=_principal_prior(camera))
     _compare_segments(mapper, segments)
     return priors
 
