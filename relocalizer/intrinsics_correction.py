@@ -1,4 +1,4 @@
-"""Corrections of the intrinsics found by bundle adjustment: focal length and radial distortion."""
+"""Corrections of the intrinsics found by bundle adjustment: focal length, radial distortion and principal point."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ class CorrectionStep:
     Attributes:
         focal_ratio: ratios of the corrected to the previous focal lengths (x, y).
         radial: distortion (k1, k2) of its images, in OpenCV's convention.
+        principal_px: shift of the principal point (x, y), pixels.
         is_guess: whether an assumed focal length remains `assumed` after the correction.
     """
 
     focal_ratio: tuple[float, float] = (1.0, 1.0)
     radial: tuple[float, float] = (0.0, 0.0)
+    principal_px: tuple[float, float] = (0.0, 0.0)
     is_guess: bool = False
 
     @property
     def is_nothing(self) -> bool:
-        return self.focal_ratio == (1.0, 1.0) and self.radial == (0.0, 0.0)
+        return self.focal_ratio == (1.0, 1.0) and self.radial == self.principal_px == (0.0, 0.0)
 
     @property
     def has_distortion(self) -> bool:
@@ -54,7 +56,8 @@ class CorrectionStep:
         if self.is_nothing:
             return camera
         stays = self.is_guess or self.focal_ratio == (1.0, 1.0)
-        return replace(camera.refocused(self.focal_ratio), assumed=camera.assumed and stays)
+        cx, cy = camera.cx + self.principal_px[0], camera.cy + self.principal_px[1]
+        return replace(camera.refocused(self.focal_ratio), cx=cx, cy=cy, assumed=camera.assumed and stays)
 
     def undistorted_pixels(self, pixels: NDArray[Any], camera: Camera) -> FloatArray:
         """Pixels (N, 2) in the corrected pinhole camera of `pixels` in the images of `camera`."""

@@ -8,9 +8,11 @@ from relocalizer.calibration_windows import FocalChange
 
 KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
 _SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
-# Minimum size of a clear distortion, in standard deviations and as the division coefficient. A model without distortion
-# is then excluded; a small distortion can also be the effect of a rolling shutter.
+# Minimum size of a clear distortion, in standard deviations and as the division coefficient; or in standard deviations
+# alone. A model without distortion is then excluded; a small distortion can also be the effect of a rolling shutter,
+# which was seen with up to 4 of them.
 _CLEAR_SIGMAS, _CLEAR_DIVISION = 6.0, 0.05
+_CERTAIN_SIGMAS = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,9 @@ class Distortion:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the distortion is so large that other effects cannot explain it."""
-        return abs(self.division) > max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
+        """Whether the distortion is so large, or so certain, that other effects cannot explain it."""
+        clear = max(_CLEAR_DIVISION, _CLEAR_SIGMAS * self.sigma)
+        return abs(self.division) > min(clear, _CERTAIN_SIGMAS * self.sigma)
 
 
 @dataclass(frozen=True, slots=True)

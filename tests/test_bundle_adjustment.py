@@ -25,6 +25,7 @@ from slam.mapping.bundle import (
     Bundle,
     FocalPrior,
     IntrinsicsPrior,
+    PrincipalPrior,
     reprojection_errors,
     structure_only_adjustment,
     undistorted_pixels,
@@ -334,6 +335,37 @@ def test_focal_length_and_distortion_are_found_together(round_trip):
     refined = refine(replace(start, lens=lens))
     assert refined.lens.focal_ratio[0] == pytest.approx(1.03, rel=5e-3)
     assert refined.lens.radial[0] == pytest.approx(-0.03, abs=0.01)
+
+
+@pytest.mark.parametrize("radial_sigma", [0.0, CALIBRATED.radial_sigma])
+def test_all_views_together_find_the_principal_point(many, round_trip, radial_sigma):
+    middle = replace(CAMERA, cx=CAMERA.cx - 9.0, cy=CAMERA.cy + 5.0, assumed=True)
+    start = replace(round_trip, cameras=dict.fromkeys(round_trip.cameras, middle))
+    lens = replace(focal_prior(1.0, 0.03), principal=PrincipalPrior(middle.cx, middle.cy, 8.0))
+    refined, held = refine(replace(start, lens=replace(lens, radial_sigma=radial_sigma))), refine(start)
+    found = refined.lens.camera(middle)
+    assert found.cx == pytest.approx(CAMERA.cx, abs=0.5)
+    assert abs(found.cy - CAMERA.cy) < 5.0  # a turn about the vertical alone hardly tells it from a tilt
+    assert found.mean_focal == pytest.approx(CAMERA.mean_focal, rel=3e-3)
+    assert np.median(refined.error_px) == pytest.approx(0.3 * np.sqrt(2 * np.log(2)), rel=0.2)
+    assert np.median(refined.error_px) < 0.9 * np.median(held.error_px)
+
+
+def test_a_principal_point_far_from_the_middle_is_not_applied(round_trip):
+    off = replace(CAMERA, cx=CAMERA.cx - 40.0, assumed=True)
+    start = replace(round_trip, cameras=dict.fromkeys(round_trip.cameras, off))
+    refined = refine(replace(start, lens=IntrinsicsPrior(principal=PrincipalPrior(off.cx, off.cy, 4.0))))
+    assert refined.lens.is_nothing
+    assert not refined.problem
+
+
+def test_a_motion_that_does_not_determine_the_principal_point_leaves_it(rng):
+    """Without a turn, another principal point is another direction of the motion."""
+    points = rng.uniform([-3.0, -2.0, 4.0], [3.0, 2.0, 9.0], (200, 3))
+    forward = {k: rigid(np.eye(3), [0.02 * k, 0.0, 0.1 * k]) for k in range(6)}
+    start = bundle_of(forward, points, noise=0.3)
+    refined = refine(replace(start, lens=IntrinsicsPrior(principal=PrincipalPrior(CAMERA.cx, CAMERA.cy, 8.0))))
+    assert np.abs(refined.lens.principal_px).max() < 4.0
 
 
 def test_a_focal_length_that_contradicts_its_estimate_is_not_applied(round_trip):

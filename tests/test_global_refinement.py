@@ -14,7 +14,7 @@ from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrecti
 from slam.config.schema import BundleAdjustmentConfig
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.map.tracks import Tracks
-from slam.mapping.bundle import CALIBRATED, FocalPrior, IntrinsicsPrior
+from slam.mapping.bundle import CALIBRATED, FocalPrior, IntrinsicsPrior, PrincipalPrior
 from slam.mapping.global_refinement import refine_map, run_cost_s
 from slam.mapping.lens_examination import LensFinding
 
@@ -134,6 +134,15 @@ def test_each_segment_has_a_lens_of_its_own(footage):
     assert (second, prior.radial_sigma, prior.focal) == (1, CALIBRATED.radial_sigma, None)
     assert prior.most_px == pytest.approx(0.025 * 40.0)  # half the diagonal of 64 x 48 is 40
     assert [mapper.map.lens_evidence[s].state for s in (0, 1)] == [LensState.KNOWN, LensState.CALIBRATED]
+
+
+def test_the_principal_point_of_an_assumed_camera_is_refined(footage):
+    """It is that of a given one that is held: see the segments above."""
+    footage(REFOCUS, BENT)
+    mapper = CountingMapper(seen=10, assumed=True)
+    rounds(mapper, final_rounds=1, calibrate="auto")
+    for _, prior in mapper.calibrated:
+        assert prior.principal == PrincipalPrior(31.5, 23.5, pytest.approx(0.0125 * 64))
 
 
 def test_where_nothing_speaks_against_a_camera_it_is_held(footage):

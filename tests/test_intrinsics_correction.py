@@ -50,6 +50,22 @@ def test_a_longer_lens_alone_moves_no_pixel():
     assert (step.camera(CAMERA).fx, step.camera(CAMERA).fy) == pytest.approx((550.0, 588.0))
 
 
+def test_a_shift_of_the_principal_point_moves_no_pixel_and_is_in_the_calibration():
+    step = CorrectionStep((1.1, 1.1), principal_px=(8.0, -3.0))
+    camera = step.camera(CAMERA)
+    assert (camera.cx, camera.cy) == (330.0, 235.0)
+    assert np.allclose(step.undistorted_pixels(GRID, CAMERA), GRID)
+    assert not CorrectionStep(principal_px=(8.0, -3.0)).is_nothing
+    calibration = IntrinsicsCorrection().then(step, CAMERA).calibration(CAMERA)
+    assert (calibration.cx, calibration.cy, calibration.fx) == pytest.approx((330.0, 235.0, 550.0), abs=1e-3)
+
+
+@given(ratios, coefficients, st.floats(-10, 10))
+def test_bending_about_another_principal_point_undoes_straightening(ratio, k1, shift_px):
+    step = CorrectionStep((ratio, ratio), (k1, 0.0), principal_px=(shift_px, -shift_px))
+    assert np.allclose(step.distorted_pixels(step.undistorted_pixels(GRID, CAMERA), CAMERA), GRID, atol=1e-6)
+
+
 def test_focal_lengths_alone_displace_nothing():
     """Exactly, because the summary says how far images are distorted as soon as they are."""
     lens = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1)), CAMERA)

@@ -14,9 +14,9 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import exp_so3, rigid, rotation_matrix, translation_of
 from relocalizer.interfaces import PairEstimate
 from slam.mapping import bundle_residuals, normal_equations, pair_residuals
-from slam.mapping.bundle import CALIBRATED, Bundle, FocalPrior, IntrinsicsPrior
+from slam.mapping.bundle import CALIBRATED, Bundle, FocalPrior, IntrinsicsPrior, PrincipalPrior
 from slam.mapping.bundle_residuals import BundleResiduals
-from slam.mapping.bundle_unknowns import Unknowns
+from slam.mapping.bundle_unknowns import INTRINSICS, Unknowns
 from slam.mapping.normal_equations import NormalEquations, SingularSystemError, Structure, lower_inverse
 from slam.mapping.pair_residuals import inverse_right_jacobian
 from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster, minimize
@@ -89,7 +89,7 @@ def moved(residuals, start, x):
     poses = np.zeros((len(free), 6))
     split = 6 * (free >= 0).sum()
     poses[free >= 0] = x[:split].reshape(-1, 6)
-    intrinsics = np.zeros(3)
+    intrinsics = np.zeros(INTRINSICS)
     intrinsics[residuals.intrinsics.free] = x[split + 3 * count :]
     return start.moved(poses, x[split : split + 3 * count].reshape(-1, 3), intrinsics)
 
@@ -118,7 +118,10 @@ KINDS = {
     "no pairs": {"pairs": False},
     "distortion": {"lens": CALIBRATED},
     "focal length": {"lens": IntrinsicsPrior(focal=FocalPrior(510.0, 0.03))},
-    "all intrinsics": {"lens": replace(CALIBRATED, focal=FocalPrior(510.0, 0.03))},
+    "principal point": {"lens": IntrinsicsPrior(principal=PrincipalPrior(322.0, 237.0, 8.0))},
+    "all intrinsics": {
+        "lens": replace(CALIBRATED, focal=FocalPrior(510.0, 0.03), principal=PrincipalPrior(322.0, 237.0, 8.0))
+    },
 }
 
 
@@ -130,8 +133,8 @@ def test_the_step_is_that_of_the_whole_system(rng, monkeypatch, kind, rows, redu
     monkeypatch.setattr(normal_equations, "MAX_DENSE_REDUCED", reduced)
     residuals, start = problem_of(bundle_of(rng, **KINDS[kind]))
     free = residuals.intrinsics.free
-    intrinsics = np.zeros(3)
-    intrinsics[free] = np.array([0.03, 0.02, -0.01])[free]
+    intrinsics = np.zeros(INTRINSICS)
+    intrinsics[free] = np.array([0.03, 0.02, -0.01, 0.01, -0.02])[free]
     start = replace(start, intrinsics=intrinsics)
     at = residuals.evaluate(start)
     step = NormalEquations(Structure(residuals, len(start.points)), residuals, at).solve(1e-12)

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from relocalizer.calibration_windows import FocalChange, is_worse
 from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import DIVISION, EpipolarFit
-from relocalizer.lens_estimates import AspectEstimate, FocalEstimate, NotDetermined
+from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined
 from relocalizer.self_calibration import SelfCalibration, ViewPair
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
@@ -76,6 +76,23 @@ def test_distortion_is_found_with_it():
     assert found.distortion.is_clear
     assert found.distortion.division < -0.05
     assert errors(found)[1] < 2.5
+
+
+@pytest.mark.parametrize(
+    ("division", "sigma", "is_clear"), [(0.06, 0.008, True), (0.04, 0.008, False), (0.045, 0.0025, True)]
+)
+def test_a_distortion_is_clear_that_is_large_or_certain(division, sigma, is_clear):
+    assert Distortion(division, sigma).is_clear is is_clear
+    assert Distortion(-division, sigma).is_clear is is_clear
+
+
+def test_a_certain_small_distortion_is_not_taken_for_a_focal_length():
+    """A lens without distortion 6 % shorter explains most of it."""
+    bent = replace(CAMERA, model="radtan", distortion=(0.06, 0.0, 0.0, 0.0))
+    found = SelfCalibration(footage(camera=bent, noise_px=0.1), ASSUMED).estimate()
+    assert found.distortion.is_clear
+    assert found.is_known
+    assert errors(found)[0] < 0.02
 
 
 def test_a_camera_that_is_right_is_found_to_be_right():

@@ -42,23 +42,38 @@ class FocalPrior:
 
 
 @dataclass(frozen=True, slots=True)
+class PrincipalPrior:
+    """Where the principal point is expected, for bundle adjustment: (cx, cy) and standard deviation, pixels."""
+
+    cx: float
+    cy: float
+    sigma_px: float
+
+    def agrees_with(self, cx: float, cy: float) -> bool:
+        """Whether a principal point is compatible with this expectation."""
+        return max(abs(cx - self.cx), abs(cy - self.cy)) <= COMPATIBLE_SIGMAS * self.sigma_px
+
+
+@dataclass(frozen=True, slots=True)
 class IntrinsicsPrior:
-    """Prior of the intrinsics of a camera in bundle adjustment: its distortion, its focal length, or both.
+    """Prior of the intrinsics of a camera in bundle adjustment: distortion, focal length and principal point.
 
     Attributes:
         radial_sigma: standard deviation of the radial coefficients k1 and k2 about zero; 0 keeps them zero.
         focal: prior of the focal length; None fixes it.
+        principal: prior of the principal point; None fixes it.
         significant: minimum Mahalanobis distance of the estimated distortion from zero for it to be applied.
         most_px: maximum displacement of the image corners for a distortion to be applied, pixels.
     """
 
     radial_sigma: float = 0.0
     focal: FocalPrior | None = None
+    principal: PrincipalPrior | None = None
     significant: float = 5.0  # 3 would be too low, because the errors of the observations of one track are correlated
     most_px: float = float("inf")
 
 
-# Maximum difference between the focal length of bundle adjustment and its prior, standard deviations of the prior.
+# Maximum difference between a result of bundle adjustment and its prior, standard deviations of the prior.
 COMPATIBLE_SIGMAS = 3.0
 # Prior of a calibrated camera. The residual k1 is 0.01 to 0.02 in the images of KITTI (rectified) and 7-Scenes, both
 # published as pinhole images.

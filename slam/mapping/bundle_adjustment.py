@@ -158,7 +158,9 @@ class BundleAdjustment:
             prior = replace(prior, significant=0.0)
         ids, bundle = bundle_of(self._map, members, [], each=LENS_LANDMARKS)
         bundle = replace(bundle, lens=prior)
-        if prior.focal is not None:  # the pair estimates were made with the previous focal length
+        if prior.principal is not None:  # the pair estimates were made with the previous principal point
+            self._map.pairs.remove(members)
+        if prior.focal is not None or prior.principal is not None:
             bundle = replace(bundle, pairs=())
         iterations = self._config.bundle_adjustment.final_iterations
         self._refine(members, ids, bundle, iterations=iterations, relative_tolerance=ROUND_TOLERANCE)

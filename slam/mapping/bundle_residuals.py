@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from relocalizer.camera import Camera
 from relocalizer.geometry import FloatArray
 from slam.mapping.bundle import MIN_DEPTH, Bundle, IntrinsicsPrior
-from slam.mapping.bundle_unknowns import Unknowns
+from slam.mapping.bundle_unknowns import K1, K2, LOG_FOCAL, PRINCIPAL_X, PRINCIPAL_Y, Unknowns
 from slam.mapping.bundle_weights import FOCAL_PRIOR_WEIGHT, HUBER_K, SCALE_SIGMA
 from slam.mapping.pair_residuals import PairResiduals, cauchy_cost
 
@@ -76,12 +76,12 @@ class Projections:
         """Reprojection errors (M, 2) of landmarks in the axes of the cameras."""
         front = in_cam[:, 2] > MIN_DEPTH
         directions = in_cam[:, :2] / np.where(front, in_cam[:, 2], 1.0)[:, None]
-        log_focal, *radial = unknowns.intrinsics
-        focal = self.focal * np.exp(log_focal)
-        if any(radial):
+        focal, radial = self.focal * np.exp(unknowns.intrinsics[LOG_FOCAL]), unknowns.radial
+        if radial.any():
             squared = (directions**2).sum(axis=1, keepdims=True)
             directions = directions * (1.0 + squared * (radial[0] + squared * radial[1]))
-        return np.asarray(np.where(front[:, None], focal * directions - self.target, BEHIND * focal))
+        target = self.target - self.focal * unknowns.principal if unknowns.principal.any() else self.target
+        return np.asarray(np.where(front[:, None], focal * directions - target, BEHIND * focal))
 
     def jacobian(
         self, unknowns: Unknowns, in_cam: FloatArray, residuals: FloatArray, free: NDArray[np.int64]
@@ -97,8 +97,8 @@ class Projections:
         front = in_cam[:, 2] > MIN_DEPTH
         inverse_depth = 1.0 / np.where(front, in_cam[:, 2], 1.0)
         directions = in_cam[:, :2] * inverse_depth[:, None]
-        focal = self.focal * (np.exp(unknowns.intrinsics[0]) * weight * front)[:, None]
-        radial = unknowns.intrinsics[1:]
+        focal = self.focal * (np.exp(unknowns.intrinsics[LOG_FOCAL]) * weight * front)[:, None]
+        radial = unknowns.radial
         by_cam = _projection_by_point(directions, inverse_depth, focal, radial)
         jacobian = np.empty((len(in_cam), 2, 10 + len(free)))
         jacobian[:, :, BY_POINT] = by_cam @ unknowns.rotations.transpose(0, 2, 1)[self.keyframe]
@@ -108,8 +108,12 @@ class Projections:
         if len(free):
             squared = (directions**2).sum(axis=1)
             stretch = 1.0 + squared * (radial[0] + squared * radial[1])
-            factors = np.stack([stretch, squared, squared**2], axis=1)[:, free]
-            jacobian[:, :, BY_INTRINSICS] = (focal * directions)[:, :, None] * factors[:, None, :]
+            along = free[free <= K2]
+            factors = np.stack([stretch, squared, squared**2], axis=1)[:, along]
+            by_intrinsics = jacobian[:, :, BY_INTRINSICS]
+            by_intrinsics[:, :, : len(along)] = (focal * directions)[:, :, None] * factors[:, None, :]
+            shifts = np.eye(2)[:, free[free > K2] - PRINCIPAL_X]
+            by_intrinsics[:, :, len(along) :] = (self.focal * (weight * front)[:, None])[:, :, None] * shifts
         jacobian[:, :, -1] = residuals * weight[:, None]
         return jacobian
 
@@ -203,9 +207,15 @@ class IntrinsicsResiduals:
         rows: list[tuple[int, float, float]] = []
         if prior is not None and prior.focal is not None:
             mean = float(np.log(prior.focal.focal_px / camera.mean_focal))
-            rows = [(0, mean, FOCAL_PRIOR_WEIGHT / prior.focal.sigma)]
+            rows = [(LOG_FOCAL, mean, FOCAL_PRIOR_WEIGHT / prior.focal.sigma)]
         if prior is not None and prior.radial_sigma:
-            rows += [(column, 0.0, 1.0 / prior.radial_sigma) for column in (1, 2)]
+            rows += [(column, 0.0, 1.0 / prior.radial_sigma) for column in (K1, K2)]
+        if prior is not None and (expected := prior.principal) is not None:
+            weight_px = FOCAL_PRIOR_WEIGHT / expected.sigma_px
+            rows += [
+                (PRINCIPAL_X, (expected.cx - camera.cx) / camera.fx, weight_px * camera.fx),
+                (PRINCIPAL_Y, (expected.cy - camera.cy) / camera.fy, weight_px * camera.fy),
+            ]
         free, mean_of, weight = np.array(rows, dtype=np.float64).reshape(-1, 3).T
         return IntrinsicsResiduals(free.astype(np.int64), mean_of, weight)
 

@@ -14,6 +14,9 @@ from scipy.spatial.transform import Rotation
 from relocalizer.geometry import FloatArray, stack_matrices
 from slam.mapping.bundle import Bundle
 
+LOG_FOCAL, K1, K2, PRINCIPAL_X, PRINCIPAL_Y = range(5)
+INTRINSICS = 5  # number of the intrinsics
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unknowns:
@@ -23,7 +26,8 @@ class Unknowns:
         rotations: (K, 3, 3) of world_from_cam, keyframes in the order of their ids.
         centers: (K, 3) camera centers, map units.
         points: (N, 3) landmarks in the world, map units.
-        intrinsics: (3,) of the shared camera: logarithm of the focal length relative to the given one, k1 and k2.
+        intrinsics: (5,) of the shared camera: logarithm of the focal length relative to the given one, k1 and k2, and
+            the shift of the principal point, relative to the given focal lengths.
     """
 
     rotations: FloatArray
@@ -39,8 +43,18 @@ class Unknowns:
             rotations=poses[:, :3, :3],
             centers=poses[:, :3, 3],
             points=np.asarray(bundle.points_world, dtype=np.float64),
-            intrinsics=np.zeros(3),
+            intrinsics=np.zeros(INTRINSICS),
         )
+
+    @property
+    def radial(self) -> FloatArray:
+        """Distortion (k1, k2)."""
+        return self.intrinsics[K1 : K2 + 1]
+
+    @property
+    def principal(self) -> FloatArray:
+        """Shift (2,) of the principal point, relative to the given focal lengths."""
+        return self.intrinsics[PRINCIPAL_X:]
 
     @property
     def is_finite(self) -> bool:
@@ -48,7 +62,7 @@ class Unknowns:
         return all(np.isfinite(v).all() for v in (self.rotations, self.centers, self.points, self.intrinsics))
 
     def moved(self, poses: FloatArray, points: FloatArray, intrinsics: FloatArray) -> Unknowns:
-        """The values after increments of the poses (K, 6), the points (N, 3) and the intrinsics (3,)."""
+        """The values after increments of the poses (K, 6), the points (N, 3) and the intrinsics (5,)."""
         turn = Rotation.from_rotvec(poses[:, :3]).as_matrix()
         return Unknowns(
             rotations=self.rotations @ turn,

@@ -13,7 +13,7 @@ CAUCHY_C = 2.385
 # Relative standard deviation of the range prior that fixes the scale. The scale is unobservable, so a weak prior fixes
 # it. A tight one makes every linear step violate it, and Levenberg-Marquardt fails in its first iteration.
 SCALE_SIGMA = 1e-2
-# Divisor of the standard deviation of the focal length's prior. The errors of the observations of one track are
-# correlated, so they determine the camera less well by this factor than independent ones.
+# Divisor of the standard deviations of the priors of the focal length and the principal point. The errors of the
+# observations of one track are correlated, so they determine the camera less well by this factor than independent ones.
 FOCAL_PRIOR_WEIGHT = 5.0
 WEAK_POINT_SIGMA = 100.0  # standard deviation of the weak prior of a landmark, as a multiple of the map's size

@@ -12,7 +12,7 @@ from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, FocalEstimate
+from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate
 from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration, ViewPair
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import LensEvidence, LensState
@@ -44,11 +44,13 @@ class LensFinding:
         evidence: evidence for the focal length.
         step: correction of the intrinsics, to apply before bundle adjustment.
         may_have_distortion: whether bundle adjustment should refine the distortion.
+        distortion: the distortion if it is clear; zero without one. `step` has what k1 and k2 can represent of it.
     """
 
     evidence: LensEvidence
     step: CorrectionStep = field(default_factory=CorrectionStep)
     may_have_distortion: bool = False
+    distortion: Distortion = field(default_factory=Distortion)
 
 
 def matched_pairs(keyframes: Sequence[Keyframe], most: int) -> list[ViewPair]:
@@ -99,7 +101,8 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera, *, prior_sigma: f
     reason = "" if is_known else found.rejection
     evidence = LensEvidence(LensState.KNOWN if is_known else LensState.GUESS, ratio, sigma, reason=reason)
     step = _step(found, camera, ratio, is_guess=not is_known)
-    return LensFinding(evidence, step, found.distortion.is_significant)
+    clear = found.distortion if found.distortion.is_clear else Distortion()
+    return LensFinding(evidence, step, found.distortion.is_significant, clear)
 
 
 def _keeping(prior_sigma: float, reason: str) -> LensFinding:

@@ -18,6 +18,7 @@ from scipy.sparse.linalg import splu
 
 from relocalizer.geometry import FloatArray
 from slam.mapping.bundle_residuals import BY_INTRINSICS, BY_POINT, BY_POSE, BundleResiduals, Evaluation
+from slam.mapping.bundle_unknowns import INTRINSICS
 
 POSE = 6  # number of parameters of a pose
 # Maximum number of moving poses for which the landmarks' rows are a dense matrix, which is faster for a window.
@@ -35,7 +36,7 @@ class SingularSystemError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Increment:
-    """Increments of all poses (K, 6; zero for fixed ones), of the points (N, 3) and of the intrinsics (3,)."""
+    """Increments of all poses (K, 6; zero for fixed ones), of the points (N, 3) and of the intrinsics (5,)."""
 
     poses: FloatArray
     points: FloatArray
@@ -120,7 +121,7 @@ class NormalEquations:
         points = (rest.reshape(-1, 1, 3) @ reduced.whitening)[:, 0]
         increments = np.zeros((len(structure.free), POSE))
         increments[structure.free >= 0] = poses.reshape(-1, POSE)
-        intrinsics = np.zeros(3)
+        intrinsics = np.zeros(INTRINSICS)
         intrinsics[self._free] = of_free
         return Increment(increments, points, intrinsics)
 

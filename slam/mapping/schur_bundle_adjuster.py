@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.spatial.transform import RigidTransform, Rotation
 
+from relocalizer.camera import Camera
 from relocalizer.intrinsics_correction import CorrectionStep
 from slam.mapping.bundle import AdjustedBundle, Bundle, IntrinsicsPrior, reprojection_errors, undistorted_pixels
 from slam.mapping.bundle_residuals import BundleResiduals, Evaluation
-from slam.mapping.bundle_unknowns import Unknowns
+from slam.mapping.bundle_unknowns import K1, K2, LOG_FOCAL, Unknowns
 from slam.mapping.bundle_weights import WEAK_POINT_SIGMA
 from slam.mapping.normal_equations import NormalEquations, SingularSystemError, Structure
 
@@ -28,7 +29,7 @@ class SchurBundleAdjuster:
     ) -> AdjustedBundle:
         """As `BundleAdjuster.refine`; a distortion that is not observable is fixed, and the problem solved again.
 
-        So is a focal length that contradicts its prior.
+        So is a focal length or a principal point that contradicts its prior.
         """
         start = Unknowns.of(bundle)
         while True:
@@ -87,17 +88,28 @@ def _attempt(
 def _observable_part(bundle: Bundle, residuals: BundleResiduals, solution: Evaluation) -> IntrinsicsPrior | None:
     """The prior of the intrinsics without what the solution does not determine; None if nothing is left.
 
-    A distortion must be significant with respect to its covariance, and a focal length compatible with its prior.
+    A distortion must be significant with respect to its covariance, focal length and principal point compatible with
+    their priors.
     """
     prior = bundle.lens
     if prior is None:
         return None
     if prior.radial_sigma and not _is_significant(residuals, solution, prior.significant):
         prior = replace(prior, radial_sigma=0.0)
-    focal_px = next(iter(bundle.cameras.values())).mean_focal * float(np.exp(solution.unknowns.intrinsics[0]))
+    camera = next(iter(bundle.cameras.values()))
+    focal_px = camera.mean_focal * float(np.exp(solution.unknowns.intrinsics[LOG_FOCAL]))
     if prior.focal is not None and not prior.focal.agrees_with(focal_px):
         prior = replace(prior, focal=None)
-    return prior if prior.radial_sigma or prior.focal is not None else None
+    shift = _principal_px(camera, solution.unknowns)
+    if prior.principal is not None and not prior.principal.agrees_with(camera.cx + shift[0], camera.cy + shift[1]):
+        prior = replace(prior, principal=None)
+    return prior if prior.radial_sigma or prior.focal is not None or prior.principal is not None else None
+
+
+def _principal_px(camera: Camera, solution: Unknowns) -> tuple[float, float]:
+    """Shift of the principal point, pixels."""
+    x, y = solution.principal.tolist()
+    return x * camera.fx, y * camera.fy
 
 
 def _is_significant(residuals: BundleResiduals, solution: Evaluation, significant: float) -> bool:
@@ -107,8 +119,9 @@ def _is_significant(residuals: BundleResiduals, solution: Evaluation, significan
     equations = NormalEquations(Structure(residuals, len(points)), residuals, solution)
     try:
         information = equations.intrinsics_information(1.0 / (WEAK_POINT_SIGMA * size) ** 2)
-        covariance = np.linalg.inv(information)[-2:, -2:]  # with the focal length marginalized, if it is free
-        radial = solution.unknowns.intrinsics[1:]
+        rows = np.flatnonzero(np.isin(residuals.intrinsics.free, (K1, K2)))
+        covariance = np.linalg.inv(information)[np.ix_(rows, rows)]  # with what else is free marginalized
+        radial = solution.unknowns.radial
         return float(radial @ np.linalg.solve(covariance, radial)) >= significant**2
     except (SingularSystemError, np.linalg.LinAlgError):
         return False
@@ -118,7 +131,7 @@ def _adjusted(bundle: Bundle, solution: Unknowns) -> AdjustedBundle:
     """Poses, points and errors of a solution; the errors are those of the corrected camera."""
     lens = CorrectionStep()
     if bundle.lens is not None:
-        lens = _correction(bundle.lens, solution)
+        lens = _correction(bundle.lens, next(iter(bundle.cameras.values())), solution)
         bundle = undistorted_pixels(bundle, lens)
     poses = RigidTransform.from_components(solution.centers, Rotation.from_matrix(solution.rotations))
     row_of = {k: n for n, k in enumerate(sorted(bundle.world_from_cam))}
@@ -127,13 +140,14 @@ def _adjusted(bundle: Bundle, solution: Unknowns) -> AdjustedBundle:
     return AdjustedBundle(world_from_cam=world_from_cam, points_world=solution.points, error_px=errors, lens=lens)
 
 
-def _correction(prior: IntrinsicsPrior, solution: Unknowns) -> CorrectionStep:
+def _correction(prior: IntrinsicsPrior, camera: Camera, solution: Unknowns) -> CorrectionStep:
     """The correction of the intrinsics, of which those that are fixed are zero."""
-    log_focal, k1, k2 = solution.intrinsics.tolist()
+    k1, k2 = solution.radial.tolist()
+    step = CorrectionStep(radial=(k1, k2), principal_px=_principal_px(camera, solution))
     if prior.focal is None:
-        return CorrectionStep(radial=(k1, k2))
-    ratio = float(np.exp(log_focal))
-    return CorrectionStep((ratio, ratio), (k1, k2), is_guess=prior.focal.is_guess)
+        return step
+    ratio = float(np.exp(solution.intrinsics[LOG_FOCAL]))
+    return replace(step, focal_ratio=(ratio, ratio), is_guess=prior.focal.is_guess)
 
 
 def _unchanged(bundle: Bundle, problem: str) -> AdjustedBundle:

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from relocalizer.camera import Camera
+from relocalizer.camera import Camera, CameraModel
 from relocalizer.config import FeaturesConfig
+from relocalizer.division_camera import distorted_camera
 from relocalizer.errors import CameraError
 from relocalizer.features import LocalFeatures, detect_features, match_features, ordinary
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image, to_gray
-from relocalizer.intrinsics_correction import CorrectionStep
+from relocalizer.lens_estimates import Distortion
 from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
 from relocalizer.vlad import shipped_vlad
 from slam.config.schema import SlamConfig
@@ -27,7 +28,7 @@ from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.mask import Mask
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.mapping.lens_examination import MATCH_RATIO, examine_assumed
+from slam.mapping.lens_examination import MATCH_RATIO, LensFinding, examine_assumed
 from slam.progress import Progress, no_progress
 from slam.system import Slam
 
@@ -60,7 +61,8 @@ class CalibrationPass:
         pairs: number of matched image pairs; 0 for the camera that a first pass over the frames found.
         evidence: how far the focal length is known.
         is_used: whether the run begins with the estimate, not with the assumption.
-        radial: distortion (k1, k2) with which the run begins.
+        radial: first two coefficients of the distortion with which the run begins.
+        model: model of this distortion.
     """
 
     assumed_px: float
@@ -69,12 +71,17 @@ class CalibrationPass:
     evidence: LensEvidence
     is_used: bool = False
     radial: tuple[float, float] = (0.0, 0.0)
+    model: CameraModel = "radtan"
 
     @classmethod
     def of_first_pass(cls, camera: Camera, tracked_px: float, evidence: LensEvidence) -> CalibrationPass:
         """The camera of the original images that a first pass found, which tracked with `tracked_px`."""
-        k1, k2 = camera.distortion[:2] if camera.model == "radtan" else (0.0, 0.0)
-        return cls(tracked_px, camera.mean_focal, 0, evidence, is_used=True, radial=(k1, k2))
+        return cls(tracked_px, camera.mean_focal, 0, evidence, is_used=True)._of(camera)
+
+    def _of(self, camera: Camera) -> CalibrationPass:
+        """The same with the distortion of a camera."""
+        k1, k2, *_ = *camera.distortion, 0.0, 0.0
+        return replace(self, radial=(k1, k2), model="fisheye" if camera.model == "fisheye" else "radtan")
 
     @property
     def focal_sigma(self) -> float:
@@ -91,6 +98,7 @@ class CalibrationPass:
             "focal_sigma": self.evidence.focal_sigma,
             "assumed_px": self.assumed_px,
             "radial": list(self.radial),
+            "model": self.model,
             "pairs": self.pairs,
             "reason": self.evidence.reason,
         }
@@ -102,7 +110,9 @@ class CalibrationPass:
             reason = self.evidence.reason or "the estimate is too uncertain"
             return f"focal length not determined before the run ({reason}): {self.assumed_px:.0f} px assumed"
         guess = "" if self.evidence.state is LensState.KNOWN else "a guess, "
-        distortion = f", distortion k1 {self.radial[0]:.3f} k2 {self.radial[1]:.3f}" if any(self.radial) else ""
+        model = "fisheye " if self.model == "fisheye" else ""
+        k1, k2 = self.radial
+        distortion = f", {model}distortion k1 {k1:.3f} k2 {k2:.3f}" if model or k1 or k2 else ""
         return (
             f"focal length {self.focal_px:.0f} px +- {100 * self.focal_sigma:.1f} %{distortion}, {guess}estimated from "
             f"{self.pairs} image pairs before the run (assumed: {self.assumed_px:.0f})"
@@ -171,12 +181,12 @@ def estimate_camera(
     unused = CalibrationPass(start, start, len(pairs), finding.evidence)
     if finding.step.is_nothing or (finding.evidence.focal_sigma or 0.0) > USED_SIGMA:
         return source.calibration, unused
-    camera = _corrected(source.calibration, finding.step)
+    camera = _corrected(source.calibration, finding)
     try:
         source.with_calibration(GivenCamera(camera, "the estimate"))
     except CameraError as error:
         return source.calibration, replace(unused, evidence=LensEvidence(LensState.GUESS, reason=str(error)))
-    return camera, replace(unused, focal_px=camera.mean_focal, is_used=True, radial=finding.step.radial)
+    return camera, replace(unused, focal_px=camera.mean_focal, is_used=True)._of(camera)
 
 
 def needs_more(evidence: LensEvidence) -> bool:
@@ -184,10 +194,12 @@ def needs_more(evidence: LensEvidence) -> bool:
     return evidence.change is None and (evidence.focal_sigma is None or evidence.focal_sigma > MORE_SIGMA)
 
 
-def _corrected(assumed: Camera, step: CorrectionStep) -> Camera:
-    """The camera of the original images after a correction of an assumed pinhole camera."""
-    camera = replace(assumed.refocused(step.focal_ratio), assumed=True)
-    return replace(camera, model="radtan", distortion=(*step.radial, 0.0, 0.0)) if step.has_distortion else camera
+def _corrected(assumed: Camera, finding: LensFinding) -> Camera:
+    """The camera of the original images after the correction of an assumed pinhole camera by a finding."""
+    camera, distortion = replace(assumed.refocused(finding.step.focal_ratio), assumed=True), finding.distortion
+    if distortion == Distortion():
+        return camera
+    return distorted_camera(distortion.division, distortion.division_r4, camera)
 
 
 def sampled_pairs(
