@@ -145,7 +145,9 @@ class LoopCloser:
     def _second_look(self, c: int, k: int) -> Verified | None:
         """The loop from the keyframe before k to the same place, which that keyframe should observe too."""
         before = self._map.before(k)
-        if before is None or before - c < self._config.min_gap or (c, before) in self._map.graph.edges:
+        if before is None or c >= before or (c, before) in self._map.graph.edges:
+            return None
+        if c in self._map.graph.sequence_neighbors(before, self._config.min_gap):
             return None
         if self._evidence.scene_repeats:  # the keyframe before was deceived in the same way
             return None

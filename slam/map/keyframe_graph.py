@@ -196,6 +196,22 @@ class KeyframeGraph:
         """Edges at a keyframe, in order of the other end."""
         return [self.edges[min(k, n), max(k, n)] for n in sorted(self._connected.get(k, ()))]
 
+    def sequence_neighbors(self, k: int, count: int) -> frozenset[int]:
+        """Keyframes within `count` ids of keyframe k, which is one of them, that odometry connects with it.
+
+        The keyframes before a loss are no neighbors of those after it, unless they observe the same landmarks. Other
+        segments are not looked into: their keyframes within `count` ids count as neighbors.
+        """
+        segment_of = self.segment_of
+        near = range(k - count + 1, k + count)
+        others = [i for i in near if i in segment_of and segment_of[i] != segment_of[k]]
+        reached, newest = {k}, [k]
+        for _ in range(count):
+            ends = {e.i + e.j - n for n in newest for e in self.edges_at(n) if e.kind is EdgeKind.ODOMETRY}
+            newest = [n for n in sorted(ends - reached) if n in near]
+            reached.update(newest)
+        return frozenset([*reached, *others])
+
     def loops(self) -> list[Edge]:
         """All loop edges, in order of their ends."""
         return [self.edges[key] for key in sorted(self._loops)]
