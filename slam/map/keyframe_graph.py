@@ -29,6 +29,7 @@ class Edge:
         sigmas: (7,) standard deviations: rotation x, y, z (radians), translation x, y, z (i's units), and
             logarithm of the relative scale. A huge value (1e6) marks an unobservable component.
         inliers: number of observations that the edge was estimated from.
+        cells: number of cells of the image in which the landmarks of a loop lie; 0 where that is not known.
         evidence_fraction: fraction of the information attributed to this edge when several edges are derived from the
             same observations. The optimizer scales the information by it. The sigmas are those of the edge alone.
     """
@@ -39,6 +40,7 @@ class Edge:
     sigmas: FloatArray
     kind: EdgeKind
     inliers: int = 0
+    cells: int = 0
     evidence_fraction: float = 1.0
 
     def __post_init__(self) -> None:
