@@ -8,6 +8,7 @@ from oracle_map import build, room
 from small_graphs import at, circle, graph_of, keyframe, true_edge
 
 from relocalizer.interfaces import PairEstimate
+from slam.map.keyframe_graph import EdgeKind
 from slam.map.slam_map import SlamMap
 
 
@@ -56,3 +57,13 @@ def test_keyframes_before_a_loss_are_no_neighbors_in_the_sequence_of_those_after
     assert slam_map.graph.sequence_neighbors(16, 4) == {15, 16, 17, 18, 19}
     slam_map.set_edge(true_edge(poses, 13, 15))
     assert slam_map.graph.sequence_neighbors(16, 4) == {13, 14, 15, 16, 17, 18, 19}
+
+
+def test_the_variance_of_odometry_is_inflated_and_that_of_loops_is_not():
+    poses, slam_map = circle(4), SlamMap()
+    loop = true_edge(poses, 0, 3, EdgeKind.LOOP)
+    slam_map.graph = graph_of(poses, [true_edge(poses, 0, 1), true_edge(poses, 1, 2), loop])
+    slam_map.inflate_odometry(4.0)
+    assert slam_map.graph.odometry_variance == 4.0
+    assert slam_map.graph.edges[0, 1].sigmas == pytest.approx(0.02)
+    assert slam_map.graph.edges[0, 3] is loop

@@ -140,6 +140,7 @@ class LoopCloser:
         self._verified = {key: v for key, v in self._verified.items() if self._evidence.is_pending(*key)}
         if isinstance(verdict, Deferred):
             return verdict
+        self._map.inflate_odometry(verdict.odometry_variance)
         return [self._verified.pop((e.i, e.j)) for e in verdict.edges if (e.i, e.j) in self._verified]
 
     def _second_look(self, c: int, k: int) -> Verified | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -69,6 +69,8 @@ class KeyframeGraph:
         segment_of: segment number of each keyframe (a segment is a sub-map of the atlas in ORB-SLAM3).
         weights: weight of each edge whose weight is not 1.
         metric: source of the metric scale, in words, of each segment in meters.
+        odometry_variance: ratio of the variance of odometry edges to that from the landmarks they were estimated from,
+            the variance of unit weight of least squares adjustment; 1 unless loops have shown that it is larger.
     """
 
     keyframes: dict[int, Keyframe] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class KeyframeGraph:
     segment_of: dict[int, int] = field(default_factory=dict)
     weights: dict[tuple[int, int], float] = field(default_factory=dict)
     metric: dict[int, str] = field(default_factory=dict)
+    odometry_variance: float = 1.0
     _connected: dict[int, set[int]] = field(default_factory=dict)  # by keyframe, the other ends of its edges
     _loops: set[tuple[int, int]] = field(default_factory=set)
     _changed: list[int] = field(default_factory=list)
@@ -189,6 +192,14 @@ class KeyframeGraph:
             if not 0.0 <= weight <= 1.0:
                 raise ValueError(f"KeyframeGraph: weight of edge {i}-{j}: expected 0 to 1, got {weight}")
         self.weights.update(weights)
+
+    def inflate_odometry(self, factor: float) -> None:
+        """Multiply the variance of all odometry edges by a factor; that of later ones is up to their creator."""
+        if factor == 1.0:
+            return
+        self.odometry_variance *= factor
+        for edge in self.edges_of(EdgeKind.ODOMETRY):
+            self.set_edge(replace(edge, sigmas=np.sqrt(factor) * edge.sigmas))
 
     def edges_of(self, kind: EdgeKind) -> list[Edge]:
         """All edges of a kind, in order of insertion."""
