@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, odometry_of, small, true_edge
@@ -9,6 +11,8 @@ from small_graphs import LOOP, ODOMETRY, at, circle, edge, graph_of, odometry_of
 from slam.loop_closing.edge_paths import REACH
 from slam.loop_closing.pairwise_consistency import (
     CHI2_7DOF_999,
+    MAX_SUPPORT,
+    WIDE_CELLS,
     WINDOW,
     Accepted,
     Deferred,
@@ -235,6 +239,35 @@ def test_any_number_of_loops_with_one_mistake_speaks_only_as_three_do():
     for n in range(12):
         false = edge(n, 20 + n, poses[n].inverse() @ wrong @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG)
         assert isinstance(jury.evaluate(false, graph), Deferred)
+
+
+def whole_view(poses, n, moved, *, cells=WIDE_CELLS):
+    """A loop from keyframe 20 + n to n whose landmarks lie in so many cells of the image; all agree on one error."""
+    return replace(edge(n, 20 + n, poses[n].inverse() @ moved @ poses[20 + n], LOOP, LOOP_SIGMA, STRONG), cells=cells)
+
+
+def test_three_keyframes_that_show_the_whole_view_again_say_how_far_the_odometry_is_off():
+    poses, moved = circle(), at(2.0, -1.0, 0.7)  # a chi-square of 90 to 150
+    graph, jury = chain_of(poses), evidence()
+    loops = [whole_view(poses, n, moved) for n in range(MAX_SUPPORT)]
+    *held_back, verdict = [jury.evaluate(one, graph) for one in loops]
+    assert all(isinstance(other, Deferred) for other in held_back)
+    assert isinstance(verdict, Accepted)
+    assert set(verdict.edges) == set(loops)
+    chi_square = map_mahalanobis(loops[-1], graph, odometry_of(graph))
+    assert chi_square > MAX_SUPPORT * CHI2_7DOF_999
+    assert verdict.odometry_variance == pytest.approx(chi_square / 7)
+
+
+def test_the_odometry_is_believed_where_loops_show_parts_of_the_view_or_other_loops_contradict_them():
+    poses, moved = circle(), at(2.0, -1.0, 0.7)
+    graph, jury = chain_of(poses), evidence()
+    for n in range(6):
+        assert isinstance(jury.evaluate(whole_view(poses, n, moved, cells=WIDE_CELLS - 1), graph), Deferred)
+    graph, jury = chain_of(poses), evidence()
+    for n in range(3, 6):
+        jury.evaluate(whole_view(poses, n, at(-2.0, -1.0, -0.7)), graph)
+        assert isinstance(jury.evaluate(whole_view(poses, n - 3, moved), graph), Deferred)
 
 
 def test_false_loops_that_wait_do_not_keep_a_true_one_out():

@@ -42,6 +42,7 @@ def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
             "6 keyframes recognized earlier places, but the path leads elsewh",
         ),
         ({"contradicted_keyframes": 6, "loops": 1}, Grade.GOOD, ""),
+        ({"outweighed": 2, "loops": 5}, Grade.PARTIAL, "whole views of earlier places were recognized"),
         ({"refuted_keyframes": 9, "loops": 2}, Grade.GOOD, ""),
         ({"refuted_keyframes": 12}, Grade.GOOD, "12 keyframes matched places where the camera was not"),
         ({"refuted_keyframes": 12, "loops": 2}, Grade.PARTIAL, "12 keyframes matched places where the camera was not"),

@@ -62,6 +62,7 @@ class Evidence:
         refuted_keyframes: number of keyframes with a verified loop that no drift explains.
         contradicted_keyframes: number of the other keyframes with a verified loop that was held back, because the path
             leads elsewhere.
+        outweighed: number of loops that were closed although the path leads elsewhere by more than drift explains.
         loops: number of closed loops.
         reprojection_px: RMS reprojection error over the largest segment's observations, pixels; None if the run was
             aborted and it was not measured.
@@ -80,6 +81,7 @@ class Evidence:
     unexplained_share: float = 0.0
     refuted_keyframes: int = 0
     contradicted_keyframes: int = 0
+    outweighed: int = 0
     loops: int = 0
     reprojection_px: float | None = 0.0
     noise_px: float = 1.0
@@ -185,6 +187,12 @@ def _repetition(evidence: Evidence) -> Finding | None:
 
 
 def _drift(evidence: Evidence) -> Finding | None:
+    if evidence.outweighed:
+        reason = (
+            "whole views of earlier places were recognized where the path did not lead, and the loops were closed: "
+            "the map had drifted by more than it should (a zoom, a wrong calibration, moving objects)"
+        )
+        return Finding(Grade.PARTIAL, reason)
     count = evidence.contradicted_keyframes
     if count < _CONTRADICTED or evidence.loops or evidence.refuted_keyframes >= _REPEATING:
         return None

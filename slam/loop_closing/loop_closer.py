@@ -140,12 +140,15 @@ class LoopCloser:
         self._verified = {key: v for key, v in self._verified.items() if self._evidence.is_pending(*key)}
         if isinstance(verdict, Deferred):
             return verdict
+        self._map.inflate_odometry(verdict.odometry_variance)
         return [self._verified.pop((e.i, e.j)) for e in verdict.edges if (e.i, e.j) in self._verified]
 
     def _second_look(self, c: int, k: int) -> Verified | None:
         """The loop from the keyframe before k to the same place, which that keyframe should observe too."""
         before = self._map.before(k)
-        if before is None or before - c < self._config.min_gap or (c, before) in self._map.graph.edges:
+        if before is None or c >= before or (c, before) in self._map.graph.edges:
+            return None
+        if c in self._map.graph.sequence_neighbors(before, self._config.min_gap):
             return None
         if self._evidence.scene_repeats:  # the keyframe before was deceived in the same way
             return None

@@ -37,7 +37,7 @@ class LoopDetector:
         Of candidates near each other in the sequence only the most similar is returned (non-maximum suppression).
         """
         graph, config = self._map.graph, self._config
-        excluded = frozenset(range(k - config.min_gap + 1, k + config.min_gap))
+        excluded = graph.sequence_neighbors(k, config.min_gap)
         descriptor = graph.keyframes[k].descriptor
         recent = [float(descriptor @ graph.keyframes[i].descriptor) for i in (k - 1, k - 2) if i in graph.keyframes]
         self.threshold = threshold = config.min_similarity * max(recent, default=1.0)

@@ -89,6 +89,13 @@ class LoopVerifier:
         matches = self._match_candidate(image, c)
         if isinstance(matches, PoseRejected):
             return matches
+        covisible = self._map.covisible(c, COVISIBLE_KEYFRAMES)
+        matches = match_keyframes(image.features, covisible, self._map, ratio=MATCH_RATIO, earlier=matches).one_to_one()
+        examination.matched(matches)
+        landmarks = int(self._map.is_triangulated(matches.landmark).sum())
+        examination.at_least("landmarks matched", landmarks, config.min_inliers)
+        if landmarks < config.min_inliers:
+            return PoseRejected(f"{landmarks} landmarks matched, {config.min_inliers} needed", landmarks)
         estimate = relate(self._predictor, graph.keyframes[c].encoded, graph.keyframes[k].encoded)
         frame_index = self._map.frame_index_of(k)
         self._publish(PairRelated(frame_index=frame_index, i=c, j=k, purpose="loop", estimate=estimate))
@@ -99,21 +106,19 @@ class LoopVerifier:
         if estimate.confidence < config.min_confidence:
             needed = f"{config.min_confidence:g} needed"
             return PoseRejected(f"confidence {estimate.confidence:.2f} of the pair estimate, {needed}")
-        covisible = self._map.covisible(c, COVISIBLE_KEYFRAMES)
-        matches = match_keyframes(image.features, covisible, self._map, ratio=MATCH_RATIO, earlier=matches).one_to_one()
-        examination.matched(matches)
         found = estimate_pose(matches, image, self._map, reference=c, estimate=estimate, min_inliers=config.min_inliers)
         if isinstance(found, PoseRejected):
             examination.at_least("landmarks that agree", found.landmarks, config.min_inliers)
             return found
         examination.agreed(found.matches)
         examination.at_least("landmarks that agree", found.fit.inlier_count, config.min_inliers)
-        cells = occupied_cells(image.features.pixels[found.matches.feature], image.camera)
+        loop = Verified(self.loop_edge(c, k, found), found)
+        cells = loop.edge.cells
         examination.at_least("cells of the image", cells, config.min_cells)
         if cells < config.min_cells:
-            landmarks = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the image"
-            return PoseRejected(f"{landmarks}, {config.min_cells} needed", found.fit.inlier_count)
-        return self._refine_pose(Verified(self.loop_edge(c, k, found), found))
+            spread = f"{found.fit.inlier_count} landmarks in {cells} of {CELLS[0] * CELLS[1]} cells of the image"
+            return PoseRejected(f"{spread}, {config.min_cells} needed", found.fit.inlier_count)
+        return self._refine_pose(loop)
 
     def _image_of(self, k: int) -> ObservedImage:
         keyframe = self._map.graph.keyframes[k]
@@ -173,7 +178,7 @@ class LoopVerifier:
         graph = self._map.graph
         ratio, log_scale_sigma = self._relative_scale(k, found)
         pose_k = Similarity.from_rigid(found.fit.world_from_cam, graph.world_from_keyframe[k].scale * ratio)
-        pose_c = graph.world_from_keyframe[c]
+        pose_c, keyframe = graph.world_from_keyframe[c], graph.keyframes[k]
         information = self._loop_information(k, found) / design_effect(found.fit.inlier_count, LOOP_CORRELATION)
         return Edge(
             i=c,
@@ -182,6 +187,7 @@ class LoopVerifier:
             sigmas=edge_sigmas(information, pose_c.scale, log_scale_sigma),
             kind=EdgeKind.LOOP,
             inliers=found.fit.inlier_count,
+            cells=occupied_cells(keyframe.features.pixels[found.matches.feature], keyframe.camera),
         )
 
     def _loop_information(self, k: int, found: EstimatedPose) -> FloatArray:

@@ -110,6 +110,7 @@ class OdometryEdges:
         log_scale_sigma = float(np.median(depth_sigma)) / np.sqrt(len(shared)) if len(shared) else UNKNOWN_LOG_SCALE
         seen = landmarks.observed[j].ids  # the pose of j was estimated from all of them, with their correlated errors
         inflation = design_effect(int(landmarks.is_triangulated(seen).sum()), CORRELATION)
+        inflation *= self._map.graph.odometry_variance
         return Edge(
             i=i,
             j=j,

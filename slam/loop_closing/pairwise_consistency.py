@@ -22,17 +22,22 @@ from slam.map.frame_measurement import Gate
 from slam.map.keyframe_graph import Edge, KeyframeGraph
 
 CHI2_7DOF_999 = 24.32  # 99.9 % quantile of chi-square with 7 degrees of freedom
+EXPECTED = 7.0  # expected value of chi-square with 7 degrees of freedom
 # Maximum number of supporting keyframes that count. Loops between the same two places see the same things and are
 # deceived together, so more than three count as three.
 MAX_SUPPORT = 3
 WINDOW = 60  # maximum number of loops stored for comparison, the newest ones
 # Standard deviation of the log scale of a loop from which its scale is replaced by that of the path or the other loop.
 LOOSE_LOG_SCALE = 0.2
+WHOLE_VIEW_GATE = "keyframes that show the whole view"  # only of loops that do not pass the gate before
 DISTANCE_GATE = "chi-square from the map"  # the gate that a verified loop far from where the path leads does not pass
 # A verified loop is refuted if its squared distance to the map is this many times the largest limit: no drift explains
 # it. Where at least this number of keyframes have refuted loops, the scene repeats itself.
 REFUTED = 10.0
 REPEATING = 10
+# Minimum number of cells of the image, half of all, in which the landmarks of an unmistakable loop lie: the whole view
+# is that of the old place.
+WIDE_CELLS = 24
 EXACT_UP_TO = 24  # maximum number of loops for which the largest consistent set is searched exactly
 
 
@@ -187,9 +192,14 @@ def consistent_loops(loops: Sequence[Edge], graph: KeyframeGraph) -> list[Edge]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Accepted:
-    """Loops to close: the newest one, and deferred ones that it supports."""
+    """Loops to close: the newest one, and deferred ones that it supports.
+
+    Attributes:
+        odometry_variance: factor by which the variance of the odometry is larger than was assumed.
+    """
 
     edges: tuple[Edge, ...]
+    odometry_variance: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +229,11 @@ class LoopEvidence:
 
     Where the scene repeats itself, many verified loops are refuted by the path, and some others lie within the drift by
     chance. There a loop needs the support of more keyframes than any refuted one had.
+
+    The covariance of the odometry assumes a static scene and the right camera, and no loop can tell when they are not.
+    But `MAX_SUPPORT` keyframes that each show the whole view of the old place again are more certain than it: if
+    nothing else contradicts them, the variance of the odometry is estimated anew from the error of the cycle (the
+    a posteriori variance of unit weight).
 
     Attributes:
         single_loop_min_inliers: minimum number of landmarks of a loop that is accepted without a second one.
@@ -263,13 +278,16 @@ class LoopEvidence:
             # With this much support, loops closed earlier may be false; the graph optimizer decides between them.
             odometry_distance = map_mahalanobis(edge, graph, self._odometry, odometry_only=True)
             deferred = self._test_distance(edge, odometry_distance, supporters)
+        variance = 1.0
+        if deferred is not None and distance is not None and not is_refuted and self._is_unmistakable(chosen):
+            deferred, variance = None, distance / EXPECTED
         if deferred is None:
             deferred = self._test_repetition(consistent, supporters)
         if deferred is not None:
             return replace(deferred, is_refuted=is_refuted)
         for key in [(edge.i, edge.j), *consistent]:
             self._refuted.pop(key, None)
-        return Accepted(tuple(e for e in chosen if (e.i, e.j) not in graph.edges or e is edge))
+        return Accepted(tuple(e for e in chosen if (e.i, e.j) not in graph.edges or e is edge), variance)
 
     def is_pending(self, i: int, j: int) -> bool:
         """Whether a loop is stored for comparison with later ones."""
@@ -304,6 +322,14 @@ class LoopEvidence:
             landmarks = f"{edge.inliers} landmarks and no second loop that agrees"
             return Deferred(f"{landmarks}, {self.single_loop_min_inliers} needed alone", alone=True)
         return None
+
+    def _is_unmistakable(self, chosen: Sequence[Edge]) -> bool:
+        """Whether consistent loops are more certain than the odometry: enough of them show a whole view."""
+        whole = {e.j for e in chosen if e.cells >= WIDE_CELLS and e.inliers >= self.single_loop_min_inliers}
+        keys = {(e.i, e.j) for e in chosen}
+        others = {j for i, j in [*self._loops, *self._refuted] if (i, j) not in keys}
+        self._gate(WHOLE_VIEW_GATE, len(whole), MAX_SUPPORT, len(whole) >= MAX_SUPPORT)
+        return len(whole) >= MAX_SUPPORT and len(whole) > len(others)
 
     def _test_repetition(self, consistent: Sequence[tuple[int, int]], supporters: int) -> Deferred | None:
         """Why a loop with these consistent ones must wait in a scene that repeats itself; None if it need not."""

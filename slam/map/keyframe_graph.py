@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -29,6 +29,7 @@ class Edge:
         sigmas: (7,) standard deviations: rotation x, y, z (radians), translation x, y, z (i's units), and
             logarithm of the relative scale. A huge value (1e6) marks an unobservable component.
         inliers: number of observations that the edge was estimated from.
+        cells: number of cells of the image in which the landmarks of a loop lie; 0 where that is not known.
         evidence_fraction: fraction of the information attributed to this edge when several edges are derived from the
             same observations. The optimizer scales the information by it. The sigmas are those of the edge alone.
     """
@@ -39,6 +40,7 @@ class Edge:
     sigmas: FloatArray
     kind: EdgeKind
     inliers: int = 0
+    cells: int = 0
     evidence_fraction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class KeyframeGraph:
         segment_of: segment number of each keyframe (a segment is a sub-map of the atlas in ORB-SLAM3).
         weights: weight of each edge whose weight is not 1.
         metric: source of the metric scale, in words, of each segment in meters.
+        odometry_variance: ratio of the variance of odometry edges to that from the landmarks they were estimated from,
+            the variance of unit weight of least squares adjustment; 1 unless loops have shown that it is larger.
     """
 
     keyframes: dict[int, Keyframe] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class KeyframeGraph:
     segment_of: dict[int, int] = field(default_factory=dict)
     weights: dict[tuple[int, int], float] = field(default_factory=dict)
     metric: dict[int, str] = field(default_factory=dict)
+    odometry_variance: float = 1.0
     _connected: dict[int, set[int]] = field(default_factory=dict)  # by keyframe, the other ends of its edges
     _loops: set[tuple[int, int]] = field(default_factory=set)
     _changed: list[int] = field(default_factory=list)
@@ -188,6 +193,14 @@ class KeyframeGraph:
                 raise ValueError(f"KeyframeGraph: weight of edge {i}-{j}: expected 0 to 1, got {weight}")
         self.weights.update(weights)
 
+    def inflate_odometry(self, factor: float) -> None:
+        """Multiply the variance of all odometry edges by a factor; that of later ones is up to their creator."""
+        if factor == 1.0:
+            return
+        self.odometry_variance *= factor
+        for edge in self.edges_of(EdgeKind.ODOMETRY):
+            self.set_edge(replace(edge, sigmas=np.sqrt(factor) * edge.sigmas))
+
     def edges_of(self, kind: EdgeKind) -> list[Edge]:
         """All edges of a kind, in order of insertion."""
         return [edge for edge in self.edges.values() if edge.kind is kind]
@@ -195,6 +208,22 @@ class KeyframeGraph:
     def edges_at(self, k: int) -> list[Edge]:
         """Edges at a keyframe, in order of the other end."""
         return [self.edges[min(k, n), max(k, n)] for n in sorted(self._connected.get(k, ()))]
+
+    def sequence_neighbors(self, k: int, count: int) -> frozenset[int]:
+        """Keyframes within `count` ids of keyframe k, which is one of them, that odometry connects with it.
+
+        The keyframes before a loss are no neighbors of those after it, unless they observe the same landmarks. Other
+        segments are not looked into: their keyframes within `count` ids count as neighbors.
+        """
+        segment_of = self.segment_of
+        near = range(k - count + 1, k + count)
+        others = [i for i in near if i in segment_of and segment_of[i] != segment_of[k]]
+        reached, newest = {k}, [k]
+        for _ in range(count):
+            ends = {e.i + e.j - n for n in newest for e in self.edges_at(n) if e.kind is EdgeKind.ODOMETRY}
+            newest = [n for n in sorted(ends - reached) if n in near]
+            reached.update(newest)
+        return frozenset([*reached, *others])
 
     def loops(self) -> list[Edge]:
         """All loop edges, in order of their ends."""

@@ -156,12 +156,7 @@ class SlamMap:
     # --- keyframes, edges and poses -------------------------------------------------------------------
 
     def insert_keyframe(
-        self,
-        keyframe: Keyframe,
-        world_from_keyframe: Similarity,
-        segment: int,
-        tracks: Tracks,
-        feature_tracks: Ids,
+        self, keyframe: Keyframe, world_from_keyframe: Similarity, segment: int, tracks: Tracks, feature_tracks: Ids
     ) -> None:
         """Insert a keyframe that observes `tracks`; ValueError as in `KeyframeGraph.add_keyframe`.
 
@@ -175,6 +170,10 @@ class SlamMap:
         self.graph.set_edge(edge)
         if weight < 1.0:
             self.graph.set_weights({(edge.i, edge.j): weight})
+
+    def inflate_odometry(self, factor: float) -> None:
+        """Multiply the variance of all odometry edges, and of those to come, by a factor."""
+        self.graph.inflate_odometry(factor)
 
     def apply_pose_graph(
         self, world_from_keyframe: Mapping[int, Similarity], loop_weights: Mapping[tuple[int, int], float]

@@ -19,7 +19,7 @@ from slam.events import (
     ScaleUnobservable,
     TrackingLost,
 )
-from slam.loop_closing.pairwise_consistency import DISTANCE_GATE
+from slam.loop_closing.pairwise_consistency import DISTANCE_GATE, WHOLE_VIEW_GATE
 from slam.map.keyframe_graph import EdgeKind
 from slam.map.tracking_status import TrackingState
 
@@ -50,6 +50,7 @@ class RunStatistics:
         lost_frames: number of frames without a pose because tracking was lost.
         refuted_keyframes: keyframes with a verified loop that no drift explains.
         contradicted_keyframes: keyframes with a verified loop that was held back because the path leads elsewhere.
+        outweighed: number of loops that were closed although the path leads elsewhere.
         weak_frames: number of frames whose pose has few inlier landmarks, or none.
         start_map: name of the map in which the run started; empty if it started without one.
         found_in_map: index of the first frame relocalized in it, -1 while there is none.
@@ -73,6 +74,7 @@ class RunStatistics:
     loops_rejected: int = 0
     refuted_keyframes: set[int] = field(default_factory=set)
     contradicted_keyframes: set[int] = field(default_factory=set)
+    outweighed: int = 0
     scale_unobservable: int = 0
     lost_frames: int = 0
     weak_frames: int = 0
@@ -116,6 +118,7 @@ class RunStatistics:
             case LoopExamined():
                 if any(gate.name == DISTANCE_GATE and not gate.passed for gate in event.gates):
                     self.contradicted_keyframes.add(event.j)
+                self.outweighed += event.is_accepted and any(gate.name == WHOLE_VIEW_GATE for gate in event.gates)
             case ScaleUnobservable():
                 self.scale_unobservable += 1
             case TrackingLost():

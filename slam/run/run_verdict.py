@@ -33,6 +33,7 @@ def verdict_of(
         unexplained_share=statistics.unexplained_share,
         refuted_keyframes=len(statistics.refuted_keyframes),
         contradicted_keyframes=len(statistics.contradicted_keyframes - statistics.refuted_keyframes),
+        outweighed=statistics.outweighed,
         loops=statistics.loops_accepted,
         reprojection_px=outcome.result.reprojection_px,
         noise_px=config.tracks.noise_px,
