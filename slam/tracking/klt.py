@@ -21,6 +21,9 @@ NEAR_LEVELS = 2  # number of pyramid levels in the search near a predicted pixel
 # Maximum distance of a point from its predicted pixel for that search, as a fraction of the window: what moved farther
 # may have met another part of the texture, and is searched with all levels.
 NEAR_WINDOWS = 0.4
+# Fraction of points not near their predictions above which the predictions are wrong, and none is searched near its own:
+# after a wide step many pass the lenient check of that search.
+MISPREDICTED = 0.5
 # OpenCV computes rows of a window by eight pixels at a time and what is left of them one by one, which takes as long.
 VECTOR_PX = 8
 # The search for a point ends after so many iterations, or with a step below so many pixels.
@@ -74,6 +77,7 @@ class KltTracker:
             first = found.copy()
             found, ok = self._search(before, after, start, first, levels=NEAR_LEVELS, back_levels=1)
             far = ~ok | (np.linalg.norm(found - first, axis=1) > NEAR_WINDOWS * self._config.window_px)
+            far |= far.mean() > MISPREDICTED
             found[far] = first[far]
         found[far], ok[far] = self._search(before, after, start[far], found[far], levels=levels, back_levels=levels)
         return found, ok if self._mask is None else ok & self._is_unmasked(found, self._mask)
