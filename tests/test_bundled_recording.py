@@ -120,6 +120,9 @@ def test_what_is_shown_of_a_finished_run_is_what_was_recorded_live(run: Path, tm
         ("/predictor/rotation/map", "Scalars:scalars"),
         ("/keyframes/criteria/parallax", "Scalars:scalars"),
         ("/relocalization/table", "TextDocument:text"),
+        ("/plots/time_ms/all", "Scalars:scalars"),
+        ("/plots/memory_mb", "Scalars:scalars"),
+        ("/plots/depth/scale_sigma", "Scalars:scalars"),
     ):
         live, replayed = column(run / "room.rrd", entity, component), column(again, entity, component)
         assert len(live) == len(replayed), entity
