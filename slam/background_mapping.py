@@ -145,6 +145,11 @@ class BackgroundMapping:
         self._record(frames, ReferenceKeyframe(k, job.new.world_from_keyframe, job.before.segment))
         return k, job.watch
 
+    def complete(self) -> None:
+        """After the last frame: take up the keyframe that is being inserted, if any. Raises what ended that."""
+        if self.is_busy:
+            self.take_up()
+
     def _record(self, frames: list[tuple[Frame, TrackedPose]], reference: ReferenceKeyframe) -> None:
         for frame, found in frames:
             self._log.add_tracked(frame, found, reference)

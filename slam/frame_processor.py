@@ -26,6 +26,7 @@ class FrameProcessor:
     meanwhile in another thread (`BackgroundMapping`); then whatever needs the map takes the keyframe up first.
 
     Attributes:
+        background: insertion of keyframes in another thread.
         state: the tracking state, which decides what is done with the next frame.
     """
 
@@ -46,7 +47,7 @@ class FrameProcessor:
         self._deferred = modules.deferred
         self._watch = Stopwatch()
         self._frames_since_keyframe = 0
-        self._background = BackgroundMapping(config.tracking.mapping_thread, self._keyframes, modules)
+        self.background = BackgroundMapping(config.tracking.mapping_thread, self._keyframes, modules)
         restart_after = None if localize_only else config.tracking.restart_after
         self.state = TrackingStateMachine(restart_after=restart_after)
         self._localization_mode = (
@@ -57,7 +58,7 @@ class FrameProcessor:
         """Process the next frame, publish its events, and return its pose."""
         self._watch = Stopwatch()
         self._frames_since_keyframe += 1
-        if self._background.is_due:
+        if self.background.is_due:
             self.take_up_keyframe()
         with self._watch("tracks"):
             self._frame_tracker.track(frame)
@@ -70,16 +71,12 @@ class FrameProcessor:
         if not self.state.is_tracking:
             with self._watch("keep for later"):
                 self._deferred.keep(frame)
-        self._background.count_frame()
+        self.background.count_frame()
         is_kept = self._frames_since_keyframe == 0
         self._events.frame_processed(frame, self.state, self._frame_tracker, self._watch.stage_ms, is_keyframe=is_kept)
         return FrameResult.of(frame, self.state, self._frame_tracker.pose)
 
     # --- keyframes in another thread ------------------------------------------------------------------
-
-    def wait_for_map(self) -> None:
-        """Wait until no other thread changes the map. Raises the exception of the insertion of a keyframe."""
-        self._background.wait()
 
     def take_up_keyframe(self) -> None:
         """Wait for the keyframe that is being inserted, if any, and track from it and in the changed map from now on.
@@ -87,15 +84,15 @@ class FrameProcessor:
         Raises:
             BaseException: what ended the insertion; tracking uses the map again, as that left it.
         """
-        if not self._background.is_busy:
+        if not self.background.is_busy:
             self._frame_tracker.attach(None)  # after an exception before the insertion began
             return
         k: int | None = None
         try:
             with self._watch("wait for the map"):
-                k, watch = self._background.take_up()
+                k, watch = self.background.take_up()
         finally:
-            if not self._background.is_busy:  # otherwise the wait was interrupted
+            if not self.background.is_busy:  # otherwise the wait was interrupted
                 self._frame_tracker.attach(k)
         self._watch.add(watch)
         self.state.set_tracking(k)
@@ -127,7 +124,7 @@ class FrameProcessor:
         """Track the frame by KLT; if that fails, relocalize it, or track its rotation; otherwise tracking is lost."""
         with self._watch("pose"):
             found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
-        if isinstance(found, PoseNotFound) and self._background.is_busy:
+        if isinstance(found, PoseNotFound) and self.background.is_busy:
             self.take_up_keyframe()  # its new landmarks may be enough
             with self._watch("pose"):
                 found = self._frame_tracker.estimate_pose(frame, self.state.keyframe_id)
@@ -159,8 +156,8 @@ class FrameProcessor:
         """
         tracker = self._frame_tracker
         reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
-        if reason and self._background.is_busy:
-            if self._background.is_live and not self._background.is_due and not tracker.keyframe_policy.is_urgent:
+        if reason and self.background.is_busy:
+            if self.background.is_live and not self.background.is_due and not tracker.keyframe_policy.is_urgent:
                 return ""
             self.take_up_keyframe()
             tracker.refine(frame)
@@ -173,8 +170,8 @@ class FrameProcessor:
     def _record_frame(self, frame: Frame) -> None:
         """Record the frame's pose relative to its reference keyframe."""
         tracked = self._frame_tracker.current
-        if self._background.is_busy:
-            self._background.record(frame, tracked)
+        if self.background.is_busy:
+            self.background.record(frame, tracked)
         else:
             self._log.add(frame, tracked.world_from_cam, tracked.landmarks, self.state.keyframe_id, self._map.graph)
 
@@ -182,12 +179,12 @@ class FrameProcessor:
 
     def _keep(self, new: NewKeyframe) -> None:
         """Insert a tracked frame as a keyframe, now or in another thread."""
-        frames = self._background.frames_to_wait(self._frames_since_keyframe)
+        frames = self.background.frames_to_wait(self._frames_since_keyframe)
         if frames == 0:
             self._insert_keyframe(new)
             return
         self._frame_tracker.detach(new.frame, new.world_from_keyframe)
-        self._background.start(new, self.state.keyframe_id, frames)
+        self.background.start(new, self.state.keyframe_id, frames)
         self._frames_since_keyframe = 0
         self._record_frame(new.frame)
 
@@ -243,7 +240,7 @@ class FrameProcessor:
             observation = found.observation
             new = self._new_keyframe(observation.frame, lambda: observation, reason)
             # Few landmarks are known to track the next frames by; only a live camera cannot wait for more.
-            may_wait = not self._background.is_live or not self._log.live
+            may_wait = not self.background.is_live or not self._log.live
             (self._insert_keyframe if may_wait else self._keep)(new)
             return
         self._record_frame(found.observation.frame)

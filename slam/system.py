@@ -163,7 +163,7 @@ class Slam:
         A keyframe that another thread is inserting is waited for and kept; if that fails, its exception is raised,
         and a second call removes it.
         """
-        self._frame_processor.take_up_keyframe()
+        self._frame_processor.background.complete()
         self._map.remove_incomplete(lambda k: k in self._images or k in self._prior_map.jpeg)
         self._log.keep_frames_of(self._map.graph.keyframes)
 
@@ -195,7 +195,7 @@ class Slam:
 
         A keyframe that another thread is inserting is waited for and part of it, the frames since are not.
         """
-        self._frame_processor.wait_for_map()
+        self._frame_processor.background.wait()
         provenance = provenance_of(self._predictor, self._config.features.model_dump())
         return run_to_reference_map(self._map, self._prior_map, self._log.records, provenance, self._jpeg)
 

@@ -212,9 +212,9 @@ def stepped_to_a_keyframe(slam: Slam, world: OracleWorld, after: int = 20) -> in
     was_busy = True
     for frame in world.frames():
         slam.step(frame)
-        if frame.index > after and slam._frame_processor._background.is_busy and not was_busy:
+        if frame.index > after and slam._frame_processor.background.is_busy and not was_busy:
             return frame.index
-        was_busy = slam._frame_processor._background.is_busy
+        was_busy = slam._frame_processor.background.is_busy
     raise AssertionError("no keyframe was started")
 
 
@@ -233,7 +233,7 @@ def test_saving_the_map_on_the_way_waits_for_the_keyframe_and_changes_nothing(wo
     slam = slam_of(world, "fixed")
     for frame in world.frames():
         slam.step(frame)
-        if slam._frame_processor._background.is_busy and frame.index > 40:
+        if slam._frame_processor.background.is_busy and frame.index > 40:
             saved = slam.saved_map()
             assert len(saved.keyframes) == len(slam._map.graph.keyframes)
     slam.save_map(tmp_path / "map")
@@ -343,14 +343,14 @@ def test_live_frames_get_poses_while_a_keyframe_is_inserted_and_it_is_taken_up_w
     frames = world.frames()
     for frame in frames:
         slam.step(frame)
-        if slam._frame_processor._background.is_busy:
+        if slam._frame_processor.background.is_busy:
             break
     before = sum(isinstance(event, KeyframeAdded) for event in events)
     results = [slam.step(next(frames)) for _ in range(3)]
     assert all(result.world_from_cam is not None for result in results)
     assert sum(isinstance(event, KeyframeAdded) for event in events) == before
     release.set()
-    slam._frame_processor.wait_for_map()
+    slam._frame_processor.background.wait()
     slam.step(next(frames))
     assert sum(isinstance(event, KeyframeAdded) for event in events) == before + 1
     slam.abort()

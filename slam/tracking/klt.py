@@ -21,8 +21,8 @@ NEAR_LEVELS = 2  # number of pyramid levels in the search near a predicted pixel
 # Maximum distance of a point from its predicted pixel for that search, as a fraction of the window: what moved farther
 # may have met another part of the texture, and is searched with all levels.
 NEAR_WINDOWS = 0.4
-# Fraction of points not near their predictions above which the predictions are wrong, and none is searched near its own:
-# after a wide step many pass the lenient check of that search.
+# Fraction of points not near their predictions above which the predictions are wrong, and none is searched near its
+# own: after a wide step many pass the lenient check of that search.
 MISPREDICTED = 0.5
 # OpenCV computes rows of a window by eight pixels at a time and what is left of them one by one, which takes as long.
 VECTOR_PX = 8
