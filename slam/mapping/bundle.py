@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
@@ -17,8 +16,6 @@ from relocalizer.interfaces import PairEstimate
 from relocalizer.intrinsics_correction import CorrectionStep
 from slam.mapping.bundle_weights import HUBER_K
 
-# Damping of a point relative to the trace of its Hessian. A larger one holds the depth, which is the least certain.
-POINT_DAMPING = 1e-6
 MIN_DEPTH = 1e-6  # minimum depth of a landmark in front of a camera, map units
 
 
@@ -169,68 +166,56 @@ def _focal_and_principal(bundle: Bundle, order: Sequence[int]) -> tuple[FloatArr
     return focal, np.array([[camera.cx, camera.cy] for camera in cameras]).reshape(-1, 2)
 
 
-def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: int = 2) -> FloatArray:
+def structure_only_adjustment(bundle: Bundle, *, noise_px: float, iterations: int = 4) -> FloatArray:
     """Structure-only bundle adjustment: the refined landmarks (N, 3) with all cameras fixed.
 
     Damped Gauss-Newton on all points at once with a Huber kernel; a step that does not reduce a point's cost is not
     applied to that point.
     """
-    views = _FixedViews(bundle)
+    order, which = _rows_of_keyframes(bundle)
+    poses = stack_matrices([bundle.world_from_cam[k] for k in order])
+    R, center = poses[:, :3, :3].transpose(0, 2, 1)[which], poses[which, :3, 3]
+    focal, principal = (values[which] for values in _focal_and_principal(bundle, order))
+    count = len(bundle.points_world)
+
+    def residuals(points: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        in_cam = np.einsum("mij,mj->mi", R, points[bundle.point_of] - center)
+        z = np.where(in_cam[:, 2] > MIN_DEPTH, in_cam[:, 2], np.inf)
+        residual = in_cam[:, :2] / z[:, None] * focal + principal - bundle.pixels
+        size = np.linalg.norm(residual, axis=1) / noise_px
+        cost = np.where(size < HUBER_K, 0.5 * size**2, HUBER_K * (size - 0.5 * HUBER_K))
+        total = np.bincount(bundle.point_of, np.where(np.isinf(z), 1e9, cost), minlength=count)
+        return in_cam, residual, np.asarray(total, dtype=np.float64)
+
     points = bundle.points_world.copy()
-    in_cam, residual = views.residuals(points)
-    cost = views.sum_by_point(_huber_costs(in_cam, residual, noise_px))
+    in_cam, residual, cost = residuals(points)
     for _ in range(iterations):
-        candidate = points - views.steps(in_cam, residual, noise_px)
-        new_in_cam, new_residual = views.residuals(candidate)
-        new_cost = views.sum_by_point(_huber_costs(new_in_cam, new_residual, noise_px))
-        better = (new_cost < cost)[:, 0]
+        z = np.maximum(in_cam[:, 2], MIN_DEPTH)
+        J = np.zeros((len(z), 2, 3))
+        J[:, 0, 0], J[:, 1, 1] = focal[:, 0] / z, focal[:, 1] / z
+        J[:, :, 2] = -focal * in_cam[:, :2] / (z**2)[:, None]
+        J = J @ R
+        weight = np.minimum(1.0, HUBER_K * noise_px / np.maximum(np.linalg.norm(residual, axis=1), 1e-12))
+        weighted = weight[:, None, None] * J
+        H = _sum_by_row(np.einsum("mij,mik->mjk", weighted, J), bundle.point_of, count)
+        gradient = _sum_by_row(np.einsum("mij,mi->mj", weighted, residual), bundle.point_of, count)
+        damping = 1e-3 * np.trace(H, axis1=1, axis2=2) + 1e-12
+        candidate = points - np.linalg.solve(H + damping[:, None, None] * np.eye(3), gradient[:, :, None])[:, :, 0]
+        new_in_cam, new_residual, new_cost = residuals(candidate)
+        better = new_cost < cost
         points = np.where(better[:, None], candidate, points)
-        cost = np.where(better[:, None], new_cost, cost)
-        moved = better[bundle.point_of][:, None]
-        in_cam, residual = np.where(moved, new_in_cam, in_cam), np.where(moved, new_residual, residual)
+        cost = np.where(better, new_cost, cost)
+        moved = better[bundle.point_of]
+        in_cam = np.where(moved[:, None], new_in_cam, in_cam)
+        residual = np.where(moved[:, None], new_residual, residual)
     return points
 
 
-class _FixedViews:
-    """The observations of a bundle whose cameras are fixed."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        order, which = _rows_of_keyframes(bundle)
-        poses = stack_matrices([bundle.world_from_cam[k] for k in order])
-        focal, principal = _focal_and_principal(bundle, order)
-        self._cam_from_world, self._center = poses[:, :3, :3].transpose(0, 2, 1)[which], poses[which, :3, 3]
-        self._focal, self._target = focal[which], bundle.pixels - principal[which]
-        self._point, count = bundle.point_of, len(bundle.points_world)
-        entries = (np.ones(len(which)), (self._point, np.arange(len(which))))
-        self._summation = sparse.csr_array(entries, shape=(count, len(which)))
-
-    def sum_by_point(self, terms: FloatArray) -> FloatArray:
-        """Sums (N, D) of terms (M, D) over the observations of each point."""
-        return np.asarray(self._summation @ terms)
-
-    def residuals(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Points (M, 3) in the axes of the cameras that observe them, and their reprojection errors (M, 2), pixels."""
-        in_cam = np.einsum("mij,mj->mi", self._cam_from_world, points[self._point] - self._center)
-        z = np.where(in_cam[:, 2] > MIN_DEPTH, in_cam[:, 2], np.inf)
-        return in_cam, in_cam[:, :2] / z[:, None] * self._focal - self._target
-
-    def steps(self, in_cam: FloatArray, residual: FloatArray, noise_px: float) -> FloatArray:
-        """Gauss-Newton steps (N, 3) of the points, to be subtracted."""
-        z = np.maximum(in_cam[:, 2:], MIN_DEPTH)
-        rows, scale = self._cam_from_world, self._focal / z
-        J = scale[:, :, None] * (rows[:, :2] - (in_cam[:, :2] / z)[:, :, None] * rows[:, 2:])
-        weight = np.minimum(1.0, HUBER_K * noise_px / np.maximum(np.linalg.norm(residual, axis=1), 1e-12))
-        products = (weight[:, None, None] * J).transpose(0, 2, 1) @ np.concatenate([J, residual[:, :, None]], axis=2)
-        sums = self.sum_by_point(products.reshape(-1, 12)).reshape(-1, 3, 4)
-        damping = POINT_DAMPING * np.trace(sums, axis1=1, axis2=2) + 1e-12
-        return np.asarray(np.linalg.solve(sums[:, :, :3] + damping[:, None, None] * np.eye(3), sums[:, :, 3:])[:, :, 0])
-
-
-def _huber_costs(in_cam: FloatArray, residual: FloatArray, noise_px: float) -> FloatArray:
-    """Huber's cost (M, 1) of each observation; very large behind the camera."""
-    size = np.linalg.norm(residual, axis=1) / noise_px
-    cost = np.where(size < HUBER_K, 0.5 * size**2, HUBER_K * (size - 0.5 * HUBER_K))
-    return np.where(in_cam[:, 2] > MIN_DEPTH, cost, 1e9)[:, None]
+def _sum_by_row(terms: FloatArray, rows: NDArray[np.int64], count: int) -> FloatArray:
+    """Sums (count, ...) of the terms (M, ...) of each row; `rows` (M,) are the rows of the terms."""
+    columns = terms.reshape(len(terms), -1).T
+    sums = np.stack([np.bincount(rows, column, minlength=count) for column in columns], axis=1)
+    return np.asarray(sums.reshape(count, *terms.shape[1:]), dtype=np.float64)
 
 
 def undistorted_pixels(bundle: Bundle, lens: CorrectionStep) -> Bundle:
