@@ -479,3 +479,55 @@ def test_points_moved_alone_return_to_where_their_observations_put_them(rng):
     bundle = bundle_of(arc(4), points)
     off = replace(bundle, points_world=points + 0.1 * rng.normal(size=points.shape))
     assert np.abs(structure_only_adjustment(off, noise_px=0.8, iterations=20) - points).max() < 1e-3
+
+
+def test_one_wrong_observation_hardly_moves_a_point(rng):
+    points = rng.uniform([-1, -1, 4], [2, 1, 8], (10, 3))
+    bundle = bundle_of(arc(6), points)
+    pixels = bundle.pixels.copy()
+    pixels[3] += 60.0
+    moved = structure_only_adjustment(replace(bundle, pixels=pixels), noise_px=0.8, iterations=20)
+    assert np.linalg.norm(moved[3] - points[3]) < 0.05
+    assert np.abs(np.delete(moved - points, 3, axis=0)).max() < 1e-6
+
+
+def test_a_point_behind_every_camera_stays_where_it_was(rng):
+    points = rng.uniform([-1, -1, 4], [2, 1, 8], (10, 3))
+    bundle = bundle_of(arc(3), points)
+    behind = bundle.points_world.copy()
+    behind[2] = [0.0, 0.0, -5.0]
+    moved = structure_only_adjustment(replace(bundle, points_world=behind), noise_px=0.8)
+    assert np.array_equal(moved[2], behind[2])
+
+
+@pytest.mark.parametrize("fixed", [(), (0, 1)])
+def test_a_keyframe_that_sees_nothing_and_a_point_that_nobody_sees_stay_where_they_are(points, fixed):
+    poses = arc(4)
+    truth = bundle_of(poses, points, fixed=fixed)
+    seen = (truth.keyframe_of != 3) & (truth.point_of != 5)
+    idle = replace(truth, keyframe_of=truth.keyframe_of[seen], point_of=truth.point_of[seen], pixels=truth.pixels[seen])
+    start = perturbed(idle, keep=(0, 1))
+    refined = refine(start)
+    np.testing.assert_allclose(
+        refined.world_from_cam[3].as_matrix(), start.world_from_cam[3].as_matrix(), atol=1e-9, rtol=0
+    )
+    np.testing.assert_allclose(refined.points_world[5], start.points_world[5], atol=1e-9, rtol=0)
+    assert refined.error_px.max() < 1e-3
+
+
+# A solver that fails
+
+
+@pytest.mark.parametrize(("kind", "said"), [(SingularSystem, SINGULAR), (NoNumbers, "the solution is not finite")])
+@pytest.mark.parametrize("lens", [None, CALIBRATED])
+def test_a_solver_that_fails_moves_nothing_and_says_why(kind, said, lens, rng):
+    bundle = replace(perturbed(bundle_of(arc(4), rng.uniform([-1, -1, 4], [1, 1, 6], (30, 3)))), lens=lens)
+    bundle = replace(bundle, pairs=[pair_of(arc(4), 0, 1)])
+    with solver_that(kind):
+        refined = refine(bundle)
+    assert refined.problem == said
+    assert refined.world_from_cam == bundle.world_from_cam
+    assert np.array_equal(refined.points_world, bundle.points_world)
+    errors = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
+    assert np.array_equal(refined.error_px, errors)
+    assert refined.lens == CorrectionStep()
