@@ -204,7 +204,7 @@ class BundleAdjustmentConfig(Section):
     calibrate: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Refine intrinsics in the global bundle adjustment. auto: the residual distortion, and the focal "
-        "length if it was assumed; always: both; never: none.",
+        "length and principal point of an assumed camera; always: the focal length of a given one too; never: none.",
     )
     final_rounds: int = Field(
         3, ge=1, le=20, description="Maximum rounds of matching landmarks again and global bundle adjustment."
