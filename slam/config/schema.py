@@ -85,7 +85,7 @@ class PredictorConfig(Section):
 class TracksConfig(Section):
     """KLT tracking of corners."""
 
-    max_tracks: int = Field(500, ge=50, le=5000, description="Maximum number of points tracked at a time.")
+    max_tracks: int = Field(700, ge=50, le=5000, description="Maximum number of points tracked at a time.")
     min_distance_px: float = Field(9.0, ge=1, le=100, description="Minimum distance between tracked points, pixels.")
     window_px: int = Field(21, ge=5, le=61, description="Side length of the KLT window, pixels.")
     pyramid_levels: int = Field(4, ge=1, le=8, description="Number of KLT pyramid levels.")

@@ -174,12 +174,13 @@ class FrameTracker:
         """Pose (world_from_cam) of a frame from the landmarks among some tracks in it, starting at `start`."""
         return self._estimator.estimate(self._view, frame.camera, tracks, start)
 
-    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32]) -> Tracks:
+    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32], camera: Camera) -> Tracks:
         """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2)."""
         if not len(tracks) or gray.shape != self._gray.shape:
             return Tracks.none()
         pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
-        return Tracks(tracks.ids, pixels).where(found)
+        inside = camera.contains(pixels.astype(np.float64))  # False for NaN
+        return Tracks(tracks.ids, pixels).where(found & inside)
 
     def reason_to_keep(self, frame: Frame, k: int) -> str:
         """Why the newest frame, with a known pose, should be inserted as a keyframe; empty if not.

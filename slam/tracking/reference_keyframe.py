@@ -118,7 +118,7 @@ class ReferenceKeyframes:
         """Follow the tracks of keyframe c from its image into the frame; None if too few of its landmarks are found."""
         tracker, config = self._frame_tracker, self._config
         tracks = self._map.landmarks.observed[c]
-        found = tracker.follow_from(self._gray_of(c), tracks, self._predicted(frame, c, tracks))
+        found = tracker.follow_from(self._gray_of(c), tracks, self._predicted(frame, c, tracks), frame.camera)
         landmarks = found.where(self._map.is_triangulated(found.ids))
         others = tracker.inlier_tracks.where(~np.isin(tracker.inlier_tracks.ids, landmarks.ids))
         joined = landmarks.joined(others)
