@@ -25,7 +25,8 @@ from slam.input.open_source import open_source
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import LensFinding
-from slam.run.calibration_pass import CalibrationPass, calibrate_first
+from slam.run.calibration_pass import CalibrationPass
+from slam.run.camera_before_run import calibrate_first
 from slam.run.record_run import record_run
 from slam.run.summary import summary_rows
 

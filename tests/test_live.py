@@ -17,7 +17,7 @@ from slam.evaluation.trajectory import Trajectory
 from slam.input.frame_source import Selection
 from slam.input.live_stream import LiveStream
 from slam.input.prefetch import Prefetched
-from slam.input.rectification import Rectifier
+from slam.input.rectification import GivenCamera, Rectifier
 from slam.map.frames import Frame
 
 ALONE = InputConfig(prefetch_frames=0)
@@ -184,14 +184,35 @@ def number_of_shade(image: Image) -> int:
     return (int(image[0, 0, 0]) - 20) // 5
 
 
-def test_live_images_of_another_size_are_skipped_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_live_stream_continues_with_another_camera() -> None:
+    camera = FakeCamera(count=5)
+    stream = live(camera)
+    first = stream.peek()
+    threading.Thread(target=camera.tick, daemon=True).start()
+    frame = next(first)
+    assert (frame.index, frame.camera.mean_focal) == (0, pytest.approx(55.4, abs=0.1))
+    first.close()  # type: ignore[attr-defined]
+    wide = stream.with_calibration(GivenCamera(Camera.assume(64, 48, fov_deg=90), "the test"))
+    assert wide.camera.mean_focal == pytest.approx(32)
+    assert "the test" in wide.description
+    camera.tick(2)
+    frames = iter(wide)
+    frame = next(frames)
+    assert (frame.index, frame.camera, wide.dropped) == (2, wide.camera, 1)
+    camera.unplugged = True
+    stream.close()  # either of the two releases the camera
+    assert camera.released.wait(2)
+    assert next(frames, None) is None
+
+
+def test_live_images_of_another_size_are_skipped_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     camera = ChangingCamera(count=4)
     stream = live(camera)
     frames = iter(stream)
     threading.Thread(target=camera.tick, daemon=True).start()
     assert next(frames).index == 0
     taken: list[int] = []
-    consumer = threading.Thread(target=lambda: taken.extend(frame.index for frame in frames))
+    consumer = threading.Thread(target=lambda: taken.extend(frame.index for frame in frames), daemon=True)
     consumer.start()
     for _ in range(3):
         camera.tick()
@@ -206,7 +227,7 @@ def test_live_images_of_another_size_are_skipped_and_told_once(caplog: pytest.Lo
 def wait_until_taken(stream: LiveStream) -> None:
     """Until the consumer has taken the newest image, so that none is overtaken."""
     patience = time.monotonic() + 60
-    while stream._newest is not None:
+    while not stream._reader.is_taken:
         assert time.monotonic() < patience
         time.sleep(0.001)
 

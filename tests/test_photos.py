@@ -30,7 +30,7 @@ from slam.map.lens_evidence import LensState
 from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.photos.photo_limits import MAX_PHOTOS, expect_photos
 from slam.photos.view_graph import EXHAUSTIVE_PHOTOS, RETRIEVED, ViewGraph, best_pairs, pairs_to_compare
-from slam.run.calibration_pass import calibrate_first
+from slam.run.camera_before_run import calibrate_first
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
 from slam.system import Slam

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from slam.config.schema import SlamConfig
 from slam.run import run_verdict, runner
-from slam.run.calibration_pass import calibrate_first, set_up
+from slam.run.calibration_pass import set_up
+from slam.run.camera_before_run import calibrate_first
 from slam.run.run_statistics import RunStatistics
 from slam.system import Slam
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from slam.config.schema import SlamConfig
     from slam.events import Observer
     from slam.input.frame_source import FrameSource
+    from slam.run.calibration_pass import CalibrationPass
     from slam.run.recorded_run import RunReport
     from slam.run.two_pass_recorder import TwoPassRecorder
     from slam.viz.rerun_viewer import RerunViewer
@@ -152,7 +153,6 @@ def _run(request: RunArguments, config: SlamConfig) -> int:
     """Open the source, run, and return the exit code."""
     from slam.components import predictor_choice
     from slam.input.open_source import open_source
-    from slam.run.calibration_pass import calibrate_first
     from slam.run.recorded_run import RunRequest
     from slam.run.run_folder import next_run_folder
     from slam.run.two_pass_recorder import TwoPassRecorder
@@ -169,7 +169,7 @@ def _run(request: RunArguments, config: SlamConfig) -> int:
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
     # A map is continued with the camera that it was built with.
-    frames, calibration = (frames, None) if start_map is not None else calibrate_first(frames, config)
+    frames, calibration = (frames, None) if start_map is not None else _calibrated(request, frames, config)
     introduce(request.say, config, frames, choice, calibration)
     if scale_reference is not None:
         scale_reference.expect(frames.ground_truth)
@@ -184,6 +184,20 @@ def _run(request: RunArguments, config: SlamConfig) -> int:
         )  # fmt: skip
         recorder = TwoPassRecorder(run_request, on_second_pass=request.say_second_pass)
         return _record(request, recorder, frames)
+
+
+def _calibrated(
+    request: RunArguments, frames: FrameSource, config: SlamConfig
+) -> tuple[FrameSource, CalibrationPass | None]:
+    """The source with the camera that its images determine, with progress while those of a live stream are awaited."""
+    from slam.progress import TaskProgress, no_progress
+    from slam.run.camera_before_run import calibrate_first
+
+    progress = TaskProgress(sys.stderr)
+    try:
+        return calibrate_first(frames, config, on_progress=no_progress if request.quiet else progress)
+    finally:
+        progress.close()
 
 
 def _with_depth_of_source(request: RunArguments, config: SlamConfig) -> SlamConfig:

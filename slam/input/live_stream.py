@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ from relocalizer.images import bgr_to_rgb
 from slam.config.schema import SlamConfig
 from slam.evaluation.trajectory import Trajectory
 from slam.input.frame_source import FrameSource, Selection
-from slam.input.rectification import Rectifier
+from slam.input.rectification import GivenCamera, Rectifier
 from slam.map.frames import Frame
 
 log = logging.getLogger(__name__)
@@ -40,21 +41,15 @@ class VideoCapture(Protocol):
     def release(self) -> None: ...
 
 
-class LiveStream:
-    """A camera or network stream. The consumer gets the newest image; older ones are dropped.
+class _NewestImage:
+    """A thread that reads a capture continuously, and the newest image that nobody has taken yet.
 
-    A thread reads continuously, so that a slow consumer gets a recent image instead of the driver's backlog.
-    `Frame.index` counts all images received, `dropped` those replaced by a newer one.
-    Timestamps are the wall clock at the opening of the stream plus a monotonic clock.
+    Attributes:
+        dropped: number of images replaced by a newer one.
     """
 
-    def __init__(
-        self, capture: VideoCapture, name: str, description: str, rectifier: Rectifier, selection: Selection
-    ) -> None:
-        """Use `open_source` instead. The stream owns `capture` from now on, and releases it."""
-        self._capture = capture
-        self._rectifier = rectifier
-        self._selection = selection
+    def __init__(self, capture: VideoCapture, name: str, selection: Selection) -> None:
+        self._capture, self._name, self._selection = capture, name, selection
         self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self._changed = threading.Condition()
         self._newest: tuple[int, int, NDArray[Any]] | None = None
@@ -62,39 +57,16 @@ class LiveStream:
         self._over = False
         self._stop = False
         self._reader: threading.Thread | None = None
-        self.name = name
-        self.description = f"{description}; {rectifier.note}"
-        self.camera, self.calibration, self.mask = rectifier.camera, rectifier.calibration, rectifier.mask
-        self.length: int | None = None
-        self.ground_truth: Trajectory | None = None
-        self.skipped: list[tuple[str, str]] = []
         self.dropped = 0
 
-    def __iter__(self) -> Iterator[Frame]:
+    def start(self) -> None:
+        """Start reading. A second call does nothing, and so does one after `close`."""
         if self._reader is None and not self._stop:
-            self._reader = threading.Thread(target=self._read, name=f"read {self.name}", daemon=True)
+            self._reader = threading.Thread(target=self._read, name=f"read {self._name}", daemon=True)
             self._reader.start()
-        given = 0
-        try:
-            while given != self._selection.max_frames and (newest := self._take()) is not None:
-                index, timestamp_ns, raw = newest
-                try:
-                    image = self._rectifier(bgr_to_rgb(raw), f"{self.name}, image {index}")
-                except SequenceError as error:  # The camera's mode has changed and may change back.
-                    self._skip(f"{self.name} image {index}", error)
-                    continue
-                yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
-                given += 1
-        finally:
-            self.close()
-
-    def _skip(self, name: str, error: SequenceError) -> None:
-        if not self.skipped:
-            log.warning("%s", error)
-        self.skipped.append((name, str(error)))
 
     def close(self) -> None:
-        """Stop reading and release the camera. A second call does nothing."""
+        """Stop reading and release the capture. A second call does nothing."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
@@ -103,7 +75,12 @@ class LiveStream:
         elif self._reader is not threading.current_thread():
             self._reader.join(JOIN_TIMEOUT_S)
 
-    def _take(self) -> tuple[int, int, NDArray[Any]] | None:
+    @property
+    def is_taken(self) -> bool:
+        """Whether no image waits to be taken."""
+        return self._newest is None
+
+    def take(self) -> tuple[int, int, NDArray[Any]] | None:
         """Wait for the newest image, (index, nanoseconds, BGR); None at the end of the stream."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._over or self._stop)
@@ -131,7 +108,7 @@ class LiveStream:
         while not self._stop:
             ok, raw = self._capture.read()
             if not ok:
-                log.info("%s: the stream ended after %d images", self.name, index)
+                log.info("%s: the stream ended after %d images", self._name, index)
                 return
             last_ns = max(last_ns + 1, time.monotonic_ns() + self._clock_offset_ns)
             if self._selection.takes(index):
@@ -140,3 +117,70 @@ class LiveStream:
                     self._newest = (index, last_ns, raw)
                     self._changed.notify_all()
             index += 1
+
+
+class LiveStream:
+    """A camera or network stream. The consumer gets the newest image; older ones are dropped.
+
+    A thread reads continuously, so that a slow consumer gets a recent image instead of the driver's backlog.
+    `Frame.index` counts all images received, `dropped` those replaced by a newer one.
+    Timestamps are the wall clock at the opening of the stream plus a monotonic clock.
+    """
+
+    def __init__(
+        self, capture: VideoCapture, name: str, description: str, rectifier: Rectifier, selection: Selection
+    ) -> None:
+        """Use `open_source` instead. The stream owns `capture` from now on, and releases it."""
+        self._reader = _NewestImage(capture, name, selection)
+        self._selection = selection
+        self._description = description
+        self._set_rectifier(rectifier)
+        self.name = name
+        self.length: int | None = None
+        self.ground_truth: Trajectory | None = None
+        self.skipped: list[tuple[str, str]] = []
+        self.dropped = 0
+
+    def _set_rectifier(self, rectifier: Rectifier) -> None:
+        self._rectifier = rectifier
+        self.description = f"{self._description}; {rectifier.note}"
+        self.camera, self.calibration, self.mask = rectifier.camera, rectifier.calibration, rectifier.mask
+
+    def with_calibration(self, calibration: GivenCamera) -> LiveStream:
+        """The images still to come, read as images of another camera; use it instead of this stream."""
+        again = copy.copy(self)
+        again._set_rectifier(self._rectifier.with_calibration(calibration))
+        return again
+
+    def __iter__(self) -> Iterator[Frame]:
+        given = 0
+        frames = self.peek()
+        try:
+            while given != self._selection.max_frames and (frame := next(frames, None)) is not None:
+                yield frame
+                given += 1
+        finally:
+            self.close()
+
+    def peek(self) -> Iterator[Frame]:
+        """The images that come from now on; the end of this loop does not close the stream."""
+        self._reader.start()
+        while (newest := self._reader.take()) is not None:
+            self.dropped = self._reader.dropped
+            index, timestamp_ns, raw = newest
+            try:
+                image = self._rectifier(bgr_to_rgb(raw), f"{self.name}, image {index}")
+            except SequenceError as error:  # The camera's mode has changed and may change back.
+                self._skip(f"{self.name} image {index}", error)
+                continue
+            yield Frame(index=index, timestamp_ns=timestamp_ns, image=image, camera=self.camera)
+        self.dropped = self._reader.dropped
+
+    def _skip(self, name: str, error: SequenceError) -> None:
+        if not self.skipped:
+            log.warning("%s", error)
+        self.skipped.append((name, str(error)))
+
+    def close(self) -> None:
+        """Stop reading and release the camera. A second call does nothing."""
+        self._reader.close()

@@ -8,6 +8,7 @@ are unknown, so the gap between the images of a group is adapted to how far the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,8 +24,7 @@ from relocalizer.images import Image, to_gray
 from relocalizer.lens_estimates import Distortion
 from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
 from relocalizer.vlad import shipped_vlad
-from slam.config.schema import SlamConfig
-from slam.input.frame_source import FrameSource, RereadableSource
+from slam.input.frame_source import FrameSource
 from slam.input.mask import Mask
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
@@ -125,33 +125,37 @@ def set_up(slam: Slam, calibration: CalibrationPass | None) -> None:
         slam.set_focal_sigma(calibration.focal_sigma)
 
 
-def calibrate_first(source: FrameSource, config: SlamConfig) -> tuple[FrameSource, CalibrationPass | None]:
-    """The source with the camera that its own images determine, and how that was found.
+class CalibrationImages(Protocol):
+    """Images of an assumed camera from which it is estimated; a `RereadableSource` is one."""
 
-    A live source, and one whose camera is given, are returned unchanged, with None; so is every source when
-    `config.input.calibrate_first` is false. The camera remains `assumed`, because it is an estimate.
-    """
-    if not config.input.calibrate_first or not source.camera.assumed or not isinstance(source, RereadableSource):
-        return source, None
-    if not source.can_be_reread or source.length is None:
-        return source, None
-    sampled = photo_pairs if config.input.unordered else sampled_pairs
-    camera, calibration = estimate_camera(source, source.length, config.features, sampled=sampled)
-    if not calibration.is_used:
-        return source, calibration
-    return source.with_calibration(GivenCamera(camera, calibration.sentence)), calibration
+    @property
+    def camera(self) -> Camera: ...
+
+    @property
+    def calibration(self) -> Camera: ...
+
+    @property
+    def mask(self) -> Mask | None: ...
+
+    def random_access(self) -> AbstractContextManager[Callable[[int], Image | None]]:
+        """As `RereadableSource.random_access`."""
+        ...
+
+    def with_calibration(self, calibration: GivenCamera) -> FrameSource:
+        """As `RereadableSource.with_calibration`."""
+        ...
 
 
 class PairSampler(Protocol):
     """Chooses pairs of a source's images, and matches them."""
 
     def __call__(
-        self, source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress
+        self, source: CalibrationImages, length: int, config: FeaturesConfig, *, on_progress: Progress
     ) -> list[ViewPair]: ...
 
 
 def estimate_camera(
-    source: RereadableSource,
+    source: CalibrationImages,
     length: int,
     config: FeaturesConfig,
     *,
@@ -203,7 +207,7 @@ def _corrected(assumed: Camera, finding: LensFinding) -> Camera:
 
 
 def sampled_pairs(
-    source: RereadableSource,
+    source: CalibrationImages,
     length: int,
     config: FeaturesConfig,
     *,
@@ -221,7 +225,7 @@ def sampled_pairs(
 
 
 def photo_pairs(
-    source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+    source: CalibrationImages, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
 ) -> list[ViewPair]:
     """Matched pairs of images without an order: each of some images with the most similar ones among them.
 

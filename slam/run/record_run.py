@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slam.config.schema import SlamConfig
-from slam.run.calibration_pass import calibrate_first
+from slam.run.camera_before_run import calibrate_first
 from slam.run.recorded_run import RunReport, RunRequest
 from slam.run.two_pass_recorder import TwoPassRecorder
 
