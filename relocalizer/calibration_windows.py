@@ -64,11 +64,12 @@ class Chosen:
     F: FloatArray
     frames: NDArray[np.int64]
 
+    def take(self, rows: NDArray[np.int64]) -> Chosen:
+        return Chosen(self.batch.take(rows), self.F[rows], self.frames[rows])
+
     def thinned(self, every: int) -> Chosen:
         """The same pairs with every n-th of their matches."""
-        batch = self.batch
-        fewer = replace(batch, x=batch.x[:, ::every], y=batch.y[:, ::every], weight=batch.weight[:, ::every])
-        return replace(self, batch=fewer)
+        return replace(self, batch=self.batch.thinned(every))
 
 
 def sigmas_of(pairs: Influence) -> FloatArray:

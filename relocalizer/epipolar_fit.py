@@ -9,6 +9,10 @@ axis. Points, focal length and offset have the same unit of length in the image 
 For every pair y_j . E x_i = 0 with E = [d]x R, R = j_from_i_rotation and d the direction of the translation. Sampson
 distances (Sampson 1982) are measured in the distorted image, with the bounded loss of Geman and McClure, so that wrong
 matches that are consistent with some fundamental matrix do not bias the lens.
+
+Between the images of a camera that only turns, y_j is R x_i (Hartley, "Self-calibration from multiple views with a
+rotating camera", ECCV 1994), and any d fulfills the equation. Two fixed ones, along the axes x and y, then measure the
+two components of the distance between the two.
 """
 
 from __future__ import annotations
@@ -44,18 +48,29 @@ class PairBatch:
         x, y: (P, M, 2) points in the first and the second image of each pair, relative to the assumed principal point.
         weight: (P, M) 1 for a match, 0 for padding.
         noise: standard deviation of a coordinate.
+        turns: (P,) whether the camera only turns between the images. The second half of the points of such a pair is a
+            copy of the first one. M is even.
     """
 
     x: FloatArray
     y: FloatArray
     weight: FloatArray
     noise: float
+    turns: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, rows: NDArray[np.int64]) -> PairBatch:
-        return PairBatch(self.x[rows], self.y[rows], self.weight[rows], self.noise)
+        return PairBatch(self.x[rows], self.y[rows], self.weight[rows], self.noise, self.turns[rows])
+
+    def thinned(self, every: int) -> PairBatch:
+        """The same pairs with every n-th point of each half."""
+        x, y, weight = (
+            np.concatenate([half[:, ::every] for half in np.split(points, 2, axis=1)], axis=1)
+            for points in (self.x, self.y, self.weight)
+        )
+        return replace(self, x=x, y=y, weight=weight)
 
     def loss(self, distances: FloatArray) -> FloatArray:
         """Robust loss (P,) of each pair, from Sampson distances (P, M)."""
@@ -150,28 +165,37 @@ class _Undistorted:
 
 
 class _Rays:
-    """The points of a batch undistorted to the plane z = 1 under one lens, with the derivatives of that mapping."""
+    """The points of a batch undistorted to the plane z = 1 under one lens, with the derivatives of that mapping.
+
+    The two halves of the points of a pair are separate rows: (2 P, M / 2).
+    """
 
     def __init__(self, batch: PairBatch, lens: FloatArray) -> None:
+        self._shape = batch.weight.shape
         self._stretch = float(np.exp(lens[LOG_STRETCH]))
-        self._first, self._second = _Undistorted.of(batch.x, lens), _Undistorted.of(batch.y, lens)
+        halves = (2 * len(batch), -1, 2)
+        self._first = _Undistorted.of(batch.x.reshape(halves), lens)
+        self._second = _Undistorted.of(batch.y.reshape(halves), lens)
 
     @property
     def homogeneous(self) -> tuple[FloatArray, FloatArray]:
         """The points (P, M, 3), z = 1, of the two images."""
-        return self._first.rays.transpose(0, 2, 1), self._second.rays.transpose(0, 2, 1)
+        first, second = self._first.rays.transpose(0, 2, 1), self._second.rays.transpose(0, 2, 1)
+        return first.reshape(*self._shape, 3), second.reshape(*self._shape, 3)
 
     def sampson(self, E: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Signed Sampson distances (P, M) to essential matrices (P, 3, 3), and the divisors of the algebraic ones."""
+        """Signed Sampson distances (P, M) to essential matrices (2 P, 3, 3) of the halves, and the divisors of the
+        algebraic ones."""
         line_y, line_x = E @ self._first.rays, E.transpose(0, 2, 1) @ self._second.rays
         x, y, _ = self._second.rays.transpose(1, 0, 2)
         algebraic = x * line_y[:, 0] + y * line_y[:, 1] + line_y[:, 2]
         squared = self._first.squared_slope(line_x, self._stretch) + self._second.squared_slope(line_y, self._stretch)
         slope = np.maximum(np.sqrt(squared), _SMALL)
-        return np.asarray(algebraic / slope), slope
+        return (algebraic / slope).reshape(self._shape), slope.reshape(self._shape)
 
     def products(self) -> FloatArray:
-        """Coefficients (P, M, 9) of the algebraic distance as a linear function of the entries of E, row by row."""
+        """Coefficients (2 P, M / 2, 9) of the algebraic distance as a linear function of the entries of E, row by
+        row."""
         each = self._second.rays[:, :, None] * self._first.rays[:, None]
         return np.asarray(each.reshape(len(each), 9, -1).transpose(0, 2, 1))
 
@@ -186,14 +210,15 @@ def refine_poses(batch: PairBatch, fit: EpipolarFit, *, iterations: int) -> Epip
     """Refine the poses with a fixed lens, by Levenberg-Marquardt for each pair."""
     rays = _Rays(batch, fit.lens)
     products, damping = rays.products(), np.full(len(batch), 1e-3)
-    distance, slope = rays.sampson(_essential(fit))
+    distance, slope = rays.sampson(_essential(fit, batch))
     fit = replace(fit, loss=batch.loss(distance))
     for _ in range(iterations):
-        jacobian = products @ _essential_derivatives(fit).transpose(0, 2, 1) / slope[..., None]
+        by_pose = products @ _essential_derivatives(fit, batch).transpose(0, 2, 1)
+        jacobian = by_pose.reshape(*slope.shape, 5) / slope[..., None]
         weighted = jacobian * batch.robust_weight(distance)[..., None]
         H, b = weighted.transpose(0, 2, 1) @ jacobian, (weighted * distance[..., None]).sum(axis=1)
         tried = fit.moved(-_solved(_damped(H, damping), b))
-        tried_distance, tried_slope = rays.sampson(_essential(tried))
+        tried_distance, tried_slope = rays.sampson(_essential(tried, batch))
         tried = replace(tried, loss=batch.loss(tried_distance))
         better = tried.loss < fit.loss
         fit = _chosen(better, tried, fit)
@@ -225,7 +250,7 @@ def poses_of_fundamental(F: FloatArray, lens: FloatArray) -> EpipolarFit:
 def fundamental_distances(batch: PairBatch, F: FloatArray, lens: FloatArray) -> FloatArray:
     """Signed Sampson distances (P, M) to fundamental matrices (P, 3, 3) of points undistorted by `lens`, which has a
     focal length of 1."""
-    return _Rays(batch, lens).sampson(F)[0]
+    return _Rays(batch, lens).sampson(np.repeat(F, 2, axis=0))[0]
 
 
 def best_of(a: EpipolarFit, b: EpipolarFit) -> EpipolarFit:
@@ -270,7 +295,7 @@ def _joint_step(
     lens = fit.lens.copy()
     lens[free] += step
     tried = replace(fit.moved(-_solved(A, b + B @ step)), lens=lens)
-    loss = batch.loss(_Rays(batch, lens).sampson(_essential(tried))[0])
+    loss = batch.loss(_Rays(batch, lens).sampson(_essential(tried, batch))[0])
     return replace(tried, loss=loss), float(np.abs(step).max())
 
 
@@ -288,8 +313,8 @@ def _normal_equations(
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
     """Blocks of the normal equations by numerical derivatives: poses (P, 5, 5), poses and lens (P, 5, N), lens
     (P, N, N), and the gradients (P, 5) and (P, N)."""
-    rays, E = _Rays(batch, fit.lens), _essential(fit)
-    derivatives = _essential_derivatives(fit).reshape(len(batch), 5, 3, 3)
+    rays, E = _Rays(batch, fit.lens), _essential(fit, batch)
+    derivatives = _essential_derivatives(fit, batch).reshape(2 * len(batch), 5, 3, 3)
     distance = rays.sampson(E)[0]
     jacobian = np.empty((*distance.shape, 5 + len(free)))
     for k in range(5):
@@ -303,30 +328,44 @@ def _normal_equations(
     return H[:, :5, :5], H[:, :5, 5:], H[:, 5:, 5:], b[:, :5], b[:, 5:]
 
 
-def _essential(fit: EpipolarFit) -> FloatArray:
-    return _skew(fit.direction) @ fit.rotation
+def _directions(fit: EpipolarFit, batch: PairBatch) -> FloatArray:
+    """Directions (2 P, 3) of the translation for the two halves of the points of each pair."""
+    directions = np.repeat(fit.direction[:, None], 2, axis=1)
+    directions[batch.turns] = np.eye(3)[:2]
+    return np.asarray(directions.reshape(-1, 3))
 
 
-def _essential_derivatives(fit: EpipolarFit) -> FloatArray:
-    """Derivatives (P, 5, 9) of the essential matrices by the steps of `EpipolarFit.moved`."""
-    u, v = _tangents(fit.direction)
-    d = _skew(fit.direction)
-    by_rotation = [d @ generator @ fit.rotation for generator in _GENERATORS]
-    return np.stack([*by_rotation, _skew(u) @ fit.rotation, _skew(v) @ fit.rotation], axis=1).reshape(len(d), 5, 9)
+def _essential(fit: EpipolarFit, batch: PairBatch) -> FloatArray:
+    """Essential matrices (2 P, 3, 3) for the two halves of the points of each pair."""
+    return np.asarray(_skew(_directions(fit, batch)) @ np.repeat(fit.rotation, 2, axis=0))
+
+
+def _essential_derivatives(fit: EpipolarFit, batch: PairBatch) -> FloatArray:
+    """Derivatives (2 P, 5, 9) of the essential matrices by the steps of `EpipolarFit.moved`."""
+    rotation = np.repeat(fit.rotation, 2, axis=0)
+    d = _skew(_directions(fit, batch))
+    moves = np.repeat(~batch.turns, 2)[:, None]
+    u, v = (np.repeat(tangent, 2, axis=0) * moves for tangent in _tangents(fit.direction))
+    by_rotation = [d @ generator @ rotation for generator in _GENERATORS]
+    return np.stack([*by_rotation, _skew(u) @ rotation, _skew(v) @ rotation], axis=1).reshape(len(d), 5, 9)
 
 
 def _rotations_alone(batch: PairBatch, lens: FloatArray) -> FloatArray:
-    """Rotations (P, 3, 3) that best align the rays of each pair (Kabsch), iteratively reweighted."""
-    rays = _Rays(batch, lens)
-    first, second = (v / np.linalg.norm(v, axis=2, keepdims=True) for v in rays.homogeneous)
-    weight, rotation = batch.weight, np.tile(np.eye(3), (len(batch), 1, 1))
+    """Rotations (P, 3, 3) that best align the rays of each pair."""
+    return rotations_of(*_Rays(batch, lens).homogeneous, batch.weight)
+
+
+def rotations_of(first: FloatArray, second: FloatArray, weight: FloatArray) -> FloatArray:
+    """Rotations (P, 3, 3), second from first, that best align rays (P, M, 3) (Kabsch), iteratively reweighted."""
+    first, second = (v / np.linalg.norm(v, axis=2, keepdims=True) for v in (first, second))
+    given, rotation = weight, np.tile(np.eye(3), (len(weight), 1, 1))
     for _ in range(5):
         U, _, Vt = np.linalg.svd((second * weight[..., None]).transpose(0, 2, 1) @ first)
         U[:, :, 2] *= np.sign(np.linalg.det(U @ Vt))[:, None]
         rotation = U @ Vt
         error = np.linalg.norm(second - first @ rotation.transpose(0, 2, 1), axis=2)
-        median = np.nanmedian(np.where(batch.weight > 0, error, np.nan), axis=1)[:, None]
-        weight = batch.weight / (1.0 + (error / np.maximum(median, _SMALL)) ** 2)
+        median = np.nanmedian(np.where(given > 0, error, np.nan), axis=1)[:, None]
+        weight = given / (1.0 + (error / np.maximum(median, _SMALL)) ** 2)
     return rotation
 
 

@@ -11,6 +11,7 @@ observations", 1989), at least the formal one. The spread of the focal length ov
 with and without an offset of the principal point, with and without distortion.
 
 A camera that hardly rotates, or a planar scene, constrains the intrinsics weakly; the standard deviation is then large.
+One that only turns has no epipolar geometry, but determines its intrinsics best of all (`turning_pairs`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from relocalizer.calibration_windows import MISFIT, Chosen, FocalChange, find_change, is_worse, misfit_of, sigmas_of
 from relocalizer.camera import Camera
@@ -48,6 +50,7 @@ from relocalizer.epipolar_fit import (
 )
 from relocalizer.geometry import FloatArray
 from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, NotDetermined
+from relocalizer.turning_pairs import spread, turn_spreads
 
 FIELD_DEG = (20.0, 170.0)  # range of plausible angles of view along the longer side, degrees
 PRIOR_SIGMA = 0.3  # standard deviation of the logarithm of an assumed focal length: 45 to 78 degrees for 60
@@ -61,6 +64,10 @@ _MIN_NOISE_PX = 0.2  # minimum standard deviation of a matched coordinate, pixel
 _MIN_MATCHES, _MAX_MATCHES = 30, 120  # minimum and maximum number of matches of a pair
 _MIN_INLIER_RATIO = 0.4  # minimum inlier ratio of a pair's epipolar geometry
 _FLAT = 0.8  # inlier ratio of a homography above which a pair is degenerate: planar scene, or no parallax
+# Maximum ratio of the distances from a rotation to those from an epipolar geometry for a pair to be a turn; both are
+# known to a tenth.
+_TURN_SPREAD = 1.2
+_BENT = 0.02  # minimum distortion for which turns are searched again
 _MIN_PAIRS = 5  # minimum number of usable pairs
 _RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
 _NEAR_RIVAL = 10.0 * _RIVAL  # minimum loss difference in the initial search of a minimum to be excluded by that alone
@@ -125,19 +132,33 @@ class SelfCalibration:
         self._prior = LensPrior(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0, 0.0]), _PRIOR_SIGMAS)
 
     def estimate(self) -> FocalEstimate | NotDetermined:
-        """The focal length, searched over all plausible angles of view."""
-        chosen = self._chosen
+        """The focal length, searched over all plausible angles of view.
+
+        Pairs between which the camera only turns are used if the others do not determine it better without them: a
+        camera that moves along a wall can look as if it turned.
+        """
+        found, fits = self._searched(self._prior.mean, with_turns=False)
+        lens = self._lens_of_turns(fits[0].lens if fits else None)
+        if lens is None:
+            return found
+        return min(self._searched(lens, with_turns=True)[0], found, key=_uncertainty)
+
+    def _searched(
+        self, lens: FloatArray, *, with_turns: bool
+    ) -> tuple[FocalEstimate | NotDetermined, list[EpipolarFit]]:
+        """The estimate, and the fits at the minima of the search."""
+        chosen = self._choose(lens, with_turns=with_turns)
         if isinstance(chosen, NotDetermined):
-            return chosen
+            return chosen, []
         fits = self._minima(chosen.thinned(_SEARCHED))
         best = fits[0]
-        again = self._choose(best.lens)
+        again = self._choose(best.lens, with_turns=with_turns)
         if isinstance(again, NotDetermined):
-            return again
+            return again, fits
         near = [f for f in fits[1:] if _SEARCHED * float(f.loss.sum() - best.loss.sum()) < _NEAR_RIVAL]
         refined = [self._refined(again, fit_poses(again.batch, again.F, f.lens)) for f in [best, *near]]
         fit = min(refined, key=self._loss)
-        return self._judged(again, fit, rivals=[f for f in refined if f is not fit])
+        return self._judged(again, fit, rivals=[f for f in refined if f is not fit]), fits
 
     def check(self) -> FocalEstimate | NotDetermined:
         """The focal length, refined from that of the camera."""
@@ -178,24 +199,33 @@ class SelfCalibration:
 
     @cached_property
     def _chosen(self) -> Chosen | NotDetermined:
-        """The usable pairs without distortion."""
-        return self._choose(self._prior.mean)
+        """The usable pairs with parallax, without distortion."""
+        return self._choose(self._prior.mean, with_turns=False)
 
-    def _choose(self, lens: FloatArray) -> Chosen | NotDetermined:
-        """The usable pairs, with their inlier matches under the distortion of a lens."""
-        found, flat = [], 0
-        for pair in self._pairs:
-            matches = self._inliers(pair, lens)
-            if matches is not None and matches.is_flat:
-                flat += 1
-            elif matches is not None:
-                found.append((pair, matches.thinned(_MAX_MATCHES)))
-        if len(found) < _MIN_PAIRS:
-            return NotDetermined(_too_few(len(self._pairs), len(found), flat))
-        batch = _padded([matches for _, matches in found])
+    def _choose(self, lens: FloatArray, *, with_turns: bool) -> Chosen | NotDetermined:
+        """The usable pairs, with their inlier matches under the distortion of a lens.
+
+        Args:
+            with_turns: whether pairs without parallax are used between which the camera only turns.
+        """
+        matched = self._matched(lens)
+        if matched is None:
+            return NotDetermined(_too_few(len(self._pairs), 0, 0))
+        flat = matched.batch.turns
+        used = np.flatnonzero(~flat | self._turning(matched, lens) if with_turns else ~flat)
+        if len(used) < _MIN_PAIRS:
+            return NotDetermined(_too_few(len(self._pairs), len(used), int(flat.sum())))
+        return matched.take(used)
+
+    def _matched(self, lens: FloatArray) -> Chosen | None:
+        """All pairs with their inlier matches; those without parallax count as turns. None without any."""
+        found = [(pair, matches) for pair in self._pairs if (matches := self._inliers(pair, lens)) is not None]
+        if not found:
+            return None
+        batch = _padded([matches for _, matches in found], np.array([matches.is_flat for _, matches in found]))
         unit = np.diag([self._unit, self._unit, 1.0])
         F = np.array([unit @ matches.F @ unit for _, matches in found])
-        distances = fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _DISTORTION), lens, 0.0))
+        distances = _distances(batch, F, lens)
         noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _MIN_NOISE_PX / self._unit)
         frames = np.array([[pair.first, pair.second] for pair, _ in found], dtype=np.int64)
         return Chosen(replace(batch, noise=noise), F, frames)
@@ -217,10 +247,51 @@ class SelfCalibration:
             return None
         return _Matches(x[rows], y[rows], F, pixels_x[rows], pixels_y[rows])
 
+    def _turning(self, matched: Chosen, lens: FloatArray) -> NDArray[np.bool_]:
+        """Which pairs (P,) a turn of the camera alone explains, as well as any epipolar geometry does."""
+        rows = np.flatnonzero(matched.batch.turns)
+        result = np.zeros(len(matched.batch), dtype=bool)
+        if len(rows):
+            flat = matched.take(rows)
+            free = spread(_distances(flat.batch, flat.F, lens), flat.batch.weight)
+            most = _TURN_SPREAD * np.maximum(free, _MIN_NOISE_PX / self._unit)
+            result[rows] = turn_spreads(flat.batch, lens, self._grid) < most
+        return result
+
+    def _lens_of_turns(self, found: FloatArray | None) -> FloatArray | None:
+        """A lens (6,) by whose distortion enough pairs are turns of the camera; None if they are not.
+
+        Turns of a distorted camera are neither turns without its distortion, nor quite without parallax.
+
+        Args:
+            found: the lens of the pairs with parallax; None if they are too few.
+        """
+        if self._are_turns(self._prior.mean):
+            return self._prior.mean
+        if found is None:
+            matched = self._matched(self._prior.mean)
+            if matched is None or matched.batch.turns.sum() < _MIN_PAIRS:
+                return None
+            flat = matched.take(np.flatnonzero(matched.batch.turns))
+            found = self._minima(flat.thinned(_SEARCHED))[0].lens
+        return found if abs(found[DIVISION]) > _BENT and self._are_turns(found) else None
+
+    def _are_turns(self, lens: FloatArray) -> bool:
+        """Whether enough pairs are turns of the camera by the distortion of a lens."""
+        matched = self._matched(lens)
+        return matched is not None and self._turning(matched, lens).sum() >= _MIN_PAIRS
+
     # --- the search ------------------------------------------------------------------------------------
 
     def _log_focal(self, focal_px: float) -> float:
         return float(np.log(focal_px / self._unit))
+
+    @property
+    def _grid(self) -> FloatArray:
+        """Logarithms (G,) of the plausible focal lengths."""
+        side = max(self._camera.width, self._camera.height)
+        longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
+        return np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
 
     def _minima(self, chosen: Chosen) -> list[EpipolarFit]:
         """Fits at the local minima of the loss over the focal length, the best first."""
@@ -247,9 +318,7 @@ class SelfCalibration:
 
     def _profile(self, chosen: Chosen) -> list[EpipolarFit]:
         """Fits of poses and distortion at each focal length of a grid, each initialized from its neighbor."""
-        side = max(self._camera.width, self._camera.height)
-        longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
-        grid = np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
+        grid = self._grid
         middle = int(np.argmin(np.abs(grid - self._prior.mean[LOG_FOCAL])))
         fits: dict[int, EpipolarFit] = {}
         start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0, 0.0, 0.0]))
@@ -350,15 +419,30 @@ class SelfCalibration:
         return ""
 
 
-def _padded(matches: Sequence[_Matches]) -> PairBatch:
-    """The points of pairs as a padded batch; the caller sets its noise."""
-    counts = np.array([len(m.x) for m in matches])
-    most = int(counts.max())
-    x, y = (
-        np.array([np.pad(p, ((0, most - len(p)), (0, 0))) for p in points])
-        for points in ([m.x for m in matches], [m.y for m in matches])
-    )
-    return PairBatch(x, y, (np.arange(most) < counts[:, None]).astype(np.float64), 1.0)
+def _padded(matches: Sequence[_Matches], turns: NDArray[np.bool_]) -> PairBatch:
+    """The points of pairs, at most `_MAX_MATCHES` each, as a padded batch; the caller sets its noise."""
+    half = _MAX_MATCHES // 2
+    x, y = np.zeros((2, len(matches), 2, half, 2))
+    weight = np.zeros((len(matches), 2, half))
+    for n, (found, turning) in enumerate(zip(matches, turns, strict=True)):
+        few = found.thinned(half if turning else _MAX_MATCHES)
+        for k, rows in enumerate([slice(None)] * 2 if turning else [slice(0, None, 2), slice(1, None, 2)]):
+            count = len(few.x[rows])
+            x[n, k, :count], y[n, k, :count], weight[n, k, :count] = few.x[rows], few.y[rows], 1.0
+    shape = (len(matches), 2 * half)
+    return PairBatch(x.reshape(*shape, 2), y.reshape(*shape, 2), weight.reshape(shape), 1.0, turns)
+
+
+def _distances(batch: PairBatch, F: FloatArray, lens: FloatArray) -> FloatArray:
+    """Distances (P, M) to fundamental matrices (P, 3, 3) of the points without the distortion of a lens."""
+    return fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _DISTORTION), lens, 0.0))
+
+
+def _uncertainty(found: FocalEstimate | NotDetermined) -> tuple[bool, bool, float]:
+    """The order of estimates, the best first."""
+    if isinstance(found, NotDetermined):
+        return True, True, 0.0
+    return False, bool(found.flaw), found.sigma
 
 
 def _too_few(given: int, usable: int, flat: int) -> str:

@@ -20,11 +20,11 @@ ASSUMED = Camera.assume(640, 480, fov_deg=60.0)  # 554 px
 POINTS = np.random.default_rng(5).uniform([-3.0, -2.0, 2.0], [3.0, 2.0, 7.0], (400, 3))
 
 
-def footage(*, frames=10, camera=CAMERA, points=POINTS, turn=1.0, noise_px=0.4, zoom=None, seed=0):
+def footage(*, frames=10, camera=CAMERA, points=POINTS, turn=1.0, walk=1.0, noise_px=0.4, zoom=None, seed=0):
     """A camera that walks sideways and looks about, and pairs of its images up to three apart.
 
     Args:
-        turn: times the usual rotations.
+        turn, walk: times the usual rotations, and the usual path.
         zoom: focal length of image n over that of `camera`; one by default.
     """
     rng, seen = np.random.default_rng(seed), []
@@ -33,7 +33,7 @@ def footage(*, frames=10, camera=CAMERA, points=POINTS, turn=1.0, noise_px=0.4, 
         rotation = Rotation.from_rotvec(
             turn * np.array([0.25 * np.sin(7 * s), 0.5 * np.cos(5 * s), 0.4 * np.sin(9 * s)])
         )
-        center = [1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s]
+        center = walk * np.array([1.5 * s - 0.7, 0.3 * np.sin(6 * s), 0.4 * s])
         in_camera = rotation.inv().apply(points - center)
         ratio = 1.0 if zoom is None else zoom(n)
         lens = replace(camera, fx=camera.fx * ratio, fy=camera.fy * ratio)
@@ -132,6 +132,31 @@ def test_a_camera_that_does_not_turn_claims_nothing():
     """Sideways without a turn a longer lens and a deeper scene look the same."""
     found = SelfCalibration(footage(turn=0.0), ASSUMED).estimate()
     assert isinstance(found, NotDetermined) or not found.is_known
+
+
+@pytest.mark.parametrize("noise_px", [0.1, 0.4, 0.8])
+def test_a_camera_that_only_turns_tells_its_focal_length(noise_px):
+    found = SelfCalibration(footage(walk=0.0, noise_px=noise_px), ASSUMED).estimate()
+    assert found.is_known
+    error, sigmas = errors(found)
+    assert error < 0.015
+    assert sigmas < 2.0
+
+
+def test_a_turn_tells_the_distortion_too():
+    distorted = replace(CAMERA, model="radtan", distortion=(-0.2, 0.03, 0.0, 0.0))
+    found = SelfCalibration(footage(walk=0.0, camera=distorted), ASSUMED).estimate()
+    error, sigmas = errors(found)
+    assert error < 0.03
+    assert sigmas < 2.0
+    assert found.distortion.is_clear
+
+
+def test_a_walk_along_a_wall_is_no_turn():
+    """To a camera that does not turn, a wall that passes looks like a turn of a long lens."""
+    wall = np.column_stack([POINTS[:, :2], np.full(len(POINTS), 4.0)])
+    found = SelfCalibration(footage(points=wall, turn=0.0), ASSUMED).estimate()
+    assert isinstance(found, NotDetermined) or found.flaw
 
 
 def test_few_images_determine_nothing():
