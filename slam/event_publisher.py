@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import UserError
-from relocalizer.geometry import FloatArray
+from relocalizer.geometry import FloatArray, apply_inverse
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.events import (
@@ -257,7 +257,7 @@ def _tracked_points(
     is_inlier = np.zeros(len(tracks), bool)
     if pose is not None and len(landmarks):
         _, rows, columns = np.intersect1d(tracks.ids, tracker.inlier_tracks.ids, return_indices=True)
-        in_cam = np.asarray(pose.inv().apply(landmarks[columns])).reshape(-1, 3)
+        in_cam = apply_inverse(pose, landmarks[columns])
         ahead = in_cam[:, 2] > 1e-9
         reprojected[rows[ahead]] = frame.camera.project(in_cam[ahead])
         is_inlier[rows[ahead]] = True

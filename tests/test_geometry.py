@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.spatial.transform import RigidTransform
+from scipy.spatial.transform import RigidTransform, Rotation
 
 from relocalizer.geometry import (
     FloatArray,
     Similarity,
     align_points,
+    apply_inverse,
     direction_angle,
     exp_so3,
+    exp_so3_of_each,
     frozen_array,
     identity,
     log_so3,
@@ -90,6 +92,18 @@ def test_exp_gives_a_rotation(omega: FloatArray) -> None:
     R = exp_so3(omega)
     assert np.allclose(R @ R.T, np.eye(3), atol=ROUNDING)
     assert np.linalg.det(R) == pytest.approx(1.0, abs=ROUNDING)
+
+
+@holds_for(rotation_vectors(), st.floats(1e-9, 10.0))
+def test_exp_is_that_of_scipy(omega: FloatArray, stretch: float) -> None:
+    expected = Rotation.from_rotvec(stretch * omega).as_matrix()
+    assert np.allclose(exp_so3(stretch * omega), expected, rtol=0.0, atol=1e-13)
+    assert np.allclose(exp_so3_of_each(stretch * omega[None])[0], expected, rtol=0.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_exp_of_what_is_not_finite_is_not_finite_either(value: float) -> None:
+    assert np.isnan(exp_so3([0.1, value, 0.0])).all()
 
 
 @holds_for(rotation_vectors())
@@ -205,6 +219,18 @@ def test_rigid_maps_a_point_by_rotation_then_translation(a_from_b: RigidTransfor
 def test_matrices_of_products_are_products_of_matrices(a_from_b: RigidTransform, b_from_c: RigidTransform) -> None:
     stacked = stack_matrices([a_from_b, b_from_c, a_from_b * b_from_c])
     assert np.allclose(stacked[0] @ stacked[1], stacked[2], atol=1e-10)
+
+
+@holds_for(rigids(), arrays(np.float64, (5, 3), elements=finite))
+def test_apply_inverse_is_applying_the_inverse(a_from_b: RigidTransform, points_a: FloatArray) -> None:
+    assert np.allclose(apply_inverse(a_from_b, points_a), a_from_b.inv().apply(points_a), atol=1e-10)
+
+
+@holds_for(rotations(), vectors, st.floats(-1e-6, 1e-6))
+def test_a_matrix_that_is_no_rotation_is_made_one(R: FloatArray, t: FloatArray, off: float) -> None:
+    made = rotation_matrix(rigid(R + off, t))
+    assert np.allclose(made @ made.T, np.eye(3), atol=1e-13)
+    assert np.allclose(made, R, atol=1e-5)
 
 
 def test_identity_moves_nothing() -> None:
