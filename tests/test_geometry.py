@@ -26,6 +26,7 @@ from relocalizer.geometry import (
     nearest_rotation,
     product,
     quaternion_xyzw_from_rotation,
+    quaternion_xyzw_of,
     rigid,
     rotation_angle,
     rotation_from_quaternion_wxyz,
@@ -170,6 +171,15 @@ def test_quaternions_come_back_in_either_order(R: FloatArray) -> None:
     x, y, z, w = quaternion_xyzw_from_rotation(R)
     assert np.allclose(rotation_from_quaternion_xyzw([x, y, z, w]), R, atol=ROUNDING)
     assert np.allclose(rotation_from_quaternion_wxyz([w, x, y, z]), R, atol=ROUNDING)
+
+
+@holds_for(rigids())
+def test_the_quaternion_of_one_transform_is_that_of_scipy(a_from_b: RigidTransform) -> None:
+    expected = a_from_b.rotation.as_quat(canonical=True)
+    found = np.array(quaternion_xyzw_of(a_from_b))
+    # At half a turn w is zero but for rounding, and either sign is canonical.
+    sign = -1.0 if abs(expected[3]) < ROUNDING and found @ expected < 0 else 1.0
+    assert np.allclose(sign * found, expected, atol=ROUNDING)
 
 
 @holds_for(rotations())
