@@ -95,7 +95,7 @@ class _PoseProblem:
         p = self.points_world @ R.T + t
         z = np.maximum(p[:, 2], 1e-6)
         normalized = p[:, :2] / z[:, None]
-        residual, J = normalized * focal - self.centered, _jacobians(normalized, z, focal)
+        residual, J = normalized * focal - self.centered, reprojection_jacobians(normalized, z, focal)
         if self.depth_sigma_world is not None:
             residual, J = _whitened(residual, J, self.depth_sigma_world @ R.T, self.noise_px)
         squared = inner_products(residual, residual) / self.noise_px**2
@@ -177,7 +177,7 @@ def pose_information(
     p = np.asarray(cam_from_world.apply(points_world)).reshape(-1, 3)
     depth_sigma_cam = np.asarray(cam_from_world.rotation.apply(depth_sigma_world)).reshape(-1, 3)
     p, depth_sigma_cam = p[p[:, 2] > 1e-6], depth_sigma_cam[p[:, 2] > 1e-6]
-    J = _jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
+    J = reprojection_jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
     _, J = _whitened(np.zeros((len(J), 2)), J, depth_sigma_cam, noise_px)
     flat = J.reshape(-1, 6)
     return np.asarray(flat.T @ flat / noise_px**2)
@@ -207,12 +207,16 @@ def _whitened(
     return residual, J - axis[:, :, None] * np.einsum("ni,nij->nj", axis, J)[:, None, :]
 
 
-def _jacobians(normalized: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
+def reprojection_jacobians(normalized: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
     """(N, 2, 6): derivatives of the pixels by a left perturbation (rotation, translation) of cam_from_world.
 
     The last three columns are also the derivatives by the point, in camera axes.
+
+    Args:
+        normalized: (N, 2) points in the normalized image; z: (N,) their depths.
+        focal: (2,) of all, or (2, N) of each, pixels.
     """
-    x, y = focal[:, None] * normalized.T
+    x, y = focal[0] * normalized[:, 0], focal[1] * normalized[:, 1]
     inverse, across = 1.0 / z, x * normalized[:, 1]
     J = np.zeros((2, 6, len(z)))  # derivative by derivative, which is faster to fill and to multiply
     J[0, 0], J[0, 1], J[0, 2] = -across, focal[0] + x * normalized[:, 0], -focal[0] * normalized[:, 1]

@@ -7,6 +7,7 @@ Camera axes: x right, y down, z forward. Radians everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,6 @@ FloatArray = NDArray[np.float64]
 
 MAX_COORDINATE = 1e12  # upper bound of the absolute value of a coordinate in a map, and of a scale
 ORTHONORMAL = 1e-14  # maximum error of a product of two rows of a rotation matrix
-_IDENTITY = np.eye(3)
 
 
 def frozen_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> FloatArray:
@@ -61,9 +61,16 @@ def product(a_from_b: RigidTransform, b_from_c: RigidTransform) -> RigidTransfor
 
 def _rigid_of(matrix: FloatArray) -> RigidTransform:
     """The transform of a (4, 4) matrix. SciPy's normalization of its rotation takes most of the time of making one."""
-    R = matrix[:3, :3]
-    is_rotation = np.abs(R @ R.T - _IDENTITY).max() < ORTHONORMAL and np.linalg.det(R) > 0
-    return RigidTransform(matrix, normalize=not is_rotation)
+    return RigidTransform(matrix, normalize=not _is_rotation(matrix))
+
+
+def _is_rotation(matrix: FloatArray) -> bool:
+    """Whether the rows of the (3, 3) part are orthonormal and right-handed; on Python's numbers, which is fastest."""
+    (a, b, c, _), (d, e, f, _), (g, h, i, _) = matrix[:3].tolist()
+    products = (a * d + b * e + c * f, a * g + b * h + c * i, d * g + e * h + f * i)
+    lengths = (a * a + b * b + c * c - 1.0, d * d + e * e + f * f - 1.0, g * g + h * h + i * i - 1.0)
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return determinant > 0 and all(abs(error) < ORTHONORMAL for error in (*products, *lengths))  # False for NaN
 
 
 def identity() -> RigidTransform:
@@ -79,6 +86,11 @@ def rotation_matrix(a_from_b: RigidTransform) -> FloatArray:
 def translation_of(a_from_b: RigidTransform) -> FloatArray:
     """The (3,) translation of a rigid transform: the position of b's origin in a."""
     return np.asarray(a_from_b.translation, dtype=np.float64)
+
+
+def apply_inverse(a_from_b: RigidTransform, points_a: FloatArray) -> FloatArray:
+    """Points (N, 3) in a to points in b; ten times as fast as by way of the inverse for a few hundred points."""
+    return np.asarray((points_a - translation_of(a_from_b)) @ rotation_matrix(a_from_b))
 
 
 def rotation_angle(rotation: ArrayLike) -> float:
@@ -106,8 +118,26 @@ def skew(v: ArrayLike) -> FloatArray:
 
 
 def exp_so3(omega: ArrayLike) -> FloatArray:
-    """Rotation matrix (3, 3) of a rotation vector (3,), radians (Rodrigues)."""
-    return np.asarray(Rotation.from_rotvec(np.asarray(omega, dtype=np.float64)).as_matrix(), dtype=np.float64)
+    """Rotation matrix (3, 3) of a rotation vector (3,), radians, by its quaternion; NaN if that is not finite."""
+    x, y, z = np.asarray(omega, dtype=np.float64).tolist()
+    angle = math.hypot(x, y, z)
+    if not math.isfinite(angle):
+        return np.full((3, 3), np.nan)
+    # Half of sinc: below 1e-3 its series, whose next term is less than the rounding.
+    half = math.sin(0.5 * angle) / angle if angle > 1e-3 else 0.5 - angle**2 / 48.0 + angle**4 / 3840.0
+    x, y, z, w = half * x, half * y, half * z, math.cos(0.5 * angle)
+    return np.array(
+        [
+            [1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - z * w), 2.0 * (x * z + y * w)],
+            [2.0 * (x * y + z * w), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - x * w)],
+            [2.0 * (x * z - y * w), 2.0 * (y * z + x * w), 1.0 - 2.0 * (x * x + y * y)],
+        ]
+    )
+
+
+def exp_so3_of_each(omega: FloatArray) -> FloatArray:
+    """Rotation matrices (N, 3, 3) of rotation vectors (N, 3), radians."""
+    return np.asarray(Rotation.from_rotvec(omega).as_matrix(), dtype=np.float64).reshape(-1, 3, 3)
 
 
 def log_so3(rotation: ArrayLike) -> FloatArray:
@@ -124,6 +154,23 @@ def nearest_rotation(matrix: ArrayLike) -> FloatArray:
 def quaternion_xyzw_from_rotation(rotation: ArrayLike) -> FloatArray:
     """Unit quaternions (..., 4), ordered x, y, z, w with w >= 0 (TUM file format), of rotations (..., 3, 3)."""
     return np.asarray(Rotation.from_matrix(np.asarray(rotation)).as_quat(canonical=True), dtype=np.float64)
+
+
+def quaternion_xyzw_of(a_from_b: RigidTransform) -> tuple[float, float, float, float]:
+    """Unit quaternion x, y, z, w with w >= 0 of one rigid transform; fifty times as fast as by way of its `rotation`.
+
+    By the largest of the four components, as Shepperd, "Quaternion from rotation matrix", 1978.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = rotation_matrix(a_from_b).tolist()
+    _, x, y, z, w = max(
+        (a - e - i, 1.0 + a - e - i, b + d, c + g, h - f),
+        (e - a - i, b + d, 1.0 + e - a - i, f + h, c - g),
+        (i - a - e, c + g, f + h, 1.0 + i - a - e, d - b),
+        (a + e + i, h - f, c - g, d - b, 1.0 + a + e + i),
+        key=lambda candidate: candidate[0],
+    )
+    length = math.copysign(math.hypot(x, y, z, w), w)
+    return x / length, y / length, z / length, w / length
 
 
 def rotation_from_quaternion_xyzw(quaternion: ArrayLike) -> FloatArray:

@@ -13,7 +13,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.geometry import FloatArray, skew
+from relocalizer.geometry import FloatArray, apply_inverse, skew
 
 Indices = NDArray[np.int64]
 LINE_PX = 1.5  # maximum distance of a match from its epipolar line, pixels
@@ -21,7 +21,7 @@ LINE_PX = 1.5  # maximum distance of a match from its epipolar line, pixels
 
 def expected_in(points_world: FloatArray, world_from_cam: RigidTransform, camera: Camera) -> tuple[Indices, FloatArray]:
     """Rows (M,), ascending, of the points (N, 3) that project into a camera's image, and their pixels (M, 2)."""
-    in_cam = np.asarray(world_from_cam.inv().apply(points_world)).reshape(-1, 3)
+    in_cam = apply_inverse(world_from_cam, points_world)
     front = np.flatnonzero(in_cam[:, 2] > 1e-6)
     pixels = camera.project(in_cam[front])
     inside = camera.contains(pixels)

@@ -9,10 +9,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.errors import UserError
-from relocalizer.geometry import FloatArray
+from relocalizer.geometry import FloatArray, apply_inverse
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.events import (
@@ -202,8 +203,8 @@ class EventPublisher:
     ) -> None:
         """Publish `FrameProcessed`."""
         pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
-        landmarks = tracker.points_world(inliers.ids)
-        points = _tracked_points(frame, tracker, pose, landmarks)
+        landmarks, is_inlier = tracker.points_world(inliers.ids), np.isin(tracker.tracks.ids, inliers.ids)
+        points = _tracked_points(frame, tracker, pose, landmarks, is_inlier)
         residuals = points.residuals_px[points.is_inlier]
         measurement = replace(
             tracker.measurement,
@@ -220,7 +221,7 @@ class EventPublisher:
                 keyframe_id=state.keyframe_id,
                 pixels=tracker.tracks.pixels,
                 track_ids=tracker.tracks.ids,
-                is_inlier=np.isin(tracker.tracks.ids, inliers.ids),
+                is_inlier=is_inlier,
                 depth=np.nan if pose is None or not len(inliers) else float(np.median(depths_in(landmarks, pose))),
                 stage_ms=dict(stage_ms),
                 overlay_share=tracker.overlay_share,
@@ -245,19 +246,25 @@ class EventPublisher:
 
 
 def _tracked_points(
-    frame: Frame, tracker: FrameTracker, pose: RigidTransform | None, landmarks: FloatArray
+    frame: Frame,
+    tracker: FrameTracker,
+    pose: RigidTransform | None,
+    landmarks: FloatArray,
+    of_landmark: NDArray[np.bool_],
 ) -> TrackedPoints:
     """The tracks of the newest frame and its outliers, with the reprojections of its inlier landmarks.
 
     Args:
         landmarks: (N, 3), the inlier landmarks of the frame, map units.
+        of_landmark: mask of the tracks of the newest frame that are these landmarks.
     """
     tracks = tracker.tracks.joined(tracker.outlier_tracks)
     reprojected = np.full((len(tracks), 2), np.nan, np.float32)
     is_inlier = np.zeros(len(tracks), bool)
     if pose is not None and len(landmarks):
-        _, rows, columns = np.intersect1d(tracks.ids, tracker.inlier_tracks.ids, return_indices=True)
-        in_cam = np.asarray(pose.inv().apply(landmarks[columns])).reshape(-1, 3)
+        rows, inliers = np.flatnonzero(of_landmark), tracker.inlier_tracks.ids
+        order = np.argsort(inliers)
+        in_cam = apply_inverse(pose, landmarks[order[np.searchsorted(inliers, tracks.ids[rows], sorter=order)]])
         ahead = in_cam[:, 2] > 1e-9
         reprojected[rows[ahead]] = frame.camera.project(in_cam[ahead])
         is_inlier[rows[ahead]] = True

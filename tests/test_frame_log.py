@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, translation_of
+from relocalizer.geometry import Similarity, exp_so3, rigid, rotation_matrix, stack_matrices, translation_of
 from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrection
-from slam.map.frame_log import MAX_OBSERVATIONS_PER_FRAME, FrameLog, relative_to_keyframe
+from slam.map.frame_log import FRAMES_AT_ONCE, MAX_OBSERVATIONS_PER_FRAME, FrameLog, relative_to_keyframe
 from slam.map.frames import Frame
 from slam.map.keyframe_graph import KeyframeGraph
 from slam.map.tracks import Tracks
@@ -37,6 +37,10 @@ def same(a, b, atol=1e-12):
     return np.allclose(a.as_matrix(), b.as_matrix(), atol=atol)
 
 
+def as_they_are(frames):
+    return stack_matrices([logged.world_from_cam for logged in frames])
+
+
 @pytest.fixture
 def graph(rng):
     """Poses alone: a log asks a graph for nothing else."""
@@ -53,7 +57,9 @@ def test_frames_are_straightened_by_the_lens_of_their_keyframe(graph, rng):
         log.add(frame(k), some_rigid(rng), Tracks(np.arange(2), pixels), k, graph)
     bent = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
     log.undistort(lambda k: bent if k == 2 else IntrinsicsCorrection())
-    log.refit(graph, lambda seen, camera, pose: placed.append((seen.pixels, camera)) or pose)
+    log.refit(
+        graph, lambda frames: placed.extend((f.observations.pixels, f.camera) for f in frames) or as_they_are(frames)
+    )
     assert [camera for _, camera in placed] == [CAMERA, bent.camera]
     assert np.array_equal(placed[0][0], pixels)
     assert np.allclose(placed[1][0], bent.undistorted_pixels(pixels), atol=1e-5)
@@ -134,19 +140,28 @@ def test_placing_again_is_told_the_landmarks_the_camera_and_the_pose_under_the_m
     log.add(frame(0), pose, seen(5), 0, graph)
     graph.world_from_keyframe[0] = change @ graph.world_from_keyframe[0]
     asked = []
-    log.refit(graph, lambda tracks, camera, pose: asked.append((tracks, camera, pose)) or pose)
-    [(tracks, camera, told)] = asked
-    assert tracks.ids.tolist() == [0, 1, 2, 3, 4]
-    assert camera is CAMERA
-    assert np.allclose(translation_of(told), change.apply(translation_of(pose)))
+    log.refit(graph, lambda frames: asked.extend(frames) or as_they_are(frames))
+    [told] = asked
+    assert told.observations.ids.tolist() == [0, 1, 2, 3, 4]
+    assert told.camera is CAMERA
+    assert np.allclose(translation_of(told.world_from_cam), change.apply(translation_of(pose)))
 
 
 def test_a_frame_placed_again_is_where_it_was_put(rng, graph):
     log, better = FrameLog(), some_rigid(rng)
     log.add(frame(7), some_rigid(rng), seen(5), 0, graph)
-    log.refit(graph, lambda tracks, camera, pose: better)
+    log.refit(graph, lambda frames: better.as_matrix()[None])
     assert same(log.pose(log.records[0], graph), better)
     assert (log.records[0].index, log.records[0].timestamp_ns, log.records[0].keyframe_id) == (7, 7000, 0)
+
+
+def test_more_frames_than_are_placed_at_once_each_get_their_own_pose(rng, graph):
+    log, better = FrameLog(), [some_rigid(rng) for _ in range(FRAMES_AT_ONCE + 3)]
+    for n in range(len(better)):
+        log.add(frame(n), some_rigid(rng), Tracks(np.array([n]), np.zeros((1, 2), np.float32)), n % 3, graph)
+    log.refit(graph, lambda frames: stack_matrices([better[f.observations.ids[0]] for f in frames]))
+    for record, pose in zip(log.records, better, strict=True):
+        assert same(log.pose(record, graph), pose)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +171,7 @@ def test_a_long_run_remembers_a_bounded_spread_of_what_a_frame_saw(rng, graph, c
     log = FrameLog()
     log.add(frame(0), some_rigid(rng), seen(count), 0, graph)
     kept = []
-    log.refit(graph, lambda tracks, camera, pose: kept.append(tracks.ids) or pose)
+    log.refit(graph, lambda frames: kept.extend(f.observations.ids for f in frames) or as_they_are(frames))
     assert len(kept[0]) <= MAX_OBSERVATIONS_PER_FRAME
     assert len(kept[0]) >= min(count, MAX_OBSERVATIONS_PER_FRAME // 2)
     if count > MAX_OBSERVATIONS_PER_FRAME:
@@ -168,7 +183,7 @@ def test_what_a_frame_saw_does_not_follow_the_arrays_it_was_given(rng, graph):
     log.add(frame(0), some_rigid(rng), tracks, 0, graph)
     tracks.ids[:] = -9
     kept = []
-    log.refit(graph, lambda tracks, camera, pose: kept.append(tracks.ids.tolist()) or pose)
+    log.refit(graph, lambda frames: kept.extend(f.observations.ids.tolist() for f in frames) or as_they_are(frames))
     assert kept == [[0, 1, 2, 3, 4]]
 
 

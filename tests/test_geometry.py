@@ -10,20 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.spatial.transform import RigidTransform
+from scipy.spatial.transform import RigidTransform, Rotation
 
 from relocalizer.geometry import (
     FloatArray,
     Similarity,
     align_points,
+    apply_inverse,
     direction_angle,
     exp_so3,
+    exp_so3_of_each,
     frozen_array,
     identity,
     log_so3,
     nearest_rotation,
     product,
     quaternion_xyzw_from_rotation,
+    quaternion_xyzw_of,
     rigid,
     rotation_angle,
     rotation_from_quaternion_wxyz,
@@ -92,6 +95,18 @@ def test_exp_gives_a_rotation(omega: FloatArray) -> None:
     assert np.linalg.det(R) == pytest.approx(1.0, abs=ROUNDING)
 
 
+@holds_for(rotation_vectors(), st.floats(1e-9, 10.0))
+def test_exp_is_that_of_scipy(omega: FloatArray, stretch: float) -> None:
+    expected = Rotation.from_rotvec(stretch * omega).as_matrix()
+    assert np.allclose(exp_so3(stretch * omega), expected, rtol=0.0, atol=1e-13)
+    assert np.allclose(exp_so3_of_each(stretch * omega[None])[0], expected, rtol=0.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_exp_of_what_is_not_finite_is_not_finite_either(value: float) -> None:
+    assert np.isnan(exp_so3([0.1, value, 0.0])).all()
+
+
 @holds_for(rotation_vectors())
 def test_exp_undoes_log(omega: FloatArray) -> None:
     R = exp_so3(omega)
@@ -158,6 +173,15 @@ def test_quaternions_come_back_in_either_order(R: FloatArray) -> None:
     assert np.allclose(rotation_from_quaternion_wxyz([w, x, y, z]), R, atol=ROUNDING)
 
 
+@holds_for(rigids())
+def test_the_quaternion_of_one_transform_is_that_of_scipy(a_from_b: RigidTransform) -> None:
+    expected = a_from_b.rotation.as_quat(canonical=True)
+    found = np.array(quaternion_xyzw_of(a_from_b))
+    # At half a turn w is zero but for rounding, and either sign is canonical.
+    sign = -1.0 if abs(expected[3]) < ROUNDING and found @ expected < 0 else 1.0
+    assert np.allclose(sign * found, expected, atol=ROUNDING)
+
+
 @holds_for(rotations())
 def test_written_quaternions_have_length_one_and_a_w_that_is_not_negative(R: FloatArray) -> None:
     q = quaternion_xyzw_from_rotation(R)
@@ -205,6 +229,18 @@ def test_rigid_maps_a_point_by_rotation_then_translation(a_from_b: RigidTransfor
 def test_matrices_of_products_are_products_of_matrices(a_from_b: RigidTransform, b_from_c: RigidTransform) -> None:
     stacked = stack_matrices([a_from_b, b_from_c, a_from_b * b_from_c])
     assert np.allclose(stacked[0] @ stacked[1], stacked[2], atol=1e-10)
+
+
+@holds_for(rigids(), arrays(np.float64, (5, 3), elements=finite))
+def test_apply_inverse_is_applying_the_inverse(a_from_b: RigidTransform, points_a: FloatArray) -> None:
+    assert np.allclose(apply_inverse(a_from_b, points_a), a_from_b.inv().apply(points_a), atol=1e-10)
+
+
+@holds_for(rotations(), vectors, st.floats(-1e-6, 1e-6))
+def test_a_matrix_that_is_no_rotation_is_made_one(R: FloatArray, t: FloatArray, off: float) -> None:
+    made = rotation_matrix(rigid(R + off, t))
+    assert np.allclose(made @ made.T, np.eye(3), atol=1e-13)
+    assert np.allclose(made, R, atol=1e-5)
 
 
 def test_identity_moves_nothing() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
-from relocalizer.geometry import Similarity, rigid, rotation_matrix, stack_matrices, translation_of
+from relocalizer.geometry import FloatArray, Similarity, rigid, rotation_matrix, stack_matrices, translation_of
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
 from slam.evaluation.trajectory import Trajectory
 from slam.map.frames import Frame, FrameRecord, ReferenceKeyframe, TrackedPose
@@ -20,6 +20,16 @@ from slam.map.tracks import Tracks
 # Maximum number of observations stored per frame. More would hardly change the refined pose, and the memory adds up
 # over hours of video.
 MAX_OBSERVATIONS_PER_FRAME = 200
+FRAMES_AT_ONCE = 128  # number of frames whose poses are estimated at once, which bounds the memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoggedFrame:
+    """A frame of the log: observations of landmarks, which may have been fused or removed since, and current pose."""
+
+    observations: Tracks
+    camera: Camera
+    world_from_cam: RigidTransform
 
 
 class FrameLog:
@@ -111,12 +121,18 @@ class FrameLog:
             for n, tracks, moved in zip(frames, seen, np.split(pixels, ends), strict=True):
                 self._observations[n], self._cameras[n] = Tracks(tracks.ids, moved.copy()), camera
 
-    def refit(self, graph: KeyframeGraph, fit: Callable[[Tracks, Camera, RigidTransform], RigidTransform]) -> None:
-        """Replace every frame's pose by `fit(observations, camera, current pose)`."""
-        for n, (record, seen) in enumerate(zip(self.records, self._observations, strict=True)):
-            pose = fit(seen, self._cameras[n], self.pose(record, graph))
-            anchor = graph.world_from_keyframe[record.keyframe_id]
-            self.records[n] = replace(record, keyframe_from_frame=relative_to_keyframe(anchor, pose))
+    def refit(self, graph: KeyframeGraph, fit: Callable[[Sequence[LoggedFrame]], FloatArray]) -> None:
+        """Replace every frame's pose by that which `fit` gives, as (N, 4, 4) for N frames at a time."""
+        for start in range(0, len(self.records), FRAMES_AT_ONCE):
+            part = range(start, min(start + FRAMES_AT_ONCE, len(self.records)))
+            poses = [self.pose(self.records[n], graph) for n in part]
+            frames = [
+                LoggedFrame(self._observations[n], self._cameras[n], pose) for n, pose in zip(part, poses, strict=True)
+            ]
+            for n, pose in zip(part, fit(frames), strict=True):
+                anchor = graph.world_from_keyframe[self.records[n].keyframe_id]
+                moved = relative_to_keyframe(anchor, rigid(pose[:3, :3], pose[:3, 3]))
+                self.records[n] = replace(self.records[n], keyframe_from_frame=moved)
 
     def trajectory(self, graph: KeyframeGraph, segment: int) -> Trajectory:
         """The frames of one segment under the graph's current poses."""

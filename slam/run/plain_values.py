@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
-from relocalizer.geometry import Similarity, rigid
+from relocalizer.geometry import Similarity, quaternion_xyzw_of, rigid, translation_of
 from slam.map.edge_residuals import EdgeResiduals
 from slam.map.frame_measurement import Gate
 from slam.map.frames import Frame, Keyframe
@@ -30,17 +30,22 @@ def summarize(value: Any) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A value that JSON can represent. Numbers are rounded to nine digits; NaN and infinity become null."""
+    kind = type(value)
+    if kind is float:  # most values of an event log are numbers, and a comparison of types is faster than a match
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    if kind is int or kind is str or kind is bool or value is None:
+        return value
     match value:
         case Enum():
             return value.value
-        case bool() | int() | str() | None:
+        case bool() | int() | str():
             return value
         case float() | np.floating():
             return float(f"{value:.9g}") if math.isfinite(value) else None
         case np.integer() | np.bool_():
             return value.item()
         case RigidTransform():
-            return plain([*value.translation, *value.rotation.as_quat(canonical=True)])
+            return [plain(number) for number in (*translation_of(value).tolist(), *quaternion_xyzw_of(value))]
         case Similarity():
             return [*plain(rigid(value.rotation, value.translation)), plain(value.scale)]
         case Frame():

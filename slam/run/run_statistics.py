@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slam.evaluation.verdict import WEAK_LANDMARKS
 from slam.events import (
@@ -86,9 +87,8 @@ class RunStatistics:
     resting: int = 0
     overlay: float = 0.0
     unexplained: list[float] = field(default_factory=list)
-    _ages: dict[int, int] = field(
-        default_factory=dict
-    )  # number of frames that each track of the newest was followed for
+    _ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # tracks of the newest, ascending
+    _ages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # frames that each was followed for
 
     @property
     def unexplained_share(self) -> float:
@@ -131,12 +131,16 @@ class RunStatistics:
                 pass
 
     def _count_unexplained(self, event: FrameProcessed) -> None:
-        ids = event.track_ids.tolist()
-        ages = [self._ages.get(track, 0) + 1 for track in ids]
-        self._ages = dict(zip(ids, ages, strict=True))
+        ids = event.track_ids
+        ages = np.ones(len(ids), np.int64)
+        if len(self._ids):
+            at = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+            ages += np.where(self._ids[at] == ids, self._ages[at], 0)
+        order = np.argsort(ids)
+        self._ids, self._ages = ids[order], ages[order]
         if event.world_from_cam is None or event.reason or event.camera_rests:
             return  # lost, or tracked by other means than landmarks
-        is_long_followed = np.array(ages, dtype=np.int64) >= LONG_FOLLOWED
+        is_long_followed = ages >= LONG_FOLLOWED
         if is_long_followed.sum() >= WEAK_LANDMARKS:
             self.unexplained.append(1.0 - float(event.is_inlier[is_long_followed].mean()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +11,11 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import PoseFit, optimize_pose, search_pose
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, rotation_matrix
+from relocalizer.geometry import FloatArray, apply_inverse, rotation_matrix, stack_matrices
+from relocalizer.pose_batch import LandmarkObservations, optimize_poses
 from relocalizer.triangulation import depths_in
 from slam.config.schema import TrackingConfig
+from slam.map.frame_log import LoggedFrame
 from slam.map.frames import PoseNotFound, TrackedPose
 from slam.map.tracks import Tracks
 from slam.tracking.tracked_map import ReferenceView, TrackedMap
@@ -91,7 +93,7 @@ class ObservedPoints:
 
     def _noise_of(self, world_from_cam: RigidTransform) -> float:
         """Standard deviation of a pixel coordinate, from the median error; at least `noise_px`."""
-        in_cam = np.asarray(world_from_cam.inv().apply(self.points_world)).reshape(-1, 3)
+        in_cam = apply_inverse(world_from_cam, self.points_world)
         front = in_cam[:, 2] > 1e-6
         if not front.any():
             return self.noise_px
@@ -142,13 +144,24 @@ class FramePoseEstimator:
             fit = refined if self._has_enough_inliers(refined) else fit
         return TrackedPose(fit.world_from_cam, landmarks.where(fit.inliers))
 
-    def refit(self, view: TrackedMap, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
-        """Pose of a past frame from the landmarks among its tracks; `pose` when too few are left."""
-        tracks = tracks.where(view.is_triangulated(tracks.ids))
-        if len(tracks) < self._config.min_inliers:
-            return pose
-        fit = optimize_pose(view.points_world(tracks.ids), tracks.pixels, camera, pose, noise_px=self._noise_px)
-        return fit.world_from_cam if fit.inlier_count >= self._config.min_inliers else pose
+    def refit(self, view: TrackedMap, frames: Sequence[LoggedFrame]) -> FloatArray:
+        """Poses (N, 4, 4) of past frames from the landmarks that they observed; as they are where too few are left."""
+        poses = stack_matrices([frame.world_from_cam for frame in frames])
+        tracks = [view.with_current_ids(frame.observations) for frame in frames]
+        tracks = [observed.where(view.is_triangulated(observed.ids)) for observed in tracks]
+        rows = [n for n, observed in enumerate(tracks) if len(observed) >= max(self._config.min_inliers, 1)]
+        if not rows:
+            return poses
+        points = view.points_world(np.concatenate([tracks[n].ids for n in rows]))
+        points_of = np.split(points, np.cumsum([len(tracks[n]) for n in rows])[:-1])
+        images = [
+            LandmarkObservations(points, tracks[n].pixels, frames[n].camera, poses[n])
+            for n, points in zip(rows, points_of, strict=True)
+        ]
+        fitted, inliers = optimize_poses(images, noise_px=self._noise_px)
+        accepted = inliers >= self._config.min_inliers
+        poses[np.array(rows)[accepted]] = fitted[accepted]
+        return poses
 
     def _has_enough_inliers(self, fit: PoseFit) -> bool:
         config = self._config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from relocalizer.geometry import FloatArray, Similarity, product, rotation_matri
 from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
+from slam.map.frame_log import LoggedFrame
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
@@ -200,9 +201,9 @@ class FrameTracker:
             blurred=self._is_blurred,
         )
 
-    def refit(self, tracks: Tracks, camera: Camera, pose: RigidTransform) -> RigidTransform:
-        """Pose of a past frame in the current map, from the landmarks it observed; `pose` when too few are left."""
-        return self._estimator.refit(self._view, self._view.with_current_ids(tracks), camera, pose)
+    def refit(self, frames: Sequence[LoggedFrame]) -> FloatArray:
+        """Poses (N, 4, 4) of past frames in the current map, as `FramePoseEstimator.refit`."""
+        return self._estimator.refit(self._view, frames)
 
     def accept(self, found: TrackedPose) -> None:
         """Set the pose of the newest frame, and drop the landmark tracks that are outliers of it."""

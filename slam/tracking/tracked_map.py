@@ -11,7 +11,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, Similarity
+from relocalizer.geometry import FloatArray, Similarity, apply_inverse
 from relocalizer.images import Image
 from relocalizer.triangulation import depths_in
 from slam.map.frame_log import relative_to_keyframe
@@ -218,7 +218,7 @@ class TrackedMap:
 
 def projected(points: FloatArray, world_from_cam: RigidTransform, camera: Camera, otherwise: Pixels) -> Pixels:
     """Pixels (N, 2) of points (N, 3), map units; for those that are not in front of the camera, `otherwise` (N, 2)."""
-    in_cam = np.asarray(world_from_cam.inv().apply(points)).reshape(-1, 3)
+    in_cam = apply_inverse(world_from_cam, points)
     in_front = in_cam[:, 2] > 1e-3
     pixels = otherwise.copy()
     pixels[in_front] = camera.project(in_cam[in_front])
