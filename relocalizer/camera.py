@@ -58,7 +58,8 @@ class Camera:
         if self.width < 1 or self.height < 1:
             raise CameraError(f"camera: width and height must be positive, got {self.width} x {self.height}")
         if not np.isfinite(numbers).all() or min(self.fx, self.fy) <= 0:
-            raise CameraError(f"camera: fx, fy must be positive and all numbers finite, got {numbers}")
+            got = ", ".join(f"{number:g}" for number in numbers)
+            raise CameraError(f"camera: fx, fy must be positive and all numbers finite, got {got}")
         if self.model not in tuple(DISTORTION_COUNTS):
             raise CameraError(f"camera: model must be pinhole, radtan or fisheye, got {self.model!r}")
         allowed = DISTORTION_COUNTS[self.model]

@@ -83,10 +83,10 @@ def test_a_file_is_fetched_after_its_license_is_said_and_a_lock_remembers_it(tmp
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-def test_a_download_that_broke_off_goes_on_where_it_was(tmp_path, server, knows_ranges):
+def test_a_download_that_broke_off_is_resumed(tmp_path, server, knows_ranges):
     server.breaks_after, server.knows_ranges = 30_000, knows_ranges
     data = one_file(server.address)
-    with pytest.raises(BenchmarkError, match=r"the same command goes on"):
+    with pytest.raises(BenchmarkError, match=r"the same command resumes"):
         fetch(data, tmp_path, announce=lambda line: None)
     assert not (tmp_path / "sub/file.bin").exists()
     assert (tmp_path / "sub/file.bin.part").stat().st_size == 30_000

@@ -350,6 +350,10 @@ def test_kitti_without_the_camera_in_its_calibration_is_refused(tmp_path: Path) 
     write(folder / "calib.txt", "P2: 40 0 32\n")
     with pytest.raises(CameraError, match="expected 12 numbers after P2:"):
         index_folder(folder)
+    for wrong in ("nan", "inf", "0"):  # not finite, or without an inverse
+        write(folder / "calib.txt", f"P2: {wrong} 0 32 0 0 40 24 0 0 0 1 0\n")
+        with pytest.raises(CameraError, match=r"calib.txt, line 1: expected .* after P2:"):
+            index_folder(folder)
 
 
 def test_seven_scenes_drops_poses_with_infinity_and_takes_no_depth_for_images(tmp_path: Path) -> None:

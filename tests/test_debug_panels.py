@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -38,8 +40,10 @@ from test_rerun_viewer import (
 from relocalizer.errors import ConfigError
 from relocalizer.geometry import Similarity
 from relocalizer.interfaces import NoEstimate, PairEstimate
+from slam.cli.view import _replay_events
 from slam.evaluation.trajectory import Trajectory
 from slam.events import (
+    FrameProcessed,
     GraphOptimized,
     LandmarksUpdated,
     LoopExamined,
@@ -441,6 +445,38 @@ def test_a_viewer_that_hangs_holds_up_neither_the_run_nor_the_recording(
     assert said == [f"Rerun shows no more of this run: {viewer.problem}"]
     assert len(column(record, "/world/camera", "Transform3D:translation")) == 60
     assert rerun_command("rrd", "verify", str(record)).returncode == 0
+
+
+def test_a_replay_waits_for_a_slow_viewer_and_nothing_is_dropped(
+    running_viewer: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, port = running_viewer
+    monkeypatch.setattr(recording_output, "FULL", 4)
+    monkeypatch.setattr(recording_output, "MOST_WAITING", 10)
+    viewer = viewer_of(None, view=f"connect:127.0.0.1:{port}")
+    drawn: list[FrameProcessed] = []
+    monkeypatch.setattr(viewer._outputs[0]._drawing, "show", lambda event: (time.sleep(0.002), drawn.append(event)))
+    _replay_events(SimpleNamespace(events=lambda: map(frame_event, range(60)), frames=60), viewer)
+    viewer.close()
+    assert viewer.problem == ""
+    assert [event.frame.index for event in drawn] == list(range(60))
+    assert all(event.frame.image.size for event in drawn)
+
+
+def test_a_replay_does_not_wait_for_a_viewer_that_hangs(
+    running_viewer: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, port = running_viewer
+    monkeypatch.setattr(recording_output, "START_S", 0.2)
+    monkeypatch.setattr(recording_output, "FULL", 4)
+    monkeypatch.setattr(rr, "unregister_shutdown", lambda: None)
+    viewer = viewer_of(None, view=f"connect:127.0.0.1:{port}")
+    released = threading.Event()
+    monkeypatch.setattr(viewer._outputs[0]._drawing, "show", lambda event: released.wait(30.0))
+    _replay_events(SimpleNamespace(events=lambda: map(frame_event, range(60)), frames=60), viewer)
+    viewer.close()
+    released.set()
+    assert viewer.problem == "the viewer takes no more data"
 
 
 def test_colors_go_from_what_fits_to_what_does_not() -> None:

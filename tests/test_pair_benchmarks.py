@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -247,6 +249,107 @@ def test_a_bad_line_is_told_and_the_others_go_on(tmp_path, monkeypatch, line, se
     assert len(results["pairs"]["pairs"]) == 2
 
 
+def replaced(path: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a text in a file, gzipped or not."""
+    zipped = path.suffix == ".jgz"
+    text = gzip.decompress(path.read_bytes()).decode() if zipped else path.read_text()
+    assert old in text
+    text = text.replace(old, new, 1)
+    path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+
+
+def damage_second_list(root: Path) -> None:
+    (root / "megadepth_test_1500_scene_info/0015_0.3_0.5.npz").write_bytes(pickle.dumps({"image_paths": print}))
+
+
+def damage_meta_view(root: Path) -> None:
+    path = root / "megadepth_meta_test.npz"
+    with np.load(path, allow_pickle=True) as archive:
+        arrays = dict(archive)
+    arrays[list(arrays)[-1]] = np.array({"intrinsic": np.eye(3)}, dtype=object)
+    np.savez(path, **arrays)
+
+
+DAMAGES: dict[str, tuple[str, Write, int, Callable[[Path], None], str]] = {  # suite, writer, views, damage, sentence
+    "a list of several": (
+        "megadepth1500", miniatures.megadepth_loftr, 5, damage_second_list,
+        "a pickle with more than numbers, text and arrays",
+    ),
+    "a view of an archive": (
+        "megadepth1500", miniatures.megadepth_official, 4, damage_meta_view, "expected 'intrinsic' and 'pose' of",
+    ),
+    "a line of the views": (
+        "megadepth1500", miniatures.megadepth_glue_factory, 4,
+        lambda root: replaced(root / "views.txt", "0.jpg ", "0.jpg x "), "views.txt, line 1: expected",
+    ),
+    "a category": (
+        "co3d", miniatures.co3d, 20,
+        lambda root: (root / "apple/frame_annotations.jgz").write_bytes(b"none"), "apple/frame_annotations.jgz",
+    ),
+    "an entry of an index": (
+        "re10k", partial(miniatures.video_chunks, index="evaluation_index_re10k.json"), 6,
+        lambda root: replaced(root / "evaluation_index_re10k.json", "[0, 2]", '[0, "x"]'), "aaaa: expected",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_one_damaged_entry_is_one_line_and_the_others_are_evaluated(tmp_path, damage):
+    suite, make, count, apply, sentence = DAMAGES[damage]
+    make(tmp_path, room_views(count))
+    whole = [pair.name for pairs in PAIR_SUITES[suite].listing(tmp_path, None).items.values() for pair in pairs()]
+    apply(tmp_path)
+    listing = PAIR_SUITES[suite].listing(tmp_path, None)
+    [fault] = listing.faults
+    assert sentence in fault
+    left = [pair.name for pairs in listing.items.values() for pair in pairs()]
+    assert 0 < len(left) < len(whole)
+    assert set(left) < set(whole)
+
+
+@pytest.mark.parametrize(
+    ("suite", "file", "old", "new", "sentence"),
+    [
+        ("re10k10", "Re10K_relpose_seq-id-map_seed42.json", "[0, 1", '["x", 1', "expected 10 positions"),
+        (
+            "co3d",
+            "apple/frame_annotations.jgz",
+            '"principal_point": [',
+            '"principal_point": [5.0, ',
+            "frame 1: expected",
+        ),
+        ("co3d", "apple/frame_annotations.jgz", '"principal_point": [', '"principal_point": [1.0], "x": [', "frame 1"),
+    ],
+)
+def test_a_damaged_sequence_is_a_fault_of_its_item(tmp_path, suite, file, old, new, sentence):
+    if suite == "co3d":
+        miniatures.co3d(tmp_path, room_views(20))
+    else:
+        miniatures.video_chunks(tmp_path, room_views(20), "none.json")
+    replaced(tmp_path / file, old, new)
+    first, second = PAIR_SUITES[suite].listing(tmp_path, None).items.values()
+    with pytest.raises(BenchmarkError, match=sentence):
+        first()
+    assert len(second()) == 45
+
+
+def test_names_that_are_no_numbers_are_one_line(tmp_path):
+    miniatures.scannet_official(tmp_path, room_views(4))
+    np.savez(tmp_path / "test.npz", name=np.full((2, 4), "scene"), rel_pose=np.zeros((2, 12)))
+    with pytest.raises(BenchmarkError, match=r"test.npz: expected an array 'name' of whole numbers"):
+        PAIR_SUITES["scannet1500"].listing(tmp_path, None)
+
+
+def test_intrinsics_of_another_shape_are_a_line_and_the_other_scenes_go_on(tmp_path):
+    miniatures.scannet_official(tmp_path, room_views(4))
+    first = next(iter(sorted((tmp_path / "scannet_test_1500").iterdir())))
+    write(first / "intrinsic/intrinsic_depth.txt", "1 0\n0 1\n")
+    listing = PAIR_SUITES["scannet1500"].listing(tmp_path, None)
+    [fault] = listing.faults
+    assert "intrinsic_depth.txt: expected a matrix" in fault
+    assert len(listing.items) == 1
+
+
 @pytest.mark.parametrize("suite", PAIR_SUITES)
 def test_a_folder_without_a_list_is_one_line(tmp_path, suite):
     with pytest.raises(Exception, match=str(tmp_path)) as raised:
@@ -264,8 +367,6 @@ def test_a_scene_that_no_chunk_has_is_a_fault_of_its_item(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_chunk_with_code_in_it_is_refused(tmp_path):
-    import pickle
-
     miniatures.video_chunks(tmp_path, room_views(4), "evaluation_index_re10k.json")
     (tmp_path / "test/000000.torch").write_bytes(pickle.dumps([print]))
     opened = open_suite(request("re10k", tmp_path))

@@ -187,13 +187,13 @@ def test_bad_ground_truth_is_one_line_before_any_run(tmp_path, monkeypatch, text
     assert sentence in fault_of(tmp_path, oracle_views(monkeypatch, FREE, 8), text)
 
 
-def test_missing_images_are_told_and_the_others_are_scored(tmp_path, monkeypatch):
+def test_missing_images_are_a_fault_and_the_others_are_scored(tmp_path, monkeypatch):
     folder = miniatures.tum(tmp_path, oracle_views(monkeypatch, FREE, 20), with_camera=True)
     sorted((folder / "rgb").iterdir())[-1].unlink()
     result = open_suite(request("tum", tmp_path)).evaluate("xyz")
     assert result["frames"] == 19
     [fault] = result["faults"]
-    assert fault.startswith("1 images cannot be read")
+    assert fault.startswith("skipped 1 image; the first: ")
 
 
 # --- summary --------------------------------------------------------------------------------------------

@@ -85,8 +85,8 @@ STORIES = (
     Story("blur", "Tracking", partial(faults.blur_burst, frames=range(100, 112)), last=110),
     Story("pure_rotation", "Tracking", partial(faults.pure_rotation, frames=range(100, 150)), last=149),
     Story("aliasing", "Loops", image_of_the_start),
-    Story("refused_true_loop", "Loops", every_second, 420, options=("--set", "loop_closing.min_inliers=600"), last=186),
-    Story("accepted_false_loop", "Graph", image_of_the_start, options=("--set", "loop_closing.robust=false")),
+    Story("refused_true_loop", "Loops", every_second, 420, options=("--set", "loop_closing.min_inliers=600"), last=194),
+    Story("accepted_false_loop", "Graph", image_of_the_start, options=("--set", "loop_closing.robust=false"), last=155),
     Story("wrong_intrinsics", "Graph", as_it_is, focal=1.2),
     Story("low_texture", "Plots", low_texture),
     Story("exposure_jump", "Plots", partial(faults.exposure_jump, frames=range(100, 130))),
@@ -146,6 +146,7 @@ def photograph(story: Story, out: Path, folder: Path) -> None:
         for event in replay.events():
             if story.last is None or frame_of(event) <= story.last:
                 viewer(event)
+                viewer.catch_up()
         screenshot = folder / f"{story.name}.png"
         chromium.screenshot(viewer.url, screenshot, Settled())
         image = cv2.imread(str(screenshot))

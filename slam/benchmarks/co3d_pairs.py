@@ -53,10 +53,16 @@ def co3d(root: Path, pairs: Path | None) -> PairListing:
     fixed = pairs or (root / POSITIONS if (root / POSITIONS).is_file() else None)
     positions = None if fixed is None else read_index(fixed)
     items: dict[str, Callable[[], Sequence[ListedPair]]] = {}
+    faults = []
     for category in categories:
-        for sequence in _used_sequences(root / category, positions):
+        try:
+            sequences = _used_sequences(root / category, positions)
+        except BenchmarkError as error:
+            faults.append(str(error))
+            continue
+        for sequence in sequences:
             items[f"{category}-{sequence}"] = partial(_pairs, root, category, sequence, positions)
-    return PairListing(items)
+    return PairListing(items, tuple(faults))
 
 
 def _used_sequences(folder: Path, positions: Mapping[str, Any] | None) -> list[str]:
@@ -121,10 +127,10 @@ def _view(root: Path, frame: Mapping[str, Any]) -> tuple[ListedImage, FloatArray
         # x_cam = x_world R + T in PyTorch3D: its R is the transpose of ours.
         rotation = _OPENCV_FROM_PYTORCH3D @ np.array(viewpoint["R"], dtype=np.float64).T
         translation = _OPENCV_FROM_PYTORCH3D @ np.array(viewpoint["T"], dtype=np.float64)
+        left, top, right, bottom = _crop(K, int(width), int(height))
     except (KeyError, TypeError, ValueError) as error:
         raise BenchmarkError(f"{place}: expected image and viewpoint as in CO3Dv2 ({error})") from None
     pose = rigid_inverse(rigid_matrix(np.column_stack([rotation, translation]), place))
-    left, top, right, bottom = _crop(K, int(width), int(height))
     cropped = K - np.array([[0.0, 0.0, left], [0.0, 0.0, top], [0.0, 0.0, 0.0]])
     read = partial(_read_cropped, path_inside(root, name, place), (left, top, right, bottom))
     return ListedImage(name=name, read=read, intrinsics=cropped), pose
@@ -149,7 +155,7 @@ def _crop(K: FloatArray, width: int, height: int) -> tuple[int, int, int, int]:
     """The largest window (left, top, right, bottom) whose middle is the principal point."""
     x, y = float(K[0, 2]) + 0.5, float(K[1, 2]) + 0.5
     half_x, half_y = min(x, width - x), min(y, height - y)
-    if min(half_x, half_y) < 8:
+    if not min(half_x, half_y) >= 8:
         raise ValueError("the principal point is at the border of the image")
     return round(x - half_x), round(y - half_y), round(x + half_x), round(y + half_y)
 

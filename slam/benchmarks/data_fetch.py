@@ -133,10 +133,10 @@ def _download(file: RemoteFile, path: Path, on_progress: Progress) -> None:
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise BenchmarkError(
-            f"{file.url}: no connection ({reason}); the same command goes on where it was, or put the file at {path}"
+            f"{file.url}: no connection ({reason}); the same command resumes the download, or put the file at {path}"
         ) from None
     if length and done < total:
-        raise BenchmarkError(f"{file.url}: ended after {done} of {total} bytes; the same command goes on there")
+        raise BenchmarkError(f"{file.url}: ended after {done} of {total} bytes; the same command resumes the download")
     part.replace(path)
 
 

@@ -5,7 +5,7 @@ Pairs: J. Sun et al., "LoFTR", 2021. Images are used at their own size. All pose
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from slam.benchmarks.pair_data import (
     ListedPair,
     PairListing,
     attempt,
+    attempt_list,
     image_file,
     listing_of,
     rigid_inverse,
@@ -57,7 +58,7 @@ def megadepth1500(root: Path, pairs: Path | None) -> PairListing:
             f"{root}: no list of pairs; expected {OFFICIAL_PAIRS} and {META}, {VIEWS} and {PAIRS}, "
             f"or LoFTR's {LOFTR_LISTS[0]}.npz and so on"
         )
-    return listing_of(entry for path in found for entry in _loftr_pairs(root, path))
+    return listing_of(entry for path in found for entry in attempt_list(_loftr_pairs(root, path)))
 
 
 def _loftr_pairs(root: Path, path: Path) -> Iterator[Entry]:
@@ -82,20 +83,20 @@ def _loftr_pair(root: Path, path: Path, data: dict[str, Any], number: int, entry
 
 def _official_pairs(root: Path) -> Iterator[Entry]:
     meta = read_arrays(root / META)
-    views = {name: _meta_view(root, name, value) for name, value in meta.items()}
+    views = {name: partial(_meta_view, root, name, value) for name, value in meta.items()}
     for place, names in rows_of(root / OFFICIAL_PAIRS):
         yield attempt(partial(_named_pair, root, views, place, names))
 
 
 def _named_pair(
-    root: Path, views: Mapping[str, tuple[str, Any, Any]], place: str, names: list[str]
+    root: Path, views: Mapping[str, Callable[[], tuple[str, Any, Any]]], place: str, names: list[str]
 ) -> tuple[str, ListedPair]:
     if len(names) < 2:
         raise BenchmarkError(f"{place}: expected the names of two images")
     for name in names[:2]:
         if name not in views:
             raise BenchmarkError(f"{place}: {name} has no pose in the list of views")
-    return _scene_of(names[0]), _pair(root, place, [views[name] for name in names[:2]])
+    return _scene_of(names[0]), _pair(root, place, [views[name]() for name in names[:2]])
 
 
 def _meta_view(root: Path, name: str, value: Any) -> tuple[str, Any, Any]:
@@ -106,12 +107,12 @@ def _meta_view(root: Path, name: str, value: Any) -> tuple[str, Any, Any]:
 
 
 def _glue_factory_pairs(root: Path) -> Iterator[Entry]:
-    views = dict(_view_of(place, fields) for place, fields in rows_of(root / VIEWS))
+    views = {fields[0]: partial(_view_of, place, fields) for place, fields in rows_of(root / VIEWS)}
     for place, names in rows_of(root / PAIRS):
         yield attempt(partial(_named_pair, root, views, place, names))
 
 
-def _view_of(place: str, fields: list[str]) -> tuple[str, tuple[str, Any, Any]]:
+def _view_of(place: str, fields: list[str]) -> tuple[str, Any, Any]:
     """Of a line: name, R (9) and t (3) of cam_from_world, camera model, width, height, parameters."""
     try:
         numbers = np.array([float(field) for field in fields[1:13]])
@@ -121,7 +122,7 @@ def _view_of(place: str, fields: list[str]) -> tuple[str, tuple[str, Any, Any]]:
         raise BenchmarkError(f"{place}: expected 'name R t model width height parameters'") from None
     pose = np.column_stack([numbers[:9].reshape(3, 3), numbers[9:]])
     K = np.array([[fx, 0.0, cx - 0.5], [0.0, fy, cy - 0.5], [0.0, 0.0, 1.0]])  # COLMAP's first pixel is at 0.5
-    return fields[0], (f"images/{fields[0]}", K, pose)
+    return f"images/{fields[0]}", K, pose
 
 
 def _scene_of(name: str) -> str:

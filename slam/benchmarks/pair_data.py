@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,15 @@ def listing_of(entries: Iterable[Entry]) -> PairListing:
         parts = [pairs[start : start + ITEM_PAIRS] for start in range(0, len(pairs), ITEM_PAIRS)]
         for number, part in enumerate(parts):
             items[name if len(parts) == 1 else f"{name}-{number:03d}"] = partial(_listed, part)
-    return PairListing(items, tuple(faults))
+    return PairListing(items, tuple(dict.fromkeys(faults)))
+
+
+def attempt_list(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries of one of several lists; what is wrong with the whole list is an entry too."""
+    try:
+        yield from entries
+    except UserError as error:
+        yield error
 
 
 def attempt(make: Callable[[], tuple[str, ListedPair]]) -> Entry:

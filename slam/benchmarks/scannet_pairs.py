@@ -60,6 +60,8 @@ def _npz_pairs(root: Path, path: Path) -> Iterator[Entry]:
     names, poses = arrays.get("name"), arrays.get("rel_pose")
     if not isinstance(names, np.ndarray) or names.ndim != 2 or names.shape[1] != 4:
         raise BenchmarkError(f"{path}: expected an array 'name' of shape (N, 4)")
+    if names.dtype.kind not in "iuf":
+        raise BenchmarkError(f"{path}: expected an array 'name' of whole numbers, got {names.dtype}")
     if poses is not None and np.shape(poses) != (len(names), 12):
         raise BenchmarkError(f"{path}: expected an array 'rel_pose' of shape ({len(names)}, 12)")
     intrinsics = _depth_intrinsics(root, path)
@@ -90,10 +92,14 @@ def _depth_intrinsics(root: Path, path: Path) -> dict[str, FloatArray]:
 
 def _official_image(root: Path, scene: str, frame: int, intrinsics: dict[str, FloatArray]) -> ListedImage:
     folder = root / IMAGES / scene
-    K = _intrinsics_of(folder / "intrinsic" / "intrinsic_depth.txt")
+    path = folder / "intrinsic" / "intrinsic_depth.txt"
+    K = _intrinsics_of(path)
+    place = f"intrinsics.npz, {scene}" if K is None else str(path)
     K = intrinsics.get(scene) if K is None else K
     if K is None:
         raise BenchmarkError(f"{folder}: no intrinsic/intrinsic_depth.txt, and no intrinsics.npz beside the list")
+    if np.shape(K) not in ((3, 3), (4, 4)):
+        raise BenchmarkError(f"{place}: expected a matrix of 3x3 or 4x4 numbers, got an array of shape {np.shape(K)}")
     return resized_image_file(folder / "color" / f"{frame}.jpg", f"{scene}/{frame}", SIZE, np.asarray(K)[:3, :3])
 
 

@@ -20,6 +20,7 @@ from slam.evaluation.trajectory import Trajectory
 from slam.input.open_source import open_source
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
+from slam.run.summary import counted
 
 SEED_MARK = "#"  # Between the name of a sequence and the number of its run.
 
@@ -86,7 +87,8 @@ class SlamSuite:
                 errors["all"] = report.values["evaluation"]
             values |= {**errors, "keyframes_errors": errors["keyframes"], "keyframes": values["keyframes"]}
         skipped = report.values["skipped"]
-        values["faults"] = [f"{len(skipped)} images cannot be read (first: {skipped[0]['reason']})"] if skipped else []
+        first = f"; the first: {skipped[0]['reason']}" if skipped else ""
+        values["faults"] = [f"skipped {counted(len(skipped), 'image')}{first}"] if skipped else []
         return values
 
     def summarize(self, results: Mapping[str, Result]) -> Summary:

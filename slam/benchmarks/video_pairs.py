@@ -33,12 +33,13 @@ def two_views(suite: str, root: Path, pairs: Path | None) -> PairListing:
         if entry is None:
             continue
         try:
-            (first, second), overlap = entry["context"], float(entry["overlap"])
-        except (TypeError, KeyError, ValueError):
+            first, second = map(int, entry["context"])
+            overlap = float(entry["overlap"])
+        except (TypeError, KeyError, ValueError, OverflowError):
             faults.append(f"{key}: expected null, or 'context' with two images and 'overlap'")
             continue
         if OVERLAPS[0] <= overlap <= OVERLAPS[1]:
-            items[key] = partial(_context_pair, folder, chunks, key, (int(first), int(second)), overlap)
+            items[key] = partial(_context_pair, folder, chunks, key, (first, second), overlap)
     return PairListing(items, tuple(faults))
 
 
@@ -68,8 +69,9 @@ def _context_pair(
 
 
 def _ten_view_pairs(folder: Path, chunks: dict[str, Any], key: str, positions: Any) -> Sequence[ListedPair]:
-    if not isinstance(positions, list) or len(positions) != VIEWS:
+    is_list = isinstance(positions, list) and all(isinstance(k, int) for k in positions)
+    if not is_list or len(positions) != VIEWS:
         raise BenchmarkError(f"{key}: expected {VIEWS} positions of images in the sequence")
     scene: ChunkScene = read_scene(folder, chunks, key)
-    images = [scene.image(int(k)) for k in positions]
-    return all_pairs(images, [scene.world_from_cam(int(k)) for k in positions])
+    images = [scene.image(k) for k in positions]
+    return all_pairs(images, [scene.world_from_cam(k) for k in positions])

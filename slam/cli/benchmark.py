@@ -128,7 +128,7 @@ def benchmark(
 
       slam benchmark folder --data my_sequences --jobs 2
 
-    There is a file per item, and a killed run goes on where it was when the command is given again. The folder of the
+    There is a file per item, and a killed run resumes when the same command is given again. The folder of the
     results has the tables as report.html, results.json and results.csv. `slam data describe` says where data are from.
     """
     limits, floors = _figures(fail_above, "--fail-above"), _figures(fail_below, "--fail-below")
@@ -194,6 +194,8 @@ def _ended(
     outcome: BenchmarkOutcome, limits: Mapping[str, float], floors: Mapping[str, float], *, as_json: bool
 ) -> int:
     """Print the tables or results.json, and return the exit code."""
+    from slam.run.summary import counted
+
     if as_json:
         from slam.benchmarks.results_folder import RESULTS
 
@@ -204,12 +206,12 @@ def _ended(
     for line in outcome.retried:
         say(f"restarted: {line}")
     if outcome.interrupted:
-        complain("interrupted; the same command goes on")
+        complain("interrupted; the same command resumes it")
         return INTERRUPTED
     if outcome.faults:
         for fault in outcome.faults[:MOST_FAULTS]:
-            say(f"not evaluated: {fault}")
-        complain(f"{len(outcome.faults)} faults; the first: {outcome.faults[0]}")
+            say(f"fault: {fault}")
+        complain(f"{counted(len(outcome.faults), 'fault')}; the first: {outcome.faults[0]}")
         return INTERNAL_ERROR if outcome.internal else USER_ERROR
     return UNUSABLE if _fails(outcome.summary.figures, limits, floors) else 0
 

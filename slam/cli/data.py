@@ -70,7 +70,7 @@ def data_fetch(
     unpack: Annotated[bool, typer.Option("--unpack", help="Unpack the archives too, and keep them.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and results.")] = False,
 ) -> None:
-    """Download a data set after printing its license; a download that broke off goes on where it was.
+    """Download a data set after printing its license; a download that broke off is resumed.
 
     Examples:
 

@@ -105,6 +105,7 @@ def _replay_events(replay: Replay, viewer: RerunViewer) -> None:
     try:
         for event in replay.events():
             viewer(event)
+            viewer.catch_up()
             if isinstance(event, FrameProcessed):
                 shown += 1
                 progress("frames", shown, replay.frames or None)

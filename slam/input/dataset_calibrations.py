@@ -111,14 +111,17 @@ def kitti_projection(path: Path, camera_number: int) -> FloatArray:
     """P0 to P3 of a calib.txt, (3, 4): projects points in camera 0 to pixels of that camera.
 
     Raises:
-        CameraError: there is no such line, or it has not 12 numbers.
+        CameraError: there is no such line, or its 12 numbers are no projection.
     """
     for place, fields in rows_of(path):
         if fields[0] == f"P{camera_number}:":
             try:
-                return np.array([float(field) for field in fields[1:]]).reshape(3, 4)
+                projection = np.array([float(field) for field in fields[1:]]).reshape(3, 4)
             except ValueError:
                 raise CameraError(f"{place}: expected 12 numbers after P{camera_number}:") from None
+            if not np.isfinite(projection).all() or np.linalg.matrix_rank(projection[:, :3]) < 3:
+                raise CameraError(f"{place}: expected a 3x4 projection of finite numbers after P{camera_number}:")
+            return projection
     raise CameraError(f"{path}: no line P{camera_number}:, the calibration of image_{camera_number}")
 
 

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ FILE_FLUSH_S = 8.0  # interval between two writes to a file: larger pieces take 
 # 80 kB for all rows of a frame, so without this bound a fast run would let the memory grow by hundreds of megabytes.
 FILE_ROWS = 128
 FULL = 64  # number of waiting events from which frames are sent without their image
+POLL_S = 0.005  # interval at which `catch_up` counts the waiting events
 MOST_WAITING = 4_000  # number of waiting events at which a viewer is given up
 
 
@@ -87,6 +89,19 @@ class RecordingOutput:
         if waiting > FULL and isinstance(event, FrameProcessed):
             event = replace(event, frame=event.frame.without_image(), points=None)
         self._waiting.put(event)
+
+    def catch_up(self) -> None:
+        """Wait until few events are waiting, so that the next ones are drawn whole: for a source that can wait.
+
+        A viewer that takes nothing for `START_S` is given up.
+        """
+        before, since = -1, time.monotonic()
+        while (waiting := self._waiting.qsize()) > FULL // 2 and not self.problem:
+            if waiting != before:
+                before, since = waiting, time.monotonic()
+            elif time.monotonic() - since > START_S:
+                self._give_up(RuntimeError("the viewer takes no more data"))
+            time.sleep(POLL_S)
 
     def close(self) -> None:
         """Send what is left and end the stream; a viewer that takes nothing is left behind after `START_S`."""

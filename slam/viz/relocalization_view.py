@@ -62,14 +62,17 @@ class RelocalizationView:
 def _table(event: RelocalizationTried) -> str:
     found = event.keyframe_id >= 0
     head = f"### Frame {event.frame_index}: " + (f"found at keyframe {event.keyframe_id}" if found else "not found")
-    rows = [
-        f"| {tried.keyframe_id} | {_number(tried.similarity)} | {_number(tried.confidence)} | {tried.landmarks} "
-        f"| {tried.reason or 'found'} |"
-        for tried in event.attempts
-    ]
-    return "\n".join(
-        [head, "", "| keyframe | similarity | confidence | landmarks | why not |", "|--:|--:|--:|--:|---|", *rows]
-    )
+    columns = {
+        "keyframe": [str(tried.keyframe_id) for tried in event.attempts],
+        "similarity": [_number(tried.similarity) for tried in event.attempts],
+        "confidence": [_number(tried.confidence) for tried in event.attempts],
+        "landmarks": [str(tried.landmarks) for tried in event.attempts],
+        "why not": [tried.reason or "found" for tried in event.attempts],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}  # the panel is narrow
+    alignment = [*["--:"] * (len(shown) - 1), "---"]
+    rows = [list(shown), alignment, *zip(*shown.values(), strict=True)]
+    return "\n".join([head, "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _number(value: float) -> str:

@@ -90,6 +90,11 @@ class RerunViewer:
             for output in self._outputs:
                 output.show(event)
 
+    def catch_up(self) -> None:
+        """Wait for a viewer that is slower than the events: a replay can, and then shows every image; a run does not."""
+        for output in self._outputs:
+            output.catch_up()
+
     def close(self) -> None:
         """Flush pending data and end the file with its footer; a second call does nothing."""
         if self._closed:
