@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 from urllib.parse import quote
 
@@ -37,3 +38,8 @@ def as_utf8(address: str) -> str:
     except UnicodeEncodeError:
         pass
     return quote(os.fsencode(address), safe=string.punctuation)
+
+
+def without_password(address: str) -> str:
+    """An address without the user name and password, for messages."""
+    return re.sub(r"://[^/@]*@", "://", address)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import cv2
@@ -22,7 +23,7 @@ from relocalizer.errors import CameraError, SequenceError
 from relocalizer.images import IMAGE_SUFFIXES, quiet_opencv
 from relocalizer.unfetched import why_unfetched
 from slam.config.schema import InputConfig
-from slam.input.captures import as_utf8, open_capture
+from slam.input.captures import as_utf8, open_capture, without_password
 from slam.input.dataset_layouts import index_folder
 from slam.input.folder_listing import is_video
 from slam.input.frame_source import FrameSource, Selection
@@ -33,8 +34,10 @@ from slam.input.prefetch import Prefetched
 from slam.input.rectification import Calibration, CameraHint, GivenCamera, MapCameras, Rectifier, read_calibration
 from slam.input.ros_bag import is_bag, open_bag
 from slam.input.sequence_index import SequenceIndex
-from slam.input.video import VideoFile, open_video, without_password
 from slam.plain_text import plain
+
+if TYPE_CHECKING:
+    from slam.input.video import VideoFile
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
@@ -136,6 +139,8 @@ def _open_video_path(path: Path, name: str, given: CameraHint, config: InputConf
     if not stat.S_ISREG(status.st_mode):
         raise SequenceError(f"{path}: not a file; a camera is named webcam:0, webcam:1 and so on")
     _expect_video(path, status.st_size)
+    from slam.input.video import open_video  # its decoder is needed for no other source: 15 MB and 50 ms
+
     # An absolute path, because FFmpeg would interpret "name:rest" as a protocol.
     return open_video(os.path.abspath(path), name, given, config, selection)
 
@@ -168,6 +173,8 @@ def _open_webcam(spec: str, given: CameraHint, config: InputConfig, selection: S
 
 
 def _open_address(address: str, given: CameraHint, config: InputConfig, selection: Selection) -> FrameSource:
+    from slam.input.video import open_video
+
     try:
         parts = urlsplit(address)
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from relocalizer.gray_levels import GrayLevels
 from relocalizer.images import Image
 from slam.config.schema import InputConfig
 from slam.evaluation.trajectory import Trajectory
+from slam.input.captures import without_password
 from slam.input.frame_source import Selection
 from slam.input.rectification import CameraHint, GivenCamera, MapCameras, Rectifier, is_in_proportion
 from slam.input.video_decoding import DecodedFrame, Values, VideoFacts, VideoReader
@@ -197,8 +197,3 @@ def _is_of_stored(calibration: CameraHint | None, facts: VideoFacts, stored: Res
     else:
         return False
     return fits == [True, False]
-
-
-def without_password(address: str) -> str:
-    """An address without the user name and password, for messages."""
-    return re.sub(r"://[^/@]*@", "://", address)
