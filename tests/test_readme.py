@@ -17,14 +17,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs" / "READM
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    return [lines for found, lines in fenced if re.fullmatch(language, found)]
 
 
 def commands(program: str) -> list[str]:
     """Every line of a plain code block that starts with the program, and those in back quotes in tables."""
     found = []
     for page in PAGES:
-        lines = "\n".join(blocks(page, "(?:sh|bash)?")).splitlines()
+        lines = "\n".join(blocks(page, "(sh|bash)?")).splitlines()
         found += [line.split(" #")[0].strip() for line in lines if line.split(" ")[0] == program]
     return sorted(set(found))
 
