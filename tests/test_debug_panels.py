@@ -397,7 +397,7 @@ def test_a_run_without_a_screen_goes_on_and_says_so(record: Path, monkeypatch: p
     viewer.close()
     assert len(said) == 1
     assert said[0].startswith("--view spawn: there is no screen")
-    assert said[0].endswith("the run goes on without a viewer")
+    assert said[0].endswith("the run continues without a viewer")
     assert len(column(record, "/world/camera", "Transform3D:translation")) == 6
 
 

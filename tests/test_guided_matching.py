@@ -1,4 +1,4 @@
-"""Known points looked for around where they should be, by hand."""
+"""Guided matching of known points around their predicted pixels, by hand."""
 
 from __future__ import annotations
 

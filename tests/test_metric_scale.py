@@ -88,10 +88,10 @@ def test_words_that_are_no_anchor_are_told_what_there_is(text):
     with pytest.raises(ConfigError) as caught:
         parse_scale_reference(text)
     assert str(caught.value) == (
-        f"--scale-from {text}: expected frames:A:B=METRES (a known distance between two frames), "
-        "marker:DICTIONARY:METRES (side of ArUco or AprilTag markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), "
+        f"--scale-from {text}: expected frames:A:B=METERS (a known distance between two frames), "
+        "marker:DICTIONARY:METERS (side of ArUco or AprilTag markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), "
         "depth:FOLDER (RGB-D data set), "
-        "or groundtruth:METRES (evaluation only)"
+        "or groundtruth:METERS (evaluation only)"
     )
 
 

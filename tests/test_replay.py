@@ -218,7 +218,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path, copied):
     with pytest.raises(OutputError, match=r"not a run folder \(report.json is missing\)"):
         open_replay(tmp_path)
     (copied / "events.jsonl").unlink()
-    with pytest.raises(ReplayError, match=r"holds no events\.jsonl, so there is nothing to tell again"):
+    with pytest.raises(ReplayError, match=r"holds no events\.jsonl, so there is nothing to replay"):
         open_replay(copied)
 
 
@@ -309,6 +309,9 @@ def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monk
 
         def __call__(self, event):
             happened.append("event")
+
+        def catch_up(self):
+            pass
 
         def close(self):
             happened.append("closed")

@@ -1,4 +1,4 @@
-"""Contents of report.json: while a run goes on, when it ends, and when it fails."""
+"""Contents of report.json: during a run, when it ends, and when it fails."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def report_text(report: Mapping[str, Any]) -> str:
 
 
 def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorChoice) -> dict[str, Any]:
-    """Contents of report.json while the run goes on."""
+    """Contents of report.json during the run."""
     return {
         "format": REPORT_FORMAT,
         "status": "running",
