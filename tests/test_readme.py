@@ -11,6 +11,7 @@ import pytest
 
 import relocalizer
 import slam
+from slam.run.report import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -66,5 +67,5 @@ def test_the_version_stands_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]
     assert project["tool"]["hatch"]["version"] == {"path": "relocalizer/__init__.py"}
-    assert slam.__version__ == relocalizer.__version__
+    assert slam.__version__ == relocalizer.__version__ == versions()["reloc3r-slam"]
     assert f"\nversion: {slam.__version__}\n" in (ROOT / "CITATION.cff").read_text()

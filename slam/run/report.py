@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relocalizer import __version__
 from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
@@ -197,9 +198,12 @@ def _lens_report(
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of this package and of the dependencies that affect its results, without importing them."""
-    found = {}
-    for name in ("reloc3r-slam", *_DEPENDENCIES):
+    """The version of this code, and those of the dependencies that affect its results, without importing them.
+
+    The metadata of an editable installation may be those of an earlier version, so they are not asked for this package.
+    """
+    found = {"reloc3r-slam": __version__}
+    for name in _DEPENDENCIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
