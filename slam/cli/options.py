@@ -76,7 +76,7 @@ MaskImage = Annotated[
     typer.Option(
         "--mask",
         metavar="IMAGE",
-        help="Mask image: black regions are ignored, such as a car's bonnet, overlaid text or the robot itself. "
+        help="Mask image: black regions are ignored, such as a car's hood, overlaid text or the robot itself. "
         "Same size or aspect ratio as the images, as for COLMAP. Rectangles can be set in camera.yaml: "
         "ignore: [[left, top, right, bottom], ...], pixels.",
         show_default=False,
