@@ -184,7 +184,7 @@ def number_of_shade(image: Image) -> int:
     return (int(image[0, 0, 0]) - 20) // 5
 
 
-def test_live_images_of_another_size_are_skipped_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_live_images_of_another_size_are_skipped_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     camera = ChangingCamera(count=4)
     stream = live(camera)
     frames = iter(stream)

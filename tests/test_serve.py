@@ -287,7 +287,7 @@ def test_only_names_of_this_machine_are_answered(client: TestClient) -> None:
     assert {"localhost", "127.0.0.1"} <= set(LOOPBACK)
 
 
-def test_an_error_of_ours_is_500_and_the_service_goes_on(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_ours_is_500_and_the_service_continues(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = TestClient(client.app, raise_server_exceptions=False)
     monkeypatch.setattr("slam.serve.map_localizer.decode_image", lambda data, name: 1 / 0)
     response = quiet.post("/locate", content=IMAGE, headers=PNG)

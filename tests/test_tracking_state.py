@@ -98,7 +98,7 @@ def test_a_run_that_begins_in_a_map_says_why_it_is_not_found_there():
     assert not where.may_start_new_map
 
 
-def test_once_found_in_the_map_a_later_loss_is_told_as_any_other():
+def test_once_found_in_the_map_a_later_loss_is_reported_as_any_other():
     where = TrackingStateMachine(restart_after=5)
     where.set_lost_in_map(41)
     where.set_tracking(40)
