@@ -155,6 +155,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert response.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", response.text)
+    assert "[hidden] { display: none; }" in response.text  # also where another rule has a display, as of the image
 
 
 def test_the_outline_is_the_map_from_above(client: TestClient, room: Room) -> None:
