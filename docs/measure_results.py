@@ -3,7 +3,7 @@
     python docs/measure_results.py [--sequences DIR] [--stress DIR] [--work DIR] [--jobs N] [--only NAME ...]
 
 writes docs/results/NAME.json and the tables of the pages (docs/results_tables.py). Each is one `slam benchmark folder`,
-which goes on where it was when the same command is given again at the same commit:
+which is resumed when the same command is given again at the same commit:
 
 - bundled: the bundled sequences;
 - sequences: those below DIR, in any layout that `slam run` reads;

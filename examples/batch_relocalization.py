@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from relocalizer import CalibratedImage, NotFound, Relocalizer, load_camera, read_image
-from relocalizer.camera import Undistorter
+from relocalizer import CalibratedImage, NotFound, Relocalizer, Undistorter, load_camera, read_image
 from relocalizer.geometry import quaternion_xyzw_from_rotation
 from relocalizer.images import IMAGE_SUFFIXES
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from relocalizer import load_camera
-from relocalizer.camera import Undistorter
+from relocalizer import Undistorter, load_camera
 from slam import Frame, Slam, SlamConfig
 
 OnImage = Callable[[np.ndarray | None, int], None]

@@ -12,7 +12,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from sensor_msgs_py.point_cloud2 import create_cloud_xyz32
 
-from relocalizer.camera import Undistorter
+from relocalizer import Undistorter
 from relocalizer.geometry import quaternion_xyzw_from_rotation
 from relocalizer.images import to_rgb
 from slam import Frame, Slam, SlamConfig

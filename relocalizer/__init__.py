@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from relocalizer.camera import Camera as Camera
+    from relocalizer.camera import Undistorter as Undistorter
     from relocalizer.camera import load_camera as load_camera
     from relocalizer.errors import UserError as UserError
     from relocalizer.geometry import Similarity as Similarity
@@ -46,6 +47,7 @@ _HOMES = {
     "Relocalizer": "relocalizer.relocalizer",
     "Retriever": "relocalizer.interfaces",
     "Similarity": "relocalizer.geometry",
+    "Undistorter": "relocalizer.camera",
     "UserError": "relocalizer.errors",
     "load_camera": "relocalizer.camera",
     "load_map": "relocalizer.maps.map_reader",
@@ -69,6 +71,7 @@ __all__ = [
     "Relocalizer",
     "Retriever",
     "Similarity",
+    "Undistorter",
     "UserError",
     "load_camera",
     "load_map",

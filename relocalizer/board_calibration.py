@@ -1,7 +1,7 @@
 """Calibration of a camera from images of a board: a checkerboard or a ChArUco board.
 
 Zhang, "A flexible new technique for camera calibration", PAMI 2000, as in OpenCV's `calibrateCamera`. Focal length
-and distance of the board are separated only by boards that are seen obliquely; the standard deviation tells when they
+and distance of the board are separated only by boards that are seen obliquely; the standard deviation shows when they
 were not.
 """
 

@@ -18,8 +18,8 @@ MIN_STRETCH = 0.15  # minimum denominator of the division model for radtan, whic
 def distorted_camera(division: float, division_r4: float, pinhole: Camera) -> Camera:
     """The camera of the distorted images: radtan with k1 and k2 where it has this distortion, and fisheye elsewhere.
 
-    The division model is exact enough for both, so it says which of the two the lens is like: perspective images bent
-    by less than their own field, or angles from the axis in proportion to the radius (Kannala and Brandt, "A generic
+    The division model is exact enough for both, so it says which of the two the lens is like: perspective images with
+    little distortion, or angles from the axis in proportion to the radius (Kannala and Brandt, "A generic
     camera model and calibration method for conventional, wide-angle, and fish-eye lenses", PAMI 2006).
 
     Args:

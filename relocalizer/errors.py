@@ -42,7 +42,7 @@ class MapError(UserError):
 
 
 class TrainingError(UserError):
-    """Training data that cannot be used, or a training that cannot go on."""
+    """Training data that cannot be used, or a training that cannot continue."""
 
 
 class DeviceError(UserError):

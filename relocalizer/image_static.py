@@ -1,6 +1,6 @@
 """Image-static points: overlays, objects fixed to the camera, or the whole view of a camera at rest.
 
-Text on a display, a logo, a car's bonnet or dirt on a windscreen is static in the image while the scene moves, and
+Text on a display, a logo, a car's hood or dirt on a windshield is static in the image while the scene moves, and
 contradicts every camera motion. Scene points can be static in the image too: near a zero of the optical flow (in the
 direction of travel, or on the axis that the camera circles), where the surrounding points hardly move either; and at a
 large distance without rotation of the camera, where a point at infinity would not move either.

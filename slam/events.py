@@ -164,7 +164,7 @@ class PairRelated:
 
     Attributes:
         purpose: "initialization", "odometry" or "loop".
-        estimate: what it said.
+        estimate: of the predictor.
     """
 
     frame_index: int

@@ -102,7 +102,7 @@ class FalseLoops:
     _due: int = 0
 
     @property
-    def told(self) -> set[tuple[int, int]]:
+    def injected(self) -> set[tuple[int, int]]:
         return {(edge.i, edge.j) for edge in self.lies}
 
     def is_lie(self, edge: Edge) -> bool:
@@ -118,9 +118,9 @@ class FalseLoops:
             return true_loops(k) or lied
 
         def second_look(c: int, k: int) -> Verified | None:
-            if self.clustered and (c, k) in self.told:
+            if self.clustered and (c, k) in self.injected:
                 before = self.loop_closer._map.before(k)
-                lie = None if before is None or before <= c else self._told(c, before)
+                lie = None if before is None or before <= c else self._injected(c, before)
                 return None if lie is None else self._standing(lie)
             return true_look(c, k)
 
@@ -152,14 +152,14 @@ class FalseLoops:
     def _lies(self, k: int) -> list[Verified]:
         """False loops due at keyframe k; one that is impossible there is made at the next keyframe that allows it."""
         if self.clustered and self._mistake and 0 < k - self._mistake.k < self.cluster:
-            told = self._told(self._mistake.c + (k - self._mistake.k) % 2, k)
-            return [told] if told is not None else []
+            injected = self._injected(self._mistake.c + (k - self._mistake.k) % 2, k)
+            return [injected] if injected is not None else []
         self._due += k in self.at
         for _ in range(TRIES if self._due else 0):
             self._mistake = self._begin(k)
-            if self._mistake is not None and (told := self._told(self._mistake.c, k)) is not None:
+            if self._mistake is not None and (injected := self._injected(self._mistake.c, k)) is not None:
                 self._due -= 1
-                return [told]
+                return [injected]
         self._mistake = None
         return []
 
@@ -249,7 +249,7 @@ class FalseLoops:
         ids = landmarks.observed[c].ids
         return ids[landmarks.is_triangulated(ids)]
 
-    def _told(self, c: int, k: int) -> Verified | None:
+    def _injected(self, c: int, k: int) -> Verified | None:
         """The false loop c-k with the noise of a true one; None with too few landmarks in the image."""
         assert self._mistake is not None
         graph = self.loop_closer._map.graph

@@ -236,17 +236,17 @@ class Witness:
             case FrameProcessed():
                 self._frame(event)
             case KeyframeAdded():
-                require(event.keyframe.id not in self.keyframes, f"keyframe {event.keyframe.id} is told twice")
+                require(event.keyframe.id not in self.keyframes, f"keyframe {event.keyframe.id} is published twice")
                 self.keyframes.add(event.keyframe.id)
-                _check_similarities("a keyframe told", [event.world_from_keyframe])
+                _check_similarities("a published keyframe", [event.world_from_keyframe])
                 require(event.reason, "a keyframe without a reason")
             case LandmarksUpdated():
-                require(len(event.ids) == len(event.points_world) == len(event.colors), "landmarks told in part")
-                require(np.isfinite(event.points_world).all(), "a landmark told is not finite")
+                require(len(event.ids) == len(event.points_world) == len(event.colors), "landmarks published in part")
+                require(np.isfinite(event.points_world).all(), "a published landmark is not finite")
             case GraphOptimized():
                 errors = np.array([event.error_before, event.error_after])
                 require(np.isfinite(errors).all() and (errors >= 0).all(), f"errors of the graph: {errors}")
-                _check_similarities("poses told", event.world_from_keyframe.values())
+                _check_similarities("published poses", event.world_from_keyframe.values())
             case EdgeAccepted():
                 require(event.edge.i < event.edge.j and event.frame_index >= 0, "an edge that cannot be")
             case EdgeRejected():
@@ -271,15 +271,15 @@ class Witness:
                 require(getattr(event, "reason", "said"), f"{type(event).__name__} without a reason")
 
     def _frame(self, event: FrameProcessed) -> None:
-        require(event.frame.index not in self.frames, f"frame {event.frame.index} is told twice")
+        require(event.frame.index not in self.frames, f"frame {event.frame.index} is published twice")
         self.frames.add(event.frame.index)
         tracked = event.state is TrackingState.TRACKING
         require(tracked == (event.world_from_cam is not None), f"{event.state} with a pose, or none")
         if event.world_from_cam is not None:
-            _check_poses("a pose told", [event.world_from_cam])
+            _check_poses("a published pose", [event.world_from_cam])
         else:
             require(event.reason, "no reason why there is no pose")
         sizes = {len(event.pixels), len(event.track_ids), len(event.is_inlier)}
-        require(len(sizes) == 1, f"tracks told in part: {sizes}")
-        require(np.isfinite(event.pixels).all(), "a pixel told is not finite")
+        require(len(sizes) == 1, f"tracks published in part: {sizes}")
+        require(np.isfinite(event.pixels).all(), "a published pixel is not finite")
         require(np.isnan(event.depth) or np.isfinite(event.depth), f"depth {event.depth}")

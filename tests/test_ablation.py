@@ -63,7 +63,7 @@ def test_overrides_leave_the_other_settings_of_a_configuration_alone():
     }
 
 
-def test_an_override_that_does_not_fit_is_told():
+def test_an_override_that_does_not_fit_is_reported():
     with pytest.raises(ConfigError, match=r"--set seed=-1: seed: expected an integer, at least 0, got -1"):
         with_overrides(SlamConfig(), ["seed=-1"])
 
@@ -101,7 +101,7 @@ def test_errors_are_measured_where_there_is_ground_truth_only(images, built):
 def test_without_lengths_every_step_between_keyframes_is_as_long_as_the_median_one():
     path = along_x([0, 1, 2, 4, 6, 7, 8, 8.5])
     result = SimpleNamespace(trajectory=path, keyframe_trajectory=part_of(path, [0, 2, 4, 6]))
-    # Steps of 2, 4 and 2 become 2 each; the frames between are drawn along, the last one goes on as its step does.
+    # Steps of 2, 4 and 2 become 2 each; the frames between are drawn along, the last one continues as its step does.
     assert with_equal_steps(result).positions[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 6.5]
 
 

@@ -146,8 +146,8 @@ def test_the_pose_scatters_as_its_information_says(count):
         errors.append(left_error(fit.world_from_cam, truth.pose))
         informations.append(fit.information)
     real = np.std(errors, axis=0)
-    told = np.sqrt(np.diag(np.linalg.inv(np.mean(informations, axis=0))))
-    assert ((real / told > 1 / 1.5) & (real / told < 1.5)).all()
+    stated = np.sqrt(np.diag(np.linalg.inv(np.mean(informations, axis=0))))
+    assert ((real / stated > 1 / 1.5) & (real / stated < 1.5)).all()
 
 
 def test_inliers_are_what_noise_alone_would_leave():
@@ -186,21 +186,21 @@ def test_refinement_changes_none_of_its_inputs():
 
 def test_points_known_exactly_tell_what_the_pixels_tell():
     sight = Sight(7)
-    told = pose_information(sight.points, np.zeros_like(sight.points), CAMERA, sight.pose, NOISE_PX)
-    assert np.allclose(told, sight_information(sight, sight.pose), rtol=1e-4, atol=1.0)
+    stated = pose_information(sight.points, np.zeros_like(sight.points), CAMERA, sight.pose, NOISE_PX)
+    assert np.allclose(stated, sight_information(sight, sight.pose), rtol=1e-4, atol=1.0)
 
 
 def test_a_pixel_along_the_image_of_an_unsure_depth_counts_by_the_sum_of_both_variances():
     sight, rng = Sight(8, count=30), np.random.default_rng(8)
     along = 0.1 * rng.normal(size=(30, 3))
-    told = pose_information(sight.points, along, CAMERA, sight.pose, NOISE_PX)
+    stated = pose_information(sight.points, along, CAMERA, sight.pose, NOISE_PX)
     expected, h = np.zeros((6, 6)), 1e-6
     for point, deviation in zip(sight.points, along, strict=True):
         ends = [CAMERA.project(np.asarray(sight.pose.inv().apply([point + s * h * deviation])))[0] for s in (1, -1)]
         smear = (ends[0] - ends[1]) / (2 * h)
         J = pixel_jacobian(point[None], sight.pose)
         expected += J.T @ np.linalg.inv(NOISE_PX**2 * np.eye(2) + np.outer(smear, smear)) @ J
-    assert np.allclose(told, expected, rtol=1e-4, atol=1e-4 * np.trace(expected))
+    assert np.allclose(stated, expected, rtol=1e-4, atol=1e-4 * np.trace(expected))
 
 
 def test_points_of_unsure_depth_tell_less_and_never_more():
@@ -245,8 +245,8 @@ def test_a_point_of_unsure_depth_may_not_lie_off_across_its_ray():
 def test_the_information_of_a_fit_to_unsure_points_is_what_such_points_tell():
     sight, along, _ = moved_along_the_first_ray(1, 0.1)
     fit = optimize_pose(sight.points, sight.pixels, CAMERA, sight.pose, noise_px=NOISE_PX, depth_sigma_world=along)
-    told = pose_information(sight.points, along, CAMERA, sight.pose, NOISE_PX)
-    assert fit.information == pytest.approx(told, rel=1e-6, abs=1e-6 * np.abs(told).max())
+    stated = pose_information(sight.points, along, CAMERA, sight.pose, NOISE_PX)
+    assert fit.information == pytest.approx(stated, rel=1e-6, abs=1e-6 * np.abs(stated).max())
 
 
 def test_points_behind_the_camera_tell_nothing():
@@ -261,8 +261,8 @@ def test_points_behind_the_camera_tell_nothing():
 def test_landmarks_whose_depth_is_as_good_as_unknown_tell_what_is_across_their_rays(times):
     sight, along, _ = moved_along_the_first_ray(2, 0.1)
     unsure = pose_information(sight.points, 1e3 * along, CAMERA, sight.pose, NOISE_PX)
-    told = pose_information(sight.points, times * along, CAMERA, sight.pose, NOISE_PX)
-    assert told == pytest.approx(unsure, rel=1e-2, abs=1e-2 * np.abs(unsure).max())
+    stated = pose_information(sight.points, times * along, CAMERA, sight.pose, NOISE_PX)
+    assert stated == pytest.approx(unsure, rel=1e-2, abs=1e-2 * np.abs(unsure).max())
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e200])

@@ -108,7 +108,7 @@ def test_modules_import_one_another_without_cycles():
 
 # --- layers --------------------------------------------------------------------------------------------
 
-# Folders and top modules of slam, each importing only those before it; the picture is in docs/architecture.md.
+# Folders and top modules of slam, each importing only those before it; the diagram is in docs/architecture.md.
 LAYERS = [
     "plain_text", "process_memory", "progress", "stopwatch", "web_page", "predictor_checks", "config",
     "evaluation", "map", "events", "input", "tracking", "mapping", "result", "relocalization", "event_publisher",

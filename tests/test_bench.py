@@ -51,7 +51,7 @@ def test_no_more_frames_are_measured_than_asked_for(images, slam_command, straig
     assert "measuring 5 frames" in ended.err
 
 
-def test_how_far_a_measured_run_is_is_told(images, slam_command, straight_slam, monkeypatch):
+def test_the_progress_of_a_measured_run_is_reported(images, slam_command, straight_slam, monkeypatch):
     monkeypatch.setattr("slam.progress.LINE_EVERY_S", 0.0)
     straight_slam()
     ended = slam_command("bench", images, "--max-frames", 5)

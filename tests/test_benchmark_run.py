@@ -98,7 +98,7 @@ def test_a_run_leaves_a_file_per_item_tables_and_a_report(data, tmp_path):
 
 
 @pytest.mark.usefixtures("true_poses")
-def test_a_run_that_was_interrupted_goes_on_and_nothing_is_done_twice(data, tmp_path):
+def test_a_run_that_was_interrupted_continues_and_nothing_is_done_twice(data, tmp_path):
     seen: list[str] = []
 
     def two(work, text, items):
@@ -136,7 +136,7 @@ def test_results_of_other_settings_are_not_mixed(data, tmp_path):
 
 
 @pytest.mark.usefixtures("true_poses")
-def test_an_item_with_a_fault_is_told_and_tried_again_when_the_data_are_mended(data, tmp_path):
+def test_an_item_with_a_fault_is_reported_and_tried_again_when_the_data_are_mended(data, tmp_path):
     root = tmp_path / "scannet"
     shutil.copytree(data[0], root)
     lost = root / "scene0709_00/frame-000030.jpg"
@@ -174,17 +174,17 @@ def test_a_bug_in_one_item_leaves_the_others(data, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("true_poses")
 def test_progress_counts_the_items_of_this_run(data, tmp_path):
     """The time left would be wrong if items from before counted."""
-    told: list[tuple[int, int]] = []
+    counts: list[tuple[int, int]] = []
     run_benchmark(
-        request(data, tmp_path / "out"), in_this_process, SESSION, lambda done, total, *_: told.append((done, total))
+        request(data, tmp_path / "out"), in_this_process, SESSION, lambda done, total, *_: counts.append((done, total))
     )
-    assert told == [(k, 5) for k in range(6)]
+    assert counts == [(k, 5) for k in range(6)]
     (tmp_path / "out/items/scene0708_00.json").unlink()
-    told.clear()
+    counts.clear()
     run_benchmark(
-        request(data, tmp_path / "out"), in_this_process, SESSION, lambda done, total, *_: told.append((done, total))
+        request(data, tmp_path / "out"), in_this_process, SESSION, lambda done, total, *_: counts.append((done, total))
     )
-    assert told == [(0, 1), (1, 1)]
+    assert counts == [(0, 1), (1, 1)]
 
 
 def test_numbers_that_json_has_not_are_none(tmp_path):
@@ -304,7 +304,7 @@ def test_processes_and_ray_give_the_same_figures_as_one_process(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_killed_command_goes_on_where_it_was(data, tmp_path, jobs):
+def test_a_killed_command_continues_where_it_was(data, tmp_path, jobs):
     out = tmp_path / "out"
     words = command_line(data[0], out, "--jobs", jobs)
     process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL)

@@ -154,7 +154,7 @@ def test_the_size_of_the_map_does_not_matter(points, size):
 # Outliers
 
 
-def test_gross_observations_are_told_by_their_error_and_pull_nobody(points):
+def test_gross_observations_are_recognized_by_their_error_and_pull_nobody(points):
     truth = bundle_of(arc(5), points, fixed=(0, 4))
     rng = np.random.default_rng(2)
     bad = rng.choice(len(truth.pixels), 15, replace=False)
@@ -196,7 +196,7 @@ def relative(refined, i, j):
 def test_with_too_few_points_the_pairs_rotation_and_direction_decide(rng):
     poses, few = arc(2), np.array([[0.0, 0.0, 4.0], [0.5, 0.2, 5.0]])
     start = perturbed(bundle_of(poses, few), angle=0.05, distance=0.02)
-    alone, told = refine(start), refine(replace(start, pairs=[pair_of(poses, 0, 1)]))
+    alone, with_pair = refine(start), refine(replace(start, pairs=[pair_of(poses, 0, 1)]))
     truth = poses[0].inv() * poses[1]
 
     def off(refined):
@@ -205,7 +205,7 @@ def test_with_too_few_points_the_pairs_rotation_and_direction_decide(rng):
         return turn, direction_angle(translation_of(got), translation_of(truth))
 
     assert off(alone)[0] > 0.01
-    assert max(off(told)) < 0.002
+    assert max(off(with_pair)) < 0.002
 
 
 def test_a_pair_without_a_direction_tells_its_rotation_alone():
@@ -270,7 +270,7 @@ def bent_by(bundle, *radial):
 def test_a_distortion_that_the_calibration_leaves_is_found(many, radial):
     bundle = bent_by(bundle_of(arc(8), many, noise=0.3), *radial)
     refined, held = refine(replace(bundle, lens=CALIBRATED)), refine(bundle)
-    at_the_side = np.array([[CAMERA.cx + 0.5 * CAMERA.fx, CAMERA.cy]])  # the two are told together, not apart
+    at_the_side = np.array([[CAMERA.cx + 0.5 * CAMERA.fx, CAMERA.cy]])  # the two are determined together, not apart
     true = CorrectionStep(radial=radial).distorted_pixels(at_the_side, CAMERA)
     assert refined.lens.distorted_pixels(at_the_side, CAMERA) == pytest.approx(true, abs=0.5)
     assert distorted_pixels(refined, many) < 0.5 * distorted_pixels(held, many)

@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(run: Path) -> list[Event]:
+def replayed(run: Path) -> list[Event]:
     return list(open_replay(run).events())
 
 
@@ -100,8 +100,8 @@ def test_the_residuals_are_those_of_the_graph_in_the_map(run: Path) -> None:
             assert squared == pytest.approx(expected[i, j], rel=0.02, abs=1e-3)
 
 
-def test_every_loop_candidate_has_its_panel(run: Path, told: list[Event]) -> None:
-    examined = [event for event in told if isinstance(event, LoopExamined)]
+def test_every_loop_candidate_has_its_panel(run: Path, replayed: list[Event]) -> None:
+    examined = [event for event in replayed if isinstance(event, LoopExamined)]
     tables = [text[0] for _, text in column(run / "room.rrd", "/loops/table", "TextDocument:text")]
     assert len(tables) == len(examined) >= 1
     assert sum("**accepted**" in table for table in tables) == sum(event.is_accepted for event in examined) >= 1

@@ -315,7 +315,7 @@ def test_a_run_that_found_distortion_alone_says_no_focal_length(tmp_path, images
     camera = camera_file(tmp_path)
     straight_slam(lens=IntrinsicsCorrection().then(CorrectionStep(radial=(-0.03, 0.0)), load_camera(camera)))
     out = slam_command("run", images, "-o", tmp_path / "out", "--camera", camera).out
-    assert "at the corners beyond the calibration, now corrected (camera.yaml)" in out
+    assert "at the corners beyond the calibration, now corrected; this camera is in camera.yaml" in out
     assert "focal length" not in out
 
 
@@ -427,11 +427,11 @@ def test_eval_ends_with_1_above_max_ate(tmp_path, slam_command):
     truth = write_truth(tmp_path / "truth.txt", [k * 10**8 for k in range(30)])
     distorted_pixels = read_tum(truth).world_from_cam.copy()
     distorted_pixels[:, 2, 3] += np.linspace(0, 4, 30) ** 2
-    write_tum(tmp_path / "bent.txt", Trajectory(np.arange(30) * 10**8, distorted_pixels))
-    ended = slam_command("eval", tmp_path / "bent.txt", truth, "--max-ate", 0.01)
+    write_tum(tmp_path / "distorted.txt", Trajectory(np.arange(30) * 10**8, distorted_pixels))
+    ended = slam_command("eval", tmp_path / "distorted.txt", truth, "--max-ate", 0.01)
     assert ended.code == 1
     assert "is above --max-ate 0.01" in ended.complaint
-    assert slam_command("eval", tmp_path / "bent.txt", truth, "--max-ate", 100).code == 0
+    assert slam_command("eval", tmp_path / "distorted.txt", truth, "--max-ate", 100).code == 0
 
 
 def test_times_that_a_format_does_not_have_are_assumed_aloud(tmp_path, slam_command):

@@ -80,6 +80,9 @@ def test_images_between_the_keyframes_are_found_where_they_were_taken(slam_comma
     out = tmp_path / "poses.txt"
     ended = slam_command("relocalize", room_map, room, "--out", out)
     assert ended.code == 0, ended.err
+    assert re.search(
+        r"0.*: position -?\d+\.\d{3} -?\d+\.\d{3} -?\d+\.\d{3} meters, confidence [01]\.\d\d, \d+ landmarks", ended.out
+    )
     assert f"{IMAGES} of {IMAGES} found; confidence is of an error under 0.25 meters and 5 deg" in ended.out
     found, truth = read_tum(out), read_tum(room / "groundtruth.txt")
     np.testing.assert_array_equal(found.timestamps_ns, truth.timestamps_ns)
@@ -187,7 +190,7 @@ def test_a_pose_is_said_to_be_in_the_units_of_its_segment(slam_command, room, pa
     assert said["confidence_is_of_error_under"] is None  # of both
     out = slam_command("relocalize", parts, *images, "-q").out
     assert "0060.png: " in out
-    assert " in segment 1 (map units), confidence" in out
+    assert " map units in segment 1, confidence" in out
     assert "confidence is of an error under 0.25 meters and 5 deg in segment 0, " in out
     assert re.search(r"[0-9.]+ map units and 5 deg in segment 1\n", out)
     facts = slam_command("map", "info", parts).out

@@ -74,7 +74,7 @@ def test_an_unknown_key_names_file_key_and_the_nearest_one(tmp_path):
     )
 
 
-def test_a_key_in_the_wrong_section_is_told_its_place():
+def test_a_key_in_the_wrong_section_is_reported_with_its_place():
     assert "did you mean 'features.max_features'?" in problem("max_features=900")
     assert "did you mean 'input.max_side_px'?" in problem("features.max_side_px=900")
 
@@ -104,7 +104,7 @@ def test_a_wrong_choice_lists_the_choices():
     )
 
 
-def test_a_value_in_place_of_a_section_is_told_the_keys():
+def test_a_value_in_place_of_a_section_is_reported_with_the_keys():
     assert "features: expected a section with keys (max_features" in problem("features=3")
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_is_not_a_plain_list_of_settings_says_why(tmp_path, text, ex
     assert expected in said
 
 
-def test_a_missing_file_a_folder_and_an_image_are_told_apart(tmp_path):
+def test_a_missing_file_a_folder_and_an_image_are_distinguished(tmp_path):
     assert "no such configuration file" in problem(files=(tmp_path / "none.yaml",))
     assert "cannot be read (Is a directory)" in problem(files=(tmp_path,))
     image = tmp_path / "image.yaml"

@@ -23,7 +23,7 @@ CONTENT = bytes(range(256)) * 400
 
 
 class Server:
-    """Serves one file; `breaks_after` ends an answer early, `knows_ranges` allows to go on in the middle."""
+    """Serves one file; `breaks_after` ends an answer early, `knows_ranges` allows to resume in the middle."""
 
     def __init__(self) -> None:
         self.content, self.breaks_after, self.knows_ranges = CONTENT, 0, True

@@ -593,7 +593,7 @@ def test_a_broken_camera_file_is_an_error_and_not_ignored(tmp_path: Path) -> Non
         index_folder(folder)
 
 
-def test_videos_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+def test_videos_are_recognized_by_their_first_bytes(tmp_path: Path) -> None:
     video = build_video(tmp_path) / "video.mp4"
     with_current_ids = tmp_path / "clip.dat"
     with_current_ids.write_bytes(video.read_bytes())

@@ -66,7 +66,7 @@ from slam.viz.viewer_process import ViewerNotStarted
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """Rerun only warns of wrong shapes unless told otherwise."""
+    """Rerun only warns of wrong shapes unless asked otherwise."""
     rr.set_strict_mode(True)
     yield
     rr.set_strict_mode(False)
@@ -123,7 +123,7 @@ def test_a_loop_candidate_shows_both_images_their_matches_and_its_tests(record: 
     assert "| similarity | 0.31 | 0.2 | passed |" in accepted
 
 
-def test_each_candidate_of_one_frame_can_be_looked_at(record: Path) -> None:
+def test_each_candidate_of_one_frame_can_be_shown(record: Path) -> None:
     candidates = [examined(n, 3, 9, accepted=False) for n in range(3)]
     recorded(record, [*(keyframe(n, n) for n in range(4)), *candidates, frame_event(10)])
     assert [t for t, _ in column(record, "/loops/table", "TextDocument:text", timeline="loop")] == [0, 1, 2]
@@ -158,9 +158,9 @@ def test_edges_show_their_residuals_before_and_after_an_optimization(record: Pat
     [(_, labels)] = column(record, "/world/graph/after/loop", "LineStrips3D:labels")
     assert labels == ["0-2: chi-square 5.00, weight 0.00"]
     [(_, colors)] = column(record, "/world/graph/after/loop", "LineStrips3D:colors")
-    [(_, bent)] = column(record, "/world/graph/before/loop", "LineStrips3D:colors")
+    [(_, distorted)] = column(record, "/world/graph/before/loop", "LineStrips3D:colors")
     assert max((colors[0] >> shift) & 255 for shift in (8, 16, 24)) < 60  # an edge of no weight is dark
-    assert (bent[0] >> 24) & 255 > 200  # one that does not fit is red
+    assert (distorted[0] >> 24) & 255 > 200  # one that does not fit is red
     [(_, table)] = column(record, "/graph/table", "TextDocument:text")
     assert "| 0-2 | loop | 60.00 | 5.00 | 0.00 |" in table[0]
     assert len(column(record, "/world/graph/covariance", "Ellipsoids3D:half_sizes")) == 1
@@ -385,7 +385,7 @@ def test_a_viewer_that_does_not_answer_is_said_at_once() -> None:
 
 
 @pytest.mark.skipif(not LINUX, reason="other systems always have a screen")
-def test_a_run_without_a_screen_goes_on_and_says_so(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_screen_continues_and_says_so(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     said: list[str] = []
@@ -397,7 +397,7 @@ def test_a_run_without_a_screen_goes_on_and_says_so(record: Path, monkeypatch: p
     viewer.close()
     assert len(said) == 1
     assert said[0].startswith("--view spawn: there is no screen")
-    assert said[0].endswith("the run goes on without a viewer")
+    assert said[0].endswith("the run continues without a viewer")
     assert len(column(record, "/world/camera", "Transform3D:translation")) == 6
 
 

@@ -99,7 +99,7 @@ def test_frames_that_are_placed_one_a_pass_do_not_cost_a_pass_each():
     assert len(tries) <= 24
 
 
-def test_a_frame_that_is_not_found_at_the_end_is_told_of_with_the_reason():
+def test_a_frame_that_is_not_found_at_the_end_is_reported_with_the_reason():
     class Nowhere:
         """A frame tracker that returns the frame, and a relocalizer that finds nothing."""
 

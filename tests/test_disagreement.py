@@ -1,4 +1,4 @@
-"""What is wrong with two files is told from the estimate being bad, on paths whose truth is known."""
+"""What is wrong with two files is distinguished from a bad estimate, on paths whose truth is known."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def best_reading(result: Evaluation) -> tuple[str, str, str]:
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("shift", [1, -1])
 @pytest.mark.parametrize("seed", range(3))
-def test_quaternions_of_another_order_are_told_on_either_side(noise, shift, seed):
+def test_quaternions_of_another_order_are_found_on_either_side(noise, shift, seed):
     truth = room_walk(seed=seed)
     order, read_as = ("w x y z", "x y z w") if shift == 1 else ("x y z w", "w x y z")
     result = evaluate(estimate_of(truth, noise), reordered(truth, shift))
@@ -90,7 +90,7 @@ def test_quaternions_of_another_order_are_told_on_either_side(noise, shift, seed
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_the_order_is_told_when_the_truth_is_of_another_body_too(noise):
+def test_the_order_is_found_when_the_truth_is_of_another_body_too(noise):
     """EuRoC's ground truth, of the IMU, against a camera's path."""
     truth = room_walk(seed=4)
     cam_from_body = Rotation.from_euler("zyx", [90.0, 3.0, -2.0], degrees=True).as_matrix()
@@ -98,7 +98,7 @@ def test_the_order_is_told_when_the_truth_is_of_another_body_too(noise):
     assert best_reading(evaluate(estimate_of(truth, noise), reordered(body, 1)))[:2] == ("ground truth", "w x y z")
 
 
-def test_the_order_is_told_of_a_car_that_turns_about_one_axis():
+def test_the_order_is_found_of_a_car_that_turns_about_one_axis():
     truth = drive()
     assert best_reading(evaluate(estimate_of(truth, (0.005, 0.3)), reordered(truth, 1)))[1] == "w x y z"
 
@@ -312,7 +312,7 @@ def test_another_path_has_no_offset():
 @pytest.mark.parametrize(
     "name", ["euroc_V1_01_easy", "euroc_MH_01_easy", "7scenes_office_seq01", "tartanair_ocean_P001"]
 )
-def test_the_order_is_told_on_recorded_paths_and_noise_is_not(name):
+def test_the_order_is_found_on_recorded_paths_and_noise_is_not(name):
     folder = Path(os.environ["SLAM_SEQUENCES"]) / "trajectories"
     truth = read_trajectory(sorted(folder.glob(f"{name}*.txt"))[0]) if list(folder.glob(f"{name}*.txt")) else None
     if truth is None:

@@ -37,7 +37,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 BLOCK = re.compile(r"(?:^ *<!-- only parsed(?: with (?P<words>[^:]*))?: (?P<why>[^>]*) -->\n+)?"
-                   r"^ *```(?:sh|bash)?\n(?P<lines>.*?)^ *```", re.M | re.S)  # fmt: skip
+                   r"^ *```(?P<language>\w*)\n(?P<lines>.*?)^ *```", re.M | re.S)  # fmt: skip
+SHELL = ("", "sh", "bash")  # languages of blocks of commands
 SLOW = {"run", "bench", "benchmark", "calibrate", "train", "doctor"}
 CLIP_FRAMES = 40
 OUTPUTS = ("-o", "--out", "--record", "--html", "--plot", "--preview", "--video")
@@ -59,6 +60,8 @@ class Command:
 
 def commands_of(page: Path) -> Iterator[Command]:
     for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if block["language"] not in SHELL:
+            continue
         words = [word.strip() for word in (block["words"] or "").split(",") if word.strip()]
         for line in block["lines"].splitlines():
             text = re.split(r"\s#", line.strip())[0].strip()
@@ -82,6 +85,14 @@ RUN = [command for command in all_commands() if not command.why_not]
 def test_many_commands_are_run():
     assert len(RUN) > len(all_commands()) / 3
     assert {"slam explain runs/desk", "slam plot runs/desk -o desk.png"} <= {command.text for command in RUN}
+
+
+def test_every_line_that_begins_with_slam_is_a_command():
+    """Also behind a block of another language, whose end is no beginning."""
+    for page in PAGES:
+        fenced = "".join(re.findall(r"^ *```.*?^ *```", page.read_text(encoding="utf-8"), re.M | re.S))
+        lines = {re.split(r"\s#", line)[0].strip() for line in re.findall(r"^ *(slam [a-z].*)$", fenced, re.M)}
+        assert {command.text for command in commands_of(page)} == lines, page.name
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.text)
@@ -125,12 +136,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def clip_of(source: Path, target: Path) -> Path:
+def clip_of(source: Path, target: Path, frames: int = CLIP_FRAMES) -> Path:
     """The first frames of a video, without decoding them."""
     with av.open(str(source)) as video, av.open(str(target), "w") as clip:
         stream = video.streams.video[0]
         copied = clip.add_stream_from_template(stream)
-        for packet in itertools.islice(video.demux(stream), CLIP_FRAMES):
+        for packet in itertools.islice(video.demux(stream), frames):
             packet.stream = copied
             clip.mux(packet)
     return target
@@ -172,6 +183,27 @@ def test_a_command_runs(command: Command, world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in RUN if is_slow(c)], ids=lambda command: command.text)
 def test_a_long_command_runs(command: Command, world: Path, tmp_path: Path) -> None:
     run_in_copy(command, world, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_its_first_command_to_its_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the files that a reader has, two videos and a photograph, and with what the commands before have made."""
+    clip_of(ROOT / "sequences" / "room_loop" / "video.mp4", tmp_path / "film.mp4", frames=180)
+    clip_of(ROOT / "sequences" / "room_revisit" / "video.mp4", tmp_path / "second_visit.mp4")
+    with av.open(str(tmp_path / "film.mp4")) as video:
+        next(itertools.islice(video.decode(video=0), 90, None)).to_image().save(tmp_path / "photo.jpg", quality=92)
+    said = {}
+    for command in commands_of(ROOT / "docs" / "tutorial.md"):
+        if not command.why_not:
+            assert run_slam(tmp_path, command.words[1:]) == 0, command.text
+            said[command.text] = capsys.readouterr().out
+    assert re.search(r"^photo\.jpg: position .* map units, confidence ", said["slam relocalize runs/room photo.jpg"])
+    for name in ("runs/room/report.html", "runs/room/trajectory.png", "room_nerfstudio/transforms.json", "room.ply"):
+        assert (tmp_path / name).is_file()
+    second = json.loads((tmp_path / "runs" / "second" / "report.json").read_text())
+    assert second["map"]["found_at_frame"] >= 0
 
 
 def test_a_merged_map_is_described_in_json(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_a_camera_file_that_is_right_stays(bundled):
     assert outcome.result.camera == load_camera(BUNDLED / "camera.yaml")
 
 
-class Bent:
+class Distorted:
     """A source whose images a lens bends that its camera does not know."""
 
     def __init__(self, source: FrameSource, radial: tuple[float, float]) -> None:
@@ -93,7 +93,7 @@ class Bent:
 
 
 def test_a_lens_that_the_camera_file_does_not_know_is_found():
-    source = Bent(open_source(str(BUNDLED), config=InputConfig(), max_frames=150), (-0.03, 0.0))
+    source = Distorted(open_source(str(BUNDLED), config=InputConfig(), max_frames=150), (-0.03, 0.0))
     result = run(source, Slam.create(SlamConfig())).result
     truth = read_tum(BUNDLED / "groundtruth.txt")
     length = Trajectory(truth.timestamps_ns[:150], truth.world_from_cam[:150]).length

@@ -240,7 +240,7 @@ def a_run(lost: range = range(0), **report: Any) -> tuple[list[FrameProcessed], 
     return frames, record_of([*frames, finished(frames)], report, focal_px=500.0)
 
 
-def test_a_loss_is_told_with_its_frames_and_its_cause():
+def test_a_loss_is_reported_with_its_frames_and_its_cause():
     frames, _ = a_run(range(20, 26))
     for k in range(20, 24):
         dark = replace(frames[k].measurement, brightness=1.0, dark=1.0, sharpness=0.1, flat=1.0)  # type: ignore[type-var]
@@ -275,14 +275,14 @@ def test_a_run_of_an_older_version_that_was_killed_is_explained_as_far_as_it_goe
     assert "note: the run is of a version that measured no images" in text_of(explanation)
 
 
-def test_a_weak_beginning_is_told():
+def test_a_weak_beginning_is_reported():
     frames, _ = a_run()
     weak = Initialized(frame_indices=(0, 4), landmarks=50, parallax_deg=0.6)
     [found] = findings_of([weak, *frames, finished(frames)])
     assert (found.cause, found.first, found.last) == (Cause.WEAK_INITIALIZATION, 0, 4)
 
 
-def test_a_start_without_poses_is_told_with_its_reason():
+def test_a_start_without_poses_is_reported_with_its_reason():
     frames, _ = a_run()
     waiting = [
         replace(f, state=TrackingState.INITIALIZING, reason=f"tracks moved {k}.0 px, 24.0 needed", camera_rests=True)
@@ -293,7 +293,7 @@ def test_a_start_without_poses_is_told_with_its_reason():
     assert "tracks moved 29.0 px, 24.0 needed" in found.sentence
 
 
-def test_a_focal_length_that_the_footage_contradicts_is_told():
+def test_a_focal_length_that_the_footage_contradicts_is_reported():
     lens = {
         "state": "contradicted", "focal_px": {"start": 600.0, "final": 600.0, "wanted": 500.0}, "focal_sigma": 0.01,
         "reason": "the footage wants a focal length 0.83 times as long",
@@ -305,7 +305,7 @@ def test_a_focal_length_that_the_footage_contradicts_is_told():
 
 
 @pytest.mark.parametrize("wanted", [None, 603.0])
-def test_a_calibration_that_is_wrong_in_something_else_is_told_without_a_focal_length(wanted: float | None):
+def test_a_calibration_that_is_wrong_in_something_else_is_reported_without_a_focal_length(wanted: float | None):
     lens = {
         "state": "contradicted", "focal_px": {"start": 600.0, "final": 600.0, "wanted": wanted}, "focal_sigma": None,
         "reason": "the footage wants an fx of 0.75 times fy",
@@ -323,7 +323,7 @@ def loop_examined(i: int, j: int, *gates: tuple[str, float, float, bool], accept
     )
 
 
-def test_refused_loops_are_counted_by_gate_and_places_that_look_alike_are_told():
+def test_refused_loops_are_counted_by_gate_and_places_that_look_alike_are_reported():
     frames, _ = a_run()
     keyframes = [keyframe_event(n, 2 * n) for n in range(25)]
     few = loop_examined(0, 20, ("similarity", 0.3, 0.2, True), ("points matched", 9, 15, False))
@@ -338,7 +338,7 @@ def test_refused_loops_are_counted_by_gate_and_places_that_look_alike_are_told()
     assert explain(record, "a run").findings == ()
 
 
-def test_the_scale_drift_that_loops_corrected_is_told():
+def test_the_scale_drift_that_loops_corrected_is_reported():
     frames, _ = a_run()
     keyframes = [keyframe_event(n, 2 * n, Similarity.identity()) for n in range(20)]
     loop = Edge(i=0, j=19, i_from_j=Similarity.identity(), sigmas=np.full(7, 0.1), kind=EdgeKind.LOOP)
@@ -351,7 +351,7 @@ def test_the_scale_drift_that_loops_corrected_is_told():
     assert found.figures["drift"] == pytest.approx(0.19, abs=0.001)
 
 
-def test_a_loop_that_the_map_contradicts_is_told():
+def test_a_loop_that_the_map_contradicts_is_reported():
     frames, _ = a_run()
     keyframes = [keyframe_event(n, 2 * n) for n in range(20)]
     ends = np.array([[0, 1], [1, 19]], np.int64)
@@ -409,22 +409,22 @@ def test_eight_faults_in_the_bundled_clip(name, root, tmp_path, slam_command):
     source = faults.write_images(tmp_path / "clip", images, clip / "camera.yaml", focal=focal)
     assert slam_command("run", source, "-o", tmp_path / "run", "-q").code in (0, 1)
     found = explain(read_run(tmp_path / "run"), name).findings
-    told = {finding.cause: finding for finding in found}
+    by_cause = {finding.cause: finding for finding in found}
     follow = {Cause.LOSS, Cause.UNJOINED_MAPS, Cause.WEAK_INITIALIZATION}
     if name == "pure rotation":
-        follow.add(Cause.DROPPED_FRAMES)  # the clip goes on where it would have been without the turn: the view jumps
+        follow.add(Cause.DROPPED_FRAMES)  # the clip continues where it would have been without the turn: the view jumps
     if name == "clean":
         assert found == ()
         return
-    assert set(told) - follow == {Cause(name)}, [f.sentence for f in found]
-    first, last = told[Cause(name)].first, told[Cause(name)].last
+    assert set(by_cause) - follow == {Cause(name)}, [f.sentence for f in found]
+    first, last = by_cause[Cause(name)].first, by_cause[Cause(name)].last
     if name == "wrong focal length":
-        assert told[Cause(name)].figures["wanted_px"] == pytest.approx(465.0, rel=0.03)
+        assert by_cause[Cause(name)].figures["wanted_px"] == pytest.approx(465.0, rel=0.03)
     elif name == "dropped frames":
         assert (first, last) == (99, 100)
     else:
         slack = 8 if name == "pure rotation" else 0
         assert abs(first - RANGES[name].start) <= slack
         assert abs(last - RANGES[name].stop + 1) <= slack
-    if Cause.LOSS in told:
-        assert told[Cause.LOSS].because[0] == name
+    if Cause.LOSS in by_cause:
+        assert by_cause[Cause.LOSS].because[0] == name

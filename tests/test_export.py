@@ -193,7 +193,7 @@ def test_the_usual_size_follows_what_the_network_was_trained_for(
     assert asked == [{"format": "onnx", "size": size}]
 
 
-def test_an_unknown_format_is_refused_before_weights_are_looked_for(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused_before_weights_are_searched_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format: expected onnx or openvino, got 'tflite'"):
         export_checkpoint("no-such-weights", tmp_path, format="tflite")
 

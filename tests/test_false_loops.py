@@ -86,7 +86,7 @@ def walk(
         believed={(e.i, e.j) for e in edges if liar.is_lie(e)},
         rejected={(e.i, e.j): e.reason for e in events if isinstance(e, EdgeRejected)},
         refused=liar.refused,
-        false=liar.told,
+        false=liar.injected,
     )
 
 

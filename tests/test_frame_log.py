@@ -55,14 +55,14 @@ def test_frames_are_straightened_by_the_lens_of_their_keyframe(graph, rng):
     log, pixels, placed = FrameLog(), np.float32([[0.0, 0.0], [7.0, 5.0]]), []
     for k in (0, 2):
         log.add(frame(k), some_rigid(rng), Tracks(np.arange(2), pixels), k, graph)
-    bent = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
-    log.undistort(lambda k: bent if k == 2 else IntrinsicsCorrection())
+    distorted = IntrinsicsCorrection().then(CorrectionStep((1.1, 1.1), (-0.02, 0.0)), CAMERA)
+    log.undistort(lambda k: distorted if k == 2 else IntrinsicsCorrection())
     log.refit(
         graph, lambda frames: placed.extend((f.observations.pixels, f.camera) for f in frames) or as_they_are(frames)
     )
-    assert [camera for _, camera in placed] == [CAMERA, bent.camera]
+    assert [camera for _, camera in placed] == [CAMERA, distorted.camera]
     assert np.array_equal(placed[0][0], pixels)
-    assert np.allclose(placed[1][0], bent.undistorted_pixels(pixels), atol=1e-5)
+    assert np.allclose(placed[1][0], distorted.undistorted_pixels(pixels), atol=1e-5)
 
 
 def test_hanging_by_hand():
@@ -135,16 +135,16 @@ def test_a_segment_without_frames_gives_an_empty_trajectory(graph):
     assert len(FrameLog().trajectory(graph, 0)) == 0
 
 
-def test_placing_again_is_told_the_landmarks_the_camera_and_the_pose_under_the_moved_graph(rng, graph):
+def test_placing_again_is_given_the_landmarks_the_camera_and_the_pose_under_the_moved_graph(rng, graph):
     log, pose, change = FrameLog(), some_rigid(rng), some_similarity(rng)
     log.add(frame(0), pose, seen(5), 0, graph)
     graph.world_from_keyframe[0] = change @ graph.world_from_keyframe[0]
     asked = []
     log.refit(graph, lambda frames: asked.extend(frames) or as_they_are(frames))
-    [told] = asked
-    assert told.observations.ids.tolist() == [0, 1, 2, 3, 4]
-    assert told.camera is CAMERA
-    assert np.allclose(translation_of(told.world_from_cam), change.apply(translation_of(pose)))
+    [reported] = asked
+    assert reported.observations.ids.tolist() == [0, 1, 2, 3, 4]
+    assert reported.camera is CAMERA
+    assert np.allclose(translation_of(reported.world_from_cam), change.apply(translation_of(pose)))
 
 
 def test_a_frame_placed_again_is_where_it_was_put(rng, graph):
@@ -175,7 +175,7 @@ def test_a_long_run_remembers_a_bounded_spread_of_what_a_frame_saw(rng, graph, c
     assert len(kept[0]) <= MAX_OBSERVATIONS_PER_FRAME
     assert len(kept[0]) >= min(count, MAX_OBSERVATIONS_PER_FRAME // 2)
     if count > MAX_OBSERVATIONS_PER_FRAME:
-        assert kept[0][-1] > 0.98 * count  # from all over, not the first so many
+        assert kept[0][-1] > 0.98 * count  # from all over, not the first ones
 
 
 def test_what_a_frame_saw_does_not_follow_the_arrays_it_was_given(rng, graph):

@@ -76,7 +76,7 @@ def test_a_real_retriever_finds_the_place_among_all(walk):
     assert found.keyframe_id in (5, 6, 7)
 
 
-def test_what_is_recognized_goes_on_as_tracks_with_and_without_a_place(walk):
+def test_what_is_recognized_continues_as_tracks_with_and_without_a_place(walk):
     found = relocalizer(walk, Fixed()).relocalize(walk.seen(NEAR), active=4)
     is_triangulated = walk.mapper.map.landmarks.is_triangulated
     assert is_triangulated(found.landmarks.ids).all()
@@ -86,7 +86,7 @@ def test_what_is_recognized_goes_on_as_tracks_with_and_without_a_place(walk):
     assert len(np.unique(found.tracks.ids)) == len(found.tracks)
 
 
-def test_a_frame_of_nowhere_is_not_located_and_a_reason_is_told(walk):
+def test_a_frame_of_nowhere_is_not_located_and_a_reason_is_reported(walk):
     found = relocalizer(walk, Fixed(7, 5)).relocalize(walk.seen(FAR), active=4)
     assert isinstance(found, PoseNotFound)
     assert re.fullmatch(r"\d+ points of keyframe 4 matched, 12 needed", found.reason)
@@ -99,7 +99,7 @@ def test_a_dark_frame_is_not_located():
     assert found == PoseNotFound("0 points in the image, 12 needed")
 
 
-def test_a_frame_that_is_nowhere_is_told_of_by_the_keyframe_that_came_nearest(walk):
+def test_a_frame_that_is_nowhere_is_reported_with_the_keyframe_that_came_nearest(walk):
     strict = FrameRelocalizer(
         CONFIG.model_copy(update={"min_inliers": 1000}), walk.mapper.map, walk.predictor, Fixed(0)
     )
@@ -154,7 +154,7 @@ def test_a_keyframe_is_recognized_in_another_map_by_an_older_one_alone():
     assert pose_error(place.pose.found.fit.world_from_cam, builder, 2 * STEP + 1)[1] < 0.01
 
 
-def test_a_keyframe_of_another_map_is_looked_for_beside_it_in_time_though_nothing_looks_alike():
+def test_a_keyframe_of_another_map_is_searched_for_beside_it_in_time_though_nothing_looks_alike():
     world = room()
     builder = build(world, range(0, 5 * STEP, STEP), rotation_sigma_deg=0.3, direction_sigma_deg=2.0)
     builder.mapper.adjustment.local_bundle_adjustment(4)

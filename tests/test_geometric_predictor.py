@@ -387,9 +387,9 @@ def test_a_view_without_a_camera_is_refused_with_what_to_do(predictor):
 
 
 def test_a_distorted_camera_is_refused_with_what_to_do(predictor):
-    bent = Camera(width=8, height=8, fx=5, fy=5, cx=4, cy=4, model="radtan", distortion=(0.1, 0.0, 0.0, 0.0))
-    with pytest.raises(CameraError, match=r"got model radtan; undistort it first"):
-        predictor.encode([CalibratedImage(np.zeros((8, 8, 3), np.uint8), bent)])
+    distorted = Camera(width=8, height=8, fx=5, fy=5, cx=4, cy=4, model="radtan", distortion=(0.1, 0.0, 0.0, 0.0))
+    with pytest.raises(CameraError, match=r"got model radtan; undistort it by relocalizer.Undistorter first"):
+        predictor.encode([CalibratedImage(np.zeros((8, 8, 3), np.uint8), distorted)])
 
 
 def test_encoded_values_cannot_be_changed(album):

@@ -73,42 +73,42 @@ class CountingMapper:
 def rounds(
     mapper: CountingMapper, *, frames: int = 100, keyframes: int = 10, may_calibrate: bool = True, **config: Any
 ) -> tuple[int, list[tuple[float, float, str]]]:
-    told: list[tuple[float, float, str]] = []
+    reported: list[tuple[float, float, str]] = []
     done = refine_map(
         mapper,  # type: ignore[arg-type]
         BundleAdjustmentConfig(**{"calibrate": "never", **config}),
         budget_s=run_cost_s(frames=frames, keyframes=keyframes),
         may_calibrate=may_calibrate,
-        notify=lambda before, after, name: told.append((before, after, name)),
+        notify=lambda before, after, name: reported.append((before, after, name)),
     )
-    return done, told
+    return done, reported
 
 
 def test_every_round_refines_every_segment_and_tells_the_largest_errors():
     mapper = CountingMapper(seen=10)
-    done, told = rounds(mapper, final_rounds=2)
+    done, reported = rounds(mapper, final_rounds=2)
     assert (done, mapper.refined) == (2, [0, 1, 0, 1])
-    assert told[0] == (3.0, 2.0, "final refinement, round 1 of 2 (errors: pixels)")
+    assert reported[0] == (3.0, 2.0, "final refinement, round 1 of 2 (errors: pixels)")
 
 
 def test_each_round_is_announced_before_it_begins_and_no_other_is():
     """A run of ten frames pays for one of three."""
-    mapper, told = CountingMapper(seen=10_000), []
+    mapper, reported = CountingMapper(seen=10_000), []
     refine_map(
         mapper,  # type: ignore[arg-type]
         BundleAdjustmentConfig(calibrate="never"),
         budget_s=run_cost_s(frames=10, keyframes=10),
         may_calibrate=True,
         notify=lambda before, after, name: None,
-        on_round=lambda done, of: told.append((done, of, len(mapper.refined))),
+        on_round=lambda done, of: reported.append((done, of, len(mapper.refined))),
     )
-    assert told == [(0, 3, 0)]
+    assert reported == [(0, 3, 0)]
 
 
 KNOWN = LensEvidence(LensState.KNOWN, 0.8, 0.01)
 PLAIN = LensFinding(LensEvidence())
 REFOCUS = LensFinding(KNOWN, CorrectionStep((0.8, 0.8)))
-BENT = LensFinding(LensEvidence(LensState.CALIBRATED, 1.0, 0.01), may_have_distortion=True)
+DISTORTED = LensFinding(LensEvidence(LensState.CALIBRATED, 1.0, 0.01), may_have_distortion=True)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def footage(monkeypatch):
 
 
 def test_each_segment_has_a_lens_of_its_own(footage):
-    footage(REFOCUS, BENT)
+    footage(REFOCUS, DISTORTED)
     mapper = CountingMapper(seen=10)
     rounds(mapper, final_rounds=1, calibrate="auto")
     assert mapper.steps == [(0, REFOCUS.step)]
@@ -138,7 +138,7 @@ def test_each_segment_has_a_lens_of_its_own(footage):
 
 def test_the_principal_point_of_an_assumed_camera_is_refined(footage):
     """It is that of a given one that is held: see the segments above."""
-    footage(REFOCUS, BENT)
+    footage(REFOCUS, DISTORTED)
     mapper = CountingMapper(seen=10, assumed=True)
     rounds(mapper, final_rounds=1, calibrate="auto")
     for _, prior in mapper.calibrated:
@@ -164,7 +164,7 @@ def test_a_correction_that_is_no_lens_leaves_a_guess_and_says_why(footage):
     assert mapper.map.lens_evidence[0] == LensEvidence(LensState.GUESS, reason="it folds")
 
 
-def test_segments_that_want_different_focal_lengths_are_told(footage):
+def test_segments_that_want_different_focal_lengths_are_reported(footage):
     """Keyframes 0 to 4 and 5 to 9."""
     wants = [LensFinding(LensEvidence(LensState.CALIBRATED, ratio, 0.01)) for ratio in (1.0, 1.3)]
     footage(*wants)
@@ -227,7 +227,7 @@ def test_a_short_run_in_a_large_map_does_not_refine_all_of_it():
     assert rounds(CountingMapper(seen=10_000), frames=30, keyframes=10)[0] == 1
 
 
-def test_distortion_that_is_looked_for_makes_a_round_dearer(footage):
-    footage(BENT, BENT)
+def test_distortion_that_is_searched_for_makes_a_round_dearer(footage):
+    footage(DISTORTED, DISTORTED)
     held, free = (rounds(CountingMapper(seen=10_000), frames=30, calibrate=c)[0] for c in ("never", "auto"))
     assert (held, free) == (1, 0)

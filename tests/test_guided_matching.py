@@ -1,4 +1,4 @@
-"""Known points looked for around where they should be, by hand."""
+"""Guided matching of known points around their predicted pixels, by hand."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def along_rows(a, b, **changes):
     return match_along_lines(a, b, CAMERA, CAMERA, np.eye(3), np.array([1.0, 0.0, 0.0]), **settings).tolist()
 
 
-def test_what_looks_alike_is_told_apart_by_the_lines_it_lies_on():
+def test_what_looks_alike_is_distinguished_by_the_lines_it_lies_on():
     left, right = features_at([[50, 20], [50, 60]], [0, 0]), features_at([[40, 60], [30, 20]], [0, 0])
     assert len(match_features(left, right, ratio=0.85)) == 0
     assert along_rows(left, right) == [[0, 1], [1, 0]]

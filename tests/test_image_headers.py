@@ -1,4 +1,4 @@
-"""The size of an image, told from its head as reading the whole of it would."""
+"""The size of an image, read from its head as reading the whole of it would."""
 
 from __future__ import annotations
 

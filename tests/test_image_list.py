@@ -96,7 +96,7 @@ def test_what_cannot_be_a_list_of_images_is_refused_in_one_line(tmp_path: Path, 
         assert "\n" not in str(caught.value)
 
 
-def test_the_command_takes_several_images_and_says_how_to_go_on(
+def test_the_command_takes_several_images_and_says_how_to_continue(
     photos: Path, tmp_path: Path, slam_command, straight_slam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight_slam()

@@ -152,7 +152,7 @@ def test_a_frame_that_was_localized_later_is_marked(tmp_path: Path, photos: Path
     assert list(row.values()) == ["7", "0.1", "a, b.png", "localized later", "3", "44"]
 
 
-def test_images_of_one_name_in_several_folders_are_told_apart(tmp_path: Path, photos: Path) -> None:
+def test_images_of_one_name_in_several_folders_are_distinguished(tmp_path: Path, photos: Path) -> None:
     image = next(photos.glob("*.png")).read_bytes()
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

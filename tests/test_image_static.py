@@ -1,4 +1,4 @@
-"""Points that stand still in the image: those drawn over it are told from far ones and from a camera that rests."""
+"""Points static in the image: those drawn over it are distinguished from far ones and from a camera at rest."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ WIDE = {
     "folding": FOLDING,
     **{f"{across} {w}x{h}": fisheye_of(across, (w, h))
        for across in (125, 150, 173, 190, 219) for w, h in ((512, 512), (640, 480), (480, 640), (1280, 720))},
-    "190 bent": fisheye_of(190, (640, 480), -0.03, 0.01, -0.004, 0.0003),
+    "190 distorted": fisheye_of(190, (640, 480), -0.03, 0.01, -0.004, 0.0003),
     "cropped": fisheye_of(190, (640, 480)).cropped(60, 80, 500, 360),
     "circle inside": fisheye_of(330, (1920, 1080)),
 }  # fmt: skip

@@ -290,7 +290,7 @@ def test_where_tracks_break_points_are_recognized_by_their_looks():
     assert np.mean(same) > 0.98
 
 
-def test_points_that_look_alike_are_told_apart_along_the_lines_of_a_sure_estimate():
+def test_points_that_look_alike_are_distinguished_along_the_lines_of_a_sure_estimate():
     begun = wide()
     begun.world.descriptors[1::2] = begun.world.descriptors[::2]
     pair = begun.take_all()[-1]

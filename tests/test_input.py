@@ -138,7 +138,7 @@ def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [AHEAD, ALONE], ids=["ahead", "alone"])
-def test_broken_images_are_skipped_and_told_and_the_others_keep_their_number(
+def test_broken_images_are_skipped_and_reported_and_the_others_keep_their_number(
     tmp_path: Path, config: InputConfig
 ) -> None:
     folder = write_images(tmp_path, 8)
@@ -289,7 +289,7 @@ class ChangingVideo:
         pass
 
 
-def test_images_of_a_video_that_changes_its_size_midway_are_skipped_and_told(
+def test_images_of_a_video_that_changes_its_size_midway_are_skipped_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slam.input.video.VideoReader", lambda target, shown: ChangingVideo())
@@ -337,7 +337,9 @@ def test_a_link_that_leads_to_itself_is_one_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pointer", "advice"), [(LFS, "git lfs pull"), (ANNEX, "git annex get")])
-def test_pointers_in_place_of_images_are_told_from_damaged_ones(tmp_path: Path, pointer: bytes, advice: str) -> None:
+def test_pointers_in_place_of_images_are_distinguished_from_damaged_ones(
+    tmp_path: Path, pointer: bytes, advice: str
+) -> None:
     folder = write_images(tmp_path, 6)
     for k in (2, 3):
         (folder / f"00{k}.png").write_bytes(pointer)
@@ -359,7 +361,9 @@ def test_a_folder_of_nothing_but_pointers_says_what_they_are(tmp_path: Path, poi
 
 @pytest.mark.parametrize("given", ["the file", "its folder"])
 @pytest.mark.parametrize("kind", ["lfs", "annex", "link"])
-def test_a_video_that_has_not_been_fetched_is_told_from_a_damaged_one(tmp_path: Path, given: str, kind: str) -> None:
+def test_a_video_that_has_not_been_fetched_is_distinguished_from_a_damaged_one(
+    tmp_path: Path, given: str, kind: str
+) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     video = folder / "clip.mp4"
@@ -675,7 +679,7 @@ def test_a_video_beside_a_camera_file_says_that_there_is_one(tmp_path: Path) -> 
     assert f"there is {tmp_path / 'camera.yaml'}" in source.description
 
 
-def test_a_video_is_told_by_its_content_and_not_by_its_suffix(tmp_path: Path) -> None:
+def test_a_video_is_recognized_by_its_content_and_not_by_its_suffix(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 3).rename(tmp_path / "concat:clip 1.dat")
     assert len(list(opened(tmp_path / "concat:clip 1.dat"))) == 3
 
@@ -714,7 +718,7 @@ def test_video_times_increase_whatever_the_container_says(
 
 
 @pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.mkv", "MJPG")])
-def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_told(
+def test_a_video_cut_in_the_middle_is_played_as_far_as_it_goes_and_that_is_reported(
     tmp_path: Path, name: str, code: str
 ) -> None:
     path = write_video(tmp_path / name, 40, code)
@@ -838,9 +842,7 @@ def test_an_image_that_the_disk_does_not_give_is_skipped(tmp_path: Path) -> None
     assert "002.png: cannot be read (Input/output error)" in source.skipped[0][1]
 
 
-def test_a_folder_that_cannot_be_looked_into_is_passed_over_or_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_read_is_passed_over_or_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "images", 2)
     sealed = tmp_path / "private"
     sealed.mkdir()

@@ -118,7 +118,7 @@ def test_an_image_is_straightened_as_its_pixels_are():
     )
 
 
-def test_the_corner_says_how_far_images_are_bent():
+def test_the_corner_says_how_far_images_are_distorted():
     lens = IntrinsicsCorrection().then(CorrectionStep(radial=(0.01, 0.0)), CAMERA)
     corner = np.array([[0.0, 479.0]])  # the farthest from the center
     assert lens.max_displacement_px == pytest.approx(np.linalg.norm(lens.undistorted_pixels(corner) - corner), rel=1e-9)

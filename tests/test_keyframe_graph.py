@@ -47,9 +47,9 @@ def test_a_frame_accepts_only_rgb_bytes(image, got):
 
 
 def test_a_frame_refuses_a_camera_that_still_distorts():
-    bent = Camera(width=8, height=6, fx=5, fy=5, cx=3.5, cy=2.5, model="radtan", distortion=(0.1, 0, 0, 0))
+    distorted = Camera(width=8, height=6, fx=5, fy=5, cx=3.5, cy=2.5, model="radtan", distortion=(0.1, 0, 0, 0))
     with pytest.raises(ValueError, match=r"Frame\.camera: images are undistorted before they become frames"):
-        Frame(index=0, timestamp_ns=0, image=IMAGE, camera=bent)
+        Frame(index=0, timestamp_ns=0, image=IMAGE, camera=distorted)
 
 
 def test_the_view_of_a_frame_has_its_own_camera():

@@ -78,7 +78,7 @@ def uncut(room):
 
 @pytest.fixture(scope="module")
 def carried_back(room):
-    """Sixty dark images, then the camera is at an earlier place, and goes on to ground that it has not seen."""
+    """Sixty dark images, then the camera is at an earlier place, and moves on to ground that it has not seen."""
     frames, truth = room
     taken = [*frames[:60], *([frames[60]] * 60), *frames[30:90]]
     stream = shown([*frames[:60], *([dark(frames[60])] * 60), *frames[30:90]])

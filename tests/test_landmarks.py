@@ -311,7 +311,7 @@ def test_tracks_held_elsewhere_learn_the_new_names(ten):
     assert live.pixels[:, 0].tolist() == [80.0, 70.0, 20.0]
 
 
-def test_of_two_tracks_that_became_one_the_kept_name_goes_on(ten):
+def test_of_two_tracks_that_became_one_the_kept_name_continues(ten):
     ten.merge(ids(1), ids(7))
     live = ten.with_current_ids(tracks(7, 2, 1))
     assert sorted(live.ids.tolist()) == [1, 2]

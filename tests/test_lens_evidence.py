@@ -50,7 +50,7 @@ def estimate(focal_px, sigma=0.01, **changes):
 # An assumed camera
 
 
-def test_a_focal_length_that_is_told_is_known_and_taken(footage):
+def test_a_focal_length_that_is_determined_is_known_and_taken(footage):
     footage(estimate(460.0))
     finding = examine_assumed([], ASSUMED)
     assert finding.evidence.state is LensState.KNOWN
@@ -58,7 +58,7 @@ def test_a_focal_length_that_is_told_is_known_and_taken(footage):
     assert not finding.step.camera(ASSUMED).assumed
 
 
-def test_a_focal_length_that_is_told_badly_stays_a_guess_between_it_and_what_was_assumed(footage):
+def test_a_focal_length_that_is_determined_badly_stays_a_guess_between_it_and_what_was_assumed(footage):
     footage(estimate(460.0, sigma=0.3))
     finding = examine_assumed([], ASSUMED)
     assert finding.evidence.state is LensState.GUESS
@@ -76,7 +76,7 @@ def test_a_focal_length_that_is_told_badly_stays_a_guess_between_it_and_what_was
         (estimate(460.0, change=ZOOM), "the focal length changes along the footage"),
     ],
 )
-def test_where_nothing_is_told_what_was_assumed_stays_a_guess(found, reason, footage):
+def test_where_nothing_is_determined_what_was_assumed_stays_a_guess(found, reason, footage):
     footage(found)
     finding = examine_assumed([], ASSUMED)
     assert (finding.evidence.state, finding.evidence.reason) == (LensState.GUESS, reason)
@@ -135,7 +135,7 @@ def test_a_given_focal_length_is_contradicted_by_far_and_surely_or_not_at_all(ra
     assert finding.step.is_nothing
 
 
-def test_distortion_that_a_calibration_leaves_is_looked_for_and_more_contradicts_it(footage):
+def test_distortion_that_a_calibration_leaves_is_searched_for_and_more_contradicts_it(footage):
     footage(estimate(500.0), Distortion(-0.015, 0.003))
     assert examine_given([], CAMERA).may_have_distortion
     footage(estimate(500.0), Distortion(-0.1, 0.003))
@@ -160,7 +160,7 @@ def test_an_aspect_that_the_footage_contradicts_is_named(flaw, footage):
 
 
 @pytest.mark.parametrize("aspect", [AspectEstimate(1.33, 0.1), AspectEstimate(1.03, 0.005), AspectEstimate()])
-def test_an_aspect_that_is_hardly_told_contradicts_nothing(aspect, footage):
+def test_an_aspect_that_is_hardly_determined_contradicts_nothing(aspect, footage):
     footage(estimate(500.0), aspect=aspect)
     assert examine_given([], CAMERA).evidence.state is LensState.CALIBRATED
 

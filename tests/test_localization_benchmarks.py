@@ -75,7 +75,7 @@ def test_local_features_localize_in_a_rendered_scene(seven_scenes):
 
 
 def test_cambridge_takes_names_from_the_lists_and_poses_from_the_reconstruction(tmp_path, monkeypatch):
-    """An image that is missing is told, and the others are localized."""
+    """An image that is missing is reported, and the others are localized."""
     views = miniatures.cambridge(tmp_path, room_views(8))
     monkeypatch.setattr("slam.components.assembly.build_predictor", lambda config: ThumbnailOracle(views))
     (tmp_path / "ShopFacade/seq1/frame00004.png").unlink()
@@ -205,7 +205,7 @@ def test_the_official_averaging_needs_directions_that_differ(rng):
 # --- what may be wrong with the data --------------------------------------------------------------------
 
 
-def test_a_scene_that_cannot_be_read_is_a_line_and_the_others_go_on(tmp_path):
+def test_a_scene_that_cannot_be_read_is_a_line_and_the_others_are_evaluated(tmp_path):
     for scene in ("OldHospital", "ShopFacade"):
         miniatures.cambridge(tmp_path, room_views(4), scene)
     write(tmp_path / "OldHospital/reconstruction.nvm", "NVM_V3\n\n1\nseq1/a.jpg 500 9 0 0 0 0 0 0 0 0\n")

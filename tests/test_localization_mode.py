@@ -45,7 +45,7 @@ class Recognition:
 
 
 def followed(landmarks: int, *, recognizes: int):
-    """Recognized by 100 landmarks, of which so many are left."""
+    """Recognized by 100 landmarks, of which `count` are left."""
     image, where, recognition = Image(100), TrackingStateMachine(restart_after=None), Recognition(recognizes)
     where.set_tracking(4)
     following = LocalizationMode(image, where, recognition)
@@ -61,7 +61,7 @@ def test_the_place_is_recognized_anew_when_few_landmarks_are_left(left, asked):
     assert recognition.asked == asked
 
 
-def test_the_frame_goes_on_with_what_was_recognized():
+def test_the_frame_continues_with_what_was_recognized():
     image, where, _, _ = followed(30, recognizes=80)
     assert len(image.inlier_tracks) == 80
     assert where.keyframe_id == 9

@@ -47,7 +47,7 @@ STEP = 6
 ROUND = 210  # frames of one round of the walk: frame 210 observes the place of frame 0
 
 
-class Told:
+class FixedRetriever:
     """A retriever that returns given candidates, whatever their descriptors."""
 
     def __init__(self, *keys, similarity=0.99):
@@ -360,7 +360,7 @@ def test_duplicate_landmarks_of_the_new_keyframe_are_fused_with_the_old_ones():
     # The search by projection is off here: the landmarks are fused by the matches of the loop alone.
     config = SlamConfig(landmarks=LandmarksConfig(search_keyframes=0))
     builder = build(room(), config=config)
-    connected = linked(builder, Told(0))
+    connected = linked(builder, FixedRetriever(0))
     for index in range(0, ROUND + STEP, STEP):
         j = add(connected, index)
     landmarks = builder.mapper.map.landmarks
@@ -377,7 +377,7 @@ def test_duplicate_landmarks_of_the_new_keyframe_are_fused_with_the_old_ones():
 
 def test_a_covisible_keyframe_is_no_loop_candidate(closed):
     connected, _ = closed
-    again = linked(connected.builder, Told(*connected.graph.keyframes))
+    again = linked(connected.builder, FixedRetriever(*connected.graph.keyframes))
     again.loop_closer.close_loops(connected.graph.last_id)
     edges = connected.loops()
     assert edges
@@ -463,7 +463,7 @@ def refused(connected, retriever, predictor=None, **config):
 
 
 def test_a_place_that_only_looks_similar_is_rejected_with_the_number_and_the_threshold(half):
-    [event] = refused(half, Told(2)).of(EdgeRejected)
+    [event] = refused(half, FixedRetriever(2)).of(EdgeRejected)
     assert (event.i, event.j, event.kind) == (2, 19, EdgeKind.LOOP)
     assert event.frame_index == 19 * STEP
     assert re.fullmatch(r"\d points of keyframe 2 matched, 15 needed", event.reason)
@@ -471,12 +471,12 @@ def test_a_place_that_only_looks_similar_is_rejected_with_the_number_and_the_thr
 
 
 def test_every_rejected_candidate_is_published(half):
-    events = refused(half, Told(0, 1, 2, 3), suppression=0).of(EdgeRejected)
+    events = refused(half, FixedRetriever(0, 1, 2, 3), suppression=0).of(EdgeRejected)
     assert [e.i for e in events] == [0, 1, 2, 3]
 
 
 def test_of_candidates_near_each_other_in_the_sequence_only_the_most_similar_is_verified(half):
-    events = refused(half, Told(1, 0, 2, 3, 4, 5, 8), suppression=2).of(EdgeRejected)
+    events = refused(half, FixedRetriever(1, 0, 2, 3, 4, 5, 8), suppression=2).of(EdgeRejected)
     assert [e.i for e in events] == [1, 4, 8]
 
 
@@ -485,7 +485,7 @@ def test_the_reason_of_the_predictor_is_published_unchanged(seen_again):
         def relate(self, pairs):
             return [NoEstimate("9 matches, 20 needed")] * len(pairs)
 
-    [event] = refused(seen_again, Told(0), Doubting(seen_again.builder.world)).of(EdgeRejected)
+    [event] = refused(seen_again, FixedRetriever(0), Doubting(seen_again.builder.world)).of(EdgeRejected)
     assert event.reason == "9 matches, 20 needed"
 
 
@@ -494,19 +494,19 @@ def test_a_pair_estimate_without_confidence_is_rejected_with_the_number_and_the_
         def relate(self, pairs):
             return [replace(estimate, confidence=0.05) for estimate in super().relate(pairs)]
 
-    [event] = refused(seen_again, Told(0), Unsure(seen_again.builder.world)).of(EdgeRejected)
+    [event] = refused(seen_again, FixedRetriever(0), Unsure(seen_again.builder.world)).of(EdgeRejected)
     assert event.reason == "confidence 0.05 of the pair estimate, 0.1 needed"
     assert event.landmarks == 0
 
 
 def test_landmarks_in_one_corner_of_the_image_give_no_loop(seen_again):
-    [event] = refused(seen_again, Told(0), min_cells=48).of(EdgeRejected)
+    [event] = refused(seen_again, FixedRetriever(0), min_cells=48).of(EdgeRejected)
     assert re.fullmatch(r"\d+ landmarks in \d\d of 48 cells of the image, 48 needed", event.reason)
     assert event.reason.startswith(f"{event.landmarks} ")
 
 
 def test_a_loop_without_a_second_consistent_one_is_deferred_with_the_number_and_the_threshold(seen_again):
-    [event] = refused(seen_again, Told(0), single_loop_min_inliers=900, min_gap=35).of(EdgeRejected)
+    [event] = refused(seen_again, FixedRetriever(0), single_loop_min_inliers=900, min_gap=35).of(EdgeRejected)
     assert re.fullmatch(r"deferred: \d+ landmarks and no second loop that agrees, 900 needed alone", event.reason)
     assert event.reason.startswith(f"deferred: {event.landmarks} ")
 
@@ -578,8 +578,8 @@ def test_the_second_look_is_by_a_keyframe_of_the_same_segment():
 
 
 def test_a_candidate_much_less_similar_than_the_neighbors_is_not_verified(half):
-    assert refused(half, Told(2, similarity=0.3)).events == []
-    found = refused(half, Told(2, similarity=0.3), min_similarity=0.2).events
+    assert refused(half, FixedRetriever(2, similarity=0.3)).events == []
+    found = refused(half, FixedRetriever(2, similarity=0.3), min_similarity=0.2).events
     assert [type(event) for event in found] == [EdgeRejected, LoopExamined]
     assert [(gate.name, gate.passed) for gate in found[1].gates] == [("similarity", True), ("points matched", False)]
 
@@ -588,22 +588,22 @@ def test_covisible_keyframes_do_not_crowd_out_other_candidates(half, monkeypatch
     monkeypatch.setattr(
         "slam.loop_closing.loop_detector.QUERIED", 1
     )  # a query returns no more than the one candidate that is wanted
-    [event] = refused(half, Told(17, 16, 2), candidates=1, min_gap=2).of(EdgeRejected)
+    [event] = refused(half, FixedRetriever(17, 16, 2), candidates=1, min_gap=2).of(EdgeRejected)
     assert event.i == 2
 
 
 def test_keyframes_near_in_the_sequence_are_no_loop_candidates(half):
-    told = Told(*range(20))
-    refused(half, told)
-    assert set(range(10, 20)) <= told.excluded
+    retriever = FixedRetriever(*range(20))
+    refused(half, retriever)
+    assert set(range(10, 20)) <= retriever.excluded
 
 
 def test_with_zero_candidates_none_is_verified(half):
-    assert refused(half, Told(2), candidates=0).events == []
+    assert refused(half, FixedRetriever(2), candidates=0).events == []
 
 
 def test_too_few_correct_matches_are_rejected_with_the_threshold(seen_again):
-    [event] = refused(seen_again, Told(0), min_inliers=900).of(EdgeRejected)
+    [event] = refused(seen_again, FixedRetriever(0), min_inliers=900).of(EdgeRejected)
     assert re.search(r"\d+ .*, (450|900) needed$", event.reason)
     assert event.reason.startswith(f"{event.landmarks} ")
 

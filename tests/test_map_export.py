@@ -182,7 +182,7 @@ def test_a_frame_belongs_to_its_own_session_where_it_hangs_off_a_keyframe_of_an_
 
 @pytest.mark.parametrize("frames", [True, False])
 def test_a_keyframe_that_was_recognized_late_begins_no_session_and_stands_in_its_time(tmp_path, frames):
-    """Looking back when a run ends, a frame becomes a keyframe after those that came later."""
+    """When a run ends, a frame becomes a keyframe after those that came later."""
     m = small_map()
     late = np.array([10, 20, 0, 30]) * 10**9
     frame_times = np.array([10, 11, 20, 21, 0, 1, 30, 31]) * 10**9
@@ -195,7 +195,7 @@ def test_a_keyframe_that_was_recognized_late_begins_no_session_and_stands_in_its
     assert np.allclose(read.positions[0], m.keyframes.translations[2])
 
 
-def test_the_frames_that_the_lines_of_a_trajectory_are_can_be_told():
+def test_the_frames_that_the_lines_of_a_trajectory_are_can_be_listed():
     m = small_map()
     assert [numbers.tolist() for numbers in frame_numbers(m)] == [list(range(8))]
     several = replace(m, sessions=(Session(0, 0), Session(6, 2)))

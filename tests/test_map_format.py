@@ -379,7 +379,7 @@ def test_a_file_in_the_place_of_a_map_is_said_to_be_one(folder):
     assert said.endswith("manifest.json: a file; expected the map folder or the run folder that slam run wrote")
 
 
-def test_a_run_folder_without_a_map_is_told_apart_from_any_other(tmp_path):
+def test_a_run_folder_without_a_map_is_distinguished_from_any_other(tmp_path):
     (tmp_path / "report.json").touch()
     assert "a run that left no map, as one does that only localized or ended before" in refusal(tmp_path)
 

@@ -77,7 +77,7 @@ def unreadable(image):
     return replace(image, read=read)
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told(world, caplog):
+def test_images_that_cannot_be_read_are_left_out_and_reported(world, caplog):
     images = images_of(world, range(0, 60, 6))
     broken = [unreadable(p) if k in (0, 4) else p for k, p in enumerate(images)]
     found = map_from_poses(broken, OraclePredictor(world))
@@ -141,12 +141,12 @@ def test_one_wrong_pose_spoils_its_own_image_only(world):
 
 
 def test_progress_tells_images_and_pairs_to_the_last(world):
-    told = []
+    reported = []
     map_from_poses(
-        images_of(world, range(0, 16, 4)), OraclePredictor(world), on_progress=lambda *said: told.append(said)
+        images_of(world, range(0, 16, 4)), OraclePredictor(world), on_progress=lambda *said: reported.append(said)
     )
-    assert ("images", 4, 4) in told
-    assert [said for said in told if said[0] == "pairs"][-1] == ("pairs", 6, 6)
+    assert ("images", 4, 4) in reported
+    assert [said for said in reported if said[0] == "pairs"][-1] == ("pairs", 6, 6)
 
 
 def test_one_image_is_no_map(world):

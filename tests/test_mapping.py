@@ -555,9 +555,9 @@ def far_away(refined):
         ({"lens": lambda refined: CorrectionStep(radial=(0.0, -1.0))}, "the lens found has no inverse"),
     ],
 )
-def test_a_refinement_that_cannot_be_changes_nothing_and_is_told(changes, said, rng):
-    told = []
-    builder = build(room(), adjuster=Answers(**changes), emit=told.append)
+def test_a_refinement_that_cannot_be_changes_nothing_and_is_reported(changes, said, rng):
+    reported = []
+    builder = build(room(), adjuster=Answers(**changes), emit=reported.append)
     for index in range(0, 5 * STEP, STEP):
         builder.add(index)
     mapper = builder.mapper
@@ -572,33 +572,33 @@ def test_a_refinement_that_cannot_be_changes_nothing_and_is_told(changes, said, 
     assert np.array_equal(mapper.map.landmarks.landmark_ids(), ids)
     assert np.array_equal(mapper.map.landmarks.points_world(ids, mapper.map.graph), places)
     assert [keyframe.camera for keyframe in mapper.map.graph.keyframes.values()] == cameras
-    assert told == [EstimateRefused(frame_index=4 * STEP, reason=f"bundle adjustment: {said}")]
+    assert reported == [EstimateRefused(frame_index=4 * STEP, reason=f"bundle adjustment: {said}")]
 
 
-def test_a_place_that_the_predictor_cannot_describe_is_told():
+def test_a_place_that_the_predictor_cannot_describe_is_reported():
     class Blind(OraclePredictor):
         def describe(self, encoded):
             return np.full_like(super().describe(encoded), np.nan)
 
-    told, world = [], room()
-    builder = build(world, predictor=Blind(world), emit=told.append)
+    reported, world = [], room()
+    builder = build(world, predictor=Blind(world), emit=reported.append)
     builder.add(0)
     assert np.linalg.norm(builder.mapper.map.graph.keyframes[0].descriptor) == 1.0
-    [event] = told
+    [event] = reported
     assert event.reason == "the place descriptor is no unit vector: its place will hardly be recognized"
 
 
 def test_a_lens_that_has_no_inverse_after_the_corrections_before_it_is_refused():
-    told = []
+    reported = []
     has_distortion = Answers(lens=lambda refined: CorrectionStep(radial=(-0.16, 0.0)))
-    builder = build(room(), adjuster=has_distortion, emit=told.append)
+    builder = build(room(), adjuster=has_distortion, emit=reported.append)
     for index in range(0, 5 * STEP, STEP):
         builder.add(index)
     mapper = builder.mapper
     mapper.adjustment.global_bundle_adjustment(0)
     assert len(mapper.map.lenses[0].steps) == 1
-    assert not told
+    assert not reported
     mapper.adjustment.global_bundle_adjustment(0)
     assert len(mapper.map.lenses[0].steps) == 1
-    assert [event.reason for event in told] == ["bundle adjustment: the lens found has no inverse"]
+    assert [event.reason for event in reported] == ["bundle adjustment: the lens found has no inverse"]
     assert all(np.isfinite(tracks.pixels).all() for tracks in mapper.map.landmarks.observed.values())

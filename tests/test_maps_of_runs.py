@@ -1,4 +1,4 @@
-"""Maps of real images: the bundled room is mapped once, and its second clip goes on in that map."""
+"""Maps of real images: the bundled room is mapped once, and its second clip continues in that map."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from slam.run.summary import summary_rows
 from slam.tracking.klt import KltTracker
 
 CAMERA = "width: 160\nheight: 120\nfx: 130\nfy: 130\ncx: 80\ncy: 60\n"
-BENT = CAMERA + "distortion: [-0.3, 0.05, 0, 0]\n"
+DISTORTED = CAMERA + "distortion: [-0.3, 0.05, 0, 0]\n"
 
 
 def written(path: Path, image: np.ndarray[Any, Any]) -> Path:
@@ -144,7 +144,7 @@ def test_the_mask_is_shrunk_with_the_images(tmp_path: Path) -> None:
 
 
 def test_the_mask_is_undistorted_with_the_images(tmp_path: Path) -> None:
-    (tmp_path / "camera.yaml").write_text(BENT)
+    (tmp_path / "camera.yaml").write_text(DISTORTED)
     drawn = np.full((120, 160), 255, np.uint8)
     cv2.circle(drawn, (130, 90), 12, 0, -1)
     calibration = GivenCamera(load_camera(tmp_path / "camera.yaml"), "camera.yaml")

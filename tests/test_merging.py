@@ -117,13 +117,13 @@ def test_images_of_both_go_along(halves, whole):
     assert all(whole.map.image.jpeg(row)[:2] == b"\xff\xd8" for row in rows)
 
 
-def test_how_far_it_is_is_told_of_the_comparing_and_of_the_refining(world):
-    told = []
+def test_progress_is_reported_of_the_comparison_and_of_the_refinement(world):
+    reported = []
     a, b = mapped(world, range(0, 60)), mapped(world, range(30, 90))
-    merged(world, a, b, on_progress=lambda *step: told.append(step))
+    merged(world, a, b, on_progress=lambda *step: reported.append(step))
     compared = len(b.keyframes)
-    assert told[:compared] == [("keyframes compared", k, compared) for k in range(1, compared + 1)]
-    assert told[compared:] == [("rounds of bundle adjustment", k, 3) for k in range(3)]
+    assert reported[:compared] == [("keyframes compared", k, compared) for k in range(1, compared + 1)]
+    assert reported[compared:] == [("rounds of bundle adjustment", k, 3) for k in range(3)]
 
 
 def test_maps_without_overlap_are_refused_with_a_reason(world):

@@ -84,14 +84,14 @@ def test_an_anchor_is_read_from_its_words(text, anchor):
     "text",
     ["2.35", "frames:1:2", "frames:1=2", "frames:-1:2=3", "frames:1:2=1e9", "groundtruth", "map:there", "frames"],
 )
-def test_words_that_are_no_anchor_are_told_what_there_is(text):
+def test_an_unknown_scale_reference_is_reported_with_those_there_are(text):
     with pytest.raises(ConfigError) as caught:
         parse_scale_reference(text)
     assert str(caught.value) == (
-        f"--scale-from {text}: expected frames:A:B=METRES (a known distance between two frames), "
-        "marker:DICTIONARY:METRES (side of ArUco or AprilTag markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), "
+        f"--scale-from {text}: expected frames:A:B=METERS (a known distance between two frames), "
+        "marker:DICTIONARY:METERS (side of ArUco or AprilTag markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), "
         "depth:FOLDER (RGB-D data set), "
-        "or groundtruth:METRES (evaluation only)"
+        "or groundtruth:METERS (evaluation only)"
     )
 
 

@@ -86,7 +86,7 @@ def test_an_address_that_is_no_utf8_is_spelled_in_percents(monkeypatch):
     assert asked == ["http://127.0.0.1:1/vid%E9o.mp4?a=1&b=%20", "http://127.0.0.1:1/ü.mp4"]
 
 
-def test_a_source_whose_name_is_as_long_as_names_may_be_is_told_to_choose_another(
+def test_a_source_whose_name_is_as_long_as_names_may_be_is_refused_with_the_advice_to_choose_another(
     tmp_path, slam_command, straight_slam, monkeypatch
 ):
     straight_slam()
@@ -170,8 +170,10 @@ def test_results_are_said_in_a_locale_that_cannot_spell_the_folder(tmp_path, env
     assert b"frames" in out.stdout
     as_json = in_locale("run", folder, "--json", "-o", tmp_path / "zweiter", cwd=tmp_path, **environment)
     assert json.loads(as_json.stdout)["frames"] == 12
-    told = in_locale("view", tmp_path / "läufe", "--record", tmp_path / "läufe" / "x.rrd", cwd=tmp_path, **environment)
-    assert b"Traceback" not in told.stderr, told.stderr
+    viewed = in_locale(
+        "view", tmp_path / "läufe", "--record", tmp_path / "läufe" / "x.rrd", cwd=tmp_path, **environment
+    )
+    assert b"Traceback" not in viewed.stderr, viewed.stderr
 
 
 def test_a_list_may_name_images_in_the_bytes_of_their_names(tmp_path):

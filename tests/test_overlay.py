@@ -194,7 +194,7 @@ def test_a_thing_that_crosses_the_image_of_a_camera_that_rests_begins_no_map() -
     assert statistics.resting > 0.8 * len(numbers)
 
 
-def test_a_thing_that_crosses_does_not_drag_a_camera_that_stops_and_goes_on_after() -> None:
+def test_a_thing_that_crosses_does_not_drag_a_camera_that_stops_and_continues_after() -> None:
     numbers = [*range(70), *([69] * 60), *range(70, 120)]
 
     def draw(image: Image, k: int) -> None:

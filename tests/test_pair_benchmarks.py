@@ -220,7 +220,7 @@ def _co3d(root: Path) -> Path:
 # --- what may be wrong with the data --------------------------------------------------------------------
 
 
-def test_a_missing_image_is_a_line_and_the_other_pairs_go_on(tmp_path, monkeypatch):
+def test_a_missing_image_is_a_line_and_the_other_pairs_are_evaluated(tmp_path, monkeypatch):
     use(monkeypatch, ThumbnailOracle(miniatures.own_list(tmp_path, room_views(4))))
     (tmp_path / "images/0.png").unlink()
     _, results, _ = evaluated("pairs", tmp_path)
@@ -239,7 +239,7 @@ def test_a_missing_image_is_a_line_and_the_other_pairs_go_on(tmp_path, monkeypat
         ("images/0.png images/1.png x 0 0 0 0 1 0 0 0 0 1 1", "expected numbers"),
     ],
 )
-def test_a_bad_line_is_told_and_the_others_go_on(tmp_path, monkeypatch, line, sentence):
+def test_a_bad_line_is_reported_and_the_others_are_evaluated(tmp_path, monkeypatch, line, sentence):
     use(monkeypatch, ThumbnailOracle(miniatures.own_list(tmp_path, room_views(3))))
     (tmp_path / "pairs.txt").open("a").write(line + "\n")
     opened, results, _ = evaluated("pairs", tmp_path)
@@ -340,7 +340,7 @@ def test_names_that_are_no_numbers_are_one_line(tmp_path):
         PAIR_SUITES["scannet1500"].listing(tmp_path, None)
 
 
-def test_intrinsics_of_another_shape_are_a_line_and_the_other_scenes_go_on(tmp_path):
+def test_intrinsics_of_another_shape_are_a_line_and_the_other_scenes_are_evaluated(tmp_path):
     miniatures.scannet_official(tmp_path, room_views(4))
     first = next(iter(sorted((tmp_path / "scannet_test_1500").iterdir())))
     write(first / "intrinsic/intrinsic_depth.txt", "1 0\n0 1\n")

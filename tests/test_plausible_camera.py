@@ -98,7 +98,7 @@ IMPOSSIBLE = {
         camera(640, 480, 500.0, 500.0, 319.5, 239.5, "radtan", -0.5, 0.0, 0.0, 0.0),
         "its distortion folds the image over 272 px from the center",
     ),
-    "a fisheye bent far too much": (
+    "a fisheye distorted far too much": (
         camera(640, 480, 300.0, 300.0, 319.5, 239.5, "fisheye", -2.0, 0.0, 0.0, 0.0),
         "folds the image over 82 px from the center",
     ),

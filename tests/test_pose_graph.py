@@ -71,11 +71,11 @@ def test_a_log_scale_off_by_one_sigma_costs_one_half():
 # Known answers
 
 
-def test_a_hexagon_bent_at_the_start_comes_back_to_itself(rng):
+def test_a_hexagon_deformed_at_the_start_comes_back_to_itself(rng):
     truth = hexagon()
     edges = [true_edge(truth, i, i + 1) for i in range(5)] + [true_edge(truth, 0, 5, LOOP)]
-    bent = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
-    found = solved(graph_of(bent, edges))
+    distorted = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
+    found = solved(graph_of(distorted, edges))
     assert all(found[k].is_close(truth[k], atol=1e-5) for k in range(6))
 
 
@@ -125,7 +125,7 @@ def test_rotation_alone_is_shared_out_by_variance_too():
     assert rotation_angle(found[2].rotation) == pytest.approx(0.202, abs=1e-5)
 
 
-def test_an_error_that_is_told_is_the_errors_own(rng):
+def test_an_error_that_is_reported_is_the_errors_own(rng):
     truth = hexagon()
     edges = [true_edge(truth, i, i + 1) for i in range(5)]
     solution = GtsamOptimizer().optimize(graph_of([truth[0], *[some_similarity(rng) for _ in range(5)]], edges))
@@ -249,7 +249,7 @@ def test_false_loops_that_agree_with_each_other_are_outvoted_by_more_true_ones_o
     assert {key for key, weight in solution.loop_weights.items() if weight == 0} == {(e.i, e.j) for e in false}
 
 
-def test_the_error_of_a_loop_left_out_is_told_in_its_own_sigmas():
+def test_the_error_of_a_loop_left_out_is_reported_in_its_own_sigmas():
     truth = [at(float(k)) for k in range(20)]
     edges = [true_edge(truth, k, k + 1) for k in range(19)]
     loops = [true_edge(truth, 2, 17, LOOP), true_edge(truth, 2, 16, LOOP), edge(2, 15, at(13.0, 4.0), LOOP)]
@@ -326,11 +326,11 @@ def test_a_start_that_has_turned_half_around_still_leads_to_the_answer(turn_deg)
 
 def test_the_graph_is_left_as_it_was(rng):
     truth = hexagon()
-    bent = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
-    graph = graph_of(bent, [true_edge(truth, i, i + 1) for i in range(5)])
+    distorted = [truth[0]] + [some_similarity(rng, 0.1) @ pose for pose in truth[1:]]
+    graph = graph_of(distorted, [true_edge(truth, i, i + 1) for i in range(5)])
     edges = dict(graph.edges)
     GtsamOptimizer().optimize(graph)
-    assert all(graph.world_from_keyframe[k] is bent[k] for k in range(6))
+    assert all(graph.world_from_keyframe[k] is distorted[k] for k in range(6))
     assert graph.edges == edges
 
 

@@ -69,7 +69,7 @@ def test_a_trajectory_file_gives_each_image_the_pose_at_its_time(images, tmp_pat
     assert source.images[1].timestamp_ns == 20_000_000
 
 
-def test_an_image_of_another_size_than_most_is_left_out_and_told_whichever_it_is(images, tmp_path):
+def test_an_image_of_another_size_than_most_is_left_out_and_reported_whichever_it_is(images, tmp_path):
     cv2.imwrite(str(images / "00000.png"), np.zeros((160, 120, 3), np.uint8))
     timed(images, [0.0, 0.02, 0.04, 0.06])
     source = open_(images, tum(tmp_path / "poses.txt", POSES, step=0.02))
@@ -248,7 +248,7 @@ def test_an_empty_folder_is_no_model(images, tmp_path):
         open_(images, tmp_path / "model")
 
 
-def test_images_of_one_camera_of_many_that_cannot_be_are_left_out_and_told(images, tmp_path):
+def test_images_of_one_camera_of_many_that_cannot_be_are_left_out_and_reported(images, tmp_path):
     model = colmap(tmp_path / "model", POSES)
     cameras, listed = model / "cameras.txt", model / "images.txt"
     cameras.write_text(cameras.read_text() + "2 PINHOLE 160 120 0.8 0.8 80 60\n")

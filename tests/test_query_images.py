@@ -44,7 +44,7 @@ def test_a_folder_below_the_home_keeps_its_times_too(images, monkeypatch):
         query_images(["~nobody-of-that-name/a"])
 
 
-def test_a_link_that_leads_nowhere_and_a_pipe_are_told(tmp_path):
+def test_a_link_that_leads_nowhere_and_a_pipe_are_reported(tmp_path):
     (tmp_path / "a.jpg").symlink_to(".git/annex/objects/7")
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(SequenceError, match=r"a\.jpg: a link that leads nowhere \(to \.git/annex/objects/7\)"):
@@ -83,7 +83,7 @@ def test_a_pattern_that_finds_folders_alone_finds_no_image(images):
         query_images([str(images.parent / "pic*")])
 
 
-def test_a_video_is_told_the_verb_that_follows_it(tmp_path):
+def test_a_video_is_refused_with_the_verb_that_takes_it(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 64)
     for place in (tmp_path, tmp_path / "film.mp4"):
         with pytest.raises(SequenceError, match="--map MAP --localize-only"):

@@ -11,20 +11,22 @@ import pytest
 
 import relocalizer
 import slam
+from slam.run.report import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs" / "README.md", *(ROOT / "docs").glob("*.md")]
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    return [lines for found, lines in fenced if re.fullmatch(language, found)]
 
 
 def commands(program: str) -> list[str]:
     """Every line of a plain code block that starts with the program, and those in back quotes in tables."""
     found = []
     for page in PAGES:
-        lines = "\n".join(blocks(page, "(?:sh|bash)?")).splitlines()
+        lines = "\n".join(blocks(page, "(sh|bash)?")).splitlines()
         found += [line.split(" #")[0].strip() for line in lines if line.split(" ")[0] == program]
     return sorted(set(found))
 
@@ -65,5 +67,5 @@ def test_the_version_stands_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]
     assert project["tool"]["hatch"]["version"] == {"path": "relocalizer/__init__.py"}
-    assert slam.__version__ == relocalizer.__version__
+    assert slam.__version__ == relocalizer.__version__ == versions()["reloc3r-slam"]
     assert f"\nversion: {slam.__version__}\n" in (ROOT / "CITATION.cff").read_text()

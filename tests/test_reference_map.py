@@ -101,7 +101,7 @@ def test_a_map_says_which_predictor_made_it():
     assert made.features == {"max_features": 900}
 
 
-def test_random_weights_are_told_apart_by_their_seed():
+def test_random_weights_are_distinguished_by_their_seed():
     names = [Reloc3rPredictor.random("reloc3r-224", seed=s, device="cpu", architecture=TINY) for s in (1, 2)]
     first, second = (provenance_of(predictor, {}) for predictor in names)
     assert first.predictor == second.predictor

@@ -326,7 +326,7 @@ def test_patches_that_do_not_divide_the_images_are_refused(tmp_path: Path) -> No
         Reloc3rPredictor.load("reloc3r-224", weights=tmp_path)
 
 
-def test_cuda_asked_for_and_absent_is_said_before_weights_are_looked_for() -> None:
+def test_cuda_asked_for_and_absent_is_said_before_weights_are_searched_for() -> None:
     with pytest.raises(DeviceError, match="this machine has 0 CUDA devices"):
         Reloc3rPredictor.load("reloc3r-224", weights="/no/such/folder", device="cuda")
 

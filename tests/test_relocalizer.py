@@ -188,7 +188,7 @@ def test_two_rooms_that_look_the_same_make_every_pose_doubtful():
     world = OracleWorld(both, np.concatenate([points, points + shift]), pixel_noise=0.3)
     world.descriptors[len(points) :] = world.descriptors[: len(points)]
     room = Room(world, mapped=[*range(0, 100, 6), *range(123, 220, 6)])
-    # A place is told by its looks, and the two look alike.
+    # A place is recognized by its appearance, and the two look alike.
     room.predictor._waves[:, :3] = 0.0
     described = [
         room.predictor.describe(room.predictor.encode([room.view(k)])[0]) for k in room.map.keyframes.timestamps_ns

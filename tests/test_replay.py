@@ -1,4 +1,4 @@
-"""A finished run told again from its folder."""
+"""A finished run replayed from its folder."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(finished: Path) -> list[Event]:
+def replayed(finished: Path) -> list[Event]:
     return list(open_replay(finished).events())
 
 
@@ -78,8 +78,8 @@ def edited(folder: Path, change: Callable[[list[str]], list[str]]) -> Path:
     return folder
 
 
-def test_every_frame_is_told_again_where_it_was_live_in_the_units_of_the_run(finished, told):
-    frames = of(told, FrameProcessed)
+def test_every_frame_is_replayed_where_it_was_live_in_the_units_of_the_run(finished, replayed):
+    frames = of(replayed, FrameProcessed)
     assert [event.frame.index for event in frames] == list(range(FRAMES))
     live = read_tum(finished / "trajectory_online.txt")
     # The frames before the first pair were placed later, which the log of live poses does not know.
@@ -90,19 +90,19 @@ def test_every_frame_is_told_again_where_it_was_live_in_the_units_of_the_run(fin
         assert event.world_from_cam.translation == pytest.approx(at[event.frame.timestamp_ns], abs=2e-6)
 
 
-def test_points_that_were_followed_are_counted_and_their_places_are_not_known(finished, told):
+def test_points_that_were_followed_are_counted_and_their_places_are_not_known(finished, replayed):
     logged = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     counts = [e["is_inlier"] for e in logged if e["event"] == "FrameProcessed"]
-    frames = of(told, FrameProcessed)
+    frames = of(replayed, FrameProcessed)
     assert [(int(e.is_inlier.sum()), len(e.track_ids)) for e in frames] == [(c["true"], c["of"]) for c in counts]
     assert {len(event.pixels) for event in frames} == {0}
 
 
-def test_frames_that_became_keyframes_have_the_image_that_the_map_keeps(finished, told):
-    kept = {event.keyframe.frame_index: event.keyframe.id for event in of(told, KeyframeAdded)}
+def test_frames_that_became_keyframes_have_the_image_that_the_map_keeps(finished, replayed):
+    kept = {event.keyframe.frame_index: event.keyframe.id for event in of(replayed, KeyframeAdded)}
     reference = load_map(finished / "map")
     assert len(kept) >= 3
-    for event in of(told, FrameProcessed):
+    for event in of(replayed, FrameProcessed):
         if event.frame.index in kept:
             row = reference.row_of[kept[event.frame.index]]
             assert np.array_equal(event.frame.image, reference.image(row))
@@ -110,21 +110,21 @@ def test_frames_that_became_keyframes_have_the_image_that_the_map_keeps(finished
             assert event.frame.image.size == 0
 
 
-def test_edges_keep_their_ends_their_kind_and_their_similarity(finished, told):
+def test_edges_keep_their_ends_their_kind_and_their_similarity(finished, replayed):
     logged = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     [first, *_] = [e["edge"] for e in logged if e["event"] == "EdgeAccepted"]
-    edge = of(told, EdgeAccepted)[0].edge
+    edge = of(replayed, EdgeAccepted)[0].edge
     assert (edge.i, edge.j, edge.kind) == (first["i"], first["j"], EdgeKind.ODOMETRY)
     assert edge.i_from_j.translation.tolist() == first["i_from_j"][:3]
     assert edge.sigmas.tolist() == first["sigmas"]
 
 
-def test_what_happened_comes_in_the_order_of_the_log(finished, told):
+def test_what_happened_comes_in_the_order_of_the_log(finished, replayed):
     logged = [json.loads(line)["event"] for line in (finished / "events.jsonl").read_text().splitlines()]
     at_the_end = ("LandmarksUpdated", "RunFinished")
     expected = [name for name in logged if name not in at_the_end]
-    assert [type(event).__name__ for event in told] == [*expected, "GraphOptimized", *at_the_end]
-    assert len(of(told, Initialized)) == len(of(told, ScaleSet)) == 1
+    assert [type(event).__name__ for event in replayed] == [*expected, "GraphOptimized", *at_the_end]
+    assert len(of(replayed, Initialized)) == len(of(replayed, ScaleSet)) == 1
 
 
 def test_a_search_for_a_lost_frame_comes_back_with_its_places_and_the_pose_found_there(copied):
@@ -140,19 +140,19 @@ def test_a_search_for_a_lost_frame_comes_back_with_its_places_and_the_pose_found
     assert again.world_from_cam.translation == pytest.approx(meters * np.array([1.0, 2.0, 3.0]))
 
 
-def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, told):
+def test_at_the_end_the_map_and_the_path_stand_as_the_run_left_them(finished, replayed):
     path, keyframes = read_tum(finished / "trajectory.txt"), read_tum(finished / "keyframes.txt")
     reference = load_map(finished / "map")
-    poses = of(told, GraphOptimized)[-1].world_from_keyframe
+    poses = of(replayed, GraphOptimized)[-1].world_from_keyframe
     assert np.allclose([poses[k].translation for k in sorted(poses)], keyframes.positions, atol=1e-6)
-    end = of(told, RunFinished)[0]
+    end = of(replayed, RunFinished)[0]
     assert np.array_equal(end.world_from_cam, path.world_from_cam)
     assert end.frame_indices.tolist() == list(range(FRAMES))
     assert not end.interrupted
-    landmarks = of(told, LandmarksUpdated)[0]
+    landmarks = of(replayed, LandmarksUpdated)[0]
     assert np.array_equal(landmarks.points_world, reference.points_world)
     assert np.array_equal(landmarks.depth_sigmas, reference.depth_sigmas_world)
-    assert all(event.measurement.memory_mb > 10 for event in of(told, FrameProcessed))
+    assert all(event.measurement.memory_mb > 10 for event in of(replayed, FrameProcessed))
     assert len(landmarks.ids) > 200
 
 
@@ -175,7 +175,7 @@ def test_without_a_map_keyframes_stand_at_the_poses_of_their_file_and_what_is_mi
     assert {event.frame.image.size for event in of(events, FrameProcessed)} == {0}
 
 
-def test_a_killed_run_is_told_as_far_as_it_was_written(copied):
+def test_a_killed_run_is_replayed_as_far_as_it_was_written(copied):
     def cut(lines: list[str]) -> list[str]:
         return [*lines[:60], lines[60][:25]]
 
@@ -191,10 +191,10 @@ def test_a_killed_run_is_told_as_far_as_it_was_written(copied):
     assert of(events, RunFinished)[0].interrupted
 
 
-def test_an_event_of_a_newer_version_is_passed_over(copied, told):
+def test_an_event_of_a_newer_version_is_passed_over(copied, replayed):
     newer = '{"event": "CoffeeMade", "cups": 2}\n'
     events = list(open_replay(edited(copied, lambda lines: [newer, *lines])).events())
-    assert len(events) == len(told)
+    assert len(events) == len(replayed)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path, copied):
     with pytest.raises(OutputError, match=r"not a run folder \(report.json is missing\)"):
         open_replay(tmp_path)
     (copied / "events.jsonl").unlink()
-    with pytest.raises(ReplayError, match=r"holds no events\.jsonl, so there is nothing to tell again"):
+    with pytest.raises(ReplayError, match=r"holds no events\.jsonl, so there is nothing to replay"):
         open_replay(copied)
 
 
@@ -230,38 +230,38 @@ def rows(recording: Path, entity: str) -> int:
     return sum(chunk.to_record_batch().num_rows for chunk in chunks)
 
 
-def test_view_records_the_run_with_every_pose_and_the_keyframes_images(finished, told, tmp_path, slam_command):
+def test_view_records_the_run_with_every_pose_and_the_keyframes_images(finished, replayed, tmp_path, slam_command):
     record = tmp_path / "again.rrd"
     ended = slam_command("view", finished, "--record", record)
     assert ended.code == 0, ended.err
     assert ended.complaint.startswith(f"wrote {record}; next: ")
-    posed = [event for event in of(told, FrameProcessed) if event.world_from_cam is not None]
+    posed = [event for event in of(replayed, FrameProcessed) if event.world_from_cam is not None]
     assert rows(record, "/world/camera") == len(posed)
     assert rows(record, "/world/landmarks") == 1
     assert rows(record, "/world/trajectory/final") == 1
     assert rows(record, "/world/camera/image/tracks") == 0
 
 
-def test_view_has_the_panels_of_a_live_run_without_its_recording(finished, told, tmp_path, slam_command):
+def test_view_has_the_panels_of_a_live_run_without_its_recording(finished, replayed, tmp_path, slam_command):
     record = tmp_path / "again.rrd"
     assert slam_command("view", finished, "--record", record).code == 0
-    keyframes = len(of(told, KeyframeAdded))
+    keyframes = len(of(replayed, KeyframeAdded))
     assert keyframes - 1 <= rows(record, "/world/camera/image/ages") <= keyframes
-    asked = 1 + len(of(told, PairRelated))  # and the style of the plot
+    asked = 1 + len(of(replayed, PairRelated))  # and the style of the plot
     assert rows(record, "/predictor/confidence") == asked >= keyframes - 1
     assert rows(record, "/predictor/rotation/map") == asked
     assert rows(record, "/keyframes/similarity") >= 1
     assert rows(record, "/keyframes/criteria/parallax") > 30
     assert rows(record, "/world/graph/after/odometry") == 1
     assert rows(record, "/plots/motion/residual") > 30
-    assert rows(record, "/loops/table") == len(of(told, LoopExamined))
+    assert rows(record, "/loops/table") == len(of(replayed, LoopExamined))
 
 
-def test_what_was_measured_is_told_again(finished, told):
-    frames = of(told, FrameProcessed)
+def test_what_was_measured_is_replayed(finished, replayed):
+    frames = of(replayed, FrameProcessed)
     assert all(event.measurement is not None for event in frames)
     assert all(20 < event.measurement.brightness < 220 for event in frames)
-    kept = {event.keyframe.frame_index for event in of(told, KeyframeAdded)}
+    kept = {event.keyframe.frame_index for event in of(replayed, KeyframeAdded)}
     assert {event.frame.index for event in frames if event.points is not None} <= kept
     for event in frames:
         if event.points is not None and event.world_from_cam is not None:
@@ -298,7 +298,7 @@ def test_view_says_what_cannot_be_shown(copied, tmp_path, slam_command):
     assert f"{copied}: no map/ in it: keyframes have no images and landmarks are not shown" in ended.err
 
 
-def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monkeypatch):
+def test_the_page_is_served_until_the_stop_signal(finished, slam_command, monkeypatch):
     happened: list[str] = []
 
     class Page:
@@ -309,6 +309,9 @@ def test_the_page_is_served_until_it_is_told_to_end(finished, slam_command, monk
 
         def __call__(self, event):
             happened.append("event")
+
+        def catch_up(self):
+            pass
 
         def close(self):
             happened.append("closed")

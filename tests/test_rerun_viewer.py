@@ -53,7 +53,7 @@ LINUX = sys.platform.startswith("linux")
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """Rerun only warns of wrong shapes unless told otherwise."""
+    """Rerun only warns of wrong shapes unless asked otherwise."""
     rr.set_strict_mode(True)
     yield
     rr.set_strict_mode(False)
@@ -331,7 +331,7 @@ def test_the_line_through_the_keyframes_breaks_there_too(record: Path) -> None:
     assert "relocalized at keyframe 0 with 55 inliers after 4 lost frames" in sentences(record)
 
 
-def test_a_keyframe_found_looking_back_stands_in_its_place_in_time(record: Path) -> None:
+def test_a_keyframe_found_afterwards_stands_in_its_place_in_time(record: Path) -> None:
     """Its id is the highest, for it became one when the run ended."""
     lost = TrackingLost(frame_index=2, timestamp_ns=START_NS + 2 * FRAME_NS, reason="no tracks")
     again = Initialized(frame_indices=(20, 21), landmarks=9, parallax_deg=2.5)
@@ -446,10 +446,10 @@ def test_the_error_after_alignment_is_plotted_in_the_truths_unit(record: Path) -
     square = np.tile(np.eye(4), (4, 1, 1))
     square[:, :3, 3] = [[1, 0, 1], [1, 0, -1], [-1, 0, -1], [-1, 0, 1]]
     stamps = START_NS + np.arange(4) * FRAME_NS
-    bent = square.copy()
-    bent[:, 1, 3] = [0.5, -0.5, 0.5, -0.5]  # up and down: no rotation, shift or size removes it
-    bent[:, :3, 3] *= 10
-    truth = Trajectory(stamps, bent)
+    distorted = square.copy()
+    distorted[:, 1, 3] = [0.5, -0.5, 0.5, -0.5]  # up and down: no rotation, shift or size removes it
+    distorted[:, :3, 3] *= 10
+    truth = Trajectory(stamps, distorted)
     end = RunFinished(timestamps_ns=stamps, frame_indices=np.arange(4), world_from_cam=square)
     recorded(record, [frame_event(3), end], truth)
     # Umeyama: map = s * truth with s = sum(a.b) / sum(b.b) = 80 / 900; what is left over, in the truth's unit:

@@ -1,4 +1,4 @@
-"""An exception anywhere in a run takes only itself along: what was made until then stays, and it is said how to go on.
+"""After an exception anywhere in a run, what was made until then stays, and the last line says how to continue.
 
 The points at which something is made to fail are found by looking at the system: every public method of every part of
 it that a run calls, every observer, every file that is written.
@@ -231,7 +231,7 @@ def expect_all_was_kept(ended: Ended, out: Path, *, poses: int) -> dict[str, Any
     assert "Boom" in ended.err
     assert "Traceback" in ended.err
     assert ended.complaint.startswith("slam: internal error: ")
-    assert f"{out}; to go on: slam run oracle --start " in ended.complaint
+    assert f"{out}; to continue: slam run oracle --start " in ended.complaint
     report = json.loads((out / "report.json").read_text())
     assert report["status"] == "failed"
     assert "Boom" in report["reason"]

@@ -163,7 +163,7 @@ def test_checkpoints_leave_a_readable_trajectory_and_a_running_report(tmp_path):
     assert (report["status"], report["frames"], report["tracked"]) == ("running", 4, 3)
 
 
-def test_checkpoints_go_on_when_the_disk_has_room_again(tmp_path, monkeypatch, caplog):
+def test_checkpoints_continue_when_the_disk_has_room_again(tmp_path, monkeypatch, caplog):
     checkpoints = Checkpoints(RunFolder.create(tmp_path), {"format": 1, "status": "running"}, every_s=0.0)
 
     def refuse(descriptor):

@@ -44,7 +44,7 @@ def tiny_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Any:
+def with_costs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Measured times as a test says, and which ways were asked for."""
     asked: list[Runtime] = []
 
@@ -60,16 +60,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def test_unasked_a_cpu_computes_exactly_and_nothing_is_measured(told: Any) -> None:
-    asked = told({})
+def test_unasked_a_cpu_computes_exactly_and_nothing_is_measured(with_costs: Any) -> None:
+    asked = with_costs({})
     chosen = choose_computation(device="cpu")
     assert (chosen.runtime, chosen.device, chosen.dtype) == (EXACT, CPU, torch.float32)
     assert asked == []
     assert str(chosen) == "torch float32 on cpu"
 
 
-def test_what_is_named_is_taken_unmeasured(told: Any) -> None:
-    asked = told({})
+def test_what_is_named_is_taken_unmeasured(with_costs: Any) -> None:
+    asked = with_costs({})
     assert choose_computation(device="cpu", precision="bfloat16").dtype == torch.bfloat16
     assert choose_computation(device="cpu", precision="float16").dtype == torch.float16
     assert choose_computation(backend="openvino", precision="bfloat16").runtime == OV_BF16
@@ -81,8 +81,8 @@ def test_weights_for_openvino_and_for_8_bits_are_loaded_whole() -> None:
     assert choose_computation(device="cpu", precision="int8-dynamic").dtype == torch.float32
 
 
-def test_fastest_measures_every_precision_and_takes_the_quickest(told: Any) -> None:
-    asked = told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
+def test_fastest_measures_every_precision_and_takes_the_quickest(with_costs: Any) -> None:
+    asked = with_costs({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
     chosen = choose_computation(device="cpu", precision="fastest")
     assert asked == [EXACT, BF16, HALF]
     assert chosen.runtime == BF16
@@ -90,21 +90,21 @@ def test_fastest_measures_every_precision_and_takes_the_quickest(told: Any) -> N
     assert str(chosen) == f"torch bfloat16 on cpu, measured in one layer: {measured}"
 
 
-def test_float16_on_a_cpu_is_taken_where_it_was_measured_to_be_quicker(told: Any) -> None:
-    told({EXACT: 0.010, BF16: 0.020, HALF: 0.003})
+def test_float16_on_a_cpu_is_taken_where_it_was_measured_to_be_quicker(with_costs: Any) -> None:
+    with_costs({EXACT: 0.010, BF16: 0.020, HALF: 0.003})
     assert choose_computation(device="cpu", precision="fastest").runtime == HALF
 
 
-def test_either_backend_is_measured_in_float32_alone_unless_the_precision_is_free_too(told: Any) -> None:
-    asked = told({EXACT: 0.010, OV: 0.007, BF16: 0.006, OV_BF16: 0.002, HALF: 0.050})
+def test_either_backend_is_measured_in_float32_alone_unless_the_precision_is_free_too(with_costs: Any) -> None:
+    asked = with_costs({EXACT: 0.010, OV: 0.007, BF16: 0.006, OV_BF16: 0.002, HALF: 0.050})
     assert choose_computation(backend="auto", device="cpu").runtime == OV
     assert asked == [EXACT, OV]
     assert choose_computation(backend="auto", device="cpu", precision="fastest").runtime == OV_BF16
     assert asked[2:] == [EXACT, OV, BF16, OV_BF16, HALF]
 
 
-def test_without_openvino_auto_is_pytorch(told: Any) -> None:
-    told({}, openvino=False)
+def test_without_openvino_auto_is_pytorch(with_costs: Any) -> None:
+    with_costs({}, openvino=False)
     assert choose_computation(backend="auto", device="cpu").runtime == EXACT
 
 
@@ -137,8 +137,8 @@ def test_what_cannot_be_is_refused(asked: dict[str, str], sentence: str) -> None
         choose_computation(**asked)  # type: ignore[arg-type]
 
 
-def test_the_predictor_says_what_was_measured_and_keeps_it(told: Any) -> None:
-    told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
+def test_the_predictor_says_what_was_measured_and_keeps_it(with_costs: Any) -> None:
+    with_costs({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
     said: list[str] = []
     predictor = Reloc3rPredictor.random(
         "reloc3r-224", architecture=TINY, device="cpu", precision="fastest", announce=said.append
@@ -169,8 +169,8 @@ def test_the_settings_reach_the_predictor(asked_of_predictor: dict[str, Any], we
     assert asked_of_predictor["precision"] == "bfloat16"
 
 
-def test_what_was_measured_is_decided_for_the_run_and_said(told: Any) -> None:
-    told({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
+def test_what_was_measured_is_decided_for_the_run_and_said(with_costs: Any) -> None:
+    with_costs({EXACT: 0.010, BF16: 0.004, HALF: 0.050})
     asked = load_config([], ["predictor.kind=reloc3r-224", "predictor.precision=fastest"])
     config, choice = predictor_choice.with_runtime(asked, PredictorChoice("reloc3r-224", "as asked"))
     assert (config.predictor.backend, config.predictor.precision) == ("torch", "bfloat16")
@@ -179,8 +179,8 @@ def test_what_was_measured_is_decided_for_the_run_and_said(told: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("geometric", "fastest"), ("reloc3r-224", "auto")])
-def test_without_a_network_or_a_wish_nothing_is_measured(told: Any, kind: str, precision: str) -> None:
-    asked = told({})
+def test_without_a_network_or_a_wish_nothing_is_measured(with_costs: Any, kind: str, precision: str) -> None:
+    asked = with_costs({})
     config = load_config([], [f"predictor.kind={kind}", f"predictor.precision={precision}"])
     choice = PredictorChoice(kind, "as asked")
     assert predictor_choice.with_runtime(config, choice) == (config, choice)

@@ -59,7 +59,7 @@ def errors(found, truth=CAMERA.fx):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_focal_length_is_told_within_its_standard_deviation(seed):
+def test_the_focal_length_is_estimated_within_its_standard_deviation(seed):
     found = SelfCalibration(footage(seed=seed), ASSUMED).estimate()
     assert isinstance(found, FocalEstimate)
     assert found.is_known
@@ -71,8 +71,8 @@ def test_the_focal_length_is_told_within_its_standard_deviation(seed):
 
 
 def test_distortion_is_found_with_it():
-    bent = replace(CAMERA, model="radtan", distortion=(-0.25, 0.05, 0.0, 0.0))
-    found = SelfCalibration(footage(camera=bent), ASSUMED).estimate()
+    distorted = replace(CAMERA, model="radtan", distortion=(-0.25, 0.05, 0.0, 0.0))
+    found = SelfCalibration(footage(camera=distorted), ASSUMED).estimate()
     assert found.distortion.is_clear
     assert found.distortion.division < -0.05
     assert errors(found)[1] < 2.5
@@ -88,8 +88,8 @@ def test_a_distortion_is_clear_that_is_large_or_certain(division, sigma, is_clea
 
 def test_a_certain_small_distortion_is_not_taken_for_a_focal_length():
     """A lens without distortion 6 % shorter explains most of it."""
-    bent = replace(CAMERA, model="radtan", distortion=(0.06, 0.0, 0.0, 0.0))
-    found = SelfCalibration(footage(camera=bent, noise_px=0.1), ASSUMED).estimate()
+    distorted = replace(CAMERA, model="radtan", distortion=(0.06, 0.0, 0.0, 0.0))
+    found = SelfCalibration(footage(camera=distorted, noise_px=0.1), ASSUMED).estimate()
     assert found.distortion.is_clear
     assert found.is_known
     assert errors(found)[0] < 0.02
@@ -104,7 +104,7 @@ def test_a_camera_that_is_right_is_found_to_be_right():
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.75, 1.25])
-def test_the_aspect_is_told_whatever_is_assumed(ratio):
+def test_the_aspect_is_estimated_whatever_is_assumed(ratio):
     """The images of a camera whose fy is taken to be another."""
     aspect = SelfCalibration(footage(), replace(CAMERA, fy=ratio * CAMERA.fy)).aspect()
     error = float(np.log(aspect.ratio / ratio))
@@ -112,7 +112,7 @@ def test_the_aspect_is_told_whatever_is_assumed(ratio):
     assert abs(error) < 2.0 * aspect.sigma < 0.06
 
 
-def test_the_aspect_of_too_few_images_is_not_told():
+def test_the_aspect_of_too_few_images_is_not_estimated():
     assert SelfCalibration(footage(frames=3), CAMERA).aspect() == AspectEstimate()
 
 
@@ -197,8 +197,8 @@ def test_a_change_that_one_model_of_the_lens_explains_is_none(with_distortion, m
         return FocalChange(0.1, 0.01, 10, 20) if bool(lens[DIVISION]) == with_distortion else None
 
     monkeypatch.setattr("relocalizer.self_calibration.find_change", one_model_only)
-    bent = replace(CAMERA, model="radtan", distortion=(0.03, 0.0, 0.0, 0.0))
-    assert SelfCalibration(footage(frames=6, camera=bent), CAMERA).check().change is None
+    distorted = replace(CAMERA, model="radtan", distortion=(0.03, 0.0, 0.0, 0.0))
+    assert SelfCalibration(footage(frames=6, camera=distorted), CAMERA).check().change is None
 
 
 def fit_with_losses(losses):

@@ -155,6 +155,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert response.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", response.text)
+    assert "[hidden] { display: none; }" in response.text  # also where another rule has a display, as of the image
 
 
 def test_the_outline_is_the_map_from_above(client: TestClient, room: Room) -> None:
@@ -287,7 +288,7 @@ def test_only_names_of_this_machine_are_answered(client: TestClient) -> None:
     assert {"localhost", "127.0.0.1"} <= set(LOOPBACK)
 
 
-def test_an_error_of_ours_is_500_and_the_service_goes_on(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_ours_is_500_and_the_service_continues(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = TestClient(client.app, raise_server_exceptions=False)
     monkeypatch.setattr("slam.serve.map_localizer.decode_image", lambda data, name: 1 / 0)
     response = quiet.post("/locate", content=IMAGE, headers=PNG)

@@ -196,6 +196,15 @@ def test_missing_images_are_a_fault_and_the_others_are_scored(tmp_path, monkeypa
     assert fault.startswith("skipped 1 image; the first: ")
 
 
+def test_a_ground_truth_of_other_times_is_a_fault_also_where_none_is_needed(tmp_path, monkeypatch):
+    miniatures.tum(tmp_path, oracle_views(monkeypatch, FREE, 20), with_camera=True)
+    write(tmp_path / TRUTH, "1.0 0 0 0 0 0 0 1\n2.0 1 0 0 0 0 0 1\n")
+    result = open_suite(request("folder", tmp_path)).evaluate("rgbd_dataset_freiburg1_xyz")
+    assert result["tracked"] > 0
+    [fault] = result["faults"]
+    assert "groundtruth.txt shares no time with the images" in fault
+
+
 # --- summary --------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ def test_segments_are_not_joined_where_the_scale_leaves_the_range_of_a_map(scale
 
 
 def test_keyframes_before_a_loss_are_no_neighbors_in_the_sequence_of_those_after_it():
-    """Loops between them are looked for, however few keyframes lie between."""
+    """Loops between them are searched for, however few keyframes lie between."""
     poses, slam_map = circle(20), SlamMap()
     steps = [true_edge(poses, k, k + 1) for k in range(19) if k != 14]
     slam_map.graph = graph_of(poses, [*steps, true_edge(poses, 0, 15)])  # lost after 14, relocalized at 0

@@ -228,15 +228,15 @@ def test_frames_of_a_place_that_is_mapped_later_get_a_pose_at_the_end_of_the_run
 def test_the_final_refinement_reports_its_progress():
     path = room_path()
     world = world_of([*path[:60], *path[115:120], *path[55:135]])
-    told: list[tuple[str, int, int]] = []
-    run(world, on_progress=lambda *step: told.append(step))
-    looks = [step for step in told if step[0] == "relocalizing frames without a pose"]
+    reported: list[tuple[str, int, int]] = []
+    run(world, on_progress=lambda *step: reported.append(step))
+    looks = [step for step in reported if step[0] == "relocalizing frames without a pose"]
     assert [done for _, done, _ in looks] == list(range(len(looks)))
     assert 5 <= len(looks) <= looks[0][2]
-    assert told[len(looks) :] == [
-        ("rounds of the final bundle adjustment", done, 3) for done in range(len(told) - len(looks))
+    assert reported[len(looks) :] == [
+        ("rounds of the final bundle adjustment", done, 3) for done in range(len(reported) - len(looks))
     ]
-    assert len(told) > len(looks)
+    assert len(reported) > len(looks)
 
 
 def test_two_segments_are_joined_when_the_way_between_them_is_mapped():

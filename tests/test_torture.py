@@ -2,7 +2,7 @@
 
     pytest -m soak tests/test_torture.py
 
-goes on for SLAM_SOAK_MINUTES (30) or SLAM_SOAK_FRAMES (200000), whatever comes first, from scenario SLAM_SOAK_SEED on.
+runs for SLAM_SOAK_MINUTES (30) or SLAM_SOAK_FRAMES (200000), whatever comes first, from scenario SLAM_SOAK_SEED on.
 """
 
 from __future__ import annotations

@@ -92,13 +92,13 @@ def test_where_no_map_may_ever_begin_none_does():
 def test_a_run_that_begins_in_a_map_says_why_it_is_not_found_there():
     where = TrackingStateMachine(restart_after=5)
     where.set_lost_in_map(41)
-    assert (where.state, where.reason) == (TrackingState.LOST, "looking for a place in the map")
+    assert (where.state, where.reason) == (TrackingState.LOST, "searching the map for a place")
     where.still_lost("8 points matched, 12 needed")
     assert (where.reason, where.keyframe_id) == ("not found in the map: 8 points matched, 12 needed", 41)
     assert not where.may_start_new_map
 
 
-def test_once_found_in_the_map_a_later_loss_is_told_as_any_other():
+def test_once_found_in_the_map_a_later_loss_is_reported_as_any_other():
     where = TrackingStateMachine(restart_after=5)
     where.set_lost_in_map(41)
     where.set_tracking(40)

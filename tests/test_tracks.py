@@ -82,11 +82,11 @@ def test_a_guess_reaches_further_than_the_search_alone(tracker):
     pixels, motion = grid(margin=90), shift(75.0, 0.0)
     images = texture(2, sigma=1.2), after(2, motion, sigma=1.2)
     blind, blind_ok = tracker.follow(*images, pixels, pixels)
-    told, told_ok = tracker.follow(*images, pixels, pixels + np.float32([74, 1]))
+    predicted, predicted_ok = tracker.follow(*images, pixels, pixels + np.float32([74, 1]))
     truth = moved(pixels, motion)
     right = lambda found, ok: (ok & (np.linalg.norm(found - truth, axis=1) < 0.5)).mean()  # noqa: E731
-    assert right(told, told_ok) > 0.9
-    assert right(told, told_ok) > right(blind, blind_ok)
+    assert right(predicted, predicted_ok) > 0.9
+    assert right(predicted, predicted_ok) > right(blind, blind_ok)
 
 
 def test_points_that_something_covers_are_not_said_to_be_found(tracker):

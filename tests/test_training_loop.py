@@ -149,7 +149,7 @@ def test_the_weights_of_the_least_median_loss_are_kept(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "t" / "training.json").read_text())["step"] == 4
 
 
-def test_an_interrupted_training_goes_on_to_the_same_bits(whole, tmp_path):
+def test_an_interrupted_training_continues_to_the_same_bits(whole, tmp_path):
     config, folder = settings(jitter=True, accumulate=2, save_every=1), tmp_path / "t"
     trainer, _ = open_training(config, folder, ALONE, open_posed=opener())
     trainer.run(until=3)

@@ -17,7 +17,7 @@ from relocalizer.errors import TrajectoryError
 from relocalizer.images import read_image
 from relocalizer.maps.map_writer import save_map
 from relocalizer.maps.reference_map import ReferenceMap
-from slam.evaluation.top_view import extent, thinned, top_view_axes
+from slam.evaluation.top_view import REACH, extent, thinned, top_view_axes
 from slam.evaluation.trajectory import Trajectory
 from slam.evaluation.trajectory_files import write_tum
 from slam.run import top_view_image as drawing
@@ -180,7 +180,7 @@ def test_far_landmarks_do_not_shrink_the_path() -> None:
     near = np.stack([np.linspace(0, 10, 99), np.linspace(-2, 2, 99)], axis=1)
     for far in ([[1e6, 1e6]], 1e6 * near):  # one of them, half of them
         low, high = extent(path, np.vstack([near, far]))
-        assert (high - low).max() < 35
+        assert (high - low).max() < 1.1 * 10 * (1 + 2 * REACH) + 1e-6
         assert (low <= path.min(axis=0)).all()
 
 

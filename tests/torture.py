@@ -453,9 +453,9 @@ class Liar:
             closed = False
             for _ in range(8):
                 loops._mistake = loops._elsewhere(k)
-                told = None if loops._mistake is None else loops._told(loops._mistake.c, k)
-                if told is not None:
-                    closed |= loop_closer._close_if_accepted(told)
+                injected = None if loops._mistake is None else loops._injected(loops._mistake.c, k)
+                if injected is not None:
+                    closed |= loop_closer._close_if_accepted(injected)
             return close(k) or closed
 
         setattr(loop_closer, "close_loops", flooded)  # noqa: B010
@@ -481,7 +481,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first scenario")
     parser.add_argument("--frames", type=int, help="number of frames; 2000, or any with --minutes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="or so much time")
-    parser.add_argument("--keep-going", action="store_true", help="past scenarios that fail; what failed is told")
+    parser.add_argument("--keep-going", action="store_true", help="past scenarios that fail; what failed is printed")
     arguments = parser.parse_args()
     limit = arguments.frames or (2000 if arguments.minutes == float("inf") else float("inf"))
     tally, failed, seed, started = Tally(), 0, arguments.seed, time.monotonic()

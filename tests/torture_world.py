@@ -95,7 +95,7 @@ class Trouble(StrEnum):
     ENDS_LOST = "the run ends while the camera is lost"
     ENDS_WAITING = "the run ends before there is a map"
     INTERRUPTED = "the run is interrupted"
-    CONTINUED = "a run goes on in a map"
+    CONTINUED = "a run continues in a map"
     LOCALIZE_ONLY = "a run is only located in a map"
     SAVED = "a map is saved and loaded"
     MERGED = "two maps are merged"
@@ -531,14 +531,14 @@ class TroubledRefiner:
 class TroubledExamination:
     """What the footage says of the camera, in the place of `slam.mapping.global_refinement._examine`.
 
-    Where trouble with the lens was dealt there always is distortion to be looked for.
+    Where trouble with the lens was dealt there always is distortion to be found.
     """
 
     def __init__(self, troubles: Troubles) -> None:
         self._troubles, self._examine = troubles, final_refinement._examine
 
-    def __call__(self, *told: Any) -> LensFinding:
-        finding, step = self._examine(*told), wrong_lens(self._troubles)
+    def __call__(self, *reported: Any) -> LensFinding:
+        finding, step = self._examine(*reported), wrong_lens(self._troubles)
         if not (self._troubles.has(Trouble.LENS_BENDS) or self._troubles.has(Trouble.LENS_NOT_FINITE)):
             return finding
         return replace(finding, step=step or finding.step, may_have_distortion=True)

@@ -74,7 +74,7 @@ class Outcome:
 
     ate: float
     coverage: float
-    told: int
+    injected: int
     right: set[tuple[int, int]]
     wrong: set[tuple[int, int]]
     kept: set[tuple[int, int]]
@@ -132,11 +132,11 @@ def run(name: str, lies: Lies, *, robust: bool = True, say: bool = False) -> Out
     return Outcome(
         ate=evaluate(result.trajectory, truth).ate_sim3.rmse,
         coverage=len(result.trajectory) / total,
-        told=len(liar.told),
+        injected=len(liar.injected),
         right=right,
         wrong={(e.i, e.j) for e in wrong},
         kept={(e.i, e.j) for e in result.graph.loops() if result.graph.weight(e) > 0 and any(e is w for w in wrong)},
-        verified=right | (held - liar.told),
+        verified=right | (held - liar.injected),
         keyframes=len(when),
     )
 
@@ -149,7 +149,7 @@ def report(events: list[Event], liar: FalseLoops) -> None:
             kind = "false" if liar.is_lie(edge) else "mended" if any(edge is m for m in liar.mended) else "true"
             print(f"  {kind} {edge.i}-{edge.j}: accepted, {edge.inliers} landmarks", flush=True)
         elif isinstance(event, EdgeRejected) and ("held" in event.reason or "left out" in event.reason):
-            kind = "false or true" if (event.i, event.j) in liar.told else "true"
+            kind = "false or true" if (event.i, event.j) in liar.injected else "true"
             print(f"  {kind} {event.i}-{event.j}: {event.reason}", flush=True)
         elif isinstance(event, EdgeRejected) and "guided matching" in event.reason:
             kind = "false" if liar.refused.get((event.i, event.j)) == event.reason else "true"
@@ -171,7 +171,7 @@ def row(label: str, outcome: Outcome, clean: Outcome) -> str:
         len(outcome.right) / max(len(outcome.verified), 1),
     )
     return (
-        f"| {label} | {outcome.told} | {outcome.ate:.4f} | {outcome.ate / clean.ate:.2f} | {outcome.coverage:.0%} "
+        f"| {label} | {outcome.injected} | {outcome.ate:.4f} | {outcome.ate / clean.ate:.2f} | {outcome.coverage:.0%} "
         f"| {accepted} | {len(outcome.wrong)} | {len(outcome.kept)} | {precision:.0%} | {restore_encoding:.0%} |"
     )
 

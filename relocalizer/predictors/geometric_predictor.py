@@ -125,7 +125,7 @@ class GeometricPredictor:
         if view.camera.model != "pinhole":
             raise CameraError(
                 f"geometric predictor: expected an undistorted image (pinhole camera), got model "
-                f"{view.camera.model}; undistort it first"
+                f"{view.camera.model}; undistort it by relocalizer.Undistorter first"
             )
         features = view.features
         if features is None:

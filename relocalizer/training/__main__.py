@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="settings of the training")
     parser.add_argument("-o", "--out", type=Path, default=Path("trained"), help="folder of the training")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="one setting")
-    parser.add_argument("--resume", action="store_true", help="go on with the training in the folder")
+    parser.add_argument("--resume", action="store_true", help="continue the training in the folder")
     given = parser.parse_args()
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(

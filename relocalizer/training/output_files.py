@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise OutputError(
-            f"{path}: cannot be written ({reason}); make room and go on with --resume from the last saved state"
+            f"{path}: cannot be written ({reason}); make room and continue with --resume from the last saved state"
         ) from None
     except BaseException:
         with suppress(OSError):
@@ -128,7 +128,7 @@ class JsonLines:
     """A file of one JSON object per line, flushed line by line."""
 
     def __init__(self, path: Path, *, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
-        """Begin the file; with `keep`, go on with those lines of an old one for which it is true."""
+        """Begin the file; with `keep`, continue after those lines of an old one for which it is true."""
         self._path = path
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in _kept_lines(path, keep)), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Reading of pairs: preprocessing, color jitter, and reading ahead in threads. The same pairs at any number of threads.
 
 All randomness is derived from the seed, the epoch and the position in it, or, with a cache, from the image and its
-variant, so nothing has to be stored to go on where a training was interrupted.
+variant, so nothing has to be stored to continue where a training was interrupted.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def train(
     """Train a network into a folder: config.yaml, log.jsonl, the best weights, last/ and states/.
 
     Args:
-        resume: go on from the newest state in the folder; the settings and the data must be the same.
+        resume: continue from the newest state in the folder; the settings and the data must be the same.
         say: receives a few sentences about what is trained on what.
 
     Raises:

@@ -266,7 +266,7 @@ class Trainer:
             write_weights(folder, model.architecture, model.state_dict(), metadata)
 
     def save(self) -> None:
-        """Write the last weights and the state from which `restore` goes on."""
+        """Write the last weights and the state from which `restore` continues."""
         self._write_weights(self._place.folder / "last")
         if self._place.processes.is_first:
             write_state(self._place.folder, self.position.step, self.state())
@@ -285,7 +285,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises TrainingError when it is of another network or version."""
+        """Continue from a state. Raises TrainingError when it is of another network or version."""
         try:
             if state["format"] != STATE_FORMAT:
                 raise TrainingError(f"a state of format {state['format']}, this program reads {STATE_FORMAT}")

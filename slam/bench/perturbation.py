@@ -83,7 +83,7 @@ class Perturbation:
 
 
 def perturbations(count: int) -> list[Perturbation]:
-    """So many perturbations, the kinds in turn."""
+    """`count` perturbations, the kinds in turn."""
     kinds = (Kind.NOISE, Kind.JPEG, Kind.LATER)
     return [Perturbation(kinds[k % len(kinds)], k // len(kinds)) for k in range(count)]
 

@@ -109,7 +109,7 @@ def _verify(path: Path, file: RemoteFile, found: FetchedFile, expected: FetchedF
 
 
 def _download(file: RemoteFile, path: Path, on_progress: Progress) -> None:
-    """Download to PATH.part, going on where an earlier try ended, and rename it when it is complete."""
+    """Download to PATH.part, resuming an earlier try, and rename it when it is complete."""
     part = path.with_name(path.name + PART)
     start = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(file.url, headers={"Range": f"bytes={start}-"} if start else {})

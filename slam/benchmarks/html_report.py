@@ -47,7 +47,7 @@ def _faults(faults: Sequence[str], retried: Sequence[str]) -> str:
     if faults:
         listed = "".join(f'<li class="fault">{escape(fault)}</li>' for fault in faults[:MOST_FAULTS])
         more = f"<li>and {len(faults) - MOST_FAULTS} more</li>" if len(faults) > MOST_FAULTS else ""
-        parts.append(f"<h2>Not evaluated</h2><ul>{listed}{more}</ul>")
+        parts.append(f"<h2>Faults</h2><ul>{listed}{more}</ul>")
     if retried:
         parts.append(f"<h2>Restarted</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in retried)}</ul>")
     return "".join(parts)

@@ -211,10 +211,10 @@ def _bar_label(label: str, middle: float, slot: float) -> list[str]:
 
 def _legend(series: Sequence[Series], pixels: FloatArray) -> list[str]:
     """Labels in the corner with the fewest points (N, 2) behind them; a single line needs none."""
-    labelled = [s for s in series if s.label]
-    if len(labelled) < 2:
+    labeled = [s for s in series if s.label]
+    if len(labeled) < 2:
         return []
-    width, height = 34 + 6.3 * max(len(s.label) for s in labelled), 15.0 * len(labelled) + 6
+    width, height = 34 + 6.3 * max(len(s.label) for s in labeled), 15.0 * len(labeled) + 6
     lefts, tops = (LEFT + 6, WIDTH - RIGHT - 6 - width), (TOP + 6, HEIGHT - BOTTOM - 6 - height)
     corners = [(left, top) for top in tops for left in lefts]
 
@@ -227,7 +227,7 @@ def _legend(series: Sequence[Series], pixels: FloatArray) -> list[str]:
         f'<rect x="{left:.0f}" y="{top:.0f}" width="{width:.0f}" height="{height:.0f}" fill="#ffffff" '
         'fill-opacity="0.8" stroke="#d0d3d7"/>'
     ]
-    for k, s in enumerate(labelled):
+    for k, s in enumerate(labeled):
         y = top + 12 + 15 * k
         color = GRAY if s.color is None else COLORS[s.color % len(COLORS)]
         line = f'x1="{left + 5:.0f}" y1="{y - 4:.0f}" x2="{left + 23:.0f}" y2="{y - 4:.0f}"'

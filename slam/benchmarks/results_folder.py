@@ -1,4 +1,4 @@
-"""The folder of a benchmark's results: one file per item, so that a killed run goes on where it was."""
+"""The folder of a benchmark's results: one file per item, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ResultsFolder:
         self.path = path
 
     def open(self, identity: Mapping[str, Any], session: Mapping[str, Any]) -> None:
-        """Create the folder, or go on in one of the same suite, data and settings.
+        """Create the folder, or continue in one of the same suite, data and settings.
 
         Args:
             identity: everything on which the results depend.

@@ -30,10 +30,10 @@ def expect_ground_truth(path: Path, truth: Trajectory | None) -> None:
     Raises:
         BenchmarkError: there is no ground truth, or fewer than three images have a pose at their time.
     """
-    index = index_folder(path) if path.is_dir() else None
     if truth is None:
-        notes = [note for note in (index.notes if index else ()) if "groundtruth" in note]
+        notes = unused_ground_truth(path)
         raise BenchmarkError(f"{path}: no ground truth{': ' * bool(notes)}{'; '.join(notes)}")
+    index = index_folder(path) if path.is_dir() else None
     if index is None or not index.image_paths:
         return
     _, matched = associate(index.timestamps_ns, truth.timestamps_ns, max_difference_s=TOLERANCE_S)
@@ -42,6 +42,11 @@ def expect_ground_truth(path: Path, truth: Trajectory | None) -> None:
             f"{path}: {len(matched)} of {len(index.image_paths)} images have a true pose within {TOLERANCE_S:g} s "
             f"(there are {len(truth)} poses), {MATCHES_NEEDED} are needed"
         )
+
+
+def unused_ground_truth(path: Path) -> list[str]:
+    """Why a ground truth that a sequence has cannot be used, in sentences; none for a sequence without one."""
+    return [note for note in index_folder(path).notes if "groundtruth" in note] if path.is_dir() else []
 
 
 def evaluate_run(folder: Path, truth: Trajectory) -> dict[str, Any]:

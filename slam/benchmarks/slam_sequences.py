@@ -18,7 +18,7 @@ EUROC = (
 )  # fmt: skip
 KITTI = tuple(f"{number:02d}" for number in range(11))
 SCENES = ("chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs")
-MOST_LEVELS = 4  # Depth to which sequences are looked for.
+MOST_LEVELS = 4  # Depth to which sequences are searched for.
 _OWN_FILES = ("camera.yaml", "groundtruth.txt")  # A folder of images or a video with one of them is a sequence.
 _SPECIFIC = tuple(layout for layout in LAYOUTS if layout not in (image_folder, video_folder))
 

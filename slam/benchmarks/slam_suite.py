@@ -12,7 +12,7 @@ from typing import Any
 from relocalizer.errors import SequenceError, UserError
 from slam.benchmarks import published
 from slam.benchmarks.results_folder import RUNS, file_name
-from slam.benchmarks.slam_evaluation import TOLERANCE_S, evaluate_run, expect_ground_truth
+from slam.benchmarks.slam_evaluation import TOLERANCE_S, evaluate_run, expect_ground_truth, unused_ground_truth
 from slam.benchmarks.slam_sequences import sequences_of
 from slam.benchmarks.slam_summary import NO_TRUTH, summarize_runs
 from slam.benchmarks.suite import BenchmarkRequest, Cell, Result, Summary, Table
@@ -89,6 +89,7 @@ class SlamSuite:
         skipped = report.values["skipped"]
         first = f"; the first: {skipped[0]['reason']}" if skipped else ""
         values["faults"] = [f"skipped {counted(len(skipped), 'image')}{first}"] if skipped else []
+        values["faults"] += unused_ground_truth(path) if truth is None else []
         return values
 
     def summarize(self, results: Mapping[str, Result]) -> Summary:

@@ -84,7 +84,7 @@ def calibrate(
 ) -> None:
     """Estimate the focal length and the distortion of a camera from its images, and write them to a camera.yaml.
 
-    Without a board the estimate is that of slam run before its first frame. Its standard deviation tells how far it is
+    Without a board the estimate is that of slam run before its first frame. Its standard deviation tells how well it is
     known; a camera that moves through a scene with depth, and turns, determines it best.
 
     Examples:

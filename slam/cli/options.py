@@ -76,7 +76,7 @@ MaskImage = Annotated[
     typer.Option(
         "--mask",
         metavar="IMAGE",
-        help="Mask image: black regions are ignored, such as a car's bonnet, overlaid text or the robot itself. "
+        help="Mask image: black regions are ignored, such as a car's hood, overlaid text or the robot itself. "
         "Same size or aspect ratio as the images, as for COLMAP. Rectangles can be set in camera.yaml: "
         "ignore: [[left, top, right, bottom], ...], pixels.",
         show_default=False,
@@ -103,11 +103,11 @@ ScaleFrom = Annotated[
     typer.Option(
         "--scale-from",
         metavar="REFERENCE",
-        help="Scale the map to meters. frames:A:B=METRES: distance of the camera positions in frames A and B. "
-        "marker:DICT_4X4_50:METRES: side of the ArUco or AprilTag markers in the scene. "
+        help="Scale the map to meters. frames:A:B=METERS: distance of the camera positions in frames A and B. "
+        "marker:DICT_4X4_50:METERS: side of the ArUco or AprilTag markers in the scene. "
         "gps:FILE: a CSV or GPX track on the clock of the images. "
         "depth: the depth images of the data set. "
-        "groundtruth:METRES: scale of the first METRES of the ground truth, for evaluation only.",
+        "groundtruth:METERS: scale of the first METERS of the ground truth, for evaluation only.",
         show_default=False,
     ),
 ]

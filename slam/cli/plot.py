@@ -14,7 +14,7 @@ def plot(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FILE", help="PNG file. Default: trajectory.png in the run folder, anew."),
+        typer.Option("-o", "--out", metavar="FILE", help="PNG file. Default: trajectory.png of the run, redrawn."),
     ] = None,
     video: Annotated[
         Path | None,

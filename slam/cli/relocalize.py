@@ -205,9 +205,10 @@ def _show(
             print(f"{result.image.path}: not found: {getattr(result.outcome, 'reason', '')}")
         else:
             x, y, z = pose.world_from_cam.translation
-            where = f" in segment {pose.segment} ({pose.bound.units})" if len(bounds) > 1 else ""
+            where = pose.bound.units + (f" in segment {pose.segment}" if len(bounds) > 1 else "")
             by = f"{pose.inliers} landmarks" if pose.how == "landmarks" else f"{len(pose.views)} keyframes"
-            print(f"{result.image.path}: {x:.3f} {y:.3f} {z:.3f}{where}, confidence {pose.confidence:.2f}, {by}")
+            at = f"position {x:.3f} {y:.3f} {z:.3f} {where}"
+            print(f"{result.image.path}: {at}, confidence {pose.confidence:.2f}, {by}")
     of = ", ".join(_words(bounds[s]) + (f" in segment {s}" if len(bounds) > 1 else "") for s in segments)
     print(f"{len(found)} of {len(results)} found; confidence is of an error under {of}")
 

@@ -82,7 +82,7 @@ def run(
     view: View = "none",
     one_pass: Annotated[
         bool,
-        typer.Option("--one-pass", help="Do not track again with another camera that the run found; see --camera."),
+        typer.Option("--one-pass", help="Track the frames once, also when the run finds another camera."),
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="With --view web: exit at the end of the run.")] = False,
     record: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,

@@ -79,4 +79,4 @@ def _remaining_results(request: RunArguments, recorded: RunReport) -> str:
     start = recorded.last_frame_index + 1
     start_map = folder if recorded.has_map else request.map
     in_map = f" --map {shlex.quote(str(start_map))}" if start_map else ""
-    return f"{kept}; to go on: slam run {request.source} --start {start}{in_map}"
+    return f"{kept}; to continue: slam run {request.source} --start {start}{in_map}"

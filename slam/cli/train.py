@@ -52,7 +52,7 @@ def train(
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="One setting of the training; repeatable.")
     ] = [],  # noqa: B006 - typer copies it
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the training in the folder.")] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Plot of the loss and errors: .png, .pdf or .svg.")
     ] = None,
@@ -144,7 +144,7 @@ def _train(settings: TrainingConfig, out: Path, *, resume: bool, quiet: bool) ->
             say=(lambda line: None) if progress is None else progress.say,
         )
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: slam train --resume -o {out}")
+        say(f"interrupted; to continue: slam train --resume -o {out}")
         raise
     finally:
         if progress is not None:

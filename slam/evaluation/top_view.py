@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from relocalizer.geometry import FloatArray
 
 LEAST_AGREEMENT = 0.5  # minimum length of the mean up axis of the cameras; below it their up axes contradict each other
+REACH = 2.0  # distance from a path up to which landmarks are contained, relative to the size of the path
 MIDDLE = (5.0, 95.0)  # percentiles of landmark coordinates that a view has to contain
 POINT = 1e-9  # size below which what is shown is a single point
 
@@ -47,12 +48,12 @@ def extent(path: FloatArray, landmarks: FloatArray) -> tuple[FloatArray, FloatAr
     """Lower and upper corner (2,) of a view of a path (N, 2) and of the landmarks (M, 2) around it.
 
     All of the path is contained. Of the landmarks the farthest ones are not, as these are the least accurate, nor those
-    farther from the path than it is large, beside which it would be a point.
+    farther from the path than `REACH` times its size, so that it takes at least a fifth of the view.
     """
     low, high = path.min(axis=0), path.max(axis=0)
     size = float((high - low).max())
     if len(landmarks):
-        reach = size if size > POINT else np.inf
+        reach = REACH * size if size > POINT else np.inf
         near, far = np.percentile(landmarks, MIDDLE, axis=0)
         low, high = np.minimum(low, np.maximum(near, low - reach)), np.maximum(high, np.minimum(far, high + reach))
     side = float((high - low).max())

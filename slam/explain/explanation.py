@@ -31,7 +31,7 @@ class Explanation:
         frames, keyframes: their numbers.
         coverage: fraction of the frames with a pose in each of `PARTS` equal parts of the run, in order.
         findings: in order of their first frame.
-        remarks: what could not be looked at, in sentences.
+        remarks: what could not be examined, in sentences.
         loops_accepted: number of loops closed.
         refused: number of refused loop candidates by the gate that refused them, the most frequent first.
     """

@@ -35,7 +35,7 @@ BACK = 0.35  # maximum difference of the logs of two opposite gains, relative, f
 REPEATED = 0.5  # minimum height of the second peak of the autocorrelation of a repeated texture
 FLAT_SHARE, FEW_TRACKS = 0.6, 100.0  # of an image with too little texture
 LONG = 10  # minimum length of a stretch with too little texture, frames
-AROUND = 45  # half of the window in which the usual value is looked for, frames
+AROUND = 45  # half of the window over which the usual value is computed, frames
 GAP = 2  # maximum gap within one stretch, frames
 
 

@@ -50,7 +50,7 @@ CAUSES = (
 
 
 def map_findings(record: RunRecord, faults: Sequence[Finding]) -> Iterator[Finding]:
-    """All faults of the map; `faults` are those of the images and of the motion, among which causes are looked for."""
+    """All faults of the map; `faults` are those of the images and of the motion, which may be their causes."""
     yield from _losses(record, faults)
     yield from _initialization(record)
     yield from _start(record, faults)
@@ -269,7 +269,7 @@ def _unfitting_loops(record: RunRecord) -> Iterator[Finding]:
             continue
         edges = event.after
         loops = edges.where(edges.is_loop & (edges.weights > 0))
-        closed = event.before is not None  # by a loop, which bends the odometry if it is false
+        closed = event.before is not None  # by a loop, which deforms the odometry if it is false
         square = float(max(edges.squared.max() if closed else 0.0, loops.squared.max(initial=0.0)))
         if len(loops) and square > worst[0]:
             i, j = loops.ends[int(np.argmax(loops.squared))].tolist()

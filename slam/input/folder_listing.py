@@ -120,7 +120,7 @@ def what_was_seen(folder: Path, entries: Sequence[Path]) -> str:
         seen.append(f"{len(sealed)} that cannot be read ({sealed[0]})")
     advice = "; dvc pull fetches what a .dvc file stands for" if ".dvc" in kinds else ""
     return (
-        f"{folder}: no images or video found (looked for {' '.join(IMAGE_SUFFIXES)}, mp4, mov, avi, mkv; "
+        f"{folder}: no images or video found (searched for {' '.join(IMAGE_SUFFIXES)}, mp4, mov, avi, mkv; "
         f"saw {', '.join(seen) or 'nothing that is a file'}){advice}"
     )
 

@@ -32,7 +32,7 @@ class _Node:
         latest: highest keyframe id on the path from the root.
         depth: number of edges from the root.
         variance: sum of the variances of the edges from the root.
-        parent, edge: next node towards the root, and the edge to it; None at the root.
+        parent, edge: next node toward the root, and the edge to it; None at the root.
         skip: an ancestor farther up; the node itself at the root.
         skip_path: path from the node to `skip`, computed on first use.
     """

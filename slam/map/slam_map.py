@@ -142,7 +142,7 @@ class SlamMap:
         if segment in self.lens_evidence:
             return self.lens_evidence[segment]
         if any(self.graph.keyframes[k].camera.assumed for k in self.graph.segment(segment)):
-            reason = "self-calibration was not done"
+            reason = "no self-calibration: the map was continued or not refined"
             if self.assumed_focal_sigma is not None:
                 return LensEvidence.before_run(self.assumed_focal_sigma, reason)
             return LensEvidence(LensState.GUESS, reason=reason)

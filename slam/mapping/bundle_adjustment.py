@@ -98,7 +98,7 @@ class BundleAdjustment:
         """Ratio of the focal length that fits all views of a segment together to that of its camera.
 
         The map stays as it is. Its observations were selected with the present focal length, so the ratio is biased
-        towards 1, by about half. It is 1 where the views do not determine the focal length.
+        toward 1, by about half. It is 1 where the views do not determine the focal length.
         """
         members = self._map.graph.segment(segment)
         if len(members) < 2:

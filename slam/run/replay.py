@@ -164,7 +164,7 @@ def open_replay(folder: Path) -> Replay:
         raise ReplayError(f"{folder}: no such folder; expected one that slam run made")
     report = read_report(folder)
     if not (folder / EVENTS).is_file():
-        raise ReplayError(f"{folder}: holds no {EVENTS}, so there is nothing to tell again")
+        raise ReplayError(f"{folder}: holds no {EVENTS}, so there is nothing to replay")
     has_map = (folder / MAP).is_dir()
     missing = [] if has_map else [f"no {MAP}/ in it: keyframes have no images and landmarks are not shown"]
     if report["status"] in ("running", "failed"):

@@ -1,4 +1,4 @@
-"""Contents of report.json: while a run goes on, when it ends, and when it fails."""
+"""Contents of report.json: during a run, when it ends, and when it fails."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relocalizer import __version__
 from relocalizer.camera import Camera
 from relocalizer.errors import OutputError
 from relocalizer.intrinsics_correction import IntrinsicsCorrection
@@ -60,7 +61,7 @@ def report_text(report: Mapping[str, Any]) -> str:
 
 
 def opening_report(config: SlamConfig, source: FrameSource, choice: PredictorChoice) -> dict[str, Any]:
-    """Contents of report.json while the run goes on."""
+    """Contents of report.json during the run."""
     return {
         "format": REPORT_FORMAT,
         "status": "running",
@@ -197,9 +198,12 @@ def _lens_report(
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of this package and of the dependencies that affect its results, without importing them."""
-    found = {}
-    for name in ("reloc3r-slam", *_DEPENDENCIES):
+    """The version of this code, and those of the dependencies that affect its results, without importing them.
+
+    The metadata of an editable installation may be those of an earlier version, so they are not asked for this package.
+    """
+    found = {"reloc3r-slam": __version__}
+    for name in _DEPENDENCIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -99,8 +99,8 @@ class GpsTrack:
         found = estimate_offset_s(estimate.timestamps_ns, estimate.positions, track.times_ns, track.at)
         if isinstance(found, OffsetUnknown):
             raise ScaleError(
-                f"{problem}, and their offset cannot be told from the paths ({found.reason}): give the seconds to add "
-                f"to the times of the images, gps:{self.path}@SECONDS"
+                f"{problem}, and their offset cannot be estimated from the paths ({found.reason}): give the seconds to "
+                f"add to the times of the images, gps:{self.path}@SECONDS"
             )
         return found
 

@@ -27,8 +27,8 @@ from slam.sessions.scale_estimate import FinishedMap, ScaleEstimate
 from slam.sessions.scale_estimate import ScaleError as ScaleError
 
 EXPECTED = (
-    "frames:A:B=METRES (a known distance between two frames), marker:DICTIONARY:METRES (side of ArUco or AprilTag "
-    "markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), depth:FOLDER (RGB-D data set), or groundtruth:METRES "
+    "frames:A:B=METERS (a known distance between two frames), marker:DICTIONARY:METERS (side of ArUco or AprilTag "
+    "markers), gps:FILE or gps:FILE@SECONDS (CSV or GPX), depth:FOLDER (RGB-D data set), or groundtruth:METERS "
     "(evaluation only)"
 )
 MIN_DISTANCE = 1e-4  # minimum distance between two frames to determine the scale, as a fraction of the path's length
@@ -86,7 +86,7 @@ class GroundTruthPrefix:
         if ground_truth is None:
             raise ScaleError(
                 f"--scale-from {self.spec}: this source has no ground truth; "
-                "expected a data set that brings one, or frames:A:B=METRES"
+                "expected a data set that brings one, or frames:A:B=METERS"
             )
 
     def measure(self, finished: FinishedMap) -> ScaleEstimate:
@@ -205,7 +205,7 @@ def _scale_of_prefix(estimate: Trajectory, reference: GroundTruthPrefix, truth: 
     assert truth is not None
     if not truth.has_times:
         raise ScaleError(
-            f"--scale-from {reference.spec}: the ground truth has no times, so nothing tells which of its poses "
+            f"--scale-from {reference.spec}: the ground truth has no times, so it is unknown which of its poses "
             "belong to which frames"
         )
     i, j = associate(estimate.timestamps_ns, truth.timestamps_ns, max_difference_s=MATCH_S)

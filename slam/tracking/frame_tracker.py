@@ -119,7 +119,7 @@ class FrameTracker:
         return self._observation
 
     def extraction(self, frame: Frame) -> Callable[[], FrameObservation]:
-        """`extract` for the newest frame, to be called in another thread while this tracker goes on."""
+        """`extract` for the newest frame, to be called in another thread while this tracker continues."""
         gray, tracks, cleared = self._gray, self.tracks, self._overlay.clearing()
         return lambda: FrameObservation(frame, cleared(_features_of(gray, frame.camera, self._tracker)), tracks)
 

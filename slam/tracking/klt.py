@@ -26,7 +26,7 @@ NEAR_WINDOWS = 0.4
 MISPREDICTED = 0.5
 # OpenCV computes rows of a window by eight pixels at a time and what is left of them one by one, which takes as long.
 VECTOR_PX = 8
-# The search for a point ends after so many iterations, or with a step below so many pixels.
+# The search for a point ends after this number of iterations, or with a step below this number of pixels.
 ITERATIONS, STEP_PX = 15, 0.02
 
 

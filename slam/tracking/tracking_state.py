@@ -57,7 +57,7 @@ class TrackingStateMachine:
 
     def set_lost_in_map(self, keyframe_id: int) -> None:
         """The run starts in a map at an unknown pose; relocalization tries this keyframe first."""
-        self.state, self.reason = TrackingState.LOST, "looking for a place in the map"
+        self.state, self.reason = TrackingState.LOST, "searching the map for a place"
         self.keyframe_id, self._was_found = keyframe_id, False
 
     def map_initialized(self, keyframe_id: int, frame_index: int) -> None:

@@ -31,7 +31,7 @@ class KeyframesView:
         self._log("keyframes/inserted", rr.SeriesPoints(colors=LOOP, names="keyframe inserted"), static=True)
 
     def show_criteria(self, event: FrameProcessed) -> None:
-        """Plot how far each criterion is towards its limit; a keyframe is due when one reaches 1."""
+        """Plot how far each criterion is from its limit; a keyframe is due when one reaches 1."""
         if not event.keyframe_criteria:
             return
         for number, gate in enumerate(event.keyframe_criteria):

@@ -91,7 +91,7 @@ class RerunViewer:
                 output.show(event)
 
     def catch_up(self) -> None:
-        """Wait for a viewer that is slower than the events: a replay can, and then shows every image; a run does not."""
+        """Wait for a viewer that is slower than the events, so that a replay shows every image; a run does not wait."""
         for output in self._outputs:
             output.catch_up()
 
@@ -146,7 +146,7 @@ def open_if_possible(
     title: str,
     camera: Camera,
 ) -> RerunViewer:
-    """As `RerunViewer`, but for a run that goes on without a viewer that cannot be started, which `say` is told.
+    """As `RerunViewer`, but for a run that continues without a viewer that cannot be started, which `say` reports.
 
     Raises:
         OutputError: the file already exists or cannot be written. ConfigError: `view` has no known form.
@@ -154,7 +154,7 @@ def open_if_possible(
     try:
         return RerunViewer(record=record, view=view, ground_truth=ground_truth, title=title, camera=camera)
     except ViewerNotStarted as error:
-        say(f"{error}; the run goes on without a viewer")
+        say(f"{error}; the run continues without a viewer")
     return RerunViewer(record=record, view=ViewKind.NONE, ground_truth=ground_truth, title=title, camera=camera)
 
 

@@ -19,7 +19,7 @@ CONNECT_S = 3.0  # Timeout for a viewer that runs already to answer, seconds.
 
 
 class ViewerNotStarted(UserError):
-    """A viewer that cannot be started or reached; a run can go on without it."""
+    """A viewer that cannot be started or reached; a run can continue without it."""
 
 
 def free_port(wanted: int, host: str = HOST) -> int:
