@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -29,9 +30,11 @@ _MIN_DIAMETER_PX = 1.79  # diameter of SIFT's smallest keypoints in the image th
 _SPREAD_CELLS = 64  # approximate number of cells of the grid in which `spread` ranks points by strength
 _ROUNDING = 1e-6  # rounding error of an inner product of unit descriptors
 _HEAP_BLOCK_BYTES = 31 << 20  # glibc adapts its threshold only to freed blocks below 32 MiB, bytes
+_LOOSEST_RATIO = 0.85  # ratio of Lowe's test up to which the matches of two images are kept
+_SMALLEST_DISTANCE = np.float32(1e-12)  # squared distance of identical descriptors, whose ratios are not defined
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class LocalFeatures:
     """Keypoints of one image and their descriptors, strongest first.
 
@@ -208,21 +211,61 @@ def match_features(
         (K, 2) indices into a and b, ascending in a. Empty when either side has fewer than two descriptors,
         because the ratio test needs a second nearest neighbor.
     """
-    left = a.descriptors if isinstance(a, LocalFeatures) else a
-    right = b.descriptors if isinstance(b, LocalFeatures) else b
+    if isinstance(a, LocalFeatures) and isinstance(b, LocalFeatures) and ratio <= _LOOSEST_RATIO:
+        found = _kept_matches(a, b)
+    else:
+        left, right = (f.descriptors if isinstance(f, LocalFeatures) else f for f in (a, b))
+        found = _mutual_matches(left, right, ratio)
+    return found.pairs[found.ratios < ratio]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _MutualMatches:
+    """Mutual nearest neighbors: `pairs` (K, 2), ascending in the first column, and their `ratios` (K,) of Lowe's test.
+
+    A ratio is the larger one of both directions.
+    """
+
+    pairs: NDArray[np.int64]
+    ratios: NDArray[np.float32]
+
+    def reversed(self) -> _MutualMatches:
+        order = np.argsort(self.pairs[:, 1])
+        return _MutualMatches(self.pairs[order, ::-1], self.ratios[order])
+
+
+# The matches of images in use. The same two images are matched for their relative pose, for the landmarks of one in
+# the other, and as a loop.
+_kept: WeakKeyDictionary[LocalFeatures, WeakKeyDictionary[LocalFeatures, _MutualMatches]] = WeakKeyDictionary()
+
+
+def _kept_matches(a: LocalFeatures, b: LocalFeatures) -> _MutualMatches:
+    """The matches of two images within `_LOOSEST_RATIO`, computed once for as long as both are in use."""
+    of_a, of_b = (_kept.setdefault(features, WeakKeyDictionary()) for features in (a, b))
+    if (found := of_a.get(b)) is not None:
+        return found
+    if (found := of_b.get(a)) is not None:
+        return found.reversed()
+    found = of_a[b] = _mutual_matches(a.descriptors, b.descriptors, _LOOSEST_RATIO)
+    return found
+
+
+def _mutual_matches(left: NDArray[np.float32], right: NDArray[np.float32], most: float) -> _MutualMatches:
+    """Mutual nearest neighbors of descriptors (N, D) and (M, D) whose ratio is below `most`."""
     if len(left) < 2 or len(right) < 2:
-        return np.empty((0, 2), dtype=np.int64)
+        return _MutualMatches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
     similarity = left @ right.T
-    best_right, clear_left = _nearest(similarity, ratio)
-    rows = np.flatnonzero(clear_left)
+    best_right, ratio_left = _nearest(similarity)
+    rows = np.flatnonzero(ratio_left < most)
     columns = best_right[rows]
-    best_left, clear_right = _nearest(np.ascontiguousarray(similarity[:, columns].T), ratio)
-    kept = clear_right & (best_left == rows)
-    return np.stack([rows[kept], columns[kept]], axis=1)
+    best_left, ratio_right = _nearest(np.ascontiguousarray(similarity[:, columns].T))
+    kept = (ratio_right < most) & (best_left == rows)
+    ratios = np.maximum(ratio_left[rows], ratio_right)
+    return _MutualMatches(np.stack([rows[kept], columns[kept]], axis=1), ratios[kept])
 
 
-def _nearest(similarity: NDArray[np.float32], ratio: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Per row: the most similar column, and whether it passes the ratio test. Modifies `similarity` and restores it."""
+def _nearest(similarity: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Per row: the most similar column, and the ratio of its distance to that of the second. Restores `similarity`."""
     rows = np.arange(len(similarity))
     best = similarity.argmax(axis=1)
     first = similarity[rows, best]
@@ -230,7 +273,8 @@ def _nearest(similarity: NDArray[np.float32], ratio: float) -> tuple[NDArray[np.
     second = similarity.max(axis=1)
     similarity[rows, best] = first
     # The squared distance of unit vectors is 2 - 2 s; identical descriptors differ only by rounding.
-    return best, (1.0 - first) + _ROUNDING < ratio * ratio * (1.0 - second)
+    squared = np.maximum(1.0 - first + _ROUNDING, 0.0) / np.maximum(1.0 - second, _SMALLEST_DISTANCE)
+    return best, np.sqrt(squared)
 
 
 def _resized(gray: Image, scale: float, interpolation: int) -> Image:

@@ -17,6 +17,7 @@ from relocalizer.geometry import FloatArray, apply_inverse, skew
 
 Indices = NDArray[np.int64]
 LINE_PX = 1.5  # maximum distance of a match from its epipolar line, pixels
+_ROWS_AT_A_TIME = 128  # number of features whose distances from all lines are computed at a time, in the cache
 
 
 def expected_in(points_world: FloatArray, world_from_cam: RigidTransform, camera: Camera) -> tuple[Indices, FloatArray]:
@@ -84,29 +85,54 @@ def match_along_lines(
         return np.zeros((0, 2), np.int64)
     essential = skew(a_from_b_direction) @ a_from_b_rotation
     fundamental = np.linalg.inv(camera_a.matrix).T @ essential @ np.linalg.inv(camera_b.matrix)
-    x_a, x_b = (np.hstack([f.pixels, np.ones((len(f), 1))]) for f in (a, b))
+    rows, columns = _near_lines(a.pixels, b.pixels, fundamental, band_px)
+    # Few features lie near a line, so these products alone take less time than a product of all descriptors.
+    similarity = np.einsum("nd,nd->n", a.descriptors[rows], b.descriptors[columns])
+    best = _clear_best(rows, similarity, ratio, min_similarity)
+    best = best[np.isin(best, _clear_best(columns, similarity, ratio, min_similarity), assume_unique=True)]
+    return np.stack([rows[best], columns[best]], axis=1)
+
+
+def _near_lines(
+    pixels_a: NDArray[np.float32], pixels_b: NDArray[np.float32], fundamental: FloatArray, band_px: float
+) -> tuple[Indices, Indices]:
+    """Pairs (rows of a, rows of b), ascending, of pixels (N, 2) and (M, 2) within a band of their epipolar lines.
+
+    Args:
+        fundamental: (3, 3), with x_a . fundamental x_b = 0 for the two pixels of a point.
+    """
+    x_a, x_b = (np.hstack([pixels, np.ones((len(pixels), 1))]) for pixels in (pixels_a, pixels_b))
     lines_a, lines_b = x_b @ fundamental.T, x_a @ fundamental
-    squared_gradient = (lines_b[:, :2] ** 2).sum(axis=1)[:, None] + (lines_a[:, :2] ** 2).sum(axis=1)
-    near = (x_a @ lines_a.T) ** 2 < band_px**2 * squared_gradient
-    similarity = np.where(near, a.descriptors @ b.descriptors.T, np.float32(-1.0))
-    best_b, clear_a = _clear_best(similarity, ratio, min_similarity)
-    best_a, clear_b = _clear_best(similarity.T, ratio, min_similarity)
-    rows = np.arange(len(a))
-    kept = clear_a & (best_a[best_b] == rows) & clear_b[best_b]
-    return np.stack([rows[kept], best_b[kept]], axis=1)
+    gradient_a, gradient_b = ((lines[:, :2] ** 2).sum(axis=1) for lines in (lines_a, lines_b))
+    rows, columns = [], []
+    for start in range(0, len(x_a), _ROWS_AT_A_TIME):
+        block = slice(start, start + _ROWS_AT_A_TIME)
+        squared = x_a[block] @ lines_a.T
+        squared *= squared
+        limit = gradient_b[block, None] + gradient_a
+        limit *= band_px**2
+        i, j = np.divmod(np.flatnonzero(squared < limit), len(x_b))
+        rows.append(start + i)
+        columns.append(j)
+    return np.concatenate(rows), np.concatenate(columns)
 
 
-def _clear_best(
-    similarity: NDArray[np.float32], ratio: float, min_similarity: float
-) -> tuple[Indices, NDArray[np.bool_]]:
-    """Per row: the most similar column, and whether it passes the similarity threshold and the ratio test."""
-    rows = np.arange(len(similarity))
-    best = similarity.argmax(axis=1)
-    first = similarity[rows, best]
-    others = similarity.copy()
-    others[rows, best] = -1.0
+def _clear_best(group: Indices, similarity: NDArray[np.float32], ratio: float, min_similarity: float) -> Indices:
+    """Of pairs (N,) in groups, the indices of the most similar ones that pass the threshold and the ratio test.
+
+    Args:
+        group: number of the group of each pair; its first pair is chosen of equally similar ones.
+    """
+    order = np.lexsort((-similarity, group))
+    is_first = np.diff(group[order], prepend=-1) != 0
+    first = np.flatnonzero(is_first)
+    best = similarity[order[first]]
+    is_alone = np.append(is_first[1:], True)[first]
+    # The most different descriptor there can be stands for the second best one where there is none.
+    second = np.where(is_alone, np.float32(-1.0), similarity[order[np.minimum(first + 1, len(order) - 1)]])
     # The squared distance of unit vectors is 2 - 2 s.
-    return best, (first > min_similarity) & (1.0 - first < ratio * ratio * (1.0 - others.max(axis=1)))
+    clear = (best > min_similarity) & (1.0 - best < ratio * ratio * (1.0 - second))
+    return order[first[clear]]
 
 
 def one_to_one(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:

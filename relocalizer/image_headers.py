@@ -20,6 +20,7 @@ FOCAL_LENGTHS_MM = (10.0, 150.0)  # range of plausible focal lengths for 35 mm f
 # What Pillow raises for damaged headers; its decoder of AVIF raises RuntimeError.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, struct.error)
 TURNED = (5, 6, 7, 8)  # Exif orientations that swap width and height (TIFF 6.0, tag 274)
+ROTATED = (1, 3, 6, 8)  # those that a camera writes: the image is turned by 0, 180, 90 and 270 degrees, not mirrored
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
@@ -31,6 +32,18 @@ def image_size(path: Path) -> tuple[int, int] | None:
             return _upright_size(image)
     except _DAMAGED:
         return None
+
+
+def orientation(path: Path) -> int | None:
+    """The orientation tag that `read_image` applies, one of `ROTATED`; None without one."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with _opened(path) as image:
+            _, value = _stored_size(image)
+    except _DAMAGED:
+        return None
+    return value if value in ROTATED else None
 
 
 def size_of_encoded(data: bytes) -> tuple[int, int] | None:
@@ -89,15 +102,19 @@ def _of_any_size() -> Iterator[None]:
 
 
 def _upright_size(image: pillow.Image) -> tuple[int, int]:
-    """The size after applying the orientation tag.
+    """The size after applying the orientation tag."""
+    (width, height), value = _stored_size(image)
+    return (height, width) if value in TURNED else (width, height)
+
+
+def _stored_size(image: pillow.Image) -> tuple[tuple[int, int], int | None]:
+    """The size as it is stored, and the orientation tag; None without one.
 
     The tag is read only from the Exif block, as in OpenCV; Pillow would also read XMP, and decode a PNG for that.
     """
     if isinstance(image, TiffImageFile):  # depending on Pillow's version, `size` is upright or not
         tags = image.tag_v2
-        width, height, orientation = int(tags[IMAGEWIDTH]), int(tags[IMAGELENGTH]), tags.get(ExifTags.Base.Orientation)
-    else:
-        exif = pillow.Exif()
-        exif.load(image.info.get("exif", b""))
-        (width, height), orientation = image.size, exif.get(ExifTags.Base.Orientation)
-    return (height, width) if orientation in TURNED else (width, height)
+        return (int(tags[IMAGEWIDTH]), int(tags[IMAGELENGTH])), tags.get(ExifTags.Base.Orientation)
+    exif = pillow.Exif()
+    exif.load(image.info.get("exif", b""))
+    return image.size, exif.get(ExifTags.Base.Orientation)

@@ -1,7 +1,10 @@
+import weakref
+
 import cv2
 import numpy as np
 import pytest
 
+from relocalizer import features
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures, detect_features, match_features, root_sift, spread
 
@@ -154,6 +157,33 @@ def test_matching_leaves_its_input_alone(rng):
     before = features.descriptors.copy()
     match_features(features, features, ratio=0.8)
     assert (features.descriptors == before).all()
+
+
+def features_of(rng, count):
+    return LocalFeatures(np.zeros((count, 2), np.float32), unit_rows(rng, count, 16), np.ones(count, np.float32))
+
+
+def test_two_images_are_matched_once_in_both_orders_and_for_every_ratio(rng, monkeypatch):
+    a, b = features_of(rng, 200), features_of(rng, 150)
+    expected = {ratio: match_features(a.descriptors, b.descriptors, ratio=ratio).tolist() for ratio in (0.7, 0.8, 0.85)}
+    assert len(expected[0.7]) < len(expected[0.8]) < len(expected[0.85])
+    match_features(a, b, ratio=0.8)[:] = -1  # a caller may change what it receives
+    monkeypatch.setattr("relocalizer.features._nearest", None)
+    for ratio, pairs in expected.items():
+        assert match_features(a, b, ratio=ratio).tolist() == pairs
+        assert match_features(b, a, ratio=ratio).tolist() == sorted([j, i] for i, j in pairs)
+
+
+def test_the_matches_of_images_that_are_no_longer_in_use_are_dropped(rng):
+    a, b = features_of(rng, 20), features_of(rng, 20)
+    match_features(a, b, ratio=0.8)
+    match_features(b, a, ratio=0.8)
+    gone = [weakref.ref(a), weakref.ref(b)]
+    del a
+    assert gone[0]() is None
+    assert not features._kept[b]
+    del b
+    assert gone[1]() is None
 
 
 def test_an_image_of_little_contrast_gives_points_that_are_found_again(rng):

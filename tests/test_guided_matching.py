@@ -7,7 +7,7 @@ import pytest
 
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures, match_features, occupied_cells
-from relocalizer.geometry import rigid
+from relocalizer.geometry import exp_so3, rigid, skew
 from relocalizer.guided_matching import expected_in, first_of_each, match_along_lines, one_to_one, similar_nearby
 
 CAMERA = Camera(width=100, height=80, fx=50.0, fy=50.0, cx=50.0, cy=40.0)
@@ -109,3 +109,36 @@ def test_swapping_the_images_swaps_the_columns():
 
 def test_an_image_without_points_has_no_matches():
     assert along_rows(features_at(np.zeros((0, 2)), []), features_at([[40, 20]], [0])) == []
+
+
+def test_matches_along_lines_are_those_of_all_pairs_compared_with_one_another():
+    rng = np.random.default_rng(5)
+    points = rng.uniform([-1.0, -0.8, 2.0], [1.0, 0.8, 4.0], (300, 3))
+    turn, step = exp_so3(np.array([0.02, -0.1, 0.05])), np.array([0.3, 0.1, 0.2])  # a_from_b
+    looks = np.abs(rng.standard_normal((30, 128)))[rng.integers(0, 30, 300)]  # many points look nearly alike
+    sides = []
+    for seen in (points, (points - step) @ turn):
+        descriptors = looks + 0.3 * np.abs(rng.standard_normal(looks.shape))
+        descriptors = (descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)).astype(np.float32)
+        pixels = (CAMERA.project(seen) + 0.3 * rng.standard_normal((300, 2))).astype(np.float32)
+        sides.append(LocalFeatures(pixels, descriptors, np.full(300, 4.0, np.float32)))
+    a, b = sides
+    inverse = np.linalg.inv(CAMERA.matrix)
+    fundamental = inverse.T @ skew(step) @ turn @ inverse
+    x_a, x_b = (np.hstack([side.pixels, np.ones((300, 1))]) for side in sides)
+    lines_a, lines_b = x_b @ fundamental.T, x_a @ fundamental
+    squared_gradient = (lines_b[:, :2] ** 2).sum(axis=1)[:, None] + (lines_a[:, :2] ** 2).sum(axis=1)
+    similarity = np.where((x_a @ lines_a.T) ** 2 < 1.5**2 * squared_gradient, a.descriptors @ b.descriptors.T, -1.0)
+
+    def is_clear_best(i, j, among):
+        second = np.delete(among, j).max()
+        return among[j] == among.max() and 1 - among[j] < 0.8**2 * (1 - second)
+
+    expected = [
+        [i, j]
+        for i, j in zip(*np.nonzero(similarity > 0.8), strict=True)
+        if is_clear_best(i, j, similarity[i]) and is_clear_best(j, i, similarity[:, j])
+    ]
+    found = match_along_lines(a, b, CAMERA, CAMERA, turn, step, ratio=0.8, min_similarity=0.8)
+    assert len(expected) > 50
+    assert found.tolist() == expected

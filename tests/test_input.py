@@ -26,7 +26,7 @@ from relocalizer.camera import Camera
 from relocalizer.errors import CameraError, SequenceError, UserError
 from relocalizer.images import Image
 from slam.config.schema import InputConfig
-from slam.input.frame_source import FrameSource
+from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.open_source import open_source
 from slam.input.rectification import GivenCamera, Rectifier
 from slam.input.video_decoding import DecodedFrame, VideoFacts
@@ -260,6 +260,47 @@ def test_an_image_counts_as_large_as_it_is_when_turned_upright(tmp_path: Path) -
     source = opened(tmp_path)
     assert "1 of another size than 64x48, left out (2.jpg: 48x64)" in source.description
     assert [frame.index for frame in source] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("usual", [1, 6, 8, 3])
+@pytest.mark.parametrize("held", [1, 6, 8, 3])
+def test_images_of_one_camera_held_in_two_ways_are_turned_alike(tmp_path: Path, usual: int, held: int) -> None:
+    """All files store the same sensor's pixels: what is left is one image, turned as most of them are."""
+    sensor = np.full((48, 64, 3), 40, np.uint8)
+    sensor[:24, :32], sensor[:24, 32:], sensor[24:, :32] = 90, 140, 220
+    data = cv2.imencode(".jpg", sensor, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    for k in range(5):
+        (tmp_path / f"{k}.jpg").write_bytes(exif_turned(data, held if k in (1, 3) else usual))
+    source = opened(tmp_path)
+    images = [frame.image for frame in source]
+    assert len(images) == 5
+    size = "48x64" if usual in (6, 8) else "64x48"
+    assert f"{images[0].shape[1]}x{images[0].shape[0]}" == size
+    if (held in (6, 8)) == (usual in (6, 8)):  # of one size: nothing to settle
+        assert "turned" not in source.description
+        return
+    assert f"2 of {size[3:]}x{size[:2]} turned to {size}, " in source.description
+    assert "(1.jpg, ...)" in source.description
+    assert all(np.array_equal(image, images[0]) for image in images)
+    assert isinstance(source, RereadableSource)
+    with source.with_calibration(GivenCamera(source.camera, "again")).random_access() as read:  # as for an export
+        again = read(1)
+    assert again is not None
+    assert np.array_equal(again, images[0])
+
+
+def test_portrait_and_landscape_images_in_equal_number_have_one_size_by_their_tags(tmp_path: Path) -> None:
+    for k in range(4):
+        data = cv2.imencode(".jpg", flat(k))[1].tobytes()
+        (tmp_path / f"{k}.jpg").write_bytes(exif_turned(data, (1, 6)[k % 2]))
+    assert [frame.image.shape[:2] for frame in opened(tmp_path)] == [(48, 64)] * 4
+
+
+def test_an_image_of_another_size_is_left_out_whatever_its_tag(tmp_path: Path) -> None:
+    for k in range(4):
+        data = cv2.imencode(".jpg", flat(k, 32, 24) if k == 2 else flat(k))[1].tobytes()
+        (tmp_path / f"{k}.jpg").write_bytes(exif_turned(data, 6 if k == 2 else 1))
+    assert [frame.index for frame in opened(tmp_path)] == [0, 1, 3]
 
 
 def test_a_data_sets_camera_is_of_the_size_that_most_images_have(tmp_path: Path) -> None:

@@ -598,6 +598,12 @@ def test_keyframes_near_in_the_sequence_are_no_loop_candidates(half):
     assert set(range(10, 20)) <= retriever.excluded
 
 
+def test_candidates_are_chosen_among_given_keyframes(half):
+    retriever = FixedRetriever(*range(20))
+    connected = linked(half.builder, retriever)
+    assert [c.key for c in connected.detector.candidates(half.graph.last_id, among=[1, 6])] == [1, 6]
+
+
 def test_with_zero_candidates_none_is_verified(half):
     assert refused(half, FixedRetriever(2), candidates=0).events == []
 
@@ -729,7 +735,7 @@ def test_where_the_scene_repeats_itself_only_the_most_similar_place_is_verified(
     class Similar:
         threshold = 0.5
 
-        def candidates(self, k):
+        def candidates(self, k, *, among=None):
             return [Candidate(key, 0.99) for key in (0, 1, 2)]
 
     mapper = few.builder.mapper

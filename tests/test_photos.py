@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -15,6 +18,7 @@ from textured_walk import FOCAL_PX, HEIGHT, WALLS, WIDTH, poses, rendered, textu
 
 from relocalizer.camera import Camera
 from relocalizer.errors import ConfigError, SequenceError
+from relocalizer.features import LocalFeatures
 from relocalizer.geometry import FloatArray, stack_matrices
 from relocalizer.interfaces import PairEstimate
 from relocalizer.retrieval import FaissRetriever
@@ -29,7 +33,16 @@ from slam.loop_closing.gtsam_pose_graph import GtsamOptimizer
 from slam.map.lens_evidence import LensState
 from slam.mapping.schur_bundle_adjuster import SchurBundleAdjuster
 from slam.photos.photo_limits import MAX_PHOTOS, expect_photos
-from slam.photos.view_graph import EXHAUSTIVE_PHOTOS, RETRIEVED, ViewGraph, best_pairs, pairs_to_compare
+from slam.photos.view_graph import (
+    ENOUGH,
+    EXHAUSTIVE_PHOTOS,
+    RETRIEVED,
+    PhotoFeatures,
+    ViewGraph,
+    best_pairs,
+    pairs_to_compare,
+    verified_pairs,
+)
 from slam.run.camera_before_run import calibrate_first
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
@@ -125,6 +138,49 @@ def test_the_view_graph_ranks_pairs_and_partners() -> None:
     assert backward is not None
     assert np.allclose(backward.i_from_j_direction, -forward.i_from_j_rotation.T @ forward.i_from_j_direction)
     assert views.estimate(0, 2) is None
+
+
+class CountingPredictor:
+    """Relates pairs of numbers: all confidently, with a direction unless their sum is in `without_direction`."""
+
+    def __init__(self, without_direction: tuple[int, ...] = ()) -> None:
+        self.related: list[tuple[int, int]] = []
+        self._without_direction = without_direction
+
+    def relate(self, pairs: Sequence[tuple[int, int]]) -> list[PairEstimate]:
+        self.related += pairs
+        certain = replace(estimate(inliers=40), confidence=0.95)
+        rotation_only = replace(certain, i_from_j_direction=None, direction_unknown="no parallax")
+        return [rotation_only if sum(pair) in self._without_direction else certain for pair in pairs]
+
+
+def numbered(count: int) -> list[PhotoFeatures]:
+    return [PhotoFeatures(LocalFeatures.none(), n, np.ones(1, np.float32)) for n in range(count)]  # type: ignore[arg-type]
+
+
+def test_a_photo_with_enough_confident_partners_is_verified_with_no_others() -> None:
+    counts = {(i, j): 100 - i - j for i, j in combinations(range(8), 2)}
+    predictor = CountingPredictor()
+    verified = verified_pairs(numbered(8), counts, predictor)  # type: ignore[arg-type]
+    partners = {n: sum(n in pair for pair in verified) for n in range(8)}
+    assert min(partners.values()) == ENOUGH
+    assert list(verified) == predictor.related
+    assert len(verified) < len(counts)
+    assert (6, 7) not in verified
+
+
+def test_partners_without_a_direction_are_not_enough() -> None:
+    counts = {(i, j): 100 - i - j for i, j in combinations(range(8), 2)}
+    without = CountingPredictor(without_direction=tuple(range(14)))
+    assert len(verified_pairs(numbered(8), counts, without)) == len(counts)  # type: ignore[arg-type]
+
+
+def test_groups_of_photos_stay_connected_however_many_partners_each_photo_has() -> None:
+    groups = [(i, j) for start in (0, 7) for i, j in combinations(range(start, start + 7), 2)]
+    counts = {**dict.fromkeys(groups, 50), (3, 10): 9, (4, 11): 8}
+    verified = verified_pairs(numbered(14), counts, CountingPredictor())  # type: ignore[arg-type]
+    assert (3, 10) in verified
+    assert (4, 11) not in verified
 
 
 # --- a run --------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from relocalizer.camera import Camera
 from relocalizer.errors import SequenceError
 from relocalizer.gray_levels import GrayLevels
@@ -28,7 +30,8 @@ FILM_DIAGONAL_MM = 43.27  # diagonal of an image on 35 mm film, millimeters
 class ImageSequence:
     """The images of a `SequenceIndex`, read one by one.
 
-    Images that cannot be read, or whose size is not the most common one, are skipped and listed in `skipped`.
+    Images that cannot be read, or whose size is not the most common one, are skipped and listed in `skipped`. Portrait
+    and landscape images of one camera have one size: see `ImageSizes.turned_alike`.
     """
 
     def __init__(
@@ -99,7 +102,9 @@ class ImageSequence:
     def _read(self, path: Path) -> Image:
         if path in self._other_sizes:  # Rejected before decoding, because it may be huge.
             self._rectifier.expect(*self._other_sizes[path], str(path))
-        return self._rectifier(read_image(path, self._levels), str(path))
+        image = read_image(path, self._levels)
+        turned = np.ascontiguousarray(np.rot90(image, self._sizes.quarter_turns.get(path, 0)))
+        return self._rectifier(turned, str(path))
 
     def close(self) -> None:
         """Do nothing: no file is open between two images."""
@@ -125,8 +130,8 @@ def open_images(
     frames = selection.of(len(index.image_paths), index.name)
     if not isinstance(calibration, Calibration) and index.camera is not None:
         calibration = GivenCamera(index.camera, index.camera_source, index.ignored)
-    sizes = ImageSizes.of([index.image_paths[k] for k in frames])
-    alike = sizes.alike(sizes.of_more_than_half(index.name))
+    sizes = ImageSizes.of([index.image_paths[k] for k in frames]).turned_alike()
+    alike = [path for path in sizes.alike(sizes.of_more_than_half(index.name)) if path not in sizes.quarter_turns]
     first = first_readable(alike)
     height, width = first.shape[:2]
     if calibration is None or (isinstance(calibration, MapCameras) and calibration.of(width, height) is None):

@@ -8,7 +8,7 @@ threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -58,13 +58,16 @@ class LoopCloser:
         self._examination = LoopExamination(-1, -1)  # of the newest candidate
         self._last_reason = ""  # of the newest rejection
 
-    def close_loops(self, k: int) -> bool:
+    def close_loops(self, k: int, *, among: Collection[int] | None = None) -> bool:
         """Detect loops of keyframe k and close the first that is accepted; whether one was closed.
 
         Where the scene repeats itself nearly all candidates pass verification, which is expensive, and are false; there
         only the most similar one is verified.
+
+        Args:
+            among: keyframes that may be candidates; by default all.
         """
-        candidates = self._detector.candidates(k)
+        candidates = self._detector.candidates(k, among=among)
         most = 1 if self._evidence.scene_repeats else len(candidates)
         return any(self._examine(candidate, k) for candidate in candidates[:most])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from relocalizer.interfaces import Candidate, Retriever
 from slam.config.schema import LoopClosingConfig
 from slam.loop_closing.edge_information import covisible_enough
@@ -31,13 +33,18 @@ class LoopDetector:
         """Add keyframe k to the retriever."""
         self._retriever.add(k, self._map.graph.keyframes[k].descriptor)
 
-    def candidates(self, k: int) -> list[Candidate]:
+    def candidates(self, k: int, *, among: Collection[int] | None = None) -> list[Candidate]:
         """Loop candidates of keyframe k: similar, far from it in the sequence, and not covisible with it.
 
         Of candidates near each other in the sequence only the most similar is returned (non-maximum suppression).
+
+        Args:
+            among: keyframes that may be candidates; by default all.
         """
         graph, config = self._map.graph, self._config
         excluded = graph.sequence_neighbors(k, config.min_gap)
+        if among is not None:
+            excluded |= graph.keyframes.keys() - among
         descriptor = graph.keyframes[k].descriptor
         recent = [float(descriptor @ graph.keyframes[i].descriptor) for i in (k - 1, k - 2) if i in graph.keyframes]
         self.threshold = threshold = config.min_similarity * max(recent, default=1.0)

@@ -62,7 +62,9 @@ class PhotoMapper:
         self._photos = photos
         self._views = views
         self._number_of = {photo.stored.index: n for n, photo in enumerate(photos)}
-        if self._map.graph.keyframes:
+        graph = self._map.graph
+        self._adjusted = {segment: len(graph.segment(segment)) for segment in set(graph.segment_of.values())}
+        if graph.keyframes:
             self._localize_in_map(on_progress)
         self._grow(on_progress)
         while self._begin_segment():
@@ -70,13 +72,13 @@ class PhotoMapper:
         return [photo for n, photo in enumerate(photos) if n not in self._keyframe_of]
 
     def insert(self, found: RelocalizedFrame, reason: str) -> Keyframe:
-        """Insert a localized photo as a keyframe: landmarks, edges, local bundle adjustment, loops."""
+        """Insert a localized photo as a keyframe: landmarks, edges, bundle adjustment, loops."""
         graph, observation, parts = self._map.graph, found.observation, self._modules
         pose = Similarity.from_rigid(found.world_from_cam, graph.world_from_keyframe[found.keyframe_id].scale)
         keyframe = parts.mapper.insert(observation, found.tracks, pose, graph.segment_of[found.keyframe_id])
         parts.images.store(keyframe.id, observation.frame.image)
         parts.odometry_edges.relate_to_covisible(keyframe.id)
-        parts.mapper.adjustment.local_bundle_adjustment(keyframe.id)
+        self._adjust(keyframe.id)
         self._activate(keyframe, observation.frame, found.landmarks, reason)
         return keyframe
 
@@ -153,8 +155,7 @@ class PhotoMapper:
             if found is None:
                 self._tried.setdefault(n, set()).update(partners)
                 continue
-            keyframe = self.insert(found, f"recognized {len(found.landmarks)} landmarks")
-            self._adjust_if_grown(self._map.graph.segment_of[keyframe.id])
+            self.insert(found, f"recognized {len(found.landmarks)} landmarks")
 
     def _localize(self, observation: FrameObservation, n: int, partners: list[int]) -> RelocalizedFrame | None:
         """The pose of photo n in the map, from the landmarks of its partners or else from one of its pairs."""
@@ -198,7 +199,7 @@ class PhotoMapper:
         self._keyframe_of[n], self._photo_of[k] = k, n
         parts.events.keyframe_added(keyframe, reason, frame.image)
         parts.odometry_edges.add_odometry_edges(k, self._config.bundle_adjustment.window)
-        closed = parts.loop_closer.close_loops(k)
+        closed = parts.loop_closer.close_loops(k, among=self._possible_loops(n))
         parts.loop_detector.add(k)
         if closed:
             parts.mapper.adjustment.local_bundle_adjustment(k)
@@ -210,9 +211,18 @@ class PhotoMapper:
         )
         parts.events.landmarks_updated_after_keyframe(k, frame.index)
 
-    def _adjust_if_grown(self, segment: int) -> None:
-        """Global bundle adjustment of a segment that has grown by `GROWTH` since the last one."""
-        size = len(self._map.graph.segment(segment))
-        if size >= GROWTH * self._adjusted.get(segment, 2):
-            self._modules.mapper.adjustment.global_bundle_adjustment(segment)
-            self._adjusted[segment] = size
+    def _adjust(self, k: int) -> None:
+        """Global bundle adjustment of a segment that has grown by `GROWTH` since the last one, else a local one."""
+        graph, adjustment = self._map.graph, self._modules.mapper.adjustment
+        segment = graph.segment_of[k]
+        size = len(graph.segment(segment))
+        if size < GROWTH * self._adjusted.get(segment, 2):
+            adjustment.local_bundle_adjustment(k)
+            return
+        adjustment.global_bundle_adjustment(segment)
+        self._adjusted[segment] = size
+
+    def _possible_loops(self, n: int) -> list[int]:
+        """The keyframes of photos that overlap with photo n, and all of the map in which the run started."""
+        partners, photo_of = self._views.partners(n), self._photo_of
+        return [k for k in self._map.graph.keyframes if k not in photo_of or photo_of[k] in partners]

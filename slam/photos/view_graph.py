@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 from relocalizer.features import LocalFeatures, match_features
 from relocalizer.interfaces import Encoded, NoEstimate, PairEstimate, PosePredictor
@@ -22,6 +23,7 @@ NEXT_IN_ORDER = 2  # number of the following files that a photo is compared with
 COARSE_FEATURES = 300  # number of features of a photo by which it is compared, those of the largest scale
 MIN_MATCHES = 5  # minimum number of coarse matches of a pair that is verified
 VERIFIED = 8  # maximum number of pairs verified per photo, those with the most matches; a pair counts for both photos
+ENOUGH = 5  # number of confident partners from which on a photo needs no more
 MIN_CONFIDENCE = 0.1  # minimum confidence of a verified pair
 
 
@@ -90,19 +92,45 @@ def build_view_graph(
         ratio: maximum ratio of the descriptor distances to the nearest and the second nearest neighbor.
     """
     pairs = pairs_to_compare([photo.descriptor for photo in photos])
-    coarse = [coarse_features(photo.features) for photo in photos]
+    coarse = [coarse_features(photo.features).descriptors for photo in photos]
     counts = {}
     for done, (i, j) in enumerate(pairs):
         on_progress("pairs of photos compared", done, len(pairs))
         counts[i, j] = len(match_features(coarse[i], coarse[j], ratio=ratio))
-    best = best_pairs(counts, VERIFIED)
+    return ViewGraph(verified_pairs(photos, counts, predictor, on_progress), counts)
+
+
+def verified_pairs(
+    photos: Sequence[PhotoFeatures],
+    counts: Mapping[tuple[int, int], int],
+    predictor: PosePredictor,
+    on_progress: Progress = no_progress,
+) -> dict[tuple[int, int], PairEstimate]:
+    """The estimates of the pairs that overlap, among the best ones of every photo; those with the most matches first.
+
+    A pair of two photos that have `ENOUGH` confident partners each is left out, unless it connects two components of
+    the graph: the graph has the components that it has with all pairs.
+
+    Args:
+        counts: number of coarse matches of all pairs that were compared.
+    """
     estimates = {}
-    for done, (i, j) in enumerate(best):
+    confident = [0] * len(photos)  # number of confident partners of each photo
+    components = DisjointSet(range(len(photos)))
+    best = best_pairs(counts, VERIFIED)
+    for done, (i, j) in enumerate(sorted(best, key=lambda pair: (-counts[pair], pair))):
         on_progress("pairs of photos verified", done, len(best))
+        if min(confident[i], confident[j]) >= ENOUGH and components.connected(i, j):
+            continue
         estimate = relate(predictor, photos[i].encoded, photos[j].encoded)
-        if not isinstance(estimate, NoEstimate) and estimate.confidence >= MIN_CONFIDENCE:
-            estimates[i, j] = estimate
-    return ViewGraph(estimates, counts)
+        if isinstance(estimate, NoEstimate) or estimate.confidence < MIN_CONFIDENCE:
+            continue
+        estimates[i, j] = estimate
+        components.merge(i, j)
+        if estimate.is_confident:
+            confident[i] += 1
+            confident[j] += 1
+    return estimates
 
 
 def coarse_features(features: LocalFeatures) -> LocalFeatures:
