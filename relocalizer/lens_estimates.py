@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relocalizer.calibration_windows import FocalChange
+from relocalizer.calibration_windows import FocalChange, FocalStretch, largest_change
 
 KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
 _SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
@@ -57,7 +57,8 @@ class FocalEstimate:
         distortion: jointly estimated distortion.
         pairs: number of image pairs used.
         flaw: reason to reject the estimate independent of sigma; empty without one.
-        change: change of the focal length along the sequence, if there is one.
+        stretches: stretches of one focal length, if it changes along the sequence; in order of time.
+        is_uneven: whether parts of the sequence determine a focal length that all of it together does not.
     """
 
     focal_px: float
@@ -65,7 +66,13 @@ class FocalEstimate:
     distortion: Distortion
     pairs: int
     flaw: str = ""
-    change: FocalChange | None = None
+    stretches: tuple[FocalStretch, ...] = ()
+    is_uneven: bool = False
+
+    @property
+    def change(self) -> FocalChange | None:
+        """The most significant change of the focal length along the sequence, if it changes."""
+        return largest_change(self.stretches)
 
     @property
     def is_known(self) -> bool:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from relocalizer.calibration_windows import FocalChange
+from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined
@@ -28,6 +28,7 @@ ASSUMED = Camera.assume(640, 480, fov_deg=60.0)
 NONE = Distortion(0.001, 0.01)
 SQUARE = AspectEstimate(1.005, 0.01)
 ZOOM = FocalChange(0.3, 0.02, 80, 120)
+STRETCHES = (FocalStretch(0, 80, 460.0, 0.01), FocalStretch(120, 200, 598.0, 0.01))
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_focal_length_that_is_told_badly_stays_a_guess_between_it_and_what_was
     [
         (NotDetermined("one plane"), "one plane"),
         (estimate(460.0, flaw="no focal length explains it"), "no focal length explains it"),
-        (estimate(460.0, change=ZOOM), "the focal length changes along the footage"),
+        (estimate(460.0, stretches=STRETCHES), "the focal length changes along the footage"),
     ],
 )
 def test_where_nothing_is_told_what_was_assumed_stays_a_guess(found, reason, footage):
