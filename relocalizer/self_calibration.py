@@ -84,6 +84,7 @@ _TURN_SPREAD = 1.2
 _BENT = 0.02  # minimum distortion for which turns are searched again
 _MIN_PAIRS = 5  # minimum number of usable pairs
 _RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
+_NEAR_RIVALS = 0.3  # maximum range of the log focal lengths of rival minima for the middle to be an estimate
 _NEAR_RIVAL = 10.0 * _RIVAL  # minimum loss difference in the initial search of a minimum to be excluded by that alone
 # Maximum number of minima that are refined, and maximum ratio to the smallest loss for a full refinement.
 _MINIMA, _NEAR = 3, 1.3
@@ -367,17 +368,21 @@ class SelfCalibration:
             start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
             other = refine_lens(chosen.batch, start, simpler, self._prior, iterations=20)
             logs.append(float(other.lens[LOG_FOCAL]))
+        formal = float(np.sqrt(np.linalg.inv(information.total)[LOG_FOCAL, LOG_FOCAL]))
+        scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
+        rivals = [rival for rival in rivals if not is_worse(rival, best, _RIVAL * scatter)]
+        others = [*logs, *(float(rival.lens[LOG_FOCAL]) for rival in rivals)]
+        if max(others) - min(others) < _NEAR_RIVALS:
+            logs, rivals = others, []
         spread = 0.5 * (max(logs) - min(logs))
         sigma = float(np.sqrt(sigmas[LOG_FOCAL] ** 2 + spread**2 + _MODEL_SIGMA**2))
         focal = float(np.exp(0.5 * (max(logs) + min(logs)))) * self._unit
-        formal = float(np.sqrt(np.linalg.inv(information.total)[LOG_FOCAL, LOG_FOCAL]))
-        scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
         estimate = FocalEstimate(
             focal_px=focal,
             sigma=sigma,
             distortion=distortion,
             pairs=len(chosen.batch),
-            flaw=self._flaw(chosen, fit, focal, [f for f in rivals if not is_worse(f, best, _RIVAL * scatter)]),
+            flaw=self._flaw(chosen, fit, focal, rivals),
         )
         windows = self._windows(chosen, fit, estimate)
         stretches = stretches_of(windows)
