@@ -63,7 +63,14 @@ from relocalizer.epipolar_fit import (
     undistorted,
 )
 from relocalizer.geometry import FloatArray
-from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, NotDetermined
+from relocalizer.lens_estimates import (
+    KNOWN_SIGMA,
+    AspectEstimate,
+    Distortion,
+    FocalEstimate,
+    NotDetermined,
+    PrincipalEstimate,
+)
 from relocalizer.turning_pairs import spread, turn_spreads
 
 FIELD_DEG = (20.0, 170.0)  # range of plausible angles of view along the longer side, degrees
@@ -383,6 +390,10 @@ class SelfCalibration:
             distortion=distortion,
             pairs=len(chosen.batch),
             flaw=self._flaw(chosen, fit, focal, rivals),
+            center=PrincipalEstimate(
+                (float(fit.lens[OFFSET_X]) * self._unit, float(fit.lens[OFFSET_Y]) * self._unit),
+                float(sigmas[[free.index(OFFSET_X), free.index(OFFSET_Y)]].max()) * self._unit,
+            ),
         )
         windows = self._windows(chosen, fit, estimate)
         stretches = stretches_of(windows)

@@ -12,7 +12,7 @@ from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate
+from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, PrincipalEstimate
 from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration, ViewPair
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import CHANGES, LensEvidence, LensState
@@ -28,7 +28,11 @@ LEFT_BY_CALIBRATIONS = 0.025
 # Minimum difference of the log focal lengths for the footage to contradict a given one; also of their ratio in x and y.
 CONTRADICTION = 0.04
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
-# Minimum of the same difference for a given focal length to be doubtful, and in standard deviations. A doubtful one is
+# Minimum distance of the principal point from a given one for the footage to contradict it, relative to the longer side
+# and in standard deviations; of right calibrations it is 0.033 at most (24 sequences). Beyond the maximum distance it is
+# a pattern that repeats itself.
+OFF_CENTER, OFF_CENTER_SIGMAS, FAR_OFF_CENTER = 0.06, 5.0, 0.15
+# Minimum difference of the log focal lengths for a given one to be doubtful, and in standard deviations. It is
 # contradicted if bundle adjustment wants another one too, of at least this difference in the same direction; for right
 # calibrations it wants at most 0.9 % (seven sequences).
 DOUBT, DOUBT_SIGMAS, BUNDLE_CONTRADICTION = 0.025, 1.5, 0.02
@@ -150,6 +154,8 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, CHANGES, change))
     if found.flaw:
         return LensFinding(LensEvidence(is_uneven=found.is_uneven))
+    if reason := _contradicted_center(found.center, camera):
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
         return LensFinding(_contradicted(ratio, found.sigma))
     left = calibration.distortion()
@@ -170,6 +176,20 @@ def _contradicted_aspect(aspect: AspectEstimate, camera: Camera) -> str:
     given = camera.fx / camera.fy
     wanted = f"{given * aspect.ratio:.2f} (+- {100 * aspect.sigma:.0f} %)"
     return f"the footage wants an fx of {wanted} times fy, not of {given:.2f} times; is it of images of another shape?"
+
+
+def _contradicted_center(center: PrincipalEstimate, camera: Camera) -> str:
+    """Why the principal point of a given camera is contradicted; empty if it is not."""
+    distance = float(np.hypot(*center.offset_px))
+    side = max(camera.width, camera.height)
+    if not max(OFF_CENTER * side, OFF_CENTER_SIGMAS * center.sigma_px) < distance < FAR_OFF_CENTER * side:
+        return ""
+    x, y = (share + offset for share, offset in zip((camera.cx, camera.cy), center.offset_px, strict=True))
+    return (
+        f"the footage wants the principal point at {100 * x / camera.width:.0f} % of the width and "
+        f"{100 * y / camera.height:.0f} % of the height (+- {100 * center.sigma_px / side:.0f} %), not at "
+        f"{100 * camera.cx / camera.width:.0f} % and {100 * camera.cy / camera.height:.0f} %; are the images cropped?"
+    )
 
 
 def _contradicted(ratio: float, sigma: float) -> LensEvidence:
