@@ -29,8 +29,8 @@ LEFT_BY_CALIBRATIONS = 0.025
 CONTRADICTION = 0.04
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
 # Minimum distance of the principal point from a given one for the footage to contradict it, relative to the longer side
-# and in standard deviations; of right calibrations it is 0.033 at most (24 sequences). Beyond the maximum distance it is
-# a pattern that repeats itself.
+# and in standard deviations; of right calibrations it is 0.033 at most (24 sequences). Beyond the maximum a pattern in
+# the images repeats itself.
 OFF_CENTER, OFF_CENTER_SIGMAS, FAR_OFF_CENTER = 0.06, 5.0, 0.15
 # Minimum difference of the log focal lengths for a given one to be doubtful, and in standard deviations. It is
 # contradicted if bundle adjustment wants another one too, of at least this difference in the same direction; for right
