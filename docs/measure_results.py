@@ -55,6 +55,8 @@ def keep(values: dict[str, Any], name: str, data: str) -> None:
     system, _, machine = session["machine"].partition(", ")  # the first part is the platform with its kernel
     session |= {"command": f"slam benchmark folder --data {data}", "machine": f"{system.split('-')[0]}, {machine}"}
     kept = {key: values[key] for key in KEPT if key in values} | {"sessions": [session]}
+    if name == "uncalibrated":
+        kept["protocol"] = {**kept["protocol"], "intrinsics": "none given: estimated from the images"}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")

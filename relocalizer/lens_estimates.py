@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from relocalizer.calibration_windows import FocalChange
+from relocalizer.calibration_windows import FocalChange, FocalStretch, largest_change
 
 KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
 _SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
@@ -48,6 +48,15 @@ class AspectEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class PrincipalEstimate:
+    """The estimated principal point (x, y), relative to that of the camera, and the larger of its standard deviations;
+    all in pixels. It is only as good as to tell the middle of a cropped image from that of the lens."""
+
+    offset_px: tuple[float, float] = (0.0, 0.0)
+    sigma_px: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
 class FocalEstimate:
     """An estimated focal length.
 
@@ -57,7 +66,9 @@ class FocalEstimate:
         distortion: jointly estimated distortion.
         pairs: number of image pairs used.
         flaw: reason to reject the estimate independent of sigma; empty without one.
-        change: change of the focal length along the sequence, if there is one.
+        center: the principal point.
+        stretches: stretches of one focal length, if it changes along the sequence; in order of time.
+        is_uneven: whether parts of the sequence determine a focal length that all of it together does not.
     """
 
     focal_px: float
@@ -65,7 +76,14 @@ class FocalEstimate:
     distortion: Distortion
     pairs: int
     flaw: str = ""
-    change: FocalChange | None = None
+    center: PrincipalEstimate = field(default_factory=PrincipalEstimate)
+    stretches: tuple[FocalStretch, ...] = ()
+    is_uneven: bool = False
+
+    @property
+    def change(self) -> FocalChange | None:
+        """The most significant change of the focal length along the sequence, if it changes."""
+        return largest_change(self.stretches)
 
     @property
     def is_known(self) -> bool:

@@ -25,7 +25,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.calibration_windows import MISFIT, Chosen, FocalChange, find_change, is_worse, misfit_of, sigmas_of
+from relocalizer.calibration_windows import (
+    MISFIT,
+    OBSERVABLE_SIGMA,
+    Chosen,
+    FocalStretch,
+    Window,
+    agree,
+    disagree,
+    is_worse,
+    largest_change,
+    misfit_of,
+    sigmas_of,
+    stretches_of,
+    windows_of,
+)
 from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import (
     DIVISION,
@@ -49,7 +63,14 @@ from relocalizer.epipolar_fit import (
     undistorted,
 )
 from relocalizer.geometry import FloatArray
-from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, NotDetermined
+from relocalizer.lens_estimates import (
+    KNOWN_SIGMA,
+    AspectEstimate,
+    Distortion,
+    FocalEstimate,
+    NotDetermined,
+    PrincipalEstimate,
+)
 from relocalizer.turning_pairs import spread, turn_spreads
 
 FIELD_DEG = (20.0, 170.0)  # range of plausible angles of view along the longer side, degrees
@@ -70,9 +91,11 @@ _TURN_SPREAD = 1.2
 _BENT = 0.02  # minimum distortion for which turns are searched again
 _MIN_PAIRS = 5  # minimum number of usable pairs
 _RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
+_NEAR_RIVALS = 0.3  # maximum range of the log focal lengths of rival minima for the middle to be an estimate
 _NEAR_RIVAL = 10.0 * _RIVAL  # minimum loss difference in the initial search of a minimum to be excluded by that alone
 # Maximum number of minima that are refined, and maximum ratio to the smallest loss for a full refinement.
 _MINIMA, _NEAR = 3, 1.3
+_UNKNOWN_SIGMA = 0.15  # minimum standard deviation of a focal length that the pairs do not determine together
 _USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]  # free lens parameters by default
 _DISTORTION = [DIVISION, DIVISION_R4]  # distortion parameters
 _STRONG = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y, DIVISION_R4]  # free lens parameters with clear distortion
@@ -296,10 +319,8 @@ class SelfCalibration:
     def _minima(self, chosen: Chosen) -> list[EpipolarFit]:
         """Fits at the local minima of the loss over the focal length, the best first."""
         fits = self._profile(chosen)
-        loss = np.array([self._loss(fit) for fit in fits])
-        before, after = np.append(np.inf, loss[:-1]), np.append(loss[1:], np.inf)
-        minima = sorted(np.flatnonzero((loss <= before) & (loss <= after)).tolist(), key=lambda n: float(loss[n]))
-        refined = [refine_lens(chosen.batch, fits[n], _USUAL, self._prior, iterations=10) for n in minima[:_MINIMA]]
+        minima = _minima_of([self._loss(fit) for fit in fits])[:_MINIMA]
+        refined = [refine_lens(chosen.batch, fits[n], _USUAL, self._prior, iterations=10) for n in minima]
         refined.sort(key=self._loss)
         near = [self._loss(fit) < _NEAR * self._loss(refined[0]) for fit in refined]
         return sorted(
@@ -354,18 +375,33 @@ class SelfCalibration:
             start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
             other = refine_lens(chosen.batch, start, simpler, self._prior, iterations=20)
             logs.append(float(other.lens[LOG_FOCAL]))
+        formal = float(np.sqrt(np.linalg.inv(information.total)[LOG_FOCAL, LOG_FOCAL]))
+        scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
+        rivals = [rival for rival in rivals if not is_worse(rival, best, _RIVAL * scatter)]
+        others = [*logs, *(float(rival.lens[LOG_FOCAL]) for rival in rivals)]
+        if max(others) - min(others) < _NEAR_RIVALS:
+            logs, rivals = others, []
         spread = 0.5 * (max(logs) - min(logs))
         sigma = float(np.sqrt(sigmas[LOG_FOCAL] ** 2 + spread**2 + _MODEL_SIGMA**2))
         focal = float(np.exp(0.5 * (max(logs) + min(logs)))) * self._unit
-        formal = float(np.sqrt(np.linalg.inv(information.total)[LOG_FOCAL, LOG_FOCAL]))
-        scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
-        return FocalEstimate(
+        estimate = FocalEstimate(
             focal_px=focal,
             sigma=sigma,
             distortion=distortion,
             pairs=len(chosen.batch),
-            flaw=self._flaw(chosen, fit, focal, [f for f in rivals if not is_worse(f, best, _RIVAL * scatter)]),
-            change=self._change(chosen, fit, distortion),
+            flaw=self._flaw(chosen, fit, focal, rivals),
+            center=PrincipalEstimate(
+                (float(fit.lens[OFFSET_X]) * self._unit, float(fit.lens[OFFSET_Y]) * self._unit),
+                float(sigmas[[free.index(OFFSET_X), free.index(OFFSET_Y)]].max()) * self._unit,
+            ),
+        )
+        windows = self._windows(chosen, fit, estimate)
+        stretches = stretches_of(windows)
+        return replace(
+            estimate,
+            stretches=tuple(self._in_pixels(stretch) for stretch in stretches) if largest_change(stretches) else (),
+            is_uneven=disagree(windows)
+            or ((bool(estimate.flaw) or sigma > _UNKNOWN_SIGMA) and any(window.is_observable for window in windows)),
         )
 
     def _distortion_of(
@@ -376,18 +412,52 @@ class SelfCalibration:
         sigma = float(sigmas_of(information)[free.index(DIVISION)])
         return free, information, Distortion(float(fit.lens[DIVISION]), sigma, float(fit.lens[DIVISION_R4]))
 
-    def _change(self, chosen: Chosen, fit: EpipolarFit, distortion: Distortion) -> FocalChange | None:
-        """A change of the focal length that both models of the lens show, with and without what is not clear of it.
+    def _windows(self, chosen: Chosen, fit: EpipolarFit, estimate: FocalEstimate) -> list[Window]:
+        """The focal length in windows of time; none where one focal length explains them all.
 
-        Without a distortion that the images have, windows differ in focal length as their points differ in radius.
+        The distortion of the windows is that of the estimate, or what is clear of it, or none, whichever explains them
+        best: without a distortion that the images have, windows differ in focal length as their points differ in
+        radius, and a changing focal length looks like a distortion.
         """
-        change = find_change(chosen, self._constant_part(fit, distortion), self._prior)
-        return change and find_change(chosen, fit.lens, self._prior) and change
+        parts = windows_of(chosen)
+        if not parts:
+            return []
+        constant = self._constant_part(fit, estimate.distortion)
+        is_one = not estimate.flaw and estimate.sigma < OBSERVABLE_SIGMA
+        if is_one and agree([self._window(part, constant, [fit.lens[LOG_FOCAL]]) for part in parts]):
+            return []
+        lenses = {lens.tobytes(): lens for lens in (constant, fit.lens, self._undistorted(fit))}.values()
+        starts = [self._starts(part) for part in parts]
+        found = [[self._window(part, lens, s) for part, s in zip(parts, starts, strict=True)] for lens in lenses]
+        return min(found, key=lambda windows: sum(window.loss for window in windows))
+
+    def _starts(self, part: Chosen) -> list[float]:
+        """Logarithms of the focal lengths at the minima of the loss of a window, the best first."""
+        fits = self._profile(part.thinned(_SEARCHED))
+        return [float(fits[n].lens[LOG_FOCAL]) for n in _minima_of([float(fit.loss.sum()) for fit in fits])]
+
+    def _window(self, part: Chosen, lens: FloatArray, starts: Sequence[float]) -> Window:
+        """The best fit of the focal length of a window from some starts, with the other parameters of a lens."""
+        fits = []
+        for log_focal in starts[:_MINIMA]:
+            start = lens.copy()
+            start[LOG_FOCAL] = log_focal
+            fit = fit_poses(part.batch, part.F, start)
+            fits.append(refine_lens(part.batch, fit, [LOG_FOCAL], self._prior, iterations=15))
+        return Window.of(part, min(fits, key=lambda fit: float(fit.loss.sum())), self._prior)
+
+    def _in_pixels(self, stretch: FocalStretch) -> FocalStretch:
+        return replace(stretch, focal_px=stretch.focal_px * self._unit)
+
+    def _undistorted(self, fit: EpipolarFit) -> FloatArray:
+        """The focal length of a fit alone."""
+        lens = self._prior.mean.copy()
+        lens[LOG_FOCAL] = fit.lens[LOG_FOCAL]
+        return lens
 
     def _constant_part(self, fit: EpipolarFit, distortion: Distortion) -> FloatArray:
         """The lens with only a clear distortion, because a changing focal length biases the other parameters."""
-        lens = self._prior.mean.copy()
-        lens[LOG_FOCAL] = fit.lens[LOG_FOCAL]
+        lens = self._undistorted(fit)
         if distortion.is_clear:
             lens[_DISTORTION] = fit.lens[_DISTORTION]
         return lens
@@ -436,6 +506,13 @@ def _padded(matches: Sequence[_Matches], turns: NDArray[np.bool_]) -> PairBatch:
 def _distances(batch: PairBatch, F: FloatArray, lens: FloatArray) -> FloatArray:
     """Distances (P, M) to fundamental matrices (P, 3, 3) of the points without the distortion of a lens."""
     return fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _DISTORTION), lens, 0.0))
+
+
+def _minima_of(loss: Sequence[float]) -> list[int]:
+    """Positions of the local minima of a series, the smallest first."""
+    values = np.array(loss)
+    before, after = np.append(np.inf, values[:-1]), np.append(values[1:], np.inf)
+    return sorted(np.flatnonzero((values <= before) & (values <= after)).tolist(), key=lambda n: float(values[n]))
 
 
 def _uncertainty(found: FocalEstimate | NotDetermined) -> tuple[bool, bool, float]:

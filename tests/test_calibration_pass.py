@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import ExifTags
 from PIL import Image as pillow
 from textured_walk import FOCAL_PX, FRAMES, HEIGHT, WALLS, WIDTH, poses, rendered, textures, write_clip, write_walk
 
+from relocalizer.calibration_windows import FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures, detect_features
@@ -19,13 +21,15 @@ from relocalizer.images import Image
 from relocalizer.intrinsics_correction import CorrectionStep
 from relocalizer.self_calibration import ViewPair
 from slam.config.schema import InputConfig, SlamConfig
-from slam.input.frame_source import FrameSource
+from slam.evaluation.verdict import Grade
+from slam.input.frame_source import FrameSource, RereadableSource
+from slam.input.kept_frames import Kept
 from slam.input.mask import Mask
 from slam.input.open_source import open_source
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import LensFinding
-from slam.run.calibration_pass import CalibrationPass
+from slam.run.calibration_pass import CalibrationPass, zoom_with_given_camera
 from slam.run.camera_before_run import calibrate_first
 from slam.run.record_run import record_run
 from slam.run.summary import summary_rows
@@ -129,6 +133,103 @@ def test_an_uncertain_estimate_is_made_again_with_images_in_between(
     assert second[: len(first)] == first
     assert len(second) == len(set(second)) == calibration.pairs > 1.3 * len(first)
     assert calibration.focal_sigma == 0.02
+
+
+# A zoom
+
+ZOOMED = (FocalStretch(0, 19, 346.0, 0.01), FocalStretch(24, 39, 520.0, 0.01), FocalStretch(45, 59, 348.0, 0.01))
+UNKNOWN = LensEvidence(LensState.GUESS, reason="none")
+
+
+@pytest.fixture
+def finds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An examination that finds a zoom in enough pairs; the numbers of pairs that it was given."""
+    given: list[int] = []
+
+    def examined(pairs: list[ViewPair], camera: Camera) -> LensFinding:
+        given.append(len(pairs))
+        inside = [any(s.first <= pair.first <= pair.second <= s.last for s in ZOOMED[::2]) for pair in pairs]
+        if all(inside):
+            return LensFinding(LensEvidence(LensState.KNOWN, 0.5, 0.02), CorrectionStep((0.5, 0.5)))
+        return LensFinding(UNKNOWN, is_uneven=True) if len(given) < 3 else LensFinding(UNKNOWN, stretches=ZOOMED)
+
+    def sampled(*_: object, shift: float = 0.0, **__: object) -> list[ViewPair]:
+        firsts = [5 * n + round(4 * shift) for n in range(1, 11)]
+        return [ViewPair(first, first + 2, np.zeros((0, 2)), np.zeros((0, 2))) for first in firsts]
+
+    monkeypatch.setattr("slam.run.calibration_pass.examine_assumed", examined)
+    monkeypatch.setattr("slam.run.calibration_pass.sampled_pairs", sampled)
+    return given
+
+
+def test_of_a_zoom_the_frames_of_one_focal_length_are_kept(walk: Path, finds: list[int]) -> None:
+    source, calibration = calibrated(open_source(walk))
+    assert len(finds) == 4
+    assert finds[0] < finds[1] < finds[2] > finds[3]
+    assert calibration.is_used
+    assert calibration.focal_px == pytest.approx(173.2, abs=0.1)
+    assert [frame.index for frame in source] == [*range(20), *range(45, 60)]
+    assert source.length == 35
+    [finding] = calibration.findings
+    assert finding.grade is Grade.PARTIAL
+    said = (
+        "the focal length changes by +50 % (+- 1 %), from 346 to 520 px, between frames 19 and 24: "
+        "frames 0 to 19 and 45 to 59 are tracked, the other 25 of 60 are left out"
+    )
+    assert finding.reason == said
+    assert said in source.description
+
+
+def test_frames_that_are_kept_are_read_by_their_position_among_them(walk: Path, finds: list[int]) -> None:
+    source, _ = calibrated(open_source(walk))
+    assert isinstance(source, RereadableSource)
+    again = source.with_calibration(GivenCamera(source.camera, "the same"))
+    frames = list(again)
+    assert again.length == len(frames) == 35
+    with source.random_access() as read:
+        np.testing.assert_array_equal(read(20), frames[20].image)
+
+
+@pytest.mark.usefixtures("finds")
+def test_a_zoom_with_hardly_a_constant_part_leaves_out_nothing(walk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = (FocalStretch(0, 4, 346.0, 0.01), FocalStretch(50, 54, 520.0, 0.01))
+    monkeypatch.setattr(
+        "slam.run.calibration_pass.examine_assumed", lambda pairs, camera: LensFinding(UNKNOWN, stretches=short)
+    )
+    source, calibration = calibrated(open_source(walk))
+    assert source.length == FRAMES
+    assert calibration.findings == ()
+    assert not calibration.is_used
+
+
+def test_with_a_given_camera_the_part_with_its_focal_length_is_kept(walk: Path, finds: list[int]) -> None:
+    given = GivenCamera(replace(Camera.assume(WIDTH, HEIGHT, fov_deg=60.0), fx=520.0, fy=520.0, assumed=False), "given")
+    source = open_source(walk)
+    assert isinstance(source, RereadableSource)
+    source = source.with_calibration(given)
+    assert isinstance(source, RereadableSource)
+    finds.extend([0, 0])  # all pairs are examined at once
+    zoom = zoom_with_given_camera(source, CONFIG)
+    assert zoom is not None
+    assert zoom.kept == (Kept(24, 39),)
+
+
+@pytest.mark.slow
+def test_a_zoom_is_found_before_the_run(walk: Path, tmp_path: Path) -> None:
+    def enlarged(image: Image) -> Image:
+        center = (1.0 - 1.5) * np.array([WIDTH - 1, HEIGHT - 1]) / 2
+        return np.asarray(cv2.warpAffine(image, np.array([[1.5, 0, center[0]], [0, 1.5, center[1]]]), (WIDTH, HEIGHT)))
+
+    images = [cv2.imread(str(path)) for path in sorted(walk.iterdir())]
+    zoomed = [enlarged(image) if n >= 36 else image for n, image in enumerate(images)]
+    source, calibration = calibrated(open_source(write_clip(tmp_path / "zoom", zoomed)))
+    assert calibration.zoom is not None
+    [kept] = calibration.zoom.kept
+    assert kept.first == 0
+    assert 25 < kept.last < 36
+    assert abs(np.log(calibration.focal_px / FOCAL_PX)) < 2.0 * calibration.focal_sigma < 0.06
+    assert calibration.zoom.change.share == pytest.approx(0.5, abs=0.05)
+    assert source.length == kept.last + 1
 
 
 # No estimate

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from relocalizer.calibration_windows import FocalChange
+from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
-from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined
+from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined, PrincipalEstimate
 from slam.evaluation.verdict import Grade
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import (
@@ -28,6 +28,7 @@ ASSUMED = Camera.assume(640, 480, fov_deg=60.0)
 NONE = Distortion(0.001, 0.01)
 SQUARE = AspectEstimate(1.005, 0.01)
 ZOOM = FocalChange(0.3, 0.02, 80, 120)
+STRETCHES = (FocalStretch(0, 80, 460.0, 0.01), FocalStretch(120, 200, 598.0, 0.01))
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_focal_length_that_is_determined_badly_stays_a_guess_between_it_and_wh
     [
         (NotDetermined("one plane"), "one plane"),
         (estimate(460.0, flaw="no focal length explains it"), "no focal length explains it"),
-        (estimate(460.0, change=ZOOM), "the focal length changes along the footage"),
+        (estimate(460.0, stretches=STRETCHES), "the focal length changes along the footage"),
     ],
 )
 def test_where_nothing_is_determined_what_was_assumed_stays_a_guess(found, reason, footage):
@@ -157,6 +158,18 @@ def test_an_aspect_that_the_footage_contradicts_is_named(flaw, footage):
     evidence = examine_given([], CAMERA).evidence
     assert evidence.state is LensState.CONTRADICTED
     assert evidence.reason.startswith("the footage wants an fx of 1.33 (+- 2 %) times fy, not of 1.00 times")
+
+
+@pytest.mark.parametrize(
+    ("offset_px", "sigma_px", "contradicted"),
+    [((60.0, 0.0), 5.0, True), ((0.0, -60.0), 5.0, True), ((25.0, 0.0), 2.0, False), ((60.0, 0.0), 15.0, False),
+     ((150.0, 0.0), 5.0, False)],
+)  # fmt: skip
+def test_a_principal_point_that_the_footage_contradicts_is_named(offset_px, sigma_px, contradicted, footage):
+    footage(estimate(500.0, center=PrincipalEstimate(offset_px, sigma_px)))
+    evidence = examine_given([], CAMERA).evidence
+    assert (evidence.state is LensState.CONTRADICTED) is contradicted
+    assert ("are the images cropped?" in evidence.reason) is contradicted
 
 
 @pytest.mark.parametrize("aspect", [AspectEstimate(1.33, 0.1), AspectEstimate(1.03, 0.005), AspectEstimate()])

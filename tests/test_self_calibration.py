@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from relocalizer.calibration_windows import FocalChange, is_worse
+from relocalizer.calibration_windows import is_worse
 from relocalizer.camera import Camera
-from relocalizer.epipolar_fit import DIVISION, EpipolarFit
+from relocalizer.epipolar_fit import EpipolarFit
 from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined
 from relocalizer.self_calibration import SelfCalibration, ViewPair
 
@@ -134,7 +134,7 @@ def test_a_camera_that_does_not_turn_claims_nothing():
     assert isinstance(found, NotDetermined) or not found.is_known
 
 
-@pytest.mark.parametrize("noise_px", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize("noise_px", [0.1, 0.8])
 def test_a_camera_that_only_turns_tells_its_focal_length(noise_px):
     found = SelfCalibration(footage(walk=0.0, noise_px=noise_px), ASSUMED).estimate()
     assert found.is_known
@@ -189,16 +189,25 @@ def test_a_zoom_is_a_change_and_no_focal_length():
     assert "the focal length changes by +" in str(found.change)
 
 
-@pytest.mark.parametrize("with_distortion", [True, False])
-def test_a_change_that_one_model_of_the_lens_explains_is_none(with_distortion, monkeypatch):
-    """A faint distortion that is left out of the lens makes windows differ as their points differ in radius."""
+def test_every_stretch_of_a_zoom_tells_its_focal_length_whatever_is_assumed():
+    found = SelfCalibration(footage(frames=20, zoom=lambda n: 1.6 if 7 <= n < 14 else 1.0), ASSUMED).estimate()
+    first, second, third = found.stretches
+    for stretch, truth in zip(found.stretches, [460.0, 736.0, 460.0], strict=True):
+        assert abs(np.log(stretch.focal_px / truth)) < 2.0 * stretch.sigma < 0.1
+        assert stretch.first < stretch.last
+    assert first.first == 0
+    assert first.last < 70 <= second.first
+    assert second.last < 140 <= third.first
+    assert third.last == 190
 
-    def one_model_only(chosen, lens, prior):
-        return FocalChange(0.1, 0.01, 10, 20) if bool(lens[DIVISION]) == with_distortion else None
 
-    monkeypatch.setattr("relocalizer.self_calibration.find_change", one_model_only)
-    distorted = replace(CAMERA, model="radtan", distortion=(0.03, 0.0, 0.0, 0.0))
-    assert SelfCalibration(footage(frames=6, camera=distorted), CAMERA).check().change is None
+@pytest.mark.parametrize("distortion", [0.03, -0.1])
+def test_a_distortion_is_no_change(distortion):
+    """Where a distortion is left out of the lens, windows differ in focal length as their points differ in radius."""
+    distorted = replace(CAMERA, model="radtan", distortion=(distortion, 0.0, 0.0, 0.0))
+    found = SelfCalibration(footage(frames=20, camera=distorted), ASSUMED).estimate()
+    assert found.change is None
+    assert found.stretches == ()
 
 
 def fit_with_losses(losses):

@@ -12,16 +12,18 @@ import pytest
 from conftest import Ended
 from textured_walk import FOCAL_PX, HEIGHT, WIDTH, write_walk
 
+from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.maps.map_reader import load_map
 from slam.config.schema import InputConfig, SlamConfig
 from slam.evaluation.trajectory_files import read_tum
 from slam.evaluation.verdict import Grade
 from slam.input.frame_source import FrameSource, RereadableSource
+from slam.input.kept_frames import Kept
 from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.run.calibration_pass import USED_SIGMA
+from slam.run.calibration_pass import USED_SIGMA, Zoom
 from slam.run.estimated_camera import EstimatedCamera
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
@@ -95,6 +97,8 @@ def test_a_second_pass_must_not_be_worse_than_the_first():
     assert is_worse(report(Grade.PARTIAL, 0.7), first)
     assert is_worse(report(Grade.POOR, 0.9), first)
     assert is_worse(report(Grade.GOOD, 1.0, "interrupted"), first)
+    assert is_worse(first, report(Grade.GOOD, 0.8))
+    assert not is_worse(first, report(Grade.GOOD, 0.8), first_is_partial=True)
 
 
 # The run
@@ -121,6 +125,7 @@ def test_the_frames_are_tracked_again_with_the_camera_that_was_found(
     assert load_map(out).cameras[0].mean_focal == pytest.approx(FOCAL_PX, rel=0.03)
     assert len(read_tum(out / "trajectory.txt")) == second["tracked"]
     assert ": the frames are tracked again (not with --one-pass)" in ended.err
+    assert "was not kept" not in ended.err
     assert names(out) >= {"a.rrd", "a.first_pass.rrd"}
     summary = f"{first['verdict']['grade']}, {100 * first['coverage']:.1f} % tracked, in first_pass/"
     assert summary in " ".join(ended.out.split())
@@ -144,6 +149,25 @@ def test_a_second_pass_is_made_unless_the_camera_is_given(walk: Path, tmp_path: 
     camera.write_text(replace(Camera.assume(WIDTH, HEIGHT, fov_deg=60.0), assumed=False).to_yaml())
     out = record_run(few(walk, camera=camera), out=tmp_path / "given").folder
     assert names(out) & {"first_pass", "second_pass"} == set()
+
+
+def test_the_frames_of_a_given_focal_length_are_tracked_again_without_a_zoom(
+    walk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    zoom = Zoom(FocalChange(0.5, 0.02, 17, 20), (Kept(0, 17),), SHORT)
+    monkeypatch.setattr(LensEvidence, "may_change", True)
+    monkeypatch.setattr("slam.run.two_pass_recorder.zoom_with_given_camera", lambda source, config: zoom)
+    camera = tmp_path / "camera.yaml"
+    given = replace(Camera.assume(WIDTH, HEIGHT, fov_deg=60.0), fx=FOCAL_PX, fy=FOCAL_PX, assumed=False)
+    camera.write_text(given.to_yaml() + "ignore: [[0, 0, 20, 20]]\n")
+    result = record_run(few(walk, camera=camera), out=tmp_path / "run")
+    assert (result.frames, result.status) == (18, "finished")
+    assert str(zoom) in result.verdict.reasons
+    assert "first_pass" in names(result.folder)
+    first = read(result.folder / "first_pass")
+    assert first["frames"] == SHORT
+    assert first["camera"] == read(result.folder)["camera"]
+    assert first["masked_share"] == read(result.folder)["masked_share"] > 0.0
 
 
 @pytest.mark.usefixtures("always_again")

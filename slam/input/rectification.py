@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relocalizer.camera import Camera, Undistorter
@@ -118,14 +118,15 @@ class Rectifier:
             self.note += f", {self.calibration.model} distortion removed"
         if self._undistort.is_cut:
             self.note += f", cut to the middle {max(angles_across_deg(self.camera)):.0f} degrees"
-        ignored = calibration.ignored if isinstance(calibration, Calibration) else ()
-        self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, ignored))
+        self._ignored = calibration.ignored if isinstance(calibration, Calibration) else ()
+        self.mask = self._mask(mask_of(width, height, Path(config.mask) if config.mask else None, self._ignored))
         if self.mask is not None:
             self.note += f", {100 * masked_share(self.mask):.0f} % of the image masked"
 
     def with_calibration(self, calibration: GivenCamera) -> Rectifier:
-        """A rectifier of the same images for another camera."""
-        return Rectifier(*self.size, calibration, self._config)
+        """A rectifier of the same images for another camera; what is ignored in them stays ignored."""
+        kept = replace(calibration, ignored=calibration.ignored or self._ignored)
+        return Rectifier(*self.size, kept, self._config)
 
     def _mask(self, mask: Mask | None) -> Mask | None:
         """The mask of the input images, converted to one of the output images."""

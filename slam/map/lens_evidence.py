@@ -13,6 +13,10 @@ from slam.evaluation.verdict import Finding, Grade
 UNDETERMINED_SIGMA = 0.1
 
 
+# Reason why the focal length of a segment is not known: it is not one for all its images.
+CHANGES = "the focal length changes along the footage"
+
+
 class LensState(StrEnum):
     """Source of a focal length."""
 
@@ -32,6 +36,7 @@ class LensEvidence:
             without an estimate.
         reason: why the state is not better; empty if the focal length is known, or given and not contradicted.
         change: a change of the focal length within the footage, in which case it was not corrected.
+        is_uneven: whether parts of the footage determine a focal length that all of it together does not.
     """
 
     state: LensState = LensState.CALIBRATED
@@ -39,6 +44,12 @@ class LensEvidence:
     focal_sigma: float | None = None
     reason: str = ""
     change: FocalChange | None = None
+    is_uneven: bool = False
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the focal length changes within the footage, or may do so."""
+        return self.reason == CHANGES or self.is_uneven
 
     @staticmethod
     def before_run(sigma: float, reason: str) -> LensEvidence:

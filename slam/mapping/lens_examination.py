@@ -8,14 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from relocalizer.calibration_windows import FocalChange
+from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
-from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate
+from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, PrincipalEstimate
 from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration, ViewPair
 from slam.map.frames import Keyframe
-from slam.map.lens_evidence import LensEvidence, LensState
+from slam.map.lens_evidence import CHANGES, LensEvidence, LensState
 
 # Distances in the sequence of keyframes that are matched, in keyframes: far enough for the camera to have rotated, and
 # near enough for a common view.
@@ -28,7 +28,11 @@ LEFT_BY_CALIBRATIONS = 0.025
 # Minimum difference of the log focal lengths for the footage to contradict a given one; also of their ratio in x and y.
 CONTRADICTION = 0.04
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
-# Minimum of the same difference for a given focal length to be doubtful, and in standard deviations. A doubtful one is
+# Minimum distance of the principal point from a given one for the footage to contradict it, relative to the longer side
+# and in standard deviations; of right calibrations it is 0.033 at most (24 sequences). Beyond the maximum a pattern in
+# the images repeats itself.
+OFF_CENTER, OFF_CENTER_SIGMAS, FAR_OFF_CENTER = 0.06, 5.0, 0.15
+# Minimum difference of the log focal lengths for a given one to be doubtful, and in standard deviations. It is
 # contradicted if bundle adjustment wants another one too, of at least this difference in the same direction; for right
 # calibrations it wants at most 0.9 % (seven sequences).
 DOUBT, DOUBT_SIGMAS, BUNDLE_CONTRADICTION = 0.025, 1.5, 0.02
@@ -45,12 +49,16 @@ class LensFinding:
         step: correction of the intrinsics, to apply before bundle adjustment.
         may_have_distortion: whether bundle adjustment should refine the distortion.
         distortion: the distortion if it is clear; zero without one. `step` has what k1 and k2 can represent of it.
+        stretches: stretches of one focal length, pixels of the examined camera, if it changes along the footage.
+        is_uneven: whether parts of the footage determine a focal length that all of it together does not.
     """
 
     evidence: LensEvidence
     step: CorrectionStep = field(default_factory=CorrectionStep)
     may_have_distortion: bool = False
     distortion: Distortion = field(default_factory=Distortion)
+    stretches: tuple[FocalStretch, ...] = ()
+    is_uneven: bool = False
 
 
 def matched_pairs(keyframes: Sequence[Keyframe], most: int) -> list[ViewPair]:
@@ -84,12 +92,12 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera, *, prior_sigma: f
     if not isinstance(found, FocalEstimate):
         return _keeping(prior_sigma, found.reason)
     if found.change is not None:
-        reason = found.flaw or "the focal length changes along the footage"
-        return LensFinding(LensEvidence(LensState.GUESS, reason=reason, change=found.change))
+        reason = found.flaw or CHANGES
+        evidence = LensEvidence(LensState.GUESS, reason=reason, change=replace(found.change, focal_px=None))
+        return LensFinding(evidence, stretches=found.stretches)
     if found.flaw:
-        return LensFinding(
-            replace(_keeping(prior_sigma, found.flaw).evidence, state=LensState.GUESS, reason=found.flaw)
-        )
+        evidence = replace(_keeping(prior_sigma, found.flaw).evidence, state=LensState.GUESS, reason=found.flaw)
+        return LensFinding(evidence, is_uneven=found.is_uneven)
     if abs(np.log(found.focal_px / camera.mean_focal)) > DISAGREEMENT_SIGMAS * np.hypot(found.sigma, prior_sigma):
         prior_sigma = PRIOR_SIGMA  # one of them is wrong, and the prior rests on fewer images
     # The assumption is a weak prior, whose weight grows with the uncertainty of the estimate.
@@ -102,7 +110,7 @@ def examine_assumed(pairs: Sequence[ViewPair], camera: Camera, *, prior_sigma: f
     evidence = LensEvidence(LensState.KNOWN if is_known else LensState.GUESS, ratio, sigma, reason=reason)
     step = _step(found, camera, ratio, is_guess=not is_known)
     clear = found.distortion if found.distortion.is_clear else Distortion()
-    return LensFinding(evidence, step, found.distortion.is_significant, clear)
+    return LensFinding(evidence, step, found.distortion.is_significant, clear, is_uneven=found.is_uneven)
 
 
 def _keeping(prior_sigma: float, reason: str) -> LensFinding:
@@ -140,12 +148,14 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         return LensFinding(LensEvidence())
     if found.change is None and (reason := _contradicted_aspect(calibration.aspect(), camera)):
         return LensFinding(LensEvidence(LensState.CONTRADICTED, reason=reason))
-    if found.flaw:
-        return LensFinding(LensEvidence())
     ratio = found.focal_px / camera.mean_focal
     if found.change is not None:
-        reason = "the focal length changes along the footage"
-        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason, found.change))
+        change = replace(found.change, focal_px=None)
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, CHANGES, change))
+    if found.flaw:
+        return LensFinding(LensEvidence(is_uneven=found.is_uneven))
+    if reason := _contradicted_center(found.center, camera):
+        return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
         return LensFinding(_contradicted(ratio, found.sigma))
     left = calibration.distortion()
@@ -155,7 +165,7 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
             "more than a calibration leaves"
         )
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
-    evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma)
+    evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma, is_uneven=found.is_uneven)
     return LensFinding(evidence, may_have_distortion=left.is_significant)
 
 
@@ -166,6 +176,20 @@ def _contradicted_aspect(aspect: AspectEstimate, camera: Camera) -> str:
     given = camera.fx / camera.fy
     wanted = f"{given * aspect.ratio:.2f} (+- {100 * aspect.sigma:.0f} %)"
     return f"the footage wants an fx of {wanted} times fy, not of {given:.2f} times; is it of images of another shape?"
+
+
+def _contradicted_center(center: PrincipalEstimate, camera: Camera) -> str:
+    """Why the principal point of a given camera is contradicted; empty if it is not."""
+    distance = float(np.hypot(*center.offset_px))
+    side = max(camera.width, camera.height)
+    if not max(OFF_CENTER * side, OFF_CENTER_SIGMAS * center.sigma_px) < distance < FAR_OFF_CENTER * side:
+        return ""
+    x, y = (share + offset for share, offset in zip((camera.cx, camera.cy), center.offset_px, strict=True))
+    return (
+        f"the footage wants the principal point at {100 * x / camera.width:.0f} % of the width and "
+        f"{100 * y / camera.height:.0f} % of the height (+- {100 * center.sigma_px / side:.0f} %), not at "
+        f"{100 * camera.cx / camera.width:.0f} % and {100 * camera.cy / camera.height:.0f} %; are the images cropped?"
+    )
 
 
 def _contradicted(ratio: float, sigma: float) -> LensEvidence:

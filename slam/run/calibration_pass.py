@@ -7,13 +7,14 @@ are unknown, so the gap between the images of a group is adapted to how far the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from relocalizer.calibration_windows import FocalChange, FocalStretch, largest_change
 from relocalizer.camera import Camera, CameraModel
 from relocalizer.config import FeaturesConfig
 from relocalizer.division_camera import distorted_camera
@@ -24,7 +25,10 @@ from relocalizer.images import Image, to_gray
 from relocalizer.lens_estimates import Distortion
 from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
 from relocalizer.vlad import shipped_vlad
-from slam.input.frame_source import FrameSource
+from slam.config.schema import SlamConfig
+from slam.evaluation.verdict import Finding, Grade
+from slam.input.frame_source import FrameSource, RereadableSource
+from slam.input.kept_frames import Kept, KeptFrames
 from slam.input.mask import Mask
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
@@ -47,8 +51,30 @@ MIN_SCALE = 0.25  # minimum scale of that image
 NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
 # Maximum number of photos without an order that are matched, and the number of others that each is matched to.
 MOST_PHOTOS, SIMILAR_PHOTOS = 40, 4
+KEPT_SHARE = 0.2  # minimum share of the frames in stretches of one focal length, for the others to be left out
 MORE_SIGMA = 0.06  # minimum standard deviation of an estimate for which more images are used
 USED_SIGMA = 0.5 * PRIOR_SIGMA  # maximum standard deviation of an estimate that replaces the assumption
+
+
+@dataclass(frozen=True, slots=True)
+class Zoom:
+    """A focal length that changes along the footage: only the frames of its longest stretch, and of others with the
+    same focal length, are tracked.
+
+    Attributes:
+        change: the most significant change; its frames are positions in the source.
+        kept: the frames that are tracked.
+        length: number of frames of the source.
+    """
+
+    change: FocalChange
+    kept: tuple[Kept, ...]
+    length: int
+
+    def __str__(self) -> str:
+        tracked = " and ".join(str(part) for part in self.kept)
+        left_out = self.length - sum(len(part) for part in self.kept)
+        return f"{self.change}: frames {tracked} are tracked, the other {left_out} of {self.length} are left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +89,7 @@ class CalibrationPass:
         is_used: whether the run begins with the estimate, not with the assumption.
         radial: first two coefficients of the distortion with which the run begins.
         model: model of this distortion.
+        zoom: change of the focal length along the footage, and the frames that are kept; None without one.
     """
 
     assumed_px: float
@@ -72,6 +99,7 @@ class CalibrationPass:
     is_used: bool = False
     radial: tuple[float, float] = (0.0, 0.0)
     model: CameraModel = "radtan"
+    zoom: Zoom | None = None
 
     @classmethod
     def of_first_pass(cls, camera: Camera, tracked_px: float, evidence: LensEvidence) -> CalibrationPass:
@@ -101,7 +129,13 @@ class CalibrationPass:
             "model": self.model,
             "pairs": self.pairs,
             "reason": self.evidence.reason,
+            "zoom": None if self.zoom is None else str(self.zoom),
         }
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Findings that lower the verdict on the run."""
+        return () if self.zoom is None else (Finding(Grade.PARTIAL, str(self.zoom)),)
 
     @property
     def sentence(self) -> str:
@@ -109,13 +143,14 @@ class CalibrationPass:
         if not self.is_used:
             reason = self.evidence.reason or "the estimate is too uncertain"
             return f"focal length not determined before the run ({reason}): {self.assumed_px:.0f} px assumed"
+        zoom = "" if self.zoom is None else f"; {self.zoom}"
         guess = "" if self.evidence.state is LensState.KNOWN else "a guess, "
         model = "fisheye " if self.model == "fisheye" else ""
         k1, k2 = self.radial
         distortion = f", {model}distortion k1 {k1:.3f} k2 {k2:.3f}" if model or k1 or k2 else ""
         return (
             f"focal length {self.focal_px:.0f} px +- {100 * self.focal_sigma:.1f} %{distortion}, {guess}estimated from "
-            f"{self.pairs} image pairs before the run (assumed: {self.assumed_px:.0f})"
+            f"{self.pairs} image pairs before the run (assumed: {self.assumed_px:.0f}){zoom}"
         )
 
 
@@ -144,6 +179,28 @@ class CalibrationImages(Protocol):
     def with_calibration(self, calibration: GivenCamera) -> FrameSource:
         """As `RereadableSource.with_calibration`."""
         ...
+
+
+def zoom_with_given_camera(source: RereadableSource, config: SlamConfig) -> Zoom | None:
+    """The change of the focal length of a source with a given camera; what has the given focal length is kept.
+
+    None without a change, or where no part has the given focal length.
+    """
+    length, camera = source.length or 0, source.camera
+    pairs = with_more(
+        with_more(*(sampled_pairs(source, length, config.features, shift=shift) for shift in (0.0, 0.5))),
+        pairs_between(source, length, config.features),
+    )
+    stretches = examine_assumed(pairs, camera).stretches
+    given = FocalStretch(0, 0, camera.mean_focal, 0.0)
+    return zoom_of(stretches, source, length, longest_of([s for s in stretches if s.agrees_with(given)]))
+
+
+def without_zoom(source: FrameSource, zoom: Zoom | None) -> FrameSource:
+    """The frames of a source that are kept."""
+    if zoom is None or not isinstance(source, RereadableSource):
+        return source
+    return KeptFrames(source, zoom.kept)
 
 
 class PairSampler(Protocol):
@@ -176,11 +233,17 @@ def estimate_camera(
     """
     pairs = (sampled or sampled_pairs)(source, length, config, on_progress=on_progress)
     finding = examine_assumed(pairs, source.camera)
-    if sampled is not photo_pairs and needs_more(finding.evidence):
-        known = {(pair.first, pair.second) for pair in pairs}
-        more = sampled_pairs(source, length, config, on_progress=on_progress, between=True)
-        pairs += [pair for pair in more if (pair.first, pair.second) not in known]
-        finding = examine_assumed(pairs, source.camera)
+    if sampled is not photo_pairs:
+        if needs_more(finding):
+            pairs = with_more(pairs, sampled_pairs(source, length, config, on_progress=on_progress, shift=0.5))
+            finding = examine_assumed(pairs, source.camera)
+        if may_zoom(finding):
+            pairs = with_more(pairs, pairs_between(source, length, config, on_progress=on_progress))
+            finding = examine_assumed(pairs, source.camera)
+    zoom = zoom_of(finding.stretches, source, length, longest_of(finding.stretches))
+    if zoom is not None:
+        kept = [pair for pair in pairs if any(pair.first in part and pair.second in part for part in zoom.kept)]
+        finding = examine_assumed(kept, source.camera)
     start = source.calibration.mean_focal
     unused = CalibrationPass(start, start, len(pairs), finding.evidence)
     if finding.step.is_nothing or (finding.evidence.focal_sigma or 0.0) > USED_SIGMA:
@@ -190,12 +253,56 @@ def estimate_camera(
         source.with_calibration(GivenCamera(camera, "the estimate"))
     except CameraError as error:
         return source.calibration, replace(unused, evidence=LensEvidence(LensState.GUESS, reason=str(error)))
-    return camera, replace(unused, focal_px=camera.mean_focal, is_used=True)._of(camera)
+    return camera, replace(unused, focal_px=camera.mean_focal, is_used=True, zoom=zoom)._of(camera)
 
 
-def needs_more(evidence: LensEvidence) -> bool:
+def needs_more(finding: LensFinding) -> bool:
     """Whether more images may determine what these do not: the estimate is uncertain, or there is none."""
-    return evidence.change is None and (evidence.focal_sigma is None or evidence.focal_sigma > MORE_SIGMA)
+    sigma = finding.evidence.focal_sigma
+    return bool(finding.stretches) or sigma is None or sigma > MORE_SIGMA
+
+
+def may_zoom(finding: LensFinding) -> bool:
+    """Whether the focal length changes, or may change, so that more images should tell where."""
+    return bool(finding.stretches) or finding.is_uneven
+
+
+def pairs_between(
+    source: CalibrationImages, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
+) -> list[ViewPair]:
+    """Pairs of the groups halfway between those of `sampled_pairs` without and with a shift of one half."""
+    quarters = [sampled_pairs(source, length, config, on_progress=on_progress, shift=shift) for shift in (0.25, -0.25)]
+    return with_more(*quarters)
+
+
+def with_more(pairs: list[ViewPair], more: list[ViewPair]) -> list[ViewPair]:
+    """Pairs, and those of others that are not among them."""
+    known = {(pair.first, pair.second) for pair in pairs}
+    return pairs + [pair for pair in more if (pair.first, pair.second) not in known]
+
+
+def longest_of(stretches: Sequence[FocalStretch]) -> FocalStretch | None:
+    """The longest of some stretches; None without any."""
+    return max(stretches, key=lambda stretch: stretch.last - stretch.first, default=None)
+
+
+def zoom_of(
+    stretches: Sequence[FocalStretch], source: CalibrationImages, length: int, longest: FocalStretch | None
+) -> Zoom | None:
+    """What is kept of a source whose focal length changes; None without a change, or if too little would be kept.
+
+    Args:
+        length: number of images of the source.
+        stretches: in pixels of the camera of the source.
+        longest: the one that is kept, with those that have its focal length.
+    """
+    change = largest_change(stretches)
+    if change is None or longest is None:
+        return None
+    kept = tuple(Kept(s.first, s.last) for s in stretches if s.agrees_with(longest))
+    if sum(len(part) for part in kept) < KEPT_SHARE * length:
+        return None
+    return Zoom(change.scaled(source.calibration.mean_focal / source.camera.mean_focal), kept, length)
 
 
 def _corrected(assumed: Camera, finding: LensFinding) -> Camera:
@@ -212,16 +319,16 @@ def sampled_pairs(
     config: FeaturesConfig,
     *,
     on_progress: Progress = no_progress,
-    between: bool = False,
+    shift: float = 0.0,
 ) -> list[ViewPair]:
-    """Matched pairs of images in groups spread evenly over the footage, or in groups between these."""
+    """Matched pairs of images in groups spread evenly over the footage, or `shift` of their distances earlier."""
     if length < 2:
         return []
     camera = source.camera
     with source.random_access() as read:
         images = _Images(read, _cheaper(config, camera), source.mask)
         groups = _Groups(images, length, max(camera.width, camera.height))
-        return groups.pairs(on_progress, shift=0.5 if between else 0.0)
+        return groups.pairs(on_progress, shift=shift)
 
 
 def photo_pairs(

@@ -7,7 +7,7 @@ from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.live_stream import LiveStream
 from slam.input.rectification import GivenCamera
 from slam.progress import Progress, no_progress
-from slam.run.calibration_pass import CalibrationPass, estimate_camera, photo_pairs, sampled_pairs
+from slam.run.calibration_pass import CalibrationPass, estimate_camera, photo_pairs, sampled_pairs, without_zoom
 from slam.run.live_calibration import calibrate_live
 
 
@@ -35,4 +35,5 @@ def calibrate_first(
     camera, calibration = estimate_camera(source, source.length, config.features, sampled=sampled)
     if not calibration.is_used:
         return source, calibration
-    return source.with_calibration(GivenCamera(camera, calibration.sentence)), calibration
+    estimated = source.with_calibration(GivenCamera(camera, calibration.sentence))
+    return without_zoom(estimated, calibration.zoom), calibration

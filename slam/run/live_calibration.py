@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -53,6 +53,9 @@ def calibrate_live(
         if calibration.evidence.state is LensState.KNOWN or len(views.images) < count:
             break
     assert calibration is not None
+    if calibration.zoom is not None:  # the frames of the other focal length have passed
+        guess = replace(calibration.evidence, state=LensState.GUESS, reason=str(calibration.zoom.change))
+        calibration = replace(calibration, zoom=None, evidence=guess)
     if not calibration.is_used:
         return stream, calibration
     return stream.with_calibration(GivenCamera(camera, calibration.sentence)), calibration

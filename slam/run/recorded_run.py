@@ -327,6 +327,7 @@ class RunRecorder:
         joined = start is not None and shares_world_with(outcome.result, start.keyframes.ids.tolist())
         notes = [] if evaluation is None else evaluation.get("notes", [])
         findings = [Finding(Grade.PARTIAL, f"compared with the ground truth, {note}") for note in notes]
+        findings += () if request.calibration is None else request.calibration.findings
         verdict = run_verdict.verdict_of(outcome, self._statistics, request.config, findings)
         closed = closing_report(self._opening, outcome, self._statistics, verdict, failures, evaluation=evaluation)
         found = self._statistics.found_in_map

@@ -193,6 +193,7 @@ def _lens_report(
         "focal_sigma": evidence.focal_sigma,
         "reason": evidence.reason,
         "change": evidence.change,
+        "may_change": evidence.may_change,
         "corner_px": max_displacement_px,
     }
 

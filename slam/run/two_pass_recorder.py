@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from relocalizer.errors import CameraError
+from slam.evaluation.verdict import Grade
 from slam.input.frame_source import RereadableSource
 from slam.input.rectification import GivenCamera
+from slam.map.lens_evidence import LensEvidence
 from slam.progress import Progress, no_progress
-from slam.run.calibration_pass import CalibrationPass
+from slam.run.calibration_pass import CalibrationPass, without_zoom, zoom_with_given_camera
 from slam.run.recorded_run import FirstPass, RunRecorder, RunReport, RunRequest
 from slam.run.run_folder import SECOND_PASS, RunFolder
 
@@ -68,22 +70,25 @@ class TwoPassRecorder:
         self._on_second_pass(again.first_pass.reason)
         self._recorder = RunRecorder(again)
         self.second = self._recorder.run(observers=observers, on_progress=on_progress, on_finishing=on_finishing)
-        if is_worse(self.second, first):
+        zooms = again.calibration is not None and again.calibration.zoom is not None
+        if is_worse(self.second, first, first_is_partial=zooms):
             return first
         RunFolder(first.folder).replace_by_second_pass()
-        return replace(self.second, folder=first.folder)
+        self.second = replace(self.second, folder=first.folder)
+        return self.second
 
 
 def second_request(request: RunRequest, first: RunReport) -> RunRequest | None:
-    """The request of a second pass with the camera that the first one found; None if there is no need for it."""
+    """The request of a second pass with the camera that the first one found, or without the frames of a zoom; None if
+    there is no need for it."""
     frames, found = request.frames, first.estimated_camera
-    if found is None or first.status != "finished" or request.start_map is not None or request.localize_only:
+    if first.status != "finished" or request.start_map is not None or request.localize_only:
         return None
-    if not request.config.input.second_pass or not isinstance(frames, RereadableSource):
+    if not request.config.input.second_pass or not isinstance(frames, RereadableSource) or not frames.can_be_reread:
         return None
-    if not frames.can_be_reread or not frames.camera.assumed:
-        return None
-    if not found.is_worth_a_pass(is_broken=first.coverage < WHOLE):
+    if not frames.camera.assumed:
+        return _without_zoom(request, frames, first)
+    if found is None or not found.is_worth_a_pass(is_broken=first.coverage < WHOLE):
         return None
     try:
         again = frames.with_calibration(GivenCamera(found.camera, found.sentence))
@@ -98,8 +103,36 @@ def second_request(request: RunRequest, first: RunReport) -> RunRequest | None:
     )
 
 
-def is_worse(second: RunReport, first: RunReport) -> bool:
-    """Whether the files of the second pass must not take the place of those of the first."""
+def _without_zoom(request: RunRequest, frames: RereadableSource, first: RunReport) -> RunRequest | None:
+    """The request of a second pass over the frames that have the given focal length, if it changes within a map.
+
+    Maps of different cameras, one after the other, stay as they are: each has its own.
+    """
+    if not first.values.get("lens", {}).get("may_change"):
+        return None
+    zoom = zoom_with_given_camera(frames, request.config)
+    if zoom is None:
+        return None
+    given_px = frames.calibration.mean_focal
+    again = frames.with_calibration(GivenCamera(frames.calibration, "as given"))  # read from the beginning
+    return replace(
+        request,
+        frames=without_zoom(again, zoom),
+        out=first.folder / SECOND_PASS,
+        calibration=CalibrationPass(given_px, given_px, 0, LensEvidence(), zoom=zoom),
+        first_pass=FirstPass(str(zoom), first.coverage, first.verdict),
+    )
+
+
+def is_worse(second: RunReport, first: RunReport, *, first_is_partial: bool = False) -> bool:
+    """Whether the files of the second pass must not take the place of those of the first.
+
+    Args:
+        first_is_partial: whether the first is partial at best, for what was found after it.
+    """
     if second.status != "finished" or second.failures:
         return True
-    return second.verdict.grade.is_below(first.verdict.grade) or second.coverage < first.coverage - WORSE
+    grade = first.verdict.grade
+    if first_is_partial and Grade.PARTIAL.is_below(grade):
+        grade = Grade.PARTIAL
+    return second.verdict.grade.is_below(grade) or second.coverage < first.coverage - WORSE
