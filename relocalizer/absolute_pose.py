@@ -13,8 +13,8 @@ from relocalizer.camera import Camera
 from relocalizer.geometry import (
     MAX_COORDINATE,
     FloatArray,
+    apply_inverse,
     exp_so3,
-    inner_products,
     rigid,
     rotation_matrix,
     translation_of,
@@ -25,7 +25,9 @@ CHI2_2DOF_95 = 5.991
 # Largest step, radians and map units, below which the robust iterations have converged: 0.01 px at a focal length of
 # 1000. Two iterations over the inliers follow.
 CONVERGED = 1e-5
+LEAST_DEPTH = 1e-6  # depth, map units, up to which a landmark counts as behind the camera
 UNINFORMED = 1e-12  # relative damping that keeps the normal equations solvable along unobservable directions
+_IDENTITY = np.eye(6)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,28 +80,45 @@ def pair_prior(world_from_i: RigidTransform, estimate: PairEstimate, length: flo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PoseProblem:
-    """Observations of landmarks `points_world` (N, 3) in one image.
+    """Observations of landmarks in one image, coordinate by coordinate, which NumPy is faster with.
 
-    `centered` (N, 2) are their pixels relative to the principal point; other fields as in `optimize_pose`.
+    Attributes:
+        points: (3, N) landmarks in the world; centered: (2, N) their pixels relative to the principal point.
+        depth_sigma: (3, N) or None, as in `optimize_pose`.
     """
 
-    points_world: FloatArray
+    points: FloatArray
     centered: FloatArray
     camera: Camera
     noise_px: float
-    depth_sigma_world: FloatArray | None
+    depth_sigma: FloatArray | None
 
     def residuals(self, R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Residuals (N, 2), Jacobians (N, 2, 6) and chi-square errors (N,), infinite behind the camera."""
-        focal = np.array([self.camera.fx, self.camera.fy])
-        p = self.points_world @ R.T + t
-        z = np.maximum(p[:, 2], 1e-6)
-        normalized = p[:, :2] / z[:, None]
-        residual, J = normalized * focal - self.centered, reprojection_jacobians(normalized, z, focal)
-        if self.depth_sigma_world is not None:
-            residual, J = _whitened(residual, J, self.depth_sigma_world @ R.T, self.noise_px)
-        squared = inner_products(residual, residual) / self.noise_px**2
-        return residual, J, np.where(p[:, 2] > 1e-6, squared, np.inf)
+        """Residuals (2, N), Jacobians (2, 6, N) and chi-square errors (N,), infinite behind the camera."""
+        residual, normalized, z = self._projected(R, t)
+        J = reprojection_jacobians(normalized, z, (self.camera.fx, self.camera.fy))
+        if self.depth_sigma is not None:
+            residual, J = _whitened(residual, J, R @ self.depth_sigma, self.noise_px)
+        return residual, J, self._squared(residual, z)
+
+    def errors(self, R: FloatArray, t: FloatArray) -> FloatArray:
+        """The chi-square errors (N,) alone."""
+        if self.depth_sigma is not None:  # which the Jacobians project
+            return self.residuals(R, t)[2]
+        residual, _, z = self._projected(R, t)
+        return self._squared(residual, z)
+
+    def _projected(self, R: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Residuals (2, N), points (2, N) in the normalized image, and their depths (N,), at least `LEAST_DEPTH`."""
+        in_cam = R @ self.points + t[:, None]
+        z = np.maximum(in_cam[2], LEAST_DEPTH)
+        normalized = in_cam[:2] / z
+        residual = normalized * np.array([[self.camera.fx], [self.camera.fy]]) - self.centered
+        return residual, normalized, z
+
+    def _squared(self, residual: FloatArray, z: FloatArray) -> FloatArray:
+        squared = np.einsum("cn,cn->n", residual, residual) / self.noise_px**2
+        return np.where(z > LEAST_DEPTH, squared, np.inf)
 
 
 def optimize_pose(
@@ -129,8 +148,9 @@ def optimize_pose(
     """
     R = rotation_matrix(start).T
     t = -R @ translation_of(start)
-    centered = np.asarray(pixels, dtype=np.float64) - [camera.cx, camera.cy]
-    problem = _PoseProblem(points_world, centered, camera, noise_px, depth_sigma_world)
+    centered = np.ascontiguousarray(np.transpose(pixels), dtype=np.float64) - np.array([[camera.cx], [camera.cy]])
+    depth_sigma = None if depth_sigma_world is None else np.ascontiguousarray(depth_sigma_world.T)
+    problem = _PoseProblem(np.ascontiguousarray(points_world.T), centered, camera, noise_px, depth_sigma)
     H = np.zeros((6, 6))
     converged, inlier_rounds = False, 0
     for step in range(iterations + 2):
@@ -146,7 +166,7 @@ def optimize_pose(
             error = _left_difference(R, t, prior.world_from_cam)
             H += prior.information
             gradient += prior.information @ error
-        delta = -np.linalg.solve(H + UNINFORMED * np.eye(6) * max(float(np.trace(H)), 1.0), gradient)
+        delta = -np.linalg.solve(H + UNINFORMED * max(float(H.trace()), 1.0) * _IDENTITY, gradient)
         if not np.isfinite(delta).all():  # overflow of the squared residuals: keep the current pose
             break
         dR = exp_so3(delta[:3])
@@ -154,7 +174,7 @@ def optimize_pose(
         if inlier_rounds == 2:
             break
         converged = converged or bool(np.abs(delta).max() < CONVERGED)
-    _, _, squared = problem.residuals(R, t)
+    squared = problem.errors(R, t)
     in_range = bool((np.abs(t) < MAX_COORDINATE).all())
     return PoseFit(rigid(R.T, -R.T @ t), (squared < CHI2_2DOF_95) & in_range, H)
 
@@ -173,57 +193,56 @@ def pose_information(
         depth_sigma_world: (N, 3) displacement of each landmark by one standard deviation along the ray it was
             triangulated from, its least certain direction; its projection is added to the pixel covariance.
     """
-    cam_from_world = world_from_cam.inv()
-    p = np.asarray(cam_from_world.apply(points_world)).reshape(-1, 3)
-    depth_sigma_cam = np.asarray(cam_from_world.rotation.apply(depth_sigma_world)).reshape(-1, 3)
-    p, depth_sigma_cam = p[p[:, 2] > 1e-6], depth_sigma_cam[p[:, 2] > 1e-6]
-    J = reprojection_jacobians(p[:, :2] / p[:, 2:], p[:, 2], np.array([camera.fx, camera.fy]))
-    _, J = _whitened(np.zeros((len(J), 2)), J, depth_sigma_cam, noise_px)
-    flat = J.reshape(-1, 6)
-    return np.asarray(flat.T @ flat / noise_px**2)
+    p = apply_inverse(world_from_cam, points_world).T
+    in_front = p[2] > LEAST_DEPTH
+    p, depth_sigma_cam = p[:, in_front], (depth_sigma_world @ rotation_matrix(world_from_cam)).T[:, in_front]
+    J = reprojection_jacobians(p[:2] / p[2], p[2], (camera.fx, camera.fy))
+    _, J = _whitened(np.zeros((2, J.shape[2])), J, depth_sigma_cam, noise_px)
+    return np.asarray((J[0] @ J[0].T + J[1] @ J[1].T) / noise_px**2)
 
 
 def _normal_equations(J: FloatArray, residual: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
     """H (6, 6) and gradient (6,) of the weighted squared reprojection error, for a left perturbation."""
-    rows = J.transpose(1, 2, 0)
-    weighted = rows * weight
-    H = weighted[0] @ rows[0].T + weighted[1] @ rows[1].T
-    return H, weighted[0] @ residual[:, 0] + weighted[1] @ residual[:, 1]
+    weighted = J * weight
+    H = weighted[0] @ J[0].T + weighted[1] @ J[1].T
+    return H, weighted[0] @ residual[0] + weighted[1] @ residual[1]
 
 
 def _whitened(
     residual: FloatArray, J: FloatArray, depth_sigma_cam: FloatArray, noise_px: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Residuals (N, 2) and Jacobians (N, 2, 6), whitened for each point's depth uncertainty (N, 3).
+    """Residuals (2, N) and Jacobians (2, 6, N), whitened for each point's depth uncertainty (3, N).
 
     They are scaled along the projection s of the uncertainty so that the covariance noise^2 I + s s^T becomes
     noise^2 I.
     """
-    projected = np.einsum("nij,nj->ni", J[:, :, 3:], depth_sigma_cam)
-    squared = (projected**2).sum(axis=1)
+    projected = np.einsum("cin,in->cn", J[:, 3:], depth_sigma_cam)
+    squared = (projected**2).sum(axis=0)
     shrink = 1.0 - 1.0 / np.sqrt(1.0 + squared / noise_px**2)
-    axis = projected * np.sqrt(shrink / np.maximum(squared, 1e-12))[:, None]
-    residual = residual - axis * (axis * residual).sum(axis=1)[:, None]
-    return residual, J - axis[:, :, None] * np.einsum("ni,nij->nj", axis, J)[:, None, :]
+    axis = projected * np.sqrt(shrink / np.maximum(squared, 1e-12))
+    residual = residual - axis * (axis * residual).sum(axis=0)
+    return residual, J - axis[:, None] * np.einsum("cn,cin->in", axis, J)
 
 
-def reprojection_jacobians(normalized: FloatArray, z: FloatArray, focal: FloatArray) -> FloatArray:
-    """(N, 2, 6): derivatives of the pixels by a left perturbation (rotation, translation) of cam_from_world.
+def reprojection_jacobians(
+    normalized: FloatArray, z: FloatArray, focal: tuple[float | FloatArray, float | FloatArray]
+) -> FloatArray:
+    """(2, 6, ...): derivatives of the pixels by a left perturbation (rotation, translation) of cam_from_world.
 
-    The last three columns are also the derivatives by the point, in camera axes.
+    The last three are also the derivatives by the point, in camera axes.
 
     Args:
-        normalized: (N, 2) points in the normalized image; z: (N,) their depths.
-        focal: (2,) of all, or (2, N) of each, pixels.
+        normalized: (2, ...) points in the normalized image; z: (...) their depths.
+        focal: focal lengths in x and y, of all points or (...) of each, pixels.
     """
-    x, y = focal[0] * normalized[:, 0], focal[1] * normalized[:, 1]
-    inverse, across = 1.0 / z, x * normalized[:, 1]
-    J = np.zeros((2, 6, len(z)))  # derivative by derivative, which is faster to fill and to multiply
-    J[0, 0], J[0, 1], J[0, 2] = -across, focal[0] + x * normalized[:, 0], -focal[0] * normalized[:, 1]
-    J[0, 3], J[0, 5] = focal[0] * inverse, -x * inverse
-    J[1, 0], J[1, 1], J[1, 2] = -focal[1] - y * normalized[:, 1], y * normalized[:, 0], focal[1] * normalized[:, 0]
-    J[1, 4], J[1, 5] = focal[1] * inverse, -y * inverse
-    return J.transpose(2, 0, 1)
+    (u, v), (fx, fy) = normalized, focal
+    x, y, inverse = fx * u, fy * v, 1.0 / z
+    J = np.zeros((2, 6, *z.shape))
+    J[0, 0], J[0, 1], J[0, 2] = -x * v, fx + x * u, -fx * v
+    J[0, 3], J[0, 5] = fx * inverse, -x * inverse
+    J[1, 0], J[1, 1], J[1, 2] = -fy - y * v, y * u, fy * u
+    J[1, 4], J[1, 5] = fy * inverse, -y * inverse
+    return J
 
 
 def _left_difference(R: FloatArray, t: FloatArray, prior: RigidTransform) -> FloatArray:

@@ -196,6 +196,7 @@ class Similarity:
     translation: FloatArray
     scale: float = 1.0
     _rigid: RigidTransform | None = field(default=None, init=False, repr=False)  # computed on first access
+    _affine: FloatArray | None = field(default=None, init=False, repr=False)  # computed on first access
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rotation", frozen_array("Similarity.rotation", self.rotation, (3, 3)))
@@ -250,6 +251,15 @@ class Similarity:
             object.__setattr__(self, "_rigid", rigid(self.rotation, self.translation))
         assert self._rigid is not None
         return self._rigid
+
+    @property
+    def affine(self) -> FloatArray:
+        """The matrix (3, 4) that maps homogeneous points."""
+        if self._affine is None:
+            matrix = np.column_stack([self.scale * self.rotation, self.translation])
+            object.__setattr__(self, "_affine", matrix)
+        assert self._affine is not None
+        return self._affine
 
     def is_close(self, other: Similarity, *, atol: float = 1e-9) -> bool:
         return (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.absolute_pose import CHI2_2DOF_95, CONVERGED, UNINFORMED, reprojection_jacobians
+from relocalizer.absolute_pose import CHI2_2DOF_95, CONVERGED, LEAST_DEPTH, UNINFORMED, reprojection_jacobians
 from relocalizer.camera import Camera
 from relocalizer.geometry import MAX_COORDINATE, FloatArray, exp_so3_of_each, inner_products
 
@@ -70,11 +70,11 @@ class _PoseProblems:
         The last are infinite for padding and behind the camera.
         """
         p = self.points @ R.transpose(0, 2, 1) + t[:, None]
-        z = np.maximum(p[..., 2], 1e-6)
+        z = np.maximum(p[..., 2], LEAST_DEPTH)
         normalized = p[..., :2] / z[..., None]
         residual = normalized * self.focal - self.centered
         squared = inner_products(residual, residual) / self.noise_px**2
-        return normalized, z, residual, np.where((p[..., 2] > 1e-6) & ~self.is_padding, squared, np.inf)
+        return normalized, z, residual, np.where((p[..., 2] > LEAST_DEPTH) & ~self.is_padding, squared, np.inf)
 
     def steps(self, R: FloatArray, t: FloatArray, *, robust: bool) -> FloatArray:
         """Gauss-Newton steps (M, 6), left perturbations (rotation, translation) of cam_from_world (R, t).
@@ -85,11 +85,10 @@ class _PoseProblems:
         normalized, z, residual, squared = self.errors(R, t)
         weight = 1.0 / (1.0 + squared / CHI2_2DOF_95) if robust else (squared < CHI2_2DOF_95).astype(np.float64)
         weight /= self.noise_px**2
-        focal = np.broadcast_to(self.focal, normalized.shape).reshape(-1, 2).T
-        J = reprojection_jacobians(normalized.reshape(-1, 2), z.ravel(), focal)
+        J = reprojection_jacobians(normalized.transpose(2, 0, 1), z, (self.focal[..., 0], self.focal[..., 1]))
         H, gradient = np.zeros((len(R), 6, 6)), np.zeros((len(R), 6))
         for coordinate in range(2):
-            rows = J[:, coordinate].T.reshape(6, *z.shape).transpose(1, 0, 2)
+            rows = J[coordinate].transpose(1, 0, 2)
             weighted = rows * weight[:, None]
             H += weighted @ rows.transpose(0, 2, 1)
             gradient += np.einsum("mkn,mn->mk", weighted, residual[..., coordinate])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 
@@ -86,12 +87,14 @@ def test_only_a_live_stream_is_mapped_live_unless_the_configuration_says_otherwi
 
 
 def test_only_a_live_stream_shares_the_processor_with_the_mapping_and_only_meanwhile(world) -> None:
-    before = sys.getswitchinterval(), cv2.getNumThreads()
+    before, frozen = (sys.getswitchinterval(), cv2.getNumThreads()), gc.get_freeze_count()
     stream, _ = live_stream(OracleSource(world), None)
     with shared_by_tracking_and_mapping(stream):
         assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
         assert cv2.getNumThreads() == max(1, before[1] // 2)
+        assert gc.get_freeze_count() > frozen
     stream.close()
+    assert gc.get_freeze_count() == frozen
     assert (sys.getswitchinterval(), cv2.getNumThreads()) == before
     with shared_by_tracking_and_mapping(OracleSource(world)):
         assert (sys.getswitchinterval(), cv2.getNumThreads()) == before

@@ -38,6 +38,7 @@ from slam.cli import (
     view,
     weights,
 )
+from slam.cli.garbage import collect_rarely
 from slam.cli.help_panels import in_panels
 from slam.cli.options import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, complain
 from slam.cli.streams import lasting_streams
@@ -77,6 +78,7 @@ for _commands in (app, maps.map_app, data.data_app, weights.weights_app):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` default to those of the process."""
     limit_blas_threads()
+    collect_rarely()
     for stream in (sys.stdout, sys.stderr):  # characters that the terminal cannot encode are escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from relocalizer.errors import MapError, OutputError
+from slam.cli.garbage import collect_as_usual
 from slam.cli.options import (
     INTERRUPTED,
     UNUSABLE,
@@ -238,6 +239,7 @@ def _record(request: RunArguments, recorder: TwoPassRecorder, frames: FrameSourc
     """Run with the viewer, print the summary, and return the exit code."""
     from slam.run import runner
 
+    collect_as_usual()
     with ExitStack() as viewing:
         viewers: list[RerunViewer] = []
 

@@ -148,11 +148,13 @@ class LandmarkMap:
         """Positions (N, 3) of landmarks, map units."""
         if len(ids) == 0:
             return np.zeros((0, 3))
-        anchors, row = np.unique(self.anchor[ids], return_inverse=True)
-        poses = [graph.world_from_keyframe[anchor] for anchor in anchors.tolist()]
-        scaled = np.array([pose.scale * pose.rotation for pose in poses])
-        moved = np.einsum("nij,nj->ni", scaled[row], self.point_in_anchor[ids])
-        return np.asarray(moved + np.array([pose.translation for pose in poses])[row])
+        anchors = self.anchor[ids]
+        row = np.zeros(int(anchors.max()) + 1, np.intp)  # by keyframe id, the row of its pose among those needed
+        row[anchors] = 1
+        needed = np.flatnonzero(row)
+        row[needed] = np.arange(len(needed))
+        affine = np.array([graph.world_from_keyframe[anchor].affine for anchor in needed.tolist()])[row[anchors]]
+        return np.asarray(np.einsum("nij,nj->ni", affine[:, :, :3], self.point_in_anchor[ids]) + affine[:, :, 3])
 
     def _by_anchor(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Anchors of landmarks, in order, each with the rows of `ids` anchored there, in order."""

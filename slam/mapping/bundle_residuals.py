@@ -93,53 +93,52 @@ class Projections:
         Args:
             free: (F,) which of the intrinsics are estimated.
         """
+        # Coordinate by coordinate, (..., M), which NumPy is faster with; the products need observation by observation.
         weight = huber_root_weight((residuals**2).sum(axis=1))
-        front = in_cam[:, 2] > MIN_DEPTH
-        inverse_depth = 1.0 / np.where(front, in_cam[:, 2], 1.0)
-        directions = in_cam[:, :2] * inverse_depth[:, None]
-        focal = self.focal * (np.exp(unknowns.intrinsics[LOG_FOCAL]) * weight * front)[:, None]
-        radial = unknowns.radial
-        by_cam = _projection_by_point(directions, inverse_depth, focal, radial)
-        jacobian = np.empty((len(in_cam), 2, 10 + len(free)))
-        jacobian[:, :, BY_POINT] = by_cam @ unknowns.rotations.transpose(0, 2, 1)[self.keyframe]
-        for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):  # the cross product, which NumPy's function takes longer for
-            jacobian[:, :, BY_ROTATION.start + a] = by_cam[:, :, b] * in_cam[:, [c]] - by_cam[:, :, c] * in_cam[:, [b]]
-        jacobian[:, :, BY_TRANSLATION] = -by_cam
+        x, y, z = in_cam.T.copy()
+        front = z > MIN_DEPTH
+        inverse_depth = 1.0 / np.where(front, z, 1.0)
+        directions = np.stack([x, y]) * inverse_depth
+        shown, radial = self.focal.T * (weight * front), unknowns.radial
+        focal = shown * np.exp(unknowns.intrinsics[LOG_FOCAL])
+        by_cam = _projection_by_point(directions, focal * inverse_depth, radial)
+        rotation = unknowns.rotations.transpose(1, 2, 0)[:, :, self.keyframe]
+        jacobian = np.empty((2, 10 + len(free), len(in_cam)))
+        for row, (by_x, by_y, by_z) in zip(jacobian, by_cam, strict=True):
+            row[BY_POINT] = by_x * rotation[:, 0] + by_y * rotation[:, 1] + by_z * rotation[:, 2]
+            row[BY_ROTATION] = by_y * z - by_z * y, by_z * x - by_x * z, by_x * y - by_y * x
+        jacobian[:, BY_TRANSLATION] = -by_cam
         if len(free):
-            squared = (directions**2).sum(axis=1)
+            squared = (directions**2).sum(axis=0)
             stretch = 1.0 + squared * (radial[0] + squared * radial[1])
             along = free[free <= K2]
-            factors = np.stack([stretch, squared, squared**2], axis=1)[:, along]
-            by_intrinsics = jacobian[:, :, BY_INTRINSICS]
-            by_intrinsics[:, :, : len(along)] = (focal * directions)[:, :, None] * factors[:, None, :]
+            factors = np.stack([stretch, squared, squared**2])[along]
+            jacobian[:, 9 : 9 + len(along)] = (focal * directions)[:, None] * factors
             shifts = np.eye(2)[:, free[free > K2] - PRINCIPAL_X]
-            by_intrinsics[:, :, len(along) :] = (self.focal * (weight * front)[:, None])[:, :, None] * shifts
-        jacobian[:, :, -1] = residuals * weight[:, None]
-        return jacobian
+            jacobian[:, 9 + len(along) : -1] = shown[:, None] * shifts[:, :, None]
+        jacobian[:, -1] = residuals.T * weight
+        return np.ascontiguousarray(jacobian.transpose(2, 0, 1))
 
 
-def _projection_by_point(
-    directions: FloatArray, inverse_depth: FloatArray, focal: FloatArray, radial: FloatArray
-) -> FloatArray:
-    """Jacobian (M, 2, 3) of the projection with respect to the point in the axes of the camera.
+def _projection_by_point(directions: FloatArray, along: FloatArray, radial: FloatArray) -> FloatArray:
+    """Jacobian (2, 3, M) of the projection with respect to the point in the axes of the camera.
 
     Args:
-        directions: (M, 2) of the points, on the plane z = 1.
-        focal: (M, 2) weighted focal lengths.
+        directions: (2, M) of the points, on the plane z = 1.
+        along: (2, M) weighted focal lengths, divided by the depths.
     """
-    jacobian = np.zeros((len(directions), 2, 3))
-    along = focal * inverse_depth[:, None]
+    jacobian = np.zeros((2, 3, directions.shape[1]))
     if radial.any():
-        squared = (directions**2).sum(axis=1)
+        squared = (directions**2).sum(axis=0)
         stretch = 1.0 + squared * (radial[0] + squared * radial[1])
         slope = 2.0 * (radial[0] + 2.0 * squared * radial[1])
-        jacobian[:, :, :2] = (slope[:, None] * directions)[:, :, None] * directions[:, None, :]
-        jacobian[:, 0, 0] += stretch
-        jacobian[:, 1, 1] += stretch
-        jacobian[:, :, 2] = -np.einsum("mij,mj->mi", jacobian[:, :, :2], directions)
-        return jacobian * along[:, :, None]
-    jacobian[:, 0, 0], jacobian[:, 1, 1] = along.T
-    jacobian[:, :, 2] = -along * directions
+        jacobian[:, :2] = slope * directions[:, None] * directions
+        jacobian[0, 0] += stretch
+        jacobian[1, 1] += stretch
+        jacobian[:, 2] = -(jacobian[:, 0] * directions[0] + jacobian[:, 1] * directions[1])
+        return jacobian * along[:, None]
+    jacobian[0, 0], jacobian[1, 1] = along
+    jacobian[:, 2] = -along * directions
     return jacobian
 
 

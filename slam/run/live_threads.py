@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ def shared_by_tracking_and_mapping(source: FrameSource) -> Iterator[None]:
     """For a live stream, share the processor between tracking and mapping in this block; no effect on other sources.
 
     OpenCV gets half of its threads: features of a keyframe, which use all of them, would leave none to the tracks.
+    What exists already is left out of garbage collections: one that looks at the objects of all modules stops every
+    thread for 50 ms.
     """
     if not isinstance(source, LiveStream):
         yield
@@ -28,8 +31,14 @@ def shared_by_tracking_and_mapping(source: FrameSource) -> Iterator[None]:
     interval_s, threads = sys.getswitchinterval(), cv2.getNumThreads()
     sys.setswitchinterval(min(interval_s, SWITCH_INTERVAL_S))
     cv2.setNumThreads(max(1, threads // 2))
+    freezes = not gc.get_freeze_count()  # otherwise the program that called us has done so
+    if freezes:
+        gc.collect()
+        gc.freeze()
     try:
         yield
     finally:
+        if freezes:
+            gc.unfreeze()
         sys.setswitchinterval(interval_s)
         cv2.setNumThreads(threads)
