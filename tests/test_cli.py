@@ -315,7 +315,7 @@ def test_a_run_that_found_distortion_alone_says_no_focal_length(tmp_path, images
     camera = camera_file(tmp_path)
     straight_slam(lens=IntrinsicsCorrection().then(CorrectionStep(radial=(-0.03, 0.0)), load_camera(camera)))
     out = slam_command("run", images, "-o", tmp_path / "out", "--camera", camera).out
-    assert "at the corners beyond the calibration, now corrected; this camera is in camera.yaml" in out
+    assert "at the corners beyond the calibration, now corrected; see camera.yaml" in out
     assert "focal length" not in out
 
 

@@ -61,7 +61,7 @@ def _path_words(length: float, units: Mapping[str, Any]) -> str:
 
 def _lens_words(lens: Mapping[str, Any]) -> str:
     """Evidence about the lens; empty for a given camera that the evidence supports."""
-    file = "; this camera is in camera.yaml" if lens["has_calibration"] else ""
+    file = "; see camera.yaml" if lens["has_calibration"] else ""
     distorted_pixels = f"images distorted by {lens['corner_px']:.1f} px at the corners" if lens["corner_px"] else ""
     parts = [_focal_words(lens)]
     if distorted_pixels:
