@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from relocalizer.calibration_pairs import ViewPair
 from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
 from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, PrincipalEstimate
-from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration, ViewPair
+from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import CHANGES, LensEvidence, LensState
 

@@ -7,13 +7,14 @@ are unknown, so the gap between the images of a group is adapted to how far the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from relocalizer.calibration_windows import FocalChange, FocalStretch, largest_change
+from relocalizer.calibration_pairs import ViewPair, with_more
+from relocalizer.calibration_windows import FocalStretch
 from relocalizer.camera import Camera, CameraModel
 from relocalizer.config import FeaturesConfig
 from relocalizer.division_camera import distorted_camera
@@ -22,17 +23,17 @@ from relocalizer.features import LocalFeatures, detect_features, match_features,
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image, to_gray
 from relocalizer.lens_estimates import Distortion
-from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
+from relocalizer.self_calibration import PRIOR_SIGMA
 from relocalizer.vlad import shipped_vlad
 from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Finding, Grade
 from slam.input.frame_source import FrameSource, RereadableSource
-from slam.input.kept_frames import Kept, KeptFrames
 from slam.input.mask import Mask
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
 from slam.mapping.lens_examination import MATCH_RATIO, LensFinding, examine_assumed
 from slam.progress import Progress, no_progress
+from slam.run.zoom import Zoom, longest_of, may_zoom, without_zoom, zoom_of
 from slam.system import Slam
 
 # Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
@@ -50,30 +51,8 @@ MIN_SCALE = 0.25  # minimum scale of that image
 NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
 # Maximum number of photos without an order that are matched, and the number of others that each is matched to.
 MOST_PHOTOS, SIMILAR_PHOTOS = 40, 4
-KEPT_SHARE = 0.2  # minimum share of the frames in stretches of one focal length, for the others to be left out
 MORE_SIGMA = 0.06  # minimum standard deviation of an estimate for which more images are used
 USED_SIGMA = 0.5 * PRIOR_SIGMA  # maximum standard deviation of an estimate that replaces the assumption
-
-
-@dataclass(frozen=True, slots=True)
-class Zoom:
-    """A focal length that changes along the footage: only the frames of its longest stretch, and of others with the
-    same focal length, are tracked.
-
-    Attributes:
-        change: the most significant change; its frames are positions in the source.
-        kept: the frames that are tracked.
-        length: number of frames of the source.
-    """
-
-    change: FocalChange
-    kept: tuple[Kept, ...]
-    length: int
-
-    def __str__(self) -> str:
-        tracked = " and ".join(str(part) for part in self.kept)
-        left_out = self.length - sum(len(part) for part in self.kept)
-        return f"{self.change}: frames {tracked} are tracked, the other {left_out} of {self.length} are left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +171,6 @@ def zoom_with_given_camera(source: RereadableSource, config: SlamConfig) -> Zoom
     return zoom_of(stretches, source, longest_of([s for s in stretches if s.agrees_with(given)]))
 
 
-def without_zoom(source: FrameSource, zoom: Zoom | None) -> FrameSource:
-    """The frames of a source that are kept."""
-    if zoom is None or not isinstance(source, RereadableSource):
-        return source
-    return KeptFrames(source, zoom.kept)
-
-
 class PairSampler(Protocol):
     """Chooses pairs of a source's images, and matches them."""
 
@@ -258,44 +230,12 @@ def needs_more(finding: LensFinding) -> bool:
     return bool(finding.stretches) or sigma is None or sigma > MORE_SIGMA
 
 
-def may_zoom(finding: LensFinding) -> bool:
-    """Whether the focal length changes, or may change, so that more images should tell where."""
-    return bool(finding.stretches) or finding.is_uneven
-
-
 def pairs_between(
     source: RereadableSource, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
 ) -> list[ViewPair]:
     """Pairs of the groups halfway between those of `sampled_pairs` without and with a shift of one half."""
     quarters = [sampled_pairs(source, length, config, on_progress=on_progress, shift=shift) for shift in (0.25, -0.25)]
     return with_more(*quarters)
-
-
-def with_more(pairs: list[ViewPair], more: list[ViewPair]) -> list[ViewPair]:
-    """Pairs, and those of others that are not among them."""
-    known = {(pair.first, pair.second) for pair in pairs}
-    return pairs + [pair for pair in more if (pair.first, pair.second) not in known]
-
-
-def longest_of(stretches: Sequence[FocalStretch]) -> FocalStretch | None:
-    """The longest of some stretches; None without any."""
-    return max(stretches, key=lambda stretch: stretch.last - stretch.first, default=None)
-
-
-def zoom_of(stretches: Sequence[FocalStretch], source: FrameSource, longest: FocalStretch | None) -> Zoom | None:
-    """What is kept of a source whose focal length changes; None without a change, or if too little would be kept.
-
-    Args:
-        stretches: in pixels of the camera of the source.
-        longest: the one that is kept, with those that have its focal length.
-    """
-    change, length = largest_change(stretches), source.length
-    if change is None or longest is None or length is None:
-        return None
-    kept = tuple(Kept(s.first, s.last) for s in stretches if s.agrees_with(longest))
-    if sum(len(part) for part in kept) < KEPT_SHARE * length:
-        return None
-    return Zoom(change.scaled(source.calibration.mean_focal / source.camera.mean_focal), kept, length)
 
 
 def _corrected(assumed: Camera, finding: LensFinding) -> Camera:
