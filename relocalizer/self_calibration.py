@@ -17,14 +17,12 @@ One that only turns has no epipolar geometry, but determines its intrinsics best
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from relocalizer.calibration_pairs import DISTORTION, MIN_PAIRS, CalibrationPairs, ViewPair
 from relocalizer.calibration_windows import (
     MISFIT,
     OBSERVABLE_SIGMA,
@@ -51,17 +49,13 @@ from relocalizer.epipolar_fit import (
     EpipolarFit,
     Influence,
     LensPrior,
-    PairBatch,
     best_of,
     fit_poses,
-    fundamental_distances,
-    fundamental_matrix,
     influence,
-    poses_of_fundamental,
     refine_lens,
     refine_poses,
-    undistorted,
 )
+from relocalizer.focal_search import FIELD_DEG, SEARCHED, USUAL, FocalSearch, plausible_focal_lengths
 from relocalizer.geometry import FloatArray
 from relocalizer.lens_estimates import (
     KNOWN_SIGMA,
@@ -71,74 +65,17 @@ from relocalizer.lens_estimates import (
     NotDetermined,
     PrincipalEstimate,
 )
-from relocalizer.turning_pairs import spread, turn_spreads
 
-FIELD_DEG = (20.0, 170.0)  # range of plausible angles of view along the longer side, degrees
 PRIOR_SIGMA = 0.3  # standard deviation of the logarithm of an assumed focal length: 45 to 78 degrees for 60
 _MODEL_SIGMA = 0.01  # relative error of the camera model itself: rolling shutter, separate center of distortion
 # Prior standard deviations of the six lens parameters, in units of half the image's diagonal.
 _PRIOR_SIGMAS = np.array([1.0, 0.15, 0.1, 0.03, 0.03, 0.3])
-_SEARCHED = 3  # the initial search uses every n-th match of a pair
-_GRID = 15  # number of focal lengths in the initial search over `FIELD_DEG`
-_EPIPOLAR_PX = 2.0  # maximum distance of an inlier from its epipolar lines, pixels
-_MIN_NOISE_PX = 0.2  # minimum standard deviation of a matched coordinate, pixels
-_MIN_MATCHES, _MAX_MATCHES = 30, 120  # minimum and maximum number of matches of a pair
-_MIN_INLIER_RATIO = 0.4  # minimum inlier ratio of a pair's epipolar geometry
-_FLAT = 0.8  # inlier ratio of a homography above which a pair is degenerate: planar scene, or no parallax
-# Maximum ratio of the distances from a rotation to those from an epipolar geometry for a pair to be a turn; both are
-# known to a tenth.
-_TURN_SPREAD = 1.2
 _BENT = 0.02  # minimum distortion for which turns are searched again
-_MIN_PAIRS = 5  # minimum number of usable pairs
 _RIVAL = 8.0  # minimum loss difference of a second minimum to be excluded, for residuals that match their sigmas
 _NEAR_RIVALS = 0.3  # maximum range of the log focal lengths of rival minima for the middle to be an estimate
 _NEAR_RIVAL = 10.0 * _RIVAL  # minimum loss difference in the initial search of a minimum to be excluded by that alone
-# Maximum number of minima that are refined, and maximum ratio to the smallest loss for a full refinement.
-_MINIMA, _NEAR = 3, 1.3
 _UNKNOWN_SIGMA = 0.15  # minimum standard deviation of a focal length that the pairs do not determine together
-_USUAL = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y]  # free lens parameters by default
-_DISTORTION = [DIVISION, DIVISION_R4]  # distortion parameters
 _STRONG = [LOG_FOCAL, DIVISION, OFFSET_X, OFFSET_Y, DIVISION_R4]  # free lens parameters with clear distortion
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ViewPair:
-    """Two images of one camera: their positions in the sequence, and pixels (N, 2) of the matched points."""
-
-    first: int
-    second: int
-    pixels_first: FloatArray
-    pixels_second: FloatArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Matches:
-    """Inlier matches of a pair and its fundamental matrix, relative to the principal point.
-
-    Attributes:
-        x, y: (N, 2) distorted points, in units of half the image's diagonal.
-        F: (3, 3) fundamental matrix of the undistorted points.
-        undistorted_x, undistorted_y: (N, 2) undistorted points, pixels.
-    """
-
-    x: FloatArray
-    y: FloatArray
-    F: FloatArray
-    undistorted_x: FloatArray
-    undistorted_y: FloatArray
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether one homography explains most matches: a planar scene, or no parallax."""
-        _, mask = cv2.findHomography(
-            self.undistorted_x, self.undistorted_y, cv2.USAC_MAGSAC, _EPIPOLAR_PX, maxIters=1000, confidence=0.999
-        )
-        return mask is not None and bool(mask.sum() > _FLAT * len(self.x))
-
-    def thinned(self, limit: int) -> _Matches:
-        """A regular subset of at most `limit` matches."""
-        every = slice(None, None, -(-len(self.x) // limit))
-        return _Matches(self.x[every], self.y[every], self.F, self.undistorted_x[every], self.undistorted_y[every])
 
 
 class SelfCalibration:
@@ -149,10 +86,13 @@ class SelfCalibration:
         camera: a pinhole camera whose principal point and ratio of focal lengths are assumed correct; its focal length
             is the initial value of `check` and `distortion`.
         """
-        self._pairs = sorted(pairs, key=lambda pair: pair.first + pair.second)
+        grid = plausible_focal_lengths(camera)
         self._camera = camera
-        self._unit = 0.5 * float(np.hypot(camera.width, camera.height))
-        self._prior = LensPrior(np.array([self._log_focal(camera.mean_focal), 0.0, 0.0, 0.0, 0.0, 0.0]), _PRIOR_SIGMAS)
+        self._views = CalibrationPairs(pairs, camera, grid)
+        self._unit = self._views.unit
+        log_focal = float(np.log(camera.mean_focal / self._unit))
+        self._prior = LensPrior(np.array([log_focal, 0.0, 0.0, 0.0, 0.0, 0.0]), _PRIOR_SIGMAS)
+        self._search = FocalSearch(grid, self._prior)
 
     def estimate(self) -> FocalEstimate | NotDetermined:
         """The focal length, searched over all plausible angles of view.
@@ -170,17 +110,17 @@ class SelfCalibration:
         self, lens: FloatArray, *, with_turns: bool
     ) -> tuple[FocalEstimate | NotDetermined, list[EpipolarFit]]:
         """The estimate, and the fits at the minima of the search."""
-        chosen = self._choose(lens, with_turns=with_turns)
+        chosen = self._views.choose(lens, with_turns=with_turns)
         if isinstance(chosen, NotDetermined):
             return chosen, []
-        fits = self._minima(chosen.thinned(_SEARCHED))
+        fits = self._search.minima(chosen.thinned(SEARCHED))
         best = fits[0]
-        again = self._choose(best.lens, with_turns=with_turns)
+        again = self._views.choose(best.lens, with_turns=with_turns)
         if isinstance(again, NotDetermined):
             return again, fits
-        near = [f for f in fits[1:] if _SEARCHED * float(f.loss.sum() - best.loss.sum()) < _NEAR_RIVAL]
-        refined = [self._refined(again, fit_poses(again.batch, again.F, f.lens)) for f in [best, *near]]
-        fit = min(refined, key=self._loss)
+        near = [f for f in fits[1:] if SEARCHED * float(f.loss.sum() - best.loss.sum()) < _NEAR_RIVAL]
+        refined = [self._search.refined(again, fit_poses(again.batch, again.F, f.lens)) for f in [best, *near]]
+        fit = min(refined, key=self._search.loss)
         return self._judged(again, fit, rivals=[f for f in refined if f is not fit]), fits
 
     def check(self) -> FocalEstimate | NotDetermined:
@@ -189,7 +129,7 @@ class SelfCalibration:
         if isinstance(chosen, NotDetermined):
             return chosen
         start = fit_poses(chosen.batch, chosen.F, self._prior.mean)
-        return self._judged(chosen, self._refined(chosen, start), rivals=[])
+        return self._judged(chosen, self._search.refined(chosen, start), rivals=[])
 
     def distortion(self) -> Distortion:
         """The residual distortion, for a correct focal length and principal point."""
@@ -207,7 +147,7 @@ class SelfCalibration:
         chosen = self._chosen
         if isinstance(chosen, NotDetermined):
             return AspectEstimate()
-        free = [*_USUAL, LOG_STRETCH]
+        free = [*USUAL, LOG_STRETCH]
         fit = fit_poses(chosen.batch, chosen.F, self._prior.mean)
         for _ in range(2):  # poses in a local minimum are estimated again in between
             fit = refine_lens(chosen.batch, fit, free, self._prior, iterations=20)
@@ -223,63 +163,7 @@ class SelfCalibration:
     @cached_property
     def _chosen(self) -> Chosen | NotDetermined:
         """The usable pairs with parallax, without distortion."""
-        return self._choose(self._prior.mean, with_turns=False)
-
-    def _choose(self, lens: FloatArray, *, with_turns: bool) -> Chosen | NotDetermined:
-        """The usable pairs, with their inlier matches under the distortion of a lens.
-
-        Args:
-            with_turns: whether pairs without parallax are used between which the camera only turns.
-        """
-        matched = self._matched(lens)
-        if matched is None:
-            return NotDetermined(_too_few(len(self._pairs), 0, 0))
-        flat = matched.batch.turns
-        used = np.flatnonzero(~flat | self._turning(matched, lens) if with_turns else ~flat)
-        if len(used) < _MIN_PAIRS:
-            return NotDetermined(_too_few(len(self._pairs), len(used), int(flat.sum())))
-        return matched.take(used)
-
-    def _matched(self, lens: FloatArray) -> Chosen | None:
-        """All pairs with their inlier matches; those without parallax count as turns. None without any."""
-        found = [(pair, matches) for pair in self._pairs if (matches := self._inliers(pair, lens)) is not None]
-        if not found:
-            return None
-        batch = _padded([matches for _, matches in found], np.array([matches.is_flat for _, matches in found]))
-        unit = np.diag([self._unit, self._unit, 1.0])
-        F = np.array([unit @ matches.F @ unit for _, matches in found])
-        distances = _distances(batch, F, lens)
-        noise = max(1.4826 * float(np.median(np.abs(distances[batch.weight > 0]))), _MIN_NOISE_PX / self._unit)
-        frames = np.array([[pair.first, pair.second] for pair, _ in found], dtype=np.int64)
-        return Chosen(replace(batch, noise=noise), F, frames)
-
-    def _inliers(self, pair: ViewPair, lens: FloatArray) -> _Matches | None:
-        """The inliers of a pair's fundamental matrix; None when there are too few."""
-        x, y = (
-            self._camera.normalized(pixels) * (self._camera.mean_focal / self._unit)
-            for pixels in (pair.pixels_first, pair.pixels_second)
-        )
-        if len(x) < _MIN_MATCHES:
-            return None
-        pixels_x, pixels_y = (np.asarray(undistorted(points, lens) * self._unit) for points in (x, y))
-        found = fundamental_matrix(pixels_x, pixels_y, max_px=_EPIPOLAR_PX)
-        if found is None:
-            return None
-        F, rows = found
-        if len(rows) < max(_MIN_MATCHES, _MIN_INLIER_RATIO * len(x)):
-            return None
-        return _Matches(x[rows], y[rows], F, pixels_x[rows], pixels_y[rows])
-
-    def _turning(self, matched: Chosen, lens: FloatArray) -> NDArray[np.bool_]:
-        """Which pairs (P,) a turn of the camera alone explains, as well as any epipolar geometry does."""
-        rows = np.flatnonzero(matched.batch.turns)
-        result = np.zeros(len(matched.batch), dtype=bool)
-        if len(rows):
-            flat = matched.take(rows)
-            free = spread(_distances(flat.batch, flat.F, lens), flat.batch.weight)
-            most = _TURN_SPREAD * np.maximum(free, _MIN_NOISE_PX / self._unit)
-            result[rows] = turn_spreads(flat.batch, lens, self._grid) < most
-        return result
+        return self._views.choose(self._prior.mean, with_turns=False)
 
     def _lens_of_turns(self, found: FloatArray | None) -> FloatArray | None:
         """A lens (6,) by whose distortion enough pairs are turns of the camera; None if they are not.
@@ -289,73 +173,15 @@ class SelfCalibration:
         Args:
             found: the lens of the pairs with parallax; None if they are too few.
         """
-        if self._are_turns(self._prior.mean):
+        if self._views.are_turns(self._prior.mean):
             return self._prior.mean
         if found is None:
-            matched = self._matched(self._prior.mean)
-            if matched is None or matched.batch.turns.sum() < _MIN_PAIRS:
+            matched = self._views.matched(self._prior.mean)
+            if matched is None or matched.batch.turns.sum() < MIN_PAIRS:
                 return None
             flat = matched.take(np.flatnonzero(matched.batch.turns))
-            found = self._minima(flat.thinned(_SEARCHED))[0].lens
-        return found if abs(found[DIVISION]) > _BENT and self._are_turns(found) else None
-
-    def _are_turns(self, lens: FloatArray) -> bool:
-        """Whether enough pairs are turns of the camera by the distortion of a lens."""
-        matched = self._matched(lens)
-        return matched is not None and self._turning(matched, lens).sum() >= _MIN_PAIRS
-
-    # --- the search ------------------------------------------------------------------------------------
-
-    def _log_focal(self, focal_px: float) -> float:
-        return float(np.log(focal_px / self._unit))
-
-    @property
-    def _grid(self) -> FloatArray:
-        """Logarithms (G,) of the plausible focal lengths."""
-        side = max(self._camera.width, self._camera.height)
-        longest, shortest = (0.5 * side / np.tan(np.radians(0.5 * field)) for field in FIELD_DEG)
-        return np.linspace(self._log_focal(shortest), self._log_focal(longest), _GRID)
-
-    def _minima(self, chosen: Chosen) -> list[EpipolarFit]:
-        """Fits at the local minima of the loss over the focal length, the best first."""
-        fits = self._profile(chosen)
-        minima = _minima_of([self._loss(fit) for fit in fits])[:_MINIMA]
-        refined = [refine_lens(chosen.batch, fits[n], _USUAL, self._prior, iterations=10) for n in minima]
-        refined.sort(key=self._loss)
-        near = [self._loss(fit) < _NEAR * self._loss(refined[0]) for fit in refined]
-        return sorted(
-            [self._refined(chosen, f) if n else f for f, n in zip(refined, near, strict=True)], key=self._loss
-        )
-
-    def _refined(self, chosen: Chosen, fit: EpipolarFit) -> EpipolarFit:
-        """The fit of all lens parameters; poses in a local minimum are estimated again in between."""
-        for _ in range(2):
-            fit = best_of(fit, fit_poses(chosen.batch, chosen.F, fit.lens))
-            fit = refine_lens(chosen.batch, fit, _USUAL, self._prior, iterations=15)
-        return fit
-
-    def _loss(self, fit: EpipolarFit) -> float:
-        return float(fit.loss.sum()) + self._prior.loss(fit.lens, _USUAL)
-
-    def _profile(self, chosen: Chosen) -> list[EpipolarFit]:
-        """Fits of poses and distortion at each focal length of a grid, each initialized from its neighbor."""
-        grid = self._grid
-        middle = int(np.argmin(np.abs(grid - self._prior.mean[LOG_FOCAL])))
-        fits: dict[int, EpipolarFit] = {}
-        start = fit_poses(chosen.batch, chosen.F, np.array([grid[middle], 0.0, 0.0, 0.0, 0.0, 0.0]))
-        fits[middle] = refine_lens(chosen.batch, start, [DIVISION], self._prior, iterations=3)
-        for direction in (range(middle, _GRID), range(middle, -1, -1)):
-            for n, following in pairwise(direction):
-                fits[following] = self._continued(chosen, fits[n], float(grid[following]))
-        return [fits[n] for n in range(_GRID)]
-
-    def _continued(self, chosen: Chosen, fit: EpipolarFit, log_focal: float) -> EpipolarFit:
-        """The fit at another focal length, initialized from `fit`."""
-        lens = fit.lens.copy()
-        lens[LOG_FOCAL] = log_focal
-        near = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
-        other = refine_poses(chosen.batch, poses_of_fundamental(chosen.F, lens), iterations=3)
-        return refine_lens(chosen.batch, best_of(near, other), [DIVISION], self._prior, iterations=2)
+            found = self._search.minima(flat.thinned(SEARCHED))[0].lens
+        return found if abs(found[DIVISION]) > _BENT and self._views.are_turns(found) else None
 
     # --- uncertainty ------------------------------------------------------------------------------------
 
@@ -363,18 +189,13 @@ class SelfCalibration:
         """The estimate, with its uncertainty, from a fit of all lens parameters; `rivals` are fits at other minima."""
         best = fit
         logs = [float(fit.lens[LOG_FOCAL])]
-        free, information, distortion = self._distortion_of(chosen, fit, _USUAL)
+        free, information, distortion = self._distortion_of(chosen, fit, USUAL)
         if distortion.is_clear:
             fit = refine_lens(chosen.batch, fit, _STRONG, self._prior, iterations=20)
             free, information, distortion = self._distortion_of(chosen, fit, _STRONG)
             logs.append(float(fit.lens[LOG_FOCAL]))
         sigmas = sigmas_of(information)
-        for simpler, fixed in self._simpler_models(distortion, free):
-            lens = fit.lens.copy()
-            lens[fixed] = 0.0
-            start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
-            other = refine_lens(chosen.batch, start, simpler, self._prior, iterations=20)
-            logs.append(float(other.lens[LOG_FOCAL]))
+        logs += self._logs_of_simpler_models(chosen, fit, distortion, free)
         formal = float(np.sqrt(np.linalg.inv(information.total)[LOG_FOCAL, LOG_FOCAL]))
         scatter = max(1.0, float(sigmas[LOG_FOCAL]) / formal) ** 2
         rivals = [rival for rival in rivals if not is_worse(rival, best, _RIVAL * scatter)]
@@ -395,13 +216,16 @@ class SelfCalibration:
                 float(sigmas[[free.index(OFFSET_X), free.index(OFFSET_Y)]].max()) * self._unit,
             ),
         )
-        windows = self._windows(chosen, fit, estimate)
+        return self._along(estimate, self._windows(chosen, fit, estimate))
+
+    def _along(self, estimate: FocalEstimate, windows: Sequence[Window]) -> FocalEstimate:
+        """An estimate with what windows of time say of a change of the focal length."""
         stretches = stretches_of(windows)
+        uncertain = bool(estimate.flaw) or estimate.sigma > _UNKNOWN_SIGMA
         return replace(
             estimate,
             stretches=tuple(self._in_pixels(stretch) for stretch in stretches) if largest_change(stretches) else (),
-            is_uneven=disagree(windows)
-            or ((bool(estimate.flaw) or sigma > _UNKNOWN_SIGMA) and any(window.is_observable for window in windows)),
+            is_uneven=disagree(windows) or (uncertain and any(window.is_observable for window in windows)),
         )
 
     def _distortion_of(
@@ -424,27 +248,12 @@ class SelfCalibration:
             return []
         constant = self._constant_part(fit, estimate.distortion)
         is_one = not estimate.flaw and estimate.sigma < OBSERVABLE_SIGMA
-        if is_one and agree([self._window(part, constant, [fit.lens[LOG_FOCAL]]) for part in parts]):
+        if is_one and agree([self._search.window(part, constant, [fit.lens[LOG_FOCAL]]) for part in parts]):
             return []
         lenses = {lens.tobytes(): lens for lens in (constant, fit.lens, self._undistorted(fit))}.values()
-        starts = [self._starts(part) for part in parts]
-        found = [[self._window(part, lens, s) for part, s in zip(parts, starts, strict=True)] for lens in lenses]
+        starts = [self._search.starts(part) for part in parts]
+        found = [[self._search.window(part, lens, s) for part, s in zip(parts, starts, strict=True)] for lens in lenses]
         return min(found, key=lambda windows: sum(window.loss for window in windows))
-
-    def _starts(self, part: Chosen) -> list[float]:
-        """Logarithms of the focal lengths at the minima of the loss of a window, the best first."""
-        fits = self._profile(part.thinned(_SEARCHED))
-        return [float(fits[n].lens[LOG_FOCAL]) for n in _minima_of([float(fit.loss.sum()) for fit in fits])]
-
-    def _window(self, part: Chosen, lens: FloatArray, starts: Sequence[float]) -> Window:
-        """The best fit of the focal length of a window from some starts, with the other parameters of a lens."""
-        fits = []
-        for log_focal in starts[:_MINIMA]:
-            start = lens.copy()
-            start[LOG_FOCAL] = log_focal
-            fit = fit_poses(part.batch, part.F, start)
-            fits.append(refine_lens(part.batch, fit, [LOG_FOCAL], self._prior, iterations=15))
-        return Window.of(part, min(fits, key=lambda fit: float(fit.loss.sum())), self._prior)
 
     def _in_pixels(self, stretch: FocalStretch) -> FocalStretch:
         return replace(stretch, focal_px=stretch.focal_px * self._unit)
@@ -459,8 +268,21 @@ class SelfCalibration:
         """The lens with only a clear distortion, because a changing focal length biases the other parameters."""
         lens = self._undistorted(fit)
         if distortion.is_clear:
-            lens[_DISTORTION] = fit.lens[_DISTORTION]
+            lens[DISTORTION] = fit.lens[DISTORTION]
         return lens
+
+    def _logs_of_simpler_models(
+        self, chosen: Chosen, fit: EpipolarFit, distortion: Distortion, free: list[int]
+    ) -> list[float]:
+        """Logarithms of the focal length in simpler models of the lens."""
+        logs = []
+        for simpler, fixed in self._simpler_models(distortion, free):
+            lens = fit.lens.copy()
+            lens[fixed] = 0.0
+            start = refine_poses(chosen.batch, replace(fit, lens=lens), iterations=3)
+            other = refine_lens(chosen.batch, start, simpler, self._prior, iterations=20)
+            logs.append(float(other.lens[LOG_FOCAL]))
+        return logs
 
     @staticmethod
     def _simpler_models(distortion: Distortion, free: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -468,7 +290,7 @@ class SelfCalibration:
         offset = [OFFSET_X, OFFSET_Y]
         models = [([k for k in free if k not in offset], offset)]
         if not distortion.is_clear:
-            models.append(([LOG_FOCAL, *offset], _DISTORTION))
+            models.append(([LOG_FOCAL, *offset], DISTORTION))
         return models
 
     def _flaw(self, chosen: Chosen, fit: EpipolarFit, focal: float, rivals: Sequence[EpipolarFit]) -> str:
@@ -489,40 +311,8 @@ class SelfCalibration:
         return ""
 
 
-def _padded(matches: Sequence[_Matches], turns: NDArray[np.bool_]) -> PairBatch:
-    """The points of pairs, at most `_MAX_MATCHES` each, as a padded batch; the caller sets its noise."""
-    half = _MAX_MATCHES // 2
-    x, y = np.zeros((2, len(matches), 2, half, 2))
-    weight = np.zeros((len(matches), 2, half))
-    for n, (found, turning) in enumerate(zip(matches, turns, strict=True)):
-        few = found.thinned(half if turning else _MAX_MATCHES)
-        for k, rows in enumerate([slice(None)] * 2 if turning else [slice(0, None, 2), slice(1, None, 2)]):
-            count = len(few.x[rows])
-            x[n, k, :count], y[n, k, :count], weight[n, k, :count] = few.x[rows], few.y[rows], 1.0
-    shape = (len(matches), 2 * half)
-    return PairBatch(x.reshape(*shape, 2), y.reshape(*shape, 2), weight.reshape(shape), 1.0, turns)
-
-
-def _distances(batch: PairBatch, F: FloatArray, lens: FloatArray) -> FloatArray:
-    """Distances (P, M) to fundamental matrices (P, 3, 3) of the points without the distortion of a lens."""
-    return fundamental_distances(batch, F, np.where(np.isin(np.arange(len(lens)), _DISTORTION), lens, 0.0))
-
-
-def _minima_of(loss: Sequence[float]) -> list[int]:
-    """Positions of the local minima of a series, the smallest first."""
-    values = np.array(loss)
-    before, after = np.append(np.inf, values[:-1]), np.append(values[1:], np.inf)
-    return sorted(np.flatnonzero((values <= before) & (values <= after)).tolist(), key=lambda n: float(values[n]))
-
-
 def _uncertainty(found: FocalEstimate | NotDetermined) -> tuple[bool, bool, float]:
     """The order of estimates, the best first."""
     if isinstance(found, NotDetermined):
         return True, True, 0.0
     return False, bool(found.flaw), found.sigma
-
-
-def _too_few(given: int, usable: int, flat: int) -> str:
-    if flat > given // 2:
-        return f"{flat} of {given} pairs of images show no parallax, or one plane"
-    return f"{usable} of {given} pairs of images share enough points (needs {_MIN_PAIRS})"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from relocalizer.epipolar_fit import PairBatch, rotations_of, undistorted
+from relocalizer.epipolar_fit import PairBatch, undistorted
 from relocalizer.geometry import FloatArray
+from relocalizer.pair_fits import rotations_of
 
 _FINER, _LEVELS = (
     3,

@@ -12,6 +12,7 @@ from PIL import ExifTags
 from PIL import Image as pillow
 from textured_walk import FOCAL_PX, FRAMES, HEIGHT, WALLS, WIDTH, poses, rendered, textures, write_clip, write_walk
 
+from relocalizer.calibration_pairs import ViewPair
 from relocalizer.calibration_windows import FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.config import FeaturesConfig
@@ -19,7 +20,6 @@ from relocalizer.features import LocalFeatures, detect_features
 from relocalizer.image_headers import focal_length_35mm
 from relocalizer.images import Image
 from relocalizer.intrinsics_correction import CorrectionStep
-from relocalizer.self_calibration import ViewPair
 from slam.config.schema import InputConfig, SlamConfig
 from slam.evaluation.verdict import Grade
 from slam.input.frame_source import FrameSource, RereadableSource
@@ -109,7 +109,7 @@ def test_groups_that_overlap_share_their_images(walk: Path, monkeypatch: pytest.
         assert config.max_features <= 600
         return detect_features(gray, config, mask)
 
-    monkeypatch.setattr("slam.run.calibration_pass.detect_features", counted)
+    monkeypatch.setattr("slam.run.pair_sampling.detect_features", counted)
     _, calibration = calibrated(open_source(walk))
     assert calibration.pairs >= 24
     assert len(searched) <= 24

@@ -35,9 +35,9 @@ STRETCHES = (FocalStretch(0, 80, 460.0, 0.01), FocalStretch(120, 200, 598.0, 0.0
 def footage(monkeypatch):
     """Says what a self-calibration of the footage finds, and which distortion and aspect."""
 
-    def says(found, left=NONE, aspect=SQUARE):
+    def says(found, left=NONE, aspect=SQUARE, searched=None):
         stub = SimpleNamespace(
-            estimate=lambda: found, check=lambda: found, distortion=lambda: left, aspect=lambda: aspect
+            estimate=lambda: searched or found, check=lambda: found, distortion=lambda: left, aspect=lambda: aspect
         )
         monkeypatch.setattr("slam.mapping.lens_examination.SelfCalibration", lambda pairs, camera: stub)
 
@@ -158,6 +158,18 @@ def test_an_aspect_that_the_footage_contradicts_is_named(flaw, footage):
     evidence = examine_given([], CAMERA).evidence
     assert evidence.state is LensState.CONTRADICTED
     assert evidence.reason.startswith("the footage wants an fx of 1.33 (+- 2 %) times fy, not of 1.00 times")
+
+
+def test_a_search_decides_where_the_given_camera_is_no_start(footage):
+    lost = estimate(300.0, sigma=0.4)
+    footage(lost, searched=estimate(400.0))
+    assert examine_given([], CAMERA).evidence.state is LensState.CONTRADICTED
+    footage(lost, searched=estimate(500.0, distortion=Distortion(-0.3, 0.01)))
+    assert "corners moved by 30.0 %" in examine_given([], CAMERA).evidence.reason
+    footage(lost, searched=estimate(500.0))
+    finding = examine_given([], CAMERA)
+    assert finding.evidence.state is LensState.CALIBRATED
+    assert not finding.may_have_distortion
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from relocalizer.calibration_pairs import ViewPair
 from relocalizer.calibration_windows import is_worse
 from relocalizer.camera import Camera
 from relocalizer.epipolar_fit import EpipolarFit
 from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined
-from relocalizer.self_calibration import SelfCalibration, ViewPair
+from relocalizer.self_calibration import SelfCalibration
 
 CAMERA = Camera(width=640, height=480, fx=460.0, fy=460.0, cx=319.5, cy=239.5)
 ASSUMED = Camera.assume(640, 480, fov_deg=60.0)  # 554 px

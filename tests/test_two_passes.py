@@ -23,11 +23,12 @@ from slam.input.kept_frames import Kept
 from slam.input.open_source import open_source
 from slam.map.frames import Frame
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.run.calibration_pass import USED_SIGMA, Zoom
+from slam.run.calibration_pass import USED_SIGMA
 from slam.run.estimated_camera import EstimatedCamera
 from slam.run.record_run import record_run
 from slam.run.recorded_run import RunReport
 from slam.run.two_pass_recorder import is_worse
+from slam.run.zoom import Zoom
 
 WITHOUT_ESTIMATE = SlamConfig(input=InputConfig(calibrate_first=False))  # the first pass tracks with 346 px
 SHORT = 24  # frames of a run whose estimate of the camera does not matter

@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from relocalizer.calibration_pairs import ViewPair
 from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.intrinsics_correction import CorrectionStep, radial_of
 from relocalizer.lens_estimates import KNOWN_SIGMA, AspectEstimate, Distortion, FocalEstimate, PrincipalEstimate
-from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration, ViewPair
+from relocalizer.self_calibration import PRIOR_SIGMA, SelfCalibration
 from slam.map.frames import Keyframe
 from slam.map.lens_evidence import CHANGES, LensEvidence, LensState
 
@@ -27,6 +28,7 @@ MATCH_RATIO = 0.8  # maximum ratio of Lowe's ratio test
 LEFT_BY_CALIBRATIONS = 0.025
 # Minimum difference of the log focal lengths for the footage to contradict a given one; also of their ratio in x and y.
 CONTRADICTION = 0.04
+UNKNOWN = 0.15  # minimum standard deviation of an estimate that says nothing
 CONTRADICTION_SIGMAS = 4.0  # minimum of the same difference, standard deviations
 # Minimum distance of the principal point from a given one for the footage to contradict it, relative to the longer side
 # and in standard deviations; of right calibrations it is 0.033 at most (24 sequences). Beyond the maximum a pattern in
@@ -146,6 +148,9 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
     found = calibration.check()
     if not isinstance(found, FocalEstimate):
         return LensFinding(LensEvidence())
+    start = found
+    if found.change is None and (found.flaw or found.sigma > UNKNOWN):
+        found = _searched(calibration, found)
     if found.change is None and (reason := _contradicted_aspect(calibration.aspect(), camera)):
         return LensFinding(LensEvidence(LensState.CONTRADICTED, reason=reason))
     ratio = found.focal_px / camera.mean_focal
@@ -158,7 +163,7 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
         return LensFinding(_contradicted(ratio, found.sigma))
-    left = calibration.distortion()
+    left = calibration.distortion() if found is start else found.distortion
     if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS:
         reason = (
             f"the footage wants the corners moved by {100 * abs(left.division):.1f} % of half the diagonal, "
@@ -166,7 +171,14 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         )
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma, is_uneven=found.is_uneven)
-    return LensFinding(evidence, may_have_distortion=left.is_significant)
+    return LensFinding(evidence, may_have_distortion=found is start and left.is_significant)
+
+
+def _searched(calibration: SelfCalibration, found: FocalEstimate) -> FocalEstimate:
+    """The estimate of a search where the given focal length is no start from which `found` is one; else `found`."""
+    searched = calibration.estimate()
+    is_better = isinstance(searched, FocalEstimate) and not searched.flaw and searched.sigma <= UNKNOWN
+    return searched if is_better and isinstance(searched, FocalEstimate) else found
 
 
 def _contradicted_aspect(aspect: AspectEstimate, camera: Camera) -> str:

@@ -1,80 +1,35 @@
 """Self-calibration before the run: the camera of a source without a calibration, from image pairs of its footage.
 
 Tracking with a focal length that is wrong by more than about a quarter breaks the map into pieces, so an estimate at
-the end of the run comes too late. Groups of images, spread evenly over the footage, are matched; frame rate and motion
-are unknown, so the gap between the images of a group is adapted to how far the image moves.
+the end of the run comes too late. `slam.run.pair_sampling` chooses the pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from relocalizer.calibration_windows import FocalChange, FocalStretch, largest_change
+from relocalizer.calibration_pairs import with_more
+from relocalizer.calibration_windows import FocalStretch
 from relocalizer.camera import Camera, CameraModel
 from relocalizer.config import FeaturesConfig
 from relocalizer.division_camera import distorted_camera
 from relocalizer.errors import CameraError
-from relocalizer.features import LocalFeatures, detect_features, match_features, ordinary
-from relocalizer.geometry import FloatArray
-from relocalizer.images import Image, to_gray
 from relocalizer.lens_estimates import Distortion
-from relocalizer.self_calibration import PRIOR_SIGMA, ViewPair
-from relocalizer.vlad import shipped_vlad
+from relocalizer.self_calibration import PRIOR_SIGMA
 from slam.config.schema import SlamConfig
 from slam.evaluation.verdict import Finding, Grade
-from slam.input.frame_source import FrameSource, RereadableSource
-from slam.input.kept_frames import Kept, KeptFrames
-from slam.input.mask import Mask
+from slam.input.frame_source import RereadableSource
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence, LensState
-from slam.mapping.lens_examination import MATCH_RATIO, LensFinding, examine_assumed
+from slam.mapping.lens_examination import LensFinding, examine_assumed
 from slam.progress import Progress, no_progress
+from slam.run.pair_sampling import CalibrationImages, PairSampler, pairs_between, photo_pairs, sampled_pairs
+from slam.run.zoom import Zoom, longest_of, may_zoom, zoom_of
 from slam.system import Slam
 
-# Number of images per group, and minimum and maximum number of groups: a short run must not be spent on calibration.
-IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS = 16, 10, 12
-OFFSETS = (0, 1, 3)  # positions of the images of a group, gaps; their pairs are 1, 2 and 3 gaps apart
-MAX_GAP = 64  # maximum gap between two images of a group, images
-MAX_TRIALS = 6  # maximum number of gaps tried in a group
-MIN_MATCHES = 40  # minimum number of matches of a pair
-# Area of the image in which features are detected, pixels, and their maximum number: the focal length is as accurate as
-# from the features of a keyframe, at a third of their cost. An image with fewer than a third of them is searched again
-# at full resolution.
-DETECTION_AREA_PX, MAX_FEATURES = 100_000, 600
-MIN_SCALE = 0.25  # minimum scale of that image
-# Range of the median displacement between images one gap apart, and its middle, as fractions of the longer side.
-NEAREST, MIDDLE, FARTHEST = 0.03, 0.06, 0.12
-# Maximum number of photos without an order that are matched, and the number of others that each is matched to.
-MOST_PHOTOS, SIMILAR_PHOTOS = 40, 4
-KEPT_SHARE = 0.2  # minimum share of the frames in stretches of one focal length, for the others to be left out
 MORE_SIGMA = 0.06  # minimum standard deviation of an estimate for which more images are used
 USED_SIGMA = 0.5 * PRIOR_SIGMA  # maximum standard deviation of an estimate that replaces the assumption
-
-
-@dataclass(frozen=True, slots=True)
-class Zoom:
-    """A focal length that changes along the footage: only the frames of its longest stretch, and of others with the
-    same focal length, are tracked.
-
-    Attributes:
-        change: the most significant change; its frames are positions in the source.
-        kept: the frames that are tracked.
-        length: number of frames of the source.
-    """
-
-    change: FocalChange
-    kept: tuple[Kept, ...]
-    length: int
-
-    def __str__(self) -> str:
-        tracked = " and ".join(str(part) for part in self.kept)
-        left_out = self.length - sum(len(part) for part in self.kept)
-        return f"{self.change}: frames {tracked} are tracked, the other {left_out} of {self.length} are left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,27 +115,6 @@ def set_up(slam: Slam, calibration: CalibrationPass | None) -> None:
         slam.set_focal_sigma(calibration.focal_sigma)
 
 
-class CalibrationImages(Protocol):
-    """Images of an assumed camera from which it is estimated; a `RereadableSource` is one."""
-
-    @property
-    def camera(self) -> Camera: ...
-
-    @property
-    def calibration(self) -> Camera: ...
-
-    @property
-    def mask(self) -> Mask | None: ...
-
-    def random_access(self) -> AbstractContextManager[Callable[[int], Image | None]]:
-        """As `RereadableSource.random_access`."""
-        ...
-
-    def with_calibration(self, calibration: GivenCamera) -> FrameSource:
-        """As `RereadableSource.with_calibration`."""
-        ...
-
-
 def zoom_with_given_camera(source: RereadableSource, config: SlamConfig) -> Zoom | None:
     """The change of the focal length of a source with a given camera; what has the given focal length is kept.
 
@@ -193,22 +127,7 @@ def zoom_with_given_camera(source: RereadableSource, config: SlamConfig) -> Zoom
     )
     stretches = examine_assumed(pairs, camera).stretches
     given = FocalStretch(0, 0, camera.mean_focal, 0.0)
-    return zoom_of(stretches, source, length, longest_of([s for s in stretches if s.agrees_with(given)]))
-
-
-def without_zoom(source: FrameSource, zoom: Zoom | None) -> FrameSource:
-    """The frames of a source that are kept."""
-    if zoom is None or not isinstance(source, RereadableSource):
-        return source
-    return KeptFrames(source, zoom.kept)
-
-
-class PairSampler(Protocol):
-    """Chooses pairs of a source's images, and matches them."""
-
-    def __call__(
-        self, source: CalibrationImages, length: int, config: FeaturesConfig, *, on_progress: Progress
-    ) -> list[ViewPair]: ...
+    return zoom_of(stretches, longest_of([s for s in stretches if s.agrees_with(given)]), length, scale=_scale(source))
 
 
 def estimate_camera(
@@ -240,7 +159,7 @@ def estimate_camera(
         if may_zoom(finding):
             pairs = with_more(pairs, pairs_between(source, length, config, on_progress=on_progress))
             finding = examine_assumed(pairs, source.camera)
-    zoom = zoom_of(finding.stretches, source, length, longest_of(finding.stretches))
+    zoom = zoom_of(finding.stretches, longest_of(finding.stretches), length, scale=_scale(source))
     if zoom is not None:
         kept = [pair for pair in pairs if any(pair.first in part and pair.second in part for part in zoom.kept)]
         finding = examine_assumed(kept, source.camera)
@@ -262,47 +181,9 @@ def needs_more(finding: LensFinding) -> bool:
     return bool(finding.stretches) or sigma is None or sigma > MORE_SIGMA
 
 
-def may_zoom(finding: LensFinding) -> bool:
-    """Whether the focal length changes, or may change, so that more images should tell where."""
-    return bool(finding.stretches) or finding.is_uneven
-
-
-def pairs_between(
-    source: CalibrationImages, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
-) -> list[ViewPair]:
-    """Pairs of the groups halfway between those of `sampled_pairs` without and with a shift of one half."""
-    quarters = [sampled_pairs(source, length, config, on_progress=on_progress, shift=shift) for shift in (0.25, -0.25)]
-    return with_more(*quarters)
-
-
-def with_more(pairs: list[ViewPair], more: list[ViewPair]) -> list[ViewPair]:
-    """Pairs, and those of others that are not among them."""
-    known = {(pair.first, pair.second) for pair in pairs}
-    return pairs + [pair for pair in more if (pair.first, pair.second) not in known]
-
-
-def longest_of(stretches: Sequence[FocalStretch]) -> FocalStretch | None:
-    """The longest of some stretches; None without any."""
-    return max(stretches, key=lambda stretch: stretch.last - stretch.first, default=None)
-
-
-def zoom_of(
-    stretches: Sequence[FocalStretch], source: CalibrationImages, length: int, longest: FocalStretch | None
-) -> Zoom | None:
-    """What is kept of a source whose focal length changes; None without a change, or if too little would be kept.
-
-    Args:
-        length: number of images of the source.
-        stretches: in pixels of the camera of the source.
-        longest: the one that is kept, with those that have its focal length.
-    """
-    change = largest_change(stretches)
-    if change is None or longest is None:
-        return None
-    kept = tuple(Kept(s.first, s.last) for s in stretches if s.agrees_with(longest))
-    if sum(len(part) for part in kept) < KEPT_SHARE * length:
-        return None
-    return Zoom(change.scaled(source.calibration.mean_focal / source.camera.mean_focal), kept, length)
+def _scale(source: CalibrationImages) -> float:
+    """Size of the original images relative to those of `camera`."""
+    return source.calibration.mean_focal / source.camera.mean_focal
 
 
 def _corrected(assumed: Camera, finding: LensFinding) -> Camera:
@@ -311,156 +192,3 @@ def _corrected(assumed: Camera, finding: LensFinding) -> Camera:
     if distortion == Distortion():
         return camera
     return distorted_camera(distortion.division, distortion.division_r4, camera)
-
-
-def sampled_pairs(
-    source: CalibrationImages,
-    length: int,
-    config: FeaturesConfig,
-    *,
-    on_progress: Progress = no_progress,
-    shift: float = 0.0,
-) -> list[ViewPair]:
-    """Matched pairs of images in groups spread evenly over the footage, or `shift` of their distances earlier."""
-    if length < 2:
-        return []
-    camera = source.camera
-    with source.random_access() as read:
-        images = _Images(read, _cheaper(config, camera), source.mask)
-        groups = _Groups(images, length, max(camera.width, camera.height))
-        return groups.pairs(on_progress, shift=shift)
-
-
-def photo_pairs(
-    source: CalibrationImages, length: int, config: FeaturesConfig, *, on_progress: Progress = no_progress
-) -> list[ViewPair]:
-    """Matched pairs of images without an order: each of some images with the most similar ones among them.
-
-    Pairs between which the image hardly moves are left out: they say nothing about the camera.
-    """
-    positions = np.unique(np.linspace(0, length - 1, min(length, MOST_PHOTOS)).astype(int)).tolist()
-    pairs = []
-    with source.random_access() as read:
-        images = _Images(read, config, source.mask)
-        for number, position in enumerate(positions):
-            on_progress("photos", number, len(positions))
-            images.features(position)
-        for first, second in _most_similar(images, positions, config):
-            pair = images.match(first, second)
-            if len(pair.pixels_first) < MIN_MATCHES:
-                continue
-            if displacement(pair) >= NEAREST * max(source.camera.width, source.camera.height):
-                pairs.append(pair)
-    return pairs
-
-
-def _most_similar(images: _Images, positions: list[int], config: FeaturesConfig) -> list[tuple[int, int]]:
-    """Each position with those whose images have the most similar place descriptors, in order."""
-    vlad = shipped_vlad()
-    descriptors = np.stack([vlad.describe(ordinary(images.features(position), config)) for position in positions])
-    similarity = descriptors @ descriptors.T
-    np.fill_diagonal(similarity, -np.inf)
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, : min(SIMILAR_PHOTOS, len(positions) - 1)]
-    pairs = {(min(n, m), max(n, m)) for n, row in enumerate(order.tolist()) for m in row}
-    return [(positions[n], positions[m]) for n, m in sorted(pairs)]
-
-
-def _cheaper(config: FeaturesConfig, camera: Camera) -> FeaturesConfig:
-    """The settings of the local features of the pass."""
-    scale = max(MIN_SCALE, float(np.sqrt(DETECTION_AREA_PX / (camera.width * camera.height))))
-    fewer = {
-        "detection_scale": min(scale, config.detection_scale),
-        "max_features": min(MAX_FEATURES, config.max_features),
-    }
-    return config.model_copy(update=fewer)
-
-
-class _Images:
-    """Local features of single images and their matches, each computed once."""
-
-    def __init__(self, read: Callable[[int], Image | None], config: FeaturesConfig, mask: Mask | None) -> None:
-        self._read, self._config, self._mask = read, config, mask
-        self._features: dict[int, LocalFeatures] = {}
-        self._matched: dict[tuple[int, int], ViewPair] = {}
-
-    def features(self, position: int) -> LocalFeatures:
-        if position not in self._features:
-            image = self._read(position)
-            found = LocalFeatures.none() if image is None else detect_features(to_gray(image), self._config, self._mask)
-            self._features[position] = found
-        return self._features[position]
-
-    def match(self, first: int, second: int) -> ViewPair:
-        """The matches of two images; none when one is unreadable."""
-        if (first, second) not in self._matched:
-            a, b = self.features(first), self.features(second)
-            rows = match_features(a, b, ratio=MATCH_RATIO)
-            x, y = a.pixels[rows[:, 0]].astype(np.float64), b.pixels[rows[:, 1]].astype(np.float64)
-            self._matched[first, second] = ViewPair(first, second, x, y)
-        return self._matched[first, second]
-
-    def known_near(self, position: int, gap: int) -> int:
-        """The nearest position within `gap` whose features are known, else the position itself."""
-        near = [p for p in self._features if abs(p - position) <= gap]
-        return min(near, key=lambda p: (abs(p - position), p), default=position)
-
-    def forget_before(self, position: int) -> None:
-        """Free the features of the images before a position."""
-        self._features = {p: features for p, features in self._features.items() if p >= position}
-
-
-class _Groups:
-    """Chooses the images of every group; the gap found in one group is where the search in the next begins."""
-
-    def __init__(self, images: _Images, length: int, side_px: int) -> None:
-        self._images, self._length, self._side_px = images, length, side_px
-        self._gap = 1
-
-    def pairs(self, on_progress: Progress, *, shift: float) -> list[ViewPair]:
-        """The pairs of all groups, which are `shift` group distances earlier than evenly spread."""
-        count = int(np.clip(self._length // IMAGES_PER_GROUP, FEWEST_GROUPS, MOST_GROUPS))
-        pairs: dict[tuple[int, int], ViewPair] = {}
-        for number in range(count):
-            span = OFFSETS[-1] * self._gap
-            first = round((number + 0.5 - shift) / count * self._length - 0.5 * span)
-            first = max(0, min(first, self._length - 1 - span))
-            self._images.forget_before(first - MAX_GAP)
-            for pair in self._group(self._images.known_near(first, self._gap)):
-                pairs[pair.first, pair.second] = pair
-            on_progress("more groups of images" if shift else "groups of images", number + 1, count)
-        return list(pairs.values())
-
-    def _group(self, first: int) -> list[ViewPair]:
-        gap = self._choose_gap(first)
-        if gap is None:
-            return []
-        self._gap = gap
-        found = [first + k * gap for k in OFFSETS if first + k * gap < self._length]
-        pairs = [self._images.match(a, b) for n, a in enumerate(found) for b in found[n + 1 :]]
-        return [pair for pair in pairs if len(pair.pixels_first) >= MIN_MATCHES]
-
-    def _choose_gap(self, first: int) -> int | None:
-        """The gap at which the image moves by about `MIDDLE`; None when no gap gives enough matches."""
-        gap, best = self._gap, None
-        tried: set[int] = set()
-        for _ in range(MAX_TRIALS):
-            gap = max(1, min(gap, MAX_GAP, self._length - 1 - first))
-            if gap in tried:
-                break
-            tried.add(gap)
-            pair = self._images.match(first, first + gap)
-            if len(pair.pixels_first) < MIN_MATCHES:
-                gap = gap // 2
-                continue
-            moved = displacement(pair) / self._side_px
-            best = gap
-            if NEAREST <= moved <= FARTHEST:
-                break
-            gap = round(gap * float(np.clip(MIDDLE / max(moved, 1e-6), 0.25, 4.0)))
-        return best
-
-
-def displacement(pair: ViewPair) -> float:
-    """Median displacement of the matches of a pair, pixels."""
-    moved: FloatArray = np.linalg.norm(pair.pixels_second - pair.pixels_first, axis=1)
-    return float(np.median(moved))

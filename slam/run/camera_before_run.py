@@ -7,8 +7,10 @@ from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.live_stream import LiveStream
 from slam.input.rectification import GivenCamera
 from slam.progress import Progress, no_progress
-from slam.run.calibration_pass import CalibrationPass, estimate_camera, photo_pairs, sampled_pairs, without_zoom
+from slam.run.calibration_pass import CalibrationPass, estimate_camera
 from slam.run.live_calibration import calibrate_live
+from slam.run.pair_sampling import photo_pairs, sampled_pairs
+from slam.run.zoom import without_zoom
 
 
 def calibrate_first(

@@ -16,9 +16,10 @@ from slam.input.frame_source import RereadableSource
 from slam.input.rectification import GivenCamera
 from slam.map.lens_evidence import LensEvidence
 from slam.progress import Progress, no_progress
-from slam.run.calibration_pass import CalibrationPass, without_zoom, zoom_with_given_camera
+from slam.run.calibration_pass import CalibrationPass, zoom_with_given_camera
 from slam.run.recorded_run import FirstPass, RunRecorder, RunReport, RunRequest
 from slam.run.run_folder import SECOND_PASS, RunFolder
+from slam.run.zoom import without_zoom
 
 if TYPE_CHECKING:
     from slam.events import Observer
