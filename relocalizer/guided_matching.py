@@ -17,7 +17,7 @@ from relocalizer.geometry import FloatArray, apply_inverse, skew
 
 Indices = NDArray[np.int64]
 LINE_PX = 1.5  # maximum distance of a match from its epipolar line, pixels
-_ROWS_AT_A_TIME = 128  # number of features whose distances from all lines are computed at a time, in the cache
+_ROWS_AT_A_TIME = 64  # number of features whose distances from all lines are computed at a time, in the cache
 
 
 def expected_in(points_world: FloatArray, world_from_cam: RigidTransform, camera: Camera) -> tuple[Indices, FloatArray]:
@@ -102,7 +102,9 @@ def _near_lines(
         fundamental: (3, 3), with x_a . fundamental x_b = 0 for the two pixels of a point.
     """
     x_a, x_b = (np.hstack([pixels, np.ones((len(pixels), 1))]) for pixels in (pixels_a, pixels_b))
-    lines_a, lines_b = x_b @ fundamental.T, x_a @ fundamental
+    # In single precision, which takes half the time, a distance from a line is off by a thousandth of a pixel at most.
+    lines_a, lines_b = (x_b @ fundamental.T).astype(np.float32), (x_a @ fundamental).astype(np.float32)
+    x_a = x_a.astype(np.float32)
     gradient_a, gradient_b = ((lines[:, :2] ** 2).sum(axis=1) for lines in (lines_a, lines_b))
     rows, columns = [], []
     for start in range(0, len(x_a), _ROWS_AT_A_TIME):

@@ -45,6 +45,7 @@ _SIGMA_INFLATION = 1.5
 _IN_FRONT_RATIO = 0.9
 # Maximum angle between two poses that count as duplicates, radians.
 _SAME_POSE_RAD = np.radians(3.0)
+_GENERATORS = np.stack([skew(axis) for axis in np.eye(3)])  # derivatives (3, 3, 3) of a rotation at the identity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,9 +176,9 @@ def estimate_rotation(
 
     Gauss-Newton on pixel_i - project(R ray_j) with a Geman-McClure kernel whose width shrinks to the threshold.
     """
-    R = np.asarray(start, dtype=np.float64)
+    R, rays_j = np.asarray(start, dtype=np.float64), matches.rays_j.T
     for step_number in range(iterations):
-        residual, jacobian = _linearize_rotation(matches, R)
+        residual, jacobian = _linearize_rotation(matches, rays_j, R)
         width = threshold_px * max(1.0, 8.0 * 0.6**step_number)
         weight = 1.0 / (1.0 + (residual**2).sum(axis=0) / width**2) ** 2
         weighted = (jacobian * weight).reshape(3, -1)
@@ -187,7 +188,7 @@ def estimate_rotation(
         R = nearest_rotation(R @ exp_so3(step))
         if width <= threshold_px and np.abs(step).max() < 1e-10:
             break
-    residual, jacobian = _linearize_rotation(matches, R)
+    residual, jacobian = _linearize_rotation(matches, rays_j, R)
     residual_px = np.asarray(np.linalg.norm(residual, axis=0))
     # Twice the threshold: the error has both coordinates of both images, an epipolar distance has only one.
     inliers = residual_px < 2.0 * threshold_px
@@ -310,15 +311,15 @@ def _poselib_camera(camera: Camera) -> dict[str, Any]:
     return {"model": "PINHOLE", "width": camera.width, "height": camera.height, "params": numbers}
 
 
-def _linearize_rotation(matches: Matches, R: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Residuals (2, N), pixels of i, of j's rotated rays, and their derivatives (3, 2, N) for R exp(w)."""
-    rays, camera = matches.rays_j.T, matches.camera_i
-    rotated = R @ rays
+def _linearize_rotation(matches: Matches, rays_j: FloatArray, R: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Residuals (2, N), pixels of i, of j's rotated rays (3, N), and their derivatives (3, 2, N) for R exp(w)."""
+    camera = matches.camera_i
+    rotated = R @ rays_j
     z = np.maximum(rotated[2], 1e-6)  # rays behind the camera project far away and get no weight
     focal = np.array([[camera.fx], [camera.fy]])
     slope = rotated[:2] / z
     residual = focal * slope + np.array([[camera.cx], [camera.cy]]) - matches.pixels_i.T
-    moved = (R @ np.stack([skew(axis) for axis in np.eye(3)])) @ rays
+    moved = (R @ _GENERATORS) @ rays_j
     return residual, focal / z * (moved[:, :2] - slope * moved[:, 2:])
 
 
