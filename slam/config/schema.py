@@ -261,9 +261,9 @@ class MetricScaleConfig(Section):
 
     scale_from: str = Field(
         "",
-        description="frames:A:B=METRES, a known distance between two frames; marker:DICTIONARY:METRES, the side of "
+        description="frames:A:B=METERS, a known distance between two frames; marker:DICTIONARY:METERS, the side of "
         "ArUco or AprilTag markers in the scene; gps:FILE, a CSV or GPX track; depth:FOLDER, an RGB-D data set; "
-        "groundtruth:METRES, for evaluation only; empty keeps map units.",
+        "groundtruth:METERS, for evaluation only; empty keeps map units.",
     )
 
 
