@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from relocalizer.calibration_windows import FocalChange, FocalStretch, largest_change
 
 KNOWN_SIGMA = 0.03  # maximum relative standard deviation of a known focal length; larger errors visibly distort a map
-_SIGNIFICANT = 3.0  # minimum size of a significant distortion, in standard deviations
+# Minimum size of a significant distortion, in standard deviations, and of one that more images may show to be one.
+_SIGNIFICANT, _UNDECIDED = 3.0, 1.5
 # Minimum size of a clear distortion, in standard deviations and as the division coefficient; or in standard deviations
 # alone. A model without distortion is then excluded; a small distortion can also be the effect of a rolling shutter,
 # which was seen with up to 4 of them.
@@ -31,6 +32,11 @@ class Distortion:
     def is_significant(self) -> bool:
         """Whether the distortion differs significantly from zero."""
         return abs(self.division) > _SIGNIFICANT * self.sigma
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the distortion is not significant, but may be with more images."""
+        return not self.is_significant and abs(self.division) > _UNDECIDED * self.sigma
 
     @property
     def is_clear(self) -> bool:

@@ -11,8 +11,10 @@ from relocalizer.calibration_windows import FocalChange, FocalStretch
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
 from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate, NotDetermined, PrincipalEstimate
+from slam.config.schema import BundleAdjustmentConfig
 from slam.evaluation.verdict import Grade
 from slam.map.lens_evidence import LensEvidence, LensState
+from slam.mapping import global_refinement
 from slam.mapping.lens_examination import (
     LensFinding,
     changed_between,
@@ -143,6 +145,29 @@ def test_distortion_that_a_calibration_leaves_is_searched_for_and_more_contradic
     finding = examine_given([], CAMERA)
     assert not finding.may_have_distortion
     assert finding.evidence.reason.startswith("the footage wants the corners moved by 10.0 % of half the diagonal")
+
+
+@pytest.mark.parametrize(("share", "undecided"), [(0.001, False), (0.002, True), (-0.0029, True), (0.0031, False)])
+def test_a_distortion_between_chance_and_significance_is_undecided(share, undecided, footage):
+    footage(estimate(500.0), Distortion(share, 0.001))
+    assert examine_given([], CAMERA).is_undecided == undecided
+
+
+def test_where_a_distortion_is_undecided_more_pairs_decide(monkeypatch):
+    def examined(pairs, camera):
+        counts.append(len(pairs))
+        return LensFinding(LensEvidence(), is_undecided=len(counts) == 1, may_have_distortion=len(counts) == 2)
+
+    counts = []
+    monkeypatch.setattr(global_refinement, "matched_pairs", lambda keyframes, most: [None] * most)
+    monkeypatch.setattr(global_refinement, "examine_given", examined)
+    keyframes = {k: SimpleNamespace(camera=CAMERA) for k in range(3)}
+    graph = SimpleNamespace(keyframes=keyframes, segment=lambda s: list(keyframes))
+    finding = global_refinement._examine(
+        SimpleNamespace(map=SimpleNamespace(graph=graph)), 0, BundleAdjustmentConfig(), 0.0
+    )
+    assert finding.may_have_distortion
+    assert counts == [32, 96]
 
 
 def test_a_given_camera_is_refocused_only_when_that_is_allowed(footage):

@@ -36,6 +36,8 @@ EVIDENCE_SHARE = 0.1  # maximum cost of the examination of a given camera, as a 
 # 0.009 off, those of TUM RGB-D 0.012 and 0.024, fox's 0.008.
 PRINCIPAL_SIGMA = 0.0125
 FEWEST_PAIRS, MOST_PAIRS = 32, 48  # minimum and maximum number of keyframe pairs in the self-calibration
+# The same where they leave open whether a given camera leaves distortion: KITTI's is 3 standard deviations with 32.
+DECIDING_PAIRS = 96
 
 
 def refine_map(
@@ -163,7 +165,8 @@ def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budge
     if config.calibrate == "always":
         return examine_given(matched_pairs(keyframes, MOST_PAIRS), camera, may_refocus=True)
     most = int(np.clip(EVIDENCE_SHARE * budget_s / PAIR_S, FEWEST_PAIRS, MOST_PAIRS))
-    return examine_given(matched_pairs(keyframes, most), camera)
+    finding = examine_given(matched_pairs(keyframes, most), camera)
+    return examine_given(matched_pairs(keyframes, DECIDING_PAIRS), camera) if finding.is_undecided else finding
 
 
 def round_cost_s(config: BundleAdjustmentConfig, mapper: Mapper, priors: dict[int, IntrinsicsPrior]) -> float:

@@ -50,6 +50,7 @@ class LensFinding:
         evidence: evidence for the focal length.
         step: correction of the intrinsics, to apply before bundle adjustment.
         may_have_distortion: whether bundle adjustment should refine the distortion.
+        is_undecided: whether more pairs may show that there is a distortion.
         distortion: the distortion if it is clear; zero without one. `step` has what k1 and k2 can represent of it.
         stretches: stretches of one focal length, pixels of the examined camera, if it changes along the footage.
         is_uneven: whether parts of the footage determine a focal length that all of it together does not.
@@ -61,6 +62,7 @@ class LensFinding:
     distortion: Distortion = field(default_factory=Distortion)
     stretches: tuple[FocalStretch, ...] = ()
     is_uneven: bool = False
+    is_undecided: bool = False
 
 
 def matched_pairs(keyframes: Sequence[Keyframe], most: int) -> list[ViewPair]:
@@ -171,7 +173,9 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
         )
         return LensFinding(LensEvidence(LensState.CONTRADICTED, ratio, found.sigma, reason))
     evidence = LensEvidence(LensState.CALIBRATED, ratio, found.sigma, is_uneven=found.is_uneven)
-    return LensFinding(evidence, may_have_distortion=found is start and left.is_significant)
+    if found is not start:
+        return LensFinding(evidence)
+    return LensFinding(evidence, may_have_distortion=left.is_significant, is_undecided=left.is_undecided)
 
 
 def _searched(calibration: SelfCalibration, found: FocalEstimate) -> FocalEstimate:
