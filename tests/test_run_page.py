@@ -18,6 +18,7 @@ from slam.run.frame_thumbnails import thumbnail_path
 from slam.run.next_steps import next_steps
 from slam.run.run_page import MOST_LOSSES, PAGE, run_page, write_run_page
 from slam.run.run_statistics import LostEpisode
+from slam.run.summary import summary_rows
 from slam.web_page import facts, figure, web_page
 
 RUN = {
@@ -32,7 +33,7 @@ RUN = {
     "lens": {"has_calibration": False, "corner_px": 0.0, "assumed": False, "change": None, "focal_sigma": None,
              "state": "given", "reason": "", "before_run": None,
              "focal_px": {"start": 465.0, "final": 465.0, "wanted": None}},
-    "other_lenses": [], "skipped": [], "dropped": 0, "fps": 20.0, "wall_s": 5.0, "stage_ms": {},
+    "other_lenses": [], "skipped": [], "dropped": 0, "left_out": 0, "fps": 20.0, "wall_s": 5.0, "stage_ms": {},
     "peak_memory_mb": 300.0, "evaluation": None,
     "lost_episodes": [LostEpisode(30, 10**9, "3 of 12 landmarks <needed>", 6, found=True)],
 }  # fmt: skip
@@ -143,3 +144,9 @@ def test_the_skeleton_escapes_what_is_text():
     for word in ("title", "name", "value", "caption"):
         assert f"&lt;{word}&gt;" in page
     assert '<meta name="viewport"' in page
+
+
+def test_frames_of_another_focal_length_are_counted_as_left_out() -> None:
+    assert "left out" not in dict(summary_rows(RUN))
+    rows = dict(summary_rows({**RUN, "left_out": 207}))
+    assert rows["left out"] == "0 unreadable, 0 dropped, 207 of another focal length"

@@ -15,6 +15,7 @@ from textured_walk import FOCAL_PX, HEIGHT, WIDTH, write_walk
 from relocalizer.calibration_windows import FocalChange
 from relocalizer.camera import Camera
 from relocalizer.maps.map_reader import load_map
+from slam.benchmarks.slam_suite import _facts
 from slam.config.schema import InputConfig, SlamConfig
 from slam.evaluation.trajectory_files import read_tum
 from slam.evaluation.verdict import Grade
@@ -164,6 +165,8 @@ def test_the_frames_of_a_given_focal_length_are_tracked_again_without_a_zoom(
     result = record_run(few(walk, camera=camera), out=tmp_path / "run")
     assert (result.frames, result.status) == (18, "finished")
     assert str(zoom) in result.verdict.reasons
+    assert (result.left_out, result.frames) == (SHORT - 18, 18)
+    assert _facts(result)["coverage"] == result.tracked / SHORT  # every frame of a sequence counts
     assert "first_pass" in names(result.folder)
     first = read(result.folder / "first_pass")
     assert first["frames"] == SHORT

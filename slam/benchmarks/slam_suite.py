@@ -140,12 +140,13 @@ def _facts(report: RunReport) -> dict[str, Any]:
     """Figures of a run that need no ground truth."""
     values = report.values
     lost, camera = values["lost_episodes"], values["camera"]
+    expected = max(report.frames + report.left_out, 1)  # every frame of a sequence counts
     return {
         "resolution": f"{camera.width}x{camera.height}",
         "frames": report.frames,
         "tracked": report.tracked,
-        "coverage": report.coverage,
-        "posed": (report.tracked + sum(values["other_segments"])) / max(report.frames, 1),
+        "coverage": report.tracked / expected,
+        "posed": (report.tracked + sum(values["other_segments"])) / expected,
         "maps": (report.tracked > 0) + len(values["other_segments"]),
         "keyframes": values["keyframes"],
         "lost_episodes": len(lost),

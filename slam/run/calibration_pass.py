@@ -88,6 +88,11 @@ class CalibrationPass:
         }
 
     @property
+    def left_out(self) -> int:
+        """Number of frames that are not tracked, because they have another focal length."""
+        return 0 if self.zoom is None else self.zoom.left_out
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """Findings that lower the verdict on the run."""
         return () if self.zoom is None else (Finding(Grade.PARTIAL, str(self.zoom)),)

@@ -142,13 +142,18 @@ class RunReport:
         return int(self.values.get("frames", 0))
 
     @property
+    def left_out(self) -> int:
+        """Number of frames of the source that were not processed, because they have another focal length."""
+        return int(self.values.get("left_out", 0))
+
+    @property
     def tracked(self) -> int:
         """Number of frames with a pose in the largest map."""
         return int(self.values.get("tracked", 0))
 
     @property
     def coverage(self) -> float:
-        """Fraction of the frames with a pose in the largest map."""
+        """Fraction of the processed frames with a pose in the largest map."""
         return float(self.values.get("coverage", 0.0))
 
     @property
@@ -331,7 +336,12 @@ class RunRecorder:
         verdict = run_verdict.verdict_of(outcome, self._statistics, request.config, findings)
         closed = closing_report(self._opening, outcome, self._statistics, verdict, failures, evaluation=evaluation)
         found = self._statistics.found_in_map
-        return {**closed, "map": request.map_report(found_at_frame=found, poses_in_map=joined)}
+        left_out = 0 if request.calibration is None else request.calibration.left_out
+        return {
+            **closed,
+            "left_out": left_out,
+            "map": request.map_report(found_at_frame=found, poses_in_map=joined),
+        }
 
 
 def _evaluation(frames: FrameSource, outcome: RunOutcome) -> dict[str, Any] | None:

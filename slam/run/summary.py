@@ -39,8 +39,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         tracked, grade = percent(first.coverage), first.verdict.grade
         rows.append(("first pass", f"{grade}, {tracked} tracked, in first_pass/; {first.reason}"))
     rows += _map_rows(report.get("map"))
-    if report["skipped"] or report["dropped"]:
-        rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped"))
+    if report["skipped"] or report["dropped"] or report["left_out"]:
+        other = f", {report['left_out']} of another focal length" if report["left_out"] else ""
+        rows.append(("left out", f"{len(report['skipped'])} unreadable, {report['dropped']} dropped{other}"))
     rows.append(("speed", f"{report['fps']:.1f} frames/s ({report['wall_s']:.1f} s)"))
     slowest = sorted(stages.items(), key=lambda item: -item[1]["p95"])[:3]
     if slowest:

@@ -28,10 +28,14 @@ class Zoom:
     kept: tuple[Kept, ...]
     length: int
 
+    @property
+    def left_out(self) -> int:
+        """Number of frames that are not tracked."""
+        return self.length - sum(len(part) for part in self.kept)
+
     def __str__(self) -> str:
         tracked = " and ".join(str(part) for part in self.kept)
-        left_out = self.length - sum(len(part) for part in self.kept)
-        return f"{self.change}: frames {tracked} are tracked, the other {left_out} of {self.length} are left out"
+        return f"{self.change}: frames {tracked} are tracked, the other {self.left_out} of {self.length} are left out"
 
 
 def may_zoom(finding: LensFinding) -> bool:
