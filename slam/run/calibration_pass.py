@@ -126,10 +126,11 @@ def zoom_with_given_camera(source: RereadableSource, config: SlamConfig) -> Zoom
     None without a change, or where no part has the given focal length.
     """
     length, camera = source.length or 0, source.camera
-    pairs = with_more(
-        with_more(*(sampled_pairs(source, length, config.features, shift=shift) for shift in (0.0, 0.5))),
-        pairs_between(source, length, config.features),
-    )
+    pairs = sampled_pairs(source, length, config.features)
+    if not may_zoom(examine_assumed(pairs, camera)):  # keyframes are fewer, and their windows may differ by chance
+        return None
+    pairs = with_more(pairs, sampled_pairs(source, length, config.features, shift=0.5))
+    pairs = with_more(pairs, pairs_between(source, length, config.features))
     stretches = examine_assumed(pairs, camera).stretches
     given = FocalStretch(0, 0, camera.mean_focal, 0.0)
     return zoom_of(stretches, longest_of([s for s in stretches if s.agrees_with(given)]), length, scale=_scale(source))
