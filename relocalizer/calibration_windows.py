@@ -212,12 +212,11 @@ def windows_of(chosen: Chosen) -> list[Chosen]:
 
 
 def agree(windows: Sequence[Window]) -> bool:
-    """Whether one focal length explains all windows; one that does not determine any says nothing against it."""
-    known = [window for window in windows if window.is_observable]
-    if not known or any(window.misfit > MISFIT for window in windows):
+    """Whether one focal length explains all windows, and all of them determine it."""
+    if not all(window.is_observable for window in windows):
         return False
-    mean = _mean(known)[0]
-    return all(abs(window.log_focal - mean) < _AGREE_SIGMAS * window.sigma for window in known)
+    mean = _mean(windows)[0]
+    return all(abs(window.log_focal - mean) < _AGREE_SIGMAS * window.sigma for window in windows)
 
 
 def stretches_of(windows: Sequence[Window]) -> list[FocalStretch]:
