@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ from slam.map.keyframe_graph import Edge, EdgeKind
 from slam.map.tracking_status import TrackingState
 from slam.viz import canvas, map_view, recording_output, viewer_process
 from slam.viz.layout import TABS, blueprint
-from slam.viz.rerun_viewer import open_if_possible
+from slam.viz.rerun_viewer import RerunViewer, open_if_possible
 from slam.viz.view_mode import ViewKind, ViewMode
 from slam.viz.viewer_process import ViewerNotStarted
 
@@ -447,17 +447,24 @@ def test_a_viewer_that_hangs_holds_up_neither_the_run_nor_the_recording(
     assert rerun_command("rrd", "verify", str(record)).returncode == 0
 
 
+def replay_to_slow_viewer(port: int, monkeypatch: pytest.MonkeyPatch, show: Callable[[Any], object]) -> RerunViewer:
+    """A viewer with little room for waiting events that drew a replay of 60 frames by `show`."""
+    monkeypatch.setattr(recording_output, "FULL", 4)
+    viewer = viewer_of(None, view=f"connect:127.0.0.1:{port}")
+    monkeypatch.setattr(viewer._outputs[0]._drawing, "show", show)
+    _replay_events(SimpleNamespace(events=lambda: map(frame_event, range(60)), frames=60), viewer)
+    viewer.close()
+    return viewer
+
+
 def test_a_replay_waits_for_a_slow_viewer_and_nothing_is_dropped(
     running_viewer: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, port = running_viewer
-    monkeypatch.setattr(recording_output, "FULL", 4)
     monkeypatch.setattr(recording_output, "MOST_WAITING", 10)
-    viewer = viewer_of(None, view=f"connect:127.0.0.1:{port}")
     drawn: list[FrameProcessed] = []
-    monkeypatch.setattr(viewer._outputs[0]._drawing, "show", lambda event: (time.sleep(0.002), drawn.append(event)))
-    _replay_events(SimpleNamespace(events=lambda: map(frame_event, range(60)), frames=60), viewer)
-    viewer.close()
+    viewer = replay_to_slow_viewer(
+        running_viewer[1], monkeypatch, lambda event: (time.sleep(0.002), drawn.append(event))
+    )
     assert viewer.problem == ""
     assert [event.frame.index for event in drawn] == list(range(60))
     assert all(event.frame.image.size for event in drawn)
@@ -466,15 +473,10 @@ def test_a_replay_waits_for_a_slow_viewer_and_nothing_is_dropped(
 def test_a_replay_does_not_wait_for_a_viewer_that_hangs(
     running_viewer: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, port = running_viewer
     monkeypatch.setattr(recording_output, "START_S", 0.2)
-    monkeypatch.setattr(recording_output, "FULL", 4)
     monkeypatch.setattr(rr, "unregister_shutdown", lambda: None)
-    viewer = viewer_of(None, view=f"connect:127.0.0.1:{port}")
     released = threading.Event()
-    monkeypatch.setattr(viewer._outputs[0]._drawing, "show", lambda event: released.wait(30.0))
-    _replay_events(SimpleNamespace(events=lambda: map(frame_event, range(60)), frames=60), viewer)
-    viewer.close()
+    viewer = replay_to_slow_viewer(running_viewer[1], monkeypatch, lambda event: released.wait(30.0))
     released.set()
     assert viewer.problem == "the viewer takes no more data"
 

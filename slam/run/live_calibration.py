@@ -46,13 +46,11 @@ def calibrate_live(
         on_progress: called with the number of views so far.
     """
     views = LiveViews(stream)
-    camera, calibration = stream.calibration, None
     for count in VIEWS:
         views.collect(count, on_progress)
         camera, calibration = estimate_camera(views, len(views.images), config.features)
         if calibration.evidence.state is LensState.KNOWN or len(views.images) < count:
             break
-    assert calibration is not None
     if calibration.zoom is not None:  # the frames of the other focal length have passed
         guess = replace(calibration.evidence, state=LensState.GUESS, reason=str(calibration.zoom.change))
         calibration = replace(calibration, zoom=None, evidence=guess)
