@@ -25,6 +25,7 @@ CHI2_2DOF_95 = 5.991
 # Largest step, radians and map units, below which the robust iterations have converged: 0.01 px at a focal length of
 # 1000. Two iterations over the inliers follow.
 CONVERGED = 1e-5
+ITERATIONS = 12  # maximum number of robust iterations of a pose
 LEAST_DEPTH = 1e-6  # depth, map units, up to which a landmark counts as behind the camera
 UNINFORMED = 1e-12  # relative damping that keeps the normal equations solvable along unobservable directions
 _IDENTITY = np.eye(6)
@@ -130,7 +131,7 @@ def optimize_pose(
     noise_px: float,
     depth_sigma_world: FloatArray | None = None,
     prior: PosePrior | None = None,
-    iterations: int = 12,
+    iterations: int = ITERATIONS,
 ) -> PoseFit:
     """Motion-only bundle adjustment: the pose that minimizes the robust reprojection error.
 

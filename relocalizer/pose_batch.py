@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from relocalizer.absolute_pose import CHI2_2DOF_95, CONVERGED, LEAST_DEPTH, UNINFORMED, reprojection_jacobians
+from relocalizer.absolute_pose import (
+    CHI2_2DOF_95,
+    CONVERGED,
+    ITERATIONS,
+    LEAST_DEPTH,
+    UNINFORMED,
+    reprojection_jacobians,
+)
 from relocalizer.camera import Camera
 from relocalizer.geometry import MAX_COORDINATE, FloatArray, exp_so3_of_each, inner_products
-
-ITERATIONS = 12  # maximum number of robust iterations, as in `optimize_pose`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
