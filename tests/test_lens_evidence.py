@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,8 @@ from relocalizer.lens_estimates import AspectEstimate, Distortion, FocalEstimate
 from slam.config.schema import BundleAdjustmentConfig
 from slam.evaluation.verdict import Grade
 from slam.map.lens_evidence import LensEvidence, LensState
+from slam.map.observations import Observations
+from slam.map.tracks import Tracks
 from slam.mapping import global_refinement
 from slam.mapping.lens_examination import (
     LensFinding,
@@ -161,13 +164,39 @@ def test_where_a_distortion_is_undecided_more_pairs_decide(monkeypatch):
     counts = []
     monkeypatch.setattr(global_refinement, "matched_pairs", lambda keyframes, most: [None] * most)
     monkeypatch.setattr(global_refinement, "examine_given", examined)
-    keyframes = {k: SimpleNamespace(camera=CAMERA) for k in range(3)}
-    graph = SimpleNamespace(keyframes=keyframes, segment=lambda s: list(keyframes))
-    finding = global_refinement._examine(
-        SimpleNamespace(map=SimpleNamespace(graph=graph)), 0, BundleAdjustmentConfig(), 0.0
-    )
+    slam_map = map_of_shifts([0.0, 100.0, 200.0])
+    finding = global_refinement._examine(SimpleNamespace(map=slam_map), 0, BundleAdjustmentConfig(), 0.0)
     assert finding.may_have_distortion
     assert counts == [32, 96]
+
+
+def map_of_shifts(shifts_px, shared=50):
+    """A map whose keyframes show the same points, shifted sideways in each."""
+    tracks = Tracks(np.arange(shared), np.random.default_rng(3).uniform(0, 400, (shared, 2)).astype(np.float32))
+    keyframes = {k: SimpleNamespace(camera=CAMERA, timestamp_ns=k) for k in range(len(shifts_px))}
+    observed = {k: replace(tracks, pixels=tracks.pixels + np.float32([x, 0])) for k, x in enumerate(shifts_px)}
+    graph = SimpleNamespace(keyframes=keyframes, segment=lambda s: list(keyframes))
+    return SimpleNamespace(graph=graph, landmarks=SimpleNamespace(observed=Observations(observed)))
+
+
+def test_keyframes_of_nearly_one_view_are_not_paired():
+    """Of 640 pixels, 2 % are 12.8; the displacement counts from the last one that is kept."""
+    burst = map_of_shifts([0.0, 6.0, 12.0, 18.0, 24.0, 30.0, 90.0])
+    assert global_refinement.distinct_views(burst, 0) == [0, 3, 6]
+    assert global_refinement.distinct_views(map_of_shifts([0.0, 40.0, 80.0]), 0) == [0, 1, 2]
+
+
+def test_keyframes_that_share_hardly_a_track_are_distinct():
+    assert global_refinement.distinct_views(map_of_shifts([0.0, 1.0, 2.0], shared=9), 0) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("sigma", "contradicted"), [(0.01, False), (0.004, True)])
+def test_a_distortion_contradicts_a_given_camera_only_where_it_is_certainly_too_large(sigma, contradicted, footage):
+    """2.5 % of half the diagonal are what calibrations leave."""
+    footage(estimate(500.0), Distortion(0.045, sigma))
+    finding = examine_given([], CAMERA)
+    assert (finding.evidence.state is LensState.CONTRADICTED) is contradicted
+    assert finding.may_have_distortion is not contradicted
 
 
 def test_a_given_camera_is_refocused_only_when_that_is_allowed(footage):

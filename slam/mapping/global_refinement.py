@@ -11,6 +11,8 @@ from relocalizer.camera import Camera
 from relocalizer.self_calibration import PRIOR_SIGMA
 from slam.config.schema import BundleAdjustmentConfig
 from slam.map.lens_evidence import LensEvidence, LensState
+from slam.map.observations import Observations
+from slam.map.slam_map import SlamMap
 from slam.mapping.bundle import CALIBRATED, FocalPrior, IntrinsicsPrior, PrincipalPrior
 from slam.mapping.lens_examination import (
     LEFT_BY_CALIBRATIONS,
@@ -36,6 +38,9 @@ EVIDENCE_SHARE = 0.1  # maximum cost of the examination of a given camera, as a 
 # 0.009 off, those of TUM RGB-D 0.012 and 0.024, fox's 0.008.
 PRINCIPAL_SIGMA = 0.0125
 FEWEST_PAIRS, MOST_PAIRS = 32, 48  # minimum and maximum number of keyframe pairs in the self-calibration
+# Minimum median displacement of shared tracks between two views that are paired, as a fraction of the width, and least
+# number of such tracks to tell it. Keyframes of a video are 3 to 16 % apart, and 2 % of them less than this.
+LEAST_VIEW_CHANGE, FEWEST_SHARED = 0.02, 10
 # The same where they leave open whether a given camera leaves distortion: KITTI's is 3 standard deviations with 32.
 DECIDING_PAIRS = 96
 
@@ -157,7 +162,7 @@ def _compare_segments(mapper: Mapper, segments: list[int]) -> None:
 
 def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budget_s: float) -> LensFinding:
     """Examine the camera of a segment by the matches between its keyframes."""
-    keyframes = [mapper.map.graph.keyframes[k] for k in mapper.map.graph.segment(segment)]
+    keyframes = [mapper.map.graph.keyframes[k] for k in distinct_views(mapper.map, segment)]
     camera = keyframes[0].camera
     if camera.assumed:
         prior_sigma = mapper.map.assumed_focal_sigma or PRIOR_SIGMA
@@ -167,6 +172,29 @@ def _examine(mapper: Mapper, segment: int, config: BundleAdjustmentConfig, budge
     most = int(np.clip(EVIDENCE_SHARE * budget_s / PAIR_S, FEWEST_PAIRS, MOST_PAIRS))
     finding = examine_given(matched_pairs(keyframes, most), camera)
     return examine_given(matched_pairs(keyframes, DECIDING_PAIRS), camera) if finding.is_undecided else finding
+
+
+def distinct_views(slam_map: SlamMap, segment: int) -> list[int]:
+    """The keyframes of a segment in order of time, without those whose view is nearly that of the one before.
+
+    Between two such views the noise of the matches is as large as their parallax, which biases a self-calibration.
+    Photos taken in bursts become keyframes that are so near.
+    """
+    ordered = sorted(slam_map.graph.segment(segment), key=lambda k: slam_map.graph.keyframes[k].timestamp_ns)
+    kept: list[int] = []
+    for k in ordered:
+        least_px = LEAST_VIEW_CHANGE * slam_map.graph.keyframes[k].camera.width
+        if not kept or displacement_px(slam_map.landmarks.observed, kept[-1], k) >= least_px:
+            kept.append(k)
+    return kept
+
+
+def displacement_px(observed: Observations, i: int, k: int) -> float:
+    """Median displacement of the tracks that keyframes i and k share, pixels; infinite if they share hardly any."""
+    _, rows_i, rows_k = np.intersect1d(observed[i].ids, observed[k].ids, return_indices=True)
+    if len(rows_i) < FEWEST_SHARED:
+        return float("inf")
+    return float(np.median(np.linalg.norm(observed[i].pixels[rows_i] - observed[k].pixels[rows_k], axis=1)))
 
 
 def round_cost_s(config: BundleAdjustmentConfig, mapper: Mapper, priors: dict[int, IntrinsicsPrior]) -> float:

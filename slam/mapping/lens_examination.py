@@ -166,7 +166,7 @@ def examine_given(pairs: Sequence[ViewPair], camera: Camera, *, may_refocus: boo
     if abs(np.log(ratio)) > max(CONTRADICTION, CONTRADICTION_SIGMAS * found.sigma):
         return LensFinding(_contradicted(ratio, found.sigma))
     left = calibration.distortion() if found is start else found.distortion
-    if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS:
+    if left.is_significant and abs(left.division) > LEFT_BY_CALIBRATIONS + CONTRADICTION_SIGMAS * left.sigma:
         reason = (
             f"the footage wants the corners moved by {100 * abs(left.division):.1f} % of half the diagonal, "
             "more than a calibration leaves"
