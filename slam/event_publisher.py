@@ -35,6 +35,7 @@ from slam.map.edge_residuals import residuals_of
 from slam.map.frames import Frame, InitialPair, Keyframe, PoseNotFound
 from slam.map.image_points import MatchedPoints, TrackedPoints
 from slam.map.slam_map import SlamMap
+from slam.map.tracks import among
 from slam.process_memory import peak_memory_mb
 from slam.relocalization.frame_relocalizer import FrameRelocalizer, RelocalizedFrame
 from slam.result import SlamResult
@@ -203,7 +204,7 @@ class EventPublisher:
     ) -> None:
         """Publish `FrameProcessed`."""
         pose, inliers = tracker.pose if state.is_tracking else None, tracker.inlier_tracks
-        landmarks, is_inlier = tracker.points_world(inliers.ids), np.isin(tracker.tracks.ids, inliers.ids)
+        landmarks, is_inlier = tracker.points_world(inliers.ids), among(tracker.tracks.ids, inliers.ids)
         points = _tracked_points(frame, tracker, pose, landmarks, is_inlier)
         residuals = points.residuals_px[points.is_inlier]
         measurement = replace(

@@ -9,7 +9,7 @@ import pytest
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures
 from slam.config.schema import TracksConfig
-from slam.map.tracks import Tracks
+from slam.map.tracks import Tracks, among
 from slam.tracking.klt import KltTracker, choose_new, window_size
 
 WIDTH, HEIGHT, RIM = 320, 240, 100
@@ -244,3 +244,10 @@ def test_a_window_has_the_area_of_its_square_and_a_width_that_is_fast(side):
     assert width % 8 == 0
     assert height >= 3
     assert abs(width * height / side**2 - 1.0) < (0.05 if side > 5 else 0.1)
+
+
+@pytest.mark.parametrize("others", [[], [7], [9, 2, 30], [1, 2, 3, 7, 9, 40], [50]])
+def test_ids_among_others_are_found_in_any_order(others):
+    ids = np.array([9, 1, 40, 7, 2])
+    assert among(ids, np.array(others, np.int64)).tolist() == [int(n) in others for n in ids]
+    assert among(np.zeros(0, np.int64), ids).tolist() == []

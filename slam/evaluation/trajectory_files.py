@@ -134,8 +134,9 @@ def write_tum(path: Path, trajectory: Trajectory, *, note: str = "", names: Sequ
     quaternions = quaternion_xyzw_from_rotation(trajectory.world_from_cam[:, :3, :3])
     remarks = [note, "" if trajectory.has_times else NO_TIMES]
     lines = [TUM_HEADER, *(f"# {remark}" for remark in remarks if remark)]
-    for time, position, xyzw in zip(trajectory.timestamps_ns, trajectory.positions, quaternions, strict=True):
-        lines.append(" ".join([seconds_from_nanoseconds(int(time)), *_decimals(position), *_decimals(xyzw)]))
+    poses = _decimals(np.column_stack([trajectory.positions, quaternions]), " ")
+    for time, pose in zip(trajectory.timestamps_ns.tolist(), poses, strict=True):
+        lines.append(f"{seconds_from_nanoseconds(time)} {pose}")
     for time, name in zip(trajectory.timestamps_ns, names, strict=False):
         lines.append(f"# {seconds_from_nanoseconds(int(time))} is {plain(name)}")
     _write_lines(path, lines)
@@ -189,7 +190,7 @@ def write_kitti(path: Path, trajectory: Trajectory) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    _write_lines(path, [" ".join(_decimals(pose[:3].ravel())) for pose in trajectory.world_from_cam])
+    _write_lines(path, _decimals(trajectory.world_from_cam[:, :3].reshape(-1, 12), " "))
 
 
 def read_euroc(path: Path) -> Trajectory:
@@ -214,8 +215,9 @@ def write_euroc(path: Path, trajectory: Trajectory) -> None:
     """
     quaternions = quaternion_xyzw_from_rotation(trajectory.world_from_cam[:, :3, :3])
     lines = [EUROC_HEADER, *([] if trajectory.has_times else [f"# {NO_TIMES}"])]
-    for time, position, xyzw in zip(trajectory.timestamps_ns, trajectory.positions, quaternions, strict=True):
-        lines.append(",".join([str(int(time)), *_decimals(position), *_decimals(xyzw[[3, 0, 1, 2]])]))
+    poses = _decimals(np.column_stack([trajectory.positions, quaternions[:, [3, 0, 1, 2]]]), ",")
+    for time, pose in zip(trajectory.timestamps_ns.tolist(), poses, strict=True):
+        lines.append(f"{time},{pose}")
     _write_lines(path, lines)
 
 
@@ -305,8 +307,10 @@ def _trajectory(times: Sequence[int], rotations: FloatArray, positions: FloatArr
     return Trajectory(np.array(times, dtype=np.int64), poses, has_times)
 
 
-def _decimals(values: FloatArray) -> list[str]:
-    return [f"{value + 0.0:.9f}" for value in np.round(values, 9)]  # + 0.0 converts -0.0 to 0.0
+def _decimals(rows: FloatArray, separator: str) -> list[str]:
+    """The numbers of each row (N, M) with nine decimals."""
+    line = separator.join(["%.9f"] * rows.shape[1])
+    return [line % tuple(row) for row in (np.round(rows, 9) + 0.0).tolist()]  # + 0.0 converts -0.0 to 0.0
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ class LandmarkMap:
         self.feature_tracks: dict[int, NDArray[np.int64]] = {}
         self._replaced_by = np.arange(1024, dtype=np.int64)  # by track id, its current id after fusion
         self._fused: dict[int, list[int]] = {}  # by a current id, all ids that were fused into it, itself included
-        self._marked = np.zeros(1024, bool)  # by track id, scratch space for counting; all False between calls
+        self._marked = np.zeros(1024, bool)  # by track id, scratch space for sets of tracks; all False between calls
 
     @property
     def observed(self) -> Observations:
@@ -84,7 +84,9 @@ class LandmarkMap:
         self.anchor = np.concatenate([self.anchor, np.full(extra, NO_ANCHOR, np.int64)])
         self.point_in_anchor = np.concatenate([self.point_in_anchor, np.zeros((extra, 3))])
         self.inverse_depth_sigma = np.concatenate([self.inverse_depth_sigma, np.full(extra, np.inf)])
-        self.descriptor = np.concatenate([self.descriptor, np.zeros((extra, 128), np.float32)])
+        # Most of the memory of a track; what is never written takes none.
+        before, self.descriptor = self.descriptor, np.zeros((2 * extra, 128), np.float32)
+        self.descriptor[:extra] = before
         self.color = np.concatenate([self.color, np.zeros((extra, 3), np.uint8)])
 
     def is_triangulated(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -135,8 +137,10 @@ class LandmarkMap:
     def remove_observations(self, k: int, ids: NDArray[np.int64]) -> None:
         """Remove the observations of these tracks from keyframe k."""
         tracks, feature_tracks = self._observed[k], self.feature_tracks[k]
-        self._observed[k] = tracks.where(~np.isin(tracks.ids, ids))
-        feature_tracks[np.isin(feature_tracks, ids)] = -1
+        self._marked[ids] = True
+        self._observed[k] = tracks.where(~self._marked[tracks.ids])
+        feature_tracks[self._marked[feature_tracks]] = -1  # a feature without a track stays -1, whatever is marked
+        self._marked[ids] = False
 
     def remove_keyframe(self, k: int) -> None:
         """Remove the observations of a keyframe, and the points that are stored relative to it."""

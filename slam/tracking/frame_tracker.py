@@ -20,7 +20,7 @@ from slam.map.frame_log import LoggedFrame
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
-from slam.map.tracks import Tracks
+from slam.map.tracks import Tracks, among
 from slam.tracking.frame_pose import FramePoseEstimator, UnknownDepths, points_without_depth
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
@@ -92,7 +92,7 @@ class FrameTracker:
     def leave_out(self, ids: NDArray[np.int64]) -> None:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
         if len(ids):
-            self.tracks = self.tracks.where(~np.isin(self.tracks.ids, ids))
+            self.tracks = self.tracks.where(~among(self.tracks.ids, ids))
             self._view.remove_landmarks(ids)
 
     def leave_out_overlay(self, pixels: NDArray[np.float32]) -> None:
@@ -211,7 +211,7 @@ class FrameTracker:
         self._keep_inliers(found)
 
     def _keep_inliers(self, found: TrackedPose) -> None:
-        kept = ~self._view.is_triangulated(self.tracks.ids) | np.isin(self.tracks.ids, found.landmarks.ids)
+        kept = ~self._view.is_triangulated(self.tracks.ids) | among(self.tracks.ids, found.landmarks.ids)
         self.outlier_tracks = self.tracks.where(~kept)
         self.tracks, self.inlier_tracks = self.tracks.where(kept), found.landmarks
 

@@ -21,7 +21,7 @@ from relocalizer.features import LocalFeatures
 from relocalizer.image_static import STILL_PX, standing_still
 from relocalizer.images import Image
 from relocalizer.two_view import Matches
-from slam.map.tracks import Pixels, Tracks
+from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.keyframe_policy import common_pixels
 
 # A look is a comparison of the current tracks with those of the look before the last.
@@ -167,6 +167,6 @@ def _follow_static(before: Image, after: Image, pixels: Pixels) -> tuple[Pixels,
 
 def _camera_rests(earlier: Tracks, tracks: Tracks, inliers: Tracks) -> bool:
     """Whether the pose inliers are static: then the motion in the image is that of other objects."""
-    before, now = common_pixels(earlier, tracks.where(np.isin(tracks.ids, inliers.ids)))
+    before, now = common_pixels(earlier, tracks.where(among(tracks.ids, inliers.ids)))
     moved = np.linalg.norm(now - before, axis=1) >= MOVED_PX
     return len(moved) >= MIN_INLIERS and float(moved.mean()) < MIN_MOVING_RATIO

@@ -22,7 +22,7 @@ from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, TrackedPose
 from slam.map.keyframe_images import KeyframeImages
 from slam.map.slam_map import SlamMap
-from slam.map.tracks import Tracks
+from slam.map.tracks import Tracks, among
 from slam.tracking.frame_pose import ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.keyframe_policy import common_pixels, median_parallax_px
@@ -99,7 +99,7 @@ class ReferenceKeyframes:
         if np.degrees(rotation_angle(keyframe_from_frame)) > MARGIN * config.rotation_deg:
             return 0
         tracks = self._landmarks_of(c)
-        if np.isin(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
+        if among(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
             return 0
         rows, pixels = expected_in(self._map.points_world(tracks.ids), tracked.world_from_cam, frame.camera)
         if len(rows) < max(MIN_VISIBLE * len(tracks), self._config.tracking.min_inliers):
@@ -120,7 +120,7 @@ class ReferenceKeyframes:
         tracks = self._map.landmarks.observed[c]
         found = tracker.follow_from(self._gray_of(c), tracks, self._predicted(frame, c, tracks), frame.camera)
         landmarks = found.where(self._map.is_triangulated(found.ids))
-        others = tracker.inlier_tracks.where(~np.isin(tracker.inlier_tracks.ids, landmarks.ids))
+        others = tracker.inlier_tracks.where(~among(tracker.inlier_tracks.ids, landmarks.ids))
         joined = landmarks.joined(others)
         observed = ObservedPoints(
             self._map.points_world(joined.ids), joined.pixels, frame.camera, config.tracks.noise_px
@@ -132,12 +132,12 @@ class ReferenceKeyframes:
         if len(before) < max(limit * len(self._landmarks_of(c)), config.tracking.min_inliers):
             return None
         pose = TrackedPose(fit.world_from_cam, seen)
-        kept = found.where(~self._map.is_triangulated(found.ids) | np.isin(found.ids, seen.ids))
+        kept = found.where(~self._map.is_triangulated(found.ids) | among(found.ids, seen.ids))
         return KnownView(c, pose, kept.joined(tracker.tracks.where(self._is_apart(tracker.tracks, kept))))
 
     def _is_apart(self, tracks: Tracks, kept: Tracks) -> NDArray[np.bool_]:
         """Mask (N,) of the tracks that are not among `kept`, as the same track or as the same point."""
-        new = np.asarray(~np.isin(tracks.ids, kept.ids))
+        new = ~among(tracks.ids, kept.ids)
         if len(kept) == 0 or len(tracks) == 0:
             return new
         distance, _ = cKDTree(kept.pixels).query(tracks.pixels)
