@@ -33,7 +33,7 @@ POINT_QUALITY, POINT_DISTANCE_PX = 0.01, 7
 WINDOW_PX, LEVELS = 15, 4  # of KLT
 RETURN_PX = 0.5  # maximum distance of a point that is followed back from where it began, pixels
 KEPT_SHARE, FIT_ROUNDS = 0.7, 6  # share of the points that a rotation is fitted to, those that agree best
-LONGEST_GAP = 3.5  # maximum time between two images for their rotation to be used, in those between consecutive images
+LONGEST_GAP = 3  # maximum number of intervals between two images for their rotation to be used
 INTERVALS = 15  # number of times between images of which the median is that between consecutive ones
 NODE_PX = 16  # distance of the nodes between which displacements are interpolated, pixels
 ROW_ROUNDS = 2  # fixed-point iterations for the row that a pixel is read from
@@ -203,11 +203,11 @@ class ReadoutCorrection:
 
 @dataclass(slots=True, eq=False)
 class _Read:
-    """A frame that was read, and the rotation from the one before it."""
+    """A frame that was read, and the rotation from the one before it, which was read `gap` intervals earlier."""
 
     frame: Frame
     small: Image
-    gap_ns: int = 0
+    gap: int = 1
     turn: FloatArray | None = None
 
 
@@ -237,14 +237,15 @@ class CorrectedFrames:
         for frame in self._source:
             read = _Read(frame, images.small(frame.image))
             if last is not None:
-                read.gap_ns = frame.timestamp_ns - last.frame.timestamp_ns
-                gaps.append(read.gap_ns)
-                if read.gap_ns <= LONGEST_GAP * float(np.median(gaps)):
+                gaps.append(frame.timestamp_ns - last.frame.timestamp_ns)
+                # Timestamps are less even than the images: those of cameras on a bus differ by a tenth of the interval.
+                read.gap = max(1, round(gaps[-1] / float(np.median(gaps))))
+                if read.gap <= LONGEST_GAP:
                     read.turn = images.turn(last.small, read.small)
-                yield _corrected(correct, last, read, float(np.median(gaps)))
+                yield _corrected(correct, last, read)
             last = read
         if last is not None:
-            yield _corrected(correct, last, None, float(np.median(gaps)) if gaps else 1.0)
+            yield _corrected(correct, last, None)
 
     @property
     def can_be_reread(self) -> bool:
@@ -265,8 +266,8 @@ class CorrectedFrames:
         self._source.close()
 
 
-def _corrected(correct: ReadoutCorrection, read: _Read, following: _Read | None, interval_ns: float) -> Frame:
+def _corrected(correct: ReadoutCorrection, read: _Read, following: _Read | None) -> Frame:
     """A frame, corrected by the rotations from the one before it and to the one after it."""
-    after, gap_after = (None, interval_ns) if following is None else (following.turn, following.gap_ns)
-    rate = TurnRate.between(read.turn, after, read.gap_ns / interval_ns, gap_after / interval_ns)
+    after, gap_after = (None, 1) if following is None else (following.turn, following.gap)
+    rate = TurnRate.between(read.turn, after, read.gap, gap_after)
     return replace(read.frame, image=correct(read.frame.image, rate))
