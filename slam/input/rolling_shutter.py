@@ -28,7 +28,8 @@ from slam.input.rectification import GivenCamera
 from slam.map.frames import Frame
 
 SMALL_SIDE_PX = 320  # longer side of the images in which points are followed
-MOST_POINTS, FEWEST_POINTS = 200, 20  # maximum and minimum number of points followed between two images
+# Maximum number of points that are followed between two images, and minimum number and share of them that are found.
+MOST_POINTS, FEWEST_POINTS, FOUND_SHARE = 200, 20, 0.25
 POINT_QUALITY, POINT_DISTANCE_PX = 0.01, 7
 WINDOW_PX, LEVELS = 15, 4  # of KLT
 RETURN_PX = 0.5  # maximum distance of a point that is followed back from where it began, pixels
@@ -112,10 +113,13 @@ class SmallImages:
         return np.asarray(cv2.resize(to_gray(image), size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     def turn(self, first: Image, second: Image) -> FloatArray | None:
-        """Rotation vector (3,) of the camera from one small image to the next, in its axes; None if it is not found."""
+        """Rotation vector (3,) of the camera from one small image to the next, in its axes; None if it is not found.
+
+        Between images of a rolling shutter it is that of a middle row, for as long as the turn does not change.
+        """
         start = corners(first)
         end, is_found = follow(first, second, start)
-        if is_found.sum() < FEWEST_POINTS:
+        if is_found.sum() < max(FEWEST_POINTS, FOUND_SHARE * len(start)):
             return None
         return fitted_turn(self.rays(start[is_found]), self.rays(end[is_found]))
 

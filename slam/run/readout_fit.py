@@ -2,8 +2,8 @@
 
 A point is seen later, and by a camera that has turned further, the later its row is read. For the right readout time
 the rays of all points, each turned to the time of the middle row, satisfy one epipolar geometry per pair of images
-(Dai, Li and Kneip, "Rolling shutter camera relative pose", CVPR 2016), also where the turn changes from one image to the
-other. Rotation and direction of translation of every pair are eliminated; the readout is common to all.
+(Dai, Li and Kneip, "Rolling shutter camera relative pose", CVPR 2016), also where the turn changes from one image to
+the other. Rotation and direction of translation of every pair are eliminated; the readout is common to all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ HUBER_PX = 0.5  # kernel of the epipolar errors, pixels of the images in which p
 POSE_ROUNDS = 6  # iterations for the relative pose of a pair
 SHARE_ROUNDS = 5  # iterations for the readout
 LONGEST_STEP = 0.3  # maximum change of a direction of translation in an iteration, radians
+MODEL_SIGMA = 0.02  # error of a share because rotations between images are interpolated
 FEWEST_PLACES = 4  # minimum number of places for an estimate
 
 
@@ -89,10 +90,15 @@ def _fitted(places: Sequence[Sequence[FollowedPoints]], axis: Axis) -> ReadoutEs
             break
         step = float(evidence.sum() / information.sum())
         scatter = np.sqrt(((evidence - step * information) ** 2).sum() * len(places) / (len(places) - 1))
-        share, sigma = share + step, float(scatter / information.sum())
-    side = max(places[0][0].camera.width, places[0][0].camera.height)
+        share, sigma = share + step, float(np.hypot(scatter / information.sum(), MODEL_SIGMA))
+    return ReadoutEstimate(Readout(axis, share), sigma, abs(share) * displacement_at(places, axis))
+
+
+def displacement_at(places: Sequence[Sequence[FollowedPoints]], axis: Axis) -> float:
+    """Displacement of pixels by a readout of share one, root mean square, as a fraction of the longer side."""
+    camera = places[0][0].camera
     moved = np.array([points.displacement_px(axis) for place in places for points in place])
-    return ReadoutEstimate(Readout(axis, share), sigma, abs(share) * float(np.sqrt((moved**2).mean())) / side)
+    return float(np.sqrt((moved**2).mean())) / max(camera.width, camera.height)
 
 
 def _information(points: FollowedPoints, readout: Readout) -> tuple[float, float]:

@@ -15,8 +15,8 @@ from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.prefetch import Prefetched
-from slam.input.rolling_shutter import CorrectedFrames, SmallImages, TurnRate, corners, follow
-from slam.run.readout_fit import FollowedPoints, ReadoutEstimate, fitted_readouts
+from slam.input.rolling_shutter import AXES, CorrectedFrames, SmallImages, TurnRate, corners, follow
+from slam.run.readout_fit import FollowedPoints, ReadoutEstimate, displacement_at, fitted_readouts
 
 IMAGES = 6  # number of consecutive images in a window; points are followed from the second to the last but one
 WINDOWS, PLACE = (0, 3), 9  # positions of the windows of a place, relative to its first image, and its number of images
@@ -29,9 +29,9 @@ FEWEST_FOLLOWED = 40  # minimum number of points that are followed through a win
 # Minimum of a share in standard deviations, for more places to be examined and to be used, and maximum of these.
 PROMISING_SIGMAS, SIGNIFICANT_SIGMAS, LARGEST_SIGMA = 1.5, 5.0, 0.15
 SHARES = (0.1, 1.2)  # minimum and maximum share of a readout
-# Minimum displacement of pixels by the readout, as a fraction of the longer side. Below it the correction blurs more
-# than it corrects.
-LEAST_DISPLACEMENT = 0.001
+# Minimum displacement of pixels by the readout, as a fraction of the longer side: two pixels of 640. Below it little is
+# gained for the time of resampling every image.
+LEAST_DISPLACEMENT = 0.003
 
 
 def correct_readout(source: FrameSource, config: SlamConfig) -> FrameSource:
@@ -73,12 +73,19 @@ def estimate_readout(source: RereadableSource, length: int) -> ReadoutEstimate |
     """
     few = _first_images(length, FEW_PLACES)
     places = _places(source, few)
+    if _largest_displacement(places) < LEAST_DISPLACEMENT:
+        return None
     if not any(_is_promising(estimate) for estimate in fitted_readouts(places)):
         return None
     more = sorted(set(_first_images(length, ALL_PLACES)) - set(few))
     places += _places(source, more)
     estimates = fitted_readouts(places) if len(places) >= FEWEST_PLACES else []
     return max(estimates, key=lambda estimate: estimate.significance, default=None)
+
+
+def _largest_displacement(places: list[list[FollowedPoints]]) -> float:
+    """Displacement of pixels by a readout of the whole time between two images, as a fraction of the longer side."""
+    return max(displacement_at(places, axis) for axis in AXES) if places else 0.0
 
 
 def _is_small(turn: FloatArray) -> bool:
