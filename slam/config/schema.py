@@ -27,6 +27,11 @@ class InputConfig(Section):
         description="Track the frames of a video file or folder without a camera again when the run finds another "
         "camera than the one it tracked with.",
     )
+    correct_rolling_shutter: bool = Field(
+        True,
+        description="Correct the images of a video file or folder for the time in which the sensor is read row by row, "
+        "where quick turns of the camera show it.",
+    )
     unordered: bool = Field(
         False,
         description="Map the images as photos without an order: all are matched first, and the map grows by the photo "

@@ -10,6 +10,7 @@ from slam.progress import Progress, no_progress
 from slam.run.calibration_pass import CalibrationPass, estimate_camera
 from slam.run.live_calibration import calibrate_live
 from slam.run.pair_sampling import photo_pairs, sampled_pairs
+from slam.run.readout_pass import correct_readout
 from slam.run.zoom import without_zoom
 
 
@@ -18,13 +19,21 @@ def calibrate_first(
 ) -> tuple[FrameSource, CalibrationPass | None]:
     """The source with the camera that its own images determine, and how that was found.
 
-    A source whose camera is given is returned unchanged, with None; so is every source when
-    `config.input.calibrate_first` is false. The camera remains `assumed`, because it is an estimate. The first images
-    of a live stream are used up (`slam.run.live_calibration`).
+    The camera remains `assumed`, because it is an estimate; a given one stays, with None, as any does when
+    `config.input.calibrate_first` is false. The first images of a live stream are used up
+    (`slam.run.live_calibration`). Images of stored footage are corrected for a rolling shutter
+    (`slam.run.readout_pass`).
 
     Args:
         on_progress: called while images of a live stream are awaited.
     """
+    source, calibration = _calibrated(source, config, on_progress)
+    return correct_readout(source, config), calibration
+
+
+def _calibrated(
+    source: FrameSource, config: SlamConfig, on_progress: Progress
+) -> tuple[FrameSource, CalibrationPass | None]:
     if not config.input.calibrate_first or not source.camera.assumed:
         return source, None
     if isinstance(source, LiveStream):
