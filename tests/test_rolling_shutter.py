@@ -12,6 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from relocalizer.camera import Camera
+from relocalizer.errors import SequenceError
 from slam.config.schema import InputConfig, SlamConfig
 from slam.input.rectification import GivenCamera
 from slam.input.rolling_shutter import (
@@ -203,6 +204,18 @@ def test_images_that_share_nothing_give_no_rotation():
 def test_one_frame_is_returned_as_it_is():
     [frame] = CorrectedFrames(Footage(ROWS, 1), ROWS, "corrected")
     assert np.array_equal(frame.image, image_at(0, ROWS))
+
+
+def test_the_frames_before_a_failure_are_returned_before_it():
+    class Broken(Footage):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise SequenceError("the disk is gone")
+
+    frames = iter(CorrectedFrames(Broken(ROWS, 3), ROWS, "corrected"))
+    assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(SequenceError, match="the disk is gone"):
+        next(frames)
 
 
 def test_corrected_frames_are_those_of_their_source_in_all_else():

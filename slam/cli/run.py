@@ -154,6 +154,7 @@ def _run(request: RunArguments, config: SlamConfig) -> int:
     """Open the source, run, and return the exit code."""
     from slam.components import predictor_choice
     from slam.input.open_source import open_source
+    from slam.run.readout_pass import correct_readout
     from slam.run.recorded_run import RunRequest
     from slam.run.run_folder import next_run_folder
     from slam.run.two_pass_recorder import TwoPassRecorder
@@ -170,7 +171,10 @@ def _run(request: RunArguments, config: SlamConfig) -> int:
         start=request.start, stride=request.stride, max_frames=request.max_frames,
     )  # fmt: skip
     # A map is continued with the camera that it was built with.
-    frames, calibration = (frames, None) if start_map is not None else _calibrated(request, frames, config)
+    if start_map is not None:
+        frames, calibration = correct_readout(frames, config), None
+    else:
+        frames, calibration = _calibrated(request, frames, config)
     introduce(request.say, config, frames, choice, calibration)
     if scale_reference is not None:
         scale_reference.expect(frames.ground_truth)

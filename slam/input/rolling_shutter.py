@@ -238,16 +238,21 @@ class CorrectedFrames:
         images, correct = SmallImages(self.camera), ReadoutCorrection(self.camera, self._readout)
         gaps: deque[int] = deque(maxlen=INTERVALS)
         last: _Read | None = None
-        for frame in self._source:
-            read = _Read(frame, images.small(frame.image))
-            if last is not None:
-                gaps.append(frame.timestamp_ns - last.frame.timestamp_ns)
-                # Timestamps are less even than the images: those of cameras on a bus differ by a tenth of the interval.
-                read.gap = max(1, round(gaps[-1] / float(np.median(gaps))))
-                if read.gap <= LONGEST_GAP:
-                    read.turn = images.turn(last.small, read.small)
-                yield _corrected(correct, last, read)
-            last = read
+        try:
+            for frame in self._source:
+                read = _Read(frame, images.small(frame.image))
+                if last is not None:
+                    gaps.append(frame.timestamp_ns - last.frame.timestamp_ns)
+                    # Timestamps are less even than images: those of cameras on a bus differ by a tenth of the interval.
+                    read.gap = max(1, round(gaps[-1] / float(np.median(gaps))))
+                    if read.gap <= LONGEST_GAP:
+                        read.turn = images.turn(last.small, read.small)
+                    yield _corrected(correct, last, read)
+                last = read
+        except Exception:
+            if last is not None:  # the frame before the error is not lost
+                yield _corrected(correct, last, None)
+            raise
         if last is not None:
             yield _corrected(correct, last, None)
 

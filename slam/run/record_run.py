@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from slam.config.schema import SlamConfig
 from slam.run.camera_before_run import calibrate_first
+from slam.run.readout_pass import correct_readout
 from slam.run.recorded_run import RunReport, RunRequest
 from slam.run.two_pass_recorder import TwoPassRecorder
 
@@ -56,7 +57,7 @@ def record_run(
             cameras = loaded.cameras if loaded else ()
             source = open_source(source, config=config.input, camera=camera, map_cameras=cameras)
             closing.callback(source.close)
-        frames, calibration = (source, None) if loaded else calibrate_first(source, config)
+        frames, calibration = (correct_readout(source, config), None) if loaded else calibrate_first(source, config)
         request = RunRequest(
             frames=frames,
             config=config,
