@@ -137,9 +137,10 @@ class Footage:
     name, description, mask, ground_truth, dropped, can_be_reread = "sky", "a sky", None, None, 0, True
 
     def __init__(
-        self, readout: Readout | None, length: int = 200, left_out: tuple[int, ...] = (), slowness=1.0
+        self, readout: Readout | None, length=200, left_out: tuple[int, ...] = (), slowness=1.0, rate_hz=30.0
     ) -> None:
         self.camera = self.calibration = CAMERA
+        self._rate_hz = rate_hz
         self.length, self.skipped, self.closed = length, [], False
         self._readout, self._left_out, self._slowness = readout, left_out, slowness
 
@@ -150,14 +151,14 @@ class Footage:
     def __iter__(self):
         for n in range(self.length):
             if n not in self._left_out:
-                jitter_ns = 2_000_000 * (-1) ** n
-                yield Frame(index=n, timestamp_ns=33_000_000 * n + jitter_ns, image=self.at(n), camera=CAMERA)
+                stamp_ns = round(1e9 * n / self._rate_hz) + 2_000_000 * (-1) ** n
+                yield Frame(index=n, timestamp_ns=stamp_ns, image=self.at(n), camera=CAMERA)
 
     def random_access(self):
         return nullcontext(self.at)
 
     def with_calibration(self, calibration: GivenCamera):
-        other = Footage(self._readout, self.length)
+        other = Footage(self._readout, self.length, rate_hz=self._rate_hz)
         other.camera = other.calibration = calibration.camera
         return other
 
@@ -314,12 +315,21 @@ def test_footage_of_a_rolling_shutter_is_corrected_and_says_so():
     [
         (Footage(None), {}),
         (Footage(ROWS, slowness=20.0), {}),
-        (Footage(ROWS, length=30), {}),
+        (Footage(ROWS, rate_hz=5.0), {}),
+        (Footage(ROWS, length=60), {}),
         (Footage(ROWS, length=3), {}),
         (Footage(ROWS), {"correct_rolling_shutter": False}),
         (Footage(ROWS), {"unordered": True}),
     ],
-    ids=["global shutter", "slow turns", "too short", "three images", "not wanted", "photos"],
+    ids=[
+        "global shutter",
+        "slow turns",
+        "slower than a sensor is",
+        "too short",
+        "three images",
+        "not wanted",
+        "photos",
+    ],
 )
 def test_other_footage_is_read_as_it_is(footage, settings):
     assert correct_readout(footage, SlamConfig(input=InputConfig(**settings))) is footage

@@ -6,7 +6,7 @@ they are.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.input.frame_source import FrameSource, RereadableSource
 from slam.input.prefetch import Prefetched
+from slam.input.rectification import GivenCamera
 from slam.input.rolling_shutter import AXES, CorrectedFrames, SmallImages, TurnRate, corners, follow
 from slam.run.readout_fit import FollowedPoints, ReadoutEstimate, displacement_at, fitted_readouts
 
@@ -29,6 +30,8 @@ FEWEST_FOLLOWED = 40  # minimum number of points that are followed through a win
 # Minimum of a share in standard deviations, for more places to be examined and to be used, and maximum of these.
 PROMISING_SIGMAS, SIGNIFICANT_SIGMAS, LARGEST_SIGMA = 1.5, 5.0, 0.15
 SHARES = (0.1, 1.2)  # minimum and maximum share of a readout
+LONGEST_READOUT_S = 0.04  # maximum time in which a sensor is read, seconds
+FIRST_IMAGES = 10  # number of images whose timestamps tell the time between two
 # Minimum displacement of pixels by the readout, as a fraction of the longer side: two pixels of 640. Below it little is
 # gained for the time of resampling every image.
 LEAST_DISPLACEMENT = 0.003
@@ -43,9 +46,21 @@ def correct_readout(source: FrameSource, config: SlamConfig) -> FrameSource:
     estimate = estimate_readout(source, source.length)
     if estimate is None or not is_used(estimate):
         return source
+    if abs(estimate.readout.share) * interval_s(source) > LONGEST_READOUT_S:
+        return source  # no sensor is that slow: at a low frame rate, the turns between two images are unknown
     corrected = CorrectedFrames(source, estimate.readout, sentence(estimate))
     ahead = config.input.prefetch_frames
     return Prefetched(corrected, ahead) if ahead else corrected
+
+
+def interval_s(source: RereadableSource) -> float:
+    """Median time between the first images of a source, which is not used up, seconds."""
+    again = source.with_calibration(GivenCamera(source.calibration, "as it is"))
+    try:
+        stamps_ns = [frame.timestamp_ns for frame in islice(again, FIRST_IMAGES)]
+    finally:
+        again.close()
+    return float(np.median(np.diff(stamps_ns))) * 1e-9
 
 
 def is_used(estimate: ReadoutEstimate) -> bool:
@@ -71,14 +86,16 @@ def estimate_readout(source: RereadableSource, length: int) -> ReadoutEstimate |
     Args:
         length: number of images of the source.
     """
-    few = _first_images(length, FEW_PLACES)
-    places = _places(source, few)
+    firsts = _first_images(length)
+    if len(firsts) < FEWEST_PLACES:
+        return None
+    few = {firsts[n] for n in np.linspace(0, len(firsts) - 1, FEW_PLACES).round().astype(int)}
+    places = _places(source, sorted(few))
     if _largest_displacement(places) < LEAST_DISPLACEMENT:
         return None
     if not any(_is_promising(estimate) for estimate in fitted_readouts(places)):
         return None
-    more = sorted(set(_first_images(length, ALL_PLACES)) - set(few))
-    places += _places(source, more)
+    places += _places(source, [first for first in firsts if first not in few])
     estimates = fitted_readouts(places) if len(places) >= FEWEST_PLACES else []
     return max(estimates, key=lambda estimate: estimate.significance, default=None)
 
@@ -98,9 +115,9 @@ def _is_promising(estimate: ReadoutEstimate) -> bool:
     return bool(estimate.significance >= PROMISING_SIGMAS and sigma <= LARGEST_SIGMA)
 
 
-def _first_images(length: int, most: int) -> list[int]:
-    """Positions of the first images of places, spread evenly and without overlap."""
-    count = min(most, length // PLACE)
+def _first_images(length: int) -> list[int]:
+    """Positions of the first images of all places, spread evenly and without overlap."""
+    count = min(ALL_PLACES, length // PLACE)
     return [int(first) for first in np.linspace(0, length - PLACE, count).round()] if count > 0 else []
 
 
