@@ -195,6 +195,17 @@ def test_attempts_become_rarer_while_they_fail():
     assert all(later > 1.1 * earlier for earlier, later in pairwise(moved))
 
 
+def test_a_camera_that_turned_away_and_back_needs_no_more_motion_than_a_new_one():
+    """A look around before the walk: the turn moved the tracks far, and says nothing about the parallax after it."""
+    there = np.concatenate([np.linspace(0, 0.5, 25), np.linspace(0.5, 0, 25)])
+    look = [look_along(CENTER, np.array([np.cos(a), np.sin(a), 0.0])) for a in there]
+    aside = [look_along(CENTER + [0, 0.02 * k, 0], np.array([1.0, 0, 0])) for k in range(1, 60)]
+    walked = start(world_of(aside)).take_all()
+    turned = start(world_of([*look, *aside])).take_all()
+    assert isinstance(turned[-1], InitialPair)
+    assert len(turned) - len(look) <= len(walked) + 3
+
+
 def both(world, i, j):
     """Pixels in frames i and j of the points seen in both."""
     (in_i, pixels_i), (in_j, pixels_j) = world.visible(i), world.visible(j)

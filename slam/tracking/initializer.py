@@ -130,6 +130,8 @@ class Initializer:
         before, now = common_pixels(first.observation.tracks, self._frame_tracker.tracks)
         moved = float(np.median(np.linalg.norm(now - before, axis=1))) if len(now) else 0.0
         if moved < self._next_try_px:
+            # Where the tracks go back, their motion was a turn, and what they move from there on may be parallax.
+            self._next_try_px = min(self._next_try_px, max(RETRY_GROWTH * moved, self._config.min_parallax_px))
             return NotInitialized(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
         self._next_try_px = RETRY_GROWTH * moved
         return self._try(first, self._frame_tracker.extract(frame))
