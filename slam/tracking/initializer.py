@@ -14,25 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from relocalizer.camera import Camera
 from relocalizer.features import match_features
 from relocalizer.geometry import FloatArray, rigid
 from relocalizer.guided_matching import match_along_lines
 from relocalizer.image_static import share_of_image, standing_still
 from relocalizer.interfaces import CONFIDENT, NoEstimate, PairEstimate, PosePredictor
+from relocalizer.pair_fits import rotations_of
 from relocalizer.predictors.geometric_predictor import relate_matches
 from relocalizer.triangulation import triangulate
 from relocalizer.two_view import Matches, estimate_rotation
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, FrameObservation, InitialPair, TrackedPose
 from slam.map.slam_map import SlamMap
-from slam.map.tracks import Tracks
+from slam.map.tracks import Pixels, Tracks
 from slam.predictor_checks import relate
 from slam.tracking.camera_at_rest import Rest
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.keyframe_policy import common_pixels
+from slam.tracking.keyframe_policy import common_pixels, median_parallax_px
 from slam.tracking.overlay import LEAST
 
-RETRY_GROWTH = 1.15  # factor by which the motion of the tracks must grow before the next attempt
+# Factor by which the motion of the tracks that no rotation explains must grow before the next attempt. Their whole
+# motion grows with a turn, and shrinks with the turn back, whatever the parallax.
+RETRY_GROWTH = 1.15
 MATCH_RATIO = 0.85  # maximum ratio of descriptor distances, best to second best (Lowe's ratio test)
 LINE_RATIO, LINE_SIMILARITY = 0.8, 0.8  # ratio test and minimum similarity of matching along epipolar lines
 # Maximum fraction of the image that a pure rotation may explain: that part has no depth yet, and the rest may be a
@@ -120,7 +124,7 @@ class Initializer:
         witnesses = self._frame_tracker.tracks.where(self._rest.is_witness(self._frame_tracker.tracks.ids))
         self._frame_tracker.tracks = tracks = tracks.joined(witnesses)
         self._references.appendleft(ReferenceFrame(replace(observation, tracks=tracks)))
-        self._next_try_px = self._config.min_parallax_px
+        self._next_try_px = 0.0
         return NotInitialized(f"{len(features)} points to follow")
 
     def _try_tracks(self, first: ReferenceFrame, frame: Frame) -> InitialPair | NotInitialized:
@@ -129,11 +133,15 @@ class Initializer:
             return resting
         before, now = common_pixels(first.observation.tracks, self._frame_tracker.tracks)
         moved = float(np.median(np.linalg.norm(now - before, axis=1))) if len(now) else 0.0
-        if moved < self._next_try_px:
-            # Where the tracks go back, their motion was a turn, and what they move from there on may be parallax.
-            self._next_try_px = min(self._next_try_px, max(RETRY_GROWTH * moved, self._config.min_parallax_px))
-            return NotInitialized(f"tracks moved {moved:.1f} px, {self._next_try_px:.1f} needed")
-        self._next_try_px = RETRY_GROWTH * moved
+        if moved < self._config.min_parallax_px:
+            return NotInitialized(f"tracks moved {moved:.1f} px, {self._config.min_parallax_px:.1f} needed")
+        unexplained = _beyond_rotation_px(before, now, frame.camera)
+        if unexplained < self._next_try_px:
+            return NotInitialized(
+                f"tracks moved {moved:.1f} px, {unexplained:.1f} px of it by more than a turn, "
+                f"{self._next_try_px:.1f} needed"
+            )
+        self._next_try_px = RETRY_GROWTH * unexplained
         return self._try(first, self._frame_tracker.extract(frame))
 
     def _remove_dynamic_tracks(self, first: Tracks, frame: Frame) -> NotInitialized | None:
@@ -301,6 +309,13 @@ def _with_epipolar_matches(
     )
     more = Tracks(first.tracks.ids[pairs[:, 0]], second.features.pixels[pairs[:, 1]])
     return replace(second, tracks=second.tracks.with_new(more))
+
+
+def _beyond_rotation_px(before: Pixels, now: Pixels, camera: Camera) -> float:
+    """Median motion of points (N, 2) that the rotation that fits most of them does not explain, pixels."""
+    rays = [np.insert(camera.normalized(pixels), 2, 1.0, axis=1)[None] for pixels in (now, before)]
+    [before_from_now_rotation] = rotations_of(*rays, np.ones((1, len(now))))
+    return median_parallax_px(before, now, camera, before_from_now_rotation)
 
 
 def _is_from_network(estimate: PairEstimate | NoEstimate) -> bool:
