@@ -43,6 +43,7 @@ class FrameProcessor:
         self._initializer = modules.initializer
         self._rotation_only = modules.rotation_only
         self._reference_keyframes = modules.reference_keyframes
+        self._local_map = modules.local_map
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._watch = Stopwatch()
@@ -164,7 +165,11 @@ class FrameProcessor:
             reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
         if reason:
             with self._watch("known view"):
-                return "" if self._reference_keyframes.follow(frame, self.state) else reason
+                if self._reference_keyframes.follow(frame, self.state):
+                    return ""
+            with self._watch("local map"):
+                if self._local_map.follow(frame, self.state):
+                    return ""
         return reason
 
     def _record_frame(self, frame: Frame) -> None:

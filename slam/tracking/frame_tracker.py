@@ -26,7 +26,7 @@ from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
-from slam.tracking.tracked_map import TrackedMap
+from slam.tracking.tracked_map import ReferenceView, TrackedMap
 
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
 
@@ -67,6 +67,7 @@ class FrameTracker:
         self.previous_tracks = Tracks.none()  # tracks of the previous image
         self.inlier_tracks = Tracks.none()  # subset of `tracks`: the landmarks that are inliers of the pose
         self.outlier_tracks = Tracks.none()
+        self.local_view: ReferenceView | None = None
 
     def track(self, frame: Frame) -> None:
         """Follow the tracks into the next image; its pose is estimated afterwards."""
@@ -188,7 +189,7 @@ class FrameTracker:
 
         It is compared with keyframe k, or with the frame that is being inserted as a keyframe.
         """
-        view = self._view.reference(k)
+        view = self.local_view or self._view.reference(k)
         if self._is_blurred is None:
             self._is_blurred = self.keyframe_policy.is_blurred(self._sharpness)
         turned = rotation_matrix(view.world_from_keyframe).T @ rotation_matrix(self.current.world_from_cam)
@@ -224,6 +225,7 @@ class FrameTracker:
         """Replace the pose and the tracks of the newest frame after a change of the map; the motion model stays."""
         self.pose = pose
         self.tracks = tracks
+        self.local_view = None
         self.inlier_tracks = tracks.where(self._view.is_triangulated(tracks.ids))
 
     def reset_motion(self) -> None:
@@ -231,12 +233,14 @@ class FrameTracker:
         self.pose = None
         self._motion = None
         self.tracks = Tracks.none()
+        self.local_view = None
 
     def detach(self, frame: Frame, world_from_keyframe: Similarity) -> None:
         """Track in a snapshot of the map from now on, because another thread inserts the newest frame as a keyframe.
 
         `world_from_keyframe` is the pose of the newest frame, with the scale that the keyframe will have.
         """
+        self.local_view = None
         self._view.detach(frame, self._gray, self.tracks, world_from_keyframe)
 
     def attach(self, k: int | None) -> None:

@@ -59,7 +59,7 @@ class ReferenceKeyframes:
     def __init__(self, config: SlamConfig, slam_map: SlamMap, images: KeyframeImages, tracker: FrameTracker) -> None:
         self._config = config
         self._map = slam_map
-        self._images = images
+        self.images = images
         self._frame_tracker = tracker
         self._gray: OrderedDict[int, Image] = OrderedDict()
 
@@ -86,7 +86,7 @@ class ReferenceKeyframes:
         segment = self._map.graph.segment_of[active]
         scored = []
         for c in self._map.observers(seen, COVISIBLE):
-            if c in self._images and self._map.graph.segment_of[c] == segment:
+            if c in self.images and self._map.graph.segment_of[c] == segment:
                 count = self._visible(frame, c)
                 if count:
                     scored.append((-count, -c))
@@ -98,7 +98,7 @@ class ReferenceKeyframes:
         keyframe_from_frame = self._keyframe_from_frame(c)
         if np.degrees(rotation_angle(keyframe_from_frame)) > MARGIN * config.rotation_deg:
             return 0
-        tracks = self._landmarks_of(c)
+        tracks = self.landmarks_of(c)
         if among(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
             return 0
         rows, pixels = expected_in(self._map.points_world(tracks.ids), tracked.world_from_cam, frame.camera)
@@ -107,7 +107,7 @@ class ReferenceKeyframes:
         parallax = median_parallax_px(tracks.pixels[rows], pixels.astype(np.float32), frame.camera, keyframe_from_frame)
         return len(rows) if parallax < MARGIN * config.parallax_px else 0
 
-    def _landmarks_of(self, c: int) -> Tracks:
+    def landmarks_of(self, c: int) -> Tracks:
         tracks = self._map.landmarks.observed[c]
         return tracks.where(self._map.is_triangulated(tracks.ids))
 
@@ -118,7 +118,7 @@ class ReferenceKeyframes:
         """Follow the tracks of keyframe c from its image into the frame; None if too few of its landmarks are found."""
         tracker, config = self._frame_tracker, self._config
         tracks = self._map.landmarks.observed[c]
-        found = tracker.follow_from(self._gray_of(c), tracks, self._predicted(frame, c, tracks), frame.camera)
+        found = tracker.follow_from(self.gray_of(c), tracks, self._predicted(frame, c, tracks), frame.camera)
         landmarks = found.where(self._map.is_triangulated(found.ids))
         others = tracker.inlier_tracks.where(~among(tracker.inlier_tracks.ids, landmarks.ids))
         joined = landmarks.joined(others)
@@ -127,9 +127,9 @@ class ReferenceKeyframes:
         )
         fit, _ = observed.pose_from(tracker.current.world_from_cam)
         seen = joined.where(fit.inliers)
-        before, _ = common_pixels(self._landmarks_of(c), seen)
+        before, _ = common_pixels(self.landmarks_of(c), seen)
         limit = 1.0 - MARGIN * (1.0 - config.keyframes.min_survival)
-        if len(before) < max(limit * len(self._landmarks_of(c)), config.tracking.min_inliers):
+        if len(before) < max(limit * len(self.landmarks_of(c)), config.tracking.min_inliers):
             return None
         pose = TrackedPose(fit.world_from_cam, seen)
         kept = found.where(~self._map.is_triangulated(found.ids) | among(found.ids, seen.ids))
@@ -156,10 +156,10 @@ class ReferenceKeyframes:
         pixels[known[rows]] = projected
         return pixels
 
-    def _gray_of(self, c: int) -> Image:
+    def gray_of(self, c: int) -> Image:
         """The gray image of keyframe c."""
         if c not in self._gray:
-            image = decode_image(self._images.jpeg(c), f"keyframe {c}")
+            image = decode_image(self.images.jpeg(c), f"keyframe {c}")
             self._gray[c] = self._frame_tracker.gray(image)
             while len(self._gray) > CACHED_IMAGES:
                 self._gray.popitem(last=False)

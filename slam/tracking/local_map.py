@@ -1,0 +1,142 @@
+"""Tracking of the local map: landmarks of covisible keyframes are followed into a frame that is due as a keyframe.
+
+As in ORB-SLAM, a frame is related to all landmarks of the keyframes around it, not only to those that were followed from
+one keyframe. A frame that sees about as many landmarks as these keyframes do shows nothing new, and needs no keyframe.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from relocalizer.absolute_pose import rotate_pixels
+from relocalizer.geometry import rotation_matrix
+from relocalizer.guided_matching import expected_in
+from relocalizer.images import Image
+from slam.config.schema import SlamConfig
+from slam.map.frames import Frame, TrackedPose
+from slam.map.slam_map import SlamMap
+from slam.map.tracks import Tracks, among
+from slam.tracking.frame_pose import MANY_LANDMARKS, ObservedPoints
+from slam.tracking.frame_tracker import FrameTracker
+from slam.tracking.reference_keyframe import COVISIBLE, ReferenceKeyframes
+from slam.tracking.tracked_map import ReferenceView
+from slam.tracking.tracking_state import TrackingStateMachine
+
+SEARCHED = 3  # maximum number of keyframe images from which landmarks are followed
+MIN_NEW = 15  # minimum number of landmarks that only this keyframe adds, to search for them in its image
+MIN_AGREEING = 0.6  # minimum fraction of the landmarks found that agree with the pose
+# Fraction of the landmarks of the most covisible keyframe that a frame must see to need no keyframe.
+ENOUGH = 0.75
+
+
+class LocalMap:
+    """Follows landmarks of covisible keyframes into the newest frame, whose pose is known."""
+
+    def __init__(
+        self, config: SlamConfig, slam_map: SlamMap, references: ReferenceKeyframes, tracker: FrameTracker
+    ) -> None:
+        self._config = config
+        self._map = slam_map
+        self._references = references
+        self._frame_tracker = tracker
+
+    def follow(self, frame: Frame, state: TrackingStateMachine) -> bool:
+        """Add the landmarks of covisible keyframes that the frame shows to its tracks; whether it needs no keyframe.
+
+        If it needs none, it is what later frames are compared with.
+        """
+        tracker, segment = self._frame_tracker, self._map.graph.segment_of[state.keyframe_id]
+        near = [c for c in self._map.observers(tracker.inlier_tracks.ids, COVISIBLE) if c in self._references.images]
+        near = [c for c in near if self._map.graph.segment_of[c] == segment]
+        if not near:
+            return False
+        found = self._search(frame, near)
+        pose = self._pose_with(frame, found)
+        if pose is None:
+            return False
+        tracks = self._with_found(found, pose.landmarks)
+        usual = len(self._references.landmarks_of(near[0]))
+        enough = len(pose.landmarks) >= max(MANY_LANDMARKS, ENOUGH * usual)
+        view = None
+        if enough:
+            view = ReferenceView(
+                frame_index=frame.index,
+                camera=frame.camera,
+                world_from_keyframe=pose.world_from_cam,
+                landmarks=pose.landmarks,
+                without_depth=tracks.where(~self._map.is_triangulated(tracks.ids)),
+            )
+        tracker.reset_to(pose.world_from_cam, tracks)
+        tracker.local_view = view
+        if enough:
+            state.set_tracking(near[0])
+        return enough
+
+    def _search(self, frame: Frame, near: list[int]) -> Tracks:
+        """The landmarks of keyframes `near` that are found in the frame and not tracked yet."""
+        pose, camera = self._frame_tracker.current.world_from_cam, frame.camera
+        ids = self._map.observed_landmarks(near)
+        ids = ids[~among(ids, self._frame_tracker.tracks.ids)]
+        rows, pixels = expected_in(self._map.points_world(ids), pose, camera)
+        wanted = Tracks(ids[rows], pixels.astype(np.float32))
+        found = Tracks.none()
+        for _ in range(SEARCHED):
+            counts = {c: int(among(wanted.ids, self._map.landmarks.observed[c].ids).sum()) for c in near}
+            c = max(counts, key=lambda c: (counts[c], c))
+            if counts[c] < MIN_NEW:
+                break
+            observed = wanted.where(among(wanted.ids, self._map.landmarks.observed[c].ids))
+            wanted = wanted.where(~among(wanted.ids, observed.ids))
+            found = found.joined(self._followed(frame, c, observed))
+        return found
+
+    def _followed(self, frame: Frame, c: int, expected: Tracks) -> Tracks:
+        """Landmarks of keyframe c that are found in the frame near their expected pixels.
+
+        The keyframe's image is rotated into the frame's view first.
+        """
+        camera, pose = frame.camera, self._frame_tracker.current.world_from_cam
+        frame_from_keyframe = rotation_matrix(pose).T @ self._map.pose_of(c).rotation
+        gray = rotated(self._references.gray_of(c), frame.camera.matrix, frame_from_keyframe)
+        observed = self._map.landmarks.observed[c]
+        order = np.argsort(observed.ids)
+        rows = order[np.searchsorted(observed.ids, expected.ids, sorter=order)]
+        start = rotate_pixels(observed.pixels[rows], camera, frame_from_keyframe)
+        inside = camera.contains(start.astype(np.float64))
+        return self._frame_tracker.follow_from(
+            gray, Tracks(expected.ids, start).where(inside), expected.pixels[inside], camera
+        )
+
+    def _pose_with(self, frame: Frame, found: Tracks) -> TrackedPose | None:
+        """The pose from the landmarks tracked and those found; None if too few of these agree with it."""
+        tracker = self._frame_tracker
+        joined = tracker.inlier_tracks.joined(found)
+        if len(found) == 0:
+            return None
+        observed = ObservedPoints(
+            self._map.points_world(joined.ids), joined.pixels, frame.camera, self._config.tracks.noise_px
+        )
+        fit, _ = observed.pose_from(tracker.current.world_from_cam)
+        n = len(tracker.inlier_tracks)
+        if fit.inliers[n:].mean() < MIN_AGREEING or fit.inliers[:n].mean() < MIN_AGREEING:
+            return None
+        return TrackedPose(fit.world_from_cam, joined.where(fit.inliers))
+
+    def _with_found(self, found: Tracks, seen: Tracks) -> Tracks:
+        """The tracks of the frame: its landmarks `seen`, and its points without a depth that are apart from these."""
+        tracks, config = self._frame_tracker.tracks, self._config.tracks
+        others = tracks.where(~self._map.is_triangulated(tracks.ids))
+        if len(others) and len(seen):
+            distance, _ = cKDTree(seen.pixels).query(others.pixels)
+            others = others.where(distance > 0.5 * config.min_distance_px)
+        room = max(0, config.max_tracks - len(seen))
+        return seen.joined(Tracks(others.ids[:room], others.pixels[:room]))
+
+
+def rotated(gray: Image, camera_matrix: NDArray[np.float64], to_from_gray_rotation: NDArray[np.float64]) -> Image:
+    """The gray image (H, W) that a camera rotated on the spot would have taken; black where nothing was seen."""
+    homography = camera_matrix @ to_from_gray_rotation @ np.linalg.inv(camera_matrix)
+    return np.asarray(cv2.warpPerspective(gray, homography, gray.shape[::-1], flags=cv2.INTER_LINEAR))
