@@ -6,19 +6,21 @@ one keyframe. A frame that sees about as many landmarks as these keyframes do sh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from relocalizer.absolute_pose import rotate_pixels
-from relocalizer.geometry import rotation_matrix
+from relocalizer.geometry import FloatArray, rotation_matrix
 from relocalizer.guided_matching import expected_in
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, TrackedPose
 from slam.map.slam_map import SlamMap
-from slam.map.tracks import Tracks, among
+from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.frame_pose import MANY_LANDMARKS, ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.reference_keyframe import COVISIBLE, ReferenceKeyframes
@@ -30,6 +32,21 @@ MIN_NEW = 15  # minimum number of landmarks that only this keyframe adds, to sea
 MIN_AGREEING = 0.6  # minimum fraction of the landmarks found that agree with the pose
 # Fraction of the landmarks of the most covisible keyframe that a frame must see to need no keyframe.
 ENOUGH = 0.75
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RotatedView:
+    """Landmarks of a keyframe whose image is rotated into the view of a frame.
+
+    Attributes:
+        start: the landmarks in the rotated image.
+        expected: (N, 2) pixels at which the frame should show them.
+        frame_from_keyframe_rotation: (3, 3)
+    """
+
+    start: Tracks
+    expected: Pixels
+    frame_from_keyframe_rotation: FloatArray
 
 
 class LocalMap:
@@ -77,38 +94,43 @@ class LocalMap:
 
     def _search(self, frame: Frame, near: list[int]) -> Tracks:
         """The landmarks of keyframes `near` that are found in the frame and not tracked yet."""
-        pose, camera = self._frame_tracker.current.world_from_cam, frame.camera
         ids = self._map.observed_landmarks(near)
         ids = ids[~among(ids, self._frame_tracker.tracks.ids)]
-        rows, pixels = expected_in(self._map.points_world(ids), pose, camera)
-        wanted = Tracks(ids[rows], pixels.astype(np.float32))
-        found = Tracks.none()
+        rows, pixels = expected_in(self._map.points_world(ids), self._frame_tracker.current.world_from_cam, frame.camera)
+        expected = Tracks(ids[rows], pixels.astype(np.float32))
+        views = {c: self._rotated_view(frame, c, expected) for c in near}
+        found = searched = Tracks.none()
         for _ in range(SEARCHED):
-            counts = {c: int(among(wanted.ids, self._map.landmarks.observed[c].ids).sum()) for c in near}
-            c = max(counts, key=lambda c: (counts[c], c))
-            if counts[c] < MIN_NEW:
+            new = {c: int((~among(view.start.ids, searched.ids)).sum()) for c, view in views.items()}
+            c = max(new, key=lambda c: (new[c], c))
+            if new[c] < MIN_NEW:
                 break
-            observed = wanted.where(among(wanted.ids, self._map.landmarks.observed[c].ids))
-            wanted = wanted.where(~among(wanted.ids, observed.ids))
-            found = found.joined(self._followed(frame, c, observed))
+            is_new = ~among(views[c].start.ids, searched.ids)
+            searched = searched.joined(views[c].start.where(is_new))
+            found = found.joined(self._followed(frame, c, views[c], is_new))
         return found
 
-    def _followed(self, frame: Frame, c: int, expected: Tracks) -> Tracks:
-        """Landmarks of keyframe c that are found in the frame near their expected pixels.
+    def _rotated_view(self, frame: Frame, c: int, expected: Tracks) -> RotatedView:
+        """The landmarks among `expected` that keyframe c observes, where they are in its image rotated to the frame's.
 
-        The keyframe's image is rotated into the frame's view first.
+        None of them where the camera has moved by so much since that the rotated image looks different.
         """
-        camera, pose = frame.camera, self._frame_tracker.current.world_from_cam
+        pose = self._frame_tracker.current.world_from_cam
         frame_from_keyframe = rotation_matrix(pose).T @ self._map.pose_of(c).rotation
-        gray = rotated(self._references.gray_of(c), frame.camera.matrix, frame_from_keyframe)
         observed = self._map.landmarks.observed[c]
-        order = np.argsort(observed.ids)
-        rows = order[np.searchsorted(observed.ids, expected.ids, sorter=order)]
-        start = rotate_pixels(observed.pixels[rows], camera, frame_from_keyframe)
-        inside = camera.contains(start.astype(np.float64))
-        return self._frame_tracker.follow_from(
-            gray, Tracks(expected.ids, start).where(inside), expected.pixels[inside], camera
-        )
+        _, in_c, rows = np.intersect1d(observed.ids, expected.ids, assume_unique=True, return_indices=True)
+        start = rotate_pixels(observed.pixels[in_c], frame.camera, frame_from_keyframe)
+        inside = frame.camera.contains(start.astype(np.float64))
+        start, end = start[inside], expected.pixels[rows[inside]]
+        parallax = np.linalg.norm(end - start, axis=1)
+        if len(start) == 0 or np.median(parallax) > self._config.keyframes.parallax_px:
+            return RotatedView(Tracks.none(), Tracks.none().pixels, frame_from_keyframe)
+        return RotatedView(Tracks(expected.ids[rows[inside]], start), end, frame_from_keyframe)
+
+    def _followed(self, frame: Frame, c: int, view: RotatedView, wanted: NDArray[np.bool_]) -> Tracks:
+        """The wanted (N,) landmarks of a view of keyframe c that are found in the frame."""
+        gray = rotated(self._references.gray_of(c), frame.camera.matrix, view.frame_from_keyframe_rotation)
+        return self._frame_tracker.follow_from(gray, view.start.where(wanted), view.expected[wanted], frame.camera)
 
     def _pose_with(self, frame: Frame, found: Tracks) -> TrackedPose | None:
         """The pose from the landmarks tracked and those found; None if too few of these agree with it."""
