@@ -29,7 +29,10 @@ from slam.tracking.tracking_state import TrackingStateMachine
 
 SEARCHED = 3  # maximum number of keyframe images from which landmarks are followed
 MIN_NEW = 15  # minimum number of landmarks that only this keyframe adds, to search for them in its image
-MIN_AGREEING = 0.6  # minimum fraction of the landmarks found that agree with the pose
+# Minimum fractions of the landmarks tracked before and of those found that agree with one pose. Of the latter fewer do:
+# some of them were lost because they are occluded.
+MIN_TRACKED_AGREEING = 0.6
+MIN_FOUND_AGREEING = 0.4
 # Fraction of the landmarks of the most covisible keyframe that a frame must see to need no keyframe.
 ENOUGH = 0.75
 
@@ -96,7 +99,9 @@ class LocalMap:
         """The landmarks of keyframes `near` that are found in the frame and not tracked yet."""
         ids = self._map.observed_landmarks(near)
         ids = ids[~among(ids, self._frame_tracker.tracks.ids)]
-        rows, pixels = expected_in(self._map.points_world(ids), self._frame_tracker.current.world_from_cam, frame.camera)
+        rows, pixels = expected_in(
+            self._map.points_world(ids), self._frame_tracker.current.world_from_cam, frame.camera
+        )
         expected = Tracks(ids[rows], pixels.astype(np.float32))
         views = {c: self._rotated_view(frame, c, expected) for c in near}
         found = searched = Tracks.none()
@@ -143,7 +148,7 @@ class LocalMap:
         )
         fit, _ = observed.pose_from(tracker.current.world_from_cam)
         n = len(tracker.inlier_tracks)
-        if fit.inliers[n:].mean() < MIN_AGREEING or fit.inliers[:n].mean() < MIN_AGREEING:
+        if fit.inliers[:n].mean() < MIN_TRACKED_AGREEING or fit.inliers[n:].mean() < MIN_FOUND_AGREEING:
             return None
         return TrackedPose(fit.world_from_cam, joined.where(fit.inliers))
 
