@@ -1,6 +1,6 @@
 """Tracking of the local map: landmarks of covisible keyframes are followed into a frame that is due as a keyframe.
 
-As in ORB-SLAM, a frame is related to all landmarks of the keyframes around it, not only to those that were followed from
+As in ORB-SLAM, a frame is related to all landmarks of the keyframes around it, not only to those followed from
 one keyframe. A frame that sees about as many landmarks as these keyframes do shows nothing new, and needs no keyframe.
 """
 
