@@ -22,7 +22,6 @@ from slam.relocalization.frame_relocalizer import FrameRelocalizer
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.initializer import Initializer
 from slam.tracking.local_map import LocalMap
-from slam.tracking.reference_keyframe import ReferenceKeyframes
 from slam.tracking.rotation_only import RotationOnlyTracker
 
 
@@ -37,7 +36,6 @@ class Modules:
     frame_tracker: FrameTracker
     initializer: Initializer
     rotation_only: RotationOnlyTracker
-    reference_keyframes: ReferenceKeyframes
     local_map: LocalMap
     mapper: Mapper
     odometry_edges: OdometryEdges
@@ -64,7 +62,6 @@ def build_modules(
     frame_tracker = FrameTracker(config, components.tracker, slam_map)
     relocalizer = FrameRelocalizer(config.relocalization, slam_map, predictor, retriever)
     detector, verifier = LoopDetector(loops, slam_map, retriever), LoopVerifier(loops, slam_map, predictor, publish)
-    references = ReferenceKeyframes(config, slam_map, images, frame_tracker)
     return Modules(
         map=slam_map,
         log=log,
@@ -73,8 +70,7 @@ def build_modules(
         frame_tracker=frame_tracker,
         initializer=Initializer(config, slam_map, frame_tracker, predictor),
         rotation_only=RotationOnlyTracker(config, slam_map, frame_tracker),
-        reference_keyframes=references,
-        local_map=LocalMap(config, slam_map, references, frame_tracker),
+        local_map=LocalMap(config, slam_map, images, frame_tracker),
         mapper=mapper,
         odometry_edges=OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px),
         loop_detector=detector,

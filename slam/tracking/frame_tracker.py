@@ -40,6 +40,7 @@ class FrameTracker:
         keyframe_policy: decides whether the newest frame becomes a keyframe.
         overlay_share: fraction of all followed points that are fixed in the image while the scene moves.
         is_resting: whether most of the image was at rest over the last RESTING_FRAMES frames.
+        local_view: an earlier frame with which frames are compared instead of the reference keyframe; None if none.
         outlier_tracks: the landmarks that were followed and disagree with the pose; not among `tracks` any more.
     """
 

@@ -19,11 +19,12 @@ from relocalizer.guided_matching import expected_in
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, TrackedPose
+from slam.map.keyframe_images import KeyframeImages
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.frame_pose import MANY_LANDMARKS, ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.reference_keyframe import COVISIBLE, ReferenceKeyframes
+from slam.tracking.reference_keyframe import ReferenceKeyframes
 from slam.tracking.tracked_map import ReferenceView
 from slam.tracking.tracking_state import TrackingStateMachine
 
@@ -55,48 +56,45 @@ class RotatedView:
 class LocalMap:
     """Follows landmarks of covisible keyframes into the newest frame, whose pose is known."""
 
-    def __init__(
-        self, config: SlamConfig, slam_map: SlamMap, references: ReferenceKeyframes, tracker: FrameTracker
-    ) -> None:
+    def __init__(self, config: SlamConfig, slam_map: SlamMap, images: KeyframeImages, tracker: FrameTracker) -> None:
         self._config = config
         self._map = slam_map
-        self._references = references
+        self._references = ReferenceKeyframes(config, slam_map, images, tracker)
         self._frame_tracker = tracker
 
     def follow(self, frame: Frame, state: TrackingStateMachine) -> bool:
-        """Add the landmarks of covisible keyframes that the frame shows to its tracks; whether it needs no keyframe.
+        """Whether a frame that is due as a keyframe shows nothing new, so that it need not become one.
 
-        If it needs none, it is what later frames are compared with.
+        Then an older keyframe of the same view is its reference keyframe, or later frames are compared with itself. The
+        landmarks that are found are tracked from now on in any case.
         """
-        tracker, segment = self._frame_tracker, self._map.graph.segment_of[state.keyframe_id]
-        near = [c for c in self._map.observers(tracker.inlier_tracks.ids, COVISIBLE) if c in self._references.images]
-        near = [c for c in near if self._map.graph.segment_of[c] == segment]
-        if not near:
-            return False
-        found = self._search(frame, near)
-        pose = self._pose_with(frame, found)
+        return self._references.follow(frame, state) or self._extend(frame, state)
+
+    def _extend(self, frame: Frame, state: TrackingStateMachine) -> bool:
+        """Track the landmarks of covisible keyframes as well; whether the frame sees about as many as these do."""
+        near = self._references.covisible(state.keyframe_id)
+        pose = self._pose_with(frame, self._search(frame, near))
         if pose is None:
             return False
-        tracks = self._with_found(found, pose.landmarks)
+        tracks = self._with_landmarks(pose.landmarks)
         usual = len(self._references.landmarks_of(near[0]))
-        enough = len(pose.landmarks) >= max(MANY_LANDMARKS, ENOUGH * usual)
-        view = None
-        if enough:
-            view = ReferenceView(
-                frame_index=frame.index,
-                camera=frame.camera,
-                world_from_keyframe=pose.world_from_cam,
-                landmarks=pose.landmarks,
-                without_depth=tracks.where(~self._map.is_triangulated(tracks.ids)),
-            )
-        tracker.reset_to(pose.world_from_cam, tracks)
-        tracker.local_view = view
-        if enough:
-            state.set_tracking(near[0])
-        return enough
+        self._frame_tracker.reset_to(pose.world_from_cam, tracks)
+        if len(pose.landmarks) < max(MANY_LANDMARKS, ENOUGH * usual):
+            return False
+        state.set_tracking(near[0])
+        self._frame_tracker.local_view = ReferenceView(
+            frame_index=frame.index,
+            camera=frame.camera,
+            world_from_keyframe=pose.world_from_cam,
+            landmarks=pose.landmarks,
+            without_depth=tracks.where(~self._map.is_triangulated(tracks.ids)),
+        )
+        return True
 
     def _search(self, frame: Frame, near: list[int]) -> Tracks:
         """The landmarks of keyframes `near` that are found in the frame and not tracked yet."""
+        if not near:
+            return Tracks.none()
         ids = self._map.observed_landmarks(near)
         ids = ids[~among(ids, self._frame_tracker.tracks.ids)]
         rows, pixels = expected_in(
@@ -140,9 +138,9 @@ class LocalMap:
     def _pose_with(self, frame: Frame, found: Tracks) -> TrackedPose | None:
         """The pose from the landmarks tracked and those found; None if too few of these agree with it."""
         tracker = self._frame_tracker
-        joined = tracker.inlier_tracks.joined(found)
         if len(found) == 0:
             return None
+        joined = tracker.inlier_tracks.joined(found)
         observed = ObservedPoints(
             self._map.points_world(joined.ids), joined.pixels, frame.camera, self._config.tracks.noise_px
         )
@@ -152,8 +150,8 @@ class LocalMap:
             return None
         return TrackedPose(fit.world_from_cam, joined.where(fit.inliers))
 
-    def _with_found(self, found: Tracks, seen: Tracks) -> Tracks:
-        """The tracks of the frame: its landmarks `seen`, and its points without a depth that are apart from these."""
+    def _with_landmarks(self, seen: Tracks) -> Tracks:
+        """The landmarks `seen`, and the tracks of the frame without a depth that are apart from these."""
         tracks, config = self._frame_tracker.tracks, self._config.tracks
         others = tracks.where(~self._map.is_triangulated(tracks.ids))
         if len(others) and len(seen):

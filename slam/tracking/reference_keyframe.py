@@ -59,7 +59,7 @@ class ReferenceKeyframes:
     def __init__(self, config: SlamConfig, slam_map: SlamMap, images: KeyframeImages, tracker: FrameTracker) -> None:
         self._config = config
         self._map = slam_map
-        self.images = images
+        self._images = images
         self._frame_tracker = tracker
         self._gray: OrderedDict[int, Image] = OrderedDict()
 
@@ -82,15 +82,14 @@ class ReferenceKeyframes:
 
     def _similar_views(self, frame: Frame, active: int) -> list[int]:
         """Keyframes from whose pose the frame looks nearly alike, by their landmarks in the image, most first."""
-        seen = self._frame_tracker.inlier_tracks.ids
-        segment = self._map.graph.segment_of[active]
-        scored = []
-        for c in self._map.observers(seen, COVISIBLE):
-            if c in self.images and self._map.graph.segment_of[c] == segment:
-                count = self._visible(frame, c)
-                if count:
-                    scored.append((-count, -c))
-        return [-c for _, c in sorted(scored)]
+        visible = {c: self._visible(frame, c) for c in self.covisible(active)}
+        return sorted((c for c in visible if visible[c]), key=lambda c: (-visible[c], -c))
+
+    def covisible(self, active: int) -> list[int]:
+        """Keyframes of the segment of keyframe `active` that observe the most landmarks of the frame, most first."""
+        segment_of = self._map.graph.segment_of
+        observers = self._map.observers(self._frame_tracker.inlier_tracks.ids, COVISIBLE)
+        return [c for c in observers if c in self._images and segment_of[c] == segment_of[active]]
 
     def _visible(self, frame: Frame, c: int) -> int:
         """Number of landmarks of keyframe c that project into the frame; 0 if the views differ too much."""
@@ -108,6 +107,7 @@ class ReferenceKeyframes:
         return len(rows) if parallax < MARGIN * config.parallax_px else 0
 
     def landmarks_of(self, c: int) -> Tracks:
+        """The landmarks that keyframe c observes."""
         tracks = self._map.landmarks.observed[c]
         return tracks.where(self._map.is_triangulated(tracks.ids))
 
@@ -159,7 +159,7 @@ class ReferenceKeyframes:
     def gray_of(self, c: int) -> Image:
         """The gray image of keyframe c."""
         if c not in self._gray:
-            image = decode_image(self.images.jpeg(c), f"keyframe {c}")
+            image = decode_image(self._images.jpeg(c), f"keyframe {c}")
             self._gray[c] = self._frame_tracker.gray(image)
             while len(self._gray) > CACHED_IMAGES:
                 self._gray.popitem(last=False)
