@@ -185,6 +185,17 @@ class FrameTracker:
         inside = camera.contains(pixels.astype(np.float64))  # False for NaN
         return Tracks(tracks.ids, pixels).where(found & inside)
 
+    def follow_rotated(
+        self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32], camera: Camera, rotation: FloatArray
+    ) -> Tracks:
+        """As `follow_from`, of an image taken in another orientation: `rotation` (3, 3) is newest_from_earlier."""
+        if not len(tracks) or gray.shape != self._gray.shape:
+            return Tracks.none()
+        homography = camera.matrix @ rotation @ np.linalg.inv(camera.matrix)
+        pixels, found = self._tracker.follow_rotated(gray, self._gray, tracks.pixels, predicted, homography)
+        inside = camera.contains(pixels.astype(np.float64))  # False for NaN
+        return Tracks(tracks.ids, pixels).where(found & inside)
+
     def reason_to_keep(self, frame: Frame, k: int) -> str:
         """Why the newest frame, with a known pose, should be inserted as a keyframe; empty if not.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -16,7 +15,6 @@ from scipy.spatial import cKDTree
 from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_matrix
 from relocalizer.guided_matching import expected_in
-from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.map.frames import Frame, TrackedPose
 from slam.map.keyframe_images import KeyframeImages
@@ -40,15 +38,15 @@ ENOUGH = 0.75
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RotatedView:
-    """Landmarks of a keyframe whose image is rotated into the view of a frame.
+    """Landmarks of a keyframe whose image, rotated into the view of a frame, shows them.
 
     Attributes:
-        start: the landmarks in the rotated image.
+        observed: the landmarks in the keyframe.
         expected: (N, 2) pixels at which the frame should show them.
         frame_from_keyframe_rotation: (3, 3)
     """
 
-    start: Tracks
+    observed: Tracks
     expected: Pixels
     frame_from_keyframe_rotation: FloatArray
 
@@ -104,12 +102,12 @@ class LocalMap:
         views = {c: self._rotated_view(frame, c, expected) for c in near}
         found = searched = Tracks.none()
         for _ in range(SEARCHED):
-            new = {c: int((~among(view.start.ids, searched.ids)).sum()) for c, view in views.items()}
+            new = {c: int((~among(view.observed.ids, searched.ids)).sum()) for c, view in views.items()}
             c = max(new, key=lambda c: (new[c], c))
             if new[c] < MIN_NEW:
                 break
-            is_new = ~among(views[c].start.ids, searched.ids)
-            searched = searched.joined(views[c].start.where(is_new))
+            is_new = ~among(views[c].observed.ids, searched.ids)
+            searched = searched.joined(views[c].observed.where(is_new))
             found = found.joined(self._followed(frame, c, views[c], is_new))
         return found
 
@@ -122,18 +120,26 @@ class LocalMap:
         frame_from_keyframe = rotation_matrix(pose).T @ self._map.pose_of(c).rotation
         observed = self._map.landmarks.observed[c]
         _, in_c, rows = np.intersect1d(observed.ids, expected.ids, assume_unique=True, return_indices=True)
-        start = rotate_pixels(observed.pixels[in_c], frame.camera, frame_from_keyframe)
-        inside = frame.camera.contains(start.astype(np.float64))
-        start, end = start[inside], expected.pixels[rows[inside]]
-        parallax = np.linalg.norm(end - start, axis=1)
-        if len(start) == 0 or np.median(parallax) > self._config.keyframes.parallax_px:
+        rotated = rotate_pixels(observed.pixels[in_c], frame.camera, frame_from_keyframe)
+        inside = frame.camera.contains(rotated.astype(np.float64))
+        landmarks, pixels = (
+            Tracks(observed.ids[in_c], observed.pixels[in_c]).where(inside),
+            expected.pixels[rows][inside],
+        )
+        parallax = np.linalg.norm(pixels - rotated[inside], axis=1)
+        if len(landmarks) == 0 or np.median(parallax) > self._config.keyframes.parallax_px:
             return RotatedView(Tracks.none(), Tracks.none().pixels, frame_from_keyframe)
-        return RotatedView(Tracks(expected.ids[rows[inside]], start), end, frame_from_keyframe)
+        return RotatedView(landmarks, pixels, frame_from_keyframe)
 
     def _followed(self, frame: Frame, c: int, view: RotatedView, wanted: NDArray[np.bool_]) -> Tracks:
         """The wanted (N,) landmarks of a view of keyframe c that are found in the frame."""
-        gray = rotated(self._references.gray_of(c), frame.camera.matrix, view.frame_from_keyframe_rotation)
-        return self._frame_tracker.follow_from(gray, view.start.where(wanted), view.expected[wanted], frame.camera)
+        return self._frame_tracker.follow_rotated(
+            self._references.gray_of(c),
+            view.observed.where(wanted),
+            view.expected[wanted],
+            frame.camera,
+            view.frame_from_keyframe_rotation,
+        )
 
     def _pose_with(self, frame: Frame, found: Tracks) -> TrackedPose | None:
         """The pose from the landmarks tracked and those found; None if too few of these agree with it."""
@@ -159,9 +165,3 @@ class LocalMap:
             others = others.where(distance > 0.5 * config.min_distance_px)
         room = max(0, config.max_tracks - len(seen))
         return seen.joined(Tracks(others.ids[:room], others.pixels[:room]))
-
-
-def rotated(gray: Image, camera_matrix: NDArray[np.float64], to_from_gray_rotation: NDArray[np.float64]) -> Image:
-    """The gray image (H, W) that a camera rotated on the spot would have taken; black where nothing was seen."""
-    homography = camera_matrix @ to_from_gray_rotation @ np.linalg.inv(camera_matrix)
-    return np.asarray(cv2.warpPerspective(gray, homography, gray.shape[::-1], flags=cv2.INTER_LINEAR))
