@@ -42,7 +42,7 @@ class FrameProcessor:
         self._frame_tracker = modules.frame_tracker
         self._initializer = modules.initializer
         self._rotation_only = modules.rotation_only
-        self._reference_keyframes = modules.reference_keyframes
+        self._local_map = modules.local_map
         self._relocalizer = modules.relocalizer
         self._deferred = modules.deferred
         self._watch = Stopwatch()
@@ -150,7 +150,7 @@ class FrameProcessor:
         self._record_frame(frame)
 
     def _reason_to_keep(self, frame: Frame) -> str:
-        """Why the frame should be inserted as a keyframe now; empty if not, or if another keyframe has the same view.
+        """Why the frame should be inserted as a keyframe now; empty if not, or if the map has this view already.
 
         Takes up a keyframe that is in the way.
         """
@@ -164,7 +164,7 @@ class FrameProcessor:
             reason = tracker.reason_to_keep(frame, self.state.keyframe_id)
         if reason:
             with self._watch("known view"):
-                return "" if self._reference_keyframes.follow(frame, self.state) else reason
+                return "" if self._local_map.follow(frame, self.state) else reason
         return reason
 
     def _record_frame(self, frame: Frame) -> None:

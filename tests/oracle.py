@@ -195,6 +195,16 @@ class OracleTracker:
         row = where[seen[nearest]]
         return places_after[row], (row >= 0) & (distance < 1e-3)
 
+    def follow_rotated(
+        self,
+        before: Image,
+        after: Image,
+        pixels: NDArray[np.float32],
+        guess: NDArray[np.float32],
+        after_from_before: NDArray[np.float64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        return self.follow(before, after, pixels, guess)
+
     def sharpness(self, gray: Image) -> float:
         return 1.0
 

@@ -21,7 +21,7 @@ from slam.relocalization.deferred import DeferredRelocalizer
 from slam.relocalization.frame_relocalizer import FrameRelocalizer
 from slam.tracking.frame_tracker import FrameTracker
 from slam.tracking.initializer import Initializer
-from slam.tracking.reference_keyframe import ReferenceKeyframes
+from slam.tracking.local_map import LocalMap
 from slam.tracking.rotation_only import RotationOnlyTracker
 
 
@@ -36,7 +36,7 @@ class Modules:
     frame_tracker: FrameTracker
     initializer: Initializer
     rotation_only: RotationOnlyTracker
-    reference_keyframes: ReferenceKeyframes
+    local_map: LocalMap
     mapper: Mapper
     odometry_edges: OdometryEdges
     loop_detector: LoopDetector
@@ -70,7 +70,7 @@ def build_modules(
         frame_tracker=frame_tracker,
         initializer=Initializer(config, slam_map, frame_tracker, predictor),
         rotation_only=RotationOnlyTracker(config, slam_map, frame_tracker),
-        reference_keyframes=ReferenceKeyframes(config, slam_map, images, frame_tracker),
+        local_map=LocalMap(config, slam_map, images, frame_tracker),
         mapper=mapper,
         odometry_edges=OdometryEdges(loops, mapper, predictor, publish, noise_px=config.tracks.noise_px),
         loop_detector=detector,

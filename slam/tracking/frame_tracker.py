@@ -26,7 +26,7 @@ from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
-from slam.tracking.tracked_map import TrackedMap
+from slam.tracking.tracked_map import ReferenceView, TrackedMap
 
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
 
@@ -40,6 +40,7 @@ class FrameTracker:
         keyframe_policy: decides whether the newest frame becomes a keyframe.
         overlay_share: fraction of all followed points that are fixed in the image while the scene moves.
         is_resting: whether most of the image was at rest over the last RESTING_FRAMES frames.
+        local_view: an earlier frame with which frames are compared instead of the reference keyframe; None if none.
         outlier_tracks: the landmarks that were followed and disagree with the pose; not among `tracks` any more.
     """
 
@@ -67,6 +68,7 @@ class FrameTracker:
         self.previous_tracks = Tracks.none()  # tracks of the previous image
         self.inlier_tracks = Tracks.none()  # subset of `tracks`: the landmarks that are inliers of the pose
         self.outlier_tracks = Tracks.none()
+        self.local_view: ReferenceView | None = None
 
     def track(self, frame: Frame) -> None:
         """Follow the tracks into the next image; its pose is estimated afterwards."""
@@ -183,12 +185,23 @@ class FrameTracker:
         inside = camera.contains(pixels.astype(np.float64))  # False for NaN
         return Tracks(tracks.ids, pixels).where(found & inside)
 
+    def follow_rotated(
+        self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32], camera: Camera, rotation: FloatArray
+    ) -> Tracks:
+        """As `follow_from`, of an image taken in another orientation: `rotation` (3, 3) is newest_from_earlier."""
+        if not len(tracks) or gray.shape != self._gray.shape:
+            return Tracks.none()
+        homography = camera.matrix @ rotation @ np.linalg.inv(camera.matrix)
+        pixels, found = self._tracker.follow_rotated(gray, self._gray, tracks.pixels, predicted, homography)
+        inside = camera.contains(pixels.astype(np.float64))  # False for NaN
+        return Tracks(tracks.ids, pixels).where(found & inside)
+
     def reason_to_keep(self, frame: Frame, k: int) -> str:
         """Why the newest frame, with a known pose, should be inserted as a keyframe; empty if not.
 
         It is compared with keyframe k, or with the frame that is being inserted as a keyframe.
         """
-        view = self._view.reference(k)
+        view = self.local_view or self._view.reference(k)
         if self._is_blurred is None:
             self._is_blurred = self.keyframe_policy.is_blurred(self._sharpness)
         turned = rotation_matrix(view.world_from_keyframe).T @ rotation_matrix(self.current.world_from_cam)
@@ -224,6 +237,7 @@ class FrameTracker:
         """Replace the pose and the tracks of the newest frame after a change of the map; the motion model stays."""
         self.pose = pose
         self.tracks = tracks
+        self.local_view = None
         self.inlier_tracks = tracks.where(self._view.is_triangulated(tracks.ids))
 
     def reset_motion(self) -> None:
@@ -231,12 +245,14 @@ class FrameTracker:
         self.pose = None
         self._motion = None
         self.tracks = Tracks.none()
+        self.local_view = None
 
     def detach(self, frame: Frame, world_from_keyframe: Similarity) -> None:
         """Track in a snapshot of the map from now on, because another thread inserts the newest frame as a keyframe.
 
         `world_from_keyframe` is the pose of the newest frame, with the scale that the keyframe will have.
         """
+        self.local_view = None
         self._view.detach(frame, self._gray, self.tracks, world_from_keyframe)
 
     def attach(self, k: int | None) -> None:

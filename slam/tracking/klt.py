@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from relocalizer.config import FeaturesConfig
 from relocalizer.features import LocalFeatures, detect_features
+from relocalizer.geometry import FloatArray
 from relocalizer.images import Image, to_gray
 from slam.config.schema import TracksConfig
 from slam.map.tracks import Pixels
@@ -41,6 +42,16 @@ class PointTracker(Protocol):
         """Pixels (N, 2) in `after` of the points at `pixels` (N, 2) in `before`, and a mask (N,) of those found.
 
         `guess` (N, 2) is the start of the search.
+        """
+        ...
+
+    def follow_rotated(
+        self, before: Image, after: Image, pixels: Pixels, guess: Pixels, after_from_before: FloatArray
+    ) -> tuple[Pixels, NDArray[np.bool_]]:
+        """As `follow`, of an image that was taken from nearly the same place as `after`, but in another orientation.
+
+        Args:
+            after_from_before: (3, 3) homography of the pixels of points at infinity.
         """
         ...
 
@@ -81,6 +92,15 @@ class KltTracker:
             found[far] = first[far]
         found[far], ok[far] = self._search(before, after, start[far], found[far], levels=levels, back_levels=levels)
         return found, ok if self._mask is None else ok & self._is_unmasked(found, self._mask)
+
+    def follow_rotated(
+        self, before: Image, after: Image, pixels: Pixels, guess: Pixels, after_from_before: FloatArray
+    ) -> tuple[Pixels, NDArray[np.bool_]]:
+        """As `PointTracker.follow_rotated`: the image before is rotated into the view of the other one first."""
+        height, width = before.shape
+        rotated = cv2.warpPerspective(before, after_from_before, (width, height), flags=cv2.INTER_LINEAR)
+        start = cv2.perspectiveTransform(pixels.reshape(-1, 1, 2), after_from_before).reshape(-1, 2)
+        return self.follow(np.asarray(rotated, np.uint8), after, np.asarray(start, np.float32), guess)
 
     def _search(
         self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int, back_levels: int

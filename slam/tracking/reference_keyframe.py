@@ -82,15 +82,14 @@ class ReferenceKeyframes:
 
     def _similar_views(self, frame: Frame, active: int) -> list[int]:
         """Keyframes from whose pose the frame looks nearly alike, by their landmarks in the image, most first."""
-        seen = self._frame_tracker.inlier_tracks.ids
-        segment = self._map.graph.segment_of[active]
-        scored = []
-        for c in self._map.observers(seen, COVISIBLE):
-            if c in self._images and self._map.graph.segment_of[c] == segment:
-                count = self._visible(frame, c)
-                if count:
-                    scored.append((-count, -c))
-        return [-c for _, c in sorted(scored)]
+        visible = {c: self._visible(frame, c) for c in self.covisible(active)}
+        return sorted((c for c in visible if visible[c]), key=lambda c: (-visible[c], -c))
+
+    def covisible(self, active: int) -> list[int]:
+        """Keyframes of the segment of keyframe `active` that observe the most landmarks of the frame, most first."""
+        segment_of = self._map.graph.segment_of
+        observers = self._map.observers(self._frame_tracker.inlier_tracks.ids, COVISIBLE)
+        return [c for c in observers if c in self._images and segment_of[c] == segment_of[active]]
 
     def _visible(self, frame: Frame, c: int) -> int:
         """Number of landmarks of keyframe c that project into the frame; 0 if the views differ too much."""
@@ -98,7 +97,7 @@ class ReferenceKeyframes:
         keyframe_from_frame = self._keyframe_from_frame(c)
         if np.degrees(rotation_angle(keyframe_from_frame)) > MARGIN * config.rotation_deg:
             return 0
-        tracks = self._landmarks_of(c)
+        tracks = self.landmarks_of(c)
         if among(tracks.ids, tracked.landmarks.ids).sum() < MIN_SHARED * len(tracks):
             return 0
         rows, pixels = expected_in(self._map.points_world(tracks.ids), tracked.world_from_cam, frame.camera)
@@ -107,7 +106,8 @@ class ReferenceKeyframes:
         parallax = median_parallax_px(tracks.pixels[rows], pixels.astype(np.float32), frame.camera, keyframe_from_frame)
         return len(rows) if parallax < MARGIN * config.parallax_px else 0
 
-    def _landmarks_of(self, c: int) -> Tracks:
+    def landmarks_of(self, c: int) -> Tracks:
+        """The landmarks that keyframe c observes."""
         tracks = self._map.landmarks.observed[c]
         return tracks.where(self._map.is_triangulated(tracks.ids))
 
@@ -118,7 +118,7 @@ class ReferenceKeyframes:
         """Follow the tracks of keyframe c from its image into the frame; None if too few of its landmarks are found."""
         tracker, config = self._frame_tracker, self._config
         tracks = self._map.landmarks.observed[c]
-        found = tracker.follow_from(self._gray_of(c), tracks, self._predicted(frame, c, tracks), frame.camera)
+        found = tracker.follow_from(self.gray_of(c), tracks, self._predicted(frame, c, tracks), frame.camera)
         landmarks = found.where(self._map.is_triangulated(found.ids))
         others = tracker.inlier_tracks.where(~among(tracker.inlier_tracks.ids, landmarks.ids))
         joined = landmarks.joined(others)
@@ -127,9 +127,9 @@ class ReferenceKeyframes:
         )
         fit, _ = observed.pose_from(tracker.current.world_from_cam)
         seen = joined.where(fit.inliers)
-        before, _ = common_pixels(self._landmarks_of(c), seen)
+        before, _ = common_pixels(self.landmarks_of(c), seen)
         limit = 1.0 - MARGIN * (1.0 - config.keyframes.min_survival)
-        if len(before) < max(limit * len(self._landmarks_of(c)), config.tracking.min_inliers):
+        if len(before) < max(limit * len(self.landmarks_of(c)), config.tracking.min_inliers):
             return None
         pose = TrackedPose(fit.world_from_cam, seen)
         kept = found.where(~self._map.is_triangulated(found.ids) | among(found.ids, seen.ids))
@@ -156,7 +156,7 @@ class ReferenceKeyframes:
         pixels[known[rows]] = projected
         return pixels
 
-    def _gray_of(self, c: int) -> Image:
+    def gray_of(self, c: int) -> Image:
         """The gray image of keyframe c."""
         if c not in self._gray:
             image = decode_image(self._images.jpeg(c), f"keyframe {c}")
