@@ -195,7 +195,7 @@ class OracleTracker:
         row = where[seen[nearest]]
         return places_after[row], (row >= 0) & (distance < 1e-3)
 
-    def follow_rotated(
+    def follow_warped(
         self,
         before: Image,
         after: Image,

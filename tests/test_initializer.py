@@ -199,7 +199,7 @@ def test_a_camera_that_turned_away_and_back_needs_no_more_motion_than_a_new_one(
     """A look around before the walk: the turn moved the tracks far, and says nothing about the parallax after it."""
     there = np.concatenate([np.linspace(0, 0.5, 25), np.linspace(0.5, 0, 25)])
     look = [look_along(CENTER, np.array([np.cos(a), np.sin(a), 0.0])) for a in there]
-    aside = [look_along(CENTER + [0, 0.02 * k, 0], np.array([1.0, 0, 0])) for k in range(1, 60)]
+    aside = [look_along(CENTER + np.array([0, 0.02 * k, 0]), np.array([1.0, 0, 0])) for k in range(1, 60)]
     walked = start(world_of(aside)).take_all()
     turned = start(world_of([*look, *aside])).take_all()
     assert isinstance(turned[-1], InitialPair)

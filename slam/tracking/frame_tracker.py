@@ -20,12 +20,13 @@ from slam.map.frame_log import LoggedFrame
 from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
-from slam.map.tracks import Tracks, among
+from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.frame_pose import FramePoseEstimator, UnknownDepths, points_without_depth
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
 from slam.tracking.overlay import Overlay
+from slam.tracking.track_alignment import TrackAlignment
 from slam.tracking.tracked_map import ReferenceView, TrackedMap
 
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
@@ -53,9 +54,8 @@ class FrameTracker:
         self._estimator = FramePoseEstimator(config.tracking, config.tracks.noise_px)
         self.keyframe_policy = KeyframePolicy(config.keyframes)
         self._gray: Image = np.zeros((0, 0), np.uint8)
-        self._observation: FrameObservation | None = (
-            None  # of the newest frame; made when its features are first needed
-        )
+        self._observation: FrameObservation | None = None  # of the newest frame; made when features are needed
+        self._alignment = TrackAlignment(tracker)
         self._overlay = Overlay(0.5 * config.tracks.window_px)
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
         self._meter = FrameMeter()
@@ -83,7 +83,7 @@ class FrameTracker:
             predicted = self._predicted_pixels(frame, tracks)
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, predicted)
             inside = frame.camera.contains(pixels.astype(np.float64))  # False for NaN
-            self.tracks = Tracks(tracks.ids, pixels).where(found & inside)
+            self.tracks = self._alignment.aligned(gray, Tracks(tracks.ids, pixels).where(found & inside))
             self._meter.followed(tracks.pixels, predicted, pixels, found & inside)
             self._overlay.follow(self._gray, gray)
             self.leave_out(self._overlay.look(self.tracks, previous_inliers, frame.camera))
@@ -177,22 +177,20 @@ class FrameTracker:
         """Pose (world_from_cam) of a frame from the landmarks among some tracks in it, starting at `start`."""
         return self._estimator.estimate(self._view, frame.camera, tracks, start)
 
-    def follow_from(self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32], camera: Camera) -> Tracks:
-        """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2)."""
-        if not len(tracks) or gray.shape != self._gray.shape:
-            return Tracks.none()
-        pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
-        inside = camera.contains(pixels.astype(np.float64))  # False for NaN
-        return Tracks(tracks.ids, pixels).where(found & inside)
-
-    def follow_rotated(
-        self, gray: Image, tracks: Tracks, predicted: NDArray[np.float32], camera: Camera, rotation: FloatArray
+    def follow_from(
+        self, gray: Image, tracks: Tracks, predicted: Pixels, camera: Camera, rotation: FloatArray | None = None
     ) -> Tracks:
-        """As `follow_from`, of an image taken in another orientation: `rotation` (3, 3) is newest_from_earlier."""
+        """The tracks of an earlier gray image that are found in the newest one, near their predicted pixels (N, 2).
+
+        The earlier image is turned by `rotation` (3, 3), newest_from_earlier, first.
+        """
         if not len(tracks) or gray.shape != self._gray.shape:
             return Tracks.none()
-        homography = camera.matrix @ rotation @ np.linalg.inv(camera.matrix)
-        pixels, found = self._tracker.follow_rotated(gray, self._gray, tracks.pixels, predicted, homography)
+        if rotation is None:
+            pixels, found = self._tracker.follow(gray, self._gray, tracks.pixels, predicted)
+        else:
+            homography = camera.matrix @ rotation @ np.linalg.inv(camera.matrix)
+            pixels, found = self._tracker.follow_warped(gray, self._gray, tracks.pixels, predicted, homography)
         inside = camera.contains(pixels.astype(np.float64))  # False for NaN
         return Tracks(tracks.ids, pixels).where(found & inside)
 

@@ -313,8 +313,8 @@ def _with_epipolar_matches(
 
 def _beyond_rotation_px(before: Pixels, now: Pixels, camera: Camera) -> float:
     """Median motion of points (N, 2) that the rotation that fits most of them does not explain, pixels."""
-    rays = [np.insert(camera.normalized(pixels), 2, 1.0, axis=1)[None] for pixels in (now, before)]
-    [before_from_now_rotation] = rotations_of(*rays, np.ones((1, len(now))))
+    pair = Matches(before.astype(np.float64), now.astype(np.float64), camera, camera)
+    [before_from_now_rotation] = rotations_of(pair.rays_j[None], pair.rays_i[None], np.ones((1, len(now))))
     return median_parallax_px(before, now, camera, before_from_now_rotation)
 
 

@@ -45,13 +45,13 @@ class PointTracker(Protocol):
         """
         ...
 
-    def follow_rotated(
+    def follow_warped(
         self, before: Image, after: Image, pixels: Pixels, guess: Pixels, after_from_before: FloatArray
     ) -> tuple[Pixels, NDArray[np.bool_]]:
-        """As `follow`, of an image that was taken from nearly the same place as `after`, but in another orientation.
+        """As `follow`, of an image whose view differs much, but after a homography little.
 
         Args:
-            after_from_before: (3, 3) homography of the pixels of points at infinity.
+            after_from_before: (3, 3) homography of pixels, such as that of a rotation of the camera.
         """
         ...
 
@@ -93,14 +93,14 @@ class KltTracker:
         found[far], ok[far] = self._search(before, after, start[far], found[far], levels=levels, back_levels=levels)
         return found, ok if self._mask is None else ok & self._is_unmasked(found, self._mask)
 
-    def follow_rotated(
+    def follow_warped(
         self, before: Image, after: Image, pixels: Pixels, guess: Pixels, after_from_before: FloatArray
     ) -> tuple[Pixels, NDArray[np.bool_]]:
-        """As `PointTracker.follow_rotated`: the image before is rotated into the view of the other one first."""
+        """As `PointTracker.follow_warped`: the image before is warped into the view of the other one first."""
         height, width = before.shape
-        rotated = cv2.warpPerspective(before, after_from_before, (width, height), flags=cv2.INTER_LINEAR)
+        warped = cv2.warpPerspective(before, after_from_before, (width, height), flags=cv2.INTER_LINEAR)
         start = cv2.perspectiveTransform(pixels.reshape(-1, 1, 2), after_from_before).reshape(-1, 2)
-        return self.follow(np.asarray(rotated, np.uint8), after, np.asarray(start, np.float32), guess)
+        return self.follow(np.asarray(warped, np.uint8), after, np.asarray(start, np.float32), guess)
 
     def _search(
         self, before: Image, after: Image, start: Pixels, guess: Pixels, *, levels: int, back_levels: int

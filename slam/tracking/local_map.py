@@ -133,7 +133,7 @@ class LocalMap:
 
     def _followed(self, frame: Frame, c: int, view: RotatedView, wanted: NDArray[np.bool_]) -> Tracks:
         """The wanted (N,) landmarks of a view of keyframe c that are found in the frame."""
-        return self._frame_tracker.follow_rotated(
+        return self._frame_tracker.follow_from(
             self._references.gray_of(c),
             view.observed.where(wanted),
             view.expected[wanted],
