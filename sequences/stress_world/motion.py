@@ -81,10 +81,36 @@ def loop_with_turn(rng: np.random.Generator) -> Path:
     poses = handheld(LOOP, _frames(SECONDS), rng)
     stop = len(poses) // 3
     share = np.linspace(0, 1, _frames(5.0))[1:]
-    angle = 2 * np.pi * share**2 * (3 - 2 * share)
-    turning = np.repeat(poses[stop][None], len(angle), axis=0)
-    turning[:, :3, :3] = Rotation.from_rotvec(angle[:, None] * [0, 0, 1]).as_matrix() @ turning[:, :3, :3]
+    turning = _turned(poses[stop], 2 * np.pi * share**2 * (3 - 2 * share))
     return Path(np.concatenate([poses[: stop + 1], turning, poses[stop + 1 :]]))
+
+
+def loop_after_look(rng: np.random.Generator) -> Path:
+    """A look of 100 degrees to the side and back within three seconds, without a step, and then the loop."""
+    poses = handheld(LOOP, _frames(SECONDS), rng)
+    angle = np.radians(100) * np.sin(np.pi * np.linspace(0, 1, _frames(3.0))) ** 2
+    return Path(np.concatenate([_turned(poses[0], angle), poses[1:]]))
+
+
+def walk_after_turn(rng: np.random.Generator) -> Path:
+    """A full turn in place within five seconds, and then a walk across the room."""
+    points = [(2.0 + 0.35 * k, 1.6 + 0.2 * k, 1.5, 38 + 1.5 * k, -9.0) for k in range(7)]
+    poses = handheld(points, _frames(6.0), rng)
+    share = np.linspace(0, 1, _frames(5.0))
+    return Path(np.concatenate([_turned(poses[0], 2 * np.pi * share**2 * (3 - 2 * share)), poses[1:]]))
+
+
+def backward(rng: np.random.Generator) -> Path:
+    """Backwards away from a wall, which fills the image at first."""
+    points = [(4.6 - 0.28 * k, 2.5 + 0.1 * np.sin(0.7 * k), 1.5, 10 * np.sin(0.6 * k), -8.0) for k in range(13)]
+    return Path(handheld(points, _frames(SECONDS), rng))
+
+
+def _turned(pose: Floats, angle: Floats) -> Floats:
+    """Poses (N, 4, 4) of a camera that turns about the vertical through its center, radians (N,)."""
+    poses = np.repeat(pose[None], len(angle), axis=0)
+    poses[:, :3, :3] = Rotation.from_rotvec(angle[:, None] * [0, 0, 1]).as_matrix() @ poses[:, :3, :3]
+    return poses
 
 
 def from_the_wall(rng: np.random.Generator) -> Path:
