@@ -80,6 +80,7 @@ class FrameTracker:
         previous_inliers, self.inlier_tracks, self.outlier_tracks = self.inlier_tracks, Tracks.none(), Tracks.none()
         self.tracks = Tracks.none()
         if len(tracks) and self._gray.shape == gray.shape:
+            self._alignment.start(self._gray, tracks)
             predicted = self._predicted_pixels(frame, tracks)
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, predicted)
             inside = frame.camera.contains(pixels.astype(np.float64))  # False for NaN

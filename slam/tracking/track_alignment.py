@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
-from slam.map.tracks import Pixels, Tracks
+from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.klt import PointTracker
 
-EVERY = 10  # interval of alignments, frames
+EVERY = 12  # interval of alignments, frames
 ANCHORS = 5  # maximum number of earlier images that tracks are anchored in
 FEWEST = 20  # minimum number of tracks of an anchor that are aligned, as a homography is fitted to them
 HOMOGRAPHY_PX = 4.0  # maximum distance of the inliers of that homography
@@ -42,10 +42,19 @@ class TrackAlignment:
     def __init__(self, tracker: PointTracker) -> None:
         self._tracker = tracker
         self._anchors: deque[Anchor] = deque(maxlen=ANCHORS)
-        self._frames = 0  # since the last alignment
+        self._known = np.zeros(0, np.int64)  # ids of the tracks of the last image
+        self._frames = 0  # since the last keyframe or alignment
+
+    def start(self, gray: Image, tracks: Tracks) -> None:
+        """Anchor the tracks that begin in an image, if it is a keyframe's; to be called for each image."""
+        started = tracks.where(~among(tracks.ids, self._known))
+        self._known = tracks.ids
+        if len(started) >= FEWEST:
+            self._anchors.append(Anchor(gray, started))
+            self._frames = 0
 
     def aligned(self, gray: Image, tracks: Tracks) -> Tracks:
-        """The tracks of the next image, every `EVERY` images without their drift; those without an anchor get one."""
+        """The tracks of the next image, without their drift `EVERY` images after the last keyframe or alignment."""
         self._frames += 1
         if self._frames < EVERY:
             return tracks
