@@ -22,7 +22,7 @@ from slam.map.slam_map import SlamMap
 from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.frame_pose import MANY_LANDMARKS, ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.reference_keyframe import ReferenceKeyframes
+from slam.tracking.reference_keyframe import MARGIN, ReferenceKeyframes
 from slam.tracking.tracked_map import ReferenceView
 from slam.tracking.tracking_state import TrackingStateMachine
 
@@ -114,7 +114,8 @@ class LocalMap:
     def _rotated_view(self, frame: Frame, c: int, expected: Tracks) -> RotatedView:
         """The landmarks among `expected` that keyframe c observes, where they are in its image rotated to the frame's.
 
-        None of them where the camera has moved by so much since that the rotated image looks different.
+        None of them where the camera has moved by so much since that the rotated image looks different, or that a keyframe
+        is due for its parallax.
         """
         pose = self._frame_tracker.current.world_from_cam
         frame_from_keyframe = rotation_matrix(pose).T @ self._map.pose_of(c).rotation
@@ -127,7 +128,7 @@ class LocalMap:
             expected.pixels[rows][inside],
         )
         parallax = np.linalg.norm(pixels - rotated[inside], axis=1)
-        if len(landmarks) == 0 or np.median(parallax) > self._config.keyframes.parallax_px:
+        if len(landmarks) == 0 or np.median(parallax) > MARGIN * self._config.keyframes.parallax_px:
             return RotatedView(Tracks.none(), Tracks.none().pixels, frame_from_keyframe)
         return RotatedView(landmarks, pixels, frame_from_keyframe)
 
