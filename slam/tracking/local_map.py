@@ -114,8 +114,8 @@ class LocalMap:
     def _rotated_view(self, frame: Frame, c: int, expected: Tracks) -> RotatedView:
         """The landmarks among `expected` that keyframe c observes, where they are in its image rotated to the frame's.
 
-        None of them where the camera has moved by so much since that the rotated image looks different, or that a keyframe
-        is due for its parallax.
+        None of them where the camera has moved by so much since that the rotated image looks different, or that its
+        parallax is nearly that of a new keyframe.
         """
         pose = self._frame_tracker.current.world_from_cam
         frame_from_keyframe = rotation_matrix(pose).T @ self._map.pose_of(c).rotation
@@ -123,10 +123,8 @@ class LocalMap:
         _, in_c, rows = np.intersect1d(observed.ids, expected.ids, assume_unique=True, return_indices=True)
         rotated = rotate_pixels(observed.pixels[in_c], frame.camera, frame_from_keyframe)
         inside = frame.camera.contains(rotated.astype(np.float64))
-        landmarks, pixels = (
-            Tracks(observed.ids[in_c], observed.pixels[in_c]).where(inside),
-            expected.pixels[rows][inside],
-        )
+        landmarks = Tracks(observed.ids[in_c], observed.pixels[in_c]).where(inside)
+        pixels = expected.pixels[rows][inside]
         parallax = np.linalg.norm(pixels - rotated[inside], axis=1)
         if len(landmarks) == 0 or np.median(parallax) > MARGIN * self._config.keyframes.parallax_px:
             return RotatedView(Tracks.none(), Tracks.none().pixels, frame_from_keyframe)
