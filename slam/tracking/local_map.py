@@ -63,22 +63,22 @@ class LocalMap:
     def follow(self, frame: Frame, state: TrackingStateMachine) -> bool:
         """Whether a frame that is due as a keyframe shows nothing new, so that it need not become one.
 
-        Then an older keyframe of the same view is its reference keyframe, or later frames are compared with itself. The
-        landmarks that are found are tracked from now on in any case.
+        Then an older keyframe of the same view is its reference keyframe, or it tracks the landmarks of the keyframes
+        around it from now on, and later frames are compared with it. Otherwise nothing changes.
         """
         return self._references.follow(frame, state) or self._extend(frame, state)
 
     def _extend(self, frame: Frame, state: TrackingStateMachine) -> bool:
-        """Track the landmarks of covisible keyframes as well; whether the frame sees about as many as these do."""
+        """Track the landmarks of covisible keyframes as well, if the frame sees about as many as these do."""
         near = self._references.covisible(state.keyframe_id)
         pose = self._pose_with(frame, self._search(frame, near))
         if pose is None:
             return False
-        tracks = self._with_landmarks(pose.landmarks)
         usual = len(self._references.landmarks_of(near[0]))
-        self._frame_tracker.reset_to(pose.world_from_cam, tracks)
         if len(pose.landmarks) < max(MANY_LANDMARKS, ENOUGH * usual):
             return False
+        tracks = self._with_landmarks(pose.landmarks)
+        self._frame_tracker.reset_to(pose.world_from_cam, tracks)
         state.set_tracking(near[0])
         self._frame_tracker.local_view = ReferenceView(
             frame_index=frame.index,
