@@ -22,7 +22,7 @@ from slam.map.slam_map import SlamMap
 from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.frame_pose import MANY_LANDMARKS, ObservedPoints
 from slam.tracking.frame_tracker import FrameTracker
-from slam.tracking.reference_keyframe import ReferenceKeyframes
+from slam.tracking.reference_keyframe import MARGIN, ReferenceKeyframes
 from slam.tracking.tracked_map import ReferenceView
 from slam.tracking.tracking_state import TrackingStateMachine
 
@@ -63,22 +63,22 @@ class LocalMap:
     def follow(self, frame: Frame, state: TrackingStateMachine) -> bool:
         """Whether a frame that is due as a keyframe shows nothing new, so that it need not become one.
 
-        Then an older keyframe of the same view is its reference keyframe, or later frames are compared with itself. The
-        landmarks that are found are tracked from now on in any case.
+        Then an older keyframe of the same view is its reference keyframe, or it tracks the landmarks of the keyframes
+        around it from now on, and later frames are compared with it. Otherwise nothing changes.
         """
         return self._references.follow(frame, state) or self._extend(frame, state)
 
     def _extend(self, frame: Frame, state: TrackingStateMachine) -> bool:
-        """Track the landmarks of covisible keyframes as well; whether the frame sees about as many as these do."""
+        """Track the landmarks of covisible keyframes as well, if the frame sees about as many as these do."""
         near = self._references.covisible(state.keyframe_id)
         pose = self._pose_with(frame, self._search(frame, near))
         if pose is None:
             return False
-        tracks = self._with_landmarks(pose.landmarks)
         usual = len(self._references.landmarks_of(near[0]))
-        self._frame_tracker.reset_to(pose.world_from_cam, tracks)
         if len(pose.landmarks) < max(MANY_LANDMARKS, ENOUGH * usual):
             return False
+        tracks = self._with_landmarks(pose.landmarks)
+        self._frame_tracker.reset_to(pose.world_from_cam, tracks)
         state.set_tracking(near[0])
         self._frame_tracker.local_view = ReferenceView(
             frame_index=frame.index,
@@ -114,7 +114,8 @@ class LocalMap:
     def _rotated_view(self, frame: Frame, c: int, expected: Tracks) -> RotatedView:
         """The landmarks among `expected` that keyframe c observes, where they are in its image rotated to the frame's.
 
-        None of them where the camera has moved by so much since that the rotated image looks different.
+        None of them where the camera has moved by so much since that the rotated image looks different, or that its
+        parallax is nearly that of a new keyframe.
         """
         pose = self._frame_tracker.current.world_from_cam
         frame_from_keyframe = rotation_matrix(pose).T @ self._map.pose_of(c).rotation
@@ -122,12 +123,10 @@ class LocalMap:
         _, in_c, rows = np.intersect1d(observed.ids, expected.ids, assume_unique=True, return_indices=True)
         rotated = rotate_pixels(observed.pixels[in_c], frame.camera, frame_from_keyframe)
         inside = frame.camera.contains(rotated.astype(np.float64))
-        landmarks, pixels = (
-            Tracks(observed.ids[in_c], observed.pixels[in_c]).where(inside),
-            expected.pixels[rows][inside],
-        )
+        landmarks = Tracks(observed.ids[in_c], observed.pixels[in_c]).where(inside)
+        pixels = expected.pixels[rows][inside]
         parallax = np.linalg.norm(pixels - rotated[inside], axis=1)
-        if len(landmarks) == 0 or np.median(parallax) > self._config.keyframes.parallax_px:
+        if len(landmarks) == 0 or np.median(parallax) > MARGIN * self._config.keyframes.parallax_px:
             return RotatedView(Tracks.none(), Tracks.none().pixels, frame_from_keyframe)
         return RotatedView(landmarks, pixels, frame_from_keyframe)
 
