@@ -64,4 +64,6 @@ def test_its_poses_agree_with_the_truth(looked_around):
     found = evaluate(result.trajectory, truth)
     assert len(result.trajectory) == FRAMES
     assert found.ate_sim3.rmse < 0.01
-    assert found.orientation_deg.rmse < 0.6
+    # One common rotation left out: by the positions of a camera that hardly leaves its place it is determined badly.
+    assert found.orientation_check is not None
+    assert found.orientation_check.residual_rmse_deg < 0.3
