@@ -1,8 +1,8 @@
 """Alignment of tracks with the images in which they were anchored, which removes their drift.
 
 A point that is followed from each image to the next adds the error of every step: half a pixel after some fifty
-images, and then no bundle adjustment removes it. So every few images the points are searched near their pixels in an
-earlier image as well, which is warped into the newest one first (as Shi and Tomasi's affine consistency check compares
+images, and then no bundle adjustment removes it. So where no keyframe is inserted, the points are searched every few
+images near their pixels in an earlier image as well, which is warped into the newest one first (as Shi and Tomasi's affine consistency check compares
 with the first image, "Good features to track", CVPR 1994; and as the feature alignment of Forster et al., "SVO", ICRA
 2014).
 """
@@ -21,7 +21,7 @@ from relocalizer.images import Image
 from slam.map.tracks import Pixels, Tracks, among
 from slam.tracking.klt import PointTracker
 
-EVERY = 12  # interval of alignments, frames
+EVERY = 12  # interval between a keyframe or an alignment and the next alignment, frames
 ANCHORS = 5  # maximum number of earlier images that tracks are anchored in
 FEWEST = 20  # minimum number of tracks of an anchor that are aligned, as a homography is fitted to them
 HOMOGRAPHY_PX = 4.0  # maximum distance of the inliers of that homography
