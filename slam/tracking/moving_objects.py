@@ -43,7 +43,7 @@ JOINS, STAYS = 4, 2
 REMAINS_SIGMAS, REMAINS_PX = 4.0, 0.8
 SPACING_PX, MERGED_PX = 9.0, 4.0  # distance of new points from others, and distance below which two become one
 MAX_CORNERS, CORNER_QUALITY = 1000, 0.01  # maximum number of corners looked at, and their quality relative to the best
-FEW_STATIC = int(__import__("os").environ.get("FEW", 80))  # number of static landmarks below which all moving points are dropped if they are more: a wrong map
+FEW_STATIC = 40  # number of static landmarks below which moving points are dropped if they are more: the map is wrong
 SEEN = 10  # number of moving points from which a frame counts as one among moving objects
 
 
