@@ -16,9 +16,8 @@ from relocalizer.interfaces import CalibratedImage, Encoded, PairEstimate, PoseP
 from slam.map.tracks import Tracks
 from slam.predictor_checks import describe
 
-
-# Noise of the tracks where moving objects are looked for, at most, as a fraction of the assumed noise. Between keyframes
-# with moving objects the map is refined at this noise, for what moves slowly must not pass for noise.
+# Maximum noise of the tracks where moving objects are looked for, as a fraction of the assumed noise. Between keyframes
+# with moving objects the map is refined at this noise, because what moves slowly must not pass for noise.
 STEADY_NOISE_RATIO = 0.375
 
 

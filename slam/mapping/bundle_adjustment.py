@@ -29,9 +29,9 @@ from slam.mapping.landmark_fusion import LandmarkFusion
 
 OUTLIER_CHI = 3.0  # maximum reprojection error of an inlier after bundle adjustment, standard deviations
 MIN_OBSERVERS = 2  # minimum number of keyframes that observe a landmark
-# Among moving objects: fraction of the keyframes that must have some in view, minimum number of keyframes of a window that
-# is adjusted, and the number of keyframes that observe a landmark that counts, if at least ENOUGH_SURE do. What two
-# keyframes show of a moving object fits a static scene.
+# Among moving objects: fraction of the keyframes that must have some in view, minimum number of keyframes of a window
+# that is adjusted, and the number of keyframes that observe a landmark that counts, if at least ENOUGH_SURE do. What
+# two keyframes show of a moving object fits a static scene.
 AMONG_MOVING, LEAST_AMONG_MOVING, SURE_OBSERVERS, ENOUGH_SURE = 0.25, 5, 3, 100
 # Maximum number of landmarks per keyframe when intrinsics are refined. They determine the intrinsics as well as all
 # landmarks do, with which a shared camera is slow to solve.
@@ -241,9 +241,7 @@ class BundleAdjustment:
     def _refuse(self, frame_index: int, reason: str) -> None:
         self._publish(EstimateRefused(frame_index=frame_index, reason=reason))
 
-    def _drop_outliers(
-        self, ids: NDArray[np.int64], bundle: Bundle, error_px: FloatArray, noise_px: float
-    ) -> None:
+    def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, error_px: FloatArray, noise_px: float) -> None:
         """Remove observations with a large reprojection error, and landmarks with fewer than two observations left."""
         outlier = error_px > OUTLIER_CHI * noise_px
         for k in np.unique(bundle.keyframe_of[outlier]):

@@ -25,12 +25,10 @@ from slam.tracking.frame_pose import FramePoseEstimator, UnknownDepths, points_w
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
-from slam.tracking.moving_objects import MIN_LANDMARKS, MovingObjects
+from slam.tracking.moving_objects import MovingObjects
 from slam.tracking.overlay import Overlay
-from slam.tracking.static_fit import EpipolarLines, Landmarks, StaticFit
 from slam.tracking.tracked_map import TrackedMap
 
-DEPTH_SIGMA_RATIO = 1.5  # ratio of the noise that the depths of new landmarks have to that of a track
 RESTING_FRAMES = 10  # length of the window in which the tracks of a camera at rest do not move, frames
 
 
@@ -59,7 +57,7 @@ class FrameTracker:
             None  # of the newest frame; made when its features are first needed
         )
         self._overlay = Overlay(0.5 * config.tracks.window_px)
-        self.moving_objects = MovingObjects()
+        self.moving_objects = MovingObjects(config.tracks.noise_px)
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
         self._meter = FrameMeter()
         self._sharpness = 0.0
@@ -127,11 +125,11 @@ class FrameTracker:
     def extraction(self, frame: Frame) -> Callable[[], FrameObservation]:
         """`extract` for the newest frame, to be called in another thread while this tracker continues."""
         gray, tracks, cleared = self._gray, self.tracks, self._overlay.clearing()
-        moving, among_moving = self.moving_objects.clearing(gray), self.moving_objects.are_seen
+        moving, among = self.moving_objects.clearing(gray), self.moving_objects.are_seen
 
         def observe() -> FrameObservation:
             features = moving(cleared(_features_of(gray, frame.camera, self._tracker)))
-            return FrameObservation(frame, features, tracks, among_moving=among_moving)
+            return FrameObservation(frame, features, tracks, among_moving=among)
 
         return observe
 
@@ -181,20 +179,8 @@ class FrameTracker:
         def others() -> UnknownDepths | None:
             return points_without_depth(self._view, self._view.reference(k), self.tracks)
 
-        self._leave_out_moving(frame, k, start)
+        self.leave_out(self.moving_objects.find_in(self._view, k, self.tracks, frame.camera, start))
         return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
-
-    def _leave_out_moving(self, frame: Frame, k: int, start: RigidTransform) -> None:
-        """Drop the tracks on moving objects, and remove their landmarks."""
-        known = self._view.is_triangulated(self.tracks.ids)
-        landmarks, waiting = self.tracks.where(known), self.tracks.where(~known)
-        if len(landmarks) < MIN_LANDMARKS:
-            return
-        points, sigma = self._view.points_world(landmarks.ids), self._view.depth_sigma_world(landmarks.ids)
-        seen = Landmarks(landmarks, points, sigma / DEPTH_SIGMA_RATIO)
-        fit = StaticFit.of(seen, frame.camera, start, self._config.tracks.noise_px)
-        lines = EpipolarLines(self._view.reference(k), frame.camera, fit.world_from_cam)
-        self.leave_out(self.moving_objects.find(fit, lines, waiting))
 
     def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:
         """Pose (world_from_cam) of a frame from the landmarks among some tracks in it, starting at `start`."""

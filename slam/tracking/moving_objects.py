@@ -1,10 +1,10 @@
 """Moving objects: groups of tracks that do not fit a static scene. They are followed, but not mapped.
 
-The pose of a frame is fitted to old landmarks that are spread evenly over the image, at the noise that they have. Around
-a point of the static scene the residuals of its neighbors cancel out, because the errors of depths and tracks are
-independent; those on a moving object have one direction. Points on moving objects are followed from image to image,
-and what is surrounded by them belongs to them too, so that no new landmarks begin on the object. They are dropped
-where they fit the static scene from one keyframe to the next.
+The pose of a frame is fitted to old landmarks that are spread evenly over the image, at the noise that they have.
+Around a point of the static scene the residuals of its neighbors cancel out, because the errors of depths and tracks
+are independent; those on a moving object have one direction. Points on moving objects are followed from image to image,
+and what is surrounded by them belongs to them too, so that no new landmarks begin on the object. They are dropped where
+they fit the static scene from one keyframe to the next.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import RigidTransform
 
 from relocalizer.camera import Camera
 from relocalizer.features import LocalFeatures
@@ -24,22 +25,25 @@ from relocalizer.geometry import FloatArray
 from relocalizer.images import Image
 from slam.map.frames import STEADY_NOISE_RATIO
 from slam.map.tracks import Pixels, Tracks, among
-from slam.tracking.static_fit import EpipolarLines, StaticFit
+from slam.tracking.static_fit import EpipolarLines, Landmarks, StaticFit
+from slam.tracking.tracked_map import TrackedMap
 
-GROUP, GROUP_RADIUS_PX = 13, 60.0  # number of neighboring points whose residuals are compared, and their maximum distance
+# Number of neighboring points whose residuals are compared, and their maximum distance.
+GROUP, GROUP_RADIUS_PX = 13, 60.0
 # Minimum median residual of a group that moves: as a multiple of the noise, and in pixels.
 MOVING_SIGMAS, MOVING_PX = 1.5, 0.3
-# Moving objects are looked for from when, over RECENT frames, this fraction of the points is in groups with a residual of
-# CLEAR_SIGMAS and the noise is at most STEADY_NOISE_RATIO of the assumed one: with a rolling shutter or an unknown lens,
-# groups of a static scene have common residuals too.
+# Moving objects are looked for from when, over RECENT frames, this fraction of the points is in groups with a residual
+# of CLEAR_SIGMAS and the noise is at most STEADY_NOISE_RATIO of the assumed one: with a rolling shutter or an unknown
+# lens, groups of a static scene have common residuals too.
 RECENT, CLEAR_SIGMAS, CLEAR_SHARE = 8, 2.5, 0.1
 FRAMES = 2  # number of successive frames in which a point is in such a group before it is taken for moving
 MAX_SHARE = 0.5  # fraction of moving points above which the pose, not the points, is taken for wrong
+DEPTH_SIGMA_RATIO = 1.5  # ratio of the noise that the depths of new landmarks have to that of a track
 MIN_LANDMARKS = 50  # minimum number of landmarks for a test
-# A point is part of a moving object when this many of its nearest labeled neighbors are, and a followed point stays one.
+# A point is part of a moving object when this many of its nearest labeled neighbors are, and stays one with fewer.
 NEIGHBORS, NEIGHBOR_RADIUS_PX = 5, 40.0
 JOINS, STAYS = 4, 2
-# Minimum residual, from one keyframe to the next, of a moving point that remains one: multiple of the noise, and pixels.
+# Minimum residual, from one keyframe to the next, of a point that keeps moving: as a multiple of the noise, and in px.
 REMAINS_SIGMAS, REMAINS_PX = 4.0, 0.8
 SPACING_PX, MERGED_PX = 9.0, 4.0  # distance of new points from others, and distance below which two become one
 MAX_CORNERS, CORNER_QUALITY = 1000, 0.01  # maximum number of corners looked at, and their quality relative to the best
@@ -106,7 +110,9 @@ class LabeledPoints:
 class MovingObjects:
     """Finds and follows the points of moving objects."""
 
-    def __init__(self) -> None:
+    def __init__(self, noise_px: float) -> None:
+        """`noise_px`: assumed standard deviation of a track, pixels."""
+        self._noise_px = noise_px
         self._points = MovingPoints.at(np.zeros((0, 2), np.float32))
         self._counts: dict[int, int] = {}  # by track, the number of successive frames in which its group moved
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # share in moving groups, and noise ratio
@@ -136,6 +142,22 @@ class MovingObjects:
             self._points.now = pixels
             self._points = self._points.where(found)
         self._labels = None
+
+    def find_in(
+        self, view: TrackedMap, k: int, tracks: Tracks, camera: Camera, start: RigidTransform
+    ) -> NDArray[np.int64]:
+        """`find` among the tracks of the newest frame, whose world_from_cam is near `start`.
+
+        Args:
+            k: reference keyframe.
+        """
+        known = view.is_triangulated(tracks.ids)
+        landmarks = tracks.where(known)
+        if len(landmarks) < MIN_LANDMARKS:
+            return np.zeros(0, np.int64)
+        points, sigma = view.points_world(landmarks.ids), view.depth_sigma_world(landmarks.ids)
+        fit = StaticFit.of(Landmarks(landmarks, points, sigma / DEPTH_SIGMA_RATIO), camera, start, self._noise_px)
+        return self.find(fit, EpipolarLines(view.reference(k), camera, fit.world_from_cam), tracks.where(~known))
 
     def find(self, fit: StaticFit, lines: EpipolarLines, waiting: Tracks) -> NDArray[np.int64]:
         """Ids of tracks found to be on moving objects, which are followed here from now on.

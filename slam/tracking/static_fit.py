@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import optimize_pose, whitened_errors
@@ -73,13 +74,13 @@ class StaticFit:
         return StaticFit(pose, seen.tracks, errors, noise, noise_px)
 
 
-def _oldest_per_cell(tracks: Tracks) -> FloatArray:
+def _oldest_per_cell(tracks: Tracks) -> NDArray[np.intp]:
     """Rows of the tracks with the smallest ids of each cell of the image."""
     column, row = (tracks.pixels // CELL_PX).astype(int).T
     cell = row * (int(column.max(initial=0)) + 1) + column
     order = np.lexsort((tracks.ids, cell))
     first = np.searchsorted(cell[order], cell[order])
-    return order[np.arange(len(order)) - first < PER_CELL]
+    return np.asarray(order[np.arange(len(order)) - first < PER_CELL])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
