@@ -226,6 +226,7 @@ class EventPublisher:
                 depth=np.nan if pose is None or not len(inliers) else float(np.median(depths_in(landmarks, pose))),
                 stage_ms=dict(stage_ms),
                 overlay_share=tracker.overlay_share,
+                moving_share=tracker.moving_objects.share_of(len(tracker.tracks)),
                 camera_rests=tracker.is_resting,
                 measurement=measurement,
                 keyframe_criteria=tracker.keyframe_criteria,

@@ -25,7 +25,7 @@ from slam.tracking.frame_pose import FramePoseEstimator, UnknownDepths, points_w
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
-from slam.tracking.moving_objects import MovingObjects
+from slam.tracking.moving_objects import MovingObjects, without_still
 from slam.tracking.overlay import Overlay
 from slam.tracking.tracked_map import TrackedMap
 
@@ -179,7 +179,8 @@ class FrameTracker:
         def others() -> UnknownDepths | None:
             return points_without_depth(self._view, self._view.reference(k), self.tracks)
 
-        self.leave_out(self.moving_objects.find_in(self._view, k, self.tracks, frame.camera, start))
+        tracks = without_still(self.tracks, self.previous_tracks)
+        self.leave_out(self.moving_objects.find_in(self._view, k, tracks, frame.camera, start))
         return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
 
     def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:

@@ -48,6 +48,7 @@ REMAINS_SIGMAS, REMAINS_PX = 4.0, 0.8
 SPACING_PX, MERGED_PX = 9.0, 4.0  # distance of new points from others, and distance below which two become one
 MAX_CORNERS, CORNER_QUALITY = 1000, 0.01  # maximum number of corners looked at, and their quality relative to the best
 FEW_STATIC = 40  # number of static landmarks below which moving points are dropped if they are more: the map is wrong
+IMAGE_MOVES_PX, STILL_PX = 1.0, 0.2  # median step of the tracks of an image that moves, and that of one that does not
 SEEN = 10  # number of moving points from which a frame counts as one among moving objects
 
 
@@ -129,6 +130,10 @@ class MovingObjects:
     def are_seen(self) -> bool:
         """Whether there are moving objects in the newest frame."""
         return len(self._points) >= SEEN
+
+    def share_of(self, tracks: int) -> float:
+        """Fraction of all followed points that are on moving objects, beside a number of tracks of the scene."""
+        return len(self._points) / max(len(self._points) + tracks, 1)
 
     def reset(self) -> None:
         """Forget all points, after a loss."""
@@ -264,6 +269,17 @@ class MovingObjects:
         distance, _ = cKDTree(self._points.now).query(pixels)
         inside = (labels.moving_neighbors(pixels) >= JOINS) & (distance > SPACING_PX)
         self._points = self._points.joined(MovingPoints.at(pixels[inside]))
+
+
+def without_still(tracks: Tracks, before: Tracks) -> Tracks:
+    """The tracks without those that stand still in a moving image since `before`, which may be an overlay."""
+    _, now, earlier = np.intersect1d(tracks.ids, before.ids, assume_unique=True, return_indices=True)
+    step = np.linalg.norm(tracks.pixels[now] - before.pixels[earlier], axis=1)
+    if len(step) == 0 or np.median(step) < IMAGE_MOVES_PX:
+        return tracks
+    keep = np.ones(len(tracks), bool)
+    keep[now[step < STILL_PX]] = False
+    return tracks.where(keep)
 
 
 def _apart(pixels: Pixels) -> NDArray[np.bool_]:
