@@ -180,6 +180,27 @@ def optimize_pose(
     return PoseFit(rigid(R.T, -R.T @ t), (squared < CHI2_2DOF_95) & in_range, H)
 
 
+def whitened_errors(
+    points_world: FloatArray,
+    pixels: NDArray[np.floating],
+    camera: Camera,
+    world_from_cam: RigidTransform,
+    *,
+    noise_px: float,
+    depth_sigma_world: FloatArray,
+) -> FloatArray:
+    """Reprojection errors (N, 2), pixels, whitened for the uncertainty of depths; arguments as in `optimize_pose`.
+
+    The component along the projection of the uncertainty is scaled so that all have the standard deviation `noise_px`.
+    """
+    R = rotation_matrix(world_from_cam).T
+    centered = np.ascontiguousarray(np.transpose(pixels), dtype=np.float64) - np.array([[camera.cx], [camera.cy]])
+    points, sigma = np.ascontiguousarray(points_world.T), np.ascontiguousarray(depth_sigma_world.T)
+    problem = _PoseProblem(points, centered, camera, noise_px, sigma)
+    residual, _, squared = problem.residuals(R, -R @ translation_of(world_from_cam))
+    return np.where(np.isfinite(squared), residual, np.inf).T
+
+
 def pose_information(
     points_world: FloatArray,
     depth_sigma_world: FloatArray,
@@ -295,4 +316,5 @@ __all__ = [
     "pose_information",
     "rotate_pixels",
     "search_pose",
+    "whitened_errors",
 ]

@@ -208,7 +208,7 @@ class EventPublisher:
         points = _tracked_points(frame, tracker, pose, landmarks, is_inlier)
         residuals = points.residuals_px[points.is_inlier]
         measurement = replace(
-            tracker.measurement,
+            tracker.meter.measurement,
             landmarks=len(inliers) + len(tracker.outlier_tracks),
             residual_px=float(f"{np.median(residuals):.4g}") if len(residuals) else np.nan,
             memory_mb=float(round(peak_memory_mb())),
@@ -226,9 +226,10 @@ class EventPublisher:
                 depth=np.nan if pose is None or not len(inliers) else float(np.median(depths_in(landmarks, pose))),
                 stage_ms=dict(stage_ms),
                 overlay_share=tracker.overlay_share,
+                moving_share=tracker.moving_objects.share_of(len(tracker.tracks)),
                 camera_rests=tracker.is_resting,
                 measurement=measurement,
-                keyframe_criteria=tracker.keyframe_criteria,
+                keyframe_criteria=tracker.keyframe_policy.criteria,
                 points=points.thinned(),
                 is_keyframe=is_keyframe,
             )
@@ -269,4 +270,4 @@ def _tracked_points(
         ahead = in_cam[:, 2] > 1e-9
         reprojected[rows[ahead]] = frame.camera.project(in_cam[ahead])
         is_inlier[rows[ahead]] = True
-    return TrackedPoints(tracks.pixels, reprojected, tracker.ages_of(tracks.ids), is_inlier)
+    return TrackedPoints(tracks.pixels, reprojected, tracker.meter.ages_of(tracks.ids), is_inlier)

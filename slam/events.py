@@ -38,6 +38,7 @@ class FrameProcessed:
         stage_ms: wall time of this step by stage, milliseconds.
         overlay_share: fraction of the tracked points that are static in the image while the scene moves, because they
             belong to an overlay or to the camera's own platform; they are not used.
+        moving_share: fraction of all followed points that are on moving objects; they are not mapped.
         camera_rests: whether most of the image was static over the last frames.
         measurement: what was measured in the frame, for a diagnosis.
         keyframe_criteria: criteria by which the frame was judged as a keyframe; empty if it was not.
@@ -56,6 +57,7 @@ class FrameProcessed:
     depth: float
     stage_ms: Mapping[str, float]
     overlay_share: float = 0.0
+    moving_share: float = 0.0
     camera_rests: bool = False
     measurement: FrameMeasurement | None = None
     keyframe_criteria: tuple[Gate, ...] = ()

@@ -31,6 +31,7 @@ def test_a_run_that_nothing_speaks_against_is_good_without_a_word():
         ({"lost_times": 1, "lost_frames": 45}, Grade.POOR, "tracking was lost 1 time, for 45% of the frames"),
         ({"weak_frames": 30}, Grade.PARTIAL, "30% of the frames rest on fewer than 30 landmarks"),
         ({"weak_frames": 80}, Grade.POOR, "80% of the frames rest on fewer than 30 landmarks"),
+        ({"moving_share": 0.3}, Grade.PARTIAL, "30% of the points are on moving objects"),
         ({"overlay_share": 0.3}, Grade.PARTIAL, "30% of the points stand still in the image while the world moves"),
         ({"unexplained_share": 0.2}, Grade.GOOD, ""),
         ({"unexplained_share": 0.6}, Grade.PARTIAL, "60% of the points with long tracks do not move as"),

@@ -58,6 +58,7 @@ class Evidence:
         lost_frames: number of frames without a live pose because tracking was lost.
         weak_frames: number of live poses from fewer than `WEAK_LANDMARKS` landmarks, or from none (position held).
         overlay_share: fraction of the tracked points that are static in the image while the scene moves.
+        moving_share: fraction of the points that are on moving objects.
         unexplained_share: fraction of the points followed for long that disagree with the pose, median of the frames.
         refuted_keyframes: number of keyframes with a verified loop that no drift explains.
         contradicted_keyframes: number of the other keyframes with a verified loop that was held back, because the path
@@ -78,6 +79,7 @@ class Evidence:
     lost_frames: int = 0
     weak_frames: int = 0
     overlay_share: float = 0.0
+    moving_share: float = 0.0
     unexplained_share: float = 0.0
     refuted_keyframes: int = 0
     contradicted_keyframes: int = 0
@@ -95,6 +97,7 @@ _COVERAGE = (0.9, 0.5)
 _WEAK = (0.2, 0.6)
 _LOST = (0.1, 0.4)
 _OVERLAY = 0.1  # Fraction of static points at which a run is partial.
+_MOVING = 0.25  # Fraction of points on moving objects at which a run is partial.
 _UNEXPLAINED = (0.5, 0.75)
 _LOSSES = 3  # Number of tracking losses at which a run is partial, regardless of their duration.
 _REPEATING = 10  # Number of keyframes with refuted loops from which the scene repeats itself.
@@ -119,6 +122,7 @@ def _findings(evidence: Evidence) -> Iterator[Finding]:
         _losses(evidence),
         _weakness(evidence),
         _overlay(evidence),
+        _moving(evidence),
         _unexplained(evidence),
         _repetition(evidence),
         _drift(evidence),
@@ -160,6 +164,16 @@ def _overlay(evidence: Evidence) -> Finding | None:
     reason = (
         f"{evidence.overlay_share:.0%} of the points stand still in the image while the world moves (an overlay, or a "
         "part of the vehicle): they were left out, and --mask names such a region for good"
+    )
+    return Finding(Grade.PARTIAL, reason)
+
+
+def _moving(evidence: Evidence) -> Finding | None:
+    if evidence.moving_share < _MOVING:
+        return None
+    reason = (
+        f"{evidence.moving_share:.0%} of the points are on moving objects: they were left out, but where few "
+        "others were left the map may be deformed"
     )
     return Finding(Grade.PARTIAL, reason)
 

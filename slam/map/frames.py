@@ -16,6 +16,10 @@ from relocalizer.interfaces import CalibratedImage, Encoded, PairEstimate, PoseP
 from slam.map.tracks import Tracks
 from slam.predictor_checks import describe
 
+# Maximum noise of the tracks where moving objects are looked for, as a fraction of the assumed noise. Between keyframes
+# with moving objects the map is refined at this noise, because what moves slowly must not pass for noise.
+STEADY_NOISE_RATIO = 0.375
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Frame:
@@ -63,12 +67,16 @@ class _Encoding:
 class FrameObservation:
     """A frame with its local features and its tracks. It is encoded at most once.
 
+    Attributes:
+        among_moving: whether there are moving objects in the image, whose features and tracks were left out.
+
     Copies made by `dataclasses.replace` with other tracks share the encoding, which depends on image and features only.
     """
 
     frame: Frame
     features: LocalFeatures
     tracks: Tracks
+    among_moving: bool = False
     _encoding: _Encoding = field(default_factory=_Encoding, repr=False)
 
     def encoded(self, predictor: PosePredictor) -> Encoded:
@@ -88,7 +96,7 @@ class FrameObservation:
         """The observation with a subset of its features; a proper subset needs a new encoding."""
         if len(features) == len(self.features):
             return self
-        return FrameObservation(self.frame, features, self.tracks)
+        return FrameObservation(self.frame, features, self.tracks, self.among_moving)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -120,6 +128,7 @@ class Keyframe:
         descriptor: unit vector (D,) float32 for place recognition.
         features: local features of the image.
         name: name of the image file; empty if it has none.
+        among_moving: whether there were moving objects in the image, which are not mapped.
     """
 
     id: int
@@ -130,6 +139,7 @@ class Keyframe:
     descriptor: NDArray[np.float32]
     features: LocalFeatures
     name: str = ""
+    among_moving: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

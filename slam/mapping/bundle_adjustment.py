@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from relocalizer.intrinsics_correction import CorrectionStep, IntrinsicsCorrecti
 from relocalizer.self_calibration import PRIOR_SIGMA
 from slam.config.schema import SlamConfig
 from slam.events import EstimateRefused, Event
+from slam.map.frames import STEADY_NOISE_RATIO
 from slam.map.slam_map import SlamMap
 from slam.mapping.bundle import (
     AdjustedBundle,
@@ -28,6 +29,10 @@ from slam.mapping.landmark_fusion import LandmarkFusion
 
 OUTLIER_CHI = 3.0  # maximum reprojection error of an inlier after bundle adjustment, standard deviations
 MIN_OBSERVERS = 2  # minimum number of keyframes that observe a landmark
+# Among moving objects: fraction of the keyframes that must have some in view, minimum number of keyframes of a window
+# that is adjusted, and the number of keyframes that observe a landmark that counts, if at least ENOUGH_SURE do. What
+# two keyframes show of a moving object fits a static scene.
+AMONG_MOVING, LEAST_AMONG_MOVING, SURE_OBSERVERS, ENOUGH_SURE = 0.25, 5, 3, 100
 # Maximum number of landmarks per keyframe when intrinsics are refined. They determine the intrinsics as well as all
 # landmarks do, with which a shared camera is slow to solve.
 LENS_LANDMARKS = 200
@@ -67,8 +72,9 @@ class BundleAdjustment:
         window = self._map.latest(k, config.window)
         covisible = [i for i in self._map.covisible(k, len(self._map.graph.keyframes)) if i not in window]
         fixed = self._fixed_keyframes(window, covisible)
-        ids, bundle = bundle_of(self._map, window, fixed, max_landmarks=config.max_landmarks)
-        self._refine(window, ids, bundle, iterations=config.iterations, relative_tolerance=WINDOW_TOLERANCE)
+        if not self._is_too_early(window):
+            ids, bundle = bundle_of(self._map, window, fixed, max_landmarks=config.max_landmarks)
+            self._refine(window, ids, bundle, iterations=config.iterations, relative_tolerance=WINDOW_TOLERANCE)
         self._refine_remaining_points(window, fixed)
 
     def global_bundle_adjustment(self, segment: int, *, lens: IntrinsicsPrior | None = None) -> tuple[float, float]:
@@ -110,7 +116,7 @@ class BundleAdjustment:
         config = self._config
         refined = self._adjuster.refine(
             replace(bundle, lens=prior, pairs=()),  # pair estimates were made with the present focal length
-            noise_px=config.tracks.noise_px,
+            noise_px=self._noise_px(members),
             iterations=config.bundle_adjustment.final_iterations,
         )
         return 1.0 if refined.problem else float(np.mean(refined.lens.focal_ratio))
@@ -134,6 +140,18 @@ class BundleAdjustment:
         self._refine(members, ids, bundle, iterations=ADAPTING_ITERATIONS)
         self._refine_remaining_points(members, [])
         return ""
+
+    def _is_too_early(self, window: list[int]) -> bool:
+        """Whether a window is too short for bundle adjustment to tell moving objects from a static scene.
+
+        Poses from landmarks of the initial pair are better, because the depths of the landmarks are known.
+        """
+        return 2 < len(window) < LEAST_AMONG_MOVING and is_among_moving(self._map, window)
+
+    def _noise_px(self, keyframe_ids: Iterable[int]) -> float:
+        """Assumed standard deviation of an observation in some keyframes, pixels."""
+        noise_px = self._config.tracks.noise_px
+        return STEADY_NOISE_RATIO * noise_px if is_among_moving(self._map, keyframe_ids) else noise_px
 
     def _fixed_keyframes(self, window: list[int], covisible: list[int]) -> list[int]:
         """The most covisible keyframes, to fix the pose and the scale of a window.
@@ -171,10 +189,10 @@ class BundleAdjustment:
         ids, bundle = bundle_of(self._map, free, fixed)
         if len(ids) == 0:
             return
-        points = structure_only_adjustment(bundle, noise_px=self._config.tracks.noise_px)
+        points = structure_only_adjustment(bundle, noise_px=self._noise_px(free))
         self._map.apply_bundle_adjustment({}, ids, points)
         errors = reprojection_errors(bundle, bundle.world_from_cam, points)
-        self._drop_outliers(ids, bundle, errors)
+        self._drop_outliers(ids, bundle, errors, self._noise_px(free))
 
     def _refine(
         self,
@@ -199,7 +217,7 @@ class BundleAdjustment:
         before = reprojection_errors(bundle, bundle.world_from_cam, bundle.points_world)
         refined = self._adjuster.refine(
             bundle,
-            noise_px=self._config.tracks.noise_px,
+            noise_px=self._noise_px(free),
             iterations=iterations,
             relative_tolerance=relative_tolerance,
         )
@@ -217,19 +235,25 @@ class BundleAdjustment:
         }
         self._map.apply_bundle_adjustment(poses, ids, refined.points_world)
         self._map.correct_intrinsics(free, refined.lens)
-        self._drop_outliers(ids, bundle, refined.error_px)
+        self._drop_outliers(ids, bundle, refined.error_px, self._noise_px(free))
         return _root_mean_square(before), _root_mean_square(refined.error_px)
 
     def _refuse(self, frame_index: int, reason: str) -> None:
         self._publish(EstimateRefused(frame_index=frame_index, reason=reason))
 
-    def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, error_px: FloatArray) -> None:
+    def _drop_outliers(self, ids: NDArray[np.int64], bundle: Bundle, error_px: FloatArray, noise_px: float) -> None:
         """Remove observations with a large reprojection error, and landmarks with fewer than two observations left."""
-        outlier = error_px > OUTLIER_CHI * self._config.tracks.noise_px
+        outlier = error_px > OUTLIER_CHI * noise_px
         for k in np.unique(bundle.keyframe_of[outlier]):
             self._map.remove_observations(int(k), ids[bundle.point_of[outlier & (bundle.keyframe_of == k)]])
         inliers = np.bincount(bundle.point_of[~outlier], minlength=len(ids))
         self._map.remove_landmarks(ids[inliers < MIN_OBSERVERS])
+
+
+def is_among_moving(slam_map: SlamMap, keyframe_ids: Iterable[int]) -> bool:
+    """Whether at least AMONG_MOVING of some keyframes were taken among moving objects."""
+    among = [slam_map.graph.keyframes[k].among_moving for k in keyframe_ids]
+    return bool(among) and float(np.mean(among)) >= AMONG_MOVING
 
 
 def bundle_of(
@@ -275,6 +299,8 @@ def _select_landmarks(
     counts = np.bincount(np.concatenate(rows_in), minlength=len(ids))
     chosen = np.flatnonzero(counts >= MIN_OBSERVERS)
     if max_landmarks is not None:
+        if is_among_moving(slam_map, free) and (counts >= SURE_OBSERVERS).sum() >= ENOUGH_SURE:
+            chosen = np.flatnonzero(counts >= SURE_OBSERVERS)
         chosen = np.sort(chosen[np.argsort(-counts[chosen], kind="stable")[:max_landmarks]])
     if each is not None:
         most_observed = [rows[np.argsort(-counts[rows], kind="stable")[:each]] for rows in rows_in]

@@ -15,7 +15,7 @@ from relocalizer.interfaces import PosePredictor
 from relocalizer.triangulation import triangulate
 from slam.config.schema import SlamConfig
 from slam.events import EstimateRefused, Event
-from slam.map.frames import FrameObservation, Keyframe
+from slam.map.frames import STEADY_NOISE_RATIO, FrameObservation, Keyframe
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Tracks
 from slam.mapping.landmark_fusion import LandmarkFusion
@@ -77,6 +77,7 @@ class KeyframeInserter:
             descriptor=descriptor,
             features=seen.features,
             name=frame.name,
+            among_moving=seen.among_moving,
         )
 
     def _tracks_of_features(self, tracks: Tracks, features: LocalFeatures) -> NDArray[np.int64]:
@@ -133,7 +134,8 @@ class KeyframeInserter:
         """Triangulate tracks observed in keyframes i and k, with anchor i; the ids of the new landmarks."""
         camera_i, camera_k = self._map.graph.keyframes[i].camera, self._map.graph.keyframes[k].camera
         pose_i, pose_k = self._map.graph.world_from_keyframe[i], self._map.graph.world_from_keyframe[k]
-        noise = 1.5 * self._config.tracks.noise_px / camera_i.mean_focal
+        assumed = 1.5 * self._config.tracks.noise_px / camera_i.mean_focal
+        noise = assumed * (STEADY_NOISE_RATIO if self._map.graph.keyframes[k].among_moving else 1.0)
         result = triangulate(
             camera_i.normalized(pixels_i),
             camera_k.normalized(pixels_k),
@@ -143,7 +145,7 @@ class KeyframeInserter:
         )
         good = result.good
         points_world = pose_i.rigid.apply(result.points_i[good])
-        # An error of `noise` in a ray shifts inverse depth by noise / (depth * parallax).
-        sigma = noise / np.maximum(result.points_i[good, 2] * result.parallax_rad[good], 1e-9) * pose_i.scale
+        # An error of `assumed` in a ray shifts inverse depth by assumed / (depth * parallax).
+        sigma = assumed / np.maximum(result.points_i[good, 2] * result.parallax_rad[good], 1e-9) * pose_i.scale
         self._map.add_landmarks(ids[good], pose_i.inverse().apply(points_world), i, sigma)
         return ids[good]

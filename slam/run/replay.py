@@ -257,6 +257,7 @@ class _EventReader:
             stage_ms=value["stage_ms"],
             camera_rests=value.get("camera_rests", False),
             overlay_share=value.get("overlay_share") or 0.0,
+            moving_share=value.get("moving_share") or 0.0,
             measurement=logged_values.measurement(value.get("measurement")),
             keyframe_criteria=logged_values.gates(value.get("keyframe_criteria")),
             points=logged_values.tracked_points(value.get("points")),

@@ -116,6 +116,7 @@ def closing_report(
         "loops": {"accepted": statistics.loops_accepted, "rejected": statistics.loops_rejected},
         "scale_unobservable": statistics.scale_unobservable,
         "overlay_share": statistics.overlay_share,
+        "moving_share": statistics.moving_share,
         "unexplained_share": statistics.unexplained_share,
         "frames_resting": statistics.resting,
         "skipped": [{"name": name, "reason": reason} for name, reason in outcome.skipped],

@@ -59,6 +59,7 @@ class RunStatistics:
         stage_ms: wall time by stage, one value per frame that ran the stage, milliseconds.
         resting: number of frames in which the camera was at rest.
         overlay: sum, over all frames, of the fraction of points that were fixed in the image while the scene moved.
+        moving: sum, over all frames, of the fraction of points that were on moving objects.
         unexplained: of each frame with a pose, the fraction of the points followed for `LONG_FOLLOWED` or more that
             are no inliers; frames with fewer than `WEAK_LANDMARKS` such points are left out.
     """
@@ -86,6 +87,7 @@ class RunStatistics:
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
     resting: int = 0
     overlay: float = 0.0
+    moving: float = 0.0
     unexplained: list[float] = field(default_factory=list)
     _ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # tracks of the newest, ascending
     _ages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # frames that each was followed for
@@ -99,6 +101,11 @@ class RunStatistics:
     def overlay_share(self) -> float:
         """Mean fraction (0 to 1) of followed points that are fixed in the image while the scene moves."""
         return self.overlay / self.frames if self.frames else 0.0
+
+    @property
+    def moving_share(self) -> float:
+        """Mean fraction (0 to 1) of followed points that are on moving objects."""
+        return self.moving / self.frames if self.frames else 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -152,6 +159,7 @@ class RunStatistics:
         measurement = event.measurement
         self.torn += measurement is not None and measurement.followed < TORN  # False for NaN
         self.overlay += event.overlay_share
+        self.moving += event.moving_share
         self._count_unexplained(event)
         if event.world_from_cam is not None:
             self.tracked += 1

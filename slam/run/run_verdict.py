@@ -30,6 +30,7 @@ def verdict_of(
         lost_frames=statistics.lost_frames,
         weak_frames=statistics.weak_frames,
         overlay_share=statistics.overlay_share,
+        moving_share=statistics.moving_share,
         unexplained_share=statistics.unexplained_share,
         refuted_keyframes=len(statistics.refuted_keyframes),
         contradicted_keyframes=len(statistics.contradicted_keyframes - statistics.refuted_keyframes),

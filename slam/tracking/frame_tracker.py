@@ -17,7 +17,6 @@ from relocalizer.image_static import MOST, resting
 from relocalizer.images import Image
 from slam.config.schema import SlamConfig
 from slam.map.frame_log import LoggedFrame
-from slam.map.frame_measurement import FrameMeasurement, Gate
 from slam.map.frames import Frame, FrameObservation, PoseNotFound, TrackedPose
 from slam.map.slam_map import SlamMap
 from slam.map.tracks import Pixels, Tracks, among
@@ -25,6 +24,7 @@ from slam.tracking.frame_pose import FramePoseEstimator, UnknownDepths, points_w
 from slam.tracking.image_measurement import FrameMeter
 from slam.tracking.keyframe_policy import KeyframePolicy, common_pixels
 from slam.tracking.klt import PointTracker
+from slam.tracking.moving_objects import MovingObjects, without_still
 from slam.tracking.overlay import Overlay
 from slam.tracking.track_alignment import TrackAlignment
 from slam.tracking.tracked_map import ReferenceView, TrackedMap
@@ -38,6 +38,7 @@ class FrameTracker:
     While another thread changes the map (from `detach` to `attach`), frames are tracked in a snapshot of it.
 
     Attributes:
+        meter: what was measured in the newest frame.
         keyframe_policy: decides whether the newest frame becomes a keyframe.
         overlay_share: fraction of all followed points that are fixed in the image while the scene moves.
         is_resting: whether most of the image was at rest over the last RESTING_FRAMES frames.
@@ -57,8 +58,9 @@ class FrameTracker:
         self._observation: FrameObservation | None = None  # of the newest frame; made when features are needed
         self._alignment = TrackAlignment(tracker)
         self._overlay = Overlay(0.5 * config.tracks.window_px)
+        self.moving_objects = MovingObjects(config.tracks.noise_px)
         self._recent: deque[Tracks] = deque(maxlen=RESTING_FRAMES)
-        self._meter = FrameMeter()
+        self.meter = FrameMeter()
         self._sharpness = 0.0
         self._is_blurred: bool | None = None  # of the newest frame; judged when it may become a keyframe
         self.is_resting = False
@@ -74,7 +76,7 @@ class FrameTracker:
         """Follow the tracks into the next image; its pose is estimated afterwards."""
         gray = self.gray(frame.image)
         self._sharpness = self._tracker.sharpness(gray) if gray.size else 0.0
-        self._meter.see(gray, self._sharpness)
+        self.meter.see(gray, self._sharpness)
         self.keyframe_policy.criteria = ()
         tracks = self.previous_tracks = self._view.with_current_ids(self.tracks)
         previous_inliers, self.inlier_tracks, self.outlier_tracks = self.inlier_tracks, Tracks.none(), Tracks.none()
@@ -85,12 +87,14 @@ class FrameTracker:
             pixels, found = self._tracker.follow(self._gray, gray, tracks.pixels, predicted)
             inside = frame.camera.contains(pixels.astype(np.float64))  # False for NaN
             self.tracks = self._alignment.aligned(gray, Tracks(tracks.ids, pixels).where(found & inside))
-            self._meter.followed(tracks.pixels, predicted, pixels, found & inside)
+            self.meter.followed(tracks.pixels, predicted, pixels, found & inside)
             self._overlay.follow(self._gray, gray)
+            before = self._gray
+            self.moving_objects.follow(lambda pixels: self._tracker.follow(before, gray, pixels, pixels), frame.camera)
             self.leave_out(self._overlay.look(self.tracks, previous_inliers, frame.camera))
         self._gray, self._observation, self._is_blurred = gray, None, None
         self._update_resting(frame.camera)
-        self._meter.tracked(self.tracks, frame.camera)
+        self.meter.tracked(self.tracks, frame.camera)
 
     def leave_out(self, ids: NDArray[np.int64]) -> None:
         """Drop tracks that are not points of the static scene, and remove their landmarks."""
@@ -124,7 +128,13 @@ class FrameTracker:
     def extraction(self, frame: Frame) -> Callable[[], FrameObservation]:
         """`extract` for the newest frame, to be called in another thread while this tracker continues."""
         gray, tracks, cleared = self._gray, self.tracks, self._overlay.clearing()
-        return lambda: FrameObservation(frame, cleared(_features_of(gray, frame.camera, self._tracker)), tracks)
+        moving, among = self.moving_objects.clearing(gray), self.moving_objects.are_seen
+
+        def observe() -> FrameObservation:
+            features = moving(cleared(_features_of(gray, frame.camera, self._tracker)))
+            return FrameObservation(frame, features, tracks, among_moving=among)
+
+        return observe
 
     def extract_from(self, frame: Frame) -> FrameObservation:
         """Observation of a frame outside the stream order: its features, and no tracks."""
@@ -139,23 +149,9 @@ class FrameTracker:
         """The gray image in which points of an image (H, W, 3) are followed; without pixels, one without pixels."""
         return self._tracker.gray(image) if image.size else np.zeros((0, 0), np.uint8)
 
-    @property
-    def measurement(self) -> FrameMeasurement:
-        """What was measured in the newest frame."""
-        return self._meter.measurement
-
-    def ages_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of frames (N,) that each track of the newest frame has been followed for."""
-        return self._meter.ages_of(ids)
-
     def points_world(self, ids: NDArray[np.int64]) -> FloatArray:
         """Points (N, 3), map units, of landmarks among the tracks of the newest frame."""
         return self._view.points_world(ids)
-
-    @property
-    def keyframe_criteria(self) -> tuple[Gate, ...]:
-        """The criteria by which the newest frame was judged as a keyframe; empty if it was not."""
-        return self.keyframe_policy.criteria
 
     @property
     def current(self) -> TrackedPose:
@@ -172,6 +168,8 @@ class FrameTracker:
         def others() -> UnknownDepths | None:
             return points_without_depth(self._view, self._view.reference(k), self.tracks)
 
+        tracks = without_still(self.tracks, self.previous_tracks)
+        self.leave_out(self.moving_objects.find_in(self._view, k, tracks, frame.camera, start))
         return self._estimator.estimate(self._view, frame.camera, self.tracks, start, others)
 
     def estimate_from(self, frame: Frame, tracks: Tracks, start: RigidTransform) -> TrackedPose | PoseNotFound:
@@ -245,6 +243,7 @@ class FrameTracker:
         self._motion = None
         self.tracks = Tracks.none()
         self.local_view = None
+        self.moving_objects.reset()
 
     def detach(self, frame: Frame, world_from_keyframe: Similarity) -> None:
         """Track in a snapshot of the map from now on, because another thread inserts the newest frame as a keyframe.

@@ -29,17 +29,18 @@ class MapSnapshot:
 
     Attributes:
         ids: (N,) ascending.
-        points: (N, 3), map units.
+        points: (N, 3), map units; depth_sigma: (N, 3), as `SlamMap.depth_sigma_world`.
     """
 
     ids: NDArray[np.int64]
     points: FloatArray
+    depth_sigma: FloatArray
 
     @staticmethod
     def of(slam_map: SlamMap, tracks: Tracks) -> MapSnapshot:
         """The landmarks among the tracks of the newest frame."""
         ids = np.sort(tracks.ids[slam_map.is_triangulated(tracks.ids)])
-        return MapSnapshot(ids, slam_map.points_world(ids))
+        return MapSnapshot(ids, slam_map.points_world(ids), slam_map.depth_sigma_world(ids))
 
     def is_triangulated(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these tracks (N,) are landmarks of the snapshot."""
@@ -48,6 +49,10 @@ class MapSnapshot:
     def points_world(self, ids: NDArray[np.int64]) -> FloatArray:
         """Points (N, 3) of landmarks of the snapshot, map units."""
         return self.points[np.searchsorted(self.ids, ids)]
+
+    def depth_sigma_world(self, ids: NDArray[np.int64]) -> FloatArray:
+        """One standard deviation of each landmark along its anchor's ray, as a vector (N, 3), map units."""
+        return self.depth_sigma[np.searchsorted(self.ids, ids)]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -100,6 +105,10 @@ class TrackedMap:
     def points_world(self, ids: NDArray[np.int64]) -> FloatArray:
         """Points (N, 3) of landmarks, map units."""
         return (self._map if self._detached is None else self._detached.snapshot).points_world(ids)
+
+    def depth_sigma_world(self, ids: NDArray[np.int64]) -> FloatArray:
+        """One standard deviation of each landmark along its anchor's ray, as a vector (N, 3), map units."""
+        return (self._map if self._detached is None else self._detached.snapshot).depth_sigma_world(ids)
 
     def with_current_ids(self, tracks: Tracks) -> Tracks:
         """The tracks under their current ids, which change when landmarks are fused."""
