@@ -2,9 +2,9 @@
 
 A point that is followed from each image to the next adds the error of every step: half a pixel after some fifty
 images, and then no bundle adjustment removes it. So where no keyframe is inserted, the points are searched every few
-images near their pixels in an earlier image as well, which is warped into the newest one first (as Shi and Tomasi's affine consistency check compares
-with the first image, "Good features to track", CVPR 1994; and as the feature alignment of Forster et al., "SVO", ICRA
-2014).
+images near their pixels in an earlier image as well, which is warped into the newest one first (as Shi and Tomasi's
+affine consistency check compares with the first image, "Good features to track", CVPR 1994; and as the feature
+alignment of Forster et al., "SVO", ICRA 2014).
 """
 
 from __future__ import annotations
