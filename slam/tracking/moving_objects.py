@@ -36,6 +36,9 @@ MOVING_SIGMAS, MOVING_PX = 1.5, 0.3
 # of CLEAR_SIGMAS and the noise is at most STEADY_NOISE_RATIO of the assumed one: with a rolling shutter or an unknown
 # lens, groups of a static scene have common residuals too.
 RECENT, CLEAR_SIGMAS, CLEAR_SHARE = 8, 2.5, 0.1
+# While none are expected, every frame is tested among the first EARLY ones of a map, when a wrong map is still
+# prevented, and then one of RARELY, as a test takes longer than the pose of the frame.
+EARLY, RARELY = 60, 4
 FRAMES = 2  # number of successive frames in which a point is in such a group before it is taken for moving
 MAX_SHARE = 0.5  # fraction of moving points above which the pose, not the points, is taken for wrong
 DEPTH_SIGMA_RATIO = 1.5  # ratio of the noise that the depths of new landmarks have to that of a track
@@ -118,6 +121,7 @@ class MovingObjects:
         self._counts: dict[int, int] = {}  # by track, the number of successive frames in which its group moved
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # share in moving groups, and noise ratio
         self._expected = False  # whether the scene has been found to have moving objects
+        self._tracked = 0  # number of frames since the begin or a loss
         self._keyframe = -1  # frame index of the reference keyframe
         self._labels: LabeledPoints | None = None  # None without moving points
 
@@ -137,6 +141,7 @@ class MovingObjects:
 
     def reset(self) -> None:
         """Forget all points, after a loss."""
+        self._tracked = 0
         self._points, self._counts, self._labels = MovingPoints.at(np.zeros((0, 2), np.float32)), {}, None
 
     def follow(self, follow: Callable[[Pixels], tuple[Pixels, NDArray[np.bool_]]], camera: Camera) -> None:
@@ -156,6 +161,9 @@ class MovingObjects:
         Args:
             k: reference keyframe.
         """
+        self._tracked += 1
+        if not self._expected and self._tracked > EARLY and self._tracked % RARELY:
+            return np.zeros(0, np.int64)
         known = view.is_triangulated(tracks.ids)
         landmarks = tracks.where(known)
         if len(landmarks) < MIN_LANDMARKS:
