@@ -32,6 +32,9 @@ MIN_NEW = 15  # minimum number of landmarks that only this keyframe adds, to sea
 # some of them were lost because they are occluded.
 MIN_TRACKED_AGREEING = 0.6
 MIN_FOUND_AGREEING = 0.4
+# Minimum number of frames since the reference keyframe. Where every second frame is due, the steps are wide, and the
+# search would take its time at each of them.
+MIN_GAP = 3
 # Fraction of the landmarks of the most covisible keyframe that a frame must see to need no keyframe.
 ENOUGH = 0.75
 
@@ -66,7 +69,10 @@ class LocalMap:
         Then an older keyframe of the same view is its reference keyframe, or it tracks the landmarks of the keyframes
         around it from now on, and later frames are compared with it. Otherwise nothing changes.
         """
-        return self._references.follow(frame, state) or self._extend(frame, state)
+        if self._references.follow(frame, state):
+            return True
+        gap = frame.index - self._map.frame_index_of(state.keyframe_id)
+        return gap >= MIN_GAP and self._extend(frame, state)
 
     def _extend(self, frame: Frame, state: TrackingStateMachine) -> bool:
         """Track the landmarks of covisible keyframes as well, if the frame sees about as many as these do."""

@@ -39,6 +39,7 @@ RECENT, CLEAR_SIGMAS, CLEAR_SHARE = 8, 2.5, 0.1
 # While none are expected, every frame is tested among the first EARLY ones of a map, when a wrong map is still
 # prevented, and then one of RARELY, as a test takes longer than the pose of the frame.
 EARLY, RARELY = 60, 4
+MOST_KNOWN = 0.5  # fraction of the points that must have a depth then, as the pose rests on these
 FRAMES = 2  # number of successive frames in which a point is in such a group before it is taken for moving
 MAX_SHARE = 0.5  # fraction of moving points above which the pose, not the points, is taken for wrong
 DEPTH_SIGMA_RATIO = 1.5  # ratio of the noise that the depths of new landmarks have to that of a track
@@ -109,6 +110,21 @@ class LabeledPoints:
         first = int(themselves)
         _, rows = self.tree.query(pixels, k=NEIGHBORS + first, distance_upper_bound=NEIGHBOR_RADIUS_PX)
         return np.asarray(np.append(self.moving, False)[rows[:, first:]].sum(axis=1))
+
+
+class GroupsOfNeighbors:
+    """Each of N points with its nearest neighbors in the image."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        _, self._rows = cKDTree(pixels).query(pixels, k=GROUP, distance_upper_bound=GROUP_RADIUS_PX)
+        self._is_large = (self._rows < len(pixels)).sum(axis=1) > GROUP // 2
+
+    def common(self, residuals: FloatArray) -> FloatArray:
+        """Length (N,) of the median of the residuals (N, 2) in each group; 0 in a small group."""
+        of_group = np.concatenate([residuals, np.full((1, 2), np.nan)])[self._rows[self._is_large]]
+        found = np.zeros(len(residuals))
+        found[self._is_large] = np.linalg.norm(np.nanmedian(of_group, axis=1), axis=1)
+        return found
 
 
 class MovingObjects:
@@ -183,8 +199,9 @@ class MovingObjects:
         others = lines.among(waiting)
         off_line = lines.residuals(others.in_keyframe, others.tracks.pixels)
         tested = fit.landmarks.joined(others.tracks)
-        residuals = np.concatenate([fit.residuals, off_line])
-        found = self._moving_groups(tested, residuals, fit)
+        groups = GroupsOfNeighbors(tested.pixels)
+        self._judge(groups.common(np.concatenate([fit.across, off_line])), fit)
+        found = self._moving_groups(tested, groups.common(np.concatenate([fit.residuals, off_line])), fit)
         if not self._expected:
             return np.zeros(0, np.int64)
         self._refer_to(lines, fit.noise_px)
@@ -194,14 +211,8 @@ class MovingObjects:
         rest = waiting.where(~among(waiting.ids, found))
         return np.union1d(found, self._spread(static, others.tracks.where(fits), rest))
 
-    def _moving_groups(self, tested: Tracks, residuals: FloatArray, fit: StaticFit) -> NDArray[np.int64]:
-        """Ids of the tracks whose group had a common residual in enough frames."""
-        _, rows = cKDTree(tested.pixels).query(tested.pixels, k=GROUP, distance_upper_bound=GROUP_RADIUS_PX)
-        of_group = np.concatenate([residuals, np.full((1, 2), np.nan)])[rows]
-        large = (rows < len(tested)).sum(axis=1) > GROUP // 2
-        common = np.zeros(len(tested))
-        common[large] = np.linalg.norm(np.nanmedian(of_group[large], axis=1), axis=1)
-        self._judge(common, fit)
+    def _moving_groups(self, tested: Tracks, common: FloatArray, fit: StaticFit) -> NDArray[np.int64]:
+        """Ids of the tracks whose group had a common residual (N,) in enough frames."""
         moves = common > max(MOVING_SIGMAS * fit.noise_px, MOVING_PX)
         if moves.mean() > MAX_SHARE:
             self._counts = {}
@@ -210,8 +221,12 @@ class MovingObjects:
         return np.array(sorted(k for k, count in self._counts.items() if count >= FRAMES), np.int64)
 
     def _judge(self, common: FloatArray, fit: StaticFit) -> None:
-        """Whether moving objects are looked for, by the common residuals (N,) of all groups of the recent frames."""
-        share = float((common > max(CLEAR_SIGMAS * fit.noise_px, MOVING_PX)).mean())
+        """Whether moving objects are looked for, by the common residuals (N,) of all groups of the recent frames.
+
+        Only what no error of the depths explains counts: after a weak initial pair whole surfaces have wrong depths.
+        """
+        is_rich = len(fit.landmarks) >= MOST_KNOWN * len(common)
+        share = float((common > max(CLEAR_SIGMAS * fit.noise_px, MOVING_PX)).mean()) if is_rich else 0.0
         self._recent.append((share, fit.noise_px / fit.assumed_noise_px))
         share, noise = np.mean(self._recent, axis=0).tolist()
         if self._expected:

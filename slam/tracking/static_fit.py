@@ -10,7 +10,7 @@ from scipy.spatial.transform import RigidTransform
 
 from relocalizer.absolute_pose import optimize_pose, whitened_errors
 from relocalizer.camera import Camera
-from relocalizer.geometry import FloatArray, rotation_matrix, translation_of
+from relocalizer.geometry import FloatArray, apply_inverse, rotation_matrix, translation_of
 from slam.map.tracks import Pixels, Tracks
 from slam.tracking.frame_pose import MEDIAN_OF_LENGTH
 from slam.tracking.tracked_map import ReferenceView
@@ -40,12 +40,14 @@ class StaticFit:
 
     Attributes:
         residuals: (N, 2) reprojection errors of the landmarks, whitened for the uncertainty of their depths, pixels.
+        across: (N, 2) their parts across the direction in which an error of the depth moves the landmark in the image.
         noise_px: standard deviation of a pixel coordinate, from the median residual; `assumed_noise_px`: that expected.
     """
 
     world_from_cam: RigidTransform
     landmarks: Tracks
     residuals: FloatArray
+    across: FloatArray
     noise_px: float
     assumed_noise_px: float
 
@@ -71,7 +73,17 @@ class StaticFit:
             errors = whitened_errors(seen.points_world, pixels, camera, pose, noise_px=noise, depth_sigma_world=sigma)
             measured = float(np.median(np.linalg.norm(errors[chosen], axis=1))) / MEDIAN_OF_LENGTH
             noise = float(np.clip(measured, MIN_NOISE_RATIO * noise_px, noise))
-        return StaticFit(pose, seen.tracks, errors, noise, noise_px)
+        return StaticFit(pose, seen.tracks, errors, _across_depth(errors, seen, camera, pose), noise, noise_px)
+
+
+def _across_depth(errors: FloatArray, seen: Landmarks, camera: Camera, world_from_cam: RigidTransform) -> FloatArray:
+    """The parts of errors (N, 2) that no error of the depths of landmarks explains."""
+    in_cam = apply_inverse(world_from_cam, seen.points_world)
+    moved = seen.depth_sigma_world @ rotation_matrix(world_from_cam)
+    along = moved[:, :2] * in_cam[:, 2:] - in_cam[:, :2] * moved[:, 2:]  # up to a positive factor
+    across = np.column_stack([-along[:, 1], along[:, 0]])
+    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-12)
+    return np.asarray((errors * across).sum(axis=1, keepdims=True) * across)
 
 
 def _oldest_per_cell(tracks: Tracks) -> NDArray[np.intp]:
