@@ -77,13 +77,14 @@ class StaticFit:
 
 
 def _across_depth(errors: FloatArray, seen: Landmarks, camera: Camera, world_from_cam: RigidTransform) -> FloatArray:
-    """The parts of errors (N, 2) that no error of the depths of landmarks explains."""
+    """The parts of errors (N, 2) that no error of the depths of landmarks explains: all, where a depth is certain."""
     in_cam = apply_inverse(world_from_cam, seen.points_world)
     moved = seen.depth_sigma_world @ rotation_matrix(world_from_cam)
     along = moved[:, :2] * in_cam[:, 2:] - in_cam[:, :2] * moved[:, 2:]  # up to a positive factor
     across = np.column_stack([-along[:, 1], along[:, 0]])
-    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-12)
-    return np.asarray((errors * across).sum(axis=1, keepdims=True) * across)
+    length = np.linalg.norm(across, axis=1, keepdims=True)
+    across /= np.maximum(length, 1e-12)
+    return np.where(length > 1e-12, (errors * across).sum(axis=1, keepdims=True) * across, errors)
 
 
 def _oldest_per_cell(tracks: Tracks) -> NDArray[np.intp]:
