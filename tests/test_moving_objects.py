@@ -1,4 +1,4 @@
-"""Moving objects are told from a static scene by the common residuals of neighboring tracks."""
+"""Moving objects are distinguished from a static scene by the common residuals of neighboring tracks."""
 
 from __future__ import annotations
 

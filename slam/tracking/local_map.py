@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from relocalizer.absolute_pose import rotate_pixels
 from relocalizer.geometry import FloatArray, rotation_matrix
@@ -163,10 +162,6 @@ class LocalMap:
 
     def _with_landmarks(self, seen: Tracks) -> Tracks:
         """The landmarks `seen`, and the tracks of the frame without a depth that are apart from these."""
-        tracks, config = self._frame_tracker.tracks, self._config.tracks
+        tracks = self._frame_tracker.tracks
         others = tracks.where(~self._map.is_triangulated(tracks.ids))
-        if len(others) and len(seen):
-            distance, _ = cKDTree(seen.pixels).query(others.pixels)
-            others = others.where(distance > 0.5 * config.min_distance_px)
-        room = max(0, config.max_tracks - len(seen))
-        return seen.joined(Tracks(others.ids[:room], others.pixels[:room]))
+        return seen.joined(others.where(self._references.is_apart(others, seen)))

@@ -133,10 +133,10 @@ class ReferenceKeyframes:
             return None
         pose = TrackedPose(fit.world_from_cam, seen)
         kept = found.where(~self._map.is_triangulated(found.ids) | among(found.ids, seen.ids))
-        return KnownView(c, pose, kept.joined(tracker.tracks.where(self._is_apart(tracker.tracks, kept))))
+        return KnownView(c, pose, kept.joined(tracker.tracks.where(self.is_apart(tracker.tracks, kept))))
 
-    def _is_apart(self, tracks: Tracks, kept: Tracks) -> NDArray[np.bool_]:
-        """Mask (N,) of the tracks that are not among `kept`, as the same track or as the same point."""
+    def is_apart(self, tracks: Tracks, kept: Tracks) -> NDArray[np.bool_]:
+        """Mask (N,) of the tracks that are not in `kept`, as the same track or point; no more than may be followed."""
         new = ~among(tracks.ids, kept.ids)
         if len(kept) == 0 or len(tracks) == 0:
             return new
